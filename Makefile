@@ -1,0 +1,60 @@
+# Everything runs from this checkout: `make run` shows the fleet at work, `make up` keeps it up.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/python -m uv
+REALTIME ?= 1
+LOCAL    ?= 1
+BATCH    ?= 1
+
+# Settings that must be in the environment before litellm is imported: no network at import.
+export LITELLM_LOCAL_MODEL_COST_MAP := True
+export LITELLM_OFFLINE_MODE := True
+
+.DEFAULT_GOAL := help
+.PHONY: help run up test unit check lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, everything stopped again
+	@$(BIN)/python -m workers.run
+
+up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
+	@exec $(BIN)/python -m workers.up --realtime $(REALTIME) --local $(LOCAL) --batch $(BATCH)
+
+test: $(VENV)/.dev  ## unit, integration and acceptance tests, against real processes
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/.dev  ## the tests that need no process but their own
+	$(BIN)/python -m pytest tests/unit
+
+check: $(VENV)/.dev  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev  ## the measured numbers of the README
+	$(BIN)/python -m tests.bench.realtime
+
+lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
+	$(UV) pip compile pyproject.toml --group fleet $(LOCK) -o requirements/fleet.lock
+	$(UV) pip compile pyproject.toml --group fleet --group dev -c requirements/fleet.lock $(LOCK) -o requirements/dev.lock
+LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
+
+clean:  ## forget the environment and the data of the one-machine fleet
+	rm -rf $(VENV) .fleet
+
+$(VENV)/bin/uv: requirements/bootstrap.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/bootstrap.lock
+	@touch $@
+
+$(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/fleet.lock
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	@touch $@ $(VENV)/.fleet

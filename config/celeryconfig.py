@@ -1,0 +1,83 @@
+"""Celery's settings, the same for workers, beat and Flower. Times in seconds.
+
+Why each differs from Celery's default is said beside it; the rest is in Celery's documentation.
+"""
+
+from kombu import Queue
+
+from config.settings import redis_url, settings
+from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES, REALTIME_QUEUE, SCHEDULER_QUEUE
+
+_DAY = 86_400
+
+broker_url = result_backend = redis_url()
+
+# JSON only: nothing that a producer sends is ever unpickled.
+task_serializer = result_serializer = "json"
+accept_content = result_accept_content = ["json"]
+
+# Lanes are queues; `local.<model>` queues are declared by the worker that serves the model.
+task_default_queue = REALTIME_QUEUE
+task_queues = [Queue(REALTIME_QUEUE), Queue(BATCH_QUEUE), Queue(SCHEDULER_QUEUE)]
+task_routes = {
+    "realtime.*": {"queue": REALTIME_QUEUE},
+    "batch.*": {"queue": BATCH_QUEUE},
+    "scheduler.*": {"queue": SCHEDULER_QUEUE},
+}
+# The Redis transport serves a message without a priority first: give every message one.
+task_default_priority = PRIORITIES["normal"]
+
+# A message is acknowledged when its work is done, and a worker holds only what it works on.
+task_acks_late = True
+task_reject_on_worker_lost = True
+worker_prefetch_multiplier = 1
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_enable_prefetch_count_reduction = False
+
+# A broker that is away is waited for; a result is never dropped because Redis restarts.
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_channel_error_retry = True
+broker_transport_options = {
+    "visibility_timeout": settings().visibility_timeout,
+    "unacked_restore_interval": 2,
+    "unacked_restore_throttle": 1,
+    "unacked_mutex_expire": 10,
+    "socket_timeout": 10,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "queue_order_strategy": "priority",
+    "max_connections": 50,
+}
+redis_socket_timeout = 10
+redis_socket_keepalive = True
+redis_backend_health_check_interval = 10
+result_backend_always_retry = True
+result_backend_transport_options = {
+    "retry_policy": {
+        "max_retries": None,
+        "interval_start": 0.2,
+        "interval_step": 0.5,
+        "interval_max": 5,
+    }
+}
+task_publish_retry_policy = {
+    "max_retries": 1000,
+    "interval_start": 0.2,
+    "interval_step": 0.5,
+    "interval_max": 5,
+}
+
+# Longer than the longest batch, or a chord over batch results would never fire.
+result_expires = result_chord_expires = 3 * _DAY
+
+# Flower sees every task; the text of tasks and results stays out of events and logs (tasks/base.py).
+worker_send_task_events = True
+task_send_sent_event = True
+task_track_started = True
+worker_hijack_root_logger = False
+
+worker_pool = "workers.pool:TaskPool"
+worker_concurrency = settings().concurrency
+fleet_drain_timeout = settings().drain_timeout

@@ -1,0 +1,28 @@
+"""Call language models through the fleet: what services import.
+
+from primarch_fleet import CompletionRequest, Fleet
+
+with Fleet("redis://localhost:6379/0") as fleet:
+    ticket = fleet.submit(CompletionRequest(model="gpt-4o-mini", messages=[...]))
+    print(fleet.result(ticket, timeout=30).text)
+"""
+
+from primarch_fleet.aio import AsyncFleet
+from primarch_fleet.catalogue import Catalogue
+from primarch_fleet.client import Fleet, Ticket
+from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Receipt
+from primarch_fleet.errors import FleetError
+from primarch_fleet.money import Price
+
+__all__ = [
+    "AsyncFleet",
+    "Catalogue",
+    "Completion",
+    "CompletionRequest",
+    "EmbeddingRequest",
+    "Fleet",
+    "FleetError",
+    "Price",
+    "Receipt",
+    "Ticket",
+]

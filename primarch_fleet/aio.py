@@ -1,0 +1,144 @@
+"""The client for asyncio: the same methods, awaited, and never a blocked loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any, Self
+
+import redis.asyncio
+from celery.states import READY_STATES, SUCCESS
+
+from primarch_fleet import wire
+from primarch_fleet.client import Fleet, Ticket, reachable
+from primarch_fleet.contract import Completion, Request
+from primarch_fleet.errors import ResultTimeout
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between attempts to reach the broker again.
+RECONNECT_PAUSE = 0.5
+
+
+class AsyncFleet:
+    """`Fleet` for asyncio; see there for arguments, results and errors.
+
+    Submits run on a thread. Results arrive over one connection for all waiters, however many.
+    Use it on one loop only, as an async context manager or with `await close()`.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 5.0) -> None:
+        self._fleet = Fleet(url, timeout=timeout)
+        self._results = _Results(url, self._fleet)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._results.close()
+        await asyncio.to_thread(self._fleet.close)
+
+    async def submit(self, request: Request) -> Ticket:
+        return await asyncio.to_thread(self._fleet.submit, request)
+
+    async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
+        return await asyncio.to_thread(self._fleet.submit_many, list(requests))
+
+    async def status(self, ticket: Ticket | str) -> str:
+        return await asyncio.to_thread(self._fleet.status, ticket)
+
+    async def result(
+        self,
+        ticket: Ticket | str,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.result
+    ) -> Completion:
+        task_id = ticket if isinstance(ticket, str) else ticket.id
+        with reachable():
+            try:
+                async with asyncio.timeout(timeout):
+                    outcome = await self._results.outcome(task_id)
+            except TimeoutError:
+                raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
+        return wire.unwrap(outcome)
+
+
+class _Results:
+    """Waits for outcomes by Redis publish/subscribe: Celery publishes each result on its key."""
+
+    def __init__(self, url: str, fleet: Fleet) -> None:
+        self._redis = redis.asyncio.Redis.from_url(url, health_check_interval=10)
+        self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        self._backend: Any = fleet.app.backend
+        self._waiters: dict[str, set[asyncio.Future[Any]]] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self._sending = asyncio.Lock()
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._redis.aclose()
+
+    async def outcome(self, task_id: str) -> Any:
+        """The task's value or exception, as soon as it is stored."""
+        key = self._backend.get_key_for_task(task_id).decode()
+        future = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(key, set()).add(future)
+        try:
+            await self._subscribe(key)
+            self._settle(key, await self._redis.get(key))  # it may have come before we subscribed
+            return await future
+        finally:
+            self._waiters[key].discard(future)
+            if not self._waiters[key]:
+                del self._waiters[key]
+                await self._unsubscribe(key)
+
+    async def _subscribe(self, key: str) -> None:
+        async with self._sending:
+            await self._pubsub.subscribe(key)
+        if self._reader is None:
+            self._reader = asyncio.create_task(self._read())
+
+    async def _unsubscribe(self, key: str) -> None:
+        try:
+            async with self._sending:
+                await self._pubsub.unsubscribe(key)
+        except redis.RedisError as error:  # the connection is gone, and the subscription with it
+            logger.info("results: %s", error, extra={"action": "results_unsubscribe_failed"})
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                message = await self._pubsub.get_message(timeout=None)
+                if message is not None:
+                    self._settle(message["channel"].decode(), message["data"])
+            except redis.RedisError as error:
+                logger.warning("results: %s", error, extra={"action": "results_reconnect"})
+                await asyncio.sleep(RECONNECT_PAUSE)
+                await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Look at every key again: what was published while we were away is lost."""
+        try:
+            for key in list(self._waiters):
+                await self._subscribe(key)
+                self._settle(key, await self._redis.get(key))
+        except redis.RedisError as error:
+            logger.warning("results: %s", error, extra={"action": "results_catch_up_failed"})
+
+    def _settle(self, key: str, text: bytes | str | None) -> None:
+        meta = json.loads(text) if text else {}
+        if meta.get("status") in READY_STATES:
+            value = meta["result"]
+            failed = meta["status"] != SUCCESS
+            outcome = self._backend.exception_to_python(value) if failed else value
+            for future in self._waiters.get(key, ()):
+                if not future.done():
+                    future.set_result(outcome)

@@ -1,0 +1,217 @@
+"""The producers' client: check a request, choose its lane, enqueue it, wait for its result."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import kombu.exceptions
+import redis
+from celery import Celery
+from celery.exceptions import TimeoutError as CeleryTimeout
+from celery.result import AsyncResult
+
+from primarch_fleet import lanes, wire
+from primarch_fleet.catalogue import Catalogue
+from primarch_fleet.contract import PRIORITIES, Completion, Lane, Request
+from primarch_fleet.errors import FleetUnavailable, RequestTooLarge, ResultTimeout
+
+#: Seconds that a producer trusts a catalogue it has read.
+CATALOGUE_TTL = 30.0
+#: Seconds for which an idempotency key is remembered: longer than the longest batch.
+IDEMPOTENCY_TTL = 3 * 86_400
+#: Seconds after which a key whose submit died half-way may be submitted again.
+IDEMPOTENCY_CLAIM = 60
+#: Messages a pipeline carries in `submit_many`.
+PIPELINE = 500
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request on its way: keep `id` to ask for its result, from any process."""
+
+    id: str
+    lane: Lane
+    reason: str
+    queue: str
+
+
+class Fleet:
+    """A fleet at one Redis or Valkey: `Fleet("redis://localhost:6379/0")`.
+
+    Safe to share between threads. Holds connections: use it as a context manager or `close()` it.
+
+    Args:
+        url: The fleet's broker, as its workers have it in FLEET_REDIS_URL.
+        timeout: Seconds after which a broker that does not answer is an error.
+        clock: Gives the present moment, with a time zone.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 5.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._clock = clock
+        self._app = wire.producer_app(url, timeout)
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True
+        )
+        self._catalogue: Catalogue | None = None
+        self._catalogue_until = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back; what was submitted goes on."""
+        self._app.close()
+        self._redis.close()
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app underneath, for canvas and for `AsyncResult`."""
+        return self._app
+
+    def catalogue(self) -> Catalogue:
+        """What the fleet offers, at most CATALOGUE_TTL seconds old.
+
+        Raises FleetUnavailable when the broker does not answer, NoCatalogue when no worker has
+        ever started there.
+        """
+        if self._catalogue is None or time.monotonic() > self._catalogue_until:
+            with reachable():
+                self._catalogue = Catalogue.fetch(self._redis)
+            self._catalogue_until = time.monotonic() + CATALOGUE_TTL
+        return self._catalogue
+
+    def submit(self, request: Request) -> Ticket:
+        """Check a request and enqueue it on its lane.
+
+        Returns its ticket. Raises InvalidRequest, which names the wrong field, or
+        FleetUnavailable; in both cases nothing was enqueued, except when the connection broke
+        while it was being sent: give the request an `idempotency_key` to submit it again safely.
+        """
+        return self.submit_many([request])[0]
+
+    def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
+        """Enqueue many requests in pipelines of PIPELINE messages; tickets in the same order.
+
+        All are checked before the first is sent: one wrong request and none is enqueued.
+        """
+        messages = [self._message(request) for request in requests]
+        with reachable(), self._app.producer_or_acquire() as producer:
+            with producer.batch(max_size=PIPELINE):
+                fresh = [message for message in messages if self._claim(message)]
+                for message in fresh:
+                    self._app.send_task(**message.options, producer=producer)
+            for message in fresh:
+                self._keep(message)
+        return [message.ticket for message in messages]
+
+    def result(self, ticket: Ticket | str, timeout: float | None = None) -> Completion:
+        """Wait for a request's result.
+
+        Args:
+            ticket: What `submit` returned, or its id.
+            timeout: Seconds to wait; None waits as long as it takes.
+
+        Returns the completion. Raises ResultTimeout when it is not there in time (the request
+        goes on), the RequestFailed that a worker stored, or FleetUnavailable.
+        """
+        with reachable():
+            try:
+                value = self._result(ticket).get(timeout=timeout, propagate=False)
+            except CeleryTimeout:
+                raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
+        return wire.unwrap(value)
+
+    def status(self, ticket: Ticket | str) -> str:
+        """The Celery state: PENDING, STARTED, PARKED (in the batch lane), SUCCESS, FAILURE..."""
+        with reachable():
+            return str(self._result(ticket).state)
+
+    def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
+        return self._app.AsyncResult(ticket if isinstance(ticket, str) else ticket.id)
+
+    def _message(self, request: Request) -> _Message:
+        catalogue = self.catalogue()
+        now = self._clock()
+        choice = lanes.choose(request, catalogue, now)
+        body = request.to_wire()
+        size = wire.size(body)
+        if size > catalogue.max_request_bytes:
+            raise RequestTooLarge(
+                f"request: {size} bytes of JSON, the limit is {catalogue.max_request_bytes}"
+            )
+        model = catalogue.model(request.model)
+        lanes.check_cost(request, lanes.estimate_cost(request, size, model, choice.lane))
+        queue = model.lanes[choice.lane].queue
+        ticket = Ticket(_task_id(request), choice.lane, choice.reason, queue)
+        return _Message(request, ticket, _options(request, body, ticket, now))
+
+    def _claim(self, message: _Message) -> bool:
+        """True when this submit is the one that enqueues, False for a repeated key."""
+        key = message.idempotency_key
+        return key is None or bool(
+            self._redis.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM)
+        )
+
+    def _keep(self, message: _Message) -> None:
+        if message.idempotency_key is not None:
+            self._redis.expire(message.idempotency_key, IDEMPOTENCY_TTL)
+
+
+@dataclass(frozen=True)
+class _Message:
+    request: Request
+    ticket: Ticket
+    options: dict[str, Any]
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.request.idempotency_key and f"fleet:idempotency:{self.ticket.id}"
+
+
+def _options(
+    request: Request, body: dict[str, Any], ticket: Ticket, now: datetime
+) -> dict[str, Any]:
+    return {
+        "name": wire.task_name(ticket.lane, request.verb),
+        "args": [body],
+        "task_id": ticket.id,
+        "queue": ticket.queue,
+        "priority": PRIORITIES[request.priority],
+        "expires": request.deadline,
+        "headers": {wire.SUBMITTED_AT: now.timestamp(), wire.LANE_REASON: ticket.reason},
+        "argsrepr": wire.HIDDEN,
+    }
+
+
+def _task_id(request: Request) -> str:
+    """Random, or the same for the same tenant and key."""
+    if request.idempotency_key is None:
+        return str(uuid.uuid4())
+    return str(uuid.uuid5(_IDS, f"{request.tenant_id}\n{request.idempotency_key}"))
+
+
+_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Turn the ways in which a broker does not answer into one error."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError, kombu.exceptions.OperationalError) as error:
+        raise FleetUnavailable(f"the broker did not answer: {error}") from error

@@ -1,0 +1,136 @@
+"""Every error that the fleet raises, in one tree.
+
+    FleetError
+    ├── InvalidRequest           the producer's input is wrong; nothing was enqueued
+    │   ├── UnknownModel
+    │   ├── RequestTooLarge
+    │   └── CostCapExceeded
+    ├── FleetUnavailable         the broker did not answer in time
+    │   └── NoCatalogue
+    ├── ResultTimeout            the result is not there yet; the request goes on
+    ├── ConfigError              the operator's configuration is wrong
+    └── RequestFailed            stored as the task's result by a worker
+        ├── Cancelled
+        ├── DeadlineExceeded
+        ├── EngineError
+        ├── BatchError
+        └── ProviderError
+            ├── AuthenticationFailed
+            ├── ContentPolicyViolation
+            ├── ContextWindowExceeded
+            ├── ProviderTimeout
+            ├── ProviderUnavailable
+            └── RateLimited
+
+The first line of a class's docstring is its default message. Every error travels as JSON: its only
+argument is its message, `code` and `retryable` belong to the class.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class FleetError(Exception):
+    """The fleet could not do what was asked."""
+
+    code: ClassVar[str] = "fleet_error"
+    #: True when the same request may succeed later without being changed.
+    retryable: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (type(self).__doc__ or "").splitlines()[0])
+
+
+class InvalidRequest(FleetError, ValueError):
+    """The request is not valid."""
+
+
+class UnknownModel(InvalidRequest):
+    """The model is not in the fleet's catalogue."""
+
+
+class RequestTooLarge(InvalidRequest):
+    """The request is larger than the fleet accepts."""
+
+
+class CostCapExceeded(InvalidRequest):
+    """The estimated cost is over the request's max_cost."""
+
+
+class FleetUnavailable(FleetError):
+    """The broker did not answer: check its address and that it runs, then submit again."""
+
+    retryable = True
+
+
+class NoCatalogue(FleetUnavailable):
+    """No fleet has published its models at this broker: start a worker, then submit again."""
+
+
+class ResultTimeout(FleetError, TimeoutError):
+    """The result is not there yet; the request goes on and can be waited for again."""
+
+    retryable = True
+
+
+class ConfigError(FleetError, ValueError):
+    """The fleet's configuration is not valid."""
+
+
+class RequestFailed(FleetError):
+    """The request was taken by a worker and failed."""
+
+
+class Cancelled(RequestFailed):
+    """The request was cancelled before it was answered."""
+
+
+class DeadlineExceeded(RequestFailed):
+    """The request's deadline passed before it was answered."""
+
+
+class EngineError(RequestFailed):
+    """The local engine could not answer the request."""
+
+
+class BatchError(RequestFailed):
+    """The batch job ended without an answer to this request."""
+
+
+class ProviderError(RequestFailed):
+    """The provider refused the request."""
+
+
+class AuthenticationFailed(ProviderError):
+    """The provider refused the fleet's credentials."""
+
+
+class ContentPolicyViolation(ProviderError):
+    """The provider refused the request by its content policy."""
+
+
+class ContextWindowExceeded(ProviderError):
+    """The prompt and the answer do not fit into the model's context window."""
+
+
+class ProviderTimeout(ProviderError):
+    """The provider did not answer in time."""
+
+    retryable = True
+
+
+class ProviderUnavailable(ProviderError):
+    """The provider failed or could not be reached, and so did every fallback."""
+
+    retryable = True
+
+
+class RateLimited(ProviderError):
+    """The provider's rate limit was reached on every deployment."""
+
+    retryable = True

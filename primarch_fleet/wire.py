@@ -1,0 +1,72 @@
+"""How requests travel as Celery messages: names, headers and a producer's Celery app."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import TaskRevokedError
+
+from primarch_fleet.contract import Completion, Lane
+from primarch_fleet.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FleetError,
+    InvalidRequest,
+    RequestFailed,
+)
+
+#: Message headers: when it was submitted (Unix time, seconds) and why this lane.
+SUBMITTED_AT, LANE_REASON = "fleet_submitted_at", "fleet_lane_reason"
+#: What logs and Flower show in place of a prompt.
+HIDDEN = "<hidden>"
+
+
+def task_name(lane: Lane, verb: str) -> str:
+    """`realtime.complete`, `batch.embed`: the lane and what it does."""
+    return f"{lane}.{verb}"
+
+
+def size(body: dict[str, Any]) -> int:
+    """Bytes of a wire form as JSON. Raises InvalidRequest for text that is not Unicode."""
+    try:
+        return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest("request: its text holds a lone surrogate, not Unicode") from None
+
+
+def unwrap(outcome: object) -> Completion:
+    """A task's outcome, as the completion or as one of the fleet's errors, raised."""
+    if isinstance(outcome, FleetError):
+        raise outcome
+    if isinstance(outcome, TaskRevokedError):
+        raise (DeadlineExceeded if "expired" in str(outcome) else Cancelled)() from outcome
+    if isinstance(outcome, BaseException):
+        raise RequestFailed(f"{type(outcome).__name__}: {outcome}") from outcome
+    return Completion.model_validate(outcome)
+
+
+def producer_app(url: str, timeout: float) -> Celery:
+    """A Celery app that only sends: JSON, and errors within `timeout` seconds, never a hang."""
+    app = Celery("primarch_fleet", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_create_missing_queues=True,
+        task_default_queue="realtime",
+        broker_connection_timeout=timeout,
+        broker_transport_options={
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "socket_keepalive": True,
+            "max_retries": 1,
+        },
+        task_publish_retry=False,
+        redis_socket_timeout=timeout,
+        redis_socket_connect_timeout=timeout,
+        redis_backend_health_check_interval=10,
+    )
+    return app

@@ -1,0 +1,77 @@
+"""The seam between a lane's tasks and what serves them: filled in by the lane's worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from celery import Task
+
+from primarch_fleet import wire
+from primarch_fleet.contract import Completion, Lane, Request
+from primarch_fleet.errors import DeadlineExceeded
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What came around a request: who sent it, when and why here."""
+
+    task_id: str
+    trace_id: str
+    reason: str
+    #: Seconds between submit and now; None if the producer did not say.
+    queue_wait: float | None
+
+    @classmethod
+    def of(cls, request: Any) -> Envelope:
+        """The envelope of a Celery task request (`task.request`)."""
+        submitted_at = request.get(wire.SUBMITTED_AT)
+        return cls(
+            task_id=request.id,
+            trace_id=request.root_id or request.id,
+            reason=request.get(wire.LANE_REASON) or "asked for",
+            queue_wait=None if submitted_at is None else max(0.0, time.time() - submitted_at),
+        )
+
+
+class Server(Protocol):
+    """What a lane's worker puts behind the lane's tasks."""
+
+    async def serve(self, request: Request, envelope: Envelope) -> Completion:
+        """Answer one request; many run at once on the worker's loop.
+
+        Raises one of the fleet's errors, never a library's: those do not travel.
+        """
+
+
+_servers: dict[Lane, Server] = {}
+
+
+def use(lane: Lane, server: Server) -> None:
+    """Put a server behind a lane's tasks in this process."""
+    _servers[lane] = server
+
+
+def known() -> set[Lane]:
+    """The lanes that this process serves."""
+    return set(_servers)
+
+
+async def serve(lane: Lane, task: Task, kind: type[Request], body: object) -> dict[str, Any]:
+    """Check a request, have the lane's server answer it in time, and return its wire form.
+
+    Raises InvalidRequest for a request that no client would have let through, DeadlineExceeded
+    when its deadline passes first, or the server's RequestFailed.
+    """
+    request = kind.parse(body)
+    left = request.time_left()
+    if left is not None and left <= 0:
+        raise DeadlineExceeded("deadline: it passed before a worker took the request")
+    try:
+        async with asyncio.timeout(left):
+            completion = await _servers[lane].serve(request, Envelope.of(task.request))
+    except TimeoutError:
+        raise DeadlineExceeded from None
+    return completion.model_dump(mode="json")
