@@ -7,9 +7,6 @@ REALTIME ?= 1
 LOCAL    ?= 1
 BATCH    ?= 1
 
-# Settings that must be in the environment before litellm is imported: no network at import.
-export LITELLM_LOCAL_MODEL_COST_MAP := True
-export LITELLM_OFFLINE_MODE := True
 
 .DEFAULT_GOAL := help
 .PHONY: help run up test unit check lock clean

@@ -72,7 +72,7 @@ task_publish_retry_policy = {
 # Longer than the longest batch, or a chord over batch results would never fire.
 result_expires = result_chord_expires = 3 * _DAY
 
-# Flower sees every task; the text of tasks and results stays out of events and logs (tasks/base.py).
+# Flower sees every task, but no prompt and no answer: tasks/base.py hides them.
 worker_send_task_events = True
 task_send_sent_event = True
 task_track_started = True

@@ -212,7 +212,8 @@ class FleetConfig(Section):
         """What producers are told."""
         models: dict[str, Model] = {}
         for deployment in self.deployments:
-            offers: dict[Lane, Offer] = {"realtime": Offer(queue=REALTIME_QUEUE, price=deployment.price)}
+            realtime = Offer(queue=REALTIME_QUEUE, price=deployment.price)
+            offers: dict[Lane, Offer] = {"realtime": realtime}
             if deployment.batch:
                 price = deployment.price.times(self.batch.discount)
                 offers["batch"] = Offer(queue=BATCH_QUEUE, price=price)

@@ -13,6 +13,7 @@ from typing import Any, Self
 import kombu.exceptions
 import redis
 from celery import Celery
+from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 
@@ -215,3 +216,7 @@ def reachable() -> Iterator[None]:
         yield
     except (redis.ConnectionError, redis.TimeoutError, kombu.exceptions.OperationalError) as error:
         raise FleetUnavailable(f"the broker did not answer: {error}") from error
+    except RuntimeError as error:
+        if str(error) != E_RETRY_LIMIT_EXCEEDED:
+            raise
+        raise FleetUnavailable("the broker did not answer") from error

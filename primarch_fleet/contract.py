@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -35,16 +37,19 @@ Seconds = Annotated[float, Field(gt=0)]
 JsonObject = dict[str, JsonValue]
 
 
-class Message(BaseModel):
-    """One message of a chat; keys that OpenAI knows and this class does not name are kept."""
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
-    model_config = ConfigDict(
-        extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[JsonObject] | None = None
+def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    if message.get("role") not in ROLES:
+        raise ValueError(f"role must be one of {', '.join(ROLES)}")
+    if not isinstance(message.get("content"), str | list | None):
+        raise ValueError("content must be text or a list of parts")
+    return message
+
+
+#: One message of a chat, with all the keys that OpenAI knows.
+Message = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
 
 
 class Request(BaseModel):
@@ -136,7 +141,7 @@ class CompletionRequest(Request):
 
     verb, kind, endpoint = "complete", "chat", "/v1/chat/completions"
 
-    messages: Annotated[list[Message], Field(min_length=1, repr=False)]
+    messages: Annotated[Sequence[Message], Field(min_length=1, repr=False)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -255,11 +260,15 @@ class Completion(BaseModel):
         return choices[0].get("message", {}).get("content") or ""
 
 
+#: What pydantic puts before the message of a validator's own ValueError.
+_RAISED = "Value error, "
+
+
 def _explain(error: ValidationError) -> str:
     """Each wrong field with what is wrong about it, without the values: prompts stay private."""
     items = error.errors(include_input=False, include_url=False, include_context=False)
-    lines = (f"{_path(item['loc'])}: {item['msg']}" for item in items)
-    return "; ".join(line.removeprefix(": ").removeprefix("Value error, ") for line in lines)
+    lines = (f"{_path(item['loc'])}: {item['msg'].removeprefix(_RAISED)}" for item in items)
+    return "; ".join(line.removeprefix(": ") for line in lines)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

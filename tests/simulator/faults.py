@@ -55,9 +55,7 @@ def refusal(fault: Fault, status: int) -> ApiError:
     return ApiError(status, fault.message, code=code, retry_after=fault.retry_after)
 
 
-def _meets(
-    rule: Fault, scope: Scope, endpoint: Endpoint, model: str | None, body: bytes
-) -> bool:
+def _meets(rule: Fault, scope: Scope, endpoint: Endpoint, model: str | None, body: bytes) -> bool:
     return (
         rule.scope == scope
         and rule.endpoint in (None, endpoint)

@@ -16,8 +16,10 @@ _NAMES = {
 }
 
 
-def optional(body: JsonObject, name: str, kind: type[_T]) -> _T | None:
-    """The value of `name`; None where it is absent or null."""
+def optional(body: Any, name: str, kind: type[_T]) -> _T | None:
+    """The value of `name` in an object; None where it is absent or null."""
+    if not isinstance(body, dict):
+        raise invalid(f"Expected an object with '{name}'.", name, "invalid_type")
     value = body.get(name)
     if value is None:
         return None
@@ -26,7 +28,7 @@ def optional(body: JsonObject, name: str, kind: type[_T]) -> _T | None:
     return value
 
 
-def required(body: JsonObject, name: str, kind: type[_T]) -> _T:
+def required(body: Any, name: str, kind: type[_T]) -> _T:
     """The value of `name`, which must be there."""
     value = optional(body, name, kind)
     if value is None:

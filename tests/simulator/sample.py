@@ -4,11 +4,11 @@ from typing import Any
 
 from tests.simulator.error import JsonObject
 
-_DEEPEST = 32
+_DEEPEST = 16  # bounds the schemas that no value satisfies
 
 
 def sample(schema: JsonObject, text: str) -> Any:
-    """A small value for `schema`, with `text` wherever any string will do.
+    """The smallest value for `schema`, with `text` wherever any string will do.
 
     Knows `const`, `enum`, `anyOf`/`oneOf`, local `$ref`, `type`, `properties`, `required`,
     `items`, `minItems` and `minimum`; other keywords are ignored.
@@ -27,7 +27,8 @@ def _sample(schema: JsonObject, text: str, root: JsonObject, depth: int) -> Any:
         return schema["enum"][0]
     options = schema.get("anyOf") or schema.get("oneOf")
     if options:
-        return _sample(options[0], text, root, depth + 1)
+        # null where it is allowed: a tree of optional branches ends at its root.
+        return None if {"type": "null"} in options else _sample(options[0], text, root, depth + 1)
     return _of_type(schema, text, root, depth)
 
 
@@ -39,7 +40,7 @@ def _of_type(schema: JsonObject, text: str, root: JsonObject, depth: int) -> Any
         return _object(schema, text, root, depth)
     if kind == "array":
         item = schema.get("items", {"type": "string"})
-        return [_sample(item, text, root, depth + 1)] * int(schema.get("minItems", 1))
+        return [_sample(item, text, root, depth + 1)] * schema.get("minItems", 0)
     number = schema.get("minimum", 0)
     return {"string": text, "integer": number, "number": number, "boolean": True}.get(kind)
 

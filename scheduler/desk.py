@@ -1,0 +1,37 @@
+"""What the parts of the batch lane share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.fleet import Batch
+from primarch_fleet.contract import Receipt
+from scheduler.pace import Pace
+from scheduler.store import Store
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The lane's memory, its policy, its waits, and the folder for files that a job needs."""
+
+    store: Store
+    policy: Batch
+    pace: Pace
+    folder: Path
+
+    @classmethod
+    def of(cls, store: Store, policy: Batch, folder: Path) -> Desk:
+        """A desk with the waits that the policy asks for."""
+        return cls(store, policy, Pace(policy.poll_interval, policy.poll_interval_max), folder)
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who is told, for the metrics."""
+
+    #: Of each answered request.
+    receipt: Callable[[Receipt], None] = lambda _: None
+    #: Of each closed job: hours since it was cut, its size, the tenants who got answers from it.
+    batch: Callable[[float, int, Iterable[str]], None] = lambda *_: None

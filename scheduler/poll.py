@@ -1,0 +1,163 @@
+"""Looks at live jobs when they are due and moves each one on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from primarch_fleet.errors import BatchError
+from scheduler.desk import Desk
+from scheduler.drain import Drain
+from scheduler.ending import Ending
+from scheduler.job import Job
+from scheduler.lines import Retry
+from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, Failure, Refused, Remote
+from scheduler.store import LeaseLost, Pause
+from scheduler.submit import Submitter
+
+logger = logging.getLogger(__name__)
+
+#: Jobs worked on at once in one pass.
+AT_ONCE = 8
+#: Seconds for which the provider may not know a batch or its files before they count as lost.
+LOST_AFTER = 6 * 3600.0
+#: Seconds by which a batch may outlive its window before it is cancelled.
+OVERTIME = 3600.0
+
+
+class Poller:
+    """Moves jobs on, whatever state they were left in. Many may run at once, anywhere."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        providers: Mapping[str, BatchProvider],
+        submitter: Submitter,
+        drain: Drain,
+        ending: Ending,
+    ) -> None:
+        self._store = desk.store
+        self._pace = desk.pace
+        self._providers = providers
+        self._submitter = submitter
+        self._drain = drain
+        self._ending = ending
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def poll(self) -> None:
+        """Work on every job that is due and that no other scheduler works on."""
+        await asyncio.gather(*(self._look(intent) for intent in await self._store.due()))
+
+    async def work(self, job: Job) -> None:
+        """Move a job on that is leased to us, and give the lease back.
+
+        What fails at the provider is logged and tried again later; no request is lost by it.
+        """
+        async with self._store.kept(job):
+            try:
+                await self._try(job)
+            except LeaseLost:
+                logger.warning("%s: taken over", job.intent, extra={"action": "batch_lease_lost"})
+
+    async def _look(self, intent: str) -> None:
+        async with self._slots:
+            job = await self._store.take(intent)
+            if job is not None:
+                await self.work(job)
+
+    async def _try(self, job: Job) -> None:
+        try:
+            await self._step(job)
+        except Refused as error:
+            logger.error(
+                "%s: %s: %s",
+                job.group.provider,
+                error.status,
+                error.message,
+                extra={"action": "batch_provider_refused"},
+            )
+            pause = await self._pause(job, error) if error.of_account else None
+            await self._put_off(job, pause)
+        except Failure as error:
+            logger.warning("%s: %s", job.intent, error, extra={"action": "batch_call_failed"})
+            await self._put_off(job)
+        except (OSError, LookupError, ValueError):
+            logger.exception("%s: failed", job.intent, extra={"action": "batch_job_failed"})
+            await self._put_off(job)
+
+    async def _step(self, job: Job) -> None:
+        provider = self._providers.get(job.group.provider)
+        if provider is None:
+            raise LookupError(f"provider {job.group.provider!r} is not configured any more")
+        if job.state in ("PREPARED", "UPLOADED", "SUBMITTING"):
+            await self._submitter.submit(job, provider)
+            return
+        try:
+            await self._follow(job, provider)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            await self._missing(await self._store.reload(job))
+
+    async def _follow(self, job: Job, provider: BatchProvider) -> None:
+        remote = await provider.retrieve(job.batch_id)
+        if not _ended(job, remote):
+            await self._wait(job, provider, remote)
+            return
+        if job.state == "SUBMITTED":
+            job = await self._store.advance(job, "DRAINING", status=remote.status)
+        await self._drain.drain(job, provider, remote)
+
+    async def _wait(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+        if remote.status not in LIVE | TERMINAL and remote.status != job.status:
+            logger.warning(
+                "%s: unknown status %r",
+                job.intent,
+                remote.status[:64],
+                extra={"action": "batch_status_unknown"},
+            )
+        latest = (remote.expires_at or float("inf")) + OVERTIME
+        if remote.status != "cancelling" and await self._store.now() > latest:
+            logger.error("%s: overdue", job.intent, extra={"action": "batch_overdue"})
+            await provider.cancel(remote.id)
+        wait, waits = self._pace.after(job.waits), job.waits + 1
+        await self._store.advance(
+            job, after=wait, waits=waits, status=remote.status, missing_since=0.0
+        )
+
+    async def _missing(self, job: Job) -> None:
+        """The provider does not know the batch or a file of it: wait, and at last give it up."""
+        since = job.missing_since or await self._store.now()
+        if await self._store.now() - since < LOST_AFTER:
+            wait = self._pace.after(job.waits)
+            await self._store.advance(job, after=wait, waits=job.waits + 1, missing_since=since)
+            return
+        logger.error("%s: %s is lost", job.intent, job.batch_id, extra={"action": "batch_lost"})
+        lost = Retry(BatchError("the provider lost the batch"), "expiries")
+        members = await self._store.members(job)
+        await self._ending.settle(job, dict.fromkeys(members.values(), lost))
+        await self._ending.close(job)
+
+    async def _pause(self, job: Job, error: Refused) -> float:
+        """No new batch for this provider for a while; returns the seconds."""
+        name = job.group.provider
+        count = (await self._store.pause(name)).count
+        seconds = self._pace.after(count) if error.retry_after is None else error.retry_after
+        until = await self._store.now() + seconds
+        await self._store.set_pause(name, Pause(until=until, count=count + 1))
+        return seconds
+
+    async def _put_off(self, job: Job, seconds: float | None = None) -> None:
+        """Look again later. A job whose last step was its end stays ended."""
+        job = await self._store.reload(job)
+        if job.state != "DONE":
+            after = self._pace.after(job.waits) if seconds is None else seconds
+            await self._store.advance(job, after=after, waits=job.waits + 1)
+
+
+def _ended(job: Job, remote: Remote) -> bool:
+    """Completed without a file is believed only when it is said twice: the files may be late."""
+    if remote.status in ("completed", "expired") and not remote.files:
+        return job.status == remote.status or job.state == "DRAINING"
+    return remote.status in TERMINAL

@@ -1,0 +1,138 @@
+"""OpenAI's Files and Batch APIs: https://platform.openai.com/docs/guides/batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import httpx
+import openai
+from openai import AsyncOpenAI
+from openai.types import Batch
+
+from config.fleet import Provider
+from scheduler.providers.base import INTENT, Failure, Fault, Page, Refused, Remote
+
+#: Seconds for one call; an upload of 200 MB has to fit.
+TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=300.0, write=300.0)
+#: Seconds after which OpenAI forgets an input file: longer than any batch.
+INPUT_LIFE = 7 * 86_400
+#: Statuses after which nobody knows whether the call took effect, besides all of 500 and more.
+UNKNOWN = frozenset({408, 409})
+PAGE = 100
+
+Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
+
+
+class OpenAIBatches:
+    """`BatchProvider` over the OpenAI SDK."""
+
+    def __init__(self, client: AsyncOpenAI) -> None:
+        # The SDK repeats calls by default: for a create that would be a second batch to pay.
+        self._client = client.with_options(max_retries=0, timeout=TIMEOUT)
+
+    @classmethod
+    def of(cls, provider: Provider) -> Self:
+        """The account of the configuration. Raises ConfigError when its key is not set."""
+        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.base_url()))
+
+    async def upload(self, path: Path, name: str) -> str:
+        """Upload an input file, read from disk as it is sent."""
+        with failures(), path.open("rb") as file:
+            uploaded = await self._client.files.create(
+                file=(name, file, "application/jsonl"),
+                purpose="batch",
+                expires_after={"anchor": "created_at", "seconds": INPUT_LIFE},
+            )
+        return uploaded.id
+
+    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
+        """Order a batch."""
+        with failures():
+            batch = await self._client.batches.create(
+                input_file_id=file_id,
+                endpoint=cast(Endpoint, endpoint),
+                completion_window=cast(Literal["24h"], window),
+                metadata={INTENT: intent},
+            )
+            return remote(batch)
+
+    async def retrieve(self, batch_id: str) -> Remote:
+        """A batch as it is now."""
+        with failures():
+            return remote(await self._client.batches.retrieve(batch_id))
+
+    async def list(self, after: str | None) -> Page:
+        """PAGE batches, newest first as far as is known."""
+        with failures():
+            page = await self._client.batches.list(limit=PAGE, after=after or openai.omit)
+            # `has_more` may be missing: then only an empty page is the last.
+            return Page([remote(batch) for batch in page.data], page.has_more is not False)
+
+    async def cancel(self, batch_id: str) -> None:
+        """Start cancelling a batch."""
+        with failures():
+            await self._client.batches.cancel(batch_id)
+
+    async def download(self, file_id: str, path: Path) -> None:
+        """Write a result file and compare its length: a connection may end early unnoticed."""
+        part = path.with_name(path.name + ".part")
+        with failures():
+            size = (await self._client.files.retrieve(file_id)).bytes
+            content = self._client.files.with_streaming_response.content(file_id)
+            async with content as response:
+                await response.stream_to_file(part)
+        if part.stat().st_size != size:
+            raise Failure(f"{file_id}: {part.stat().st_size} of {size} bytes came")
+        os.replace(part, path)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+
+def remote(batch: Batch) -> Remote:
+    """OpenAI's batch as ours; what compatible servers leave out or write as "" is none."""
+    faults = (batch.errors.data if batch.errors else None) or []
+    return Remote(
+        id=batch.id,
+        status=batch.status,
+        created_at=batch.created_at,
+        expires_at=batch.expires_at,
+        input_file_id=batch.input_file_id or "",
+        output_file_id=batch.output_file_id or "",
+        error_file_id=batch.error_file_id or "",
+        faults=tuple(Fault(one.code or "", one.message or "", one.line) for one in faults),
+        metadata=dict(batch.metadata or {}),
+    )
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn the SDK's errors into the seam's."""
+    try:
+        yield
+    except openai.APIStatusError as error:
+        if error.status_code >= 500 or error.status_code in UNKNOWN:
+            raise Failure(f"HTTP {error.status_code}: {_message(error)}") from error
+        raise Refused(
+            _message(error), error.status_code, error.code or "", _retry_after(error.response)
+        ) from error
+    except (openai.OpenAIError, httpx.HTTPError) as error:
+        raise Failure(f"{type(error).__name__}: {error}") from error
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body: Any = error.body
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds; None for none, and for a date, which clocks would have to agree on."""
+    try:
+        return max(0.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,180 @@
+"""Brings a job to the provider: write its file, upload it, order the batch, once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from primarch_fleet.contract import CompletionRequest, EmbeddingRequest, Request
+from scheduler import lines
+from scheduler.desk import Desk
+from scheduler.drain import of_token_limit
+from scheduler.ending import Ending
+from scheduler.job import Job, Parked, State
+from scheduler.providers.base import BatchProvider, Failure, Refused, Remote, find
+from scheduler.store import LeaseLost, Pause, Tries
+
+logger = logging.getLogger(__name__)
+
+#: Scans of the provider's list, over at least SETTLED seconds, that must not show a batch before
+#: it is ordered again: a new batch may be missing from the list for a while.
+CLEAN_SCANS, SETTLED = 3, 300.0
+#: Times that the provider may not find a job's file, and after how many it is uploaded again.
+MOST_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
+#: Requests in memory at once.
+CHUNK = 16
+
+KINDS: dict[str, type[Request]] = {
+    f"batch.{kind.verb}": kind for kind in (CompletionRequest, EmbeddingRequest)
+}
+
+
+class Submitter:
+    """Moves jobs that the caller holds from PREPARED to SUBMITTED.
+
+    Every step is written down before it is taken. Raises Failure or Refused with the job in the
+    state from which it can be moved on later.
+    """
+
+    def __init__(self, desk: Desk, ending: Ending) -> None:
+        self._store = desk.store
+        self._pace = desk.pace
+        self._folder = desk.folder
+        self._ending = ending
+
+    async def submit(self, job: Job, provider: BatchProvider) -> None:
+        """Move a job as far as it goes now."""
+        if job.state == "SUBMITTING":
+            job = await self._reconcile(job, provider)
+        if job.state not in ("PREPARED", "UPLOADED"):
+            return
+        if await self._spoiled(job):
+            await self._ending.dissolve(job)  # the next pass fails what is late and cuts the rest
+        else:
+            await self._send(job, provider)
+
+    async def _spoiled(self, job: Job) -> bool:
+        """A deadline has passed, or a scheduler died while it was ending the job unsent."""
+        late = 0 < job.deadline <= await self._store.now()
+        return late or len(await self._store.members(job)) != job.requests
+
+    async def _send(self, job: Job, provider: BatchProvider) -> None:
+        try:
+            if job.state == "PREPARED":
+                job = await self._upload(job, provider)
+            job = await self._store.advance(job, "SUBMITTING")
+            remote = await provider.create(
+                job.file_id, job.group.endpoint, job.group.window, job.intent
+            )
+        except Refused as error:
+            await self._refused(job, error)
+        else:
+            await self._submitted(job, provider, remote)
+
+    async def _upload(self, job: Job, provider: BatchProvider) -> Job:
+        path = self._folder / f"{job.intent}.jsonl"
+        await self._write(job, path)
+        file_id = await provider.upload(path, job.filename)
+        return await self._store.advance(job, "UPLOADED", file_id=file_id)
+
+    async def _write(self, job: Job, path: Path) -> None:
+        requests = list((await self._store.members(job)).values())
+        await asyncio.to_thread(_clear, path)
+        for start in range(0, len(requests), CHUNK):
+            chunk = requests[start : start + CHUNK]
+            await asyncio.to_thread(_append, path, job, await self._store.load(chunk))
+
+    async def _submitted(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+        try:
+            await self._store.advance(
+                job, "SUBMITTED", after=self._pace.after(0), batch_id=remote.id
+            )
+        except LeaseLost:
+            await self._disown(job, provider, remote)
+            raise
+        await self._store.set_pause(job.group.provider, Pause())
+        logger.info(
+            "%s: %d requests as %s (%s)",
+            job.intent,
+            job.requests,
+            remote.id,
+            job.reason,
+            extra={"action": "batch_submitted"},
+        )
+
+    async def _disown(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+        """We were too slow: whoever took over may have ordered another batch for the job."""
+        theirs = (await self._store.reload(job)).batch_id
+        if theirs not in ("", remote.id):
+            await self._cancel(job, provider, remote)
+
+    async def _reconcile(self, job: Job, provider: BatchProvider) -> Job:
+        """Find out whether a batch was made: adopt it, or be sure enough that there is none."""
+        found = await find(provider, job.intent, job.file_id, job.created_at)
+        for extra in found[1:]:
+            await self._cancel(job, provider, extra)
+        if found:
+            logger.warning(
+                "%s: adopted %s", job.intent, found[0].id, extra={"action": "batch_adopted"}
+            )
+            return await self._store.advance(job, "SUBMITTED", batch_id=found[0].id)
+        scans = job.scans + 1
+        if scans >= CLEAN_SCANS and await self._store.now() - job.since >= SETTLED:
+            logger.warning("%s: was not made", job.intent, extra={"action": "batch_not_made"})
+            return await self._store.advance(job, "UPLOADED", scans=0)
+        wait = self._pace.after(job.waits)
+        return await self._store.advance(job, after=wait, waits=job.waits + 1, scans=scans)
+
+    async def _cancel(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+        logger.error(
+            "%s: %s is one batch too many",
+            job.intent,
+            remote.id,
+            extra={"action": "batch_duplicate"},
+        )
+        try:
+            await provider.cancel(remote.id)
+        except Failure as error:
+            logger.error(
+                "%s: %s", remote.id, error, extra={"action": "batch_duplicate_not_cancelled"}
+            )
+
+    async def _refused(self, job: Job, error: Refused) -> None:
+        """The provider said no, so that nothing was made: wait, or tell the callers."""
+        job = await self._store.reload(job)
+        if job.state == "SUBMITTING":
+            job = await self._store.advance(job, "UPLOADED")
+        if of_token_limit(error.code, error.message):
+            await self._ending.hold_back(job, error.message)
+        elif error.of_account:
+            raise error
+        elif _file_not_found(error) and job.lost_files < MOST_LOST_FILES:
+            await self._wait_for_file(job)
+        else:
+            await self._ending.fail(job, lines.refusal(error.status, error.code, error.message))
+
+    async def _wait_for_file(self, job: Job) -> None:
+        """Just after an upload its file may not be found yet; after a while it is gone."""
+        lost = job.lost_files + 1
+        state: State = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
+        await self._store.advance(job, state, after=self._pace.after(lost), lost_files=lost)
+
+
+def _file_not_found(error: Refused) -> bool:
+    return "cannot find file" in error.message.lower() or "no such file" in error.message.lower()
+
+
+def _clear(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _append(path: Path, job: Job, loaded: dict[str, tuple[Parked | None, Tries]]) -> None:
+    with path.open("ab") as file:
+        for request, (parked, tries) in loaded.items():
+            if parked is None:
+                raise LookupError(f"{request} has no record")
+            kind = KINDS[parked.context["task"]]
+            custom_id = lines.custom_id(request, sum(tries) + 1)
+            file.write(lines.write(custom_id, kind.parse(parked.request), job.terms.upstream))

@@ -1,0 +1,93 @@
+"""Completes a Celery task of which only the request is left, with Celery's own tracer.
+
+Results, links, chains, groups, chords, errbacks and signals are Celery's doing: for it the task
+runs now, on a body that already knows its outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from typing import Any
+
+from celery import Celery, Task
+from celery.app.trace import build_tracer
+from kombu.exceptions import OperationalError
+
+logger = logging.getLogger(__name__)
+
+#: What the body of the task being completed returns or raises.
+_outcome: ContextVar[dict[str, Any] | Exception] = ContextVar("outcome")
+
+
+class Tracer:
+    """One tracer a task name and one event dispatcher, kept. Blocks: call it on a thread.
+
+    The thread must not be running a task of its own: Celery would take that one's request.
+
+    Args:
+        hostname: The worker's node name, under which Flower shows the completion.
+    """
+
+    def __init__(self, app: Celery, hostname: str) -> None:
+        app.finalize()
+        self._app = app
+        self._hostname = hostname
+        self._tracers: dict[str, Any] = {}
+        # Sends through the app's pool of producers, like Celery's own events of a producer.
+        self._events = app.events.Dispatcher(
+            hostname=hostname, enabled=False, buffer_while_offline=False
+        )
+
+    def complete(
+        self, context: dict[str, Any], outcome: dict[str, Any] | Exception, runtime: float
+    ) -> None:
+        """Store a task's result or error and do all that follows from it.
+
+        Args:
+            context: What `tasks.parking` kept of the request.
+            runtime: Seconds since the task was parked, for the event.
+        """
+        token = _outcome.set(outcome)
+        try:
+            request = {**context, "is_eager": False}
+            trace = self._tracer(context["task"])
+            _, info, _, shown = trace(
+                context["id"], context["args"] or [], context["kwargs"] or {}, request
+            )
+        finally:
+            _outcome.reset(token)
+        if info is None:
+            self._send("task-succeeded", uuid=context["id"], result=shown, runtime=runtime)
+        else:
+            error = repr(info.retval)
+            self._send("task-failed", uuid=context["id"], exception=error, traceback="")
+
+    def _tracer(self, name: str) -> Any:
+        if name not in self._tracers:
+            stand_in = _stand_in(self._app.tasks[name])
+            self._tracers[name] = build_tracer(
+                name, stand_in, self._app.loader, self._hostname, app=self._app
+            )
+        return self._tracers[name]
+
+    def _send(self, kind: str, **fields: Any) -> None:
+        try:
+            with self._app.amqp.producer_pool.acquire(block=True) as producer:
+                self._events.publish(kind, fields, producer, retry=False)
+        except (OSError, OperationalError) as error:  # only Flower misses it
+            logger.warning("event: %s", error, extra={"action": "batch_event_not_sent"})
+
+
+def _stand_in(task: Task[Any, Any]) -> Task[Any, Any]:
+    """A copy of a task with another body. Not `copy.copy`, which gives back the task itself."""
+    stand_in: Task[Any, Any] = object.__new__(type(task))
+    vars(stand_in).update(vars(task), run=_body)
+    return stand_in
+
+
+def _body(*_: object, **__: object) -> dict[str, Any]:
+    outcome = _outcome.get()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -1,0 +1,26 @@
+"""The batch lane's tasks: they park a request; the scheduler completes them with its result.
+
+Not tracked as started: a message that comes again must not overwrite a result that is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+
+from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
+from tasks.app import app
+from tasks.parking import park
+
+
+@app.task(name="batch.complete", bind=True, track_started=False)
+async def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Answer a CompletionRequest in its wire form with a Completion in its wire form."""
+    await park(task, CompletionRequest, request)
+
+
+@app.task(name="batch.embed", bind=True, track_started=False)
+async def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Answer an EmbeddingRequest in its wire form with a Completion in its wire form."""
+    await park(task, EmbeddingRequest, request)

@@ -1,0 +1,18 @@
+"""What every test may rely on: no FLEET_* variable of the person who runs it reaches it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+for _name in [name for name in os.environ if name.startswith(("FLEET_", "OPENAI_"))]:
+    if _name != "FLEET_TEST_VLLM_MODEL":
+        del os.environ[_name]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -1,0 +1,248 @@
+"""The producers' client against a real Valkey; the test itself plays the workers."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+from celery.exceptions import TaskRevokedError
+
+from primarch_fleet import AsyncFleet, Catalogue, CompletionRequest, Fleet, Price, errors
+from primarch_fleet.catalogue import Model, Offer
+from primarch_fleet.contract import Completion, Receipt
+
+PRICE = Price(input="1", output="2")
+CATALOGUE = Catalogue(
+    models={
+        "m": Model(
+            kind="chat",
+            lanes={
+                "realtime": Offer(queue="realtime", price=PRICE),
+                "batch": Offer(queue="batch", price=PRICE),
+            },
+            list_price=PRICE,
+        )
+    },
+    completion_window=86_400,
+    max_request_bytes=2_000,
+)
+DONE = Completion(
+    body={"choices": [{"message": {"content": "four"}}]},
+    receipt=Receipt(
+        lane="realtime",
+        reason="asked for",
+        requested_model="m",
+        model="m-1",
+        provider="p",
+        deployment="d",
+        strategy="s",
+        latency=0.1,
+        input_tokens=1,
+        output_tokens=1,
+        cost=3,
+        list_cost=4,
+        trace_id="t",
+        tenant_id="default",
+    ),
+)
+
+
+def request(text: str = "2+2?", **fields: Any) -> CompletionRequest:
+    messages = [{"role": "user", "content": text}]
+    return CompletionRequest(**{"model": "m", "lane": "realtime", "messages": messages} | fields)
+
+
+@pytest.fixture
+def server(store: redis.Redis) -> redis.Redis:
+    CATALOGUE.publish(store)
+    return store
+
+
+@pytest.fixture
+def fleet(valkey_url: str, server: redis.Redis) -> Iterator[Fleet]:
+    with Fleet(valkey_url) as fleet:
+        yield fleet
+
+
+def messages(server: redis.Redis, queue: str = "realtime") -> list[dict[str, Any]]:
+    """What waits in a queue over all its priorities, oldest first."""
+    steps = [queue, *(f"{queue}\x06\x16{step}" for step in (3, 6, 9))]
+    return [json.loads(text) for step in steps for text in reversed(server.lrange(step, 0, -1))]
+
+
+def finish(fleet: Fleet, task_id: str, outcome: Any = None, state: str = "SUCCESS") -> None:
+    """What a worker does at the end of a task."""
+    fleet.app.backend.store_result(task_id, outcome or DONE.model_dump(mode="json"), state)
+
+
+def test_a_request_becomes_a_message_for_its_lane(fleet: Fleet, server: redis.Redis) -> None:
+    ticket = fleet.submit(request(deadline=datetime.now(UTC) + timedelta(hours=1)))
+    [message] = messages(server)
+    headers = message["headers"]
+    assert (ticket.lane, ticket.reason, ticket.queue) == ("realtime", "asked for", "realtime")
+    assert (headers["task"], headers["id"]) == ("realtime.complete", ticket.id)
+    assert headers["expires"] is not None
+    assert headers["fleet_lane_reason"] == "asked for"
+    assert abs(headers["fleet_submitted_at"] - time.time()) < 60
+    assert message["content-type"] == "application/json"
+    assert fleet.status(ticket) == "PENDING"
+
+
+def test_a_prompt_is_not_in_what_logs_and_flower_show(fleet: Fleet, server: redis.Redis) -> None:
+    fleet.submit(request("the secret prompt"))
+    [message] = messages(server)
+    assert "secret" not in json.dumps(message["headers"])
+
+
+def test_urgent_requests_are_served_first(fleet: Fleet, server: redis.Redis) -> None:
+    for priority in ("low", "normal", "high"):
+        fleet.submit(request(priority=priority))
+    assert [message["properties"]["priority"] for message in messages(server)] == [0, 3, 6]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "field"),
+    [
+        ({"model": "nobody"}, errors.UnknownModel, "model"),
+        ({"lane": "local"}, errors.InvalidRequest, "lane"),
+        ({"max_cost": 1, "max_tokens": 1000}, errors.CostCapExceeded, "max_cost"),
+        ({"text": "x" * 3_000}, errors.RequestTooLarge, "request: 3.*2000"),
+        ({"text": "\ud800"}, errors.InvalidRequest, "request"),
+        ({"deadline": datetime(2020, 1, 1, tzinfo=UTC)}, errors.DeadlineExceeded, "deadline"),
+    ],
+)
+def test_what_the_fleet_cannot_do_is_said_at_once_and_nothing_is_enqueued(
+    fleet: Fleet, server: redis.Redis, fields: dict[str, Any], error: type[Exception], field: str
+) -> None:
+    with pytest.raises(error, match=rf"^{field}"):
+        fleet.submit_many([request(), request(**fields)])
+    assert messages(server) == []
+
+
+def test_many_requests_keep_their_order(fleet: Fleet, server: redis.Redis) -> None:
+    tickets = fleet.submit_many(request(str(number)) for number in range(1_200))
+    assert [message["headers"]["id"] for message in messages(server)] == [one.id for one in tickets]
+
+
+def test_the_same_idempotency_key_is_the_same_request(fleet: Fleet, server: redis.Redis) -> None:
+    first = fleet.submit(request(idempotency_key="k"))
+    again = fleet.submit(request("other words", idempotency_key="k"))
+    other = fleet.submit(request(idempotency_key="k", tenant_id="somebody else"))
+    assert first.id == again.id != other.id
+    assert len(messages(server)) == 2
+
+
+def test_a_key_whose_submit_died_half_way_can_be_submitted_again(
+    fleet: Fleet, server: redis.Redis
+) -> None:
+    ticket = fleet.submit(request(idempotency_key="k"))
+    [key] = server.keys("fleet:idempotency:*")
+    assert server.ttl(key) > 86_400
+    server.delete(key)  # what its expiry does when the claim was never kept
+    assert fleet.submit(request(idempotency_key="k")).id == ticket.id
+    assert len(messages(server)) == 2
+
+
+def test_a_result_is_the_completion(fleet: Fleet) -> None:
+    ticket = fleet.submit(request())
+    finish(fleet, ticket.id)
+    result = fleet.result(ticket, timeout=5)
+    assert result == DONE
+    assert (result.text, result.receipt.saving) == ("four", 1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "state", "raised"),
+    [
+        (errors.RateLimited("slow down"), "FAILURE", errors.RateLimited),
+        (TaskRevokedError("expired"), "REVOKED", errors.DeadlineExceeded),
+        (TaskRevokedError("terminated"), "REVOKED", errors.Cancelled),
+        (ZeroDivisionError("oops"), "FAILURE", errors.RequestFailed),
+    ],
+)
+def test_a_failure_is_raised_as_one_of_the_fleets_errors(
+    fleet: Fleet, valkey_url: str, stored: Exception, state: str, raised: type[Exception]
+) -> None:
+    ticket = fleet.submit(request())
+    finish(fleet, ticket.id, stored, state)
+    with pytest.raises(raised) as caught:
+        fleet.result(ticket, timeout=5)
+    assert type(caught.value) is raised
+
+    async def ask() -> None:
+        async with AsyncFleet(valkey_url) as other:
+            await other.result(ticket.id, timeout=5)
+
+    with pytest.raises(raised):
+        asyncio.run(ask())
+
+
+def test_a_result_that_is_not_there_in_time_can_be_waited_for_again(fleet: Fleet) -> None:
+    ticket = fleet.submit(request())
+    with pytest.raises(errors.ResultTimeout):
+        fleet.result(ticket, timeout=0.1)
+    finish(fleet, ticket.id)
+    assert fleet.result(ticket.id, timeout=5) == DONE
+
+
+def test_many_waiters_share_one_connection_and_never_block_the_loop(
+    fleet: Fleet, valkey_url: str, server: redis.Redis
+) -> None:
+    async def run() -> None:
+        async with AsyncFleet(valkey_url) as other:
+            tickets = await other.submit_many([request()] * 200)
+            finish(fleet, tickets[0].id)  # before anybody waits
+            waiters = [asyncio.create_task(other.result(ticket)) for ticket in tickets]
+            await asyncio.sleep(0)
+            await other.status(tickets[0])
+            connections = len(server.client_list(_type="pubsub"))
+            for ticket in tickets[1:]:
+                finish(fleet, ticket.id)
+            assert await asyncio.gather(*waiters) == [DONE] * 200
+            assert connections <= 2  # the waiters', and the synchronous fixture's own
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_an_abandoned_wait_leaves_nothing_behind(valkey_url: str, server: redis.Redis) -> None:
+    async def run() -> None:
+        async with AsyncFleet(valkey_url) as other:
+            ticket = await other.submit(request())
+            with pytest.raises(errors.ResultTimeout):
+                await other.result(ticket, timeout=0.2)
+            assert not server.pubsub_channels(f"*{ticket.id}")
+
+    asyncio.run(run())
+
+
+def test_without_a_fleet_there_is_nothing_to_check_against(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    with Fleet(valkey_url) as fleet, pytest.raises(errors.NoCatalogue, match="start a worker"):
+        fleet.submit(request())
+
+
+def test_a_broker_that_is_down_is_an_error_within_the_timeout() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    started = time.monotonic()
+    with Fleet(url, timeout=1.0) as fleet, pytest.raises(errors.FleetUnavailable):
+        fleet.submit(request())
+    assert time.monotonic() - started < 5
+
+
+def test_a_broker_that_goes_down_later_is_an_error_within_the_timeout(fleet: Fleet) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"
+        with Fleet(url, timeout=0.5) as other:
+            other._catalogue, other._catalogue_until = CATALOGUE, time.monotonic() + 60
+            started = time.monotonic()
+            with pytest.raises(errors.FleetUnavailable):
+                other.submit(request())
+            assert time.monotonic() - started < 10

@@ -1,0 +1,175 @@
+"""The async pool in a real worker process."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import redis
+from celery import chain
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+
+from tests.integration.conftest import Producer, StartWorker, Worker, eventually
+
+TIMEOUT = 30  # seconds; none of the results takes a tenth of it
+
+
+@pytest.fixture(scope="module")
+def worker(start_worker: StartWorker, valkey_url: str) -> Iterator[Worker]:
+    with redis.Redis.from_url(valkey_url) as client:
+        client.flushall()
+    with start_worker("pool", concurrency=500) as worker:
+        yield worker
+
+
+@pytest.fixture
+def store(valkey_url: str) -> Iterator[redis.Redis]:
+    """A client, without emptying what the module's worker lives on."""
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
+        yield client
+
+
+def nothing_unacked(store: redis.Redis) -> bool:
+    return not store.hlen("unacked") and not store.zcard("unacked_index")
+
+
+def ran(store: redis.Redis, task_id: str) -> int:
+    return store.lrange("runs", 0, -1).count(task_id)
+
+
+def test_five_hundred_bodies_are_inside_one_worker_at_once(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    results = [producer.send("meet", 500) for _ in range(500)]
+    assert {result.get(timeout=TIMEOUT) for result in results} == {500}
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_a_plain_def_task_runs_too(worker: Worker, producer: Producer) -> None:
+    assert producer.send("add_plainly", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_a_soft_limit_is_raised_inside_the_coroutine(worker: Worker, producer: Producer) -> None:
+    result = producer.send("rest_softly", soft_time_limit=0.2)
+    assert result.get(timeout=TIMEOUT) == "soft limit"
+
+
+def test_a_soft_limit_that_is_not_caught_fails_the_task(worker: Worker, producer: Producer) -> None:
+    with pytest.raises(SoftTimeLimitExceeded):
+        producer.send("rest", 60, soft_time_limit=0.2).get(timeout=TIMEOUT)
+
+
+def test_a_hard_limit_fails_the_task_cancels_the_body_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("rest", 60, time_limit=0.3)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=TIMEOUT)
+    eventually(lambda: result.id in store.lrange("cancelled", 0, -1))
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_a_hard_limit_does_not_wait_for_a_body_that_resists(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("never_give_in", time_limit=0.3)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=TIMEOUT)
+    eventually(lambda: "never_give_in" in store.lrange("cancelled", 0, -1))
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_revoking_a_running_task_cancels_its_body_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("rest", 60)
+    eventually(lambda: ran(store, result.id))
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=TIMEOUT)
+    eventually(lambda: result.id in store.lrange("cancelled", 0, -1))
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_revoking_a_queued_task_does_not_wait_for_its_turn(
+    start_worker: StartWorker, producer: Producer, worker: Worker, store: redis.Redis
+) -> None:
+    args = ("--prefetch-multiplier", "2", "-Q", "narrow")
+    with start_worker("narrow", concurrency=1, args=args):
+        running = producer.send("rest", 60, queue="narrow")
+        eventually(lambda: ran(store, running.id))
+        queued = producer.send("rest", 60, queue="narrow")
+        eventually(lambda: store.hlen("unacked") == 2)
+        queued.revoke(terminate=True)
+        with pytest.raises(TaskRevokedError):
+            queued.get(timeout=TIMEOUT)
+        assert not running.ready()
+        running.revoke(terminate=True)
+        eventually(lambda: nothing_unacked(store))
+        assert ran(store, queued.id) == 0
+
+
+def test_the_request_is_known_in_the_coroutine_and_its_children(
+    worker: Worker, producer: Producer
+) -> None:
+    result = producer.send("which_request")
+    assert result.get(timeout=TIMEOUT) == [result.id, result.id]
+
+
+@pytest.mark.parametrize("task", ["third_time_lucky", "retried_for_it"])
+def test_retries_work(worker: Worker, producer: Producer, task: str) -> None:
+    assert producer.send(task).get(timeout=TIMEOUT) == 2
+
+
+def test_a_chain_goes_from_body_to_body(worker: Worker, producer: Producer) -> None:
+    add = "tests.integration.pool_app.add"
+    signature = producer.app.signature
+    result = chain(signature(add, (1, 2)), signature(add, (3,)), app=producer.app).apply_async()
+    assert result.get(timeout=TIMEOUT) == 6
+
+
+def test_ignore_stores_nothing_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("ignore")
+    eventually(lambda: not store.llen("celery") and nothing_unacked(store))
+    assert result.state == "PENDING"
+
+
+def test_reject_fails_the_task_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    with pytest.raises(Exception, match="no"):
+        producer.send("reject").get(timeout=TIMEOUT)
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_a_body_that_exits_fails_alone(worker: Worker, producer: Producer) -> None:
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        producer.send("leave").get(timeout=TIMEOUT)
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_a_child_of_a_body_that_exits_does_not_stop_the_loop(
+    worker: Worker, producer: Producer
+) -> None:
+    assert producer.send("leave_from_a_child").get(timeout=TIMEOUT) == "still here"
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_once(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    queue = ("-Q", "drained")
+    with start_worker("old", args=queue, env={"FLEET_TEST_DRAIN": "1"}) as old:
+        short = producer.send("rest", 0.5, queue="drained")
+        long = producer.send("rest", 3, queue="drained")
+        eventually(lambda: ran(store, short.id) and ran(store, long.id))
+        old.signal(signal.SIGTERM)
+        assert old.process.wait(20) == 0
+    assert short.get(timeout=TIMEOUT) == "rested"
+    assert store.lrange("cancelled", 0, -1).count(long.id) == 1
+    assert nothing_unacked(store)
+    assert store.llen("drained") == 1
+    with start_worker("new", args=queue):
+        assert long.get(timeout=TIMEOUT) == "rested"
+    assert (ran(store, short.id), ran(store, long.id)) == (1, 2)

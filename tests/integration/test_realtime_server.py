@@ -1,0 +1,283 @@
+"""The realtime lane's server: LiteLLM's real Router against the provider simulator over HTTP."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from litellm import exceptions
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion
+
+from config.fleet import FleetConfig
+from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
+from primarch_fleet.contract import Request
+from tasks.servers import Envelope
+from tests.simulator.profile import Fault, Model, Profile
+from tests.simulator.server import Simulator
+from workers.realtime.errors import TABLE, translate
+from workers.realtime.router import RealtimeServer
+
+KEY = "sk-secret-of-the-test"
+#: Errors of LiteLLM's proxy server, which the fleet does not run.
+PROXY_ONLY = {
+    "BlockedPiiEntityError",
+    "BudgetExceededError",
+    "GuardrailRaisedException",
+    "ModelNotMappedError",
+    "ModifyResponseException",
+    "SensitiveDataRouteException",
+}
+HELLO = [{"role": "user", "content": "Say hello."}]
+ENVELOPE = Envelope(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)
+PROFILE = Profile(
+    models={
+        "big-1": Model(input=2, output=8),
+        "big-2": Model(input=3, output=9),
+        "small-1": Model(input="0.15", output="0.6"),
+        "vectors-1": Model(kind="embedding", input="0.02"),
+    }
+)
+
+
+def deployment(identity: str, model: str, **more: Any) -> dict[str, Any]:
+    price = PROFILE.models[identity].model_dump(mode="json", include={"input", "output"})
+    return {
+        "id": identity,
+        "model": model,
+        "provider": "simulated",
+        "upstream": identity,
+        "kind": PROFILE.models[identity].kind,
+        "price": price,
+        **more,
+    }
+
+
+def config(**routing: Any) -> FleetConfig:
+    return FleetConfig.model_validate(
+        {
+            "providers": {
+                "simulated": {
+                    "litellm_provider": "openai",
+                    "api_key": "os.environ/TEST_KEY",
+                    "api_base": "os.environ/TEST_BASE",
+                }
+            },
+            "deployments": [
+                deployment("big-1", "big", params={"order": 1}),
+                deployment("small-1", "small"),
+                deployment("vectors-1", "vectors"),
+            ],
+            "routing": {"num_retries": 0, "cooldown_time": 0, **routing},
+        }
+    )
+
+
+CONFIG = config()
+
+
+@pytest.fixture
+def simulator(store: redis.Redis) -> Iterator[Simulator]:
+    with Simulator(PROFILE) as simulator:
+        os.environ |= {"TEST_KEY": KEY, "TEST_BASE": simulator.url}
+        yield simulator
+
+
+Ask = Callable[..., list[Completion]]
+
+
+@pytest.fixture
+def ask(simulator: Simulator, valkey_url: str) -> Ask:
+    """Start a server on its own loop, have it answer the requests in order, and stop it."""
+
+    async def answer(config: FleetConfig, requests: tuple[Request, ...]) -> list[Completion]:
+        server = RealtimeServer(config, valkey_url)
+        try:
+            return [await server.serve(request, ENVELOPE) for request in requests]
+        finally:
+            await server.close()
+
+    def run(*requests: Request, config: FleetConfig = CONFIG) -> list[Completion]:
+        return asyncio.run(answer(config, requests))
+
+    return run
+
+
+def chat(model: str = "big", **fields: Any) -> CompletionRequest:
+    return CompletionRequest(model=model, messages=HELLO, **fields)
+
+
+def test_a_chat_returns_the_body_of_openai_and_a_receipt_of_what_served_it(
+    ask: Ask, simulator: Simulator
+) -> None:
+    [answer] = ask(chat(tenant_id="t", user_id="u", metadata={"k": 1}))
+    body = ChatCompletion.model_validate(answer.body)
+    receipt = answer.receipt
+    assert body.choices[0].message.content == answer.text != ""
+    assert (receipt.lane, receipt.provider, receipt.deployment) == (
+        "realtime",
+        "simulated",
+        "big-1",
+    )
+    assert (receipt.requested_model, receipt.model) == ("big", "big-1")
+    assert (receipt.attempts, receipt.fallbacks) == (1, 0)
+    assert (receipt.tenant_id, receipt.user_id, receipt.metadata) == ("t", "u", {"k": 1})
+    assert (receipt.queue_wait, receipt.time_to_first_token) == (0.5, None)
+    assert receipt.cost == receipt.list_cost == 2 * receipt.input_tokens + 8 * receipt.output_tokens
+    assert receipt.cost == simulator.invoice()["total"] > 0
+
+
+def test_an_embedding_returns_its_vectors(ask: Ask, simulator: Simulator) -> None:
+    [answer] = ask(EmbeddingRequest(model="vectors", input=["one", "two"], encoding_format="float"))
+    assert len(CreateEmbeddingResponse.model_validate(answer.body).data) == 2
+    assert answer.receipt.output_tokens == 0
+    assert answer.receipt.cost == simulator.invoice()["total"]
+
+
+def test_a_streamed_chat_is_whole_and_knows_its_first_token(ask: Ask) -> None:
+    plain, streamed = ask(chat(), chat(stream=True))
+    assert streamed.text == plain.text
+    assert streamed.receipt.cost == plain.receipt.cost
+    assert streamed.receipt.time_to_first_token is not None
+    assert 0 < streamed.receipt.time_to_first_token <= streamed.receipt.latency
+    assert ChatCompletion.model_validate(streamed.body).choices[0].finish_reason == "stop"
+
+
+def test_a_fallback_is_counted_and_priced_as_what_it_is(ask: Ask, simulator: Simulator) -> None:
+    simulator.profile = PROFILE.model_copy(
+        update={"faults": (Fault(model="big-1", status=500, message="broken"),)}
+    )
+    [answer] = ask(chat(), config=config(fallbacks={"big": ["small"]}, num_retries=1))
+    receipt = answer.receipt
+    assert (receipt.requested_model, receipt.model) == ("big", "small-1")
+    assert (receipt.attempts, receipt.fallbacks) == (3, 1)
+    assert receipt.cost == simulator.invoice()["total"] < receipt.list_cost
+
+
+def test_a_rate_limit_goes_to_the_fallback_without_waiting_for_it(
+    ask: Ask, simulator: Simulator
+) -> None:
+    simulator.profile = PROFILE.model_copy(
+        update={"faults": (Fault(model="big-1", status=429, retry_after=60),)}
+    )
+    [answer] = ask(chat(), config=config(fallbacks={"big": ["small"]}, num_retries=2))
+    assert answer.receipt.deployment == "small-1"
+    assert answer.receipt.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "table", "kind"),
+    [
+        (
+            {
+                "status": 400,
+                "code": "context_length_exceeded",
+                "message": "This model's maximum context length is 8192 tokens.",
+            },
+            "context_window_fallbacks",
+            errors.ContextWindowExceeded,
+        ),
+        (
+            {"status": 400, "code": "content_policy_violation", "message": "safety system"},
+            "content_policy_fallbacks",
+            errors.ContentPolicyViolation,
+        ),
+    ],
+)
+def test_context_and_content_have_fallbacks_of_their_own(
+    ask: Ask, simulator: Simulator, fault: dict[str, Any], table: str, kind: type[Exception]
+) -> None:
+    simulator.profile = PROFILE.model_copy(update={"faults": (Fault(model="big-1", **fault),)})
+    with pytest.raises(kind):
+        ask(chat())
+    [answer] = ask(chat(), config=config(**{table: {"big": ["small"]}}))
+    assert answer.receipt.deployment == "small-1"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "retryable"),
+    [
+        (
+            {"status": 401, "message": f"Incorrect API key: {KEY}"},
+            errors.AuthenticationFailed,
+            False,
+        ),
+        ({"status": 404, "message": "no such model"}, errors.ProviderError, False),
+        ({"status": 400, "message": "bad parameter"}, errors.ProviderError, False),
+        ({"status": 429, "message": "slow down"}, errors.RateLimited, True),
+        ({"status": 500}, errors.ProviderUnavailable, True),
+        ({"status": 503}, errors.ProviderUnavailable, True),
+        ({"drop": "before_response"}, errors.ProviderUnavailable, True),
+        ({"delay": 5}, errors.ProviderTimeout, True),
+    ],
+)
+def test_a_providers_failure_becomes_one_of_ours_without_the_key(
+    ask: Ask,
+    simulator: Simulator,
+    fault: dict[str, Any],
+    kind: type[errors.FleetError],
+    retryable: bool,
+) -> None:
+    simulator.profile = PROFILE.model_copy(update={"faults": (Fault(**fault),)})
+    with pytest.raises(errors.RequestFailed) as caught:
+        ask(chat(), config=config(timeout=0.5))
+    assert type(caught.value) is kind
+    assert caught.value.retryable is retryable
+    assert KEY not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_tags_choose_among_deployments(ask: Ask) -> None:
+    base = config(enable_tag_filtering=True)
+    tagged = [
+        deployment("big-1", "big", params={"tags": ["eu"]}),
+        deployment("big-2", "big", params={"tags": ["us"]}),
+    ]
+    both = FleetConfig.model_validate(base.model_dump() | {"deployments": tagged})
+    answers = ask(*[chat(tags=[tag]) for tag in ("us", "eu", "us", "us")], config=both)
+    assert [answer.receipt.deployment for answer in answers] == ["big-2", "big-1", "big-2", "big-2"]
+
+
+def test_weights_share_the_calls_out(ask: Ask) -> None:
+    weighted = [
+        deployment("big-1", "big", params={"weight": 1}),
+        deployment("big-2", "big", params={"weight": 0}),
+    ]
+    both = FleetConfig.model_validate(config().model_dump() | {"deployments": weighted})
+    answers = ask(*[chat()] * 8, config=both)
+    assert {answer.receipt.deployment for answer in answers} == {"big-1"}
+
+
+def test_a_cooldown_reaches_a_process_that_never_saw_the_failure(
+    simulator: Simulator, valkey_url: str, store: redis.Redis
+) -> None:
+    """Two Routers stand for two processes: they share nothing but Redis."""
+    two = [deployment("big-1", "big"), deployment("big-2", "big")]
+    shared = FleetConfig.model_validate(
+        config(cooldown_time=60, num_retries=2).model_dump() | {"deployments": two}
+    )
+    simulator.profile = PROFILE.model_copy(update={"faults": (Fault(model="big-1", status=429),)})
+
+    async def run() -> list[int]:
+        first, second = RealtimeServer(shared, valkey_url), RealtimeServer(shared, valkey_url)
+        while not store.exists("deployment:big-1:cooldown"):
+            await first.serve(chat(), ENVELOPE)
+        answers = [await second.serve(chat(), ENVELOPE) for _ in range(12)]
+        return [answer.receipt.attempts for answer in answers]
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == [1] * 12
+
+
+def test_every_error_of_litellm_has_a_meaning_here() -> None:
+    """Fails when LiteLLM grows an error that only the catch-all would translate."""
+    kinds = [one for one in vars(exceptions).values() if isinstance(one, type)]
+    caught = {
+        kind.__name__
+        for kind in kinds
+        if issubclass(kind, Exception)
+        and next(one for one in kind.__mro__ if one in TABLE) is Exception
+    }
+    assert caught == PROXY_ONLY
+    assert type(translate(ValueError("x"), [])) is errors.ProviderError

@@ -1,0 +1,440 @@
+"""Batches over loopback: statuses, files, the list, limits. Time moves only where it is told to."""
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from openai.types import Batch, FileObject
+
+from tests.simulator import Profile, Simulator, VirtualClock
+from tests.simulator.profile import BatchProfile, Fault, Model
+from tests.unit.simulator.batch_file import CHAT, EMBEDDINGS, create, ids, line, lines, read, upload
+from tests.unit.simulator.conformance import conforms
+from tests.unit.simulator.conftest import MODELS
+
+START = 1_000_000
+STAMPS = (
+    "in_progress_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
+
+
+def stamps(batch: Batch) -> dict[str, int]:
+    """The times that are set, in seconds since creation."""
+    found = {name: getattr(batch, name) for name in STAMPS}
+    return {name: at - START for name, at in found.items() if at is not None}
+
+
+def counts(batch: Batch) -> tuple[int, int, int]:
+    assert batch.request_counts is not None
+    found = batch.request_counts
+    return found.total, found.completed, found.failed
+
+
+def give(sim: Simulator, *faults: Fault, **batch: Any) -> None:
+    """A profile with these faults and batch settings."""
+    sim.profile = Profile(models=MODELS, faults=faults, batch=BatchProfile(**batch))
+
+
+def test_every_status_is_an_openai_object(
+    client: OpenAI, http: httpx.Client, clock: VirtualClock
+) -> None:
+    batch_id = create(client, lines(5), metadata={"a": "b"}).id
+    seen = []
+    for _ in range(9):
+        data = http.get(f"/batches/{batch_id}").json()
+        batch = conforms(Batch, data)
+        # OpenAI writes every key, null or not.
+        assert set(data) == set(Batch.model_fields)
+        seen.append((batch.status, counts(batch)))
+        clock.advance(1)
+    assert seen == [
+        ("validating", (0, 0, 0)),
+        *[("in_progress", (5, done, 0)) for done in range(5)],
+        ("finalizing", (5, 5, 0)),
+        ("completed", (5, 5, 0)),
+        ("completed", (5, 5, 0)),
+    ]
+    assert stamps(batch) == {"in_progress_at": 1, "finalizing_at": 6, "completed_at": 7}
+    assert (batch.created_at, batch.expires_at) == (START, START + 86_400)
+    assert (batch.metadata, batch.model, batch.errors) == ({"a": "b"}, "m", None)
+
+
+def test_statuses_passed_unseen_have_the_times_at_which_they_began(
+    client: OpenAI, clock: VirtualClock
+) -> None:
+    batch_id = create(client, lines(5)).id
+    clock.advance(1000)
+    batch = client.batches.retrieve(batch_id)
+    assert stamps(batch) == {"in_progress_at": 1, "finalizing_at": 6, "completed_at": 7}
+    assert batch.output_file_id is not None
+    assert client.files.retrieve(batch.output_file_id).created_at == START + 7
+
+
+def test_results_say_what_realtime_says_but_in_another_order(
+    client: OpenAI, clock: VirtualClock, http: httpx.Client
+) -> None:
+    sent = lines(5)
+    batch_id = create(client, sent).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    records = read(client, batch.output_file_id)
+    assert sorted(ids(records)) == [item["custom_id"] for item in sent] != ids(records)
+    for record in records:
+        assert set(record) == {"id", "custom_id", "response", "error"}
+        assert record["error"] is None
+        assert record["response"]["status_code"] == 200
+        request = next(item for item in sent if item["custom_id"] == record["custom_id"])
+        realtime = http.post("/chat/completions", json=request["body"]).json()
+        batched = record["response"]["body"]
+        assert (batched["choices"], batched["usage"]) == (realtime["choices"], realtime["usage"])
+    usage = [record["response"]["body"]["usage"] for record in records]
+    assert batch.usage is not None
+    assert batch.usage.input_tokens == sum(item["prompt_tokens"] for item in usage)
+    assert batch.usage.output_tokens == sum(item["completion_tokens"] for item in usage)
+    assert batch.usage.total_tokens == sum(item["total_tokens"] for item in usage)
+
+
+def test_a_batch_without_failures_has_no_error_file(client: OpenAI, clock: VirtualClock) -> None:
+    batch_id = create(client, lines(2)).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    assert batch.output_file_id is not None
+    assert batch.error_file_id is None
+
+
+def test_a_batch_whose_every_line_failed_has_no_output_file(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, Fault(scope="line", status=500))
+    batch_id = create(client, lines(2)).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    assert (batch.status, counts(batch)) == ("completed", (2, 0, 2))
+    assert batch.output_file_id is None
+    assert sorted(ids(read(client, batch.error_file_id))) == ["r0", "r1"]
+
+
+def test_ids_of_absent_files_may_be_empty(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, empty_ids=True)
+    batch_id = create(client, lines(1)).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    assert batch.error_file_id == ""
+    assert batch.output_file_id
+
+
+def test_each_line_is_in_exactly_one_of_the_two_files(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, Fault(scope="line", contains="question 1", status=429, code="slow_down"))
+    refused = line("wrong", body={"model": "m"})
+    batch_id = create(client, [*lines(3), refused]).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    assert counts(batch) == (4, 2, 2)
+    assert sorted(ids(read(client, batch.output_file_id))) == ["r0", "r2"]
+    errors = {item["custom_id"]: item for item in read(client, batch.error_file_id)}
+    assert set(errors) == {"r1", "wrong"}
+    assert errors["r1"]["response"]["status_code"] == 429
+    assert errors["r1"]["response"]["body"]["error"]["code"] == "slow_down"
+    assert errors["wrong"]["response"]["status_code"] == 400
+    assert errors["wrong"]["response"]["body"]["error"]["param"] == "messages"
+    assert errors["wrong"]["error"] is None
+
+
+def test_result_files_are_openai_objects(
+    client: OpenAI, http: httpx.Client, clock: VirtualClock
+) -> None:
+    policy = {"anchor": "created_at", "seconds": 3600}
+    batch_id = create(client, lines(1), output_expires_after=policy).id
+    clock.advance(10)
+    file_id = client.batches.retrieve(batch_id).output_file_id
+    file = conforms(FileObject, http.get(f"/files/{file_id}").json())
+    assert file.purpose == "batch_output"
+    assert file.filename.endswith(".jsonl")
+    assert file.bytes == len(client.files.content(file.id).content)
+    assert file.expires_at == START + 7 + 3600
+
+
+def test_embeddings_can_be_batched(client: OpenAI, clock: VirtualClock) -> None:
+    sent = [
+        line(f"e{index}", url=EMBEDDINGS, body={"model": "e", "input": ["a", "b"]})
+        for index in range(2)
+    ]
+    batch_id = create(client, sent, endpoint=EMBEDDINGS).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    records = read(client, batch.output_file_id)
+    assert sorted(ids(records)) == ["e0", "e1"]
+    assert len(records[0]["response"]["body"]["data"]) == 2
+    assert batch.usage is not None
+    assert (batch.usage.input_tokens, batch.usage.output_tokens) == (4, 0)
+
+
+def test_an_expired_batch_delivers_what_was_finished(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, expire_at_fraction=0.6)
+    batch_id = create(client, lines(5)).id
+    clock.advance(86_399)
+    assert client.batches.retrieve(batch_id).status == "in_progress"
+    clock.advance(1)
+    batch = client.batches.retrieve(batch_id)
+    assert batch.status == "expired"
+    assert stamps(batch) == {"in_progress_at": 1, "expired_at": 86_400}
+    assert counts(batch) == (5, 3, 0)
+    output, errors = read(client, batch.output_file_id), read(client, batch.error_file_id)
+    assert (len(output), len(errors)) == (3, 2)
+    assert sorted(ids([*output, *errors])) == ["r0", "r1", "r2", "r3", "r4"]
+    assert {item["error"]["code"] for item in errors} == {"batch_expired"}
+    assert all(item["response"] is None for item in errors)
+    assert sim.invoice()["requests"] == 3
+
+
+def test_a_batch_too_slow_for_its_window_expires(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, validating=0, in_progress=20, completion_window=10)
+    batch_id = create(client, lines(4)).id
+    clock.advance(100)
+    batch = client.batches.retrieve(batch_id)
+    assert (batch.status, batch.expired_at) == ("expired", START + 10)
+    assert counts(batch) == (4, 2, 0)
+
+
+def test_a_cancelled_batch_delivers_what_was_finished(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    batch_id = create(client, lines(5)).id
+    clock.advance(3)
+    assert client.batches.cancel(batch_id).status == "cancelling"
+    assert client.batches.cancel(batch_id).status == "cancelling"
+    clock.advance(50)
+    batch = client.batches.retrieve(batch_id)
+    assert batch.status == "cancelled"
+    assert stamps(batch) == {"in_progress_at": 1, "cancelling_at": 3, "cancelled_at": 4}
+    assert counts(batch) == (5, 2, 0)
+    output, errors = read(client, batch.output_file_id), read(client, batch.error_file_id)
+    assert (len(output), len(errors)) == (2, 3)
+    assert {item["error"]["code"] for item in errors} == {"batch_cancelled"}
+    assert sim.invoice()["requests"] == 2
+
+
+def test_a_batch_cancelled_while_validating_executes_nothing(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    batch_id = create(client, lines(2)).id
+    client.batches.cancel(batch_id)
+    clock.advance(1)
+    batch = client.batches.retrieve(batch_id)
+    assert (batch.status, batch.output_file_id) == ("cancelled", None)
+    assert sorted(ids(read(client, batch.error_file_id))) == ["r0", "r1"]
+    assert sim.invoice()["requests"] == 0
+
+
+@pytest.mark.parametrize(("after", "status"), [(6, "finalizing"), (7, "completed")])
+def test_cancelling_can_come_too_late(
+    client: OpenAI, clock: VirtualClock, after: float, status: str
+) -> None:
+    batch_id = create(client, lines(1)).id
+    clock.advance(after)
+    with pytest.raises(openai.ConflictError, match=status):
+        client.batches.cancel(batch_id)
+    assert client.batches.retrieve(batch_id).status == status
+
+
+def test_the_list_is_newest_first_and_pages(client: OpenAI, http: httpx.Client) -> None:
+    created = [create(client, lines(1)).id for _ in range(5)]
+    page = http.get("/batches", params={"limit": 2}).json()
+    assert [conforms(Batch, item).id for item in page["data"]] == [created[4], created[3]]
+    assert (page["first_id"], page["last_id"]) == (created[4], created[3])
+    assert page["has_more"] is True
+    last = http.get("/batches", params={"limit": 2, "after": created[1]}).json()
+    assert [item["id"] for item in last["data"]] == [created[0]]
+    assert last["has_more"] is False
+    assert [batch.id for batch in client.batches.list(limit=2)] == created[::-1]
+
+
+def test_a_list_has_twenty_batches_unless_told_otherwise(client: OpenAI) -> None:
+    file_id = upload(client, lines(1))
+    for _ in range(21):
+        client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
+    assert len(client.batches.list().data) == 20
+
+
+@pytest.mark.parametrize(
+    "query", [{"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"after": "x"}]
+)
+def test_a_wrong_page_is_refused(http: httpx.Client, query: dict[str, str]) -> None:
+    response = http.get("/batches", params=query)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == next(iter(query))
+
+
+def test_a_new_batch_may_be_listed_late_but_is_found_at_once(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, list_lag=30)
+    batch_id = create(client, lines(1)).id
+    clock.advance(29)
+    assert client.batches.list().data == []
+    assert client.batches.retrieve(batch_id).id == batch_id
+    clock.advance(1)
+    assert [batch.id for batch in client.batches.list()] == [batch_id]
+
+
+def test_the_list_shows_progress(client: OpenAI, clock: VirtualClock) -> None:
+    create(client, lines(5))
+    clock.advance(3)
+    assert [counts(batch) for batch in client.batches.list()] == [(5, 2, 0)]
+
+
+def test_an_unknown_batch_is_not_found(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="batch_x"):
+        client.batches.retrieve("batch_x")
+    with pytest.raises(openai.NotFoundError, match="batch_x"):
+        client.batches.cancel("batch_x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "code"),
+    [
+        ({"input_file_id": None}, "input_file_id", "missing_required_parameter"),
+        ({"endpoint": None}, "endpoint", "missing_required_parameter"),
+        ({"endpoint": "/v1/fun"}, "endpoint", "invalid_value"),
+        ({"completion_window": None}, "completion_window", "missing_required_parameter"),
+        ({"completion_window": "1h"}, "completion_window", "invalid_value"),
+        ({"metadata": []}, "metadata", "invalid_type"),
+        ({"metadata": {"k": 1}}, "metadata.k", "invalid_type"),
+        (
+            {"metadata": {str(n): "v" for n in range(17)}},
+            "metadata",
+            "object_above_max_properties",
+        ),
+        ({"metadata": {"k" * 65: "v"}}, f"metadata.{'k' * 65}", "string_above_max_length"),
+        ({"metadata": {"k": "v" * 513}}, "metadata.k", "string_above_max_length"),
+        ({"output_expires_after": {"anchor": "x"}}, "output_expires_after.anchor", None),
+    ],
+)
+def test_a_wrong_order_is_refused(
+    client: OpenAI, http: httpx.Client, changes: dict[str, Any], param: str, code: str | None
+) -> None:
+    order = {
+        "input_file_id": upload(client, lines(1)),
+        "endpoint": CHAT,
+        "completion_window": "24h",
+        **changes,
+    }
+    response = http.post("/batches", json=order)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (param, code)
+    assert client.batches.list().data == []
+
+
+def test_metadata_may_be_as_large_as_openai_allows(client: OpenAI) -> None:
+    metadata = {f"{number:064}": "v" * 512 for number in range(16)}
+    assert create(client, lines(1), metadata=metadata).metadata == metadata
+
+
+def test_an_input_file_must_exist_and_be_for_a_batch(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="Cannot find file file-x"):
+        client.batches.create(input_file_id="file-x", endpoint=CHAT, completion_window="24h")
+    other = client.files.create(file=("a.jsonl", b"{}"), purpose="user_data").id
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.batches.create(input_file_id=other, endpoint=CHAT, completion_window="24h")
+
+
+def test_an_input_file_may_be_too_large(client: OpenAI, sim: Simulator) -> None:
+    give(sim, max_bytes=10)
+    with pytest.raises(openai.APIStatusError) as raised:
+        create(client, lines(1))
+    assert raised.value.status_code == 413
+
+
+TOKENS = 3 + 4 + 2  # of "question": three of them fit into a limit of 30
+
+
+def limited(sim: Simulator) -> None:
+    sim.profile = Profile(models={"m": Model(enqueued_token_limit=30)})
+
+
+def test_a_batch_over_the_enqueued_token_limit_fails_after_creation(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    limited(sim)
+    batch = create(client, [line(f"r{n}", "question") for n in range(4)])
+    assert batch.status == "validating"
+    clock.advance(1)
+    batch = client.batches.retrieve(batch.id)
+    assert (batch.status, stamps(batch)) == ("failed", {"failed_at": 1})
+    assert (batch.output_file_id, batch.error_file_id) == (None, None)
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    [error] = batch.errors.data
+    assert (error.code, error.line, error.param) == ("token_limit_exceeded", None, None)
+    assert error.message is not None
+    assert error.message.startswith("Enqueued token limit reached for m in organization ")
+    assert "Limit: 30 enqueued tokens." in error.message
+
+
+def test_enqueued_tokens_are_given_back_when_a_batch_ends(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    limited(sim)
+    sent = [line(f"r{n}", "question") for n in range(2)]
+    first, second = create(client, sent), create(client, sent)
+    clock.advance(1)
+    assert client.batches.retrieve(first.id).status == "in_progress"
+    assert client.batches.retrieve(second.id).status == "failed"
+    clock.advance(5)
+    third = create(client, sent)
+    clock.advance(1)
+    assert client.batches.retrieve(first.id).status == "completed"
+    assert client.batches.retrieve(third.id).status == "in_progress"
+
+
+@pytest.mark.parametrize(("wait", "status"), [(5.5, "failed"), (6.5, "in_progress")])
+def test_tokens_are_counted_at_the_time_and_not_when_looked_at(
+    client: OpenAI, sim: Simulator, clock: VirtualClock, wait: float, status: str
+) -> None:
+    limited(sim)
+    sent = [line(f"r{n}", "question") for n in range(2)]
+    create(client, sent)  # holds its tokens until second 7
+    clock.advance(wait)
+    second = create(client, sent)
+    clock.advance(1.2)
+    assert client.batches.retrieve(second.id).status == status
+
+
+def test_a_line_is_executed_once_however_often_it_is_looked_at(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    batch_id = create(client, lines(3)).id
+    for _ in range(20):
+        clock.advance(0.5)
+        client.batches.retrieve(batch_id)
+        list(client.batches.list())
+    assert sim.invoice()["requests"] == 3
+    batch = client.batches.retrieve(batch_id)
+    assert len(read(client, batch.output_file_id)) == 3
+
+
+def test_a_text_with_other_line_separators_is_one_line(client: OpenAI, clock: VirtualClock) -> None:
+    item = line("r0", "one\u2028two\x85three")
+    content = json.dumps(item, ensure_ascii=False).encode()
+    batch_id = create(client, content).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    assert ids(read(client, batch.output_file_id)) == ["r0"]

@@ -1,0 +1,51 @@
+"""The layout holds: imports point one way, and the public API is what it says."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import primarch_fleet
+from config.settings import ROOT
+
+#: Each may import itself and what stands before it.
+ORDER = ["primarch_fleet", "config", "tasks", "workers", "scheduler"]
+#: What a producer has installed.
+PRODUCER = {"celery", "kombu", "redis", "pydantic", "primarch_fleet"}
+
+
+def imports(package: str) -> Iterator[tuple[str, str]]:
+    """Each module of a package with each top-level package that it imports."""
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                names = [node.module or ""]
+            for name in names:
+                yield str(path), name.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_point_one_way(package: str) -> None:
+    later = set(ORDER[ORDER.index(package) + 1 :]) | {"tests"}
+    assert [(path, name) for path, name in imports(package) if name in later] == []
+
+
+def test_producers_need_only_what_the_wheel_declares() -> None:
+    used = {name for _, name in imports("primarch_fleet")}
+    assert used - set(sys.stdlib_module_names) <= PRODUCER
+
+
+def test_everything_exported_exists_and_is_listed_in_order() -> None:
+    assert primarch_fleet.__all__ == sorted(primarch_fleet.__all__)
+    assert all(hasattr(primarch_fleet, name) for name in primarch_fleet.__all__)
+
+
+@pytest.mark.parametrize(
+    "path", [*(ROOT / "workers").rglob("*.lua"), *(ROOT / "scheduler").rglob("*.lua")]
+)
+def test_every_script_opens_with_a_legend(path: Path) -> None:
+    assert path.read_text().startswith("--")

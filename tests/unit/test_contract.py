@@ -1,0 +1,117 @@
+"""The wire contract: what is accepted, what is refused, and that nothing private is repeated."""
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primarch_fleet import CompletionRequest, EmbeddingRequest, FleetError
+from primarch_fleet.errors import InvalidRequest
+
+SECRET = "the prompt that nobody may see"
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": SECRET}]}
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("lane", {"lane": "express"}),
+        ("messages", {"messages": []}),
+        ("messages.0: role", {"messages": [{"role": "nobody", "content": "x"}]}),
+        ("messages.0.content", {"messages": [{"role": "user", "content": b"x"}]}),
+        ("messages.0.content", {"messages": [{"role": "user", "content": [{"x": math.nan}]}]}),
+        ("messages.0: content", {"messages": [{"role": "user", "content": 5}]}),
+        ("messages.0", {"messages": ["hello"]}),
+        ("messages", {"messages": "hello"}),
+        ("max_tokens", {"max_tokens": -1}),
+        ("max_completion_tokens", {"max_completion_tokens": 0}),
+        ("n", {"n": -3}),
+        ("max_latency", {"max_latency": -1.0}),
+        ("max_cost", {"max_cost": -1}),
+        ("temperature", {"temperature": math.nan}),
+        ("metadata.a", {"metadata": {"a": math.inf}}),
+        ("metadata.a", {"metadata": {"a": b"bytes"}}),
+        ("tools.0.x", {"tools": [{"x": math.nan}]}),
+        ("stream", {"stream": True, "lane": "batch"}),
+        ("deadline", {"deadline": "2026-01-01T00:00:00"}),
+        ("schema_version", {"schema_version": 2}),
+        ("temprature", {"temprature": 1}),
+    ],
+)
+def test_a_wrong_field_is_named_and_no_value_is_repeated(field: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        CompletionRequest(**CHAT | wrong)
+    assert str(caught.value).startswith(field)
+    assert SECRET not in str(caught.value)
+    assert isinstance(caught.value, FleetError)
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("wrong", ["", [], [1.5], ["a", 1], math.nan, None, b"x"])
+def test_an_embedding_needs_text_or_tokens(wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^input"):
+        EmbeddingRequest(model="m", input=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, "text", [1], 5])
+def test_what_is_not_an_object_is_refused_with_its_type(wrong: object) -> None:
+    with pytest.raises(InvalidRequest, match=type(wrong).__name__):
+        CompletionRequest.parse(wrong)
+
+
+def test_a_capped_request_needs_a_length() -> None:
+    with pytest.raises(InvalidRequest, match="max_completion_tokens"):
+        CompletionRequest(**CHAT, max_cost=100)
+    assert CompletionRequest(**CHAT, max_cost=100, max_tokens=7, n=2).max_output_tokens() == 14
+
+
+def test_the_body_holds_the_parameters_of_openai_and_nothing_of_the_fleet() -> None:
+    request = CompletionRequest(
+        **CHAT, temperature=0.5, seed=None, tenant_id="t", tags=["a"], metadata={"k": 1}
+    )
+    assert request.body() == {**CHAT, "temperature": 0.5}
+
+
+def test_a_message_keeps_what_openai_knows_and_the_fleet_does_not() -> None:
+    message = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function"}],
+    }
+    assert CompletionRequest(model="m", messages=[message]).body()["messages"] == [message]
+
+
+def test_a_prompt_does_not_show_in_a_repr() -> None:
+    assert SECRET not in repr(CompletionRequest(**CHAT))
+    assert SECRET not in repr(EmbeddingRequest(model="m", input=SECRET))
+
+
+def test_the_time_left_counts_down_to_the_deadline() -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    request = CompletionRequest(**CHAT, deadline=now + timedelta(seconds=30))
+    assert request.time_left(now) == 30
+    assert request.time_left(now + timedelta(minutes=1)) == -30
+    assert CompletionRequest(**CHAT).time_left(now) is None
+
+
+@given(
+    text=st.text(min_size=1),
+    tenant=st.text(min_size=1, max_size=256),
+    temperature=st.floats(0, 2) | st.none(),
+    deadline=st.datetimes(min_value=datetime(2020, 1, 1), timezones=st.just(UTC)) | st.none(),  # noqa: DTZ001
+    metadata=st.dictionaries(st.text(), st.integers() | st.text() | st.none()),
+)
+def test_a_request_survives_the_wire(**fields: Any) -> None:
+    request = CompletionRequest(
+        model="m",
+        messages=[{"role": "user", "content": fields["text"]}],
+        tenant_id=fields["tenant"],
+        temperature=fields["temperature"],
+        deadline=fields["deadline"],
+        metadata=fields["metadata"],
+    )
+    assert CompletionRequest.parse(json.loads(json.dumps(request.to_wire()))) == request

@@ -1,0 +1,38 @@
+"""The error tree: documented, portable, complete."""
+
+import inspect
+import re
+
+import pytest
+from celery import Celery
+
+from primarch_fleet import errors
+from primarch_fleet.errors import FleetError
+
+TREE = [
+    one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, FleetError)
+]
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_an_error_travels_through_celery_as_itself(kind: type[FleetError]) -> None:
+    backend = Celery(set_as_current=False, backend="cache+memory://").backend
+    copy = backend.exception_to_python(backend.prepare_exception(kind("what to do"), "json"))
+    assert type(copy) is kind
+    assert str(copy) == "what to do"
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_the_docstring_is_the_message(kind: type[FleetError]) -> None:
+    assert str(kind()) == (kind.__doc__ or "").splitlines()[0]
+
+
+def test_codes_are_unique_and_spelled_like_the_classes() -> None:
+    codes = [kind.code for kind in TREE]
+    assert len(set(codes)) == len(codes)
+    assert errors.ContextWindowExceeded.code == "context_window_exceeded"
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
+    assert sorted(drawn) == sorted(kind.__name__ for kind in TREE if kind is not FleetError)

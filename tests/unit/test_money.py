@@ -1,0 +1,39 @@
+"""Money: exact, and in whole micro-dollars."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from primarch_fleet import Price
+from primarch_fleet.money import dollars
+
+tokens = st.integers(0, 10_000_000)
+
+
+def test_a_price_of_dollars_a_million_tokens_is_micro_dollars_a_token() -> None:
+    assert Price(input="2.50", output="10").cost(1_000_000, 0) == 2_500_000
+
+
+def test_half_a_micro_dollar_is_rounded_up() -> None:
+    price = Price(input="0.5")
+    assert [price.cost(count, 0) for count in (0, 1, 2, 3)] == [0, 1, 1, 2]
+
+
+@given(tokens, tokens)
+def test_a_batch_costs_half_to_the_micro_dollar(read: int, written: int) -> None:
+    price = Price(input="0.15", output="0.6")
+    assert abs(2 * price.times(Decimal("0.5")).cost(read, written) - price.cost(read, written)) <= 1
+
+
+@pytest.mark.parametrize("wrong", ["-1", "NaN", "Infinity", "cheap"])
+def test_a_price_that_is_no_price_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        Price(input=wrong)
+
+
+def test_people_read_dollars() -> None:
+    assert dollars(1_234_567) == "$1.234567"
+    assert dollars(-5) == "$-0.000005"

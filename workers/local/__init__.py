@@ -1,0 +1,1 @@
+"""The local lane: one engine on own hardware behind the tasks of its model's queue."""

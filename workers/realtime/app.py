@@ -1,0 +1,18 @@
+"""A realtime worker: `celery -A workers.realtime.app worker -n realtime1@%h`."""
+
+from config.fleet import fleet_config
+from config.settings import redis_url
+from primarch_fleet.contract import REALTIME_QUEUE
+from tasks import servers
+from workers.realtime.router import RealtimeServer
+from workers.start import lane_worker
+
+
+async def start() -> RealtimeServer:
+    """Put the Router behind the realtime tasks."""
+    server = RealtimeServer(fleet_config(), redis_url())
+    servers.use("realtime", server)
+    return server
+
+
+app = lane_worker("realtime", [REALTIME_QUEUE], start)

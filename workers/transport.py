@@ -1,0 +1,259 @@
+"""The workers' side of Redis: every message is leased, none is lost, none runs twice on a blip.
+
+A fetch leases its message in the same step (lua/fetch.lua); a thread renews the leases of the
+process until the messages are acknowledged, whatever becomes of the connection (leases.py). A lease
+that nobody has renewed for `visibility_timeout` seconds belonged to a dead worker: any other puts
+its message back at the head of its queue. A message that cannot be understood, or was delivered
+`max_deliveries` times without an end, goes to the list `fleet:dead_letters` and its task fails.
+
+Importing this module makes the broker URLs `fleetredis://` and `fleetrediss://` (TLS, verified
+unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to one and
+`worker_consumer` to `workers.transport:Consumer`; everybody else stays on plain `redis://`.
+`broker_transport_options`, besides kombu's:
+
+* visibility_timeout: seconds; a live worker renews six times in it.
+* max_deliveries (5): a message given back by a worker that stops is not counted.
+* idle_delay (0.02): seconds between two looks at empty queues.
+"""
+
+import atexit
+import json
+import logging
+import ssl
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty
+from typing import Any
+
+import redis
+from celery.exceptions import NotRegistered
+from celery.signals import worker_shutdown
+from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES, virtual
+from kombu.transport import redis as kombu_redis
+
+from workers.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
+
+logger = logging.getLogger(__name__)
+
+
+class QoS(virtual.QoS):
+    """Acknowledges through the leases of the process, which outlive the channel."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Nothing: the fetch has leased the message."""
+
+    def can_consume(self) -> bool:
+        """Whether the process may hold one more message, counted over reconnections."""
+        return not self.prefetch_count or len(LEASES) < self.prefetch_count
+
+    def ack(self, delivery_tag: str) -> None:
+        """Done with the message, at the latest when Redis is back."""
+        LEASES.ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Drop the message, or put it at the end of its queue as one more delivery."""
+        (LEASES.requeue if requeue else LEASES.ack)(delivery_tag)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Nothing: a channel that closes gives nothing back, the end of the process does."""
+        self._on_collect.cancel()  # type: ignore[attr-defined]
+
+
+class Channel(kombu_redis.Channel):
+    """Fetches by lua/fetch.lua in place of BRPOP."""
+
+    QoS = QoS  # type: ignore[assignment]
+    max_deliveries = 5
+    idle_delay = 0.02
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "max_deliveries",
+        "idle_delay",
+    )
+
+    # What this relies on and kombu does not publish.
+    connection_errors: tuple[type[Exception], ...]
+    _queue_cycle: Any
+    _q_for_pri: Callable[[str, int], str]
+    _connparams: Callable[[], dict[str, Any]]
+    _flush_brpop_reauth: Callable[[], None]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unleased: set[str] = set()  # queues whose consumer does not acknowledge
+        self._sources: dict[str, str] = {}  # list -> queue
+        self._asked: str | None = None  # the tag of a fetch whose reply is still to come
+        self._idle_until = 0.0
+        super().__init__(*args, **kwargs)
+
+    def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
+        """Consume with leases, or without for a consumer that does not acknowledge."""
+        if no_ack:
+            self._unleased.add(queue)
+        else:
+            self._unleased.discard(queue)
+            self._start_leases()
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def basic_cancel(self, consumer_tag: str) -> Any:
+        """Stop consuming, and read out the answer under way: its message goes back at once."""
+        result = super().basic_cancel(consumer_tag)
+        if self._in_poll and not self.active_queues:
+            with suppress(Empty):
+                self._brpop_read()
+        return result
+
+    def _start_leases(self) -> None:
+        # A pool that waits: many threads acknowledge at once.
+        parameters = self._connparams() | {
+            "max_connections": 16,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+        }
+        prefix = self.global_keyprefix
+        terms = Terms(
+            prefix + self.unacked_key,
+            prefix + self.unacked_index_key,
+            prefix + DEAD_LETTERS,
+            self.visibility_timeout,
+            self.max_deliveries,
+        )
+        pool = redis.BlockingConnectionPool(**parameters)  # type: ignore[no-untyped-call]
+        LEASES.start(redis.Redis(connection_pool=pool), terms)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Ask for a message; the poller calls this whenever no question is open."""
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues or time.monotonic() < self._idle_until:
+            return
+        prefix = self.global_keyprefix
+        self._sources = {
+            prefix + self._q_for_pri(queue, step): queue
+            for step in self.priority_steps
+            for queue in queues
+        }
+        keys = [prefix + self.unacked_key, prefix + self.unacked_index_key, *self._sources]
+        leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
+        self._asked = uuid.uuid4().hex
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        self._in_poll.send_command("EVAL", LUA["fetch"], len(keys), *keys, self._asked, *leased)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """Deliver the answer. Raises Empty when there was no message."""
+        self._idle_until = time.monotonic() + self.idle_delay
+        try:
+            reply = self.client.connection.read_response()
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll, tag = None, self._asked
+            self._flush_brpop_reauth()
+        self._asked = None
+        if not reply:
+            raise Empty
+        self._idle_until = 0.0
+        self._deliver(str(tag), reply[0].decode(), reply[1].decode(errors="replace"))
+        return True
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        if self._in_poll is connection and self._asked:
+            LEASES.unread(self._asked)
+            self._asked = None
+        super()._on_connection_disconnect(connection)  # type: ignore[misc]
+
+    def _deliver(self, tag: str, source: str, text: str) -> None:
+        """Hand a message to its consumer; what blows up there is a dead letter.
+
+        Celery would exit, and so would every worker that gets the message next.
+        """
+        queue = self._sources[source]
+        self._queue_cycle.rotate(queue)
+        if queue not in (self.connection._callbacks or ()):
+            LEASES.unread(tag)  # the consumer was cancelled while the answer was under way
+            return
+        if queue not in self._unleased:
+            LEASES.hold(tag)
+        try:
+            message = json.loads(text)
+            message["properties"]["delivery_tag"] = tag
+            self.connection._deliver(message, queue)
+        except (*DISCONNECTED, OperationalError):
+            LEASES.let_go(tag)
+            raise
+        except Undeliverable as problem:
+            LEASES.bury(tag, text, source, problem)
+        except Exception as exc:
+            logger.exception("A message cannot be read", extra={"action": "message_unreadable"})
+            LEASES.bury(tag, text, source, Undeliverable("malformed", exc))
+
+
+class Transport(kombu_redis.Transport):
+    """Redis with leases: `fleetredis://`."""
+
+    Channel = Channel
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """As kombu does, and wake the worker's hub often enough to look at empty queues."""
+        super().register_with_event_loop(connection, loop)
+        options = connection.client.transport_options
+        loop.call_repeatedly(options.get("idle_delay", Channel.idle_delay), _look)
+
+
+class TLSTransport(Transport):
+    """Redis with leases over TLS: `fleetrediss://`."""
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        if not isinstance(client.ssl, dict):
+            client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        super().__init__(client, **kwargs)
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer on leases: dead letters in place of dropped messages, acks at once."""
+
+    hub: Any
+
+    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Acknowledge in the calling thread: the hub stands still while a stopping worker drains.
+
+        Then wake the hub, which may fetch one more message.
+        """
+        p(*args, **kwargs)
+        self.hub.call_soon(_look)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """The body cannot be decoded."""
+        raise Undeliverable("undecodable", exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        """The message is not a task."""
+        raise Undeliverable("not_a_task", ValueError("No task is named"))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """This worker does not know the task."""
+        raise Undeliverable("unknown_task", NotRegistered(str(exc)))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """The task is known, its message is refused."""
+        raise Undeliverable("invalid_task", exc)
+
+
+def leased(url: str) -> str:
+    """A worker's `broker_read_url` for the broker at this `redis://` or `rediss://` URL."""
+    return f"fleet{url}" if url.startswith(("redis://", "rediss://")) else url
+
+
+def _look() -> None:
+    """Nothing: the hub polls whenever it has woken."""
+
+
+TRANSPORT_ALIASES["fleetredis"] = "workers.transport:Transport"
+TRANSPORT_ALIASES["fleetrediss"] = "workers.transport:TLSTransport"
+
+worker_shutdown.connect(LEASES.return_all)
+atexit.register(LEASES.return_all)  # a cold shutdown sends no signal
