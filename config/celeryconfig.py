@@ -40,9 +40,6 @@ broker_connection_max_retries = None
 broker_channel_error_retry = True
 broker_transport_options = {
     "visibility_timeout": settings().visibility_timeout,
-    "unacked_restore_interval": 2,
-    "unacked_restore_throttle": 1,
-    "unacked_mutex_expire": 10,
     "socket_timeout": 10,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
@@ -54,6 +51,8 @@ redis_socket_timeout = 10
 redis_socket_keepalive = True
 redis_backend_health_check_interval = 10
 result_backend_always_retry = True
+# One store for all threads of a process; Celery's default is one, with its connections, a thread.
+result_backend_thread_safe = True
 result_backend_transport_options = {
     "retry_policy": {
         "max_retries": None,

@@ -72,12 +72,12 @@ def _best(request: Request, model: Model, catalogue: Catalogue, patience: float)
 def _preferences(request: Request) -> list[Choice]:
     """The lanes in the order in which this request wants them."""
     realtime = Choice("realtime", "no cheaper lane fits")
-    local = Choice("local", "the model is hosted here")
-    batch = Choice("batch", "the only lane that serves the model")
+    local = Choice("local", "hosted here")
+    batch = Choice("batch", "only lane of the model")
     if request.priority == "high" or request.cost_preference == "speed":
         return [Choice("realtime", "urgent"), local, batch]
     if request.cost_preference == "cost":
-        return [Choice("batch", "cost-sensitive and patient enough for a batch"), local, realtime]
+        return [Choice("batch", "cost-sensitive, patient"), local, realtime]
     return [local, realtime, batch]
 
 

@@ -83,12 +83,17 @@ def read(text: str | bytes) -> Line:
 
 
 def _outcome(line: dict[str, Any]) -> Outcome:
-    response = line.get("response") or {}
-    status, body = response.get("status_code", 0), _body(response)
+    response = _object(line.get("response"))
+    status, body = response.get("status_code"), _body(response)
     error = line.get("error") or body.get("error") or {}
     if status == 200 and body and not error:
         return Answered(body)
-    return classify(status, error if isinstance(error, dict) else {"message": str(error)})
+    known = error if isinstance(error, dict) else {"message": str(error)}
+    return classify(status if isinstance(status, int) else 0, known)
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _body(response: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _body(response: dict[str, Any]) -> dict[str, Any]:
             body = json.loads(body)
         except ValueError:
             return {"error": {"message": "the answer is not JSON"}}
-    return body if isinstance(body, dict) else {}
+    return _object(body)
 
 
 def classify(status: int, error: dict[str, Any]) -> Outcome:

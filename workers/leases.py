@@ -117,9 +117,8 @@ class Leases:
         self._held: dict[str, None] = {}  # lease tags, oldest first
         self._acked: set[str] = set()  # acknowledged, but Redis does not know yet
         self._unread: set[str] = set()  # fetched, perhaps, on a connection that broke
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._stopped = False
+        self._started = False
+        self._wake, self._stopped = threading.Event(), threading.Event()
         self._sweep_at = 0.0
         self._renewed_at = 0.0
 
@@ -130,13 +129,16 @@ class Leases:
         to renew before one takes a lease for abandoned.
         """
         self._hold_sweeps(terms.visibility_timeout)
-        if self._thread is None:
-            self.use(client, terms)
-            self._thread = threading.Thread(target=self._run, name="lease-beat", daemon=True)
-            self._thread.start()
+        if self._started:
+            return
+        self._started = True
+        self.use(client, terms)
+        # Two, so that the hook of a dead letter cannot hold up a renewal.
+        for do, wait in ((self.beat, self._wake.wait), (self.sweep, self._stopped.wait)):
+            threading.Thread(target=self._repeat, args=(do, wait), daemon=True).start()
 
     def use(self, client: redis.Redis, terms: Terms) -> None:
-        """Work through this client, without a thread: `beat` is left to the caller."""
+        """Work through this client without threads: `beat` and `sweep` are left to the caller."""
         self._client, self._terms = client, terms
         self._renew, self._expired, self._release = (
             client.register_script(LUA[name]) for name in ("renew", "expired", "release")
@@ -184,9 +186,9 @@ class Leases:
 
         For the end of the process. What cannot be returned is left to its visibility timeout.
         """
-        if self._thread is None or self._stopped:
+        if not self._started or self._stopped.is_set():
             return
-        self._stopped = True
+        self._stopped.set()
         self._wake.set()
         with self._lock:
             held, self._held = list(self._held), {}
@@ -197,12 +199,10 @@ class Leases:
         if held:
             _log(logging.WARNING, "messages_returned", "Returned %d message(s)", len(held))
 
-    def _run(self) -> None:
-        while not self._stopped:
-            self._wake.wait(self._terms.visibility_timeout / 6)
-            self._wake.clear()
-            if not self._stopped:
-                self._attempt(self.beat)
+    def _repeat(self, do: Callable[[], None], wait: Callable[[float], bool]) -> None:
+        while not self._stopped.is_set():
+            self._attempt(do)
+            wait(self._terms.visibility_timeout / 6)
 
     def _attempt(self, do: Callable[[], Any]) -> bool:
         """Call, and log what goes wrong; every caller has said what happens then."""
@@ -217,14 +217,23 @@ class Leases:
         return False
 
     def beat(self) -> None:
-        """Do what is overdue, renew all leases and redeliver what others have abandoned."""
+        """Do what could not be done before, then renew all leases."""
+        self._wake.clear()
         self._flush_acks()
         for tag in list(self._unread):
             self._give_back(tag, _NEXT, counts=False)
             self._unread.discard(tag)
         self._renew_all()
-        if self._clock() >= self._sweep_at:
-            self._sweep()
+
+    def sweep(self) -> None:
+        """Put messages of dead workers back; nothing while sweeps are held or renewals overdue."""
+        now, timeout = self._clock(), self._terms.visibility_timeout
+        if now < self._sweep_at or now - self._renewed_at > timeout / 2:
+            return
+        found = iter(self._expired(keys=self._terms.keys, args=[timeout, 100]))
+        for tag, entry in zip(found, found, strict=True):
+            if self._restore(tag.decode(), entry, _NEXT, counts=True, idle=timeout):
+                _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
 
     def _flush_acks(self) -> None:
         with self._lock:
@@ -257,16 +266,6 @@ class Leases:
 
     def _hold_sweeps(self, seconds: float) -> None:
         self._sweep_at = self._clock() + seconds
-
-    def _sweep(self) -> None:
-        found = iter(
-            self._expired(keys=self._terms.keys, args=[self._terms.visibility_timeout, 100])
-        )
-        for tag, entry in zip(found, found, strict=True):
-            if self._restore(
-                tag.decode(), entry, _NEXT, counts=True, idle=self._terms.visibility_timeout
-            ):
-                _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
 
     def _give_back(self, tag: str, end: str, *, counts: bool) -> None:
         entry = self._client.hget(self._terms.unacked_key, tag)

@@ -24,7 +24,7 @@ def main() -> None:
 
 def show(name: str, text: str) -> None:
     """Standard output belongs to supervisord's protocol: write to the other one."""
-    for line in text.splitlines():
+    for line in filter(str.strip, text.splitlines()):
         print(f"{name:<{WIDTH}} | {line}", file=sys.stderr, flush=True)
 
 

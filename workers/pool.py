@@ -1,15 +1,14 @@
 """The worker pool of `async def` tasks: one event loop a process, one thread a task in flight.
 
 A thread runs Celery's own tracer, unchanged, and waits while the body runs on the loop. So
-acknowledgement, results, retries, chains and signals are Celery's, and no Redis call of Celery's
-ever holds up the loop.
+acknowledgement, results, retries, chains and signals are Celery's, and its Redis calls do not hold
+up the loop.
 
 The settings say `worker_pool = "workers.pool:TaskPool"`; `worker_concurrency` is the number of
 tasks in flight, `fleet_drain_timeout` the seconds that SIGTERM leaves them to finish.
 """
 
 import asyncio
-import functools
 import itertools
 import logging
 import math
@@ -17,8 +16,9 @@ import queue
 import threading
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
@@ -30,11 +30,14 @@ from tasks.base import Body, runner
 
 logger = logging.getLogger(__name__)
 
-Hook = Callable[[], Coroutine[Any, Any, Any]]
+Hook = Callable[[], Awaitable[Any]]
 
 #: Seconds that cancelled bodies, and after them the hooks of `at_stop`, have to end.
 UNWIND_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 5.0
+
+_BODY = "fleet-body"
+_UNTRACED = {"action": "job_untraced"}
 
 
 class _LoopThread:
@@ -52,15 +55,11 @@ class _LoopThread:
         while not self._stopping:
             try:
                 self.loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):
-                # asyncio lets these out of a task that a body started by itself.
+            except (SystemExit, KeyboardInterrupt):  # out of a task that a body started by itself
                 logger.exception("A coroutine tried to exit", extra={"action": "loop_interrupted"})
 
     def stop(self, timeout: float) -> None:
-        """Run the hooks, newest first, cancel what still runs, end the loop and its thread.
-
-        Takes `timeout` seconds and little more, whatever the hooks do.
-        """
+        """Run the hooks, cancel what still runs, end the loop: in little more than `timeout`."""
         closing = asyncio.run_coroutine_threadsafe(self._close(timeout), self.loop)
         _ended_within(closing, timeout + 1)
         self._stopping = True
@@ -73,16 +72,17 @@ class _LoopThread:
 
     async def _close(self, seconds: float) -> None:
         deadline = self.loop.time() + seconds
+        if bodies := [task for task in asyncio.all_tasks() if task.get_name() == _BODY]:
+            await asyncio.wait(bodies, timeout=seconds / 2)  # they may still need what hooks close
         for hook in reversed(self.hooks):
             try:
                 async with asyncio.timeout_at(deadline):
                     await hook()
             except Exception:
                 logger.exception("A hook failed", extra={"action": "stop_hook_failed"})
-        rest = asyncio.all_tasks(self.loop) - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        if rest:
+        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in rest:
+                task.cancel()
             await asyncio.wait(rest, timeout=max(0.1, deadline - self.loop.time()))
         await self.loop.shutdown_asyncgens()
 
@@ -110,8 +110,7 @@ def loop() -> asyncio.AbstractEventLoop:
 def at_stop(hook: Hook) -> None:
     """Have `hook()` awaited on the loop when the pool has stopped, before the loop does.
 
-    Hooks run newest first and share `CLOSE_TIMEOUT` seconds; one that fails or runs out of time is
-    logged and does not keep the others from running.
+    Hooks run newest first and share `CLOSE_TIMEOUT` seconds; one that fails is logged.
     """
     _loop_thread().hooks.append(hook)
 
@@ -127,13 +126,9 @@ def stop_loop() -> None:
 
 def _ended_within(future: "Future[Any]", seconds: float | None) -> bool:
     """Wait for the future to have a result, an exception or to be cancelled; say if it came to."""
-    try:
+    with suppress(TimeoutError, CancelledError):
         future.exception(seconds)
-    except TimeoutError:
-        return False
-    except CancelledError:
-        pass
-    return True
+    return future.done()
 
 
 class State(Enum):
@@ -171,11 +166,8 @@ class Job:
         self._soft_due = False
 
     def accept(self) -> bool:
-        """Tell Celery that the job starts, unless it is claimed; say if it is to run.
-
-        Done under the lock: a revoke comes either before, and is seen by Celery in the callback, or
-        after, and finds the job running.
-        """
+        """Tell Celery that the job starts, unless it is claimed; say if it is to run."""
+        # Under the lock: a revoke comes before and is seen in the callback, or finds it running.
         with self.lock:
             if self.state is State.QUEUED:
                 self.state = State.RUNNING
@@ -192,7 +184,7 @@ class Job:
     def claim(self, *states: State) -> bool:
         """Take the outcome over and cancel the body; False if it has ended or is claimed.
 
-        Returns without waiting for the body to unwind; its thread is free at once.
+        Does not wait for the body to unwind; its thread is free at once.
         """
         with self.lock:
             if self.state not in (states or (State.QUEUED, State.RUNNING)):
@@ -243,6 +235,7 @@ class Job:
 
     async def _guarded(self, body: Body) -> Any:
         self._body = asyncio.current_task()
+        self._body.set_name(_BODY)  # type: ignore[union-attr]
         if self._soft_due:
             raise SoftTimeLimitExceeded(self.soft)
         try:
@@ -284,7 +277,7 @@ def _raised(exc: BaseException) -> ExceptionInfo:
 
 
 class TaskPool(BasePool):
-    """Celery's pool interface over the loop and the threads.
+    """Celery's pool over the loop and the threads.
 
     A soft limit raises SoftTimeLimitExceeded inside the coroutine. A hard limit stores
     TimeLimitExceeded, revoke(terminate=True) stores REVOKED: both acknowledge the message, cancel
@@ -336,10 +329,8 @@ class TaskPool(BasePool):
         while (job := self._waiting.get()) is not None:
             try:
                 self._run(job)
-            except BaseException:
-                logger.exception(
-                    "Task %s was left unreported", job.task_id, extra={"action": "job_failed"}
-                )
+            except BaseException as exc:
+                self._run_again(job, exc)
             with self._changed:
                 del self.jobs[job.id]
                 self._changed.notify_all()
@@ -347,19 +338,21 @@ class TaskPool(BasePool):
     def _run(self, job: Job) -> None:
         if not job.accept():
             return
-        try:
-            with runner(job.run_body):
-                report = functools.partial(job.on_ended, job.call())
-        except BaseException as exc:
-            # Not the body but Celery's tracer: whether a result is stored is unknown. Run it again.
-            logger.exception(
-                "Task %s was not traced", job.task_id, extra={"action": "job_untraced"}
-            )
-            report = functools.partial(job.on_failed, _raised(Reject(repr(exc), requeue=True)))
+        with runner(job.run_body):
+            outcome = job.call()
         if job.end():
-            report()
+            job.on_ended(outcome)
         elif job.overran:
             job.on_timeout(False, job.hard)
+
+    def _run_again(self, job: Job, exc: BaseException) -> None:
+        """Requeue a task that Celery's tracer or callbacks failed: it may have no result."""
+        logger.error("Task %s failed outside its body", job.task_id, exc_info=exc, extra=_UNTRACED)
+        try:
+            if job.end() or job.overran:
+                job.on_failed(_raised(Reject(repr(exc), requeue=True)))
+        except Exception:
+            logger.exception("Task %s was not requeued", job.task_id, extra=_UNTRACED)
 
     def terminate_job(self, pid: int, signal: object = None) -> None:
         """Cancel one task by the id it was accepted with; Celery stores the outcome itself."""
@@ -367,14 +360,12 @@ class TaskPool(BasePool):
             job.claim()
 
     def on_stop(self) -> None:
-        """Drain, then cancel what is left. Returns with the loop stopped, hooks run."""
+        """Drain, cancel what is left, run the hooks, stop the loop."""
         timeout = float(self.app.conf.get("fleet_drain_timeout", 30.0))
         for job in list(self.jobs.values()):
             job.claim(State.QUEUED)
         if not self._drained(timeout):
-            logger.warning(
-                "Cancelling what %.0f s did not finish", timeout, extra={"action": "drain_timeout"}
-            )
+            logger.warning("Not all done in %s s", timeout, extra={"action": "drain_timeout"})
         self.on_terminate()
 
     def on_terminate(self) -> None:
@@ -399,8 +390,8 @@ class TaskPool(BasePool):
         self.limit -= n
 
     def _get_info(self) -> dict[str, Any]:
-        info = {"max-concurrency": self.limit, "running": len(self.jobs), "threads": self._threads}
-        return {"implementation": "workers.pool:TaskPool", **info}
+        own = {"running": len(self.jobs), "threads": self._threads}
+        return {**super()._get_info(), **own}  # type: ignore[misc]
 
     @property
     def num_processes(self) -> int:

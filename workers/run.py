@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -33,12 +34,17 @@ SAMPLE = ROOT / "examples" / "requests.jsonl"
 #: Seconds for the fleet to start, for all results, and for a clean stop.
 START, RESULTS, STOP = 120.0, 120.0, 90.0
 
+#: Columns of the table where no terminal says otherwise.
+WIDTH = 110
+
 Outcome = Completion | FleetError
 
 
 def main() -> None:
     """Exit 0 when every request was answered, 1 when one was not, 2 when there was no fleet."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     requests = load(SAMPLE)
     folder = settings().data_dir / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -125,7 +131,7 @@ async def drive(
 def table(tickets: list[Ticket], outcomes: list[Outcome]) -> Table:
     """One row a request."""
     columns = ("lane", "why", "model served", "latency", "tokens", "cost", "saving")
-    view = Table(*columns, title=f"{len(tickets)} requests")
+    view = Table(*columns, title=f"{len(tickets)} requests", box=SIMPLE_HEAD)
     for ticket, outcome in zip(tickets, outcomes, strict=True):
         view.add_row(*_row(ticket, outcome))
     return view
@@ -148,7 +154,7 @@ def _row(ticket: Ticket, outcome: Outcome) -> tuple[str, ...]:
 
 def totals(outcomes: list[Outcome]) -> Table:
     """One row a lane, and the sum."""
-    view = Table("lane", "answered", "tokens", "cost", "list price", "saving")
+    view = Table("lane", "answered", "tokens", "cost", "list price", "saving", box=SIMPLE_HEAD)
     receipts = [one.receipt for one in outcomes if isinstance(one, Completion)]
     for lane in (*LANES, "all"):
         some = [receipt for receipt in receipts if lane in ("all", receipt.lane)]

@@ -38,6 +38,7 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
         task_queues=[Queue(name) for name in queues],
         broker_read_url=transport.leased(url),
         broker_write_url=url,
+        worker_consumer="workers.transport:Consumer",
     )
 
     class ServeLane(bootsteps.StartStopStep):

@@ -19,6 +19,7 @@ unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to 
 import atexit
 import json
 import logging
+import math
 import ssl
 import time
 import uuid
@@ -192,10 +193,22 @@ class Channel(kombu_redis.Channel):
             LEASES.bury(tag, text, source, Undeliverable("malformed", exc))
 
 
+class Poller(kombu_redis.MultiChannelPoller):
+    """Looks again after the idle delay also where no hub turns: in `drain_events`."""
+
+    def get(self, callback: Callable[..., Any], timeout: float | None = None) -> None:
+        """Deliver what has come. Raises Empty when that is nothing."""
+        super().get(callback, min(timeout or math.inf, Channel.idle_delay))
+
+
 class Transport(kombu_redis.Transport):
     """Redis with leases: `fleetredis://`."""
 
     Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """As kombu does, and wake the worker's hub often enough to look at empty queues."""

@@ -119,14 +119,14 @@ class Plan:
         port = free_port()
         self.addresses[f"metrics of {name}"] = f"http://127.0.0.1:{port}/metrics"
         env = {"FLEET_METRICS_PORT": str(port), "FLEET_ENGINE": engine}
-        return Process(name, _celery(app, "worker", "-n", f"{name}@%h"), WORKERS, env)
+        return Process(name, _celery(app, "worker", "-l", "INFO", "-n", f"{name}@%h"), WORKERS, env)
 
     def _rest(self) -> Iterator[Process]:
         if self._options.batch:
             yield Process("beat", _celery("scheduler.beat", "beat"), REST)
         port = free_port(5555)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
-        flower = ("flower", "--address=127.0.0.1", f"--port={port}")
+        flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
         yield Process("flower", _celery("tasks.app", *flower), REST)
         yield Process("ready", _python("workers.ready", str(self.data_dir / "plan.yaml")), REST)
 

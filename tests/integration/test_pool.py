@@ -1,22 +1,31 @@
 """The async pool in a real worker process."""
 
+import asyncio
 import signal
+import threading
+import time
 from collections.abc import Iterator
+from queue import Queue
 
 import pytest
 import redis
 from celery import chain
-from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
 from tests.integration.conftest import Producer, StartWorker, Worker, eventually
+from workers import pool
 
 TIMEOUT = 30  # seconds; none of the results takes a tenth of it
 
 
-@pytest.fixture(scope="module")
-def worker(start_worker: StartWorker, valkey_url: str) -> Iterator[Worker]:
+@pytest.fixture(scope="module", autouse=True)
+def _emptied(valkey_url: str) -> None:
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
+
+
+@pytest.fixture(scope="module")
+def worker(start_worker: StartWorker, _emptied: None) -> Iterator[Worker]:
     with start_worker("pool", concurrency=500) as worker:
         yield worker
 
@@ -162,7 +171,7 @@ def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_o
     queue = ("-Q", "drained")
     with start_worker("old", args=queue, env={"FLEET_TEST_DRAIN": "1"}) as old:
         short = producer.send("rest", 0.5, queue="drained")
-        long = producer.send("rest", 3, queue="drained")
+        long = producer.send("rest", 2, queue="drained")
         eventually(lambda: ran(store, short.id) and ran(store, long.id))
         old.signal(signal.SIGTERM)
         assert old.process.wait(20) == 0
@@ -173,3 +182,90 @@ def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_o
     with start_worker("new", args=queue):
         assert long.get(timeout=TIMEOUT) == "rested"
     assert (ran(store, short.id), ran(store, long.id)) == (1, 2)
+
+
+def test_sigquit_cancels_at_once_and_gives_everything_back(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    with start_worker("quit", args=("-Q", "quit")) as worker:
+        result = producer.send("rest", 60, queue="quit")
+        eventually(lambda: ran(store, result.id))
+        worker.signal(signal.SIGQUIT)
+        worker.process.wait(20)
+    assert (store.llen("quit"), nothing_unacked(store)) == (1, True)
+
+
+# Jobs and the loop by themselves.
+
+
+def job() -> pool.Job:
+    ignored = dict.fromkeys(["callback", "accept_callback", "error_callback", "timeout_callback"])
+    return pool.Job(1, lambda: None, ignored | {"accept_callback": lambda *_: None})
+
+
+@pytest.fixture
+def _loop() -> Iterator[None]:
+    yield
+    pool.stop_loop()
+
+
+def test_an_outcome_is_either_the_bodys_or_the_claimants(_loop: None) -> None:
+    async def body() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    outcomes = set()
+    for number in range(300):
+        one = job()
+        assert one.accept()
+        claims: Queue[bool] = Queue()
+        claimant = threading.Thread(target=lambda one=one, claims=claims: claims.put(one.claim()))
+        if number % 2:
+            claimant.start()
+        try:
+            outcome = one.run_body(body)
+        except Ignore:
+            outcome = "claimed"
+        if not number % 2:
+            claimant.start()
+        claimant.join()
+        assert claims.get() == (outcome == "claimed")
+        outcomes.add(outcome)
+    assert "done" in outcomes
+
+
+def test_a_job_claimed_while_it_is_queued_is_not_accepted_and_makes_no_body() -> None:
+    one = job()
+    assert one.claim()
+    assert not one.accept()
+    with pytest.raises(Ignore):
+        one.run_body(lambda: pytest.fail("the body was made"))
+    assert not one.claim()
+
+
+def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none(_loop: None) -> None:
+    ran: list[object] = []
+
+    async def note() -> None:
+        ran.append(asyncio.get_running_loop())
+
+    async def fail() -> None:
+        ran.append("failed")
+        raise ValueError
+
+    loop = pool.loop()
+    pool.at_stop(note)
+    pool.at_stop(fail)
+    pool.stop_loop()
+    assert ran == ["failed", loop]
+    assert loop.is_closed()
+
+
+def test_a_hook_that_hangs_does_not_hold_up_the_end(
+    _loop: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CLOSE_TIMEOUT", 0.1)
+    pool.at_stop(lambda: asyncio.sleep(3600))
+    started = time.monotonic()
+    pool.stop_loop()
+    assert time.monotonic() - started < 5

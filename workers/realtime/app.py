@@ -11,6 +11,7 @@ from workers.start import lane_worker
 async def start() -> RealtimeServer:
     """Put the Router behind the realtime tasks."""
     server = RealtimeServer(fleet_config(), redis_url())
+    await server.warm_up()
     servers.use("realtime", server)
     return server
 

@@ -32,9 +32,16 @@ class RealtimeServer:
         self._config = config
         self._secrets = [provider.key() for provider in config.providers.values()]
         litellm.suppress_debug_info = True
+        logging.getLogger("LiteLLM").setLevel(logging.ERROR)
         if LOGGER not in litellm.callbacks:
             litellm.callbacks.append(LOGGER)
         self._router = build(config, redis_url)
+
+    async def warm_up(self) -> None:
+        """Have LiteLLM import what it needs for a call, seconds of it, before somebody waits."""
+        chats = [one.model for one in self._config.deployments if one.kind == "chat"]
+        for model in chats[:1]:
+            await self._router.acompletion(model=model, messages=[], mock_response="ready")
 
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
         """One answer, from the first deployment that gives one. Raises ProviderError or a kind."""

@@ -102,7 +102,7 @@ def test_as_many_requests_as_allowed_pass(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "passes"), [([["a", "b"], "c"], True), ([["a", "b"], "c", [1, 2, 3]], False)]
+    ("inputs", "passes"), [([["a", "b"], [1, 2, 3]], True), ([["a", "b"], "c", [1, 2, 3]], False)]
 )
 def test_embedding_inputs_are_counted_over_all_lines(
     client: OpenAI, sim: Simulator, clock: VirtualClock, inputs: list[Any], passes: bool

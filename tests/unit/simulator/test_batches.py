@@ -10,7 +10,7 @@ from openai import OpenAI
 from openai.types import Batch, FileObject
 
 from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.profile import BatchProfile, Fault, Model
+from tests.simulator.profile import BatchProfile, Fault
 from tests.unit.simulator.batch_file import CHAT, EMBEDDINGS, create, ids, line, lines, read, upload
 from tests.unit.simulator.conformance import conforms
 from tests.unit.simulator.conftest import MODELS
@@ -132,6 +132,12 @@ def test_ids_of_absent_files_may_be_empty(
     batch = client.batches.retrieve(batch_id)
     assert batch.error_file_id == ""
     assert batch.output_file_id
+    give(sim, Fault(scope="line", status=500), empty_ids=True)
+    batch_id = create(client, lines(1)).id
+    clock.advance(10)
+    batch = client.batches.retrieve(batch_id)
+    assert batch.output_file_id == ""
+    assert batch.error_file_id
 
 
 def test_each_line_is_in_exactly_one_of_the_two_files(
@@ -202,6 +208,15 @@ def test_an_expired_batch_delivers_what_was_finished(
     assert sim.invoice()["requests"] == 3
 
 
+def test_a_share_of_the_lines_is_not_a_float_short(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, expire_at_fraction=0.29)
+    batch_id = create(client, lines(100)).id
+    clock.advance(86_400)
+    assert counts(client.batches.retrieve(batch_id)) == (100, 29, 0)
+
+
 def test_a_batch_too_slow_for_its_window_expires(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
@@ -229,6 +244,19 @@ def test_a_cancelled_batch_delivers_what_was_finished(
     assert (len(output), len(errors)) == (2, 3)
     assert {item["error"]["code"] for item in errors} == {"batch_cancelled"}
     assert sim.invoice()["requests"] == 2
+
+
+def test_cancelling_takes_its_time_whatever_was_planned_before(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
+    give(sim, cancelling=100)
+    batch_id = create(client, lines(5)).id
+    clock.advance(3)
+    client.batches.cancel(batch_id)
+    clock.advance(99)
+    assert client.batches.retrieve(batch_id).status == "cancelling"
+    clock.advance(1)
+    assert client.batches.retrieve(batch_id).status == "cancelled"
 
 
 def test_a_batch_cancelled_while_validating_executes_nothing(
@@ -260,8 +288,8 @@ def test_the_list_is_newest_first_and_pages(client: OpenAI, http: httpx.Client) 
     assert [conforms(Batch, item).id for item in page["data"]] == [created[4], created[3]]
     assert (page["first_id"], page["last_id"]) == (created[4], created[3])
     assert page["has_more"] is True
-    last = http.get("/batches", params={"limit": 2, "after": created[1]}).json()
-    assert [item["id"] for item in last["data"]] == [created[0]]
+    last = http.get("/batches", params={"limit": 2, "after": created[2]}).json()
+    assert [item["id"] for item in last["data"]] == [created[1], created[0]]
     assert last["has_more"] is False
     assert [batch.id for batch in client.batches.list(limit=2)] == created[::-1]
 
@@ -305,117 +333,6 @@ def test_an_unknown_batch_is_not_found(client: OpenAI) -> None:
         client.batches.retrieve("batch_x")
     with pytest.raises(openai.NotFoundError, match="batch_x"):
         client.batches.cancel("batch_x")
-
-
-@pytest.mark.parametrize(
-    ("changes", "param", "code"),
-    [
-        ({"input_file_id": None}, "input_file_id", "missing_required_parameter"),
-        ({"endpoint": None}, "endpoint", "missing_required_parameter"),
-        ({"endpoint": "/v1/fun"}, "endpoint", "invalid_value"),
-        ({"completion_window": None}, "completion_window", "missing_required_parameter"),
-        ({"completion_window": "1h"}, "completion_window", "invalid_value"),
-        ({"metadata": []}, "metadata", "invalid_type"),
-        ({"metadata": {"k": 1}}, "metadata.k", "invalid_type"),
-        (
-            {"metadata": {str(n): "v" for n in range(17)}},
-            "metadata",
-            "object_above_max_properties",
-        ),
-        ({"metadata": {"k" * 65: "v"}}, f"metadata.{'k' * 65}", "string_above_max_length"),
-        ({"metadata": {"k": "v" * 513}}, "metadata.k", "string_above_max_length"),
-        ({"output_expires_after": {"anchor": "x"}}, "output_expires_after.anchor", None),
-    ],
-)
-def test_a_wrong_order_is_refused(
-    client: OpenAI, http: httpx.Client, changes: dict[str, Any], param: str, code: str | None
-) -> None:
-    order = {
-        "input_file_id": upload(client, lines(1)),
-        "endpoint": CHAT,
-        "completion_window": "24h",
-        **changes,
-    }
-    response = http.post("/batches", json=order)
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert (error["param"], error["code"]) == (param, code)
-    assert client.batches.list().data == []
-
-
-def test_metadata_may_be_as_large_as_openai_allows(client: OpenAI) -> None:
-    metadata = {f"{number:064}": "v" * 512 for number in range(16)}
-    assert create(client, lines(1), metadata=metadata).metadata == metadata
-
-
-def test_an_input_file_must_exist_and_be_for_a_batch(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="Cannot find file file-x"):
-        client.batches.create(input_file_id="file-x", endpoint=CHAT, completion_window="24h")
-    other = client.files.create(file=("a.jsonl", b"{}"), purpose="user_data").id
-    with pytest.raises(openai.BadRequestError, match="purpose"):
-        client.batches.create(input_file_id=other, endpoint=CHAT, completion_window="24h")
-
-
-def test_an_input_file_may_be_too_large(client: OpenAI, sim: Simulator) -> None:
-    give(sim, max_bytes=10)
-    with pytest.raises(openai.APIStatusError) as raised:
-        create(client, lines(1))
-    assert raised.value.status_code == 413
-
-
-TOKENS = 3 + 4 + 2  # of "question": three of them fit into a limit of 30
-
-
-def limited(sim: Simulator) -> None:
-    sim.profile = Profile(models={"m": Model(enqueued_token_limit=30)})
-
-
-def test_a_batch_over_the_enqueued_token_limit_fails_after_creation(
-    client: OpenAI, sim: Simulator, clock: VirtualClock
-) -> None:
-    limited(sim)
-    batch = create(client, [line(f"r{n}", "question") for n in range(4)])
-    assert batch.status == "validating"
-    clock.advance(1)
-    batch = client.batches.retrieve(batch.id)
-    assert (batch.status, stamps(batch)) == ("failed", {"failed_at": 1})
-    assert (batch.output_file_id, batch.error_file_id) == (None, None)
-    assert batch.errors is not None
-    assert batch.errors.data is not None
-    [error] = batch.errors.data
-    assert (error.code, error.line, error.param) == ("token_limit_exceeded", None, None)
-    assert error.message is not None
-    assert error.message.startswith("Enqueued token limit reached for m in organization ")
-    assert "Limit: 30 enqueued tokens." in error.message
-
-
-def test_enqueued_tokens_are_given_back_when_a_batch_ends(
-    client: OpenAI, sim: Simulator, clock: VirtualClock
-) -> None:
-    limited(sim)
-    sent = [line(f"r{n}", "question") for n in range(2)]
-    first, second = create(client, sent), create(client, sent)
-    clock.advance(1)
-    assert client.batches.retrieve(first.id).status == "in_progress"
-    assert client.batches.retrieve(second.id).status == "failed"
-    clock.advance(5)
-    third = create(client, sent)
-    clock.advance(1)
-    assert client.batches.retrieve(first.id).status == "completed"
-    assert client.batches.retrieve(third.id).status == "in_progress"
-
-
-@pytest.mark.parametrize(("wait", "status"), [(5.5, "failed"), (6.5, "in_progress")])
-def test_tokens_are_counted_at_the_time_and_not_when_looked_at(
-    client: OpenAI, sim: Simulator, clock: VirtualClock, wait: float, status: str
-) -> None:
-    limited(sim)
-    sent = [line(f"r{n}", "question") for n in range(2)]
-    create(client, sent)  # holds its tokens until second 7
-    clock.advance(wait)
-    second = create(client, sent)
-    clock.advance(1.2)
-    assert client.batches.retrieve(second.id).status == status
 
 
 def test_a_line_is_executed_once_however_often_it_is_looked_at(

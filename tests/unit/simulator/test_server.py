@@ -159,6 +159,20 @@ def test_a_reset_forgets_all_but_profile_and_clock(
     assert create(client, lines(1)).id != batch.id
 
 
+def first_file(start: float) -> str:
+    """The id that a simulator started at this time gives to its first file."""
+    with (
+        Simulator(clock=VirtualClock(start)) as sim,
+        OpenAI(base_url=sim.url, api_key="key", max_retries=0) as client,
+    ):
+        return client.files.create(file=("a.jsonl", b""), purpose="batch").id
+
+
+def test_ids_are_reproducible_but_not_given_again_after_a_restart() -> None:
+    assert first_file(1.0) == first_file(1.0)
+    assert first_file(1.0) != first_file(2.0)
+
+
 class Gate(VirtualClock):
     """A clock on which nobody wakes until `number` are asleep."""
 
@@ -178,17 +192,18 @@ class Gate(VirtualClock):
 def test_calls_are_served_side_by_side_and_counted() -> None:
     gate = Gate(100)
 
-    async def ask_all(url: str) -> list[int]:
+    async def ask(url: str, number: int) -> list[int]:
         limits = httpx.Limits(max_connections=None)
         headers = {"Authorization": "Bearer key"}
         async with httpx.AsyncClient(limits=limits, headers=headers, timeout=60) as http:
-            calls = [http.post(f"{url}/chat/completions", json=CHAT) for _ in range(100)]
+            calls = [http.post(f"{url}/chat/completions", json=CHAT) for _ in range(number)]
             return [response.status_code for response in await asyncio.gather(*calls)]
 
     with Simulator(Profile(latency=Latency(mean=1)), gate) as sim:
-        assert asyncio.run(ask_all(sim.url)) == [200] * 100
-        assert sim.stats()["max_in_flight"] == 100
+        assert asyncio.run(ask(sim.url, 100)) == [200] * 100
         assert gate.slept == [1.0] * 100
+        assert asyncio.run(ask(sim.url, 1)) == [200]
+        assert sim.stats()["max_in_flight"] == 100
 
 
 def waits(profile: Profile, *texts: str, **changes: Any) -> list[float]:

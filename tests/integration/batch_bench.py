@@ -1,0 +1,287 @@
+"""The batch lane in one process: real Valkey, real Celery tracer, real SDK, simulated provider."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from celery import Celery
+from celery.app.trace import trace_task
+from celery.result import AsyncResult
+from openai import AsyncOpenAI
+from redis.asyncio import Redis
+
+from config.fleet import FleetConfig
+from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, wire
+from primarch_fleet.contract import Receipt, Request
+from scheduler.desk import Desk, Observers
+from scheduler.job import State
+from scheduler.lane import Lane
+from scheduler.lot import Lot
+from scheduler.providers.base import Remote
+from scheduler.providers.openai import OpenAIBatches
+from scheduler.store import PREFIX, Store
+from scheduler.tracer import Tracer
+from tasks import parking
+from tests.simulator import Profile, Simulator, VirtualClock
+from tests.simulator.profile import BatchProfile, Fault, Model
+
+PRICES = {"gpt-4o": ("2.50", "10.00"), "gpt-4o-mini": ("0.15", "0.60"), "vectors": ("0.02", "0")}
+
+
+def profile(*faults: Fault, **batch: Any) -> Profile:
+    """A provider with the models of PRICES."""
+    models = {
+        name: Model(kind="embedding" if name == "vectors" else "chat", input=paid, output=made)
+        for name, (paid, made) in PRICES.items()
+    }
+    return Profile(models=models, faults=faults, batch=BatchProfile(**batch))
+
+
+def config(**policy: Any) -> FleetConfig:
+    """A fleet that serves them by batch, and cuts at once."""
+    return FleetConfig.model_validate(
+        {
+            "providers": {"openai": {"litellm_provider": "openai", "api_key": "os.environ/KEY"}},
+            "deployments": [
+                {
+                    "id": f"openai-{name}",
+                    "model": name,
+                    "provider": "openai",
+                    "upstream": name,
+                    "kind": "embedding" if name == "vectors" else "chat",
+                    "price": {"input": paid, "output": made},
+                    "batch": True,
+                }
+                for name, (paid, made) in PRICES.items()
+            ],
+            "batch": {"max_wait": 0, **policy},
+        }
+    )
+
+
+def chat(text: str, model: str = "gpt-4o-mini", **more: Any) -> CompletionRequest:
+    return CompletionRequest(model=model, messages=[{"role": "user", "content": text}], **more)
+
+
+def embedding(*texts: str) -> EmbeddingRequest:
+    return EmbeddingRequest(model="vectors", input=list(texts), dimensions=8)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the scheduler that meets it runs on, not even clean-up."""
+
+
+class MortalStore(Store):
+    """A store whose scheduler dies once a job was brought into the state `dies_at`."""
+
+    dies_at: State | None = None
+    dead = False
+
+    async def advance(self, job: Any, state: Any = None, after: float = 0.0, **fields: Any) -> Any:
+        job = await super().advance(job, state, after, **fields)
+        self._die_in(job.state)
+        return job
+
+    async def claim(self, *args: Any) -> Any:
+        job = await super().claim(*args)
+        self._die_in("PREPARED")
+        return job
+
+    async def _run(self, script: str, keys: Any, args: Any) -> Any:
+        if self.dead:
+            raise Killed
+        return await super()._run(script, keys, args)
+
+    def _die_in(self, state: str) -> None:
+        if state == self.dies_at:
+            self.dead = True
+            raise Killed
+
+
+class Scheduler:
+    """One scheduler process's worth of objects."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.client: Redis = Redis.from_url(bench.url, decode_responses=True)
+        self.store = MortalStore(self.client, bench.clock.now)
+        self.provider = OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=bench.simulator.url))
+        self.receipts: list[Receipt] = []
+        self.jobs: list[tuple[float, int, set[str]]] = []
+        observers = Observers(
+            self.receipts.append, lambda *seen: self.jobs.append((*seen[:2], set(seen[2])))
+        )
+        self.lane = Lane(
+            Desk.of(self.store, bench.config.batch, bench.folder),
+            bench.config,
+            {"openai": self.provider},
+            Tracer(bench.app, "batch1@test"),
+            observers,
+        )
+
+    async def close(self) -> None:
+        await self.lane.close()
+
+
+class Bench:
+    """Everything that a test needs; its clock is the store's and the provider's."""
+
+    def __init__(
+        self, app: Celery, url: str, folder: Path, simulator: Simulator, config: FleetConfig
+    ) -> None:
+        assert isinstance(simulator.clock, VirtualClock)
+        self.app, self.url, self.folder = app, url, folder
+        self.simulator, self.clock, self.config = simulator, simulator.clock, config
+        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self.schedulers: list[Scheduler] = []
+        self.scheduler = self.new_scheduler()
+        parking.use(_Hop(Lot(self.scheduler.store, config)))
+
+    def new_scheduler(self) -> Scheduler:
+        """Another scheduler process."""
+        self.schedulers.append(Scheduler(self))
+        return self.schedulers[-1]
+
+    async def send(self, *requests: Request, **options: Any) -> list[AsyncResult[Any]]:
+        """Enqueue requests as messages, and park them."""
+        results = await asyncio.to_thread(self._send, requests, options)
+        await self.work()
+        return results
+
+    def _send(self, requests: Any, options: dict[str, Any]) -> list[AsyncResult[Any]]:
+        tasks = self.app.tasks
+        return [
+            tasks[wire.task_name("batch", one.verb)].apply_async((one.to_wire(),), **options)
+            for one in requests
+        ]
+
+    async def work(self) -> int:
+        """Run every waiting message, of any queue, as a worker would; their number."""
+        return await asyncio.to_thread(self._work)
+
+    def _work(self) -> int:
+        self.app.set_current()
+        done = 0
+        with self.app.connection_for_read() as connection, connection.channel() as channel:
+            for name in ("batch", "realtime"):
+                while (message := self.app.amqp.queues[name](channel).get()) is not None:
+                    self.run(message)
+                    message.ack()
+                    done += 1
+        return done
+
+    def run(self, message: Any) -> None:
+        """Run one message with Celery's tracer."""
+        args, kwargs, embed = message.payload
+        headers = message.headers
+        request = {
+            **headers,
+            **(embed or {}),
+            "delivery_info": message.delivery_info,
+            "hostname": "batch1@test",
+            "args": args,
+            "kwargs": kwargs,
+        }
+        task = self.app.tasks[headers["task"]]
+        trace_task(task, headers["id"], args, kwargs, request, app=self.app)
+
+    async def turn(self, seconds: float = 20.0) -> None:
+        """One tick of beat, `seconds` after the last."""
+        self.clock.advance(seconds)
+        await self.scheduler.lane.aggregate()
+        await self.scheduler.lane.poll()
+
+    async def until_idle(self, seconds: float = 20.0, turns: int = 60) -> None:
+        """Tick until nothing waits and no job is live."""
+        for _ in range(turns):
+            await self.turn(seconds)
+            waits = sum(self.redis.zcard(key) for key in self.redis.keys(PREFIX + "waiting:*"))
+            if not waits and not self.redis.zcard(PREFIX + "jobs"):
+                return
+        raise AssertionError("the lane did not come to rest")
+
+    async def outcome(self, result: AsyncResult[Any]) -> Any:
+        """What `get()` gives, or the exception it raises."""
+        return await asyncio.to_thread(result.get, timeout=5, propagate=False)
+
+    async def completion(self, result: AsyncResult[Any]) -> Completion:
+        return Completion.model_validate(await self.outcome(result))
+
+    async def completions(self, results: list[AsyncResult[Any]]) -> list[Completion]:
+        return [await self.completion(one) for one in results]
+
+    def states(self) -> list[str]:
+        """The states of all jobs ever."""
+        keys = sorted(self.redis.keys(PREFIX + "job:*"))
+        return [str(self.redis.hget(key, "state")) for key in keys]
+
+    def batches_created(self) -> int:
+        return int(self.simulator.stats()["batches_created"])
+
+    async def batches(self) -> list[Remote]:
+        """All batches at the provider."""
+        return (await self.scheduler.provider.list(None)).batches
+
+
+class _Hop:
+    """Leads the batch tasks from the thread on which they run to the store's loop."""
+
+    def __init__(self, lot: Lot) -> None:
+        self._lot = lot
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    async def knows(self, task_id: str) -> bool:
+        future = asyncio.run_coroutine_threadsafe(self._lot.knows(task_id), self._loop)
+        return await asyncio.wrap_future(future)
+
+    async def park(self, request: Request, context: dict[str, Any]) -> None:
+        future = asyncio.run_coroutine_threadsafe(self._lot.park(request, context), self._loop)
+        await asyncio.wrap_future(future)
+
+
+@asynccontextmanager
+async def bench(
+    app: Celery, url: str, folder: Path, offer: Profile, **policy: Any
+) -> AsyncIterator[Bench]:
+    """A bench on an empty Valkey."""
+    with (
+        redis.Redis.from_url(url) as client,
+        Simulator(offer, VirtualClock(time.time())) as simulator,
+    ):
+        client.flushall()
+        with _closed_backends(app):
+            made = Bench(app, url, folder, simulator, config(**policy))
+            try:
+                yield made
+            finally:
+                for scheduler in made.schedulers:
+                    await scheduler.close()
+                made.redis.close()
+
+
+@contextmanager
+def _closed_backends(app: Any) -> Iterator[None]:
+    """Celery makes a result backend for each thread and leaves its sockets to the collector."""
+    make, made = app._get_backend, []
+
+    def record() -> Any:
+        made.append(make())
+        return made[-1]
+
+    app._get_backend = record
+    vars(app._local).clear()
+    try:
+        yield
+    finally:
+        del app._get_backend
+        vars(app._local).clear()
+        for backend in made:
+            backend.result_consumer.stop()
+            backend.client.connection_pool.disconnect()
