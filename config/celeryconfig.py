@@ -74,7 +74,6 @@ result_expires = result_chord_expires = 3 * _DAY
 # Flower sees every task, but no prompt and no answer: tasks/base.py hides them.
 worker_send_task_events = True
 task_send_sent_event = True
-task_track_started = True
 worker_hijack_root_logger = False
 
 worker_pool = "workers.pool:TaskPool"

@@ -133,6 +133,12 @@ class Engine(Section):
     dtype: str = "auto"
     enforce_eager: bool = False
 
+    @model_validator(mode="after")
+    def _loads_something(self) -> Self:
+        if self.engine == "vllm" and not self.path:
+            raise ValueError("path: vLLM needs a folder or a Hugging Face name to load")
+        return self
+
     @property
     def queue(self) -> str:
         return f"local.{self.model}"

@@ -13,7 +13,7 @@ from typing import Any, Self
 import kombu.exceptions
 import redis
 from celery import Celery
-from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED
+from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[attr-defined]
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 

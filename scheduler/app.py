@@ -9,7 +9,6 @@ from typing import Any
 
 from celery import Task
 from celery.signals import celeryd_init
-from redis.asyncio import Redis
 
 from config.fleet import FleetConfig, fleet_config
 from config.settings import redis_url, settings
@@ -20,7 +19,7 @@ from scheduler.lane import Lane
 from scheduler.lot import Lot
 from scheduler.providers.base import BatchProvider
 from scheduler.providers.openai import OpenAIBatches
-from scheduler.store import Store
+from scheduler.store import Store, connect
 from scheduler.tracer import Tracer
 from tasks import parking
 from workers import metrics
@@ -32,7 +31,7 @@ _lanes: list[Lane] = []
 async def start() -> Lane:
     """Put the store behind the batch tasks and make the lane. Raises ConfigError."""
     config = fleet_config()
-    store = Store(_redis())
+    store = Store(connect(redis_url()))
     lane = Lane(
         Desk.of(store, config.batch, settings().data_dir / "batches"),
         config,
@@ -57,13 +56,6 @@ def providers(config: FleetConfig) -> dict[str, BatchProvider]:
             )
         found[name] = OpenAIBatches.of(provider)
     return found
-
-
-def _redis() -> Redis:
-    client: Redis = Redis.from_url(
-        redis_url(), decode_responses=True, socket_timeout=10, health_check_interval=10
-    )
-    return client
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)

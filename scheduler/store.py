@@ -18,7 +18,9 @@ from typing import Any, Literal, NamedTuple
 
 import redis
 from pydantic import BaseModel, ConfigDict
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 
 from config.fleet import Batch
 from scheduler.flush import Cut, Waiting
@@ -35,6 +37,7 @@ GUARD = 60
 MEMORY = 7 * 86_400
 #: Ids that one script call carries; jobs and overdue requests that one pass takes on.
 CHUNK, PASS = 1000, 100
+CONNECTIONS = 50
 
 Counter = Literal["failures", "expiries"]
 
@@ -70,11 +73,27 @@ class Pause(BaseModel):
     limit: int = 0
 
 
+def connect(url: str) -> Redis:
+    """A client for `Store`: however many use it, they share CONNECTIONS; a Redis that is away is
+    waited for, because every call may be repeated.
+    """
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=CONNECTIONS,
+        timeout=None,
+        decode_responses=True,
+        socket_timeout=10,
+        health_check_interval=10,
+        retry=Retry(ExponentialBackoff(cap=5, base=0.2), -1),
+    )
+    return Redis.from_pool(pool)
+
+
 class Store:
     """The batch lane's state in one Redis.
 
     Args:
-        client: Decodes its responses.
+        client: From `connect`.
         clock: Gives Unix seconds, the same for all schedulers; None asks Redis, whose time is.
     """
 

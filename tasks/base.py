@@ -16,7 +16,9 @@ from typing import Any
 
 from celery import Celery, Task
 from celery.app.task import Context
+from celery.worker.request import Request
 
+from primarch_fleet.errors import FleetError
 from primarch_fleet.wire import HIDDEN
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
@@ -48,6 +50,15 @@ def _run_here(body: Body) -> Any:
     return asyncio.run(body())
 
 
+class PrivateRequest(Request):
+    """A message whose arguments no log and no event shows, whoever sent it."""
+
+    def __init__(self, message: Any, *args: Any, **options: Any) -> None:
+        super().__init__(message, *args, **options)
+        self._argsrepr = self._kwargsrepr = HIDDEN
+        self._request_dict |= {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN}  # type: ignore[attr-defined]
+
+
 class AsyncTask(Task):  # type: ignore[type-arg]
     """A task whose `run` may be `async def`. A plain `def` is left as it is.
 
@@ -59,7 +70,10 @@ class AsyncTask(Task):  # type: ignore[type-arg]
     """
 
     abstract = True
+    Request = "tasks.base:PrivateRequest"
     resultrepr_maxsize = 0
+    #: What a request can come to: logged in a line, without a traceback.
+    throws = (FleetError,)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:

@@ -2,19 +2,20 @@
 
 from typing import Any
 
+from celery import Task
+
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from tasks.app import app
-from tasks.base import AsyncTask
 from tasks.servers import serve
 
 
 @app.task(name="realtime.complete", bind=True)
-async def complete(task: AsyncTask, request: dict[str, Any]) -> dict[str, Any]:
+async def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Answer a CompletionRequest in its wire form with a Completion in its wire form."""
     return await serve("realtime", task, CompletionRequest, request)
 
 
 @app.task(name="realtime.embed", bind=True)
-async def embed(task: AsyncTask, request: dict[str, Any]) -> dict[str, Any]:
+async def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Answer an EmbeddingRequest in its wire form with a Completion in its wire form."""
     return await serve("realtime", task, EmbeddingRequest, request)

@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from celery import Task
+
 from primarch_fleet import wire
 from primarch_fleet.contract import Completion, Lane, Request
 from primarch_fleet.errors import DeadlineExceeded
-from tasks.base import AsyncTask
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def use(lane: Lane, server: Server) -> None:
     _servers[lane] = server
 
 
-async def serve(lane: Lane, task: AsyncTask, kind: type[Request], body: object) -> dict[str, Any]:
+async def serve(
+    lane: Lane, task: Task[Any, Any], kind: type[Request], body: object
+) -> dict[str, Any]:
     """Check a request, have the lane's server answer it in time, and return its wire form.
 
     Raises InvalidRequest for a request that no client would have let through, DeadlineExceeded

@@ -19,7 +19,10 @@ from tests.acceptance.conftest import Up
 from workers.run import SAMPLE
 from workers.run import load as load_requests
 
-CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello, fleet."}]}
+CHAT: dict[str, Any] = {
+    "model": "gpt-4o-mini",
+    "messages": [{"role": "user", "content": "Hello, fleet."}],
+}
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +162,18 @@ def browse(chromium: str, url: str, expected: str) -> str:
 def test_flower_knows_every_one_of_the_sixty_tasks(answers: list[Completion], up: Up) -> None:
     states = Counter(state for _, state in tasks_of_flower(up))
     assert states["SUCCESS"] >= 60
+
+
+def test_what_a_plain_producer_asks_is_not_shown_either(up: Up) -> None:
+    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+    secret = {**CHAT, "messages": [{"role": "user", "content": "a plain secret"}]}
+    task = app.send_task("realtime.complete", [secret], queue="realtime")
+    task.get(timeout=30)
+    page = get(f"{up.addresses['flower']}/task/{task.id}")
+    assert task.id in page
+    assert "a plain secret" not in page
+    assert "a plain secret" not in up.log()
+    app.close()
 
 
 def tasks_of_flower(up: Up) -> list[tuple[str, str]]:

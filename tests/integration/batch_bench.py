@@ -15,7 +15,6 @@ from celery import Celery
 from celery.app.trace import trace_task
 from celery.result import AsyncResult
 from openai import AsyncOpenAI
-from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, wire
@@ -26,7 +25,7 @@ from scheduler.lane import Lane
 from scheduler.lot import Lot
 from scheduler.providers.base import Remote
 from scheduler.providers.openai import OpenAIBatches
-from scheduler.store import PREFIX, Store
+from scheduler.store import PREFIX, Store, connect
 from scheduler.tracer import Tracer
 from tasks import parking
 from tests.simulator import Profile, Simulator, VirtualClock
@@ -109,8 +108,7 @@ class Scheduler:
     """One scheduler process's worth of objects."""
 
     def __init__(self, bench: Bench) -> None:
-        self.client: Redis = Redis.from_url(bench.url, decode_responses=True)
-        self.store = MortalStore(self.client, bench.clock.now)
+        self.store = MortalStore(connect(bench.url), bench.clock.now)
         self.provider = OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=bench.simulator.url))
         self.receipts: list[Receipt] = []
         self.jobs: list[tuple[float, int, set[str]]] = []
@@ -284,4 +282,5 @@ def _closed_backends(app: Any) -> Iterator[None]:
         vars(app._local).clear()
         for backend in made:
             backend.result_consumer.stop()
+            backend.result_consumer._pubsub = None  # or a result that is collected reopens it
             backend.client.connection_pool.disconnect()

@@ -77,7 +77,7 @@ def test_the_body_holds_the_parameters_of_openai_and_nothing_of_the_fleet() -> N
 
 
 def test_a_message_keeps_what_openai_knows_and_the_fleet_does_not() -> None:
-    message = {
+    message: dict[str, Any] = {
         "role": "assistant",
         "content": None,
         "tool_calls": [{"id": "c", "type": "function"}],

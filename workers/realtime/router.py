@@ -151,12 +151,17 @@ def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
             "model": f"{provider.litellm_provider}/{deployment.upstream}",
             "api_key": provider.key(),
             "api_base": provider.base_url(),
-            "input_cost_per_token": float(deployment.price.input) / MICROS,
-            "output_cost_per_token": float(deployment.price.output) / MICROS,
             **deployment.params.model_dump(exclude_none=True),
         },
-        # Cooldowns in Redis are kept by this id: it must be the same in every process.
-        "model_info": {"id": deployment.id, "mode": deployment.kind},
+        "model_info": {
+            # Cooldowns in Redis are kept by this id: it must be the same in every process.
+            "id": deployment.id,
+            "mode": deployment.kind,
+            # For cost-based routing. Among litellm_params they would be registered anew, a
+            # millisecond of it, at every call.
+            "input_cost_per_token": float(deployment.price.input) / MICROS,
+            "output_cost_per_token": float(deployment.price.output) / MICROS,
+        },
     }
 
 
