@@ -66,13 +66,13 @@ def _remember_name(sender: str, **_: Any) -> None:
     app.conf.fleet_node = sender
 
 
-@app.task(name="scheduler.aggregate", bind=True, ignore_result=True)
+@app.task(name="scheduler.aggregate", bind=True, ignore_result=True, send_events=False)
 async def aggregate(task: Task[Any, Any]) -> None:
     """Cut the batches that are to be cut now."""
     await _lanes[0].aggregate()
 
 
-@app.task(name="scheduler.poll", bind=True, ignore_result=True)
+@app.task(name="scheduler.poll", bind=True, ignore_result=True, send_events=False)
 async def poll(task: Task[Any, Any]) -> None:
     """Look at the jobs that are due."""
     await _lanes[0].poll()

@@ -73,13 +73,13 @@ class Ending:
         name = str(job.group)
         pause = await self._store.pause(name)
         if job.requests == 1 and pause.count >= MOST_REFUSALS:
-            return await self.fail(job, RateLimited(message))
+            await self.fail(job, RateLimited(message))
+            return
         until = await self._store.now() + self._pace.after(pause.count)
         half = max(1, job.requests // 2)
         await self._store.set_pause(name, Pause(until=until, count=pause.count + 1, limit=half))
         logger.warning("%s: %s", job.intent, message, extra={"action": "batch_held_back"})
         await self.dissolve(job)
-        return None
 
     async def close(self, job: Job) -> None:
         """Close a job and drop its files; if others complete requests of it, wait for them."""

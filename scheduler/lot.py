@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError
+from typing import Any, TypeVar
+
+from celery.exceptions import Reject
 
 from config.fleet import FleetConfig
 from primarch_fleet import wire
@@ -16,19 +21,32 @@ from scheduler.store import Size, Store
 LONGEST = 9999
 
 
+_T = TypeVar("_T")
+
+
 class Lot:
-    """`tasks.parking.Parking` over the store."""
+    """`tasks.parking.Parking` over the store: made on the store's loop, called on other threads."""
 
     def __init__(self, store: Store, config: FleetConfig) -> None:
         self._store = store
         self._config = config
+        self._loop = asyncio.get_running_loop()
 
-    async def knows(self, task_id: str) -> bool:
+    def knows(self, task_id: str) -> bool:
         """True when the task is parked or was completed before."""
-        return await self._store.knows(lines.request_id(task_id))
+        return self._wait(self._store.knows(lines.request_id(task_id)))
 
-    async def park(self, request: Request, context: dict[str, Any]) -> None:
+    def park(self, request: Request, context: dict[str, Any]) -> None:
         """Keep a request; it waits from now on. Raises UnknownModel, RequestTooLarge."""
+        self._wait(self._park(request, context))
+
+    def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
+        try:
+            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
+        except CancelledError:  # the worker stops: another one shall park it
+            raise Reject("the worker stops", requeue=True) from None
+
+    async def _park(self, request: Request, context: dict[str, Any]) -> None:
         try:
             deployment = self._config.batch_deployment(request.model)
         except KeyError:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+import redis
+
 from primarch_fleet.errors import BatchError
 from scheduler.desk import Desk
 from scheduler.drain import Drain
@@ -82,7 +84,9 @@ class Poller:
         except Failure as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_call_failed"})
             await self._put_off(job)
-        except (OSError, LookupError, ValueError):
+        except (LeaseLost, redis.RedisError):
+            raise
+        except Exception:  # one job that cannot be worked on must not keep the others waiting
             logger.exception("%s: failed", job.intent, extra={"action": "batch_job_failed"})
             await self._put_off(job)
 

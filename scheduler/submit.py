@@ -7,11 +7,13 @@ import logging
 from pathlib import Path
 
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest, Request
+from primarch_fleet.errors import BatchError
 from scheduler import lines
 from scheduler.desk import Desk
 from scheduler.drain import of_token_limit
 from scheduler.ending import Ending
 from scheduler.job import Job, Parked, State
+from scheduler.lines import Outcome
 from scheduler.providers.base import BatchProvider, Failure, Refused, Remote, find
 from scheduler.store import LeaseLost, Pause, Tries
 
@@ -62,6 +64,11 @@ class Submitter:
     async def _send(self, job: Job, provider: BatchProvider) -> None:
         try:
             if job.state == "PREPARED":
+                unreadable = await self._write(job)
+                if unreadable:
+                    await self._ending.settle(job, unreadable)
+                    await self._ending.dissolve(job)
+                    return
                 job = await self._upload(job, provider)
             job = await self._store.advance(job, "SUBMITTING")
             remote = await provider.create(
@@ -73,17 +80,21 @@ class Submitter:
             await self._submitted(job, provider, remote)
 
     async def _upload(self, job: Job, provider: BatchProvider) -> Job:
-        path = self._folder / f"{job.intent}.jsonl"
-        await self._write(job, path)
-        file_id = await provider.upload(path, job.filename)
+        file_id = await provider.upload(self._path(job), job.filename)
         return await self._store.advance(job, "UPLOADED", file_id=file_id)
 
-    async def _write(self, job: Job, path: Path) -> None:
-        requests = list((await self._store.members(job)).values())
-        await asyncio.to_thread(_clear, path)
+    def _path(self, job: Job) -> Path:
+        return self._folder / f"{job.intent}.jsonl"
+
+    async def _write(self, job: Job) -> dict[str, Outcome]:
+        """Write the job's file; what becomes of the requests that cannot be written."""
+        requests, unreadable = list((await self._store.members(job)).values()), {}
+        await asyncio.to_thread(_clear, self._path(job))
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            await asyncio.to_thread(_append, path, job, await self._store.load(chunk))
+            loaded = await self._store.load(chunk)
+            unreadable.update(await asyncio.to_thread(_append, self._path(job), job, loaded))
+        return unreadable
 
     async def _submitted(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
         try:
@@ -170,11 +181,22 @@ def _clear(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _append(path: Path, job: Job, loaded: dict[str, tuple[Parked | None, Tries]]) -> None:
+def _append(
+    path: Path, job: Job, loaded: dict[str, tuple[Parked | None, Tries]]
+) -> dict[str, Outcome]:
+    unreadable: dict[str, Outcome] = {}
     with path.open("ab") as file:
         for request, (parked, tries) in loaded.items():
-            if parked is None:
-                raise LookupError(f"{request} has no record")
-            kind = KINDS[parked.context["task"]]
             custom_id = lines.custom_id(request, sum(tries) + 1)
-            file.write(lines.write(custom_id, kind.parse(parked.request), job.terms.upstream))
+            try:
+                file.write(lines.write(custom_id, _read(parked), job.terms.upstream))
+            except (ValueError, LookupError) as error:
+                message = f"the request cannot be read any more: {error}"
+                unreadable[request] = lines.Refused(BatchError(message))
+    return unreadable
+
+
+def _read(parked: Parked | None) -> Request:
+    if parked is None:
+        raise LookupError("its record is gone")
+    return KINDS[parked.context["task"]].parse(parked.request)

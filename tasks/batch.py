@@ -1,5 +1,6 @@
 """The batch lane's tasks: they park a request; the scheduler completes them with its result.
 
+Plain functions: Celery writes down where an `Ignore` was raised, and a coroutine's way is long.
 Not tracked as started: a message that comes again must not overwrite a result that is there.
 """
 
@@ -15,12 +16,12 @@ from tasks.parking import park
 
 
 @app.task(name="batch.complete", bind=True, track_started=False)
-async def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
+def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Answer a CompletionRequest in its wire form with a Completion in its wire form."""
-    await park(task, CompletionRequest, request)
+    park(task, CompletionRequest, request)
 
 
 @app.task(name="batch.embed", bind=True, track_started=False)
-async def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
+def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Answer an EmbeddingRequest in its wire form with a Completion in its wire form."""
-    await park(task, EmbeddingRequest, request)
+    park(task, EmbeddingRequest, request)

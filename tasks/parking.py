@@ -6,7 +6,6 @@ later the scheduler completes the task from what was parked.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, NoReturn, Protocol
 
 from celery import Task
@@ -31,12 +30,12 @@ CONTEXT = (
 
 
 class Parking(Protocol):
-    """Where requests wait. Both calls may be repeated."""
+    """Where requests wait. Both calls block, and may be repeated."""
 
-    async def knows(self, task_id: str) -> bool:
+    def knows(self, task_id: str) -> bool:
         """True when the task is parked or was completed before."""
 
-    async def park(self, request: Request, context: dict[str, Any]) -> None:
+    def park(self, request: Request, context: dict[str, Any]) -> None:
         """Keep a request durably; when this returns, its message may be acknowledged.
 
         Raises InvalidRequest for a request that no batch can hold.
@@ -51,7 +50,7 @@ def use(parking: Parking) -> None:
     _parkings[:] = [parking]
 
 
-async def park(task: Task[Any, Any], kind: type[Request], body: object) -> NoReturn:
+def park(task: Task[Any, Any], kind: type[Request], body: object) -> NoReturn:
     """Check a request, park it and leave its task in the state PARKED.
 
     Raises InvalidRequest for a request that no client would have let through, else Ignore: Celery
@@ -62,10 +61,11 @@ async def park(task: Task[Any, Any], kind: type[Request], body: object) -> NoRet
         raise InvalidRequest("stream: a batch cannot stream")
     context = context_of(task)
     (parking,) = _parkings
-    if not await parking.knows(context["id"]):
+    if not parking.knows(context["id"]):
         # The state first: once parked, the request may be completed at any moment.
-        await asyncio.to_thread(_say_parked, task, request)
-        await parking.park(request, context)
+        if not task.request.ignore_result:
+            task.update_state(task.request.id, PARKED, {"model": request.model})
+        parking.park(request, context)
     raise Ignore
 
 
@@ -75,8 +75,3 @@ def context_of(task: Task[Any, Any]) -> dict[str, Any]:
     hidden = {"argsrepr": wire.HIDDEN, "kwargsrepr": wire.HIDDEN}
     kept: dict[str, Any] = jsonify({**context, **hidden, "task": task.name})
     return kept
-
-
-def _say_parked(task: Task[Any, Any], request: Request) -> None:
-    if not task.request.ignore_result:
-        task.update_state(task.request.id, PARKED, {"model": request.model})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -139,7 +138,7 @@ class Bench:
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
-        parking.use(_Hop(Lot(self.scheduler.store, config)))
+        parking.use(Lot(self.scheduler.store, config))
 
     def new_scheduler(self) -> Scheduler:
         """Another scheduler process."""
@@ -225,23 +224,6 @@ class Bench:
     async def batches(self) -> list[Remote]:
         """All batches at the provider."""
         return (await self.scheduler.provider.list(None)).batches
-
-
-class _Hop:
-    """Leads the batch tasks from the thread on which they run to the store's loop."""
-
-    def __init__(self, lot: Lot) -> None:
-        self._lot = lot
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-
-    async def knows(self, task_id: str) -> bool:
-        future = asyncio.run_coroutine_threadsafe(self._lot.knows(task_id), self._loop)
-        return await asyncio.wrap_future(future)
-
-    async def park(self, request: Request, context: dict[str, Any]) -> None:
-        future = asyncio.run_coroutine_threadsafe(self._lot.park(request, context), self._loop)
-        await asyncio.wrap_future(future)
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -577,6 +578,19 @@ async def test_a_refused_batch_that_names_a_line_fails_only_that_request(
         outcomes = {request_id(one.id): await b.outcome(one) for one in results}
         assert str(outcomes.pop(second)) == "The second is wrong."
         assert all(isinstance(one, dict) for one in outcomes.values())
+
+
+async def test_a_request_that_cannot_be_read_any_more_fails_alone(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        good, bad = await b.send(chat("good"), chat("bad"))
+        key, name = PREFIX + "requests", request_id(bad.id)
+        record = json.loads(str(b.redis.hget(key, name)))
+        record["context"]["args"][0]["messages"] = []
+        b.redis.hset(key, name, json.dumps(record))
+        await b.until_idle(300)
+        assert "good" in (await b.completion(good)).text
+        assert isinstance(await b.outcome(bad), errors.BatchError)
+        assert b.batches_created() == 1
 
 
 async def test_a_provider_that_is_down_for_a_while_costs_nothing_but_time(
