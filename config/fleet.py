@@ -45,6 +45,8 @@ class Provider(Section):
     api_key: FromEnvironment
     #: Another address than the provider's own, if the variable is set.
     api_base: FromEnvironment | None = None
+    #: No real model answers there; every receipt says so.
+    simulated: bool = False
 
     def key(self) -> str:
         """The secret itself. Raises ConfigError, which names the variable to set."""

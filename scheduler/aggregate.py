@@ -84,6 +84,7 @@ class Aggregator:
                     upstream=deployment.upstream,
                     price=deployment.price.times(self._config.batch.discount),
                     list_price=self._config.list_price(group.model),
+                    simulated=self._config.providers[group.provider].simulated,
                 )
         return None
 

@@ -39,6 +39,7 @@ class Terms(BaseModel):
     upstream: str
     price: Price
     list_price: Price
+    simulated: bool = False
 
 
 class Job(BaseModel):

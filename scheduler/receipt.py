@@ -28,6 +28,7 @@ def completion(
         provider=job.group.provider,
         deployment=job.terms.deployment,
         strategy="batch",
+        simulated=job.terms.simulated,
         attempts=sum(tries) + 1,
         queue_wait=_queue_wait(parked),
         latency=max(0.0, now - parked.parked_at),

@@ -131,7 +131,9 @@ async def drive(
 def table(tickets: list[Ticket], outcomes: list[Outcome]) -> Table:
     """One row a request."""
     columns = ("lane", "why", "model served", "latency", "tokens", "cost", "saving")
-    view = Table(*columns, title=f"{len(tickets)} requests", box=SIMPLE_HEAD)
+    simulated = sum(isinstance(one, Completion) and one.receipt.simulated for one in outcomes)
+    title = f"{len(tickets)} requests, {simulated} of them answered by a simulation"
+    view = Table(*columns, title=title, box=SIMPLE_HEAD)
     for ticket, outcome in zip(tickets, outcomes, strict=True):
         view.add_row(*_row(ticket, outcome))
     return view
@@ -144,7 +146,7 @@ def _row(ticket: Ticket, outcome: Outcome) -> tuple[str, ...]:
     return (
         receipt.lane,
         receipt.reason,
-        receipt.model + (" (simulated)" if receipt.simulated else ""),
+        receipt.model,
         f"{receipt.latency:.2f} s",
         f"{receipt.input_tokens} + {receipt.output_tokens}",
         dollars(receipt.cost),

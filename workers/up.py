@@ -142,7 +142,11 @@ class Plan:
 
     def _simulated_config(self) -> Path:
         batch = self._config.batch.model_copy(update=SIMULATED_BATCH)
-        config = self._config.model_copy(update={"batch": batch})
+        providers = {
+            name: provider.model_copy(update={"simulated": True})
+            for name, provider in self._config.providers.items()
+        }
+        config = self._config.model_copy(update={"batch": batch, "providers": providers})
         path = self.data_dir / "fleet.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return path

@@ -44,7 +44,7 @@ def test_a_lock_has_a_hash_for_every_package_and_no_address(lock: Path) -> None:
 def test_every_dependency_of_the_project_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["fleet"]]
-    names = {re.split(r"[<>=!]", one)[0].lower() for one in wanted}
+    names = {re.split(r"[<>=!\[]", one)[0].lower() for one in wanted}
     locked = set(
         re.findall(r"^([\w-]+)==", (ROOT / "requirements" / "fleet.lock").read_text(), re.M)
     )

@@ -107,6 +107,7 @@ class RealtimeServer:
             provider=deployment.provider,
             deployment=deployment.id,
             strategy=self._config.routing.routing_strategy,
+            simulated=self._config.providers[deployment.provider].simulated,
             attempts=max(1, len(attempts.at)),
             fallbacks=hidden["additional_headers"].get("x-litellm-attempted-fallbacks", 0),
             queue_wait=envelope.queue_wait,

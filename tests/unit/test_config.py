@@ -1,0 +1,115 @@
+"""The operator's files: what is refused, by which name, and that no secret is in them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.fleet import FleetConfig, load
+from config.settings import ROOT, Settings, settings
+from primarch_fleet import Price
+from primarch_fleet.errors import ConfigError, UnknownModel
+
+SHIPPED = ROOT / "config" / "fleet.yaml"
+
+
+def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
+    """The shipped file with one value replaced."""
+    data = yaml.safe_load(SHIPPED.read_text())
+    place = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    file = tmp_path / "fleet.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("deployments", 0, "price"), None, "deployments.0.price"),
+        (("deployments", 0, "price"), {"input": "-1"}, "deployments.0.price.input"),
+        (("deployments", 0, "provider"), "nobody", "unknown provider: nobody"),
+        (("deployments", 0, "id"), "openai-gpt-4o-mini", "id used twice: openai-gpt-4o-mini"),
+        (("deployments", 0, "waight"), 3, "deployments.0.waight"),
+        (("routing", "fallbacks"), {"gpt-4o": ["gpt-9"]}, "unknown model: gpt-9"),
+        (("routing", "routing_strategy"), "luck", "routing.routing_strategy"),
+        (("providers", "openai", "api_key"), "sk-plain-text", "providers.openai.api_key"),
+        (("batch", "max_requests"), 50_001, "batch.max_requests"),
+        (("engines", 0), {"model": "m", "engine": "vllm", "price": {"input": 1}}, "path"),
+        (("surprise",), 1, "surprise"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_the_name_of_the_key(
+    tmp_path: Path, path: tuple[str | int, ...], value: Any, words: str
+) -> None:
+    file = changed(tmp_path, *path, value=value)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load(file)
+    assert str(file) in str(caught.value)
+    assert "sk-plain-text" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{", "- a list", ""])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "fleet.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"fleet\.yaml"):
+        load(tmp_path / "fleet.yaml")
+
+
+def test_the_catalogue_says_what_each_lane_offers() -> None:
+    models = load(SHIPPED).catalogue().models
+    assert set(models["gpt-4o"].lanes) == {"realtime", "batch"}
+    assert set(models["smollm2-135m"].lanes) == {"local"}
+    assert models["gpt-4o"].lanes["batch"].price == Price(input="1.25", output="5")
+    assert models["smollm2-135m"].lanes["local"].queue == "local.smollm2-135m"
+    assert models["text-embedding-3-small"].kind == "embedding"
+    with pytest.raises(UnknownModel):
+        load(SHIPPED).list_price("nobody")
+
+
+def test_a_model_served_in_two_places_has_the_first_ones_price(tmp_path: Path) -> None:
+    file = changed(tmp_path, "engines", 0, "model", value="gpt-4o")
+    models = load(file).catalogue().models
+    assert set(models["gpt-4o"].lanes) == {"realtime", "batch", "local"}
+    assert models["gpt-4o"].list_price == Price(input="2.50", output="10.00")
+
+
+def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:
+    provider = load(SHIPPED).providers["openai"]
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        provider.key()
+    os.environ["OPENAI_API_KEY"] = "sk-secret"
+    assert provider.key() == "sk-secret"
+    assert provider.base_url() is None
+    assert "sk-secret" not in repr(load(SHIPPED))
+
+
+def test_an_engine_that_is_not_there_is_named() -> None:
+    config = load(SHIPPED)
+    assert config.engine() == config.engine("smollm2-135m")
+    with pytest.raises(ConfigError, match="nobody"):
+        config.engine("nobody")
+
+
+def test_a_password_in_the_address_of_redis_does_not_show() -> None:
+    assert "hunter2" not in repr(Settings(redis_url="redis://:hunter2@host/0"))
+
+
+def test_a_wrong_variable_is_named() -> None:
+    os.environ["FLEET_METRICS_PORT"] = "99999"
+    settings.cache_clear()
+    with pytest.raises(ConfigError, match="FLEET_METRICS_PORT"):
+        settings()
+    settings.cache_clear()
+
+
+def test_the_whole_file_survives_being_written(tmp_path: Path) -> None:
+    """`make up` hands its children a changed copy."""
+    config = load(SHIPPED)
+    (tmp_path / "copy.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load(tmp_path / "copy.yaml") == config
+    assert isinstance(config, FleetConfig)
