@@ -8,6 +8,10 @@ LOCAL    ?= 1
 BATCH    ?= 1
 
 
+# Nothing is left outside this checkout, caches included.
+export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
+PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
+
 .DEFAULT_GOAL := help
 .PHONY: help run up test unit check lock clean
 
@@ -21,10 +25,10 @@ up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=
 	@exec $(BIN)/python -m workers.up --realtime $(REALTIME) --local $(LOCAL) --batch $(BATCH)
 
 test: $(VENV)/.dev  ## unit, integration and acceptance tests, against real processes
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: $(VENV)/.dev  ## the tests that need no process but their own
-	$(BIN)/python -m pytest tests/unit
+	$(PYTEST) tests/unit
 
 check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/ruff check .
@@ -45,7 +49,7 @@ clean:  ## forget the environment and the data of the one-machine fleet
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements/bootstrap.lock
+	$(BIN)/python -m pip install --quiet --no-cache-dir --require-hashes --no-deps -r requirements/bootstrap.lock
 	@touch $@
 
 $(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv
