@@ -116,6 +116,7 @@ class Leases:
         self._lock = threading.Lock()
         self._held: dict[str, None] = {}  # lease tags, oldest first
         self._acked: set[str] = set()  # acknowledged, but Redis does not know yet
+        self._flushing = threading.Lock()  # held by the thread that tells it
         self._unread: set[str] = set()  # fetched, perhaps, on a connection that broke
         self._started = False
         self._wake, self._stopped = threading.Event(), threading.Event()
@@ -148,13 +149,16 @@ class Leases:
     def __len__(self) -> int:
         return len(self._held)
 
-    def hold(self, tag: str) -> None:
-        """Renew this lease from now on."""
+    def hold(self, *tags: str) -> None:
+        """Renew these leases from now on."""
         with self._lock:
-            self._held[tag] = None
+            self._held.update(dict.fromkeys(tags))
 
     def ack(self, tag: str) -> None:
-        """End the lease with its message done; at the latest at the first beat that succeeds."""
+        """End the lease with its message done; at the latest at the first beat that succeeds.
+
+        Where another thread is telling Redis, it tells this too, and the caller does not wait.
+        """
         with self._lock:
             self._held.pop(tag, None)
             self._acked.add(tag)
@@ -170,10 +174,12 @@ class Leases:
         with self._lock:
             self._held.pop(tag, None)
 
-    def unread(self, tag: str) -> None:
-        """Give back what this fetch may have leased: its reply did not arrive."""
+    def unread(self, *tags: str) -> None:
+        """Give back what a fetch may have leased under these tags: nobody has been handed it."""
         with self._lock:
-            self._unread.add(tag)
+            for tag in tags:
+                self._held.pop(tag, None)
+            self._unread.update(tags)
         self._wake.set()
 
     def bury(self, tag: str, text: str, queue: str, problem: Undeliverable) -> None:
@@ -192,7 +198,8 @@ class Leases:
         self._wake.set()
         with self._lock:
             held, self._held = list(self._held), {}
-        self._attempt(self._flush_acks)
+        with self._flushing:  # a thread that tells Redis must not die with the process half-way
+            self._attempt(self._send_acks)
         for tag in (*self._unread, *reversed(held)):
             if not self._attempt(functools.partial(self._give_back, tag, _NEXT, counts=False)):
                 return
@@ -236,6 +243,14 @@ class Leases:
                 _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
 
     def _flush_acks(self) -> None:
+        # Looks again after each release, so what came while the lock was held is never left over.
+        while self._acked and self._flushing.acquire(blocking=False):
+            try:
+                self._send_acks()
+            finally:
+                self._flushing.release()
+
+    def _send_acks(self) -> None:
         with self._lock:
             tags = list(self._acked)
         if not tags:

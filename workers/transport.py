@@ -14,6 +14,7 @@ unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to 
 * visibility_timeout: seconds; a live worker renews six times in it.
 * max_deliveries (5): a message given back by a worker that stops is not counted.
 * idle_delay (0.02): seconds between two looks at empty queues.
+* fetch_limit (16): the messages of one fetch; never more than the worker may still hold.
 """
 
 import atexit
@@ -51,6 +52,10 @@ class QoS(virtual.QoS):
         """Whether the process may hold one more message, counted over reconnections."""
         return not self.prefetch_count or len(LEASES) < self.prefetch_count
 
+    def room(self, most: int) -> int:
+        """How many messages to ask for, once `can_consume`; at most so many."""
+        return min(most, max(1, self.prefetch_count - len(LEASES))) if self.prefetch_count else most
+
     def ack(self, delivery_tag: str) -> None:
         """Done with the message, at the latest when Redis is back."""
         LEASES.ack(delivery_tag)
@@ -70,10 +75,12 @@ class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
     max_deliveries = 5
     idle_delay = 0.02
+    fetch_limit = 16
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
         "max_deliveries",
         "idle_delay",
+        "fetch_limit",
     )
 
     # What this relies on and kombu does not publish.
@@ -86,7 +93,7 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unleased: set[str] = set()  # queues whose consumer does not acknowledge
         self._sources: dict[str, str] = {}  # list -> queue
-        self._asked: str | None = None  # the tag of a fetch whose reply is still to come
+        self._asked: list[str] = []  # the tags of a fetch whose reply is still to come
         self._idle_until = 0.0
         super().__init__(*args, **kwargs)
 
@@ -100,7 +107,7 @@ class Channel(kombu_redis.Channel):
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_cancel(self, consumer_tag: str) -> Any:
-        """Stop consuming, and read out the answer under way: its message goes back at once."""
+        """Stop consuming, and read out the answer under way: its messages go back at once."""
         result = super().basic_cancel(consumer_tag)
         if self._in_poll and not self.active_queues:
             with suppress(Empty):
@@ -126,7 +133,7 @@ class Channel(kombu_redis.Channel):
         LEASES.start(redis.Redis(connection_pool=pool), terms)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for a message; the poller calls this whenever no question is open."""
+        """Ask for messages; the poller calls this whenever no question is open."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or time.monotonic() < self._idle_until:
             return
@@ -138,13 +145,14 @@ class Channel(kombu_redis.Channel):
         }
         keys = [prefix + self.unacked_key, prefix + self.unacked_index_key, *self._sources]
         leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
-        self._asked = uuid.uuid4().hex
+        fetch = uuid.uuid4().hex
+        self._asked = [f"{fetch}-{number}" for number in range(self.qos.room(self.fetch_limit))]
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        self._in_poll.send_command("EVAL", LUA["fetch"], len(keys), *keys, self._asked, *leased)
+        self._in_poll.send_command("EVAL", LUA["fetch"], len(keys), *keys, *self._asked, *leased)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the answer. Raises Empty when there was no message."""
+        """Deliver the answer, one message by one. Raises Empty when there was none."""
         self._idle_until = time.monotonic() + self.idle_delay
         try:
             reply = self.client.connection.read_response()
@@ -152,19 +160,35 @@ class Channel(kombu_redis.Channel):
             self.client.connection.disconnect()
             raise
         finally:
-            self._in_poll, tag = None, self._asked
+            self._in_poll, tags = None, self._asked
             self._flush_brpop_reauth()
-        self._asked = None
+        self._asked = []
         if not reply:
             raise Empty
         self._idle_until = 0.0
-        self._deliver(str(tag), reply[0].decode(), reply[1].decode(errors="replace"))
+        fields = iter(reply)
+        fetched = [
+            (tag, source.decode(), text.decode(errors="replace"))
+            for tag, source, text in zip(tags, fields, fields, strict=False)
+        ]
+        self._hand_out(fetched)
         return True
+
+    def _hand_out(self, fetched: list[tuple[str, str, str]]) -> None:
+        leased = [tag for tag, source, _ in fetched if self._sources[source] not in self._unleased]
+        LEASES.hold(*leased)  # all at once: the last waits for the first to be handed out
+        left = iter(fetched)
+        try:
+            for tag, source, text in left:
+                self._deliver(tag, source, text)
+        except BaseException:  # Redis is away or the worker exits
+            LEASES.unread(*(tag for tag, _, _ in left))
+            raise
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         if self._in_poll is connection and self._asked:
-            LEASES.unread(self._asked)
-            self._asked = None
+            LEASES.unread(*self._asked)
+            self._asked = []
         super()._on_connection_disconnect(connection)  # type: ignore[misc]
 
     def _deliver(self, tag: str, source: str, text: str) -> None:
@@ -177,8 +201,6 @@ class Channel(kombu_redis.Channel):
         if queue not in (self.connection._callbacks or ()):
             LEASES.unread(tag)  # the consumer was cancelled while the answer was under way
             return
-        if queue not in self._unleased:
-            LEASES.hold(tag)
         try:
             message = json.loads(text)
             message["properties"]["delivery_tag"] = tag

@@ -250,14 +250,36 @@ def test_weights_share_the_calls_out(ask: Ask) -> None:
     assert {answer.receipt.deployment for answer in answers} == {"big-1"}
 
 
+def two(**routing: Any) -> FleetConfig:
+    """The same model at two deployments, of which big-1 is the cheaper."""
+    pair = [
+        deployment("big-1", "big", params={"rpm": 100, "tpm": 100_000}),
+        deployment("big-2", "big", params={"rpm": 100, "tpm": 100_000}),
+    ]
+    return FleetConfig.model_validate(config(**routing).model_dump() | {"deployments": pair})
+
+
+def test_cost_based_routing_goes_to_the_cheapest(ask: Ask) -> None:
+    answers = ask(*[chat()] * 8, config=two(routing_strategy="cost-based-routing"))
+    assert {answer.receipt.deployment for answer in answers} == {"big-1"}
+    assert {answer.receipt.strategy for answer in answers} == {"cost-based-routing"}
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["simple-shuffle", "least-busy", "usage-based-routing-v2", "latency-based-routing"],
+)
+def test_every_strategy_answers_and_is_named_in_the_receipt(ask: Ask, strategy: str) -> None:
+    answers = ask(*[chat()] * 4, config=two(routing_strategy=strategy))
+    assert [answer.receipt.strategy for answer in answers] == [strategy] * 4
+    assert {answer.receipt.deployment for answer in answers} <= {"big-1", "big-2"}
+
+
 def test_a_cooldown_reaches_a_process_that_never_saw_the_failure(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
     """Two Routers stand for two processes: they share nothing but Redis."""
-    two = [deployment("big-1", "big"), deployment("big-2", "big")]
-    shared = FleetConfig.model_validate(
-        config(cooldown_time=60, num_retries=2).model_dump() | {"deployments": two}
-    )
+    shared = two(cooldown_time=60, num_retries=2)
     simulator.profile = PROFILE.model_copy(update={"faults": (Fault(model="big-1", status=429),)})
 
     async def run() -> list[int]:

@@ -32,7 +32,8 @@ class RealtimeServer:
         self._config = config
         self._secrets = [provider.key() for provider in config.providers.values()]
         litellm.suppress_debug_info = True
-        logging.getLogger("LiteLLM").setLevel(logging.ERROR)
+        for name in ("LiteLLM", "LiteLLM Router"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         if LOGGER not in litellm.callbacks:
             litellm.callbacks.append(LOGGER)
         self._router = build(config, redis_url)
