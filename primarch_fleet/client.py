@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-import kombu.exceptions
 import redis
 from celery import Celery
 from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[attr-defined]
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from primarch_fleet import lanes, wire
 from primarch_fleet.catalogue import Catalogue
@@ -214,7 +214,7 @@ def reachable() -> Iterator[None]:
     """Turn the ways in which a broker does not answer into one error."""
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, kombu.exceptions.OperationalError) as error:
+    except (redis.RedisError, OperationalError, BatchPublishError) as error:
         raise FleetUnavailable(f"the broker did not answer: {error}") from error
     except RuntimeError as error:
         if str(error) != E_RETRY_LIMIT_EXCEEDED:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
 from celery import Task
 from celery.signals import celeryd_init
+from prometheus_client.registry import REGISTRY
 
 from config.fleet import FleetConfig, fleet_config
 from config.settings import redis_url, settings
@@ -17,6 +19,7 @@ from primarch_fleet.errors import ConfigError
 from scheduler.desk import Desk, Observers
 from scheduler.lane import Lane
 from scheduler.lot import Lot
+from scheduler.metrics import ParkedRequests
 from scheduler.providers.base import BatchProvider
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store import Store, connect
@@ -59,6 +62,7 @@ def providers(config: FleetConfig) -> dict[str, BatchProvider]:
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
+REGISTRY.register(ParkedRequests(redis.Redis.from_url(redis_url(), socket_timeout=5)))
 
 
 @celeryd_init.connect

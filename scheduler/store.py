@@ -29,6 +29,8 @@ from scheduler.job import Group, Job, Parked, State, Terms
 logger = logging.getLogger(__name__)
 
 PREFIX = "fleet:batch:"
+#: Hash of every request that was parked and has no outcome yet.
+REQUESTS = PREFIX + "requests"
 #: Seconds after which another scheduler may take over a job whose holder says nothing.
 LEASE = 30.0
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
@@ -121,12 +123,12 @@ class Store:
     async def knows(self, request: str) -> bool:
         """True when a request is waiting, in a job or completed."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.exists(_outcome(request)).hexists(_REQUESTS, request)
+        pipe.exists(_outcome(request)).hexists(REQUESTS, request)
         return any(await pipe.execute())
 
     async def park(self, request: str, parked: Parked, group: Group, size: Size) -> bool:
         """Let a request wait; False when it was known already."""
-        keys = [_REQUESTS, _SIZES, _outcome(request), _GROUPS, *_places(group)]
+        keys = [REQUESTS, _SIZES, _outcome(request), _GROUPS, *_places(group)]
         record = parked.model_dump_json()
         args = [request, record, parked.parked_at, str(group), *size]
         return bool(await self._run("park", keys, args))
@@ -134,7 +136,7 @@ class Store:
     async def load(self, requests: Sequence[str]) -> dict[str, tuple[Parked | None, Tries]]:
         """The records of requests, None for those that are gone, and their counters."""
         pipe = self._redis.pipeline(transaction=False)
-        for name in (_REQUESTS, _FAILURES, _EXPIRIES):
+        for name in (REQUESTS, _FAILURES, _EXPIRIES):
             pipe.hmget(name, list(requests))
         return {
             request: (_parked(record), Tries(int(failures or 0), int(expiries or 0)))
@@ -158,7 +160,7 @@ class Store:
 
     async def finish(self, request: str, group: Group, intent: str = "") -> None:
         """A request was completed: take it out of its group or job, for ever."""
-        keys = [_outcome(request), _REQUESTS, _SIZES, _FAILURES, _EXPIRIES, _members(intent)]
+        keys = [_outcome(request), REQUESTS, _SIZES, _FAILURES, _EXPIRIES, _members(intent)]
         await self._run("finish", [*keys, *_places(group)], [request, MEMORY])
 
     async def groups(self) -> list[Group]:
@@ -297,7 +299,7 @@ class Store:
         return await self._scripts[script](keys, args)
 
 
-_REQUESTS, _SIZES = PREFIX + "requests", PREFIX + "sizes"
+_SIZES = PREFIX + "sizes"
 _FAILURES, _EXPIRIES = PREFIX + "failures", PREFIX + "expiries"
 _GROUPS, _PAUSES = PREFIX + "groups", PREFIX + "pauses"
 _JOBS, _FENCE = PREFIX + "jobs", PREFIX + "fence"

@@ -133,6 +133,7 @@ def test_the_metrics_of_the_seed_count_what_was_served(answers: list[Completion]
         assert f"# TYPE {name}" in text
     assert 'primarch_queue_depth{lane="realtime",queue="realtime"}' in text
     batch = get(up.addresses["metrics of batch-1"])
+    assert "primarch_batch_parked_requests 0.0" in batch
     assert 'primarch_batch_processing_duration_hours_count{batch_size_category="small"' in batch
 
 
