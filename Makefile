@@ -13,7 +13,7 @@ export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test unit check lock clean
+.PHONY: help run up test unit check bench wheel lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 
 bench: $(VENV)/.dev  ## the measured numbers of the README
 	$(BIN)/python -m tests.bench.realtime
+
+wheel: $(VENV)/bin/uv  ## the producers' package, in dist/
+	$(UV) build --quiet --wheel
 
 lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 	$(UV) pip compile pyproject.toml --group fleet $(LOCK) -o requirements/fleet.lock

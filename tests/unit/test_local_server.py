@@ -4,10 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from celery.exceptions import Reject
 
 from config.fleet import Engine
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
 from tasks.servers import Envelope
+from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.server import LocalServer
 
@@ -55,6 +57,32 @@ def test_requests_enter_the_one_engine_together_and_never_more_than_its_seats() 
     answers, most_running = asyncio.run(run())
     assert len({answer.text for answer in answers}) == 40
     assert most_running == CONFIG.max_num_seqs
+
+
+class DyingEngine(SimulatedEngine):
+    """Fails once, and is alive or dead after it."""
+
+    def __init__(self, dead: bool) -> None:
+        super().__init__(CONFIG)
+        self.dead = dead
+
+    async def chat(self, body: dict[str, Any]) -> Answer:
+        raise errors.EngineError("the core is gone")
+
+
+def test_a_dead_engine_gives_its_request_back_and_ends_its_worker() -> None:
+    stopped: list[bool] = []
+    server = LocalServer(CONFIG, DyingEngine(dead=True), stop=lambda: stopped.append(True))
+    with pytest.raises(Reject) as caught:
+        asyncio.run(server.serve(request(), ENVELOPE))
+    assert caught.value.requeue  # type: ignore[attr-defined]
+    assert stopped == [True]
+
+
+def test_a_failure_that_the_engine_survives_is_the_requests_own() -> None:
+    server = LocalServer(CONFIG, DyingEngine(dead=False), stop=lambda: pytest.fail("it lives"))
+    with pytest.raises(errors.EngineError):
+        asyncio.run(server.serve(request(), ENVELOPE))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import base64
 import json
 import ssl
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import redis
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
+from workers import transport
 from workers.leases import LUA, Leases, Terms, Undeliverable, task_request
-from workers.transport import QoS, Transport, leased
+from workers.transport import Channel, QoS, Transport, leased
 
 TERMS = Terms("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
 
@@ -231,3 +234,52 @@ def test_a_channel_that_closes_gives_nothing_back() -> None:
     qos = QoS(channel=None)  # type: ignore[arg-type]
     qos.append(message=object(), delivery_tag="tag")
     qos.restore_unacked_once()
+
+
+def test_an_ack_beside_another_does_not_wait_and_both_are_sent(
+    leases: Leases, server: FakeRedis
+) -> None:
+    leases.hold("one", "two")
+
+    def beside() -> None:
+        server.execute = FakeRedis.execute.__get__(server)  # type: ignore[method-assign]
+        second = threading.Thread(target=leases.ack, args=("two",))
+        second.start()
+        second.join(5)
+        assert not second.is_alive()
+        assert server.named("ack") == [("one",)]
+
+    server.execute = beside  # type: ignore[method-assign]
+    leases.ack("one")
+    assert server.named("ack") == [("one",), ("two",)]
+
+
+def test_what_was_fetched_and_not_handed_out_is_given_back_and_held_no_more(
+    leases: Leases, server: FakeRedis
+) -> None:
+    given_back: list[str] = []
+    server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
+    leases.hold("one", "two", "three")
+    leases.unread("two", "three")
+    assert len(leases) == 1
+    leases.beat()
+    assert sorted(given_back) == ["three", "two"]
+
+
+def test_what_follows_an_interrupted_delivery_goes_back_and_the_rest_stays(
+    leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deliver(tag: str, source: str, text: str) -> None:
+        if tag == "two":
+            raise SystemExit
+
+    channel: Any = SimpleNamespace(
+        _sources={"list": "queue", "replies": "unleased"}, _unleased={"unleased"}, _deliver=deliver
+    )
+    monkeypatch.setattr(transport, "LEASES", leases)
+    with pytest.raises(SystemExit):
+        Channel._hand_out(
+            channel,
+            [("none", "replies", ""), *((tag, "list", "") for tag in ("one", "two", "three"))],
+        )
+    assert (list(leases._held), leases._unread) == (["one", "two"], {"three"})

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import time
+from collections.abc import Callable
+
+from celery.exceptions import Reject
 
 from config.fleet import Engine as EngineConfig
 from primarch_fleet.contract import Completion, CompletionRequest, Receipt, Request
-from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.errors import EngineError, InvalidRequest
 from tasks.servers import Envelope
 from workers import metrics
 from workers.local.engines.base import Answer, Engine
 
+logger = logging.getLogger(__name__)
+
+
+def end_this_worker() -> None:
+    """A warm shutdown, as by SIGTERM."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
 
 class LocalServer:
-    """Answers requests with one engine."""
+    """Answers requests with one engine.
 
-    def __init__(self, config: EngineConfig, engine: Engine) -> None:
+    Args:
+        stop: Called when the engine has died: ends the worker, which gives its messages back, so
+            that whoever supervises it starts another.
+    """
+
+    def __init__(
+        self, config: EngineConfig, engine: Engine, stop: Callable[[], None] = end_this_worker
+    ) -> None:
         self._config = config
         self._engine = engine
+        self._stop = stop
 
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
-        """One answer of the engine. Raises InvalidRequest, or EngineError if the engine fails."""
+        """One answer of the engine.
+
+        Raises InvalidRequest, EngineError if the engine fails on this request, or Reject if it has
+        died: the message goes back to its queue and the worker ends.
+        """
         if (request.model, request.kind) != (self._config.model, self._config.kind):
             raise InvalidRequest(
                 f"model: this queue serves {self._config.model} for {self._config.kind}"
@@ -35,6 +60,16 @@ class LocalServer:
         await self._engine.close()
 
     async def _answer(self, request: Request) -> Answer:
+        try:
+            return await self._ask(request)
+        except EngineError:
+            if not self._engine.dead:
+                raise
+        logger.error("the engine has died", extra={"action": "engine_died"})
+        self._stop()
+        raise Reject("the engine has died", requeue=True)
+
+    async def _ask(self, request: Request) -> Answer:
         body = request.body()
         body.pop("stream", None)  # tokens are told as they come by the engine itself
         if isinstance(request, CompletionRequest):

@@ -23,6 +23,10 @@ class Engine(Protocol):
     #: True when no real model answers.
     simulated: bool
 
+    @property
+    def dead(self) -> bool:
+        """True once it cannot answer any more: only a new process can."""
+
     async def chat(self, body: dict[str, Any]) -> Answer:
         """A chat completion."""
 

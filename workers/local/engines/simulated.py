@@ -26,6 +26,7 @@ class SimulatedEngine:
     """Answers with words derived from the question; runs `max_num_seqs` requests at a time."""
 
     simulated = True
+    dead = False
 
     def __init__(self, config: EngineConfig) -> None:
         self._model = config.model

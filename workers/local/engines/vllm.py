@@ -58,6 +58,7 @@ async def start(config: EngineConfig) -> VllmEngine:
     """
     # A worker has threads: a forked child would inherit their locks, held for ever.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nobody is told who runs what
     started = time.perf_counter()
     args = _arguments(config)
     settings = _settings(config, args)
@@ -81,6 +82,11 @@ class VllmEngine:
         self._llm = llm
         self._endpoints = endpoints
         self._leash = leash
+
+    @property
+    def dead(self) -> bool:
+        """True when vLLM's core process has ended."""
+        return bool(self._llm.errored)
 
     @property
     def running(self) -> int:
