@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach the broker again.
 RECONNECT_PAUSE = 0.5
+#: To the broker: one to listen on, the others to look up what came before.
+CONNECTIONS = 8
 
 
 class AsyncFleet:
@@ -71,7 +73,12 @@ class _Results:
     """Waits for outcomes by Redis publish/subscribe: Celery publishes each result on its key."""
 
     def __init__(self, url: str, fleet: Fleet) -> None:
-        self._redis = redis.asyncio.Redis.from_url(url, health_check_interval=10)
+        # A few connections for however many callers: the others wait for one.
+        self._redis = redis.asyncio.Redis.from_pool(
+            redis.asyncio.BlockingConnectionPool.from_url(
+                url, max_connections=CONNECTIONS, timeout=None, health_check_interval=10
+            )
+        )
         self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         self._backend: Any = fleet.app.backend
         self._waiters: dict[str, set[asyncio.Future[Any]]] = {}

@@ -14,7 +14,7 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet.contract import Lane
 from tasks.app import app
-from workers import metrics, pool, transport
+from workers import metrics, pool, results, transport
 
 
 class Served(Protocol):
@@ -38,6 +38,7 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
         task_queues=[Queue(name) for name in queues],
         broker_read_url=transport.leased(url),
         broker_write_url=url,
+        result_backend=results.direct(url),
         worker_consumer="workers.transport:Consumer",
     )
 

@@ -41,6 +41,9 @@ from workers.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undel
 
 logger = logging.getLogger(__name__)
 
+#: Seconds between two lots of a worker's task events.
+EVENTS_INTERVAL = 0.25
+
 
 class QoS(virtual.QoS):
     """Acknowledges through the leases of the process, which outlive the channel."""
@@ -51,10 +54,6 @@ class QoS(virtual.QoS):
     def can_consume(self) -> bool:
         """Whether the process may hold one more message, counted over reconnections."""
         return not self.prefetch_count or len(LEASES) < self.prefetch_count
-
-    def room(self, most: int) -> int:
-        """How many messages to ask for, once `can_consume`; at most so many."""
-        return min(most, max(1, self.prefetch_count - len(LEASES))) if self.prefetch_count else most
 
     def ack(self, delivery_tag: str) -> None:
         """Done with the message, at the latest when Redis is back."""
@@ -135,7 +134,8 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages; the poller calls this whenever no question is open."""
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues or time.monotonic() < self._idle_until:
+        room = (self.qos.prefetch_count or math.inf) - len(LEASES)
+        if not queues or room < 1 or time.monotonic() < self._idle_until:
             return
         prefix = self.global_keyprefix
         self._sources = {
@@ -146,7 +146,7 @@ class Channel(kombu_redis.Channel):
         keys = [prefix + self.unacked_key, prefix + self.unacked_index_key, *self._sources]
         leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
         fetch = uuid.uuid4().hex
-        self._asked = [f"{fetch}-{number}" for number in range(self.qos.room(self.fetch_limit))]
+        self._asked = [f"{fetch}-{number}" for number in range(int(min(room, self.fetch_limit)))]
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         self._in_poll.send_command("EVAL", LUA["fetch"], len(keys), *keys, *self._asked, *leased)
@@ -252,14 +252,32 @@ class Consumer(CeleryConsumer):
     """Celery's consumer on leases: dead letters in place of dropped messages, acks at once."""
 
     hub: Any
+    event_dispatcher: Any
+    qos: Any
+    _flush_events: Callable[[], None]
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """As Celery does, and send the tasks' events in lots, one every `EVENTS_INTERVAL`."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(EVENTS_INTERVAL, self._flush_events)
+
+    def on_send_event_buffered(self) -> None:  # type: ignore[override]
+        """Nothing, in place of waking the hub: the next lot has the event."""
+
+    def shutdown(self) -> None:
+        """Send the events of the tasks that have ended while the hub stood still."""
+        self._flush_events()
+        super().shutdown()
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Acknowledge in the calling thread: the hub stands still while a stopping worker drains.
 
-        Then wake the hub, which may fetch one more message.
+        Then wake the hub of a worker that was full: it may fetch one more message.
         """
+        was_full = 0 < self.qos.value <= len(LEASES)
         p(*args, **kwargs)
-        self.hub.call_soon(_look)
+        if was_full:
+            self.hub.call_soon(_look)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body cannot be decoded."""

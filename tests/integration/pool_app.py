@@ -12,7 +12,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 from tasks.base import AsyncTask
-from workers import transport
+from workers import results, transport
 
 URL = os.environ["FLEET_TEST_URL"]
 _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
@@ -21,7 +21,7 @@ app = Celery("pool_app", task_cls=AsyncTask)
 app.conf.update(
     broker_url=URL,
     broker_read_url=URL.replace("redis://", "fleetredis://"),
-    result_backend=URL,
+    result_backend=results.direct(URL),
     worker_pool="workers.pool:TaskPool",
     worker_consumer=f"{transport.__name__}:Consumer",
     task_acks_late=True,

@@ -195,7 +195,7 @@ def test_many_waiters_share_one_connection_and_never_block_the_loop(
 ) -> None:
     async def run() -> None:
         async with AsyncFleet(valkey_url) as other:
-            tickets = await other.submit_many([request()] * 200)
+            tickets = await other.submit_many([request()] * 600)
             finish(fleet, tickets[0].id)  # before anybody waits
             waiters = [asyncio.create_task(other.result(ticket)) for ticket in tickets]
             await asyncio.sleep(0)
@@ -203,7 +203,7 @@ def test_many_waiters_share_one_connection_and_never_block_the_loop(
             connections = len(server.client_list(_type="pubsub"))
             for ticket in tickets[1:]:
                 finish(fleet, ticket.id)
-            assert await asyncio.gather(*waiters) == [DONE] * 200
+            assert await asyncio.gather(*waiters) == [DONE] * 600
             assert connections <= 2  # the waiters', and the synchronous fixture's own
 
     asyncio.run(asyncio.wait_for(run(), 60))

@@ -255,3 +255,51 @@ def test_who_lost_a_lease_can_neither_renew_nor_end_its_successor(
 
 def pool_of(store: redis.Redis) -> dict[str, Any]:
     return store.get_connection_kwargs() | {"decode_responses": False}
+
+
+# Fetching several messages at once.
+
+
+def test_a_burst_is_fetched_in_order_of_urgency_and_never_beyond_what_may_be_held(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    less = [producer.send("rest", 0.2, queue="burst", priority=3) for _ in range(3)]
+    most = [producer.send("rest", 0.2, queue="burst", priority=0) for _ in range(20)]
+    held = []
+    with start_worker("burst", concurrency=5, args=("-Q", "burst"), wait=False):
+        while not all(result.ready() for result in less + most):
+            held.append(store.hlen("unacked"))
+        eventually(lambda: nothing_unacked(store))
+    assert max(held) == 5
+    started = [str(task_id) for task_id in store.lrange("runs", 0, -1)]
+    assert set(started[-3:]) == {result.id for result in less}
+
+
+def test_a_malformed_message_in_a_burst_does_not_hold_up_the_others(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    results = [producer.send("add", 2, number, queue="mixed") for number in range(5)]
+    store.lpush("mixed", "not json", json.dumps(message("id", body="*")))
+    results += [producer.send("add", 2, number, queue="mixed") for number in range(5)]
+    with start_worker("mixed", concurrency=50, args=("-Q", "mixed")):
+        assert [result.get(timeout=TIMEOUT) for result in results] == [2, 3, 4, 5, 6] * 2
+        eventually(lambda: nothing_unacked(store))
+    assert [letter["kind"] for letter in dead_letters(store)] == ["malformed"] * 2
+
+
+def test_one_fetch_takes_as_many_as_it_has_tags_the_most_urgent_first(store: redis.Redis) -> None:
+    store.lpush("urgent", "1", "2")
+    store.lpush("unleased", "3", "4")
+    store.lpush("later", "5")
+    keys = ["unacked", "unacked_index", "urgent", "unleased", "later"]
+    first = store.eval(LUA["fetch"], len(keys), *keys, "a", "b", "c", "1", "0", "1")
+    second = store.eval(LUA["fetch"], len(keys), *keys, "d", "e", "f", "1", "0", "1")
+    third = store.eval(LUA["fetch"], len(keys), *keys, "g", "1", "0", "1")
+    assert first == ["urgent", "1", "urgent", "2", "unleased", "3"]
+    assert (second, third) == (["unleased", "4", "later", "5"], [])
+    assert store.hgetall("unacked") == {
+        "a": '[1,"","urgent"]',
+        "b": '[2,"","urgent"]',
+        "e": '[5,"","later"]',
+    }
+    assert set(store.zrange("unacked_index", 0, -1)) == {"a", "b", "e"}
