@@ -36,7 +36,7 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## the measured numbers of the README
-	$(BIN)/python -m tests.bench.realtime
+	$(BIN)/python -m tests.bench.realtime --rounds 5
 
 wheel: $(VENV)/bin/uv  ## the producers' package, in dist/
 	$(UV) build --quiet --wheel
