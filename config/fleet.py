@@ -163,6 +163,8 @@ class Batch(Section):
     #: A live batch is looked at after so long, then 1.5 times later each time up to the maximum.
     poll_interval: float = Field(15.0, gt=0)
     poll_interval_max: float = Field(300.0, gt=0)
+    #: A batch or a file that the provider does not know for so long is lost: its requests go again.
+    lost_after: float = Field(6 * 3600.0, gt=0)
     #: Tries of one request that the provider or the model let fail.
     max_attempts: int = Field(3, gt=0)
 

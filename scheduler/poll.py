@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: Jobs worked on at once in one pass.
 AT_ONCE = 8
-#: Seconds for which the provider may not know a batch or its files before they count as lost.
-LOST_AFTER = 6 * 3600.0
 #: Seconds by which a batch may outlive its window before it is cancelled.
 OVERTIME = 3600.0
 
@@ -41,6 +39,7 @@ class Poller:
     ) -> None:
         self._store = desk.store
         self._pace = desk.pace
+        self._lost_after = desk.policy.lost_after
         self._providers = providers
         self._submitter = submitter
         self._drain = drain
@@ -133,7 +132,7 @@ class Poller:
     async def _missing(self, job: Job) -> None:
         """The provider does not know the batch or a file of it: wait, and at last give it up."""
         since = job.missing_since or await self._store.now()
-        if await self._store.now() - since < LOST_AFTER:
+        if await self._store.now() - since < self._lost_after:
             wait = self._pace.after(job.waits)
             await self._store.advance(job, after=wait, waits=job.waits + 1, missing_since=since)
             return

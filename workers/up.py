@@ -38,6 +38,8 @@ SIMULATED_BATCH = {
     "aggregate_interval": 0.5,
     "poll_interval": 0.5,
     "poll_interval_max": 2.0,
+    # A simulator that was stopped has forgotten its batches.
+    "lost_after": 5.0,
 }
 
 

@@ -1,5 +1,6 @@
 """The one-machine fleet as a person starts it, in processes of its own."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -99,6 +100,13 @@ def _ready(up: Up, seconds: float = 90) -> dict[str, str]:
         time.sleep(0.1)
     addresses: dict[str, str] = yaml.safe_load(path.read_text())
     return addresses
+
+
+@pytest.fixture(autouse=True)
+def _collect_results() -> Iterator[None]:
+    """A Celery result talks to Redis when it is collected: have it done while Redis is there."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 """Starting, stopping, killing: no work is lost and nothing is left behind."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from config.settings import ROOT
@@ -49,6 +51,28 @@ def test_work_that_ctrl_c_interrupts_finishes_when_the_fleet_is_back(tmp_path: P
         assert [answer.receipt.lane for answer in answers] == list(LANES) * 60
         assert up.stop(signal.SIGTERM) == 0
     assert gone(folder)
+
+
+def test_a_batch_under_way_at_ctrl_c_is_made_again_if_its_provider_forgot_it(
+    tmp_path: Path,
+) -> None:
+    """The simulator keeps nothing; the batch that was lost with it must not keep its requests."""
+    folder = tmp_path / "data"
+    with running(folder, "--realtime", "0", "--local", "0") as up:
+        root = up.addresses["simulated provider"].removesuffix("/v1")
+        with Fleet(up.url) as fleet:
+            ticket = fleet.submit(requests(1)[-1])
+        while not created(root):
+            time.sleep(0.05)
+        assert up.stop(signal.SIGINT) == 0
+    with running(folder, "--realtime", "0", "--local", "0") as up, Fleet(up.url) as fleet:
+        assert fleet.result(ticket, timeout=90).receipt.lane == "batch"
+
+
+def created(root: str) -> int:
+    """The batches that a simulated provider has made."""
+    with urllib.request.urlopen(f"{root}/simulator/stats") as response:
+        return int(json.load(response)["batches_created"])
 
 
 def test_killed_workers_are_started_again_and_their_work_is_done(tmp_path: Path) -> None:
