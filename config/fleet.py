@@ -163,6 +163,9 @@ class Batch(Section):
     #: A live batch is looked at after so long, then 1.5 times later each time up to the maximum.
     poll_interval: float = Field(15.0, gt=0)
     poll_interval_max: float = Field(300.0, gt=0)
+    #: A batch whose creation had no known outcome is created again when no scan of the provider's
+    #: list has shown it for so long: a new batch may be missing from the list for a while.
+    list_lag: float = Field(300.0, ge=0)
     #: A batch or a file that the provider does not know for so long is lost: its requests go again.
     lost_after: float = Field(6 * 3600.0, gt=0)
     #: Tries of one request that the provider or the model let fail.

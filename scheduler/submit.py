@@ -19,9 +19,8 @@ from scheduler.store import LeaseLost, Pause, Tries
 
 logger = logging.getLogger(__name__)
 
-#: Scans of the provider's list, over at least SETTLED seconds, that must not show a batch before
-#: it is ordered again: a new batch may be missing from the list for a while.
-CLEAN_SCANS, SETTLED = 3, 300.0
+#: Scans of the provider's list that must not show a batch before it is ordered again.
+CLEAN_SCANS = 3
 #: Times that the provider may not find a job's file, and after how many it is uploaded again.
 MOST_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
 #: Requests in memory at once.
@@ -42,6 +41,7 @@ class Submitter:
     def __init__(self, desk: Desk, ending: Ending) -> None:
         self._store = desk.store
         self._pace = desk.pace
+        self._list_lag = desk.policy.list_lag
         self._folder = desk.folder
         self._ending = ending
 
@@ -131,7 +131,7 @@ class Submitter:
             )
             return await self._store.advance(job, "SUBMITTED", batch_id=found[0].id)
         scans = job.scans + 1
-        if scans >= CLEAN_SCANS and await self._store.now() - job.since >= SETTLED:
+        if scans >= CLEAN_SCANS and await self._store.now() - job.since >= self._list_lag:
             logger.warning("%s: was not made", job.intent, extra={"action": "batch_not_made"})
             return await self._store.advance(job, "UPLOADED", scans=0)
         wait = self._pace.after(job.waits)

@@ -40,6 +40,7 @@ SIMULATED_BATCH = {
     "poll_interval_max": 2.0,
     # A simulator that was stopped has forgotten its batches.
     "lost_after": 5.0,
+    "list_lag": 1.0,
 }
 
 
