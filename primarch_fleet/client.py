@@ -138,7 +138,7 @@ class Fleet:
         return wire.unwrap(value)
 
     def status(self, ticket: Ticket | str) -> str:
-        """The Celery state: PENDING, STARTED, PARKED (in the batch lane), SUCCESS, FAILURE..."""
+        """The Celery state: PENDING, PARKED (batch lane, until its result), SUCCESS, FAILURE..."""
         with reachable():
             return str(self._result(ticket).state)
 
