@@ -202,10 +202,6 @@ class FleetConfig(Section):
                 raise ValueError(f"{what}: {', '.join(sorted(wrong))}")
         return self
 
-    def deployment(self, deployment_id: str) -> Deployment:
-        """The deployment with this id. Raises KeyError."""
-        return {deployment.id: deployment for deployment in self.deployments}[deployment_id]
-
     def batch_deployment(self, model: str) -> Deployment:
         """The deployment that serves a model on the batch lane. Raises KeyError."""
         return {one.model: one for one in reversed(self.deployments) if one.batch}[model]

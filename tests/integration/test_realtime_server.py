@@ -229,6 +229,15 @@ def test_a_providers_failure_becomes_one_of_ours_without_the_key(
     assert caught.value.__cause__ is None
 
 
+def test_a_model_that_nobody_serves_is_named_and_no_provider_is_called(
+    ask: Ask, simulator: Simulator
+) -> None:
+    """A plain Celery producer has nobody else to tell it."""
+    with pytest.raises(errors.UnknownModel, match="gpt-9"):
+        ask(chat("gpt-9"))
+    assert simulator.stats()["calls"] == {}
+
+
 def test_tags_choose_among_deployments(ask: Ask) -> None:
     base = config(enable_tag_filtering=True)
     tagged = [

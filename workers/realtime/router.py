@@ -30,6 +30,8 @@ class RealtimeServer:
 
     def __init__(self, config: FleetConfig, redis_url: str) -> None:
         self._config = config
+        self._deployments = {one.id: one for one in config.deployments}
+        self._catalogue = config.catalogue()
         self._secrets = [provider.key() for provider in config.providers.values()]
         litellm.suppress_debug_info = True
         for name in ("LiteLLM", "LiteLLM Router"):
@@ -45,7 +47,11 @@ class RealtimeServer:
             await self._router.acompletion(model=model, messages=[], mock_response="ready")
 
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
-        """One answer, from the first deployment that gives one. Raises ProviderError or a kind."""
+        """One answer, from the first deployment that gives one.
+
+        Raises UnknownModel, or ProviderError or a kind of it when no deployment answers.
+        """
+        self._catalogue.model(request.model)
         attempts = Attempts()
         try:
             response, first_token = await self._call(request, attempts)
@@ -97,7 +103,7 @@ class RealtimeServer:
         first_token: float | None,
     ) -> Receipt:
         hidden = response._hidden_params
-        deployment = self._config.deployment(hidden["model_id"])
+        deployment = self._deployments[hidden["model_id"]]
         usage = response.usage
         tokens = usage.prompt_tokens, usage.completion_tokens or 0
         return Receipt(
@@ -117,7 +123,7 @@ class RealtimeServer:
             input_tokens=tokens[0],
             output_tokens=tokens[1],
             cost=deployment.price.cost(*tokens),
-            list_cost=self._config.list_price(request.model).cost(*tokens),
+            list_cost=self._catalogue.model(request.model).list_price.cost(*tokens),
             trace_id=envelope.trace_id,
             tenant_id=request.tenant_id,
             user_id=request.user_id,
