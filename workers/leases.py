@@ -147,7 +147,9 @@ class Leases:
         self._renewed_at = self._clock()
 
     def __len__(self) -> int:
-        return len(self._held)
+        """What Redis has leased to this process: acknowledgements on their way still count."""
+        with self._lock:
+            return len(self._held) + len(self._acked)
 
     def hold(self, *tags: str) -> None:
         """Renew these leases from now on."""
