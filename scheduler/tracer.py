@@ -14,8 +14,6 @@ from celery import Celery, Task
 from celery.app.trace import build_tracer
 from kombu.exceptions import OperationalError
 
-from primarch_fleet.errors import RequestFailed
-
 logger = logging.getLogger(__name__)
 
 #: What the body of the task being completed returns or raises.
@@ -84,8 +82,7 @@ class Tracer:
 def _stand_in(task: Task[Any, Any]) -> Task[Any, Any]:
     """A copy of a task with another body. Not `copy.copy`, which gives back the task itself."""
     stand_in: Task[Any, Any] = object.__new__(type(task))
-    # A request that failed is no fault of the fleet's: Celery logs it without a traceback.
-    vars(stand_in).update(vars(task), run=_body, throws=(RequestFailed,))
+    vars(stand_in).update(vars(task), run=_body)
     return stand_in
 
 
