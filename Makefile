@@ -10,6 +10,8 @@ BATCH    ?= 1
 
 # Nothing is left outside this checkout, caches included.
 export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
+# A lock file names everything: nothing is resolved anew, so what is published later changes nothing.
+INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --python $(BIN)/python
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 
 .DEFAULT_GOAL := help
@@ -56,9 +58,9 @@ $(VENV)/bin/uv: requirements/bootstrap.lock
 	@touch $@
 
 $(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/fleet.lock
+	$(INSTALL) -r requirements/fleet.lock
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.lock
+	$(INSTALL) -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
