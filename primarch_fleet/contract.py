@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -123,6 +126,13 @@ class Request(BaseModel):
         """The most tokens that it may generate over all choices; None when it sets no limit."""
         raise NotImplementedError
 
+    def prefixes(self) -> list[str]:
+        """Hashes of the parts that it begins with and may share with others, longest first.
+
+        An engine that has served one of them need not work it out again. Each is 16 hex digits.
+        """
+        return []
+
     def time_left(self, now: datetime | None = None) -> float | None:
         """Seconds until the deadline, negative after it; None without one."""
         if self.deadline is None:
@@ -160,7 +170,8 @@ class CompletionRequest(Request):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     service_tier: str | None = None
-    #: Have the provider stream; the receipt then knows the time to first token.
+    #: Have the answer streamed, for `Fleet.stream` of its ticket; the whole answer is the task's
+    #: result all the same, and its receipt knows the time to first token.
     stream: bool | None = None
 
     @model_validator(mode="after")
@@ -178,6 +189,22 @@ class CompletionRequest(Request):
     def max_output_tokens(self) -> int | None:
         limit = self.max_completion_tokens or self.max_tokens
         return limit and limit * (self.n or 1)
+
+    def prefixes(self) -> list[str]:
+        """Of its conversation, the same at every turn, and of its system prompt if it has one.
+
+        The conversation is known by all up to its first user message, the system prompt by the
+        system and developer messages that it begins with; both by the tools too.
+        """
+        roles = [message["role"] for message in self.messages]
+        opening = roles.index("user") + 1 if "user" in roles else len(roles)
+        system = sum(1 for _ in takewhile(("system", "developer").__contains__, roles))
+        return [self._prefix(length) for length in dict.fromkeys((opening, system)) if length]
+
+    def _prefix(self, length: int) -> str:
+        head = [self.tools or [], [dict(message) for message in self.messages[:length]]]
+        text = json.dumps(head, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class EmbeddingRequest(Request):

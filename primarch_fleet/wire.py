@@ -20,6 +20,8 @@ from primarch_fleet.errors import (
 
 #: Message headers: when it was submitted (Unix time, seconds) and why this lane.
 SUBMITTED_AT, LANE_REASON = "fleet_submitted_at", "fleet_lane_reason"
+#: Message header of the local lane: `Request.prefixes()`, separated by commas.
+PREFIXES = "fleet_prefixes"
 #: What logs and Flower show in place of a prompt.
 HIDDEN = "<hidden>"
 

@@ -15,6 +15,8 @@ unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to 
 * max_deliveries (5): a message given back by a worker that stops is not counted.
 * idle_delay (0.02): seconds between two looks at empty queues.
 * fetch_limit (16): the messages of one fetch; never more than the worker may still hold.
+* affinity (""): a name that no other worker has: share the messages of the one queue that this
+  worker consumes with its other workers by what their engines have cached (affinity.py).
 """
 
 import atexit
@@ -37,6 +39,7 @@ from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 
+from workers import affinity
 from workers.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
 
 logger = logging.getLogger(__name__)
@@ -69,17 +72,19 @@ class QoS(virtual.QoS):
 
 
 class Channel(kombu_redis.Channel):
-    """Fetches by lua/fetch.lua in place of BRPOP."""
+    """Fetches by lua/fetch.lua or lua/fetch_near.lua in place of BRPOP."""
 
     QoS = QoS  # type: ignore[assignment]
     max_deliveries = 5
     idle_delay = 0.02
     fetch_limit = 16
+    affinity = ""
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
         "max_deliveries",
         "idle_delay",
         "fetch_limit",
+        "affinity",
     )
 
     # What this relies on and kombu does not publish.
@@ -134,7 +139,8 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages; the poller calls this whenever no question is open."""
         queues = self._queue_cycle.consume(len(self.active_queues))
-        room = (self.qos.prefetch_count or math.inf) - len(LEASES)
+        held = len(LEASES)
+        room = (self.qos.prefetch_count or math.inf) - held
         if not queues or room < 1 or time.monotonic() < self._idle_until:
             return
         prefix = self.global_keyprefix
@@ -143,13 +149,25 @@ class Channel(kombu_redis.Channel):
             for step in self.priority_steps
             for queue in queues
         }
-        keys = [prefix + self.unacked_key, prefix + self.unacked_index_key, *self._sources]
-        leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
         fetch = uuid.uuid4().hex
         self._asked = [f"{fetch}-{number}" for number in range(int(min(room, self.fetch_limit)))]
+        script, keys, arguments = self._question(queues, held, room)
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        self._in_poll.send_command("EVAL", LUA["fetch"], len(keys), *keys, *self._asked, *leased)
+        self._in_poll.send_command("EVAL", LUA[script], len(keys), *keys, *arguments)
+
+    def _question(
+        self, queues: list[str], held: int, room: float
+    ) -> tuple[str, list[str], list[str | float]]:
+        """The script that fetches from these queues, its keys and its arguments."""
+        prefix = self.global_keyprefix
+        keys = [prefix + self.unacked_key, prefix + self.unacked_index_key]
+        if self.affinity and len(queues) == 1 and queues[0] not in self._unleased:
+            keys += affinity.keys(queues[0], prefix)
+            told = affinity.arguments(self.affinity, held, room)
+            return "fetch_near", [*keys, *self._sources], [*told, *self._asked]
+        leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
+        return "fetch", [*keys, *self._sources], [*self._asked, *leased]
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the answer, one message by one. Raises Empty when there was none."""

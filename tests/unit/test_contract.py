@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -96,6 +97,60 @@ def test_the_time_left_counts_down_to_the_deadline() -> None:
     assert request.time_left(now) == 30
     assert request.time_left(now + timedelta(minutes=1)) == -30
     assert CompletionRequest(**CHAT).time_left(now) is None
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def prefixes(*messages: dict[str, str], **fields: Any) -> list[str]:
+    return CompletionRequest(model="m", messages=list(messages), **fields).prefixes()
+
+
+def test_every_turn_of_a_conversation_has_the_same_prefixes() -> None:
+    first = prefixes(SYSTEM, said("user", "hello"))
+    second = prefixes(SYSTEM, said("user", "hello"), said("assistant", "hi"), said("user", "bye"))
+    assert first == second
+    assert len(first) == 2
+    assert all(re.fullmatch("[0-9a-f]{16}", prefix) for prefix in first)
+
+
+def test_conversations_share_the_prefix_of_their_system_prompt_after_their_own() -> None:
+    one, other = (prefixes(SYSTEM, said("user", text)) for text in ("one", "other"))
+    assert one[0] != other[0]
+    assert one[1] == other[1]
+    assert prefixes(said("developer", "Be brief."), said("user", "one"))[1] != one[1]
+
+
+def test_a_request_without_a_system_prompt_has_one_prefix() -> None:
+    user, late = said("user", "hello"), said("user", "bye")
+    assert prefixes(user) == prefixes(user, SYSTEM, late)
+    assert len(prefixes(user)) == 1
+    assert len(prefixes(SYSTEM)) == 1, "nobody has said anything yet"
+    assert EmbeddingRequest(model="m", input="hello").prefixes() == []
+
+
+def test_other_tools_make_other_prefixes() -> None:
+    messages = SYSTEM, said("user", "hello")
+    with_tool = prefixes(*messages, tools=[TOOL])
+    assert not set(with_tool) & set(prefixes(*messages))
+    assert with_tool == prefixes(*messages, tools=[dict(reversed(TOOL.items()))])
+
+
+def test_the_envelope_and_the_sampling_parameters_leave_the_prefixes_alone() -> None:
+    fields: dict[str, Any] = {"tenant_id": "t", "priority": "high", "lane": "local", "seed": 1}
+    messages = dict(reversed(SYSTEM.items())), said("user", "hello")
+    assert prefixes(*messages, **fields) == prefixes(SYSTEM, said("user", "hello"))
+
+
+def test_prefixes_survive_the_wire() -> None:
+    request = CompletionRequest(model="m", messages=[SYSTEM, said("user", "héllo")])
+    sent = json.loads(json.dumps(request.to_wire()))
+    assert CompletionRequest.parse(sent).prefixes() == request.prefixes()
 
 
 @given(
