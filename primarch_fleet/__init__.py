@@ -5,18 +5,23 @@ from primarch_fleet import CompletionRequest, Fleet
 with Fleet("redis://localhost:6379/0") as fleet:
     ticket = fleet.submit(CompletionRequest(model="gpt-4o-mini", messages=[...]))
     print(fleet.result(ticket, timeout=30).text)
+    for chunk in fleet.stream(CompletionRequest(model="gpt-4o-mini", messages=[...])):
+        print(chunk.text, end="")
 """
 
-from primarch_fleet.aio import AsyncFleet
+from primarch_fleet.aio import AsyncFleet, AsyncStream
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet, Ticket
 from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Receipt
 from primarch_fleet.errors import FleetError
 from primarch_fleet.money import Price
+from primarch_fleet.stream import Chunk, Stream
 
 __all__ = [
     "AsyncFleet",
+    "AsyncStream",
     "Catalogue",
+    "Chunk",
     "Completion",
     "CompletionRequest",
     "EmbeddingRequest",
@@ -24,5 +29,6 @@ __all__ = [
     "FleetError",
     "Price",
     "Receipt",
+    "Stream",
     "Ticket",
 ]

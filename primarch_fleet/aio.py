@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
 
 import redis.asyncio
-from celery.states import READY_STATES, SUCCESS
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from primarch_fleet import wire
-from primarch_fleet.client import Fleet, Ticket, reachable
-from primarch_fleet.contract import Completion, Request
+from primarch_fleet.client import (
+    Fleet,
+    Ticket,
+    reachable,
+    stream_id,
+    streamed,
+    streaming_options,
+    task_id,
+)
+from primarch_fleet.contract import Completion, CompletionRequest, Request
 from primarch_fleet.errors import ResultTimeout
+from primarch_fleet.stream import LOST, READ, Chunk, Reading, outcome
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +44,11 @@ class AsyncFleet:
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = _Results(url, self._fleet)
+        options = streaming_options(timeout)
+        self._patience = options["socket_timeout"]
+        # redis-py keeps that with `wait_for`, which on Python 3.11 can lose a cancellation.
+        options |= {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
+        self._streams = redis.asyncio.Redis.from_url(url, **options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -43,6 +58,7 @@ class AsyncFleet:
 
     async def close(self) -> None:
         await self._results.close()
+        await self._streams.aclose()
         await asyncio.to_thread(self._fleet.close)
 
     async def submit(self, request: Request) -> Ticket:
@@ -59,14 +75,64 @@ class AsyncFleet:
         ticket: Ticket | str,
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.result
     ) -> Completion:
-        task_id = ticket if isinstance(ticket, str) else ticket.id
         with reachable():
             try:
                 async with asyncio.timeout(timeout):
-                    outcome = await self._results.outcome(task_id)
+                    came_to = await self._results.outcome(task_id(ticket))
             except TimeoutError:
                 raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
-        return wire.unwrap(outcome)
+        return wire.unwrap(came_to)
+
+    async def stream(
+        self,
+        request: CompletionRequest | Ticket | str,
+        *,
+        after: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.stream
+    ) -> AsyncStream:
+        ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
+        reading = Reading(self._fleet.app.backend, stream_id(ticket), after, timeout)
+        return AsyncStream(ticket, self._read, reading, self.result)
+
+    async def _read(self, reading: Reading) -> tuple[Any, Any]:
+        """What XREAD answers, and if that is nothing what the task's result is."""
+        async with asyncio.timeout(self._patience):
+            reply = await self._streams.xread({reading.key: reading.after}, READ, reading.block)
+            return reply, None if reply else await self._streams.get(reading.result_key)
+
+
+class AsyncStream(AsyncIterator[Chunk]):
+    """`Stream` for asyncio: `async for chunk in await fleet.stream(request): ...`."""
+
+    def __init__(
+        self,
+        ticket: Ticket | str,
+        read: Callable[[Reading], Awaitable[tuple[Any, Any]]],
+        reading: Reading,
+        result: Callable[[Ticket | str, float | None], Awaitable[Completion]],
+    ) -> None:
+        self.ticket = ticket
+        self._read, self._reading, self._result = read, reading, result
+        self._chunks: deque[Chunk] = deque()
+
+    async def __anext__(self) -> Chunk:
+        self._reading.start()
+        while not self._chunks and not self._reading.ended:
+            self._chunks.extend(await self._more())
+        if not self._chunks:
+            raise StopAsyncIteration
+        return self._chunks.popleft()
+
+    async def result(self, timeout: float | None = None) -> Completion:  # noqa: ASYNC109
+        return await self._result(self.ticket, timeout)
+
+    async def _more(self) -> list[Chunk]:
+        try:
+            reply, result = await self._read(self._reading)
+        except LOST as error:
+            await asyncio.sleep(self._reading.lost(error))
+            return []
+        return self._reading.take(reply) if reply else self._reading.idle(result)
 
 
 class _Results:
@@ -141,11 +207,8 @@ class _Results:
             logger.warning("results: %s", error, extra={"action": "results_catch_up_failed"})
 
     def _settle(self, key: str, text: bytes | str | None) -> None:
-        meta = json.loads(text) if text else {}
-        if meta.get("status") in READY_STATES:
-            value = meta["result"]
-            failed = meta["status"] != SUCCESS
-            outcome = self._backend.exception_to_python(value) if failed else value
+        came_to = outcome(self._backend, text)
+        if came_to is not None:
             for future in self._waiters.get(key, ()):
                 if not future.done():
-                    future.set_result(outcome)
+                    future.set_result(came_to)

@@ -16,11 +16,14 @@ from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from primarch_fleet import lanes, wire
 from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.contract import PRIORITIES, Completion, Lane, Request
-from primarch_fleet.errors import FleetUnavailable, RequestTooLarge, ResultTimeout
+from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Lane, Request
+from primarch_fleet.errors import FleetUnavailable, InvalidRequest, RequestTooLarge, ResultTimeout
+from primarch_fleet.stream import LONG, Reading, Stream
 
 #: Seconds that a producer trusts a catalogue it has read.
 CATALOGUE_TTL = 30.0
@@ -30,6 +33,8 @@ IDEMPOTENCY_TTL = 3 * 86_400
 IDEMPOTENCY_CLAIM = 60
 #: Messages a pipeline carries in `submit_many`.
 PIPELINE = 500
+#: Streams that one client reads at the same time; each takes a connection while it waits.
+MAX_READERS = 5_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Fleet:
         self._redis = redis.Redis.from_url(
             url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True
         )
+        self._streams = redis.Redis.from_url(url, **streaming_options(timeout))
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
 
@@ -78,6 +84,7 @@ class Fleet:
         """Give the connections back; what was submitted goes on."""
         self._app.close()
         self._redis.close()
+        self._streams.close()
 
     @property
     def app(self) -> Celery:
@@ -137,13 +144,36 @@ class Fleet:
                 raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
         return wire.unwrap(value)
 
+    def stream(
+        self,
+        request: CompletionRequest | Ticket | str,
+        *,
+        after: str | None = None,
+        timeout: float | None = None,
+    ) -> Stream:
+        """The chunks of an answer, as they come.
+
+        Args:
+            request: A request to submit, streamed whether it says so or not; or the ticket (or its
+                id) of one that was submitted with `stream=True`, running or done, which any number
+                of readers may follow.
+            after: The id of a chunk: go on behind it.
+            timeout: Seconds without a chunk that are too many; None waits as long as it takes.
+
+        Raises what `submit` does, at once; `Stream` says what iterating raises. Chunks are kept for
+        ten minutes after the last; `result` has the whole answer for days.
+        """
+        ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
+        reading = Reading(self._app.backend, stream_id(ticket), after, timeout)
+        return Stream(ticket, self._streams, reading, self.result)
+
     def status(self, ticket: Ticket | str) -> str:
         """The Celery state: PENDING, PARKED (batch lane, until its result), SUCCESS, FAILURE..."""
         with reachable():
             return str(self._result(ticket).state)
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
-        return self._app.AsyncResult(ticket if isinstance(ticket, str) else ticket.id)
+        return self._app.AsyncResult(task_id(ticket))
 
     def _message(self, request: Request) -> _Message:
         catalogue = self.catalogue()
@@ -184,6 +214,36 @@ class _Message:
         return self.request.idempotency_key and f"fleet:idempotency:{self.ticket.id}"
 
 
+def streamed(request: CompletionRequest) -> CompletionRequest:
+    """The request with `stream=True`. Raises InvalidRequest for one that cannot stream."""
+    return type(request).parse(request.to_wire() | {"stream": True})
+
+
+def streaming_options(timeout: float) -> dict[str, Any]:
+    """Of a connection that reads streams: a reader counts itself how long the broker is away."""
+    return {
+        "socket_timeout": LONG + timeout,
+        "socket_connect_timeout": timeout,
+        "socket_keepalive": True,
+        "decode_responses": True,
+        "protocol": 2,
+        "max_connections": MAX_READERS,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def task_id(ticket: Ticket | str) -> str:
+    """The id behind a ticket."""
+    return ticket if isinstance(ticket, str) else ticket.id
+
+
+def stream_id(ticket: Ticket | str) -> str:
+    """The task whose stream a ticket is for. Raises InvalidRequest for one of the batch lane."""
+    if isinstance(ticket, Ticket) and ticket.lane == "batch":
+        raise InvalidRequest("stream: a batch cannot stream; ask result()")
+    return task_id(ticket)
+
+
 def _options(
     request: Request, body: dict[str, Any], ticket: Ticket, now: datetime
 ) -> dict[str, Any]:
@@ -194,9 +254,16 @@ def _options(
         "queue": ticket.queue,
         "priority": PRIORITIES[request.priority],
         "expires": request.deadline,
-        "headers": {wire.SUBMITTED_AT: now.timestamp(), wire.LANE_REASON: ticket.reason},
+        "headers": _headers(request, ticket, now),
         "argsrepr": wire.HIDDEN,
     }
+
+
+def _headers(request: Request, ticket: Ticket, now: datetime) -> dict[str, Any]:
+    headers = {wire.SUBMITTED_AT: now.timestamp(), wire.LANE_REASON: ticket.reason}
+    if ticket.lane == "local" and (prefixes := request.prefixes()):
+        headers[wire.PREFIXES] = ",".join(prefixes)
+    return headers
 
 
 def _task_id(request: Request) -> str:

@@ -14,6 +14,7 @@
         ├── DeadlineExceeded
         ├── EngineError
         ├── BatchError
+        ├── StreamInterrupted    raised by a reader; result() has, or will have, the answer
         └── ProviderError
             ├── AuthenticationFailed
             ├── ContentPolicyViolation
@@ -100,6 +101,12 @@ class EngineError(RequestFailed):
 
 class BatchError(RequestFailed):
     """The batch job ended without an answer to this request."""
+
+
+class StreamInterrupted(RequestFailed):
+    """The stream started over on another worker: ask result() for the whole answer."""
+
+    retryable = True
 
 
 class ProviderError(RequestFailed):

@@ -46,7 +46,23 @@ def check_cost(request: Request, price: int) -> None:
         )
 
 
+def _ruled_out(request: Request) -> dict[Lane, str]:
+    """The lanes that cannot honour a field of the request, and what to tell who asks for them."""
+    if not isinstance(request, CompletionRequest):
+        return {}
+    lanes: dict[Lane, str] = {}
+    if request.stream:
+        lanes["batch"] = "stream: a batch cannot stream"
+    if request.stream and (request.n or 1) > 1:
+        lanes["realtime"] = "n: a stream has one choice on the realtime lane"
+    if request.service_tier:
+        lanes["local"] = "service_tier: own hardware has none; leave it out or choose another lane"
+    return lanes
+
+
 def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
+    if why := _ruled_out(request).get(lane):
+        raise InvalidRequest(why)
     if lane not in model.lanes:
         offers = " and ".join(model.lanes)
         raise InvalidRequest(f"lane: {request.model!r} is not served on {lane}, only on {offers}")
@@ -57,16 +73,14 @@ def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
 
 def _best(request: Request, model: Model, catalogue: Catalogue, patience: float) -> Choice:
     offers = {lane for lane, offer in model.lanes.items() if offer.quality >= request.quality}
-    if isinstance(request, CompletionRequest) and request.stream:
-        offers.discard("batch")
+    offers -= set(_ruled_out(request))
     if patience < catalogue.completion_window:
         offers.discard("batch")
     for choice in _preferences(request):
         if choice.lane in offers:
             return choice
-    raise InvalidRequest(
-        f"model: no lane serves {request.model!r} within the quality and time asked for"
-    )
+    why = f"model: no lane serves {request.model!r} within the quality and time asked for"
+    raise InvalidRequest("; ".join([why, *_ruled_out(request).values()]))
 
 
 def _preferences(request: Request) -> list[Choice]:

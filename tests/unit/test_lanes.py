@@ -51,6 +51,7 @@ def request(model: str = "everywhere", **fields: Any) -> CompletionRequest:
         ({"cost_preference": "cost", "deadline": NOW + timedelta(hours=1)}, "local", "hosted"),
         ({"cost_preference": "cost", "stream": True}, "local", "hosted"),
         ({"cost_preference": "cost", "max_latency": 5.0, "quality": 0.9}, "realtime", "no cheaper"),
+        ({"service_tier": "flex"}, "realtime", "no cheaper"),
         ({}, "local", "hosted"),
         ({"quality": 0.9}, "realtime", "no cheaper"),
         ({"model": "remote"}, "realtime", "no cheaper"),
@@ -73,6 +74,10 @@ def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
         ({"model": "vectors"}, InvalidRequest, "model.*embedding"),
         ({"model": "remote", "lane": "local"}, InvalidRequest, "lane.*realtime and batch"),
         ({"lane": "local", "quality": 0.9}, InvalidRequest, "quality"),
+        ({"lane": "local", "service_tier": "flex"}, InvalidRequest, "service_tier"),
+        ({"lane": "realtime", "stream": True, "n": 2}, InvalidRequest, "n: a stream"),
+        ({"model": "remote", "stream": True, "n": 2}, InvalidRequest, "n: a stream"),
+        ({"model": "hosted", "service_tier": "flex"}, InvalidRequest, "model.*service_tier"),
         ({"deadline": NOW}, DeadlineExceeded, "deadline"),
     ],
 )

@@ -12,11 +12,13 @@ from litellm.types.router import RetryPolicy
 
 from config.fleet import Deployment, FleetConfig, Provider
 from primarch_fleet.contract import Completion, CompletionRequest, Receipt, Request
-from primarch_fleet.errors import FleetError
+from primarch_fleet.errors import FleetError, InvalidRequest
 from tasks.servers import Envelope
 from workers import metrics
 from workers.realtime.attempts import LOGGER, Attempts
 from workers.realtime.errors import translate
+from workers.realtime.stream import Collector
+from workers.stream import Publish, Writer
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class RealtimeServer:
         if LOGGER not in litellm.callbacks:
             litellm.callbacks.append(LOGGER)
         self._router = build(config, redis_url)
+        self._streams = Writer(redis_url)
 
     async def warm_up(self) -> None:
         """Have LiteLLM import what it needs for a call, seconds of it, before somebody waits."""
@@ -47,14 +50,31 @@ class RealtimeServer:
             await self._router.acompletion(model=model, messages=[], mock_response="ready")
 
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
-        """One answer, from the first deployment that gives one.
+        """One answer, from the first deployment that gives one; streamed if that is asked for.
 
-        Raises UnknownModel, or ProviderError or a kind of it when no deployment answers.
+        Raises InvalidRequest (UnknownModel included), or ProviderError or a kind of it when no
+        deployment answers, or one ends a stream before its answer is whole.
         """
         self._catalogue.model(request.model)
+        if not (isinstance(request, CompletionRequest) and request.stream):
+            return await self._serve(request, envelope)
+        if (request.n or 1) > 1:
+            raise InvalidRequest(
+                "n: LiteLLM does not tell where the second choice of a stream ends"
+            )
+        with self._streams.run(envelope.task_id) as publish:
+            return await self._serve(request, envelope, publish)
+
+    async def close(self) -> None:
+        await self._streams.close()
+        self._router.retire()
+
+    async def _serve(
+        self, request: Request, envelope: Envelope, publish: Publish | None = None
+    ) -> Completion:
         attempts = Attempts()
         try:
-            response, first_token = await self._call(request, attempts)
+            response, first_token = await self._call(request, attempts, publish)
         except FleetError:
             raise
         except Exception as error:
@@ -70,29 +90,26 @@ class RealtimeServer:
         metrics.observe_routing(receipt.strategy, request.tenant_id, attempts.routing or 0.0)
         return Completion(body=response.model_dump(), receipt=receipt)
 
-    async def close(self) -> None:
-        self._router.retire()
-
-    async def _call(self, request: Request, attempts: Attempts) -> tuple[Any, float | None]:
+    async def _call(
+        self, request: Request, attempts: Attempts, publish: Publish | None
+    ) -> tuple[Any, float | None]:
         body = request.body() | {"metadata": {"tags": request.tags}}
         if not isinstance(request, CompletionRequest):
             return await self._router.aembedding(**body), None
-        if not request.stream:
+        if publish is None:
             return await self._router.acompletion(**body), None
-        return await self._collect(body, attempts)
+        return await self._collect(body, attempts, publish)
 
-    async def _collect(self, body: dict[str, Any], attempts: Attempts) -> tuple[Any, float | None]:
+    async def _collect(
+        self, body: dict[str, Any], attempts: Attempts, publish: Publish
+    ) -> tuple[Any, float | None]:
         """A streamed answer put together, and the seconds until its first token."""
-        first_token = None
-        chunks = []
+        collector = Collector(publish, lambda: attempts.elapsed)
         stream = await self._router.acompletion(**body, stream_options={"include_usage": True})
-        async for chunk in stream:
-            chunks.append(chunk)
-            if first_token is None and chunk.choices and chunk.choices[0].delta.content:
-                first_token = attempts.elapsed
-        response: Any = litellm.stream_chunk_builder(chunks, messages=body["messages"])
+        await collector.collect(stream)
+        response: Any = litellm.stream_chunk_builder(collector.chunks, messages=body["messages"])
         response._hidden_params = {**stream._hidden_params, **response._hidden_params}
-        return response, first_token
+        return response, collector.first_token
 
     def _receipt(
         self,
