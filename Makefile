@@ -1,21 +1,24 @@
 # Everything runs from this checkout: `make run` shows the fleet at work, `make up` keeps it up.
 PYTHON ?= python3
 VENV   := .venv
+ENGINE := .venv-engine
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 REALTIME ?= 1
-LOCAL    ?= 1
+LOCAL    ?=
 BATCH    ?= 1
+LATENCY  ?= 1.0
 
 
 # Nothing is left outside this checkout, caches included.
 export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
 # A lock file names everything: nothing is resolved anew, so what is published later changes nothing.
-INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --python $(BIN)/python
+INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --python
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
+PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test unit check bench wheel lock clean
+.PHONY: help run up test unit check bench wheel engine test-engine bench-local bench-affinity tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,7 +27,7 @@ run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, e
 	@$(BIN)/python -m workers.run
 
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
-	@exec $(BIN)/python -m workers.up --realtime $(REALTIME) --local $(LOCAL) --batch $(BATCH)
+	@exec $(BIN)/python -m workers.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH)
 
 test: $(VENV)/.dev  ## unit, integration and acceptance tests, against real processes
 	$(PYTEST)
@@ -43,13 +46,28 @@ bench: $(VENV)/.dev  ## the measured numbers of the README
 wheel: $(VENV)/bin/uv  ## the producers' package, in dist/
 	$(UV) build --quiet --wheel
 
+engine: $(ENGINE)/.engine  ## vLLM and a small real model in an environment of their own, for the local lane
+
+test-engine: engine  ## the local lane's tests on the real engine
+	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(PYTEST_ENGINE) -m vllm $(ARGS)
+
+bench-local: engine  ## the local lane against its own engine; ARGS="--set max_num_seqs=64"
+	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(ENGINE)/bin/python -m tests.bench.local $(ARGS)
+
+bench-affinity: engine  ## prefix-cache hits of two workers, with affinity and without
+	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(ENGINE)/bin/python -m tests.bench.affinity $(ARGS)
+
+tune: $(VENV)/.fleet  ## measure max_num_seqs for a p95 latency: make tune LATENCY=1.0 ARGS="--engine MODEL"
+	$(or $(FLEET_ENGINE_PYTHON),$(wildcard $(ENGINE)/bin/python),$(BIN)/python) -m workers.local.tune --latency $(LATENCY) $(ARGS)
+
 lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 	$(UV) pip compile pyproject.toml --group fleet $(LOCK) -o requirements/fleet.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev -c requirements/fleet.lock $(LOCK) -o requirements/dev.lock
+	$(UV) pip compile pyproject.toml --group fleet --group dev --group engine -c requirements/dev.lock $(LOCK) -o requirements/engine.lock
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## forget the environment and the data of the one-machine fleet
-	rm -rf $(VENV) .fleet
+	rm -rf $(VENV) $(ENGINE) .fleet
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
@@ -58,9 +76,17 @@ $(VENV)/bin/uv: requirements/bootstrap.lock
 	@touch $@
 
 $(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv
-	$(INSTALL) -r requirements/fleet.lock
+	$(INSTALL) $(BIN)/python -r requirements/fleet.lock
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
-	$(INSTALL) -r requirements/dev.lock
+	$(INSTALL) $(BIN)/python -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
+
+# Which build of torch that is, for CPU or CUDA, is this machine's to say: pip reads its settings.
+$(ENGINE)/.engine: requirements/engine.lock tests/smollm2.py $(VENV)/bin/uv
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/python -m pip install --quiet --no-cache-dir torch==2.13.0
+	$(INSTALL) $(ENGINE)/bin/python -r requirements/engine.lock
+	HF_HUB_OFFLINE=1 $(ENGINE)/bin/python -m tests.smollm2 $(ENGINE)/smollm2-135m
+	@touch $@

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from config.settings import settings
 from primarch_fleet.catalogue import Catalogue, Model, Offer
-from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
+from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, JsonObject, Lane
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.money import Price
 
@@ -115,7 +115,10 @@ class Routing(Section):
 
 
 class Engine(Section):
-    """A model on own hardware; one worker process serves one."""
+    """A model on own hardware. Settings that vLLM knows have vLLM's names and defaults.
+
+    A worker process runs one engine; `data_parallel_size` workers take from one queue.
+    """
 
     model: str
     #: "simulated" answers without a model and says so in every receipt.
@@ -127,13 +130,36 @@ class Engine(Section):
     #: What the same answer would cost elsewhere; the saving is measured against it.
     list_price: Price | None = None
     quality: float = Field(1.0, ge=0, le=1)
-    max_num_seqs: int = Field(128, gt=0)
-    max_model_len: int | None = Field(None, gt=0)
+
+    #: The GPUs of its workers together, by number or UUID; empty: each sees what its process sees.
+    gpus: list[Annotated[int, Field(ge=0)] | str] = []
     tensor_parallel_size: int = Field(1, gt=0)
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    enable_prefix_caching: bool = True
+    pipeline_parallel_size: int = Field(1, gt=0)
+    data_parallel_size: int = Field(1, gt=0)
+
+    #: Requests that are computed at the same time; vLLM's own default depends on the hardware.
+    max_num_seqs: int = Field(128, gt=0)
+    #: Requests that may wait inside the engine, so that a place that falls free is filled at once.
+    #: All others wait in the queue, where another worker or a more urgent one can pass them.
+    max_waiting: int = Field(32, ge=0)
+    #: Requests with a common beginning go to the worker that has it in its cache.
+    prefix_affinity: bool = True
+    max_model_len: int | None = Field(None, gt=0)
+    gpu_memory_utilization: float = Field(0.92, gt=0, le=1)
+    enable_prefix_caching: bool | None = None
+    enable_chunked_prefill: bool | None = None
+    speculative_config: JsonObject | None = None
+    quantization: str | None = None
     dtype: str = "auto"
     enforce_eager: bool = False
+    #: Which of vLLM's parsers reads the model's tool calls and its reasoning.
+    tool_call_parser: str | None = None
+    reasoning_parser: str = ""
+    #: LoRA adapters, folder or Hugging Face name by the model name that producers use.
+    lora_modules: dict[str, str] = {}
+    max_lora_rank: int = Field(16, gt=0)
+    #: Anything else that `vllm serve` takes, by its name with underscores.
+    engine_args: JsonObject = {}
 
     @model_validator(mode="after")
     def _loads_something(self) -> Self:
@@ -141,9 +167,35 @@ class Engine(Section):
             raise ValueError("path: vLLM needs a folder or a Hugging Face name to load")
         return self
 
+    @model_validator(mode="after")
+    def _fits_its_gpus(self) -> Self:
+        if len(set(map(str, self.gpus))) < len(self.gpus):
+            raise ValueError("gpus: one is named twice")
+        needed = self.gpus_per_worker * self.data_parallel_size
+        if self.gpus and len(self.gpus) != needed:
+            raise ValueError(
+                f"gpus: {len(self.gpus)} are given, {needed} are needed: tensor_parallel_size x "
+                "pipeline_parallel_size x data_parallel_size"
+            )
+        return self
+
     @property
     def queue(self) -> str:
         return f"local.{self.model}"
+
+    @property
+    def models(self) -> list[str]:
+        """The names that it answers to: its model's and its adapters'."""
+        return [self.model, *self.lora_modules]
+
+    @property
+    def gpus_per_worker(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def places(self) -> int:
+        """Requests that one worker holds: those that are computed and those that wait for it."""
+        return self.max_num_seqs + self.max_waiting
 
 
 class Batch(Section):
@@ -193,9 +245,11 @@ class FleetConfig(Section):
         models = {deployment.model for deployment in self.deployments}
         ids = [deployment.id for deployment in self.deployments]
         providers = {deployment.provider for deployment in self.deployments}
+        local = [model for engine in self.engines for model in engine.models]
         for what, wrong in {
             "deployments: unknown provider": providers - set(self.providers),
             "deployments: id used twice": {one for one in ids if ids.count(one) > 1},
+            "engines: model served twice": {one for one in local if local.count(one) > 1},
             "routing: a fallback names an unknown model": self.routing.groups() - models,
         }.items():
             if wrong:
@@ -229,8 +283,9 @@ class FleetConfig(Section):
             _add(models, deployment.model, deployment.kind, offers, deployment.price)
         for engine in self.engines:
             offer = Offer(queue=engine.queue, price=engine.price, quality=engine.quality)
-            list_price = engine.list_price or engine.price
-            _add(models, engine.model, engine.kind, {"local": offer}, list_price)
+            for name in engine.models:
+                list_price = engine.list_price or engine.price
+                _add(models, name, engine.kind, {"local": offer}, list_price)
         return Catalogue(
             models=models,
             completion_window=self.batch.window,

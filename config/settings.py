@@ -26,7 +26,9 @@ class Settings(BaseSettings):
     data_dir: Path = ROOT / ".fleet"
     #: The engine that a local worker serves, by its model; empty: the first in the file.
     engine: str = ""
-    #: Tasks in flight in one worker process.
+    #: The Python that has vLLM, for the one-machine fleet; empty: what `make engine` has made.
+    engine_python: Path | None = None
+    #: Tasks in flight in one worker process; a local worker holds what its engine has places for.
     concurrency: int = Field(500, gt=0)
     #: Seconds that a stopping worker lets its tasks finish before it gives them back.
     drain_timeout: float = Field(30.0, ge=0)

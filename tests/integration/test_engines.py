@@ -1,7 +1,4 @@
-"""What every engine promises, asked of the simulated one and, where there is one, of vLLM.
-
-FLEET_TEST_VLLM_MODEL names the folder of a chat model; vLLM starts twice, which takes minutes.
-"""
+"""What every engine promises, asked of the simulated one and, where there is one, of vLLM."""
 
 from __future__ import annotations
 
@@ -16,37 +13,26 @@ from typing import Any
 
 import pytest
 from openai.types import CreateEmbeddingResponse
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from config.fleet import Engine as EngineConfig
-from primarch_fleet.errors import ConfigError, InvalidRequest
+from primarch_fleet.errors import InvalidRequest
+from tests.engines import ENGINES, config
 from tests.integration.conftest import eventually
 from workers.local import engines
+from workers.local.assembly import Assembly
 from workers.local.engines.base import Answer
 
-VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")
 CONCURRENT = 16
-ENGINES = [
-    "simulated",
-    pytest.param(
-        "vllm",
-        marks=[
-            pytest.mark.skipif(not VLLM_MODEL, reason="FLEET_TEST_VLLM_MODEL names no model"),
-            pytest.mark.filterwarnings("default"),  # vLLM's own
-            pytest.mark.timeout(600),
-        ],
-    ),
-]
 
 
 class Subject:
     """An engine on a loop of its own beside the main thread, as in a worker."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **changes: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
-        self.engine: Any = self.run(engines.start(config(name)))
+        self.engine: Any = self.run(engines.start(config(name, **changes)))
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
@@ -54,6 +40,13 @@ class Subject:
     def chat(self, content: str = "What is 2+2?", **parameters: Any) -> Answer:
         answer: Answer = self.run(self.engine.chat(question(content, **parameters)))
         return answer
+
+    def stream(self, content: str = "What is 2+2?", **parameters: Any) -> list[dict[str, Any]]:
+        async def collect() -> list[dict[str, Any]]:
+            return [one async for one in self.engine.stream(question(content, **parameters))]
+
+        chunks: list[dict[str, Any]] = self.run(collect())
+        return chunks
 
     def close(self) -> None:
         self.run(self.engine.close())
@@ -67,21 +60,6 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     subject = Subject(request.param)
     yield subject
     subject.close()
-
-
-def config(engine: str, **changes: Any) -> EngineConfig:
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read only where there is no GPU
-    settings = {
-        "model": "tested",
-        "engine": engine,
-        "path": VLLM_MODEL,
-        "price": {"input": "0"},
-        "max_num_seqs": 2 * CONCURRENT,
-        "max_model_len": 2048,
-        "dtype": "float32",
-        "enforce_eager": True,
-    }
-    return EngineConfig.model_validate(settings | changes)
 
 
 def question(content: str, **parameters: Any) -> dict[str, Any]:
@@ -148,6 +126,11 @@ def test_a_prompt_that_does_not_fit_is_an_invalid_request(subject: Subject) -> N
         subject.chat("word " * 3000)
 
 
+def test_a_parameter_that_the_engine_does_not_have_is_refused_by_name(subject: Subject) -> None:
+    with pytest.raises(InvalidRequest, match="service_tier"):
+        subject.chat(service_tier="flex")
+
+
 def test_a_cancelled_call_frees_its_place(subject: Subject) -> None:
     async def ask_and_cancel() -> None:
         call = asyncio.create_task(subject.engine.chat(question("Count to 1000", max_tokens=1500)))
@@ -159,6 +142,62 @@ def test_a_cancelled_call_frees_its_place(subject: Subject) -> None:
         assert subject.engine.running == 0
 
     subject.run(ask_and_cancel())
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "max_tokens": 2},
+        {"temperature": 1, "seed": 7, "n": 2, "max_tokens": 4},
+    ],
+)
+def test_a_stream_is_the_answer_in_pieces(subject: Subject, parameters: dict[str, Any]) -> None:
+    chunks = subject.stream(**parameters)
+    assembly = Assembly()
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+        assembly.add(chunk)
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]
+    assert all(chunk["choices"] for chunk in chunks[:-1])
+    answer = subject.chat(**parameters).body
+    assert essence(assembly.body()) == essence(answer)
+
+
+def essence(body: dict[str, Any]) -> dict[str, Any]:
+    """An answer without what differs from call to call, and without nulls."""
+    completion = ChatCompletion.model_validate(body)
+    return completion.model_dump(exclude={"id", "created"}, exclude_none=True)
+
+
+def test_a_stream_of_what_cannot_be_is_an_invalid_request(subject: Subject) -> None:
+    with pytest.raises(InvalidRequest, match="2048"):
+        subject.stream("word " * 3000)
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_a_stream_that_nobody_wants_any_more_frees_its_place(
+    subject: Subject, cancel: bool
+) -> None:
+    async def read_and_stop() -> None:
+        chunks = subject.engine.stream(question("Count to 1000", max_tokens=1500))
+        await anext(chunks)
+        if cancel:
+            rest = asyncio.create_task(drain(chunks))
+            await asyncio.sleep(0)
+            rest.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await rest
+        else:
+            await chunks.aclose()
+        assert subject.engine.running == 0
+
+    async def drain(chunks: Any) -> None:
+        async for _ in chunks:
+            pass
+
+    subject.run(read_and_stop())
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -189,10 +228,3 @@ def processes() -> set[int]:
         if state != "Z" and int(group) == os.getpgrp():
             found.add(int(status.parent.name))
     return found
-
-
-@pytest.mark.parametrize("name", ENGINES[1:])
-@pytest.mark.parametrize("change", [{"path": "/nowhere"}, {"dtype": "float13"}])
-def test_what_vllm_refuses_is_a_configuration_error(name: str, change: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="tested: vLLM refuses"):
-        asyncio.run(engines.start(config(name, **change)))

@@ -2,79 +2,135 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-import signal
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, cast
 
 from celery.exceptions import Reject
 
 from config.fleet import Engine as EngineConfig
-from primarch_fleet.contract import Completion, CompletionRequest, Receipt, Request
+from primarch_fleet.contract import (
+    PRIORITIES,
+    Completion,
+    CompletionRequest,
+    Receipt,
+    Request,
+)
 from primarch_fleet.errors import EngineError, InvalidRequest
 from tasks.servers import Envelope
 from workers import metrics
+from workers.local.assembly import Assembly
 from workers.local.engines.base import Answer, Engine
+from workers.stream import Publish, Writer, has_token
 
 logger = logging.getLogger(__name__)
 
 
-def end_this_worker() -> None:
-    """A warm shutdown, as by SIGTERM."""
-    os.kill(os.getpid(), signal.SIGTERM)
+#: Seconds between two looks at whether the engine lives.
+WATCH_INTERVAL = 1.0
 
 
 class LocalServer:
     """Answers requests with one engine.
 
     Args:
-        stop: Called when the engine has died: ends the worker, which gives its messages back, so
-            that whoever supervises it starts another.
+        streams: Where the chunks go of those requests that ask for them.
+        stop: Called once when the engine has died: ends the worker, which gives its messages back,
+            so that whoever supervises it starts another.
     """
 
     def __init__(
-        self, config: EngineConfig, engine: Engine, stop: Callable[[], None] = end_this_worker
+        self, config: EngineConfig, engine: Engine, streams: Writer, stop: Callable[[], None]
     ) -> None:
         self._config = config
         self._engine = engine
+        self._streams = streams
         self._stop = stop
+        self._ending = False
+        self._watch: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Watch over the engine from now on, also while nobody asks it anything."""
+        self._watch = asyncio.create_task(self._watch_engine())
 
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
-        """One answer of the engine.
+        """One answer of the engine; streamed if that is asked for.
 
         Raises InvalidRequest, EngineError if the engine fails on this request, or Reject if it has
-        died: the message goes back to its queue and the worker ends.
+        died over it: the message goes back to its queue as a delivery that counts, and the worker
+        ends. A request that comes after that waits for this end, and goes back uncounted.
         """
-        if (request.model, request.kind) != (self._config.model, self._config.kind):
-            raise InvalidRequest(
-                f"model: this queue serves {self._config.model} for {self._config.kind}"
-            )
+        if request.model not in self._config.models or request.kind != self._config.kind:
+            names = ", ".join(self._config.models)
+            raise InvalidRequest(f"model: this queue serves {names} for {self._config.kind}")
+        if not (isinstance(request, CompletionRequest) and request.stream):
+            return await self._serve(request, envelope)
+        with self._streams.run(envelope.task_id) as publish:
+            return await self._serve(request, envelope, publish)
+
+    async def _serve(
+        self, request: Request, envelope: Envelope, publish: Publish | None = None
+    ) -> Completion:
         started = time.perf_counter()
-        answer = await self._answer(request)
+        answer = await self._answer(request, publish)
         receipt = self._receipt(request, envelope, answer, time.perf_counter() - started)
         metrics.observe(receipt)
         return Completion(body=answer.body, receipt=receipt)
 
     async def close(self) -> None:
+        if self._watch:
+            self._watch.cancel()
+        await self._streams.close()
         await self._engine.close()
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _watch_engine(self) -> None:
+        while not self._engine.dead:  # noqa: ASYNC110 - no engine tells
+            await asyncio.sleep(WATCH_INTERVAL)
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ending:
+            self._ending = True
+            logger.error("the engine has died", extra={"action": "engine_died"})
+            self._stop()
+
+    async def _answer(self, request: Request, publish: Publish | None) -> Answer:
+        if self._engine.dead:
+            self._end()
+            await asyncio.Event().wait()
         try:
-            return await self._ask(request)
+            return await self._ask(request, publish)
         except EngineError:
             if not self._engine.dead:
                 raise
-        logger.error("the engine has died", extra={"action": "engine_died"})
-        self._stop()
+        self._end()
         raise Reject("the engine has died", requeue=True)
 
-    async def _ask(self, request: Request) -> Answer:
-        body = request.body()
-        body.pop("stream", None)  # tokens are told as they come by the engine itself
+    async def _ask(self, request: Request, publish: Publish | None) -> Answer:
+        body, priority = request.body(), PRIORITIES[request.priority]
+        body.pop("stream", None)  # by the method that is called, not by the body
+        if publish is not None:
+            return await self._collect(body, priority, publish)
         if isinstance(request, CompletionRequest):
-            return await self._engine.chat(body)
-        return await self._engine.embed(body)
+            return await self._engine.chat(body, priority)
+        return await self._engine.embed(body, priority)
+
+    async def _collect(self, body: dict[str, Any], priority: int, publish: Publish) -> Answer:
+        """An answer put together of the chunks that are published as they come."""
+        started, first_token = time.perf_counter(), None
+        assembly = Assembly()
+        chunks = cast(AsyncGenerator[dict[str, Any]], self._engine.stream(body, priority))
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                assembly.add(chunk)
+                if first_token is None and has_token(chunk):
+                    first_token = time.perf_counter() - started
+                if chunk["choices"]:  # not the usage: OpenAI sends it only to those who ask for it
+                    publish(chunk)
+        return Answer(assembly.body(), first_token)
 
     def _receipt(
         self, request: Request, envelope: Envelope, answer: Answer, latency: float

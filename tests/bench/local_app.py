@@ -1,0 +1,28 @@
+"""The local worker with one task more: the same engine, asked directly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from tasks import servers
+from workers.local.app import app
+from workers.local.engines.base import Answer
+from workers.local.server import LocalServer
+
+__all__ = ["app"]
+
+
+@app.task(name="bench.direct")
+async def direct(bodies: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give all to the engine at once: seconds until the last answer, tokens, first tokens."""
+    server = servers._servers["local"]
+    assert isinstance(server, LocalServer)
+    started = time.perf_counter()
+    answers: list[Answer] = await asyncio.gather(*map(server._engine.chat, bodies))
+    return {
+        "seconds": time.perf_counter() - started,
+        "tokens": sum(answer.body["usage"]["completion_tokens"] for answer in answers),
+        "first_tokens": [answer.time_to_first_token for answer in answers],
+    }

@@ -1,0 +1,66 @@
+"""What the one-machine fleet starts, by its plan."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.fleet import load
+from config.settings import ROOT, Settings
+from primarch_fleet.errors import ConfigError
+from tests.engines import settings as engine_settings
+from workers.up import Options, Plan, Process, engine_python, supervisor_config
+
+VLLM = engine_settings("vllm") | {"path": "/models/small"}
+
+
+def plan(folder: Path, *engines: dict[str, Any], local: int | None = None) -> Plan:
+    file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    file["engines"] = list(engines)
+    (folder / "fleet.yaml").write_text(yaml.safe_dump(file))
+    machine = Settings(data_dir=folder, engine_python=Path("/vllm/bin/python"))
+    options = Options(realtime=1, local=local, batch=1, simulate=True)
+    return Plan(options, load(folder / "fleet.yaml"), machine)
+
+
+def locals_of(plan: Plan) -> list[Process]:
+    return [process for process in plan.processes if process.name.startswith("local-")]
+
+
+def test_a_queue_has_as_many_workers_as_its_engine_says_each_with_its_gpus(tmp_path: Path) -> None:
+    wide = VLLM | {"gpus": [0, 1, 2, 3], "tensor_parallel_size": 2, "data_parallel_size": 2}
+    workers = locals_of(plan(tmp_path, wide))
+    assert [worker.name for worker in workers] == ["local-1", "local-2"]
+    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["0,1", "2,3"]
+    assert {worker.env["FLEET_ENGINE"] for worker in workers} == {"tested"}
+
+
+def test_vllm_runs_in_its_own_environment_and_a_simulated_engine_in_the_fleets(
+    tmp_path: Path,
+) -> None:
+    simulated = VLLM | {"model": "other", "engine": "simulated"}
+    real, other = locals_of(plan(tmp_path, VLLM, simulated))
+    assert "/vllm/bin/python" in real.command
+    assert "/vllm/bin/python" not in other.command
+
+
+def test_an_engine_that_does_not_start_is_tried_again_later_each_time(tmp_path: Path) -> None:
+    made = plan(tmp_path, VLLM)
+    config = supervisor_config(made, Settings(data_dir=tmp_path))
+    program = config["program:local-1"]
+    assert (program["startsecs"], program["startretries"]) == ("900", "1000000")
+    assert program["autorestart"] == "true"
+
+
+def test_workers_that_would_share_a_gpu_are_not_started(tmp_path: Path) -> None:
+    engines = [VLLM | {"gpus": [0]}, VLLM | {"model": "other", "gpus": [0]}]
+    with pytest.raises(ConfigError, match="tested and other are both given GPU 0"):
+        plan(tmp_path, *engines)
+    assert locals_of(plan(tmp_path, *engines, local=0)) == []
+
+
+def test_the_environment_that_was_set_comes_before_the_one_that_was_made() -> None:
+    chosen = Path("/opt/python")
+    assert engine_python(Settings(engine_python=chosen)) == chosen
+    assert engine_python(Settings()).exists()
