@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import json
 import os
+import random
 import shutil
 import socket
 import sys
@@ -30,6 +31,9 @@ from workers.local.pinning import seats
 
 #: Started first, stopped last.
 BROKER, SIMULATOR, WORKERS, REST = 1, 2, 3, 4
+#: Below those that systems give to outgoing connections: one of these could take a port between
+#: the plan and the start of the process that it is for.
+PORTS = range(20_000, 32_768)
 #: Seconds that vLLM may take to load a model, or to fail at it.
 ENGINE_START = 900
 #: How a simulated provider answers, in seconds.
@@ -247,15 +251,20 @@ def _line(command: list[str]) -> str:
     return " ".join(f'"{word}"' if " " in word else word for word in command).replace("%", "%%")
 
 
-def free_port(wanted: int = 0) -> int:
-    """The wanted port of this machine if it is free, else a free one."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(*wanted: int) -> int:
+    """The first wanted port of this machine that is free, else any free one of PORTS.
+
+    Raises ConfigError when none is.
+    """
+    for port in (*wanted, *random.sample(PORTS, len(PORTS))):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise ConfigError(f"no port is free from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def _check_redis(url: str) -> None:

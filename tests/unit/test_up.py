@@ -1,5 +1,6 @@
 """What the one-machine fleet starts, by its plan."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from config.fleet import load
 from config.settings import ROOT, Settings
 from primarch_fleet.errors import ConfigError
 from tests.engines import settings as engine_settings
-from workers.up import Options, Plan, Process, engine_python, supervisor_config
+from workers.up import PORTS, Options, Plan, Process, engine_python, free_port, supervisor_config
 
 VLLM = engine_settings("vllm") | {"path": "/models/small"}
 
@@ -64,3 +65,18 @@ def test_the_environment_that_was_set_comes_before_the_one_that_was_made() -> No
     chosen = Path("/opt/python")
     assert engine_python(Settings(engine_python=chosen)) == chosen
     assert engine_python(Settings()).exists()
+
+
+def test_a_port_is_none_that_an_outgoing_connection_could_take_before_its_process() -> None:
+    outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(outgoing.read_text().split()[0]) if outgoing.exists() else 32_768
+    assert PORTS.start <= free_port() < min(first, PORTS.stop)
+
+
+def test_a_port_that_is_taken_is_not_given_again() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port(port) in PORTS
+    assert free_port(port) == port
