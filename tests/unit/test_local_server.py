@@ -1,6 +1,7 @@
 """The local lane's server with the simulated engine: one engine, fed by all requests at once."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from celery.exceptions import Reject
 from config.fleet import Engine
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
 from tasks.servers import Envelope
+from workers.local import engines
 from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.server import LocalServer
@@ -235,3 +237,10 @@ def test_a_place_is_not_lost_with_a_caller_who_is_cancelled_while_waiting_for_it
         await server.serve(request(), ENVELOPE)
 
     asyncio.run(run())
+
+
+def test_an_engine_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "workers.local.engines.vllm", None)
+    config = CONFIG.model_copy(update={"engine": "vllm"})
+    with pytest.raises(errors.ConfigError, match=r"small: this Python has no vllm.*make engine"):
+        asyncio.run(engines.start(config))
