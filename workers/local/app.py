@@ -35,5 +35,7 @@ def end_worker() -> None:
 app = lane_worker("local", [ENGINE.queue], start)
 # It holds what the engine has places for: the rest of the queue is there for other workers.
 app.conf.worker_concurrency = ENGINE.places
+# vLLM logs by itself; Celery would repeat each line as a warning.
+app.conf.worker_redirect_stdouts = False
 if ENGINE.prefix_affinity:
     app.conf.broker_transport_options |= {"affinity": affinity.unique_name()}
