@@ -40,7 +40,7 @@ class Section(BaseModel):
 class Provider(Section):
     """An account at a provider."""
 
-    #: LiteLLM's name of the provider: openai, azure, anthropic, ...
+    #: LiteLLM's name of the provider: openai, azure, anthropic, ... The lanes share the entry.
     litellm_provider: str
     api_key: FromEnvironment
     #: Another address than the provider's own, if the variable is set.
@@ -58,6 +58,18 @@ class Provider(Section):
 
     def base_url(self) -> str | None:
         return os.environ.get(self.api_base.removeprefix(ENV)) if self.api_base else None
+
+    def address(self) -> str:
+        """The address of a provider that has none of its own. Raises ConfigError without it."""
+        if self.api_base is None:
+            raise ConfigError(
+                f"api_base: name the variable with your {self.litellm_provider}'s address"
+            )
+        address = self.base_url()
+        if not address:
+            name = self.api_base.removeprefix(ENV)
+            raise ConfigError(f"{name} is not set: the provider's address is read from it")
+        return address
 
 
 class RoutingParams(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 #: Metadata key under which every batch carries our intent id.
 INTENT = "fleet_intent"
@@ -13,6 +13,21 @@ PAGES, SKEW = 100, 3600.0
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 LIVE = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the batches of a provider hold and carry, at every account of it."""
+
+    #: Paths of the requests that it serves in batches.
+    endpoints: frozenset[str]
+    #: Requests, and bytes of the input file, in one batch.
+    max_requests: int
+    max_bytes: int
+    #: A batch carries our intent; without it, a batch is known again by its input file alone.
+    metadata: bool = True
+    #: Seconds after which it is told to forget an input file; None: it cannot be told.
+    input_life: int | None = None
 
 
 class Failure(Exception):
@@ -80,11 +95,13 @@ class BatchProvider(Protocol):
     All raise Refused when the provider said no and Failure when nobody knows.
     """
 
+    capabilities: ClassVar[Capabilities]
+
     async def upload(self, path: Path, name: str) -> str:
         """Upload an input file; its id."""
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
-        """Order a batch that carries `intent` in its metadata. This is what costs money."""
+        """Order a batch, which carries `intent` if it can. This is what costs money."""
 
     async def retrieve(self, batch_id: str) -> Remote:
         """A batch as it is now."""
@@ -116,10 +133,19 @@ async def find(provider: BatchProvider, intent: str, file_id: str, since: float)
         fresh = [batch for batch in page.batches if batch.id not in seen]
         seen.update(batch.id for batch in fresh)
         found.update({one.id: one for one in fresh if _made_for(one, intent, file_id)})
-        if not fresh or not page.more or all(one.created_at < since - SKEW for one in fresh):
+        if not fresh or not page.more or _past(fresh, since - SKEW):
             return sorted(found.values(), key=lambda one: (one.created_at, one.id))
         after = fresh[-1].id
     raise Failure(f"the list of batches did not end within {PAGES} pages")
+
+
+def _past(page: list[Remote], since: float) -> bool:
+    """Whether nothing after this page can be of `since` or later.
+
+    Azure does not say in which order it lists: only a page that goes back in time ends a search.
+    """
+    times = [one.created_at for one in page]
+    return times[0] < since and times[0] > times[-1] and times == sorted(times, reverse=True)
 
 
 def _made_for(batch: Remote, intent: str, file_id: str) -> bool:

@@ -1,4 +1,7 @@
-"""OpenAI's Files and Batch APIs: https://platform.openai.com/docs/guides/batch."""
+"""OpenAI's Files and Batch APIs: https://platform.openai.com/docs/guides/batch.
+
+What other servers do otherwise and any may do is met here, what only one does in its own class.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import httpx
 import openai
@@ -14,21 +17,32 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from config.fleet import Provider
-from scheduler.providers.base import INTENT, Failure, Fault, Page, Refused, Remote
+from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
+from scheduler.providers.base import INTENT, Capabilities, Failure, Fault, Page, Refused, Remote
 
 #: Seconds for one call; an upload of 200 MB has to fit.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=300.0, write=300.0)
-#: Seconds after which OpenAI forgets an input file: longer than any batch.
-INPUT_LIFE = 7 * 86_400
+#: Seconds.
+DAY = 86_400
 #: Statuses after which nobody knows whether the call took effect, besides all of 500 and more.
 UNKNOWN = frozenset({408, 409})
 PAGE = 100
+#: Anthropic's and Microsoft's samples' spelling, as ours.
+SPELLING = {"canceled": "cancelled", "canceling": "cancelling"}
 
+CHAT, EMBEDDINGS = CompletionRequest.endpoint, EmbeddingRequest.endpoint
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
 
 
 class OpenAIBatches:
     """`BatchProvider` over the OpenAI SDK."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        endpoints=frozenset({CHAT, EMBEDDINGS}),
+        max_requests=50_000,
+        max_bytes=200_000_000,
+        input_life=7 * DAY,  # longer than any batch
+    )
 
     def __init__(self, client: AsyncOpenAI) -> None:
         # The SDK repeats calls by default: for a create that would be a second batch to pay.
@@ -41,11 +55,12 @@ class OpenAIBatches:
 
     async def upload(self, path: Path, name: str) -> str:
         """Upload an input file, read from disk as it is sent."""
+        life = self.capabilities.input_life
         with failures(), path.open("rb") as file:
             uploaded = await self._client.files.create(
                 file=(name, file, "application/jsonl"),
                 purpose="batch",
-                expires_after={"anchor": "created_at", "seconds": INPUT_LIFE},
+                expires_after={"anchor": "created_at", "seconds": life} if life else openai.omit,
             )
         return uploaded.id
 
@@ -56,7 +71,7 @@ class OpenAIBatches:
                 input_file_id=file_id,
                 endpoint=cast(Endpoint, endpoint),
                 completion_window=cast(Literal["24h"], window),
-                metadata={INTENT: intent},
+                metadata={INTENT: intent} if self.capabilities.metadata else openai.omit,
             )
             return remote(batch)
 
@@ -78,14 +93,16 @@ class OpenAIBatches:
             await self._client.batches.cancel(batch_id)
 
     async def download(self, file_id: str, path: Path) -> None:
-        """Write a result file and compare its length: a connection may end early unnoticed."""
+        """Write a result file and compare its length, where the server tells it: a connection may
+        end early unnoticed.
+        """
         part = path.with_name(path.name + ".part")
         with failures():
             size = (await self._client.files.retrieve(file_id)).bytes
             content = self._client.files.with_streaming_response.content(file_id)
             async with content as response:
                 await response.stream_to_file(part)
-        if part.stat().st_size != size:
+        if size is not None and part.stat().st_size != size:
             raise Failure(f"{file_id}: {part.stat().st_size} of {size} bytes came")
         os.replace(part, path)
 
@@ -99,7 +116,7 @@ def remote(batch: Batch) -> Remote:
     faults = (batch.errors.data if batch.errors else None) or []
     return Remote(
         id=batch.id,
-        status=batch.status,
+        status=SPELLING.get(batch.status, batch.status),
         created_at=batch.created_at,
         expires_at=batch.expires_at,
         input_file_id=batch.input_file_id or "",

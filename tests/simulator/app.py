@@ -19,6 +19,7 @@ from tests.simulator.transport import (
     Reply,
     as_json,
     cut_off,
+    half,
     read,
     refuse,
     send,
@@ -102,6 +103,8 @@ class App:
             _strike(fault, committed=True)
             if fault.drop == "mid_stream":
                 await send_half(request, reply, self.provider.clock)
+            if fault.drop == "short":
+                reply = half(reply)
         return await send(request, reply, self.provider.ids.new("req_"), self.provider.clock)
 
     def _authorize(self, request: web.Request) -> None:

@@ -107,7 +107,7 @@ class Batch:
             "errors": self._errors_json(),
             "input_file_id": self._order.input_file_id,
             "completion_window": self._order.completion_window,
-            "status": self.status,
+            "status": self._profile.says.get(self.status, self.status),
             "output_file_id": self._output_file_id or null,
             "error_file_id": self._error_file_id or null,
             "created_at": int(self.created_at),
@@ -132,11 +132,11 @@ class Batch:
             return
         self._total = len(self._requests)
         self._started_at = self.due
-        self._enter("in_progress", self.due, min(self._work_ends_at(), self._expires_at))
+        self._enter("in_progress", self.due, min(self._work_ends_at(), self._gives_up_at()))
 
     def _end_work(self) -> None:
         self.work(self.due)
-        if self._work_ends_at() > self._expires_at:
+        if self._work_ends_at() > self._gives_up_at():
             self._end("expired", "batch_expired")
         else:
             self._enter("finalizing", self.due, self.due + self._profile.finalizing)
@@ -145,6 +145,9 @@ class Batch:
         if self._profile.expire_at_fraction is not None:
             return math.inf
         return self._started_at + self._profile.in_progress
+
+    def _gives_up_at(self) -> float:
+        return self._expires_at + self._profile.expires_late
 
     def _finished(self, until: float) -> int:
         passed, needed = until - self._started_at, self._profile.in_progress

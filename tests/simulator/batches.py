@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from tests.simulator.batch import TERMINAL, Batch, Order
@@ -9,7 +10,7 @@ from tests.simulator.error import ApiError, JsonObject, invalid
 from tests.simulator.files import File, Files, lifetime, page
 from tests.simulator.parameters import optional, required, wrong_type
 from tests.simulator.provider import ENDPOINTS, Provider
-from tests.simulator.validation import batch_error, enqueued_tokens, read
+from tests.simulator.validation import Input, batch_error, enqueued_tokens, read
 
 _MOST_PAIRS, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 _MOST_LISTED, _LISTED = 100, 20
@@ -34,7 +35,7 @@ class Batches:
         """Accept a batch, which starts validating. Raises ApiError."""
         self._catch_up()
         order, file = self._order(body)
-        found = read(file.content, order.endpoint, self._provider.profile)
+        found = self._struck(read(file.content, order.endpoint, self._provider.profile))
         batch = Batch(order, found, self._provider, self._files, self._admit)
         if self._limit(batch.model) is not None and not found.errors:
             self._tokens[batch.id] = enqueued_tokens(found, self._provider)
@@ -67,6 +68,18 @@ class Batches:
         for batch in batches:
             batch.work(now)
         return page(batches[::-1], query, _LISTED, _MOST_LISTED)
+
+    def _struck(self, found: Input) -> Input:
+        """The input with the errors that fault rules add."""
+        errors = list(found.errors)
+        for number, request in enumerate(found.requests, 1):
+            fault = self._provider.faults.pick(
+                "validation", request.endpoint, found.model, request.raw
+            )
+            if fault is not None:
+                line = number if fault.names_line else None
+                errors.append(batch_error(str(fault.code), fault.message, line=line))
+        return replace(found, errors=errors)
 
     def _find(self, batch_id: str) -> Batch:
         self._catch_up()

@@ -20,7 +20,8 @@ Endpoint = Literal[
     "batches.retrieve",
     "batches.cancel",
 ]
-Scope = Literal["call", "line"]
+Scope = Literal["call", "line", "validation"]
+Write = Literal["missing", "duplicate", "corrupt", "unknown", "both", "as_text", "error_body"]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Price = Annotated[Decimal, Field(ge=0, max_digits=15, decimal_places=9, allow_inf_nan=False)]
 
@@ -61,13 +62,16 @@ class Fault(_Part):
 
     On a call: wait `delay` seconds, then refuse with `status`; or drop the connection
     "before_response" (nothing was done), "after_commit" (all was done, no answer) or "mid_stream"
-    (half an answer). A `status` with "after_commit" is sent after all was done. A rule with a
-    `delay` alone answers late.
+    (half an answer); "short" sends half an answer as if it were all. A `status` with "after_commit"
+    is sent after all was done. A rule with a `delay` alone answers late.
 
     On a batch line: refuse with `status` (0: the empty answer of a lost request), or without
     `status` but with `code`, fail as if never executed. `write` spoils how the line reaches its
-    file: "missing", "duplicate", "corrupt" (cut short), or "unknown" (one more line, under a
-    custom_id nobody sent).
+    file: "missing", "duplicate", "corrupt" (cut short), "unknown" (one more line, under a custom_id
+    nobody sent), "both" (one more line, in the error file), "as_text" (a body that is JSON in a
+    text), or "error_body" (status 200 around an error).
+
+    On the validation of a line: fail the whole batch with `code`, naming the line or not.
     """
 
     scope: Scope = "call"
@@ -84,8 +88,9 @@ class Fault(_Part):
     message: str = "Simulated fault."
     retry_after: Seconds | None = None
     delay: Seconds = 0.0
-    drop: Literal["before_response", "after_commit", "mid_stream"] | None = None
-    write: Literal["missing", "duplicate", "corrupt", "unknown"] | None = None
+    drop: Literal["before_response", "after_commit", "mid_stream", "short"] | None = None
+    write: Write | None = None
+    names_line: bool = True
 
     @model_validator(mode="after")
     def _has_an_effect_in_its_scope(self) -> "Fault":
@@ -104,7 +109,10 @@ class Fault(_Part):
     def _refuse_line_rule_without_effect(self) -> None:
         if self.drop is not None or self.delay or self.retry_after is not None:
             raise ValueError("drop, delay and retry_after are for rules with scope call")
-        if self.status is None and self.code is None and self.write is None:
+        if self.scope == "validation":
+            if self.code is None or self.status is not None or self.write is not None:
+                raise ValueError("a rule with scope validation needs code, and no status or write")
+        elif self.status is None and self.code is None and self.write is None:
             raise ValueError("a rule with scope line needs status, code or write")
 
 
@@ -112,8 +120,9 @@ class BatchProfile(_Part):
     """Seconds a batch spends in each status, and the limits it is held to.
 
     Lines finish evenly over `in_progress`. With `expire_at_fraction` work stops at that share of
-    the lines, and the batch expires when `completion_window` is over. `list_lag` hides a new batch
-    from the list, not from retrieval. `empty_ids` writes "" for a file id that would be null.
+    the lines, and the batch expires `expires_late` seconds after `completion_window` is over.
+    `list_lag` hides a new batch from the list, not from retrieval. `empty_ids` writes "" for a file
+    id that would be null, `says` other words for statuses.
     """
 
     validating: Seconds = 1.0
@@ -122,7 +131,9 @@ class BatchProfile(_Part):
     cancelling: Seconds = 1.0
     completion_window: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 86_400.0
     expire_at_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    expires_late: Seconds = 0.0
     list_lag: Seconds = 0.0
+    says: dict[str, str] = {}
     empty_ids: bool = False
     max_requests: PositiveInt = 50_000
     max_embedding_inputs: PositiveInt = 50_000

@@ -50,6 +50,9 @@ class Results:
         self.completed += 1
         self.usage = Usage(*map(sum, zip(self.usage, answer.usage, strict=True)))
         write(self.output, self._responded(request, 200, self._provider.write(answer)))
+        if fault is not None and fault.write == "both":
+            failure = {"code": "server_error", "message": fault.message}
+            self.errors.append(_line(self._record(request, None, failure)))
 
     def give_up(self, request: Request, code: str) -> None:
         """Note a request that was never executed; it costs nothing and is not counted as failed."""
@@ -104,12 +107,28 @@ def _with_a_stranger(file: list[bytes], record: JsonObject) -> None:
     file += [_line(record), _line({**record, "custom_id": f"unknown-{record['id']}"})]
 
 
+def _as_text(file: list[bytes], record: JsonObject) -> None:
+    file.append(_line(_with_body(record, json.dumps(record["response"]["body"]))))
+
+
+def _as_an_error(file: list[bytes], record: JsonObject) -> None:
+    error = {"message": "Something went wrong.", "type": "server_error"}
+    file.append(_line(_with_body(record, {"error": error})))
+
+
+def _with_body(record: JsonObject, body: object) -> JsonObject:
+    return {**record, "response": {**record["response"], "body": body}}
+
+
 _WRITERS: dict[str | None, Callable[[list[bytes], JsonObject], None]] = {
     None: _plainly,
     "missing": _not_at_all,
     "duplicate": _twice,
     "corrupt": _cut_short,
     "unknown": _with_a_stranger,
+    "both": _plainly,
+    "as_text": _as_text,
+    "error_body": _as_an_error,
 }
 
 

@@ -56,10 +56,11 @@ class Simulator:
         clock: Clock | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
+        app: Callable[[Provider], App] = App,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
         self.url = ""
-        self._app = App(Provider(profile or Profile(), self.clock))
+        self._app = app(Provider(profile or Profile(), self.clock))
         self._address = (host, port)
         self._started: Future[str] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)

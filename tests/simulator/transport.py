@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -81,8 +81,16 @@ async def send_half(request: web.Request, reply: Reply, clock: Clock) -> None:
     if not reply.streamed:
         response.content_length = len(reply.parts[0])
     await response.prepare(request)
-    await _write(response, _half(reply), reply.pause, clock)
+    await _write(response, half(reply).parts, reply.pause, clock)
     raise Dropped
+
+
+def half(reply: Reply) -> Reply:
+    """The first half of a reply, as a whole one."""
+    if reply.streamed:
+        return replace(reply, parts=reply.parts[: len(reply.parts) // 2])
+    body = reply.parts[0]
+    return replace(reply, parts=(body[: len(body) // 2],))
 
 
 def refuse(error: ApiError, request_id: str) -> web.Response:
@@ -106,13 +114,6 @@ async def _write(
     for part in parts:
         await clock.sleep(pause)
         await response.write(part)
-
-
-def _half(reply: Reply) -> Sequence[bytes]:
-    if reply.streamed:
-        return reply.parts[: len(reply.parts) // 2]
-    body = reply.parts[0]
-    return (body[: len(body) // 2],)
 
 
 async def _form(request: web.Request) -> tuple[JsonObject, bytes]:

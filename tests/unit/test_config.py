@@ -88,6 +88,16 @@ def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:
     assert "sk-secret" not in repr(load(SHIPPED))
 
 
+def test_an_address_that_is_needed_is_asked_for_by_the_name_of_its_variable() -> None:
+    provider = load(SHIPPED).providers["openai"]
+    with pytest.raises(ConfigError, match="OPENAI_BASE_URL is not set"):
+        provider.address()
+    os.environ["OPENAI_BASE_URL"] = "https://there.example/v1"
+    assert provider.address() == "https://there.example/v1"
+    with pytest.raises(ConfigError, match="api_base: name the variable"):
+        provider.model_copy(update={"api_base": None}).address()
+
+
 def test_an_engine_that_is_not_there_is_named() -> None:
     config = load(SHIPPED)
     assert config.engine() == config.engine("smollm2-135m")

@@ -1,0 +1,41 @@
+"""Servers that speak OpenAI's Files and Batches API at an address of their own."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from openai import AsyncOpenAI
+
+from config.fleet import Provider
+from scheduler.providers.base import Capabilities
+from scheduler.providers.openai import CHAT, EMBEDDINGS, OpenAIBatches
+
+
+class CompatibleBatches(OpenAIBatches):
+    """A gateway in front of vLLM (vLLM itself has no batches), as llm-d's; needs `api_base`.
+
+    It is asked for nothing beyond the API's first version: not every server can expire a file.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        endpoints=frozenset({CHAT, EMBEDDINGS}), max_requests=50_000, max_bytes=200_000_000
+    )
+
+    @classmethod
+    def of(cls, provider: Provider) -> Self:
+        """The account of the configuration. Raises ConfigError without its key or its address."""
+        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.address()))
+
+
+class GroqBatches(OpenAIBatches):
+    """Groq: chat alone, files of 100 MB: https://console.groq.com/docs/batch."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        endpoints=frozenset({CHAT}), max_requests=50_000, max_bytes=100_000_000
+    )
+
+    @classmethod
+    def of(cls, provider: Provider) -> Self:
+        """The account of the configuration. Raises ConfigError when its key is not set."""
+        base_url = provider.base_url() or "https://api.groq.com/openai/v1"
+        return cls(AsyncOpenAI(api_key=provider.key(), base_url=base_url))
