@@ -15,6 +15,7 @@ from redis.backoff import NoBackoff
 from primarch_fleet import wire
 from primarch_fleet.client import (
     Fleet,
+    Progress,
     Ticket,
     reachable,
     stream_id,
@@ -69,6 +70,12 @@ class AsyncFleet:
 
     async def status(self, ticket: Ticket | str) -> str:
         return await asyncio.to_thread(self._fleet.status, ticket)
+
+    async def progress(self, tickets: Iterable[Ticket | str]) -> Progress:
+        return await asyncio.to_thread(self._fleet.progress, list(tickets))
+
+    async def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:  # noqa: ASYNC109
+        return await asyncio.to_thread(self._fleet.cancel, ticket, timeout)
 
     async def result(
         self,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import redis
 from celery import Celery
@@ -21,8 +21,22 @@ from redis.retry import Retry
 
 from primarch_fleet import lanes, wire
 from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Lane, Request
-from primarch_fleet.errors import FleetUnavailable, InvalidRequest, RequestTooLarge, ResultTimeout
+from primarch_fleet.contract import (
+    PRIORITIES,
+    SCHEDULER_QUEUE,
+    Completion,
+    CompletionRequest,
+    Lane,
+    Request,
+)
+from primarch_fleet.errors import (
+    Cancelled,
+    FleetUnavailable,
+    InvalidRequest,
+    RequestFailed,
+    RequestTooLarge,
+    ResultTimeout,
+)
 from primarch_fleet.stream import LONG, Reading, Stream
 
 #: Seconds that a producer trusts a catalogue it has read.
@@ -35,6 +49,12 @@ IDEMPOTENCY_CLAIM = 60
 PIPELINE = 500
 #: Streams that one client reads at the same time; each takes a connection while it waits.
 MAX_READERS = 5_000
+#: Of a stored result, the bytes by which its state is known: it is the first field.
+STATE_BYTES = 32
+#: States of tasks that have their outcome.
+SUCCEEDED, FAILED = "SUCCESS", ("FAILURE", "REVOKED")
+#: Seconds after which the batch lane is asked again about a request that it does not have yet.
+ASK_AGAIN = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,15 @@ class Ticket:
     lane: Lane
     reason: str
     queue: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far requests are: `done` of `total` have their outcome, for `failed` of them an error."""
+
+    done: int
+    total: int
+    failed: int
 
 
 class Fleet:
@@ -138,11 +167,8 @@ class Fleet:
         goes on), the RequestFailed that a worker stored, or FleetUnavailable.
         """
         with reachable():
-            try:
-                value = self._result(ticket).get(timeout=timeout, propagate=False)
-            except CeleryTimeout:
-                raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
-        return wire.unwrap(value)
+            late = f"no result within {timeout} s; it can still come"
+            return wire.unwrap(_wait(self._result(ticket), timeout, late))
 
     def stream(
         self,
@@ -171,6 +197,56 @@ class Fleet:
         """The Celery state: PENDING, PARKED (batch lane, until its result), SUCCESS, FAILURE..."""
         with reachable():
             return str(self._result(ticket).state)
+
+    def progress(self, tickets: Iterable[Ticket | str]) -> Progress:
+        """How many requests have their outcome: one round trip. Raises FleetUnavailable."""
+        pipe, backend = self._redis.pipeline(transaction=False), cast(Any, self._app.backend)
+        for ticket in tickets:
+            pipe.getrange(backend.get_key_for_task(task_id(ticket)), 0, STATE_BYTES - 1)
+        with reachable():
+            states = [_state(text) for text in pipe.execute()]
+        failed = sum(state in FAILED for state in states)
+        return Progress(failed + states.count(SUCCEEDED), len(states), failed)
+
+    def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:
+        """Cancel a request: its result is `Cancelled`, and what hangs on it goes on with that.
+
+        A request of the batch lane is cancelled wherever it is, in a live batch too: what that
+        batch answers to it is dropped. On the other lanes it is stopped while it runs; one that
+        still waits in a queue gets its result when a worker comes to it.
+
+        Args:
+            ticket: What `submit` returned. Its id will do once the request is PARKED, or for the
+                other lanes.
+            timeout: Seconds to wait for the fleet's word.
+
+        Returns True when it is cancelled, False when it had its result before. Raises ResultTimeout
+        when no worker said so in time (it can still be cancelled then), or FleetUnavailable.
+        """
+        until = time.monotonic() + timeout
+        with reachable():
+            if self._result(ticket).ready():
+                return self._came_to_nothing(ticket, timeout)
+            sent = isinstance(ticket, Ticket) and ticket.lane == "batch"
+            batch = sent or self.status(ticket) == "PARKED"
+            # A worker that has not begun with it drops it.
+            self._app.control.revoke(task_id(ticket), terminate=not batch)
+            while batch:
+                left = until - time.monotonic()
+                [answer] = ask(self._app, "scheduler.cancel", [task_id(ticket)], left).values()
+                if answer != "unknown":
+                    return bool(answer == "cancelled")
+                with suppress(ResultTimeout):
+                    return self._came_to_nothing(ticket, ASK_AGAIN)
+        return self._came_to_nothing(ticket, timeout)
+
+    def _came_to_nothing(self, ticket: Ticket | str, timeout: float) -> bool:
+        """Whether a request was cancelled, by its result. Raises ResultTimeout."""
+        try:
+            self.result(ticket, timeout)
+        except RequestFailed as error:
+            return isinstance(error, Cancelled)
+        return False
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
@@ -212,6 +288,38 @@ class _Message:
     @property
     def idempotency_key(self) -> str | None:
         return self.request.idempotency_key and f"fleet:idempotency:{self.ticket.id}"
+
+
+def ask(app: Celery, task: str, argument: Any, timeout: float) -> Any:
+    """What a batch worker answers to one of the scheduler's tasks.
+
+    Raises ResultTimeout when none did within `timeout` seconds (the first that starts will do it)
+    or FleetUnavailable.
+    """
+    late = f"no batch worker answered within {timeout:.0f} s"
+    with reachable():
+        asked = app.send_task(task, [argument], queue=SCHEDULER_QUEUE, priority=PRIORITIES["high"])
+        try:
+            answer = _wait(asked, max(timeout, 0.01), late)  # for Celery, 0 is for ever
+        finally:
+            asked.forget()
+    if isinstance(answer, BaseException):
+        raise FleetUnavailable(f"{task} failed: {answer}")
+    return answer
+
+
+def _wait(result: AsyncResult[Any], timeout: float | None, late: str) -> Any:
+    """A task's value or exception. Raises ResultTimeout, which says that it is `late`."""
+    try:
+        return result.get(timeout=timeout, propagate=False)
+    except CeleryTimeout:
+        cast(Any, result.backend).remove_pending_result(result)  # or Celery keeps it for ever
+        raise ResultTimeout(late) from None
+
+
+def _state(text: str) -> str:
+    """The state in the beginning of a stored result: `{"status": "SUCCESS", ...`."""
+    return "".join(text.split('"')[3:4])
 
 
 def streamed(request: CompletionRequest) -> CompletionRequest:

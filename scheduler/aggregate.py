@@ -12,7 +12,8 @@ from primarch_fleet.errors import DeadlineExceeded
 from scheduler.deliver import Deliverer
 from scheduler.flush import decide
 from scheduler.job import Group, Job, Terms
-from scheduler.store import Store
+from scheduler.pace import rate_pause
+from scheduler.store import LANE, Store
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class Aggregator:
 
     async def _paused(self, group: Group) -> bool:
         now = await self._store.now()
-        pauses = [await self._store.pause(name) for name in (group.provider, str(group))]
+        names = (LANE, group.provider, str(group), rate_pause(group))
+        pauses = [await self._store.pause(name) for name in names]
         return any(pause.until > now for pause in pauses)
 
     def _terms(self, group: Group) -> Terms | None:

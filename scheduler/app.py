@@ -12,16 +12,15 @@ from celery import Task
 from celery.signals import celeryd_init
 from prometheus_client.registry import REGISTRY
 
-from config.fleet import FleetConfig, fleet_config
+from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
-from primarch_fleet.errors import ConfigError
 from scheduler.desk import Desk, Observers
 from scheduler.lane import Lane
 from scheduler.lot import Lot
 from scheduler.metrics import ParkedRequests
-from scheduler.providers.base import BatchProvider
-from scheduler.providers.openai import OpenAIBatches
+from scheduler.operator import Operator
+from scheduler.providers.accounts import open_accounts
 from scheduler.store import Store, connect
 from scheduler.tracer import Tracer
 from tasks import parking
@@ -29,36 +28,26 @@ from workers import metrics
 from workers.start import lane_worker
 
 _lanes: list[Lane] = []
+_operators: list[Operator] = []
 
 
 async def start() -> Lane:
     """Put the store behind the batch tasks and make the lane. Raises ConfigError."""
     config = fleet_config()
     store = Store(connect(redis_url()))
+    accounts = open_accounts(config)
+    tracer = Tracer(app, app.conf.get("fleet_node") or "batch")
     lane = Lane(
         Desk.of(store, config.batch, settings().data_dir / "batches"),
         config,
-        providers(config),
-        Tracer(app, app.conf.get("fleet_node") or "batch"),
+        accounts,
+        tracer,
         Observers(metrics.observe, metrics.observe_batch),
     )
     parking.use(Lot(store, config))
     _lanes[:] = [lane]
+    _operators[:] = [Operator(store, accounts, tracer)]
     return lane
-
-
-def providers(config: FleetConfig) -> dict[str, BatchProvider]:
-    """The accounts of every deployment that serves batches. Raises ConfigError."""
-    found: dict[str, BatchProvider] = {}
-    for name in {one.provider for one in config.deployments if one.batch}:
-        provider = config.providers[name]
-        if provider.litellm_provider != "openai":
-            raise ConfigError(
-                f"providers.{name}: batches are known at openai, not at "
-                f"{provider.litellm_provider}; take `batch: true` off its deployments"
-            )
-        found[name] = OpenAIBatches.of(provider)
-    return found
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
@@ -80,3 +69,15 @@ async def aggregate(task: Task[Any, Any]) -> None:
 async def poll(task: Task[Any, Any]) -> None:
     """Look at the jobs that are due."""
     await _lanes[0].poll()
+
+
+@app.task(name="scheduler.cancel", bind=True, send_events=False)
+async def cancel(task: Task[Any, Any], task_ids: list[str]) -> dict[str, str]:
+    """Cancel requests; of each whether it is "cancelled", was "done" before, or is "unknown"."""
+    return {**await _operators[0].cancel(task_ids)}
+
+
+@app.task(name="scheduler.cancel_batch", bind=True, send_events=False)
+async def cancel_batch(task: Task[Any, Any], intent: str) -> str:
+    """Cancel a live batch at its provider; "" when that is under way, else why not."""
+    return await _operators[0].cancel_batch(intent)

@@ -51,6 +51,7 @@ class Deliverer:
         if not isinstance(outcome, Completion):
             return None
         self._observe(outcome.receipt)
+        await self._store.paid(job, outcome.receipt.cost, outcome.receipt.saving)
         return outcome.receipt.tenant_id
 
     async def fail(

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from primarch_fleet.errors import BatchError
-from scheduler import lines
+from primarch_fleet.errors import BatchError, RequestFailed
+from scheduler import lines, metrics
 from scheduler.desk import Desk
 from scheduler.ending import Ending
 from scheduler.job import Job
 from scheduler.lines import Answered, BadLine, Line, Outcome, Refused, Retry
 from scheduler.providers.base import BatchProvider, Fault, Remote
-from scheduler.store import Pause
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +21,7 @@ logger = logging.getLogger(__name__)
 CHUNK = 16
 #: How the provider says that too many tokens are enqueued: by code, or only in words.
 TOKEN_LIMIT, TOKEN_LIMIT_WORDS = "token_limit_exceeded", "enqueued token"
+MODEL_NOT_FOUND = "model_not_found"
 
 
 class Drain:
@@ -48,7 +48,7 @@ class Drain:
         if remote.status == "failed":
             await self._failed(job, remote.faults)
             return
-        await self._store.set_pause(str(job.group), Pause())
+        await self._ending.relax(job)
         await self._ending.settle(job, dict.fromkeys(left - set(errors), _unanswered(remote)))
         await self._ending.close(job)
 
@@ -71,7 +71,7 @@ class Drain:
             await self._ending.settle(job, answers)
 
     async def _stranger(self, job: Job, line: Line, request: str | None) -> None:
-        """A line for none of the requests left: a repetition, or nobody's."""
+        """A line for none of the requests left: a repetition, a cancelled one's, or nobody's."""
         if request is None or not await self._store.knows(request):
             logger.warning(
                 "%s: nobody asked for line %r",
@@ -79,15 +79,19 @@ class Drain:
                 line.custom_id[:64],
                 extra={"action": "batch_line_unknown"},
             )
+        elif isinstance(line.outcome, Answered) and await self._store.cancelled(request):
+            metrics.observe_dropped(job, line.outcome.body)
 
     async def _failed(self, job: Job, faults: tuple[Fault, ...]) -> None:
         """The provider refused the batch as a whole: no request of it was executed."""
         for fault in faults:
             if of_token_limit(fault.code, fault.message):
                 return await self._ending.hold_back(job, fault.message)
+            if fault.code == MODEL_NOT_FOUND:  # all lines have the same: no other one would do
+                return await self._ending.fail(job, _refusal(fault))
         members = await self._store.members(job)
         named = {
-            members[fault.line]: Refused(lines.refusal(400, fault.code, fault.message))
+            members[fault.line]: Refused(_refusal(fault))
             for fault in faults
             if fault.line in members
         }
@@ -96,13 +100,18 @@ class Drain:
             await self._ending.requeue(job, [one for one in members.values() if one not in named])
             await self._ending.settle(job, named)
             return await self._ending.close(job)
-        reasons = "; ".join(fault.message or fault.code for fault in faults)
-        return await self._ending.fail(job, BatchError(reasons or "the provider refused the batch"))
+        reasons = "; ".join(dict.fromkeys(fault.message or fault.code for fault in faults))
+        error = BatchError(reasons or "the provider refused the batch")
+        return await self._ending.halve(job, error)
 
 
 def of_token_limit(code: str, message: str) -> bool:
     """Whether a refusal means that too many tokens are enqueued already."""
     return code == TOKEN_LIMIT or TOKEN_LIMIT_WORDS in message.lower()
+
+
+def _refusal(fault: Fault) -> RequestFailed:
+    return lines.refusal(400, fault.code, fault.message)
 
 
 def _unanswered(remote: Remote) -> Retry:

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 MOST_EXPIRIES = 3
 #: Refusals for too many enqueued tokens after which a request that is alone in its batch fails.
 MOST_REFUSALS = 8
+#: Batches in a row that may be refused in search of the request that is to blame: twice over, what
+#: it takes to find one among the most that a batch can hold.
+MOST_HALVINGS = 32
 
 
 class Ending:
@@ -80,6 +83,28 @@ class Ending:
         await self._store.set_pause(name, Pause(until=until, count=pause.count + 1, limit=half))
         logger.warning("%s: %s", job.intent, message, extra={"action": "batch_held_back"})
         await self.dissolve(job)
+
+    async def halve(self, job: Job, error: RequestFailed) -> None:
+        """The provider refused the batch and named no request: look for it in smaller batches.
+
+        When too many were refused without a good one, the error is everyone's.
+        """
+        name = str(job.group)
+        pause = await self._store.pause(name)
+        if job.requests == 1 or pause.count >= MOST_HALVINGS:
+            await self.fail(job, error)
+            return
+        half = (job.requests + 1) // 2
+        pause = pause.model_copy(update={"count": pause.count + 1, "limit": half})
+        await self._store.set_pause(name, pause)
+        logger.warning("%s: %s", job.intent, error, extra={"action": "batch_halved"})
+        await self.dissolve(job)
+
+    async def relax(self, job: Job) -> None:
+        """A batch went well: its group is not held back any more, nor kept to smaller ones."""
+        name = str(job.group)
+        limit = (await self._store.pause(name)).limit
+        await self._store.set_pause(name, Pause(limit=limit if limit < job.requests else 0))
 
     async def close(self, job: Job) -> None:
         """Close a job and drop its files; if others complete requests of it, wait for them."""

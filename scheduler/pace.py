@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from scheduler.job import Group
+
 GROWTH = 1.5
 #: Share by which a wait is longer or shorter by chance, so that many do not come at once.
 JITTER = 0.1
@@ -24,3 +26,8 @@ class Pace:
         """Seconds to wait after so many waits."""
         grown = min(self._most, self._first * GROWTH ** min(waits, 100))
         return grown * (1 + JITTER * (2 * self._chance() - 1))
+
+
+def rate_pause(group: Group) -> str:
+    """The name of the pause of a group of which the provider got too many batches too fast."""
+    return f"rate of {group}"

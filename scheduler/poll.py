@@ -14,6 +14,7 @@ from scheduler.drain import Drain
 from scheduler.ending import Ending
 from scheduler.job import Job
 from scheduler.lines import Retry
+from scheduler.pace import rate_pause
 from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, Failure, Refused, Remote
 from scheduler.store import LeaseLost, Pause
 from scheduler.submit import Submitter
@@ -22,8 +23,13 @@ logger = logging.getLogger(__name__)
 
 #: Jobs worked on at once in one pass.
 AT_ONCE = 8
-#: Seconds by which a batch may outlive its window before it is cancelled.
+#: Seconds by which a batch may outlive its window before it is cancelled, and then once more before
+#: its requests go on without it.
 OVERTIME = 3600.0
+#: Seconds for which a batch may be validated before somebody should look.
+LONG_VALIDATION = 3600.0
+#: Statuses in which a batch of which every request was cancelled is cancelled too.
+STOPPABLE = frozenset({"validating", "in_progress"})
 
 
 class Poller:
@@ -105,14 +111,19 @@ class Poller:
 
     async def _follow(self, job: Job, provider: BatchProvider) -> None:
         remote = await provider.retrieve(job.batch_id)
+        age = await self._store.now() - job.since
         if not _ended(job, remote):
-            await self._wait(job, provider, remote)
-            return
+            if age < _window(remote) + 2 * OVERTIME:
+                await self._wait(job, provider, remote, age)
+                return
+            logger.error(
+                "%s: %s does not end", job.intent, remote.id, extra={"action": "batch_left_behind"}
+            )
         if job.state == "SUBMITTED":
             job = await self._store.advance(job, "DRAINING", status=remote.status)
         await self._drain.drain(job, provider, remote)
 
-    async def _wait(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+    async def _wait(self, job: Job, provider: BatchProvider, remote: Remote, age: float) -> None:
         if remote.status not in LIVE | TERMINAL and remote.status != job.status:
             logger.warning(
                 "%s: unknown status %r",
@@ -120,9 +131,19 @@ class Poller:
                 remote.status[:64],
                 extra={"action": "batch_status_unknown"},
             )
-        latest = (remote.expires_at or float("inf")) + OVERTIME
-        if remote.status != "cancelling" and await self._store.now() > latest:
+        if remote.status == "validating" and age > LONG_VALIDATION:
+            logger.error(
+                "%s: %s is being validated for %.0f s",
+                job.intent,
+                remote.id,
+                age,
+                extra={"action": "batch_validation_slow"},
+            )
+        if remote.status != "cancelling" and age > _window(remote) + OVERTIME:
             logger.error("%s: overdue", job.intent, extra={"action": "batch_overdue"})
+            await provider.cancel(remote.id)
+        elif remote.status in STOPPABLE and not await self._store.left(job.intent):
+            logger.info("%s: abandoned", job.intent, extra={"action": "batch_abandoned"})
             await provider.cancel(remote.id)
         wait, waits = self._pace.after(job.waits), job.waits + 1
         await self._store.advance(
@@ -143,8 +164,12 @@ class Poller:
         await self._ending.close(job)
 
     async def _pause(self, job: Job, error: Refused) -> float:
-        """No new batch for this provider for a while; returns the seconds."""
-        name = job.group.provider
+        """No new batch for a while; returns the seconds.
+
+        For the group that comes too fast, or for the whole account that is refused.
+        """
+        too_fast = error.status == 429 and "quota" not in error.code
+        name = rate_pause(job.group) if too_fast else job.group.provider
         count = (await self._store.pause(name)).count
         seconds = self._pace.after(count) if error.retry_after is None else error.retry_after
         until = await self._store.now() + seconds
@@ -163,4 +188,9 @@ def _ended(job: Job, remote: Remote) -> bool:
     """Completed without a file is believed only when it is said twice: the files may be late."""
     if remote.status in ("completed", "expired") and not remote.files:
         return job.status == remote.status or job.state == "DRAINING"
-    return remote.status in TERMINAL
+    return remote.status in TERMINAL or job.state == "DRAINING"
+
+
+def _window(remote: Remote) -> float:
+    """Seconds that a batch may take, by the provider's clock alone: ours may be another."""
+    return (remote.expires_at or float("inf")) - remote.created_at

@@ -37,11 +37,15 @@ LEASE = 30.0
 GUARD = 60
 #: Seconds for which completed requests and jobs are remembered: longer than a message lives.
 MEMORY = 7 * 86_400
+#: The pause by this name, of no group or provider, is the whole lane's.
+LANE = "*"
 #: Ids that one script call carries; jobs and overdue requests that one pass takes on.
 CHUNK, PASS = 1000, 100
 CONNECTIONS = 50
 
 Counter = Literal["failures", "expiries"]
+#: Whose a completion is: "ours" to make, or made before.
+Seized = Literal["ours", "theirs", "done", "cancelled", "unknown"]
 
 
 class LeaseLost(Exception):
@@ -61,6 +65,15 @@ class Tries(NamedTuple):
 
     failures: int
     expiries: int
+
+
+class Live(NamedTuple):
+    """A job, its requests without an outcome, micro-dollars paid and saved by those delivered."""
+
+    job: Job
+    left: int
+    cost: int
+    saving: int
 
 
 class Pause(BaseModel):
@@ -262,6 +275,63 @@ class Store:
         if left < 0:
             raise LeaseLost(job.intent)
         return left
+
+    # What operators see and do: all of it without a lease
+
+    async def live(self) -> list[Live]:
+        """Every job that has not ended, oldest first. 2 round trips."""
+        intents = await self._redis.zrange(_JOBS, 0, -1)
+        pipe = self._redis.pipeline(transaction=False)
+        for intent in intents:
+            pipe.hgetall(_job(intent)).zcard(_members(intent))
+        found = await pipe.execute()
+        jobs = [
+            Live(Job.load(intent, "", of), left, int(of.get("cost", 0)), int(of.get("saving", 0)))
+            for intent, of, left in zip(intents, found[::2], found[1::2], strict=True)
+            if of
+        ]
+        return sorted(jobs, key=lambda one: (one.job.created_at, one.job.intent))
+
+    async def left(self, intent: str) -> int:
+        """How many requests of a job have no outcome."""
+        return int(await self._redis.zcard(_members(intent)))
+
+    async def paid(self, job: Job, cost: int, saving: int) -> None:
+        """Add to what a job has cost and saved so far, in micro-dollars."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hincrby(_job(job.intent), "cost", cost).hincrby(_job(job.intent), "saving", saving)
+        await pipe.execute()
+
+    async def hasten(self, intent: str) -> None:
+        """Have a live job looked at now."""
+        await self._redis.zadd(_JOBS, {intent: await self.now()}, xx=True, lt=True)
+
+    async def seize(self, request: str) -> Seized:
+        """`begin`, for a request that may be anybody's: nothing happens to one not of the lane."""
+        seized: Seized = await self._run("seize", [_outcome(request), REQUESTS], [request, GUARD])
+        return seized
+
+    async def place(self, request: str) -> tuple[Group, str] | None:
+        """Its group, and the job that it is in or ""; None when it is nowhere or just moved."""
+        groups, intents = await self.groups(), await self._redis.zrange(_JOBS, 0, -1)
+        pipe = self._redis.pipeline(transaction=True)
+        for key in [*(_places(group)[0] for group in groups), *map(_members, intents)]:
+            pipe.zscore(key, request)
+        for intent in intents:
+            pipe.hget(_job(intent), "group")
+        found = await pipe.execute()
+        jobs = zip(map(Group.parse, found[len(groups) + len(intents) :]), intents, strict=True)
+        places = [*((group, "") for group in groups), *jobs]
+        return next((one for one, score in zip(places, found, strict=False) if score), None)
+
+    async def abandon(self, request: str, group: Group, intent: str) -> bool:
+        """Take a request out of its place for ever: it was cancelled. False: it is not there."""
+        keys = [_outcome(request), REQUESTS, _SIZES, _FAILURES, _EXPIRIES, _members(intent)]
+        return bool(await self._run("abandon", [*keys, *_places(group)], [request, MEMORY]))
+
+    async def cancelled(self, request: str) -> bool:
+        """Whether a request was cancelled."""
+        return bool(await self._redis.get(_outcome(request)) == "cancelled")
 
     # Pauses
 

@@ -14,6 +14,7 @@ from scheduler.drain import of_token_limit
 from scheduler.ending import Ending
 from scheduler.job import Job, Parked, State
 from scheduler.lines import Outcome
+from scheduler.pace import rate_pause
 from scheduler.providers.base import BatchProvider, Failure, Refused, Remote, find
 from scheduler.store import LeaseLost, Pause, Tries
 
@@ -104,7 +105,8 @@ class Submitter:
         except LeaseLost:
             await self._disown(job, provider, remote)
             raise
-        await self._store.set_pause(job.group.provider, Pause())
+        for name in (job.group.provider, rate_pause(job.group)):
+            await self._store.set_pause(name, Pause())
         logger.info(
             "%s: %d requests as %s (%s)",
             job.intent,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
 import redis
 from celery import Celery
 from celery.app.trace import trace_task
@@ -16,6 +18,7 @@ from celery.result import AsyncResult
 from openai import AsyncOpenAI
 
 from config.fleet import FleetConfig
+from config.settings import settings
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, wire
 from primarch_fleet.contract import Receipt, Request
 from scheduler.desk import Desk, Observers
@@ -28,7 +31,9 @@ from scheduler.store import PREFIX, Store, connect
 from scheduler.tracer import Tracer
 from tasks import parking
 from tests.simulator import Profile, Simulator, VirtualClock
+from tests.simulator.app import App
 from tests.simulator.profile import BatchProfile, Fault, Model
+from tests.simulator.provider import Provider
 
 PRICES = {"gpt-4o": ("2.50", "10.00"), "gpt-4o-mini": ("0.15", "0.60"), "vectors": ("0.02", "0")}
 
@@ -77,12 +82,19 @@ class Killed(BaseException):
 
 
 class MortalStore(Store):
-    """A store whose scheduler dies once a job was brought into the state `dies_at`."""
+    """A store whose scheduler dies once a job was brought into the state `dies_at`, before it is
+    written down that one is in the state `dies_before`, or after so many completions.
+    """
 
     dies_at: State | None = None
+    dies_before: State | None = None
+    dies_after: int | None = None
     dead = False
+    finished = 0
 
     async def advance(self, job: Any, state: Any = None, after: float = 0.0, **fields: Any) -> Any:
+        if state is not None and state == self.dies_before:
+            self._die()
         job = await super().advance(job, state, after, **fields)
         self._die_in(job.state)
         return job
@@ -92,6 +104,12 @@ class MortalStore(Store):
         self._die_in("PREPARED")
         return job
 
+    async def finish(self, *args: Any) -> None:
+        await super().finish(*args)
+        self.finished += 1
+        if self.finished == self.dies_after:
+            self._die()
+
     async def _run(self, script: str, keys: Any, args: Any) -> Any:
         if self.dead:
             raise Killed
@@ -99,16 +117,41 @@ class MortalStore(Store):
 
     def _die_in(self, state: str) -> None:
         if state == self.dies_at:
-            self.dead = True
-            raise Killed
+            self._die()
+
+    def _die(self) -> None:
+        self.dead = True
+        raise Killed
+
+
+class Witness(Tracer):
+    """A tracer that writes down the id of every task that it completes."""
+
+    def __init__(self, app: Celery, completed: list[str]) -> None:
+        super().__init__(app, "batch1@test")
+        self._completed = completed
+
+    def complete(self, context: dict[str, Any], *args: Any) -> None:
+        self._completed.append(context["id"])
+        super().complete(context, *args)
+
+
+class Dialect(NamedTuple):
+    """Which provider is simulated, and how the lane speaks to one at an address."""
+
+    app: Callable[[Provider], App]
+    account: Callable[[str], OpenAIBatches]
+
+
+OPENAI = Dialect(App, lambda url: OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=url)))
 
 
 class Scheduler:
     """One scheduler process's worth of objects."""
 
     def __init__(self, bench: Bench) -> None:
-        self.store = MortalStore(connect(bench.url), bench.clock.now)
-        self.provider = OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=bench.simulator.url))
+        self.store = MortalStore(connect(bench.url), bench.now)
+        self.provider = bench.account(bench.simulator.url)
         self.receipts: list[Receipt] = []
         self.jobs: list[tuple[float, int, set[str]]] = []
         observers = Observers(
@@ -118,7 +161,7 @@ class Scheduler:
             Desk.of(self.store, bench.config.batch, bench.folder),
             bench.config,
             {"openai": self.provider},
-            Tracer(bench.app, "batch1@test"),
+            Witness(bench.app, bench.completed),
             observers,
         )
 
@@ -127,18 +170,34 @@ class Scheduler:
 
 
 class Bench:
-    """Everything that a test needs; its clock is the store's and the provider's."""
+    """Everything that a test needs. Its clock is the provider's; the store's is `skew` ahead."""
+
+    skew = 0.0
 
     def __init__(
-        self, app: Celery, url: str, folder: Path, simulator: Simulator, config: FleetConfig
+        self,
+        app: Celery,
+        url: str,
+        folder: Path,
+        simulator: Simulator,
+        config: FleetConfig,
+        *,
+        account: Callable[[str], OpenAIBatches] = OPENAI.account,
     ) -> None:
         assert isinstance(simulator.clock, VirtualClock)
+        self.account = account
         self.app, self.url, self.folder = app, url, folder
         self.simulator, self.clock, self.config = simulator, simulator.clock, config
         self.redis = redis.Redis.from_url(url, decode_responses=True)
+        #: Ids of the tasks completed by any scheduler, in this order, as often as that was done.
+        self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
         parking.use(Lot(self.scheduler.store, config))
+
+    def now(self) -> float:
+        """The store's time."""
+        return self.clock.now() + self.skew
 
     def new_scheduler(self) -> Scheduler:
         """Another scheduler process."""
@@ -203,6 +262,12 @@ class Bench:
                 return
         raise AssertionError("the lane did not come to rest")
 
+    async def die(self) -> None:
+        """Tick until the scheduler dies, as its store was told to; another one takes its place."""
+        with pytest.raises(Killed):
+            await self.until_idle()
+        self.scheduler = self.new_scheduler()
+
     async def outcome(self, result: AsyncResult[Any]) -> Any:
         """What `get()` gives, or the exception it raises."""
         return await asyncio.to_thread(result.get, timeout=5, propagate=False)
@@ -212,6 +277,23 @@ class Bench:
 
     async def completions(self, results: list[AsyncResult[Any]]) -> list[Completion]:
         return [await self.completion(one) for one in results]
+
+    async def settled(self, results: list[AsyncResult[Any]], batches: int) -> list[Any]:
+        """What every task got, a Completion or an exception: each once, by so many paid batches."""
+        assert sorted(self.completed) == sorted(str(one.id) for one in results)
+        assert len([one for one in await self.batches() if one.status != "failed"]) == batches
+        outcomes = [await self.outcome(one) for one in results]
+        return [
+            Completion.model_validate(one) if isinstance(one, dict) else one for one in outcomes
+        ]
+
+    def calls(self, endpoint: str) -> dict[str, int]:
+        """How often an endpoint of the provider was called, by the answer's status."""
+        return dict(self.simulator.stats()["calls"].get(endpoint, {}))
+
+    def answered(self) -> int:
+        """How many requests the provider has put on the invoice."""
+        return int(self.simulator.invoice()["requests"])
 
     def states(self) -> list[str]:
         """The states of all jobs ever."""
@@ -228,16 +310,16 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    app: Celery, url: str, folder: Path, offer: Profile, **policy: Any
+    app: Celery, url: str, folder: Path, offer: Profile, dialect: Dialect = OPENAI, **policy: Any
 ) -> AsyncIterator[Bench]:
     """A bench on an empty Valkey."""
     with (
         redis.Redis.from_url(url) as client,
-        Simulator(offer, VirtualClock(time.time())) as simulator,
+        Simulator(offer, VirtualClock(time.time()), app=dialect.app) as simulator,
     ):
         client.flushall()
         with _closed_backends(app):
-            made = Bench(app, url, folder, simulator, config(**policy))
+            made = Bench(app, url, folder, simulator, config(**policy), account=dialect.account)
             try:
                 yield made
             finally:
@@ -266,3 +348,51 @@ def _closed_backends(app: Any) -> Iterator[None]:
             backend.result_consumer.stop()
             backend.result_consumer._pubsub = None  # or a result that is collected reopens it
             backend.client.connection_pool.disconnect()
+
+
+OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture(name="app", scope="module")
+def fleet_app(valkey_url: str) -> Iterator[Celery]:
+    """The fleet's own app, on the test's Valkey."""
+    before = os.environ.get("FLEET_REDIS_URL")
+    os.environ["FLEET_REDIS_URL"] = valkey_url
+    settings.cache_clear()
+    from tasks import batch  # noqa: F401, PLC0415 - configured by the environment
+    from tasks.app import app  # noqa: PLC0415
+
+    app.conf.update(broker_url=valkey_url, result_backend=valkey_url)
+    app.task(name="test.text")(_text)
+    app.task(name="test.join")(_join)
+    app.task(name="test.told")(_told)
+    app.finalize()
+    with app:
+        yield app
+    if before is None:
+        del os.environ["FLEET_REDIS_URL"]
+    else:
+        os.environ["FLEET_REDIS_URL"] = before
+    settings.cache_clear()
+
+
+def _text(answer: dict[str, Any]) -> str:
+    return Completion.model_validate(answer).text
+
+
+def _join(parts: list[str]) -> list[str]:
+    return parts
+
+
+def _told(task_id: str) -> str:
+    return task_id
+
+
+@pytest.fixture(name="opened")
+def open_bench(app: Celery, valkey_url: str, tmp_path: Path) -> OpenBench:
+    """`async with opened(profile(...), max_wait=300) as b:`"""
+
+    def open_bench(offer: Profile | None = None, **policy: Any) -> Any:
+        return bench(app, valkey_url, tmp_path / "batches", offer or profile(), **policy)
+
+    return open_bench

@@ -12,9 +12,18 @@ import pytest
 import redis
 from celery.exceptions import TaskRevokedError
 
-from primarch_fleet import AsyncFleet, Catalogue, CompletionRequest, Fleet, Price, errors
+from primarch_fleet import (
+    AsyncFleet,
+    Catalogue,
+    CompletionRequest,
+    Fleet,
+    Price,
+    Progress,
+    errors,
+)
 from primarch_fleet.catalogue import Model, Offer
 from primarch_fleet.contract import Completion, Receipt
+from tests.integration.conftest import Producer, StartWorker, eventually
 
 PRICE = Price(input="1", output="2")
 CATALOGUE = Catalogue(
@@ -188,6 +197,56 @@ def test_a_result_that_is_not_there_in_time_can_be_waited_for_again(fleet: Fleet
         fleet.result(ticket, timeout=0.1)
     finish(fleet, ticket.id)
     assert fleet.result(ticket.id, timeout=5) == DONE
+
+
+def test_progress_counts_many_requests_in_one_round_trip(
+    fleet: Fleet, valkey_url: str, server: redis.Redis
+) -> None:
+    assert fleet.progress([]) == Progress(done=0, total=0, failed=0)
+    tickets = fleet.submit_many([request()] * 1_000)
+    finish(fleet, tickets[0].id)
+    finish(fleet, tickets[1].id, errors.RateLimited("slow down"), "FAILURE")
+    finish(fleet, tickets[2].id, TaskRevokedError("terminated"), "REVOKED")
+    finish(fleet, tickets[3].id, {"model": "m"}, "PARKED")
+    finish(fleet, tickets[4].id, {}, "STARTED")
+    server.config_resetstat()
+    assert fleet.progress(tickets) == Progress(done=3, total=1_000, failed=2)
+    stats = server.info("commandstats")
+    assert stats["cmdstat_getrange"]["calls"] == 1_000
+    assert "cmdstat_get" not in stats, "no result was fetched"
+
+    async def ask() -> Progress:
+        async with AsyncFleet(valkey_url) as other:
+            return await other.progress(one.id for one in tickets[:2])
+
+    assert asyncio.run(ask()) == Progress(done=2, total=2, failed=1)
+
+
+def test_a_finished_request_cannot_be_cancelled(fleet: Fleet) -> None:
+    answered, failed, cancelled = fleet.submit_many([request()] * 3)
+    finish(fleet, answered.id)
+    finish(fleet, failed.id, errors.RateLimited("slow down"), "FAILURE")
+    finish(fleet, cancelled.id, errors.Cancelled(), "FAILURE")
+    assert [fleet.cancel(one) for one in (answered, failed, cancelled)] == [False, False, True]
+
+
+@pytest.mark.parametrize("lane", ["realtime", "batch"])
+def test_without_a_worker_nobody_can_say_that_it_is_cancelled(fleet: Fleet, lane: str) -> None:
+    ticket = fleet.submit(request(lane=lane))
+    with pytest.raises(errors.ResultTimeout):
+        fleet.cancel(ticket, timeout=0.2)
+
+
+def test_what_runs_is_stopped(
+    fleet: Fleet, producer: Producer, start_worker: StartWorker, server: redis.Redis
+) -> None:
+    with start_worker("cancelled"):
+        running = producer.send("rest", 60)
+        eventually(lambda: server.lrange("runs", 0, -1))
+        assert fleet.cancel(running.id) is True
+        eventually(lambda: running.id in server.lrange("cancelled", 0, -1))
+        with pytest.raises(errors.Cancelled):
+            fleet.result(running.id, timeout=5)
 
 
 def test_many_waiters_share_one_connection_and_never_block_the_loop(

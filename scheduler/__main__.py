@@ -1,0 +1,163 @@
+"""The batch lane's operator: `python -m scheduler batches | cancel | drain | resume`.
+
+Needs the fleet's Redis (FLEET_REDIS_URL) and no provider key: cancelling is done by a batch
+worker, which is asked and waited for. Batches whose scheduler died are adopted by themselves.
+
+Exit status 0: it is so now. 1: it is not, and why is said. 2: no such request, batch or command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+import redis
+from redis.asyncio import Redis
+from rich.console import Console
+
+from config.settings import redis_url
+from primarch_fleet import Fleet, FleetError
+from primarch_fleet.client import ask
+from scheduler import board
+from scheduler.store import LANE, Pause, Store
+
+#: Seconds for Redis, and for a batch worker, to answer.
+TIMEOUT, ANSWER = 5.0, 60.0
+#: Seconds between two looks at the live batches.
+LOOK = 1.0
+#: A drain ends with `resume`: Unix seconds, the year 2100.
+FOREVER = 4_102_444_800.0
+#: Columns of the tables where no terminal says otherwise.
+WIDTH = 140
+
+T = TypeVar("T")
+
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Do one command and exit."""
+    options = _parser().parse_args(arguments)
+    try:
+        status = options.run(options)
+    except KeyboardInterrupt:
+        status = 130
+    except FleetError as error:
+        status = _say(str(error), 1)
+    except redis.RedisError as error:
+        status = _say(f"the broker did not answer: {error}", 1)
+    sys.exit(status)
+
+
+def batches(options: argparse.Namespace) -> int:
+    """Show what is on the lane."""
+    seen = _with_store(board.read)
+    out = Console()
+    if options.json:
+        out.print_json(data=seen.as_json(), indent=None, highlight=False)
+    else:
+        (out if out.is_terminal else Console(width=WIDTH)).print(seen.as_tables())
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Cancel requests, or one batch."""
+    if bool(options.ids) == bool(options.batch):
+        return _say("cancel: give the ids of requests, or --batch and the intent of one batch", 2)
+    return _cancel_batch(options.batch) if options.batch else _cancel_requests(options.ids)
+
+
+def drain(options: argparse.Namespace) -> int:
+    """Cut no more batches, and follow the live ones to their end."""
+    _with_store(lambda store: store.set_pause(LANE, Pause(until=FOREVER)))
+    _say("no batch is cut any more, until `python -m scheduler resume`", 0)
+    return 0 if options.no_wait else _with_store(_follow)
+
+
+def resume(_: argparse.Namespace) -> int:
+    """End a drain."""
+    _with_store(lambda store: store.set_pause(LANE, Pause()))
+    return _say("batches are cut again", 0)
+
+
+def _cancel_requests(ids: list[str]) -> int:
+    with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
+        answers = ask(fleet.app, "scheduler.cancel", ids, ANSWER)
+    words = {"done": "has its result already", "unknown": "is not on the batch lane, or not yet"}
+    for one in ids:
+        _say(f"{one}: {words.get(answers[one], 'cancelled')}", 0)
+    return 2 if "unknown" in answers.values() else int("done" in answers.values())
+
+
+def _cancel_batch(beginning: str) -> int:
+    seen = _with_store(board.read)
+    found = [one.job.intent for one in seen.jobs if one.job.intent.startswith(beginning)]
+    if len(found) != 1:
+        return _say(f"{beginning}: {len(found)} live batches have an intent that begins so", 2)
+    with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
+        why_not = ask(fleet.app, "scheduler.cancel_batch", found[0], ANSWER)
+    return _say(f"{found[0]}: {why_not or 'cancelled at its provider'}", int(bool(why_not)))
+
+
+async def _follow(store: Store) -> int:
+    said = ""
+    while jobs := await store.live():
+        now = f"live batches: {len(jobs)}, requests in them: {sum(one.left for one in jobs)}"
+        if now != said:
+            said = now
+            _say(now, 0)
+        await asyncio.sleep(LOOK)
+    return _say("no batch is live", 0)
+
+
+def _with_store(use: Callable[[Store], Awaitable[T]]) -> T:
+    """What `use` makes of the lane's store. Raises ConfigError without FLEET_REDIS_URL."""
+
+    async def run() -> T:
+        client = Redis.from_url(
+            redis_url(),
+            decode_responses=True,
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+        )
+        store = Store(client)
+        try:
+            return await use(store)
+        finally:
+            await store.close_connections()
+
+    return asyncio.run(run())
+
+
+def _say(words: str, status: int) -> int:
+    console.print(words, markup=False)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scheduler",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        made.set_defaults(run=run)
+        return made
+
+    command(batches).add_argument("--json", action="store_true", help="one line for machines")
+    cancelling = command(cancel)
+    cancelling.add_argument("ids", nargs="*", metavar="ID", help="task or ticket ids of requests")
+    cancelling.add_argument("--batch", metavar="INTENT", help="a live batch, by its intent's start")
+    command(drain).add_argument("--no-wait", action="store_true", help="do not follow them")
+    command(resume)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

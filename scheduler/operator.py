@@ -1,0 +1,112 @@
+"""What may be done by hand to requests and batches on the lane. Lives in a batch worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from primarch_fleet.errors import Cancelled
+from scheduler import metrics
+from scheduler.job import Job
+from scheduler.lines import request_id
+from scheduler.providers.base import BatchProvider, Failure
+from scheduler.store import Store
+from scheduler.tracer import Tracer
+
+logger = logging.getLogger(__name__)
+
+#: "cancelled": its result is `Cancelled`; "done": it had its result before; "unknown": the lane
+#: never had it, or not yet.
+Answer = Literal["cancelled", "done", "unknown"]
+
+#: Cancellations under way at once.
+AT_ONCE = 4
+#: Seconds between two looks at a request that is being completed, or moved, by somebody else.
+LOOK = 0.1
+#: Looks for a request that is nowhere.
+LOOKS = 50
+
+
+class Operator:
+    """Cancels requests and batches. Many may, at once, anywhere, and any call may be repeated."""
+
+    def __init__(
+        self, store: Store, providers: Mapping[str, BatchProvider], tracer: Tracer
+    ) -> None:
+        self._store = store
+        self._providers = providers
+        self._tracer = tracer
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def cancel(self, task_ids: Sequence[str]) -> dict[str, Answer]:
+        """Complete requests with `Cancelled`, wherever on the lane they are, and say of each how.
+
+        A request has one outcome: one that is just being completed keeps what it gets. A batch
+        that was ordered answers the cancelled request all the same; that line is dropped and its
+        cost counted. The poller cancels a batch of which no request is left.
+        """
+        return dict(zip(task_ids, await asyncio.gather(*map(self._cancel, task_ids)), strict=True))
+
+    async def cancel_batch(self, intent: str) -> str:
+        """Cancel a batch at its provider: "" when that is under way, else why not.
+
+        What was answered so far is delivered when the provider has ended the batch; the other
+        requests wait for the next one.
+        """
+        found = (one.job for one in await self._store.live() if one.job.intent == intent)
+        job = next(found, None)
+        if job is None:
+            return "no batch by this intent is live"
+        if job.state != "SUBMITTED":
+            return "it has ended" if job.state == "DRAINING" else "it is not at its provider yet"
+        return await self._cancel_upstream(job)
+
+    async def _cancel_upstream(self, job: Job) -> str:
+        provider = self._providers.get(job.group.provider)
+        if provider is None:
+            return f"provider {job.group.provider!r} is not configured any more"
+        try:
+            await provider.cancel(job.batch_id)
+        except Failure as error:
+            return f"{job.group.provider}: {error}"
+        finally:
+            await self._store.hasten(job.intent)
+        logger.warning(
+            "%s: cancelled by hand", job.intent, extra={"action": "batch_cancelled_by_hand"}
+        )
+        return ""
+
+    async def _cancel(self, task_id: str) -> Answer:
+        request = request_id(task_id)
+        async with self._slots:
+            while (seized := await self._store.seize(request)) == "theirs":  # noqa: ASYNC110
+                await asyncio.sleep(LOOK)
+            if seized == "ours":
+                await self._complete(request)
+                await self._remove(request)
+                metrics.cancelled_total.inc()
+                logger.info("%s: cancelled", task_id, extra={"action": "batch_request_cancelled"})
+                return "cancelled"
+        return seized
+
+    async def _complete(self, request: str) -> None:
+        parked, _ = (await self._store.load([request]))[request]
+        if parked is None:  # its completion took so long that another one was begun and ended
+            return
+        args = parked.context, Cancelled(), await self._store.now() - parked.parked_at
+        # Not asyncio.to_thread: Celery would take the running task's context for this one's.
+        await asyncio.get_running_loop().run_in_executor(None, self._tracer.complete, *args)
+
+    async def _remove(self, request: str) -> None:
+        """Take it out of where it is; it may be moved into a job, or back, while we look."""
+        for _ in range(LOOKS):
+            place = await self._store.place(request)
+            if place is not None and await self._store.abandon(request, *place):
+                intent = place[1]
+                if intent and not await self._store.left(intent):
+                    await self._store.hasten(intent)
+                return
+            await asyncio.sleep(LOOK)
+        logger.error("%s is nowhere", request, extra={"action": "batch_request_nowhere"})
