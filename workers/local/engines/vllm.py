@@ -193,10 +193,10 @@ def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
 
 
 async def _engine(settings: VllmConfig, args: Namespace) -> VllmEngine:
+    endpoints = State()
     with _deaf_to_ctrl_c(), Leash() as leash:
         llm = AsyncLLM.from_vllm_config(settings)
-    endpoints = State()
-    await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
+        await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
     return VllmEngine(llm, endpoints, leash)
 
 
