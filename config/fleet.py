@@ -305,8 +305,8 @@ class FleetConfig(Section):
             _add(models, deployment.model, deployment.kind, offers, deployment.price)
         for engine in self.engines:
             offer = Offer(queue=engine.queue, price=engine.price, quality=engine.quality)
+            list_price = engine.list_price or engine.price
             for name in engine.models:
-                list_price = engine.list_price or engine.price
                 _add(models, name, engine.kind, {"local": offer}, list_price)
         return Catalogue(
             models=models,

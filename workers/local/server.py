@@ -12,13 +12,7 @@ from typing import Any, cast
 from celery.exceptions import Reject
 
 from config.fleet import Engine as EngineConfig
-from primarch_fleet.contract import (
-    PRIORITIES,
-    Completion,
-    CompletionRequest,
-    Receipt,
-    Request,
-)
+from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Receipt, Request
 from primarch_fleet.errors import EngineError, InvalidRequest
 from tasks.servers import Envelope
 from workers import metrics
@@ -27,7 +21,6 @@ from workers.local.engines.base import Answer, Engine
 from workers.stream import Publish, Writer, has_token
 
 logger = logging.getLogger(__name__)
-
 
 #: Seconds between two looks at whether the engine lives.
 WATCH_INTERVAL = 1.0
