@@ -6,7 +6,7 @@ is, Celery's own way is taken. Keys, channels, encoding, expiry and retries are 
 producers and everybody else keep its backend.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -25,9 +25,41 @@ class ResultBackend(RedisBackend):
     expires: int | None
     failure_expires: int | None
 
+    def _chord_publish_claim_expires(self, initial_expires: int, callback: Any) -> int:
+        """Seconds for which one worker alone may send a chord's body: those of a first try.
+
+        Celery's own answer leaves time for every retry of the publish: hours, by our policy. A
+        worker that dies meanwhile would keep the part that comes again from sending the body.
+        """
+        return initial_expires
+
     @cached_property
     def _store(self) -> Any:
         return self.client.register_script(LUA["store"])
+
+    def announce(self, states: Iterable[tuple[str, str, Any, Any]]) -> None:
+        """Store states of tasks of which nothing is stored yet, all in one round trip.
+
+        Args:
+            states: Of each task its id, the state, what is told of it, and its request.
+        """
+        told = [
+            (self.get_key_for_task(task_id), self._text(task_id, meta, state, None, request))
+            for task_id, state, meta, request in states
+        ]
+        self.ensure(self._announce, (told,))
+
+    def _announce(self, told: list[tuple[Any, Any]]) -> None:
+        with self.client.pipeline(transaction=False) as pipe:
+            for key, text in told:
+                self._store(keys=[key, key], args=[text, self.expires or 0], client=pipe)
+            pipe.execute()
+
+    def _text(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
+        meta = self._get_result_meta(
+            result=result, state=state, traceback=traceback, request=request
+        )
+        return self.encode(meta | {"task_id": task_id})
 
     def _store_result(
         self,
@@ -38,10 +70,7 @@ class ResultBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        meta = self._get_result_meta(
-            result=result, state=state, traceback=traceback, request=request
-        )
-        text = self.encode(meta | {"task_id": task_id})
+        text = self._text(task_id, result, state, traceback, request)
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key = self.get_key_for_task(task_id)
         if len(text) <= self._MAX_STR_VALUE_SIZE and self.ensure(

@@ -1,6 +1,7 @@
 """The workers' result backend against a real server and Celery's own backend."""
 
 import json
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendStoreError
 from celery.states import EXCEPTION_STATES
@@ -161,3 +163,21 @@ def test_a_result_waits_for_a_server_that_is_away(
     valkey.start()
     storing.join(10)
     assert stored(store, task_id)["result"] == 2
+
+
+def test_a_worker_that_dies_while_it_sends_a_chords_body_keeps_others_from_it_for_seconds(
+    app: Celery, store: redis.Redis, task_id: str
+) -> None:
+    app.conf.task_publish_retry_policy = {"max_retries": 1000, "interval_max": 5}
+    group = str(uuid.uuid4())
+    body = app.signature("body", app=app)
+    part = Context(id=task_id, group=group, group_index=0, chord=dict(body))
+    app.backend.set_chord_size(group, 1)
+    child = os.fork()
+    if not child:
+        app.amqp._retry_publish = lambda *_: os._exit(9)
+        app.backend.mark_as_done(task_id, "the part", request=part)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it came so far"
+    (claim,) = store.keys(f"*{group}*.c")
+    assert 0 < store.ttl(claim) <= 10
