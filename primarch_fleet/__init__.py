@@ -11,9 +11,10 @@ with Fleet("redis://localhost:6379/0") as fleet:
 
 from primarch_fleet.aio import AsyncFleet, AsyncStream
 from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.client import Fleet, Progress, Ticket
+from primarch_fleet.client import Fleet, Progress
 from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Receipt
 from primarch_fleet.errors import FleetError
+from primarch_fleet.message import Ticket
 from primarch_fleet.money import Price
 from primarch_fleet.stream import Chunk, Stream
 

@@ -16,15 +16,14 @@ from primarch_fleet import wire
 from primarch_fleet.client import (
     Fleet,
     Progress,
-    Ticket,
     reachable,
     stream_id,
     streamed,
     streaming_options,
-    task_id,
 )
 from primarch_fleet.contract import Completion, CompletionRequest, Request
 from primarch_fleet.errors import ResultTimeout
+from primarch_fleet.message import Ticket, task_id
 from primarch_fleet.stream import LOST, READ, Chunk, Reading, outcome
 
 logger = logging.getLogger(__name__)

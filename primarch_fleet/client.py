@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from primarch_fleet import lanes, wire
+from primarch_fleet import wire
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import (
     PRIORITIES,
     SCHEDULER_QUEUE,
     Completion,
     CompletionRequest,
-    Lane,
     Request,
 )
 from primarch_fleet.errors import (
@@ -34,9 +32,9 @@ from primarch_fleet.errors import (
     FleetUnavailable,
     InvalidRequest,
     RequestFailed,
-    RequestTooLarge,
     ResultTimeout,
 )
+from primarch_fleet.message import Message, Ticket, task_id
 from primarch_fleet.stream import LONG, Reading, Stream
 
 #: Seconds that a producer trusts a catalogue it has read.
@@ -55,16 +53,6 @@ STATE_BYTES = 32
 SUCCEEDED, FAILED = "SUCCESS", ("FAILURE", "REVOKED")
 #: Seconds after which the batch lane is asked again about a request that it does not have yet.
 ASK_AGAIN = 0.5
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request on its way: keep `id` to ask for its result, from any process."""
-
-    id: str
-    lane: Lane
-    reason: str
-    queue: str
 
 
 @dataclass(frozen=True)
@@ -234,6 +222,9 @@ class Fleet:
             while batch:
                 left = until - time.monotonic()
                 [answer] = ask(self._app, "scheduler.cancel", [task_id(ticket)], left).values()
+                if answer == "promoted":
+                    self._app.control.revoke(task_id(ticket), terminate=True)
+                    break
                 if answer != "unknown":
                     return bool(answer == "cancelled")
                 with suppress(ResultTimeout):
@@ -251,43 +242,19 @@ class Fleet:
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _message(self, request: Request) -> _Message:
-        catalogue = self.catalogue()
-        now = self._clock()
-        choice = lanes.choose(request, catalogue, now)
-        body = request.to_wire()
-        size = wire.size(body)
-        if size > catalogue.max_request_bytes:
-            raise RequestTooLarge(
-                f"request: {size} bytes of JSON, the limit is {catalogue.max_request_bytes}"
-            )
-        model = catalogue.model(request.model)
-        lanes.check_cost(request, lanes.estimate_cost(request, size, model, choice.lane))
-        queue = model.lanes[choice.lane].queue
-        ticket = Ticket(_task_id(request), choice.lane, choice.reason, queue)
-        return _Message(request, ticket, _options(request, body, ticket, now))
+    def _message(self, request: Request) -> Message:
+        return Message.of(request, self.catalogue(), self._clock())
 
-    def _claim(self, message: _Message) -> bool:
+    def _claim(self, message: Message) -> bool:
         """True when this submit is the one that enqueues, False for a repeated key."""
         key = message.idempotency_key
         return key is None or bool(
             self._redis.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM)
         )
 
-    def _keep(self, message: _Message) -> None:
+    def _keep(self, message: Message) -> None:
         if message.idempotency_key is not None:
             self._redis.expire(message.idempotency_key, IDEMPOTENCY_TTL)
-
-
-@dataclass(frozen=True)
-class _Message:
-    request: Request
-    ticket: Ticket
-    options: dict[str, Any]
-
-    @property
-    def idempotency_key(self) -> str | None:
-        return self.request.idempotency_key and f"fleet:idempotency:{self.ticket.id}"
 
 
 def ask(app: Celery, task: str, argument: Any, timeout: float) -> Any:
@@ -340,48 +307,11 @@ def streaming_options(timeout: float) -> dict[str, Any]:
     }
 
 
-def task_id(ticket: Ticket | str) -> str:
-    """The id behind a ticket."""
-    return ticket if isinstance(ticket, str) else ticket.id
-
-
 def stream_id(ticket: Ticket | str) -> str:
     """The task whose stream a ticket is for. Raises InvalidRequest for one of the batch lane."""
     if isinstance(ticket, Ticket) and ticket.lane == "batch":
         raise InvalidRequest("stream: a batch cannot stream; ask result()")
     return task_id(ticket)
-
-
-def _options(
-    request: Request, body: dict[str, Any], ticket: Ticket, now: datetime
-) -> dict[str, Any]:
-    return {
-        "name": wire.task_name(ticket.lane, request.verb),
-        "args": [body],
-        "task_id": ticket.id,
-        "queue": ticket.queue,
-        "priority": PRIORITIES[request.priority],
-        "expires": request.deadline,
-        "headers": _headers(request, ticket, now),
-        "argsrepr": wire.HIDDEN,
-    }
-
-
-def _headers(request: Request, ticket: Ticket, now: datetime) -> dict[str, Any]:
-    headers = {wire.SUBMITTED_AT: now.timestamp(), wire.LANE_REASON: ticket.reason}
-    if ticket.lane == "local" and (prefixes := request.prefixes()):
-        headers[wire.PREFIXES] = ",".join(prefixes)
-    return headers
-
-
-def _task_id(request: Request) -> str:
-    """Random, or the same for the same tenant and key."""
-    if request.idempotency_key is None:
-        return str(uuid.uuid4())
-    return str(uuid.uuid5(_IDS, f"{request.tenant_id}\n{request.idempotency_key}"))
-
-
-_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
 
 
 @contextmanager

@@ -91,6 +91,9 @@ class Request(BaseModel):
     max_cost: Count | None = None
     #: The least quality accepted, 0 to 1; engines declare theirs.
     quality: Annotated[float, Field(ge=0, le=1)] = 0.0
+    #: As with `asyncio.gather`: an error is the task's value, `wire.failure(error)`, and not its
+    #: exception, so that a chord or a chain goes on with it. `Fleet.result` raises it all the same.
+    return_exceptions: bool = False
     #: A second submit with the same key and tenant returns the first one's result.
     idempotency_key: Name | None = None
     #: Returned as it is in the receipt; never sent to a provider.

@@ -141,3 +141,16 @@ class RateLimited(ProviderError):
     """The provider's rate limit was reached on every deployment."""
 
     retryable = True
+
+
+def error_by(code: str) -> type[FleetError]:
+    """The class of an error by its code; RequestFailed for one that is not known here."""
+    return _BY_CODE.get(code, RequestFailed)
+
+
+def _tree(root: type[FleetError]) -> dict[str, type[FleetError]]:
+    branches = [_tree(one) for one in root.__subclasses__()]
+    return {root.code: root} | {code: one for branch in branches for code, one in branch.items()}
+
+
+_BY_CODE = _tree(FleetError)

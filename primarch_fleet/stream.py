@@ -37,7 +37,7 @@ from primarch_fleet.errors import (
 )
 
 if TYPE_CHECKING:
-    from primarch_fleet.client import Ticket
+    from primarch_fleet.message import Ticket
 
 #: The one field of an entry, and what `ended` says.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"

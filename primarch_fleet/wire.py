@@ -9,13 +9,14 @@ from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TaskRevokedError
 
-from primarch_fleet.contract import Completion, Lane
+from primarch_fleet.contract import SCHEMA_VERSION, Completion, Lane
 from primarch_fleet.errors import (
     Cancelled,
     DeadlineExceeded,
     FleetError,
     InvalidRequest,
     RequestFailed,
+    error_by,
 )
 
 #: Message headers: when it was submitted (Unix time, seconds) and why this lane.
@@ -39,8 +40,16 @@ def size(body: dict[str, Any]) -> int:
         raise InvalidRequest("request: its text holds a lone surrogate, not Unicode") from None
 
 
+def failure(error: FleetError) -> dict[str, Any]:
+    """An error as the value of a task: `{"error": {"code", "message", "retryable"}}`."""
+    of = {"code": error.code, "message": str(error), "retryable": error.retryable}
+    return {"schema_version": SCHEMA_VERSION, "error": of}
+
+
 def unwrap(outcome: object) -> Completion:
     """A task's outcome, as the completion or as one of the fleet's errors, raised."""
+    if isinstance(outcome, dict) and "error" in outcome:
+        raise error_by(outcome["error"]["code"])(outcome["error"]["message"])
     if isinstance(outcome, FleetError):
         raise outcome
     if isinstance(outcome, TaskRevokedError):

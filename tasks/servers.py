@@ -11,7 +11,7 @@ from celery import Task
 
 from primarch_fleet import wire
 from primarch_fleet.contract import Completion, Lane, Request
-from primarch_fleet.errors import DeadlineExceeded
+from primarch_fleet.errors import DeadlineExceeded, RequestFailed
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,25 @@ async def serve(
     """Check a request, have the lane's server answer it in time, and return its wire form.
 
     Raises InvalidRequest for a request that no client would have let through, DeadlineExceeded
-    when its deadline passes first, or the server's RequestFailed.
+    when its deadline passes first, or the server's RequestFailed; the latter two are returned to a
+    request that asks for that.
     """
     request = kind.parse(body)
+    try:
+        completion = await _in_time(lane, request, Envelope.of(task.request))
+    except RequestFailed as error:
+        if not request.return_exceptions:
+            raise
+        return wire.failure(error)
+    return completion.model_dump(mode="json")
+
+
+async def _in_time(lane: Lane, request: Request, envelope: Envelope) -> Completion:
     left = request.time_left()
     if left is not None and left <= 0:
         raise DeadlineExceeded("deadline: it passed before a worker took the request")
     try:
         async with asyncio.timeout(left):
-            completion = await _servers[lane].serve(request, Envelope.of(task.request))
+            return await _servers[lane].serve(request, envelope)
     except TimeoutError:
         raise DeadlineExceeded from None
-    return completion.model_dump(mode="json")

@@ -26,8 +26,8 @@ from rich.table import Table
 
 from config.settings import ROOT, settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, EmbeddingRequest, FleetError
-from primarch_fleet.client import Ticket
 from primarch_fleet.contract import LANES, Request
+from primarch_fleet.message import Ticket
 from primarch_fleet.money import dollars
 
 SAMPLE = ROOT / "examples" / "requests.jsonl"

@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.client import Ticket
 from primarch_fleet.errors import Cancelled, DeadlineExceeded
+from primarch_fleet.message import Ticket
 from tests.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
 from tests.integration.conftest import StartWorker, Worker, eventually
 from workers.up import free_port

