@@ -19,12 +19,14 @@ from tests.simulator.transport import (
     Reply,
     as_json,
     cut_off,
+    garbled,
     half,
     read,
     refuse,
     send,
     send_half,
 )
+from tests.simulator.webhooks import Webhooks
 
 _LARGEST_BODY = 512 * 1024 * 1024
 
@@ -45,7 +47,16 @@ class App:
         self.provider.reset()
         self.stats.reset()
         self._files = Files(self.provider)
-        self._batches = Batches(self.provider, self._files)
+        self._webhooks = Webhooks(self.provider)
+        self._batches = Batches(self.provider, self._files, self._webhooks.ended)
+
+    async def send_webhooks(self) -> list[int]:
+        """Tell of the batches that have ended; the statuses of the answers, 0 for none.
+
+        What was not taken is sent again with the next call.
+        """
+        self._batches.catch_up()
+        return await self._webhooks.send()
 
     def application(self) -> web.Application:
         """An application with OpenAI's routes."""
@@ -105,6 +116,8 @@ class App:
                 await send_half(request, reply, self.provider.clock)
             if fault.drop == "short":
                 reply = half(reply)
+            if fault.drop == "garbled":
+                reply = garbled(reply)
         return await send(request, reply, self.provider.ids.new("req_"), self.provider.clock)
 
     def _authorize(self, request: web.Request) -> None:

@@ -150,8 +150,10 @@ class Batch:
         return self._expires_at + self._profile.expires_late
 
     def _finished(self, until: float) -> int:
-        passed, needed = until - self._started_at, self._profile.in_progress
-        share = 1.0 if passed >= needed else passed / needed
+        needed = self._profile.in_progress
+        # The sum, as the end is reckoned: a difference may fall short of it by a rounding.
+        whole = until >= self._started_at + needed
+        share = 1.0 if whole else (until - self._started_at) / needed
         if self._profile.expire_at_fraction is not None:
             share = min(share, self._profile.expire_at_fraction)
         # Rounded first: 0.29 * 100 is a little less than 29.

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +21,14 @@ class Batches:
     """Brought up to the clock whenever one of them is looked at.
 
     Changes of status happen in the order of their times, over all batches: when two compete for a
-    model's enqueued tokens, it does not matter who is looked at first.
+    model's enqueued tokens, it does not matter who is looked at first. `ended` is called with each
+    one that has come to its end.
     """
 
-    def __init__(self, provider: Provider, files: Files) -> None:
+    def __init__(self, provider: Provider, files: Files, ended: Callable[[Batch], None]) -> None:
         self._provider = provider
         self._files = files
+        self._ended = ended
         self._batches: dict[str, Batch] = {}
         self._agenda: list[tuple[float, int, Batch]] = []
         self._entries = itertools.count()  # breaks ties: the older plan first
@@ -33,7 +36,7 @@ class Batches:
 
     def create(self, body: JsonObject) -> JsonObject:
         """Accept a batch, which starts validating. Raises ApiError."""
-        self._catch_up()
+        self.catch_up()
         order, file = self._order(body)
         found = self._struck(read(file.content, order.endpoint, self._provider.profile))
         batch = Batch(order, found, self._provider, self._files, self._admit)
@@ -61,7 +64,7 @@ class Batches:
 
     def list(self, query: JsonObject) -> JsonObject:
         """One page, newest first; 20 batches unless `limit` says otherwise, 100 at most."""
-        self._catch_up()
+        self.catch_up()
         now = self._provider.clock.now()
         newest = now - self._provider.profile.batch.list_lag
         batches = [batch for batch in self._batches.values() if batch.created_at <= newest]
@@ -82,7 +85,7 @@ class Batches:
         return replace(found, errors=errors)
 
     def _find(self, batch_id: str) -> Batch:
-        self._catch_up()
+        self.catch_up()
         batch = self._batches.get(batch_id)
         if batch is None:
             raise ApiError(404, f"No batch found with id '{batch_id}'.")
@@ -93,13 +96,16 @@ class Batches:
         if batch.status not in TERMINAL:
             heapq.heappush(self._agenda, (batch.due, next(self._entries), batch))
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
+        """Make every change of status that is due."""
         now = self._provider.clock.now()
         while self._agenda and self._agenda[0][0] <= now:
             due, _, batch = heapq.heappop(self._agenda)
             # A cancelled batch has left an entry behind for what it will no longer do.
             if due == batch.due:
                 batch.step()
+                if batch.status in TERMINAL:
+                    self._ended(batch)
                 self._plan(batch)
 
     def _admit(self, batch: Batch) -> JsonObject | None:

@@ -26,6 +26,7 @@ class Controls:
                 web.get("/simulator/stats", self._stats),
                 web.put("/simulator/profile", self._replace_profile),
                 web.post("/simulator/clock", self._advance_clock),
+                web.post("/simulator/webhooks", self._send_webhooks),
                 web.post("/simulator/reset", self._reset),
                 web.route("*", "/{path:.*}", self._no_such_route),
             ]
@@ -54,6 +55,9 @@ class Controls:
         except (ValueError, TypeError, KeyError):
             return refuse(invalid("Expected {'advance': seconds >= 0}.", "advance"), "")
         return web.json_response({"now": clock.now()})
+
+    async def _send_webhooks(self, request: web.Request) -> web.Response:
+        return web.json_response({"answers": await self._app.send_webhooks()})
 
     async def _reset(self, request: web.Request) -> web.Response:
         self._app.reset()

@@ -21,7 +21,17 @@ Endpoint = Literal[
     "batches.cancel",
 ]
 Scope = Literal["call", "line", "validation"]
-Write = Literal["missing", "duplicate", "corrupt", "unknown", "both", "as_text", "error_body"]
+Write = Literal[
+    "missing",
+    "duplicate",
+    "corrupt",
+    "unknown",
+    "both",
+    "as_text",
+    "error_body",
+    "refusal",
+    "filtered",
+]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Price = Annotated[Decimal, Field(ge=0, max_digits=15, decimal_places=9, allow_inf_nan=False)]
 
@@ -62,14 +72,16 @@ class Fault(_Part):
 
     On a call: wait `delay` seconds, then refuse with `status`; or drop the connection
     "before_response" (nothing was done), "after_commit" (all was done, no answer) or "mid_stream"
-    (half an answer); "short" sends half an answer as if it were all. A `status` with "after_commit"
-    is sent after all was done. A rule with a `delay` alone answers late.
+    (half an answer); "short" sends half an answer as if it were all, and "garbled" half an answer
+    and as many other bytes as are left. A `status` with "after_commit" is sent after all was done.
+    A rule with a `delay` alone answers late.
 
     On a batch line: refuse with `status` (0: the empty answer of a lost request), or without
     `status` but with `code`, fail as if never executed. `write` spoils how the line reaches its
     file: "missing", "duplicate", "corrupt" (cut short), "unknown" (one more line, under a custom_id
     nobody sent), "both" (one more line, in the error file), "as_text" (a body that is JSON in a
-    text), or "error_body" (status 200 around an error).
+    text), "error_body" (status 200 around an error), "refusal" (the model says that it will not),
+    or "filtered" (its text is held back).
 
     On the validation of a line: fail the whole batch with `code`, naming the line or not.
     """
@@ -88,7 +100,7 @@ class Fault(_Part):
     message: str = "Simulated fault."
     retry_after: Seconds | None = None
     delay: Seconds = 0.0
-    drop: Literal["before_response", "after_commit", "mid_stream", "short"] | None = None
+    drop: Literal["before_response", "after_commit", "mid_stream", "short", "garbled"] | None = None
     write: Write | None = None
     names_line: bool = True
 
@@ -140,11 +152,18 @@ class BatchProfile(_Part):
     max_bytes: PositiveInt = 209_715_200
 
 
+class Webhook(_Part):
+    """Who is told of batches that have ended; `secret` is `whsec_` and base64."""
+
+    url: str
+    secret: str = Field(repr=False)
+
+
 class Profile(_Part):
     """The whole of it; every field has a default.
 
     Without `models` any name is a model, of either kind, at no charge. Without `api_keys` any key
-    is accepted.
+    is accepted. Webhooks are sent when the simulator is told to, each until it is taken.
     """
 
     seed: NonNegativeInt = 0
@@ -153,6 +172,7 @@ class Profile(_Part):
     latency: Latency = Latency()
     faults: tuple[Fault, ...] = ()
     batch: BatchProfile = BatchProfile()
+    webhook: Webhook | None = None
 
     @classmethod
     def load(cls, path: Path) -> "Profile":

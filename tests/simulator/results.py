@@ -116,6 +116,21 @@ def _as_an_error(file: list[bytes], record: JsonObject) -> None:
     file.append(_line(_with_body(record, {"error": error})))
 
 
+def _refusing(file: list[bytes], record: JsonObject) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "I cannot help with that."}
+    file.append(_line(_with_choice(record, message=message)))
+
+
+def _filtered(file: list[bytes], record: JsonObject) -> None:
+    message = {"role": "assistant", "content": "", "refusal": None}
+    file.append(_line(_with_choice(record, message=message, finish_reason="content_filter")))
+
+
+def _with_choice(record: JsonObject, **parts: object) -> JsonObject:
+    body = record["response"]["body"]
+    return _with_body(record, {**body, "choices": [{**body["choices"][0], **parts}]})
+
+
 def _with_body(record: JsonObject, body: object) -> JsonObject:
     return {**record, "response": {**record["response"], "body": body}}
 
@@ -129,6 +144,8 @@ _WRITERS: dict[str | None, Callable[[list[bytes], JsonObject], None]] = {
     "both": _plainly,
     "as_text": _as_text,
     "error_body": _as_an_error,
+    "refusal": _refusing,
+    "filtered": _filtered,
 }
 
 

@@ -98,6 +98,11 @@ class Simulator:
         """What GET /simulator/stats answers."""
         return self._call(self._app.stats.as_json)
 
+    def send_webhooks(self) -> list[int]:
+        """What POST /simulator/webhooks answers; the receiver is not to be the caller's thread."""
+        sending = asyncio.run_coroutine_threadsafe(self._app.send_webhooks(), self._loop)
+        return sending.result(_PATIENCE)
+
     def reset(self) -> None:
         """What POST /simulator/reset does."""
         self._call(self._app.reset)

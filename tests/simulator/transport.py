@@ -93,6 +93,12 @@ def half(reply: Reply) -> Reply:
     return replace(reply, parts=(body[: len(body) // 2],))
 
 
+def garbled(reply: Reply) -> Reply:
+    """A reply of the same length of which the second half was lost on the way."""
+    body = reply.parts[0]
+    return replace(reply, parts=(half(reply).parts[0].ljust(len(body), b"#"),))
+
+
 def refuse(error: ApiError, request_id: str) -> web.Response:
     """OpenAI's error, with `retry-after` where there is one."""
     headers = {"x-request-id": request_id}
