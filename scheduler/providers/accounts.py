@@ -7,7 +7,6 @@ from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS
 from scheduler.providers.base import BatchProvider, Capabilities
-from scheduler.providers.openai import OpenAIBatches
 
 #: The path of a request, by the kind of the model that answers it.
 ENDPOINTS = {kind.kind: kind.endpoint for kind in (CompletionRequest, EmbeddingRequest)}
@@ -19,7 +18,7 @@ def open_accounts(config: FleetConfig) -> dict[str, BatchProvider]:
     Raises ConfigError, which names the entry: for a provider that has no batches or whose account
     is not given, a deployment that its batches do not serve, and a limit above its own.
     """
-    kinds: dict[str, type[OpenAIBatches]] = {}
+    kinds: dict[str, type[BatchProvider]] = {}
     for deployment in config.deployments:
         if deployment.batch:
             name = deployment.provider
@@ -30,7 +29,7 @@ def open_accounts(config: FleetConfig) -> dict[str, BatchProvider]:
     return {name: _open(name, config.providers[name], kind) for name, kind in kinds.items()}
 
 
-def _kind(name: str, provider: Provider) -> type[OpenAIBatches]:
+def _kind(name: str, provider: Provider) -> type[BatchProvider]:
     try:
         return PROVIDERS[provider.litellm_provider]
     except KeyError:
@@ -56,7 +55,7 @@ def _check_limits(name: str, policy: Batch, can: Capabilities) -> None:
             raise ConfigError(f"batch.{key}: {asked:,} are too many for {name}: at most {most:,}")
 
 
-def _open(name: str, provider: Provider, kind: type[OpenAIBatches]) -> BatchProvider:
+def _open(name: str, provider: Provider, kind: type[BatchProvider]) -> BatchProvider:
     try:
         return kind.of(provider)
     except ConfigError as error:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, Self
+
+from config.fleet import Provider
 
 #: Metadata key under which every batch carries our intent id.
 INTENT = "fleet_intent"
+#: Statuses after which nobody knows whether the call took effect, besides all of 500 and more.
+UNKNOWN = frozenset({408, 409})
 #: Pages that a search may take before it is given up, and seconds by which clocks may differ.
 PAGES, SKEW = 100, 3600.0
 
@@ -34,11 +39,24 @@ class Failure(Exception):
     """A call to a provider failed; whether it took effect is not known."""
 
 
+class Fault(NamedTuple):
+    """Why a whole batch failed; `line` counts from 1 in its file, None when none is named."""
+
+    code: str
+    message: str
+    line: int | None
+
+
 class Refused(Failure):
     """The provider said no: the call had no effect."""
 
     def __init__(
-        self, message: str, status: int, code: str = "", retry_after: float | None = None
+        self,
+        message: str,
+        status: int,
+        code: str = "",
+        retry_after: float | None = None,
+        faults: tuple[Fault, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -46,6 +64,8 @@ class Refused(Failure):
         self.code = code
         #: Seconds that the provider asks for.
         self.retry_after = retry_after
+        #: The lines that are to blame; the others may be sent without them.
+        self.faults = faults
 
     @property
     def of_account(self) -> bool:
@@ -54,12 +74,26 @@ class Refused(Failure):
         return billing or self.status in (401, 402, 403, 429)
 
 
-class Fault(NamedTuple):
-    """Why a whole batch failed; `line` counts from 1 in its file, None when none is named."""
+class Elsewhere(Refused):
+    """The input file is kept where it was written, which is another machine: write it here."""
 
-    code: str
-    message: str
-    line: int | None
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"{file_id} is not on this machine", 404)
+
+
+def answered(status: int, message: str, code: str, headers: Mapping[str, str]) -> Failure:
+    """What an answer with an HTTP error status says: Refused, or a Failure that leaves it open."""
+    if status >= 500 or status in UNKNOWN:
+        return Failure(f"HTTP {status}: {message}")
+    return Refused(message, status, code, _retry_after(headers))
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds; None for none, and for a date, which clocks would have to agree on."""
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -75,6 +109,8 @@ class Remote:
     error_file_id: str = ""
     faults: tuple[Fault, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    #: How many requests it has; None where only its input file tells.
+    requests: int | None = None
 
     @property
     def files(self) -> list[str]:
@@ -89,6 +125,21 @@ class Page(NamedTuple):
     more: bool
 
 
+@dataclass(frozen=True)
+class Sought:
+    """A batch that may have been made for a job: all that it can be known by."""
+
+    intent: str
+    file_id: str
+    #: Unix seconds by our clock before which it was not made.
+    since: float
+    requests: int
+    #: Ids of the batches of other jobs.
+    others: frozenset[str]
+    #: Whether a custom_id is of one of the job's requests, in the attempt that it is in.
+    has: Callable[[str], Awaitable[bool]]
+
+
 class BatchProvider(Protocol):
     """One account. Every method is one call, never repeated by itself.
 
@@ -97,11 +148,24 @@ class BatchProvider(Protocol):
 
     capabilities: ClassVar[Capabilities]
 
+    @classmethod
+    def of(cls, provider: Provider) -> Self:
+        """The account of the configuration. Raises ConfigError when its key is not set."""
+
     async def upload(self, path: Path, name: str) -> str:
-        """Upload an input file; its id."""
+        """Upload an input file; its id. Refused with faults names lines that cannot be sent."""
+
+    async def uploaded(self, name: str, size: int) -> str | None:
+        """The newest whole input file of this name and of `size` bytes; its id.
+
+        None when there is none among the newest files, or when the account cannot list them.
+        """
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
-        """Order a batch, which carries `intent` if it can. This is what costs money."""
+        """Order a batch, which carries `intent` if it can. This is what costs money.
+
+        Raises Elsewhere when the file cannot be had on this machine.
+        """
 
     async def retrieve(self, batch_id: str) -> Remote:
         """A batch as it is now."""
@@ -115,26 +179,47 @@ class BatchProvider(Protocol):
     async def download(self, file_id: str, path: Path) -> None:
         """Write a result file to `path`, complete or not at all."""
 
+    async def made_for(self, remote: Remote, sought: Sought) -> bool | None:
+        """Whether a batch of the list is the one sought; None while nobody can know."""
+
     async def close(self) -> None:
         """Give the connections back."""
 
 
-async def find(provider: BatchProvider, intent: str, file_id: str, since: float) -> list[Remote]:
-    """Every batch that was made for an intent since a moment, oldest first.
+async def find(provider: BatchProvider, sought: Sought) -> list[Remote]:
+    """Every batch that was made for a job since a moment, oldest first.
 
-    Raises Failure when the provider's list could not be read that far: not finding is then no
-    proof of absence.
+    Raises Failure when none was found and that is no proof of absence: the provider's list could
+    not be read that far, or only the end of a batch will tell whether it is the one.
     """
     found: dict[str, Remote] = {}
+    doubtful: list[str] = []
+    async for batch in listed(provider, sought.since - SKEW):
+        made = await provider.made_for(batch, sought)
+        if made:
+            found[batch.id] = batch
+        elif made is None:
+            doubtful.append(batch.id)
+    if doubtful and not found:
+        raise Failure(f"{len(doubtful)} batches may be it until they end: {doubtful[0]} is one")
+    return sorted(found.values(), key=lambda one: (one.created_at, one.id))
+
+
+async def listed(provider: BatchProvider, since: float) -> AsyncGenerator[Remote, None]:
+    """The batches of the list, each once, at least those made since a moment.
+
+    Raises Failure when it does not end within PAGES.
+    """
     seen: set[str] = set()
     after: str | None = None
     for _ in range(PAGES):
         page = await provider.list(after)
         fresh = [batch for batch in page.batches if batch.id not in seen]
-        seen.update(batch.id for batch in fresh)
-        found.update({one.id: one for one in fresh if _made_for(one, intent, file_id)})
-        if not fresh or not page.more or _past(fresh, since - SKEW):
-            return sorted(found.values(), key=lambda one: (one.created_at, one.id))
+        for batch in fresh:
+            seen.add(batch.id)
+            yield batch
+        if not fresh or not page.more or _past(fresh, since):
+            return
         after = fresh[-1].id
     raise Failure(f"the list of batches did not end within {PAGES} pages")
 
@@ -146,7 +231,3 @@ def _past(page: list[Remote], since: float) -> bool:
     """
     times = [one.created_at for one in page]
     return times[0] < since and times[0] > times[-1] and times == sorted(times, reverse=True)
-
-
-def _made_for(batch: Remote, intent: str, file_id: str) -> bool:
-    return batch.metadata.get(INTENT) == intent or batch.input_file_id == file_id

@@ -18,15 +18,26 @@ from openai.types import Batch
 
 from config.fleet import Provider
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
-from scheduler.providers.base import INTENT, Capabilities, Failure, Fault, Page, Refused, Remote
+from scheduler.providers.base import (
+    INTENT,
+    Capabilities,
+    Failure,
+    Fault,
+    Page,
+    Remote,
+    Sought,
+    answered,
+)
 
 #: Seconds for one call; an upload of 200 MB has to fit.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=300.0, write=300.0)
 #: Seconds.
 DAY = 86_400
-#: Statuses after which nobody knows whether the call took effect, besides all of 500 and more.
-UNKNOWN = frozenset({408, 409})
 PAGE = 100
+#: Input files that a search for one just uploaded looks at: the list holds up to 10,000 a page, and
+#: 1,000 uploads a minute are allowed.
+#: https://github.com/openai/openai-openapi/blob/master/openapi.yaml
+FILES = 1000
 #: Anthropic's and Microsoft's samples' spelling, as ours.
 SPELLING = {"canceled": "cancelled", "canceling": "cancelling"}
 
@@ -47,6 +58,7 @@ class OpenAIBatches:
     def __init__(self, client: AsyncOpenAI) -> None:
         # The SDK repeats calls by default: for a create that would be a second batch to pay.
         self._client = client.with_options(max_retries=0, timeout=TIMEOUT)
+        _ = self._client.files, self._client.batches  # imported here, not while the loop runs
 
     @classmethod
     def of(cls, provider: Provider) -> Self:
@@ -63,6 +75,13 @@ class OpenAIBatches:
                 expires_after={"anchor": "created_at", "seconds": life} if life else openai.omit,
             )
         return uploaded.id
+
+    async def uploaded(self, name: str, size: int) -> str | None:
+        """The newest file of this name and size among the newest FILES."""
+        with failures():
+            page = await self._client.files.list(purpose="batch", order="desc", limit=FILES)
+        found = (file.id for file in page.data if (file.filename, file.bytes) == (name, size))
+        return next(found, None)
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
         """Order a batch."""
@@ -106,6 +125,11 @@ class OpenAIBatches:
             raise Failure(f"{file_id}: {part.stat().st_size} of {size} bytes came")
         os.replace(part, path)
 
+    async def made_for(self, remote: Remote, sought: Sought) -> bool:
+        """By our intent, where batches carry it, and by the input file."""
+        by_intent = remote.metadata.get(INTENT) == sought.intent
+        return by_intent or remote.input_file_id == sought.file_id
+
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
@@ -133,10 +157,8 @@ def failures() -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        if error.status_code >= 500 or error.status_code in UNKNOWN:
-            raise Failure(f"HTTP {error.status_code}: {_message(error)}") from error
-        raise Refused(
-            _message(error), error.status_code, error.code or "", _retry_after(error.response)
+        raise answered(
+            error.status_code, _message(error), error.code or "", error.response.headers
         ) from error
     except (openai.OpenAIError, httpx.HTTPError) as error:
         raise Failure(f"{type(error).__name__}: {error}") from error
@@ -145,11 +167,3 @@ def failures() -> Iterator[None]:
 def _message(error: openai.APIStatusError) -> str:
     body: Any = error.body
     return str(body["message"]) if isinstance(body, dict) and "message" in body else error.message
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds; None for none, and for a date, which clocks would have to agree on."""
-    try:
-        return max(0.0, float(response.headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,22 @@ from config.fleet import Provider as Entry
 from primarch_fleet import errors
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
-from scheduler.providers.base import Refused, find
-from scheduler.providers.openai import OpenAIBatches
+from scheduler.providers.base import Refused, Sought, find
 from tasks.servers import Envelope
 from tests.integration.batch_bench import (
     Dialect,
-    Killed,
     OpenBench,
     chat,
     fleet_app,
     open_bench,
     profile,
 )
+from tests.integration.mortal import Killed
+from tests.simulator.anthropic import AnthropicApp
 from tests.simulator.app import App
 from tests.simulator.azure import AzureApp
 from tests.simulator.profile import Fault, Profile
+from tests.simulator.provider import Provider
 from tests.simulator.server import Simulator
 from workers.realtime.router import RealtimeServer
 
@@ -57,18 +58,20 @@ def entry(kind: str) -> dict[str, str]:
     }
 
 
-def account(kind: str, version: str, url: str) -> OpenAIBatches:
+def account(kind: str, version: str, url: str) -> Any:
     """An account as the configuration gives it."""
-    azure = kind == "azure"
-    address = url.removesuffix("/v1") if azure else url
+    address = url.removesuffix("/v1") if kind in ("azure", "anthropic") else url
     os.environ |= {"TEST_KEY": KEY, "TEST_BASE": address, "AZURE_API_VERSION": version}
     return PROVIDERS[kind].of(Entry.model_validate(entry(kind)))
 
 
 def dialect(kind: str, version: str = "", **azure: Any) -> Dialect:
     """A provider of a kind, and what its class makes of an entry for it."""
-    app = partial(AzureApp, **azure) if kind == "azure" else App
-    return Dialect(app, partial(account, kind, version))
+    apps: dict[str, Callable[[Provider], App]] = {
+        "azure": partial(AzureApp, **azure),
+        "anthropic": AnthropicApp,
+    }
+    return Dialect(apps.get(kind, App), partial(account, kind, version))
 
 
 DIALECTS = [
@@ -78,6 +81,7 @@ DIALECTS = [
     pytest.param(dialect("groq"), id="groq"),
     pytest.param(dialect("hosted_vllm"), id="hosted_vllm"),
 ]
+ALL = [*DIALECTS, pytest.param(dialect("anthropic"), id="anthropic")]
 AZURE = [dialect("azure"), dialect("azure", CLASSIC)]
 
 
@@ -97,7 +101,7 @@ async def test_a_batch_goes_there_and_its_answers_come_back(
         assert not list(b.folder.iterdir())
 
 
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize("kind", ALL)
 async def test_a_batch_whose_creation_was_not_answered_is_found_and_adopted(
     opened: OpenBench, kind: Dialect
 ) -> None:
@@ -109,7 +113,7 @@ async def test_a_batch_whose_creation_was_not_answered_is_found_and_adopted(
         assert b.batches_created() == 1
 
 
-@pytest.mark.parametrize("kind", DIALECTS)
+@pytest.mark.parametrize("kind", ALL)
 async def test_a_scheduler_that_dies_at_creation_pays_nothing_twice(
     opened: OpenBench, kind: Dialect
 ) -> None:
@@ -192,9 +196,14 @@ async def test_azures_batch_is_found_by_its_file_alone(opened: OpenBench) -> Non
         await b.send(chat("one"), chat("two", "gpt-4o"))
         await b.turn()
         first, second = await b.batches()
-        found = await find(b.scheduler.provider, "no intent", first.input_file_id, b.now())
+        sought = Sought("no intent", first.input_file_id, b.now(), 1, frozenset(), _has)
+        found = await find(b.scheduler.provider, sought)
         assert [one.id for one in found] == [first.id]
         assert first.input_file_id != second.input_file_id
+
+
+async def _has(custom_id: str) -> bool:
+    raise AssertionError("a file is enough")
 
 
 async def test_azures_own_words_for_a_wrong_key_and_a_wrong_call(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.azure import AzureBatches
-from scheduler.providers.base import Failure, Page, Remote, find
+from scheduler.providers.base import Failure, Page, Remote, Sought, find
 from scheduler.providers.openai import OpenAIBatches, remote
 
 HOUR = 3600.0
@@ -40,7 +40,7 @@ def config(kind: str, model: str = "chat", batch: bool = True, **policy: Any) ->
         "provider": "somewhere",
         "upstream": "m",
         "kind": model,
-        "price": {"input": "1"},
+        "price": {"input": "1", "output": "2"},
         "batch": batch,
     }
     return FleetConfig.model_validate(
@@ -59,16 +59,16 @@ def test_every_provider_in_the_table_opens_by_its_name(kind: str) -> None:
 
 
 def test_a_provider_without_batch_deployments_needs_no_account() -> None:
-    assert open_accounts(config("anthropic", batch=False)) == {}
+    assert open_accounts(config("mistral", batch=False)) == {}
 
 
 def test_a_provider_without_batches_is_refused_with_those_that_have_them() -> None:
-    words = "providers.somewhere: .*azure, groq, hosted_vllm, openai, not at anthropic"
+    words = "providers.somewhere: .*anthropic, azure, groq, hosted_vllm, openai, not at mistral"
     with pytest.raises(ConfigError, match=words):
-        open_accounts(config("anthropic"))
+        open_accounts(config("mistral"))
 
 
-@pytest.mark.parametrize("kind", ["azure", "groq"])
+@pytest.mark.parametrize("kind", ["anthropic", "azure", "groq"])
 def test_a_deployment_that_its_providers_batches_do_not_serve_is_named(kind: str) -> None:
     words = "deployments.the-deployment: somewhere has no batches of /v1/embeddings"
     with pytest.raises(ConfigError, match=words):
@@ -97,9 +97,10 @@ def test_a_key_that_is_not_set_is_asked_for_by_its_name_and_its_providers() -> N
         open_accounts(wanted)
 
 
-def client(kind: str, base: str = "", version: str = "") -> AsyncOpenAI:
+def client(kind: str, base: str = "", version: str = "") -> Any:
     os.environ |= {"TEST_KEY": "sk", "TEST_BASE": base, "AZURE_API_VERSION": version}
-    return PROVIDERS[kind].of(Provider.model_validate(entry(kind)))._client
+    account: Any = PROVIDERS[kind].of(Provider.model_validate(entry(kind)))
+    return account._client
 
 
 @pytest.mark.parametrize("path", ["", "/", "/openai", "/openai/v1/", "/openai/deployments/gpt"])
@@ -170,6 +171,13 @@ class Listing(AzureBatches):
         return Page(list(self._batches[start : start + 2]), start + 2 < len(self._batches))
 
 
+async def none(custom_id: str) -> bool:
+    return False
+
+
+SOUGHT = Sought("intent", "ours", 6 * HOUR, 1, frozenset(), none)
+
+
 def made(hours: float, file: str = "another") -> Remote:
     return Remote(f"made-{hours}", "completed", hours * HOUR, input_file_id=file)
 
@@ -177,7 +185,7 @@ def made(hours: float, file: str = "another") -> Remote:
 @pytest.mark.anyio
 async def test_a_search_ends_on_the_first_page_that_is_too_old_and_goes_back_in_time() -> None:
     listing = Listing(made(9), made(8, "ours"), made(3), made(2), made(1), made(0))
-    (found,) = await find(listing, "intent", "ours", 6 * HOUR)
+    (found,) = await find(listing, SOUGHT)
     assert (found.id, listing.pages) == ("made-8", 2)
 
 
@@ -187,7 +195,7 @@ async def test_a_list_that_does_not_go_back_in_time_is_read_to_its_end(
     times: Sequence[int],
 ) -> None:
     others = [Remote(f"b{n}", "completed", hours * HOUR) for n, hours in enumerate(times)]
-    (found,) = await find(Listing(*others, made(8, "ours")), "intent", "ours", 6 * HOUR)
+    (found,) = await find(Listing(*others, made(8, "ours")), SOUGHT)
     assert found.id == "made-8"
 
 
@@ -197,7 +205,7 @@ async def test_a_list_that_gives_the_same_page_for_ever_has_been_read() -> None:
         async def list(self, after: str | None) -> Page:
             return Page([made(8, "ours"), made(7)], True)
 
-    (found,) = await find(Stuck(AsyncOpenAI(api_key="sk")), "intent", "ours", 6 * HOUR)
+    (found,) = await find(Stuck(AsyncOpenAI(api_key="sk")), SOUGHT)
     assert found.id == "made-8"
 
 
@@ -208,4 +216,20 @@ async def test_a_list_that_cannot_be_read_is_no_proof_of_absence() -> None:
             return Page([Remote(f"after-{after}", "completed", 9 * HOUR)], True)
 
     with pytest.raises(Failure, match="did not end"):
-        await find(Endless(AsyncOpenAI(api_key="sk")), "intent", "ours", 6 * HOUR)
+        await find(Endless(AsyncOpenAI(api_key="sk")), SOUGHT)
+
+
+class Doubting(Listing):
+    """An account that cannot know its running batches yet."""
+
+    async def made_for(self, remote: Remote, sought: Sought) -> Any:
+        return None if remote.status == "in_progress" else await super().made_for(remote, sought)
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_may_be_the_one_is_no_proof_of_absence() -> None:
+    doubtful = Remote("doubtful", "in_progress", 9 * HOUR)
+    with pytest.raises(Failure, match="doubtful is one"):
+        await find(Doubting(made(9), doubtful), SOUGHT)
+    (found,) = await find(Doubting(doubtful, made(8, "ours")), SOUGHT)
+    assert found.id == "made-8"
