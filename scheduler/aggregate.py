@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from config.fleet import Deployment, FleetConfig
 from primarch_fleet.errors import DeadlineExceeded
 from scheduler.deliver import Deliverer
-from scheduler.flush import decide
+from scheduler.exit import Exit
+from scheduler.flush import decide, promote
 from scheduler.job import Group, Job, Terms
-from scheduler.pace import rate_pause
+from scheduler.pace import pauses
 from scheduler.store import LANE, Store
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,6 @@ class Aggregator:
 
     Args:
         work: Takes over each new job, leased to us, and brings it to its provider.
-        new_id: Gives a job's id: at most 40 letters and digits, never the same twice.
     """
 
     def __init__(
@@ -31,20 +31,22 @@ class Aggregator:
         store: Store,
         config: FleetConfig,
         deliverer: Deliverer,
+        exit: Exit,
         work: Callable[[Job], Awaitable[None]],
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
         self._config = config
         self._deliverer = deliverer
+        self._exit = exit
         self._work = work
-        self._new_id = new_id
 
     async def aggregate(self) -> None:
-        """Fail the requests whose deadline has passed, then cut what is to be cut, group by group.
+        """Group by group: fail the requests whose deadline has passed, promote those that cannot
+        wait for a batch, cut what is to be cut.
 
         Raises the first error of a group when every group had its turn.
         """
+        await self._exit.resume()
         groups = await self._store.groups()
         results = await asyncio.gather(*map(self._group, groups), return_exceptions=True)
         for error in results:
@@ -52,15 +54,23 @@ class Aggregator:
                 raise error
 
     async def _group(self, group: Group) -> None:
-        for request in await self._store.overdue(group):
-            error = DeadlineExceeded("deadline: it passed before a batch was cut")
-            await self._deliverer.fail(request, error, group)
+        late = await self._store.pressed(group, await self._store.now())
+        error = DeadlineExceeded("deadline: it passed before a batch was cut")
+        await self._deliverer.fail(dict.fromkeys(late, error), group)
+        await self._promote(group)
         while (job := await self._cut(group)) is not None:
             await self._work(job)
 
+    async def _promote(self, group: Group) -> None:
+        now, waiting = await self._store.now(), await self._store.waiting(group)
+        promotion = promote(waiting, self._config.batch, now)
+        if promotion is not None:
+            requests = await self._store.pressed(group, promotion.until)
+            await self._exit.promote(requests, group, promotion.reason)
+
     async def _cut(self, group: Group) -> Job | None:
-        cut = decide(await self._store.waiting(group), self._config.batch, await self._store.now())
-        if cut is None or await self._paused(group):
+        waiting = await self._store.waiting(group)
+        if not waiting.requests:
             return None
         terms = self._terms(group)
         if terms is None:
@@ -68,15 +78,14 @@ class Aggregator:
                 "no deployment serves %s any more", group, extra={"action": "batch_group_unserved"}
             )
             return None
-        limit = (await self._store.pause(str(group))).limit or cut.requests
-        cut = cut._replace(requests=min(cut.requests, limit))
-        return await self._store.claim(group, cut, self._config.batch, terms, self._new_id())
-
-    async def _paused(self, group: Group) -> bool:
-        now = await self._store.now()
-        names = (LANE, group.provider, str(group), rate_pause(group))
-        pauses = [await self._store.pause(name) for name in names]
-        return any(pause.until > now for pause in pauses)
+        now, policy = await self._store.now(), self._config.batch
+        cut = decide(waiting, policy, now, terms.token_budget)
+        held = [await self._store.pauses.get(name) for name in (LANE, *pauses(group))]
+        if cut is None or any(pause.until > now for pause in held):
+            return None
+        limits = [pause.limit for pause in held if pause.limit]
+        cut = cut._replace(requests=min([cut.requests, *limits]))
+        return await self._store.claim(group, cut, policy, terms, uuid.uuid4().hex)
 
     def _terms(self, group: Group) -> Terms | None:
         for deployment in self._config.deployments:
@@ -87,8 +96,13 @@ class Aggregator:
                     price=deployment.price.times(self._config.batch.discount),
                     list_price=self._config.list_price(group.model),
                     simulated=self._config.providers[group.provider].simulated,
+                    token_budget=self._budget(deployment),
                 )
         return None
+
+    def _budget(self, deployment: Deployment) -> int:
+        limit = deployment.batch_enqueued_token_limit or 0
+        return int(limit * self._config.batch.token_share)
 
 
 def _serves(deployment: Deployment, group: Group) -> bool:

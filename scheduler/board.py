@@ -13,8 +13,8 @@ from rich.text import Text
 
 from primarch_fleet.money import dollars
 from scheduler.flush import Waiting
-from scheduler.job import Group
-from scheduler.store import LANE, Live, Store
+from scheduler.job import Group, Live
+from scheduler.store import LANE, Store
 
 #: Of an intent, what people are shown and may type.
 SHORT = 8
@@ -78,7 +78,7 @@ async def read(store: Store) -> Board:
     waiting = {group: await store.waiting(group) for group in groups}
     return Board(
         now=now,
-        drained=(await store.pause(LANE)).until > now,
+        drained=(await store.pauses.get(LANE)).until > now,
         jobs=await store.live(),
         waiting={group: one for group, one in waiting.items() if one.requests},
     )

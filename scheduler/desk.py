@@ -8,23 +8,28 @@ from pathlib import Path
 
 from config.fleet import Batch
 from primarch_fleet.contract import Receipt
+from scheduler.bodies import Bodies
 from scheduler.pace import Pace
 from scheduler.store import Store
 
 
 @dataclass(frozen=True)
 class Desk:
-    """The lane's memory, its policy, its waits, and the folder for files that a job needs."""
+    """The lane's memory, in Redis and outside of it, its policy, its waits, and the folder for
+    files that a job needs.
+    """
 
     store: Store
+    bodies: Bodies
     policy: Batch
     pace: Pace
     folder: Path
 
     @classmethod
-    def of(cls, store: Store, policy: Batch, folder: Path) -> Desk:
+    def of(cls, store: Store, bodies: Bodies, policy: Batch, folder: Path) -> Desk:
         """A desk with the waits that the policy asks for."""
-        return cls(store, policy, Pace(policy.poll_interval, policy.poll_interval_max), folder)
+        pace = Pace(policy.poll_interval, policy.poll_interval_max)
+        return cls(store, bodies, policy, pace, folder)
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import redis
-
 from primarch_fleet.errors import RateLimited, RequestFailed
-from scheduler.deliver import THREADS, Deliverer
+from scheduler import metrics
+from scheduler.deliver import Deliverer
 from scheduler.desk import Desk
-from scheduler.job import Job
+from scheduler.job import Job, Tries
 from scheduler.lines import Answered, Outcome, Refused, Retry
-from scheduler.store import LeaseLost, Pause, Tries
+from scheduler.pace import Pause, search_pause, token_pause
+from scheduler.store import Counter
 
 logger = logging.getLogger(__name__)
 
+#: Requests that are settled at once, in a few round trips.
+CHUNK = 100
 #: Batches of a request that may end before it was executed.
 MOST_EXPIRIES = 3
 #: Refusals for too many enqueued tokens after which a request that is alone in its batch fails.
@@ -45,16 +46,11 @@ class Ending:
         self._tenants: defaultdict[str, set[str]] = defaultdict(set)
 
     async def settle(self, job: Job, outcomes: Mapping[str, Outcome]) -> None:
-        """Complete or requeue requests, by what became of each.
-
-        One that cannot be completed stays in the job, logged, and keeps none of the others.
-        """
+        """Complete or requeue requests, by what became of each."""
         requests = list(outcomes)
-        for start in range(0, len(requests), THREADS):
-            chunk = requests[start : start + THREADS]
-            settled = (self._settle(job, one, outcomes[one]) for one in chunk)
-            for error in await asyncio.gather(*settled, return_exceptions=True):
-                _check(job, error)
+        for start in range(0, len(requests), CHUNK):
+            chunk = requests[start : start + CHUNK]
+            await self._settle(job, {one: outcomes[one] for one in chunk})
 
     async def fail(self, job: Job, error: RequestFailed) -> None:
         """Complete every request of a job with the same error, and close it."""
@@ -73,14 +69,14 @@ class Ending:
 
     async def hold_back(self, job: Job, message: str) -> None:
         """The provider has too many tokens of ours enqueued: wait, and send half as much."""
-        name = str(job.group)
-        pause = await self._store.pause(name)
+        name = token_pause(job.group)
+        pause = await self._store.pauses.get(name)
         if job.requests == 1 and pause.count >= MOST_REFUSALS:
             await self.fail(job, RateLimited(message))
             return
         until = await self._store.now() + self._pace.after(pause.count)
         half = max(1, job.requests // 2)
-        await self._store.set_pause(name, Pause(until=until, count=pause.count + 1, limit=half))
+        await self._store.pauses.set(name, Pause(until=until, count=pause.count + 1, limit=half))
         logger.warning("%s: %s", job.intent, message, extra={"action": "batch_held_back"})
         await self.dissolve(job)
 
@@ -89,60 +85,53 @@ class Ending:
 
         When too many were refused without a good one, the error is everyone's.
         """
-        name = str(job.group)
-        pause = await self._store.pause(name)
-        if job.requests == 1 or pause.count >= MOST_HALVINGS:
+        name = search_pause(job.group)
+        count = (await self._store.pauses.get(name)).count
+        if job.requests == 1 or count >= MOST_HALVINGS:
             await self.fail(job, error)
             return
         half = (job.requests + 1) // 2
-        pause = pause.model_copy(update={"count": pause.count + 1, "limit": half})
-        await self._store.set_pause(name, pause)
+        await self._store.pauses.set(name, Pause(count=count + 1, limit=half))
         logger.warning("%s: %s", job.intent, error, extra={"action": "batch_halved"})
         await self.dissolve(job)
 
     async def relax(self, job: Job) -> None:
         """A batch went well: its group is not held back any more, nor kept to smaller ones."""
-        name = str(job.group)
-        limit = (await self._store.pause(name)).limit
-        await self._store.set_pause(name, Pause(limit=limit if limit < job.requests else 0))
+        for name in (token_pause(job.group), search_pause(job.group)):
+            limit = (await self._store.pauses.get(name)).limit
+            await self._store.pauses.set(name, Pause(limit=limit if limit < job.requests else 0))
 
     async def close(self, job: Job) -> None:
-        """Close a job and drop its files; if others complete requests of it, wait for them."""
+        """Drop a job's files and close it; if others complete requests of it, wait for them."""
+        # First the files: of a job that is done nobody would.
+        for path in self._folder.glob(f"{job.intent}.*"):
+            path.unlink(missing_ok=True)
         left = await self._store.close(job)
         if left:
             await self._store.advance(job, after=self._pace.after(job.waits), waits=job.waits + 1)
             return
-        for path in self._folder.glob(f"{job.intent}.*"):
-            path.unlink(missing_ok=True)
         hours = (await self._store.now() - job.created_at) / 3600
         self._observe_batch(hours, job.requests, self._tenants.pop(job.intent, set()))
         logger.info("%s is done", job.intent, extra={"action": "batch_done"})
 
-    async def _settle(self, job: Job, request: str, outcome: Outcome) -> None:
-        if isinstance(outcome, Answered):
-            tenant = await self._deliverer.answer(job, request, outcome.body)
-            self._tenants[job.intent].update({tenant} if tenant else ())
-        elif isinstance(outcome, Retry) and not await self._exhausted(request, outcome):
-            await self._store.requeue(job, [request], outcome.counter)
-        else:
-            await self._deliverer.fail(request, outcome.error, job.group, job.intent)
+    async def _settle(self, job: Job, outcomes: Mapping[str, Outcome]) -> None:
+        answers, errors = {}, {}
+        retries: defaultdict[Counter, list[str]] = defaultdict(list)
+        tries = await self._store.tries(list(outcomes))
+        for request, outcome in outcomes.items():
+            if isinstance(outcome, Answered):
+                answers[request] = outcome.body
+            elif isinstance(outcome, Retry) and not self._exhausted(tries[request], outcome):
+                metrics.observe_retry(job, outcome)
+                retries[outcome.counter].append(request)
+            else:
+                errors[request] = outcome.error
+        self._tenants[job.intent] |= await self._deliverer.answer(job, answers)
+        for counter, requests in retries.items():
+            await self._store.requeue(job, requests, counter)
+        await self._deliverer.fail(errors, job.group, job.intent)
 
-    async def _exhausted(self, request: str, retry: Retry) -> bool:
-        tries = await self._store.tries(request)
+    def _exhausted(self, tries: Tries, retry: Retry) -> bool:
         if retry.counter == "expiries":
             return tries.expiries + 1 >= self._limits.expiries
         return tries.failures + 1 >= self._limits.failures
-
-
-def _check(job: Job, error: BaseException | None) -> None:
-    """Go on after an error that is one request's own."""
-    if error is None:
-        return
-    if isinstance(error, LeaseLost | redis.RedisError) or not isinstance(error, Exception):
-        raise error
-    logger.error(
-        "%s: a request could not be completed",
-        job.intent,
-        exc_info=error,
-        extra={"action": "batch_delivery_failed"},
-    )

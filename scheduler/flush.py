@@ -1,4 +1,4 @@
-"""When to cut a batch, as a pure function: what waits, the policy, and the time."""
+"""What to do with what waits in a group, as pure functions of it, the policy, and the time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from config.fleet import Batch
 
-Reason = Literal["count", "bytes", "age", "deadline"]
+Reason = Literal["count", "bytes", "tokens", "age", "deadline"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,12 @@ class Waiting:
     inputs: int = 0
     #: The lines of the file, encoded.
     bytes: int = 0
+    #: Of the prompts, as estimated.
+    tokens: int = 0
     oldest: float | None = None
     deadline: float | None = None
+    #: Tokens that the live batches of the group's queue hold at the provider.
+    reserved: int = 0
 
 
 class Cut(NamedTuple):
@@ -30,23 +34,47 @@ class Cut(NamedTuple):
     reason: Reason
 
 
-def decide(waiting: Waiting, policy: Batch, now: float) -> Cut | None:
-    """The batch to cut now, or None to wait for more requests.
+class Promotion(NamedTuple):
+    """Requests with a deadline up to `until`, a Unix time, go to the realtime lane, and why."""
 
-    A batch is cut when it is full by count or by bytes, when its oldest request has waited
-    `max_wait`, or when a deadline leaves just the window and the margin.
+    until: float
+    reason: str
+
+
+def decide(waiting: Waiting, policy: Batch, now: float, budget: int = 0) -> Cut | None:
+    """The batch to cut now, or None to wait: for more requests, or for live batches to end.
+
+    A batch is cut when it is full by count, by bytes or by tokens, when its oldest request has
+    waited `max_wait`, or when a deadline leaves just the window and the margin.
+
+    Args:
+        budget: Tokens that the live batches of the group's queue may hold together; 0 for no limit.
     """
-    reason = _reason(waiting, policy, now)
-    if reason is None or not waiting.requests:
+    reason = _reason(waiting, policy, now, budget)
+    if reason is None or not waiting.requests or 0 < budget <= waiting.reserved:
         return None
     return Cut(min(waiting.requests, policy.max_requests), reason)
 
 
-def _reason(waiting: Waiting, policy: Batch, now: float) -> Reason | None:
+def promote(waiting: Waiting, policy: Batch, now: float) -> Promotion | None:
+    """The requests for which a batch is too late or not worth its while, or None."""
+    if waiting.deadline is None:
+        return None
+    if waiting.deadline <= now + policy.promote_before:
+        return Promotion(now + policy.promote_before, "its deadline is near")
+    until = now + policy.window + policy.margin
+    if waiting.deadline <= until and waiting.requests < policy.min_requests:
+        return Promotion(until, "too few wait for a batch")
+    return None
+
+
+def _reason(waiting: Waiting, policy: Batch, now: float, budget: int) -> Reason | None:
     if waiting.inputs >= policy.max_requests:
         return "count"
     if waiting.bytes >= policy.max_bytes:
         return "bytes"
+    if 0 < budget <= waiting.tokens:
+        return "tokens"
     if waiting.deadline is not None and waiting.deadline - policy.window - policy.margin <= now:
         return "deadline"
     if waiting.oldest is not None and now - waiting.oldest >= policy.max_wait:

@@ -7,7 +7,15 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from primarch_fleet import wire
+from primarch_fleet.bodies import Reference
+from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Request
+from primarch_fleet.errors import RequestFailed
 from primarch_fleet.money import Price
+
+KINDS: dict[str, type[Request]] = {
+    f"batch.{kind.verb}": kind for kind in (CompletionRequest, EmbeddingRequest)
+}
 
 State = Literal["PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING", "DONE"]
 
@@ -28,6 +36,37 @@ class Group(NamedTuple):
         """The group whose `str` this is."""
         return cls(*json.loads(text))
 
+    @property
+    def queue(self) -> str:
+        """What its provider counts enqueued tokens for: one model of one account."""
+        return json.dumps([self.provider, self.model])
+
+
+class Size(NamedTuple):
+    """What a request takes of a batch's limits, and its deadline (Unix seconds, 0 for none)."""
+
+    bytes: int
+    inputs: int
+    #: Of its prompt, as estimated.
+    tokens: int
+    deadline: float
+
+
+class Record(NamedTuple):
+    """A request as it is parked."""
+
+    request: str
+    parked: Parked
+    group: Group
+    size: Size
+
+
+class Tries(NamedTuple):
+    """How often a request failed, and how often its batch ended before it was executed."""
+
+    failures: int
+    expiries: int
+
 
 class Terms(BaseModel):
     """Who serves a job, and at which prices: kept with it, whatever the configuration becomes."""
@@ -40,6 +79,8 @@ class Terms(BaseModel):
     price: Price
     list_price: Price
     simulated: bool = False
+    #: Prompt tokens that all live batches of its queue may hold together; 0 for no limit.
+    token_budget: int = 0
 
 
 class Job(BaseModel):
@@ -63,12 +104,16 @@ class Job(BaseModel):
     group: Group
     terms: Terms
     requests: int
+    #: Of its prompts, as estimated: reserved in its provider's queue until it is DONE.
+    tokens: int = 0
     reason: str
     created_at: float
     #: When it came into its state.
     since: float
     #: The earliest deadline of its requests; 0 without one.
     deadline: float = 0.0
+    #: 1 from before its file is sent until the file's id is written down.
+    uploading: int = 0
     file_id: str = ""
     batch_id: str = ""
     #: The provider's last word on the batch.
@@ -95,6 +140,15 @@ class Job(BaseModel):
         return cls.model_validate({**fields, **own})
 
 
+class Live(NamedTuple):
+    """A job, its requests without an outcome, micro-dollars paid and saved by those delivered."""
+
+    job: Job
+    left: int
+    cost: int
+    saving: int
+
+
 class Parked(BaseModel):
     """A request as it waits: what completes its task, and when it came."""
 
@@ -102,9 +156,28 @@ class Parked(BaseModel):
 
     context: dict[str, Any]
     parked_at: float
+    #: Where the body lies that the request is without; None when it is whole.
+    body_ref: Reference | None = None
 
     @property
     def request(self) -> Any:
         """The request's wire form: the task's only argument, given by position or by name."""
         args, kwargs = self.context["args"] or (), self.context["kwargs"] or {}
         return next(iter([*args, *kwargs.values()]))
+
+    def with_request(self, request: dict[str, Any], body_ref: Reference | None) -> Self:
+        """The same with another wire form of its request."""
+        context = {**self.context, "args": [request], "kwargs": {}}
+        return self.model_copy(update={"context": context, "body_ref": body_ref})
+
+    def value(self, outcome: Completion | RequestFailed) -> dict[str, Any] | Exception:
+        """What its task returns or raises for an outcome."""
+        if isinstance(outcome, Completion):
+            return outcome.to_wire()
+        return wire.failure(outcome) if self.request.get("return_exceptions") else outcome
+
+    def parse(self) -> Request:
+        """The request itself. Raises InvalidRequest, or LookupError when it is without its body."""
+        if self.body_ref is not None:
+            raise LookupError("its body is gone")
+        return KINDS[self.context["task"]].parse(self.request)

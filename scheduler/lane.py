@@ -10,6 +10,7 @@ from scheduler.deliver import Deliverer
 from scheduler.desk import Desk, Observers
 from scheduler.drain import Drain
 from scheduler.ending import Ending
+from scheduler.exit import Exit
 from scheduler.poll import Poller
 from scheduler.providers.base import BatchProvider
 from scheduler.submit import Submitter
@@ -29,11 +30,14 @@ class Lane:
     ) -> None:
         self._desk = desk
         self._providers = providers
-        self._deliverer = Deliverer(desk.store, tracer, observers.receipt)
+        self.sweep_bodies = desk.bodies.sweep
+        self._deliverer = Deliverer(desk.store, desk.bodies, tracer, observers.receipt)
         ending = Ending(desk, self._deliverer, observers.batch)
         poller = Poller(desk, providers, Submitter(desk, ending), Drain(desk, ending), ending)
         self.poll = poller.poll
-        self.aggregate = Aggregator(desk.store, config, self._deliverer, poller.work).aggregate
+        self.exit = Exit(desk.store, desk.bodies, tracer, config.catalogue())
+        aggregator = Aggregator(desk.store, config, self._deliverer, self.exit, poller.work)
+        self.aggregate = aggregator.aggregate
 
     async def close(self) -> None:
         """Finish the completions under way and give the connections back."""

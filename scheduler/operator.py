@@ -7,37 +7,40 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from primarch_fleet.errors import Cancelled
-from scheduler import metrics
+from scheduler.exit import Exit
 from scheduler.job import Job
 from scheduler.lines import request_id
 from scheduler.providers.base import BatchProvider, Failure
-from scheduler.store import Store
-from scheduler.tracer import Tracer
+from scheduler.store import Left, Store
 
 logger = logging.getLogger(__name__)
 
-#: "cancelled": its result is `Cancelled`; "done": it had its result before; "unknown": the lane
-#: never had it, or not yet.
-Answer = Literal["cancelled", "done", "unknown"]
+#: "cancelled": its result is `Cancelled`; "done": it had its result before; "promoted": it went to
+#: the realtime lane; "unknown": the lane never had it, or not yet.
+Answer = Literal["cancelled", "done", "promoted", "unknown"]
+
+ANSWERS: dict[Left, Answer] = {
+    "ours": "cancelled",
+    "done": "done",
+    "cancelled": "cancelled",
+    "promoted": "promoted",
+    "unknown": "unknown",
+    "elsewhere": "unknown",
+}
 
 #: Cancellations under way at once.
 AT_ONCE = 4
 #: Seconds between two looks at a request that is being completed, or moved, by somebody else.
 LOOK = 0.1
-#: Looks for a request that is nowhere.
-LOOKS = 50
 
 
 class Operator:
     """Cancels requests and batches. Many may, at once, anywhere, and any call may be repeated."""
 
-    def __init__(
-        self, store: Store, providers: Mapping[str, BatchProvider], tracer: Tracer
-    ) -> None:
+    def __init__(self, store: Store, providers: Mapping[str, BatchProvider], exit: Exit) -> None:
         self._store = store
         self._providers = providers
-        self._tracer = tracer
+        self._exit = exit
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     async def cancel(self, task_ids: Sequence[str]) -> dict[str, Answer]:
@@ -81,32 +84,6 @@ class Operator:
     async def _cancel(self, task_id: str) -> Answer:
         request = request_id(task_id)
         async with self._slots:
-            while (seized := await self._store.seize(request)) == "theirs":  # noqa: ASYNC110
+            while (left := await self._exit.cancel(request)) == "theirs":  # noqa: ASYNC110
                 await asyncio.sleep(LOOK)
-            if seized == "ours":
-                await self._complete(request)
-                await self._remove(request)
-                metrics.cancelled_total.inc()
-                logger.info("%s: cancelled", task_id, extra={"action": "batch_request_cancelled"})
-                return "cancelled"
-        return seized
-
-    async def _complete(self, request: str) -> None:
-        parked, _ = (await self._store.load([request]))[request]
-        if parked is None:  # its completion took so long that another one was begun and ended
-            return
-        args = parked.context, Cancelled(), await self._store.now() - parked.parked_at
-        # Not asyncio.to_thread: Celery would take the running task's context for this one's.
-        await asyncio.get_running_loop().run_in_executor(None, self._tracer.complete, *args)
-
-    async def _remove(self, request: str) -> None:
-        """Take it out of where it is; it may be moved into a job, or back, while we look."""
-        for _ in range(LOOKS):
-            place = await self._store.place(request)
-            if place is not None and await self._store.abandon(request, *place):
-                intent = place[1]
-                if intent and not await self._store.left(intent):
-                    await self._store.hasten(intent)
-                return
-            await asyncio.sleep(LOOK)
-        logger.error("%s is nowhere", request, extra={"action": "batch_request_nowhere"})
+        return ANSWERS[left]

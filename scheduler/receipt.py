@@ -6,12 +6,11 @@ from typing import Any
 
 from primarch_fleet import wire
 from primarch_fleet.contract import Completion, Receipt
-from scheduler.job import Job, Parked
-from scheduler.store import Tries
+from scheduler.job import Job, Parked, Tries
 
 
 def completion(
-    job: Job, parked: Parked, tries: Tries, body: dict[str, Any], now: float
+    job: Job, body: dict[str, Any], parked: Parked, tries: Tries, now: float
 ) -> Completion:
     """What the request's task returns.
 

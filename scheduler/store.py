@@ -14,23 +14,19 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import redis
-from pydantic import BaseModel, ConfigDict
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.asyncio import Redis
 
 from config.fleet import Batch
+from scheduler import keys
 from scheduler.flush import Cut, Waiting
-from scheduler.job import Group, Job, Parked, State, Terms
+from scheduler.job import Group, Job, Live, Parked, Record, State, Terms, Tries
+from scheduler.pace import Pauses
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "fleet:batch:"
-#: Hash of every request that was parked and has no outcome yet.
-REQUESTS = PREFIX + "requests"
 #: Seconds after which another scheduler may take over a job whose holder says nothing.
 LEASE = 30.0
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
@@ -39,82 +35,42 @@ GUARD = 60
 MEMORY = 7 * 86_400
 #: The pause by this name, of no group or provider, is the whole lane's.
 LANE = "*"
-#: Ids that one script call carries; jobs and overdue requests that one pass takes on.
-CHUNK, PASS = 1000, 100
-CONNECTIONS = 50
+#: Ids that one script call carries: Redis does nothing else meanwhile. Requests, and jobs, that one
+#: pass takes on.
+CHUNK, PASS, DUE = 1000, 100, 1000
+#: Seconds between two looks for a request that is being moved, and looks until it is given up.
+LOOK, LOOKS = 0.1, 50
+#: More than any limit: an integer that Lua's numbers hold.
+UNLIMITED = 2**53
 
 Counter = Literal["failures", "expiries"]
-#: Whose a completion is: "ours" to make, or made before.
-Seized = Literal["ours", "theirs", "done", "cancelled", "unknown"]
+#: How a request leaves the lane: with its result, or for the realtime lane.
+Outcome = Literal["done", "cancelled", "promoted"]
+#: Whose the completion of a request is.
+Turn = Literal["ours", "theirs", "done"]
+#: Whose a request is that shall leave the lane: "ours" to complete, or not, and why not.
+Left = Literal["ours", "theirs", "done", "cancelled", "promoted", "unknown", "elsewhere"]
+#: The group and the job of a request, "" while it waits; NOWHERE when it has none.
+Place = tuple[Group, str]
+NOWHERE: Place = (Group("", "", "", ""), "")
 
 
 class LeaseLost(Exception):
     """Another scheduler has taken the job over: leave it alone."""
 
 
-class Size(NamedTuple):
-    """What a request takes of a batch's limits, and its deadline (Unix seconds, 0 for none)."""
-
-    bytes: int
-    inputs: int
-    deadline: float
-
-
-class Tries(NamedTuple):
-    """How often a request failed, and how often its batch ended before it was executed."""
-
-    failures: int
-    expiries: int
-
-
-class Live(NamedTuple):
-    """A job, its requests without an outcome, micro-dollars paid and saved by those delivered."""
-
-    job: Job
-    left: int
-    cost: int
-    saving: int
-
-
-class Pause(BaseModel):
-    """Why a group or a provider gets no new batch before `until`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    until: float = 0.0
-    #: Refusals in a row.
-    count: int = 0
-    #: The most requests of the next batch; 0 for no limit of its own.
-    limit: int = 0
-
-
-def connect(url: str) -> Redis:
-    """A client for `Store`: however many use it, they share CONNECTIONS; a Redis that is away is
-    waited for, because every call may be repeated.
-    """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=CONNECTIONS,
-        timeout=None,
-        decode_responses=True,
-        socket_timeout=10,
-        health_check_interval=10,
-        retry=Retry(ExponentialBackoff(cap=5, base=0.2), -1),
-    )
-    return Redis.from_pool(pool)
-
-
 class Store:
     """The batch lane's state in one Redis.
 
     Args:
-        client: From `connect`.
+        client: From `connection.connect`.
         clock: Gives Unix seconds, the same for all schedulers; None asks Redis, whose time is.
     """
 
     def __init__(self, client: Redis, clock: Callable[[], float] | None = None) -> None:
         self._redis: Any = client  # its types are those of both its faces at once
         self._clock = clock
+        self.pauses = Pauses(client)
         folder = Path(__file__).with_name("lua")
         self._scripts = {
             path.stem: client.register_script(path.read_text()) for path in folder.glob("*.lua")
@@ -136,20 +92,23 @@ class Store:
     async def knows(self, request: str) -> bool:
         """True when a request is waiting, in a job or completed."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.exists(_outcome(request)).hexists(REQUESTS, request)
+        pipe.exists(keys.outcome(request)).hexists(keys.REQUESTS, request)
         return any(await pipe.execute())
 
-    async def park(self, request: str, parked: Parked, group: Group, size: Size) -> bool:
-        """Let a request wait; False when it was known already."""
-        keys = [REQUESTS, _SIZES, _outcome(request), _GROUPS, *_places(group)]
-        record = parked.model_dump_json()
-        args = [request, record, parked.parked_at, str(group), *size]
-        return bool(await self._run("park", keys, args))
+    async def park(self, records: Sequence[Record]) -> list[bool]:
+        """Let requests wait; False for each that was known already. 1 round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for request, parked, group, size in records:
+            own = [keys.REQUESTS, keys.SIZES, keys.outcome(request), keys.GROUPS]
+            record = parked.model_dump_json()
+            args: list[Any] = [request, record, parked.parked_at, str(group), *size]
+            await self._scripts["park"]([*own, *keys.places(group)], args, client=pipe)
+        return [bool(parked) for parked in await pipe.execute()]
 
     async def load(self, requests: Sequence[str]) -> dict[str, tuple[Parked | None, Tries]]:
         """The records of requests, None for those that are gone, and their counters."""
         pipe = self._redis.pipeline(transaction=False)
-        for name in (REQUESTS, _FAILURES, _EXPIRIES):
+        for name in (keys.REQUESTS, keys.FAILURES, keys.EXPIRIES):
             pipe.hmget(name, list(requests))
         return {
             request: (_parked(record), Tries(int(failures or 0), int(expiries or 0)))
@@ -158,61 +117,124 @@ class Store:
             )
         }
 
-    async def tries(self, request: str) -> Tries:
-        """A request's counters."""
+    async def tries(self, requests: Sequence[str]) -> dict[str, Tries]:
+        """The counters of requests."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.hget(_FAILURES, request).hget(_EXPIRIES, request)
-        return Tries(*(int(count or 0) for count in await pipe.execute()))
+        pipe.hmget(keys.FAILURES, list(requests)).hmget(keys.EXPIRIES, list(requests))
+        counts = zip(*await pipe.execute(), strict=True)
+        tries = (Tries(int(failures or 0), int(expiries or 0)) for failures, expiries in counts)
+        return dict(zip(requests, tries, strict=True))
 
-    async def begin(self, request: str) -> Literal["ours", "theirs", "done"]:
-        """Ask to complete a request; it is ours for GUARD seconds, and `finish` makes it done."""
-        key = _outcome(request)
-        if await self._redis.set(key, "begun", nx=True, ex=GUARD):
-            return "ours"
-        return "done" if await self._redis.get(key) == "done" else "theirs"
+    async def begin(self, requests: Sequence[str]) -> dict[str, Turn]:
+        """Ask to complete requests: those that are ours are so for GUARD seconds, or `finish`."""
+        pipe = self._redis.pipeline(transaction=False)
+        for request in requests:
+            places = [keys.outcome(request), keys.LEAVING]
+            await self._scripts["begin"](places, [request, GUARD], client=pipe)
+        return dict(zip(requests, await pipe.execute(), strict=True))
 
-    async def finish(self, request: str, group: Group, intent: str = "") -> None:
-        """A request was completed: take it out of its group or job, for ever."""
-        keys = [_outcome(request), REQUESTS, _SIZES, _FAILURES, _EXPIRIES, _members(intent)]
-        await self._run("finish", [*keys, *_places(group)], [request, MEMORY])
+    async def finish(
+        self, requests: Sequence[str], outcome: Outcome, place: Place = NOWHERE
+    ) -> None:
+        """Requests have their outcome: take them out of their place, for ever.
+
+        Args:
+            place: Where they are expected, unless they are leaving.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for request in requests:
+            await self._finish(request, outcome, place, pipe)
+        for request, done in zip(requests, await pipe.execute(), strict=True):
+            if not done:  # it was moved
+                async for at in self._look_for(request, place):
+                    if await self._finish(request, outcome, at, self._redis):
+                        break
+
+    async def _finish(self, request: str, outcome: Outcome, place: Place, client: Any) -> Any:
+        own = [keys.outcome(request), keys.REQUESTS, keys.SIZES, keys.FAILURES, keys.EXPIRIES]
+        places = [*own, keys.LEAVING, *_spots(place)]
+        return await self._scripts["finish"](places, [request, outcome, MEMORY], client=client)
+
+    async def leave(self, request: str, decision: str, group: Group | None = None) -> Left:
+        """Take a request out of its place, to be completed as decided, by us for GUARD seconds.
+
+        From then on no batch completes it. `finish` makes it done; until then it is `leaving`.
+
+        Args:
+            group: It shall leave only while it waits there; None takes it from wherever it is.
+        """
+        place = NOWHERE if group is None else (group, "")
+        left: Left = "elsewhere"
+        async for at in self._look_for(request, place):
+            own = [keys.outcome(request), keys.REQUESTS, keys.LEAVING, keys.SIZES]
+            args = [request, decision, GUARD]
+            left = await self._run("leave", [*own, *_spots(at)], args)
+            if left == "ours" and at[1] and not await self.left(at[1]):
+                await self.hasten(at[1])
+            if left != "elsewhere" or group is not None:
+                break
+        return left
+
+    async def leaving(self) -> dict[str, str]:
+        """What was decided of the requests that are leaving."""
+        return dict(await self._redis.hgetall(keys.LEAVING))
+
+    async def resume(self, request: str) -> bool:
+        """Whether a request that is leaving is ours to complete: nobody does any more."""
+        return bool(await self._redis.set(keys.outcome(request), "begun", nx=True, ex=GUARD))
 
     async def groups(self) -> list[Group]:
         """Every group that ever had a request."""
-        return sorted(Group.parse(text) for text in await self._redis.smembers(_GROUPS))
+        return sorted(Group.parse(text) for text in await self._redis.smembers(keys.GROUPS))
 
     async def waiting(self, group: Group) -> Waiting:
         """What waits in a group."""
-        waiting, deadlines, totals = _places(group)
+        waiting, deadlines, totals = keys.places(group)
         pipe = self._redis.pipeline(transaction=True)
-        pipe.zcard(waiting).hmget(totals, ["inputs", "bytes"])
+        pipe.zcard(waiting).hmget(totals, ["inputs", "bytes", "tokens"])
         pipe.zrange(waiting, 0, 0, withscores=True).zrange(deadlines, 0, 0, withscores=True)
-        requests, (inputs, size), oldest, deadline = await pipe.execute()
+        pipe.hget(keys.RESERVED, group.queue)
+        requests, sums, oldest, deadline, reserved = await pipe.execute()
+        inputs, size, tokens = (int(total or 0) for total in sums)
         return Waiting(
-            requests, int(inputs or 0), int(size or 0), _first_score(oldest), _first_score(deadline)
+            requests,
+            inputs,
+            size,
+            tokens,
+            oldest=_first_score(oldest),
+            deadline=_first_score(deadline),
+            reserved=int(reserved or 0),
         )
 
-    async def overdue(self, group: Group) -> list[str]:
-        """Waiting requests whose deadline has passed, the first PASS."""
-        _, deadlines, _ = _places(group)
-        found = await self._redis.zrangebyscore(deadlines, 0, await self.now(), start=0, num=PASS)
-        return list(found)
+    async def pressed(self, group: Group, until: float) -> list[str]:
+        """Waiting requests whose deadline is not after `until`, the first PASS by deadline."""
+        _, deadlines, _ = keys.places(group)
+        return list(await self._redis.zrangebyscore(deadlines, 0, until, start=0, num=PASS))
 
     # Jobs
 
     async def claim(
         self, group: Group, cut: Cut, policy: Batch, terms: Terms, intent: str
     ) -> Job | None:
-        """Cut a job in state PREPARED, leased to us; None when nothing is left to cut."""
-        now = await self.now()
-        keys = [*_places(group), _SIZES, _members(intent), _job(intent), _JOBS, _FENCE]
-        limits = [cut.requests, policy.max_requests, policy.max_bytes]
-        own = ["group", str(group), "terms", terms.model_dump_json(), "reason", cut.reason]
-        token = await self._run("claim", keys, [intent, now, now + LEASE, *limits, *own])
+        """Cut a job in state PREPARED, leased to us; None when there is nothing that may be cut.
+
+        Taken in steps of CHUNK requests: a scheduler that dies between two leaves a smaller job.
+        """
+        now, token, taken = await self.now(), "", CHUNK
+        own = [keys.SIZES, keys.members(intent), keys.job(intent), keys.JOBS, keys.FENCE]
+        places = [*keys.places(group), *own, keys.RESERVED]
+        most = [cut.requests, policy.max_bytes, policy.max_requests]
+        limits = [CHUNK, *most, terms.token_budget or UNLIMITED]
+        fields = ["group", str(group), "terms", terms.model_dump_json(), "reason", cut.reason]
+        while taken == CHUNK:
+            head = [intent, token, now, now + LEASE, *limits, group.queue]
+            held, taken = await self._run("claim", places, [*head, *fields])
+            token = held or ""
         return await self._load(intent, token) if token else None
 
     async def due(self) -> list[str]:
-        """Jobs to look at now, the first PASS, longest due first."""
-        found = await self._redis.zrangebyscore(_JOBS, 0, await self.now(), start=0, num=PASS)
+        """Jobs to look at now, the first DUE, longest due first."""
+        found = await self._redis.zrangebyscore(keys.JOBS, 0, await self.now(), start=0, num=DUE)
         return list(found)
 
     async def take(self, intent: str) -> Job | None:
@@ -244,7 +266,7 @@ class Store:
         then = state or job.state
         flat = [part for pair in fields.items() for part in pair]
         args = [job.token, job.intent, job.state, then, now + after, *flat]
-        if not await self._run("advance", [_job(job.intent), _JOBS], args):
+        if not await self._run("advance", [keys.job(job.intent), keys.JOBS], args):
             raise LeaseLost(job.intent)
         return job.model_copy(update={**fields, "state": then})
 
@@ -254,24 +276,24 @@ class Store:
 
     async def members(self, job: Job) -> dict[int, str]:
         """The requests left in a job, by their lines in its file."""
-        found = await self._redis.zrange(_members(job.intent), 0, -1, withscores=True)
+        found = await self._redis.zrange(keys.members(job.intent), 0, -1, withscores=True)
         return {int(line): request for request, line in found}
 
     async def requeue(self, job: Job, requests: Sequence[str], counter: Counter | None) -> None:
         """Let requests of a job wait again, counting it against them or not. Raises LeaseLost."""
-        counts = _EXPIRIES if counter == "expiries" else _FAILURES
-        keys = [_job(job.intent), _members(job.intent), *_places(job.group), _SIZES, counts]
+        counts = keys.EXPIRIES if counter == "expiries" else keys.FAILURES
+        own = [keys.job(job.intent), keys.members(job.intent), *keys.places(job.group)]
         head = [job.token, await self.now(), 1 if counter else 0]
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            if await self._run("requeue", keys, [*head, *chunk]) < 0:
+            if await self._run("requeue", [*own, keys.SIZES, counts], [*head, *chunk]) < 0:
                 raise LeaseLost(job.intent)
 
     async def close(self, job: Job) -> int:
         """End a job; the number of requests it still has, 0 when it is done. Raises LeaseLost."""
-        keys = [_job(job.intent), _members(job.intent), _JOBS]
-        args = [job.token, job.intent, await self.now(), MEMORY]
-        left = int(await self._run("close", keys, args))
+        own = [keys.job(job.intent), keys.members(job.intent), keys.JOBS, keys.RESERVED]
+        args = [job.token, job.intent, await self.now(), MEMORY, job.group.queue]
+        left = int(await self._run("close", own, args))
         if left < 0:
             raise LeaseLost(job.intent)
         return left
@@ -280,10 +302,10 @@ class Store:
 
     async def live(self) -> list[Live]:
         """Every job that has not ended, oldest first. 2 round trips."""
-        intents = await self._redis.zrange(_JOBS, 0, -1)
+        intents = await self._redis.zrange(keys.JOBS, 0, -1)
         pipe = self._redis.pipeline(transaction=False)
         for intent in intents:
-            pipe.hgetall(_job(intent)).zcard(_members(intent))
+            pipe.hgetall(keys.job(intent)).zcard(keys.members(intent))
         found = await pipe.execute()
         jobs = [
             Live(Job.load(intent, "", of), left, int(of.get("cost", 0)), int(of.get("saving", 0)))
@@ -294,66 +316,56 @@ class Store:
 
     async def left(self, intent: str) -> int:
         """How many requests of a job have no outcome."""
-        return int(await self._redis.zcard(_members(intent)))
+        return int(await self._redis.zcard(keys.members(intent)))
 
     async def paid(self, job: Job, cost: int, saving: int) -> None:
         """Add to what a job has cost and saved so far, in micro-dollars."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.hincrby(_job(job.intent), "cost", cost).hincrby(_job(job.intent), "saving", saving)
+        for name, amount in (("cost", cost), ("saving", saving)):
+            pipe.hincrby(keys.job(job.intent), name, amount)
         await pipe.execute()
 
     async def hasten(self, intent: str) -> None:
         """Have a live job looked at now."""
-        await self._redis.zadd(_JOBS, {intent: await self.now()}, xx=True, lt=True)
+        await self._redis.zadd(keys.JOBS, {intent: await self.now()}, xx=True, lt=True)
 
-    async def seize(self, request: str) -> Seized:
-        """`begin`, for a request that may be anybody's: nothing happens to one not of the lane."""
-        seized: Seized = await self._run("seize", [_outcome(request), REQUESTS], [request, GUARD])
-        return seized
+    async def cancelled(self, request: str) -> bool:
+        """Whether a request has left or leaves the lane without an answer from it."""
+        outcome = await self._redis.get(keys.outcome(request))
+        leaving = await self._redis.hexists(keys.LEAVING, request)
+        return bool(leaving or outcome in ("cancelled", "promoted"))
 
-    async def place(self, request: str) -> tuple[Group, str] | None:
-        """Its group, and the job that it is in or ""; None when it is nowhere or just moved."""
-        groups, intents = await self.groups(), await self._redis.zrange(_JOBS, 0, -1)
+    async def _look_for(self, request: str, place: Place) -> AsyncIterator[Place]:
+        """Where a request may be: as expected, then as it is found, until the caller is content."""
+        yield place
+        for _ in range(LOOKS):
+            found = await self._place(request)
+            yield found or place  # it may have left, or be leaving: the script says so
+            await asyncio.sleep(0 if found else LOOK)  # it is being moved
+        logger.error("%s is nowhere", request, extra={"action": "batch_request_nowhere"})
+
+    async def _place(self, request: str) -> Place | None:
+        """Where a request is; None when it is nowhere or just moved."""
+        groups, intents = await self.groups(), await self._redis.zrange(keys.JOBS, 0, -1)
         pipe = self._redis.pipeline(transaction=True)
-        for key in [*(_places(group)[0] for group in groups), *map(_members, intents)]:
+        for key in [*(keys.places(one)[0] for one in groups), *map(keys.members, intents)]:
             pipe.zscore(key, request)
         for intent in intents:
-            pipe.hget(_job(intent), "group")
+            pipe.hget(keys.job(intent), "group")
         found = await pipe.execute()
         jobs = zip(map(Group.parse, found[len(groups) + len(intents) :]), intents, strict=True)
         places = [*((group, "") for group in groups), *jobs]
-        return next((one for one, score in zip(places, found, strict=False) if score), None)
-
-    async def abandon(self, request: str, group: Group, intent: str) -> bool:
-        """Take a request out of its place for ever: it was cancelled. False: it is not there."""
-        keys = [_outcome(request), REQUESTS, _SIZES, _FAILURES, _EXPIRIES, _members(intent)]
-        return bool(await self._run("abandon", [*keys, *_places(group)], [request, MEMORY]))
-
-    async def cancelled(self, request: str) -> bool:
-        """Whether a request was cancelled."""
-        return bool(await self._redis.get(_outcome(request)) == "cancelled")
-
-    # Pauses
-
-    async def pause(self, name: str) -> Pause:
-        """What is known of a group's or a provider's pause."""
-        text = await self._redis.hget(_PAUSES, name)
-        return Pause.model_validate_json(text) if text else Pause()
-
-    async def set_pause(self, name: str, pause: Pause) -> None:
-        """Pause a group or a provider; `Pause()` ends it."""
-        if pause == Pause():
-            await self._redis.hdel(_PAUSES, name)
-        else:
-            await self._redis.hset(_PAUSES, name, pause.model_dump_json())
+        where = (one for one, score in zip(places, found, strict=False) if score is not None)
+        return next(where, None)
 
     async def _load(self, intent: str, token: str) -> Job:
-        return Job.load(intent, token, await self._redis.hgetall(_job(intent)))
+        return Job.load(intent, token, await self._redis.hgetall(keys.job(intent)))
 
     async def _hold(self, intent: str, token: str, seconds: float) -> str | None:
         now = await self.now()
         until = now + seconds if seconds else 0
-        held: str | None = await self._run("hold", [_job(intent), _FENCE], [token, now, until])
+        places, args = [keys.job(intent), keys.FENCE], [token, now, until]
+        held: str | None = await self._run("hold", places, args)
         return held
 
     async def _keep(self, job: Job) -> None:
@@ -365,30 +377,14 @@ class Store:
             except redis.RedisError as error:
                 logger.warning("lease: %s", error, extra={"action": "batch_lease_not_renewed"})
 
-    async def _run(self, script: str, keys: list[str], args: Sequence[Any]) -> Any:
-        return await self._scripts[script](keys, args)
+    async def _run(self, script: str, touched: list[str], args: Sequence[Any]) -> Any:
+        return await self._scripts[script](touched, args)
 
 
-_SIZES = PREFIX + "sizes"
-_FAILURES, _EXPIRIES = PREFIX + "failures", PREFIX + "expiries"
-_GROUPS, _PAUSES = PREFIX + "groups", PREFIX + "pauses"
-_JOBS, _FENCE = PREFIX + "jobs", PREFIX + "fence"
-
-
-def _outcome(request: str) -> str:
-    return f"{PREFIX}outcome:{request}"
-
-
-def _job(intent: str) -> str:
-    return f"{PREFIX}job:{intent}"
-
-
-def _members(intent: str) -> str:
-    return f"{PREFIX}members:{intent}"
-
-
-def _places(group: Group) -> tuple[str, str, str]:
-    return f"{PREFIX}waiting:{group}", f"{PREFIX}deadlines:{group}", f"{PREFIX}totals:{group}"
+def _spots(place: Place) -> list[str]:
+    """The keys of a place: members, then what waits, its deadlines and its totals."""
+    group, intent = place
+    return [keys.members(intent), *keys.places(group)]
 
 
 def _parked(record: str | None) -> Parked | None:

@@ -11,8 +11,12 @@ from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery, Task
+from celery.app.task import Context
 from celery.app.trace import build_tracer
 from kombu.exceptions import OperationalError
+
+from primarch_fleet.contract import PRIORITIES
+from scheduler import outbox
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class Tracer:
 
     def __init__(self, app: Celery, hostname: str) -> None:
         app.finalize()
+        outbox.publish_through(app)
         self._app = app
         self._hostname = hostname
         self._tracers: dict[str, Any] = {}
@@ -41,8 +46,8 @@ class Tracer:
 
     def complete(
         self, context: dict[str, Any], outcome: dict[str, Any] | Exception, runtime: float
-    ) -> None:
-        """Store a task's result or error and do all that follows from it.
+    ) -> Any:
+        """Store a task's result or error and do all that follows from it; the event to `tell`.
 
         Args:
             context: What `tasks.parking` kept of the request.
@@ -52,16 +57,44 @@ class Tracer:
         try:
             request = {**context, "is_eager": False}
             trace = self._tracer(context["task"])
-            _, info, _, shown = trace(
-                context["id"], context["args"] or [], context["kwargs"] or {}, request
-            )
+            with outbox.once(context["id"]):
+                _, info, _, shown = trace(
+                    context["id"], context["args"] or [], context["kwargs"] or {}, request
+                )
         finally:
             _outcome.reset(token)
         if info is None:
-            self._send("task-succeeded", uuid=context["id"], result=shown, runtime=runtime)
-        else:
-            error = repr(info.retval)
-            self._send("task-failed", uuid=context["id"], exception=error, traceback="")
+            return self._event("task-succeeded", context, result=shown, runtime=runtime)
+        return self._event("task-failed", context, exception=repr(info.retval), traceback="")
+
+    def tell(self, events: list[Any]) -> None:
+        """Send events of completions, all at once."""
+        if not events:
+            return
+        try:
+            with self._app.amqp.producer_pool.acquire(block=True) as producer:
+                self._events._publish(events, producer, "task.multi")
+        except (OSError, OperationalError) as error:  # only Flower misses it
+            logger.warning("event: %s", error, extra={"action": "batch_event_not_sent"})
+
+    def hand_over(self, context: dict[str, Any], name: str, headers: dict[str, Any]) -> None:
+        """Send a task on as another one of the same arguments, id, links and place in a canvas.
+
+        Args:
+            name: The other task, on its own queue.
+            headers: Added to those of the message.
+        """
+        task, request = self._app.tasks[name], Context(context)
+        queue = self._app.amqp.router.route({}, name)["queue"].name
+        sent = task.signature_from_request(
+            request,
+            context["args"],
+            context["kwargs"],
+            queue=queue,
+            headers={**(request.headers or {}), **headers},
+        )
+        with outbox.once(context["id"]):
+            sent.apply_async(priority=PRIORITIES["high"])
 
     def _tracer(self, name: str) -> Any:
         if name not in self._tracers:
@@ -71,12 +104,8 @@ class Tracer:
             )
         return self._tracers[name]
 
-    def _send(self, kind: str, **fields: Any) -> None:
-        try:
-            with self._app.amqp.producer_pool.acquire(block=True) as producer:
-                self._events.publish(kind, fields, producer, retry=False)
-        except (OSError, OperationalError) as error:  # only Flower misses it
-            logger.warning("event: %s", error, extra={"action": "batch_event_not_sent"})
+    def _event(self, kind: str, context: dict[str, Any], **fields: Any) -> Any:
+        return self._events._prepare_event(kind, {"uuid": context["id"], **fields})
 
 
 def _stand_in(task: Task[Any, Any]) -> Task[Any, Any]:

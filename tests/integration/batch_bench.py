@@ -21,20 +21,23 @@ from config.fleet import FleetConfig
 from config.settings import settings
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, wire
 from primarch_fleet.contract import Receipt, Request
+from scheduler.bodies import Bodies
+from scheduler.connection import connect
 from scheduler.desk import Desk, Observers
-from scheduler.job import State
+from scheduler.keys import PREFIX
 from scheduler.lane import Lane
 from scheduler.lot import Lot
 from scheduler.providers.base import Remote
 from scheduler.providers.openai import OpenAIBatches
-from scheduler.store import PREFIX, Store, connect
-from scheduler.tracer import Tracer
 from tasks import parking
+from tests.integration.mortal import Killed, MortalStore, Witness
 from tests.simulator import Profile, Simulator, VirtualClock
 from tests.simulator.app import App
 from tests.simulator.profile import BatchProfile, Fault, Model
 from tests.simulator.provider import Provider
 
+#: Seconds for which the fleet keeps results.
+KEPT = 3 * 86_400.0
 PRICES = {"gpt-4o": ("2.50", "10.00"), "gpt-4o-mini": ("0.15", "0.60"), "vectors": ("0.02", "0")}
 
 
@@ -47,8 +50,8 @@ def profile(*faults: Fault, **batch: Any) -> Profile:
     return Profile(models=models, faults=faults, batch=BatchProfile(**batch))
 
 
-def config(**policy: Any) -> FleetConfig:
-    """A fleet that serves them by batch, and cuts at once."""
+def config(token_limit: int | None = None, **policy: Any) -> FleetConfig:
+    """A fleet that serves them by batch, and cuts at once; `token_limit` is that of each model."""
     return FleetConfig.model_validate(
         {
             "providers": {"openai": {"litellm_provider": "openai", "api_key": "os.environ/KEY"}},
@@ -61,6 +64,7 @@ def config(**policy: Any) -> FleetConfig:
                     "kind": "embedding" if name == "vectors" else "chat",
                     "price": {"input": paid, "output": made},
                     "batch": True,
+                    "batch_enqueued_token_limit": token_limit,
                 }
                 for name, (paid, made) in PRICES.items()
             ],
@@ -77,65 +81,6 @@ def embedding(*texts: str) -> EmbeddingRequest:
     return EmbeddingRequest(model="vectors", input=list(texts), dimensions=8)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the scheduler that meets it runs on, not even clean-up."""
-
-
-class MortalStore(Store):
-    """A store whose scheduler dies once a job was brought into the state `dies_at`, before it is
-    written down that one is in the state `dies_before`, or after so many completions.
-    """
-
-    dies_at: State | None = None
-    dies_before: State | None = None
-    dies_after: int | None = None
-    dead = False
-    finished = 0
-
-    async def advance(self, job: Any, state: Any = None, after: float = 0.0, **fields: Any) -> Any:
-        if state is not None and state == self.dies_before:
-            self._die()
-        job = await super().advance(job, state, after, **fields)
-        self._die_in(job.state)
-        return job
-
-    async def claim(self, *args: Any) -> Any:
-        job = await super().claim(*args)
-        self._die_in("PREPARED")
-        return job
-
-    async def finish(self, *args: Any) -> None:
-        await super().finish(*args)
-        self.finished += 1
-        if self.finished == self.dies_after:
-            self._die()
-
-    async def _run(self, script: str, keys: Any, args: Any) -> Any:
-        if self.dead:
-            raise Killed
-        return await super()._run(script, keys, args)
-
-    def _die_in(self, state: str) -> None:
-        if state == self.dies_at:
-            self._die()
-
-    def _die(self) -> None:
-        self.dead = True
-        raise Killed
-
-
-class Witness(Tracer):
-    """A tracer that writes down the id of every task that it completes."""
-
-    def __init__(self, app: Celery, completed: list[str]) -> None:
-        super().__init__(app, "batch1@test")
-        self._completed = completed
-
-    def complete(self, context: dict[str, Any], *args: Any) -> None:
-        self._completed.append(context["id"])
-        super().complete(context, *args)
-
-
 class Dialect(NamedTuple):
     """Which provider is simulated, and how the lane speaks to one at an address."""
 
@@ -150,7 +95,9 @@ class Scheduler:
     """One scheduler process's worth of objects."""
 
     def __init__(self, bench: Bench) -> None:
-        self.store = MortalStore(connect(bench.url), bench.now)
+        client, limit = connect(bench.url), bench.config.batch.body_limit
+        self.store = MortalStore(client, bench.now)
+        self.bodies = Bodies(client, self.store.now, bench.place, limit=limit, kept=KEPT)
         self.provider = bench.account(bench.simulator.url)
         self.receipts: list[Receipt] = []
         self.jobs: list[tuple[float, int, set[str]]] = []
@@ -158,7 +105,7 @@ class Scheduler:
             self.receipts.append, lambda *seen: self.jobs.append((*seen[:2], set(seen[2])))
         )
         self.lane = Lane(
-            Desk.of(self.store, bench.config.batch, bench.folder),
+            Desk.of(self.store, self.bodies, bench.config.batch, bench.folder),
             bench.config,
             {"openai": self.provider},
             Witness(bench.app, bench.completed),
@@ -183,9 +130,10 @@ class Bench:
         config: FleetConfig,
         *,
         account: Callable[[str], OpenAIBatches] = OPENAI.account,
+        place: str = "",
     ) -> None:
         assert isinstance(simulator.clock, VirtualClock)
-        self.account = account
+        self.account, self.place = account, place
         self.app, self.url, self.folder = app, url, folder
         self.simulator, self.clock, self.config = simulator, simulator.clock, config
         self.redis = redis.Redis.from_url(url, decode_responses=True)
@@ -193,7 +141,7 @@ class Bench:
         self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
-        parking.use(Lot(self.scheduler.store, config))
+        parking.use(Lot(self.scheduler.store, self.scheduler.bodies, config))
 
     def now(self) -> float:
         """The store's time."""
@@ -310,16 +258,31 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    app: Celery, url: str, folder: Path, offer: Profile, dialect: Dialect = OPENAI, **policy: Any
+    app: Celery,
+    url: str,
+    folder: Path,
+    offer: Profile,
+    dialect: Dialect = OPENAI,
+    *,
+    place: str = "",
+    **policy: Any,
 ) -> AsyncIterator[Bench]:
-    """A bench on an empty Valkey."""
+    """A bench on an empty Valkey; large bodies lie at a `place`, if there is one."""
     with (
         redis.Redis.from_url(url) as client,
         Simulator(offer, VirtualClock(time.time()), app=dialect.app) as simulator,
     ):
         client.flushall()
         with _closed_backends(app):
-            made = Bench(app, url, folder, simulator, config(**policy), account=dialect.account)
+            made = Bench(
+                app,
+                url,
+                folder,
+                simulator,
+                config(**policy),
+                account=dialect.account,
+                place=place,
+            )
             try:
                 yield made
             finally:
@@ -359,7 +322,7 @@ def fleet_app(valkey_url: str) -> Iterator[Celery]:
     before = os.environ.get("FLEET_REDIS_URL")
     os.environ["FLEET_REDIS_URL"] = valkey_url
     settings.cache_clear()
-    from tasks import batch  # noqa: F401, PLC0415 - configured by the environment
+    from tasks import batch, realtime  # noqa: F401, PLC0415 - configured by the environment
     from tasks.app import app  # noqa: PLC0415
 
     app.conf.update(broker_url=valkey_url, result_backend=valkey_url)

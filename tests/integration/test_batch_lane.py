@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64decode
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +13,9 @@ from celery import Celery, chord, group
 from celery.result import AsyncResult
 
 from primarch_fleet import Completion, Fleet, errors
+from scheduler.keys import PREFIX
 from scheduler.lines import request_id
-from scheduler.store import PREFIX, Pause
+from scheduler.pace import Pause
 from tests.integration.batch_bench import OpenBench, chat, embedding, fleet_app, open_bench, profile
 from tests.simulator.profile import Fault
 
@@ -150,8 +152,10 @@ async def test_flower_is_told_how_a_parked_task_ended(opened: OpenBench) -> None
             await b.send(chat("good"), chat("wrong"))
             await b.until_idle()
             told = list(iter(lambda: events.get_message(timeout=0.1), None))
-        kinds = {str(one["channel"]).rpartition("/")[2] for one in told}
-        assert {"task.succeeded", "task.failed"} <= kinds
+        ended = [one for one in told if str(one["channel"]).endswith("/task.multi")]
+        bodies = (b64decode(json.loads(one["data"])["body"]) for one in ended)
+        kinds = [event["type"] for body in bodies for event in json.loads(body)]
+        assert sorted(kinds) == ["task-failed", "task-succeeded"]
 
 
 async def test_a_deadline_that_passes_in_the_queue_fails_the_request_unsent(
@@ -160,7 +164,7 @@ async def test_a_deadline_that_passes_in_the_queue_fails_the_request_unsent(
     async with opened(max_requests=2, max_wait=10_000) as b:
         deadline = datetime.fromtimestamp(b.clock.now() + 30 * 3600, UTC)
         late, patient = await b.send(chat("late", deadline=deadline), chat("patient"))
-        await b.scheduler.store.set_pause("openai", Pause(until=b.clock.now() + 31 * 3600))
+        await b.scheduler.store.pauses.set("openai", Pause(until=b.clock.now() + 31 * 3600))
         await b.turn()
         await b.turn(30 * 3600)
         assert isinstance(await b.outcome(late), errors.DeadlineExceeded)
@@ -183,7 +187,7 @@ async def test_a_job_whose_deadline_passes_before_it_is_ordered_is_not_sent(
     opened: OpenBench,
 ) -> None:
     down = Fault(endpoint="files.create", status=503, times=1)
-    async with opened(profile(down)) as b:
+    async with opened(profile(down), promote_before=0) as b:
         deadline = datetime.fromtimestamp(b.clock.now() + 60, UTC)
         late, patient = await b.send(chat("late", deadline=deadline), chat("patient"))
         await b.turn()

@@ -11,10 +11,10 @@ from celery.result import AsyncResult
 
 from primarch_fleet import errors
 from scheduler import metrics
+from scheduler.exit import CANCELLED
+from scheduler.keys import PREFIX
 from scheduler.lines import request_id
 from scheduler.operator import Operator
-from scheduler.store import PREFIX
-from scheduler.tracer import Tracer
 from tests.integration.batch_bench import (
     Bench,
     OpenBench,
@@ -37,8 +37,8 @@ def anyio_backend() -> str:
 
 def operator(b: Bench) -> Operator:
     """Of a batch worker of its own."""
-    scheduler = b.scheduler
-    return Operator(scheduler.store, {"openai": scheduler.provider}, Tracer(b.app, "batch2@test"))
+    scheduler = b.new_scheduler()
+    return Operator(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.exit)
 
 
 async def cancel(b: Bench, *results: AsyncResult[Any]) -> list[str]:
@@ -138,12 +138,12 @@ async def test_a_result_that_came_first_stands(opened: OpenBench) -> None:
 async def test_a_completion_under_way_is_waited_for(opened: OpenBench) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("quick"))
-        assert await b.scheduler.store.begin(request_id(result.id)) == "ours"
+        assert list((await b.scheduler.store.begin([request_id(result.id)])).values()) == ["ours"]
         asking = asyncio.create_task(cancel(b, result))
         await asyncio.sleep(0.3)
         assert not asking.done()
         group = (await b.scheduler.store.groups())[0]
-        await b.scheduler.store.finish(request_id(result.id), group)
+        await b.scheduler.store.finish([request_id(result.id)], "done", (group, ""))
         assert await asking == ["done"]
 
 
@@ -152,15 +152,17 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
 ) -> None:
     async with opened() as b:
         first, second = await b.send(chat("first"), chat("second"))
-        busy = operator(b)
-        complete = busy._complete
+        scheduler = b.new_scheduler()
+        place, looks = scheduler.store._place, iter([True])
 
-        async def meanwhile(request: str) -> None:
-            await b.turn()  # claims it
-            await complete(request)
+        async def meanwhile(request: str) -> Any:
+            found = await place(request)
+            if next(looks, False):
+                await b.turn()  # claims it
+            return found
 
-        monkeypatch.setattr(busy, "_complete", meanwhile)
-        assert await busy.cancel([first.id]) == {first.id: "cancelled"}
+        monkeypatch.setattr(scheduler.store, "_place", meanwhile)
+        assert await scheduler.lane.exit.cancel(request_id(first.id)) == "ours"
         assert forgotten(b, first)
         await b.until_idle()
         assert await is_cancelled(b, first)
@@ -170,10 +172,23 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
 async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         (result,) = await b.send(chat("one"))
-        assert await b.scheduler.store.seize(request_id(result.id)) == "ours"
+        assert await b.scheduler.store.leave(request_id(result.id), CANCELLED) == "ours"
         b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
         assert await cancel(b, result) == ["cancelled"]
         assert forgotten(b, result)
+
+
+async def test_a_cancellation_that_nobody_repeats_is_made_all_the_same(opened: OpenBench) -> None:
+    async with opened() as b:
+        (result,) = await b.send(chat("one"))
+        assert await b.scheduler.store.leave(request_id(result.id), CANCELLED) == "ours"
+        await b.turn()
+        assert b.states() == [], "no batch takes it"
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
+        await b.turn()
+        assert await is_cancelled(b, result)
+        assert forgotten(b, result)
+        assert b.answered() == 0
 
 
 async def test_cancelling_twice_at_once_or_later_is_cancelling_once(opened: OpenBench) -> None:

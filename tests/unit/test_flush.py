@@ -21,7 +21,8 @@ def waiting(
     deadline: float | None = None,
 ) -> Waiting:
     at = None if deadline is None else NOW + deadline
-    return Waiting(requests, requests if inputs is None else inputs, size, NOW - age, at)
+    inputs = requests if inputs is None else inputs
+    return Waiting(requests, inputs, size, oldest=NOW - age, deadline=at)
 
 
 def test_nothing_waits_and_nothing_is_cut() -> None:

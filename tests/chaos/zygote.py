@@ -1,0 +1,176 @@
+"""Processes that can be killed: `python -m tests.chaos.zygote PROVIDER FOLDER`.
+
+A zygote has imported everything and has no thread and no connection. It reads orders, one line of
+JSON each, and forks a process for each, which has the same two pipes and may speak:
+
+    {"turn": true}   answered by {"now": Unix seconds} for another turn, or by {"now": null}: rest
+    {"died": "..."}  at which moment it is about to kill itself
+    {"result": ...}  of its order, with the moments that it has passed
+
+When it has ended the zygote says {"ended": its exit status, negative for a signal}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import threading
+import traceback
+from base64 import b64decode
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.app.trace import trace_task
+from celery.result import _set_task_join_will_block  # type: ignore[attr-defined]
+from openai import AsyncOpenAI
+
+from config.settings import redis_url
+from scheduler import deliver
+from scheduler.bodies import Bodies
+from scheduler.connection import connect
+from scheduler.desk import Desk, Observers
+from scheduler.exit import Exit
+from scheduler.lane import Lane
+from scheduler.lot import Lot
+from scheduler.operator import Operator
+from scheduler.pace import Pace
+from scheduler.providers.openai import OpenAIBatches
+from scheduler.store import Store
+from scheduler.tracer import Tracer
+from tasks import batch, parking, realtime  # noqa: F401 - promoted requests are its tasks'
+from tasks.app import app
+from tests.chaos import workload
+from tests.chaos.moments import Moments
+from tests.integration.batch_bench import config
+from workers import results
+
+NODE = "batch1@chaos"
+#: What libraries import only when they are first used.
+LATE = (
+    *("openai.resources", "anyio.abc", "anyio._backends._asyncio", "encodings.idna"),
+    *("celery.app.events", "celery.events.receiver"),
+)
+Order = dict[str, Any]
+
+
+def say(**message: Any) -> None:
+    """One line, in one piece."""
+    os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
+
+
+def hear() -> Any:
+    """The next line, None at the end; nothing after it is read."""
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
+
+
+class Process:
+    """What one forked process does. Its clock stands still between its turns."""
+
+    def __init__(self, order: Order, provider: OpenAIBatches, folder: Path) -> None:
+        self._order = order
+        self._now = float(order["now"])
+        self._provider = provider
+        self._folder = folder
+        self._config = config(list_lag=60)
+        client = connect(redis_url())
+        self._store = Store(client, lambda: self._now)
+        self._bodies = Bodies(client, self._store.now)
+
+    async def live(self) -> None:
+        """Carry out the order."""
+        moments = Moments(self._order["dies_at"], lambda moment: say(died=moment))
+        roles: dict[str, Callable[[], Awaitable[Any]]] = {
+            "park": self._park,
+            "schedule": self._schedule,
+            "cancel": self._cancel,
+        }
+        moments.watch()
+        result = await roles[self._order["role"]]()
+        say(result=result, moments=moments.passed)
+
+    async def _park(self) -> None:
+        """Run messages as a worker does."""
+        parking.use(Lot(self._store, self._bodies, self._config))
+        for message in self._order["messages"]:
+            await asyncio.to_thread(run, app, message)
+
+    async def _schedule(self) -> None:
+        """Be a scheduler for some turns, or until nothing is left to do."""
+        deliver.THREADS = self._order.get("at_once", deliver.THREADS)
+        pace = Pace(15, 300, lambda: 0.5)
+        desk = Desk(self._store, self._bodies, self._config.batch, pace, self._folder)
+        providers = {"openai": self._provider}
+        lane = Lane(desk, self._config, providers, Tracer(app, NODE), Observers())
+        while await self._turns():
+            await lane.aggregate()
+            await lane.poll()
+
+    async def _turns(self) -> bool:
+        say(turn=True)
+        now = hear()["now"]
+        self._now = now or self._now
+        return now is not None
+
+    async def _cancel(self) -> dict[str, str]:
+        """Cancel tasks as an operator does."""
+        way_out = Exit(self._store, self._bodies, Tracer(app, NODE), self._config.catalogue())
+        operator = Operator(self._store, {"openai": self._provider}, way_out)
+        return {**await operator.cancel(self._order["tasks"])}
+
+
+def run(app: Celery, message: dict[str, Any]) -> None:
+    """Run a message, as it is in Redis, with Celery's tracer."""
+    headers, properties = message["headers"], message["properties"]
+    args, kwargs, embed = json.loads(b64decode(message["body"]))
+    request = {
+        **headers,
+        **embed,
+        "delivery_info": properties["delivery_info"],
+        "hostname": NODE,
+        "args": args,
+        "kwargs": kwargs,
+    }
+    trace_task(app.tasks[headers["task"]], headers["id"], args, kwargs, request, app=app)
+
+
+def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
+    """Carry out an order in a process of its own; how that ended."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        if order["role"] == "send":
+            workload.send(app, batch.complete, order["names"], order["now"])
+        else:
+            asyncio.run(Process(order, provider, folder).live())
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def main(provider_url: str, folder: Path) -> None:
+    """Carry out orders until there are no more."""
+    workload.register(app)
+    app.conf["result_backend"] = results.direct(redis_url())  # as in a worker
+    app.finalize()
+    app.set_current()
+    _set_task_join_will_block(True)
+    provider = OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=provider_url))
+    for name in LATE:
+        import_module(name)
+    assert threading.active_count() == 1
+    gc.freeze()
+    while (order := hear()) is not None:
+        say(ended=fork(order, provider, folder))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
