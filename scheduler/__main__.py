@@ -1,7 +1,8 @@
-"""The batch lane's operator: `python -m scheduler batches | cancel | drain | resume`.
+"""The batch lane's operator: `python -m scheduler batches | cancel | drain | resume | webhook`.
 
 Needs the fleet's Redis (FLEET_REDIS_URL) and no provider key: cancelling is done by a batch
 worker, which is asked and waited for. Batches whose scheduler died are adopted by themselves.
+`webhook` serves providers that tell when a batch has ended; it needs their webhook_secret.
 
 Exit status 0: it is so now. 1: it is not, and why is said. 2: no such request, batch or command.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
@@ -18,11 +20,13 @@ import redis
 from redis.asyncio import Redis
 from rich.console import Console
 
+from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import ask
 from scheduler import board
-from scheduler.store import LANE, Pause, Store
+from scheduler.pace import Pause
+from scheduler.store import LANE, Store
 
 #: Seconds for Redis, and for a batch worker, to answer.
 TIMEOUT, ANSWER = 5.0, 60.0
@@ -72,15 +76,32 @@ def cancel(options: argparse.Namespace) -> int:
 
 def drain(options: argparse.Namespace) -> int:
     """Cut no more batches, and follow the live ones to their end."""
-    _with_store(lambda store: store.set_pause(LANE, Pause(until=FOREVER)))
+    _with_store(lambda store: store.pauses.set(LANE, Pause(until=FOREVER)))
     _say("no batch is cut any more, until `python -m scheduler resume`", 0)
     return 0 if options.no_wait else _with_store(_follow)
 
 
 def resume(_: argparse.Namespace) -> int:
     """End a drain."""
-    _with_store(lambda store: store.set_pause(LANE, Pause()))
+    _with_store(lambda store: store.pauses.set(LANE, Pause()))
     return _say("batches are cut again", 0)
+
+
+def webhook(options: argparse.Namespace) -> int:
+    """Take providers' webhooks at /webhooks/<provider>, until it is stopped."""
+    from scheduler.webhook import Webhooks, asking, secrets, serve  # noqa: PLC0415 - slow: an SDK
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    known = secrets(fleet_config())
+    try:
+        with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
+            look = asking(fleet.app)
+            _with_store(
+                lambda store: serve(Webhooks(store, known, look), options.host, options.port)
+            )
+    except OSError as error:
+        return _say(f"webhook: {error.strerror}", 1)
+    return 0
 
 
 def _cancel_requests(ids: list[str]) -> int:
@@ -156,6 +177,9 @@ def _parser() -> argparse.ArgumentParser:
     cancelling.add_argument("--batch", metavar="INTENT", help="a live batch, by its intent's start")
     command(drain).add_argument("--no-wait", action="store_true", help="do not follow them")
     command(resume)
+    serving = command(webhook)
+    serving.add_argument("--host", default="127.0.0.1")
+    serving.add_argument("--port", type=int, default=8780, help="0: any free port")
     return parser
 
 

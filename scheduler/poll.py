@@ -14,10 +14,11 @@ from scheduler.drain import Drain
 from scheduler.ending import Ending
 from scheduler.job import Job
 from scheduler.lines import Retry
-from scheduler.pace import rate_pause
+from scheduler.pace import Pause, rate_pause
 from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, Failure, Refused, Remote
-from scheduler.store import LeaseLost, Pause
+from scheduler.store import LeaseLost
 from scheduler.submit import Submitter
+from scheduler.sweep import SWEEP, Seen, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ OVERTIME = 3600.0
 LONG_VALIDATION = 3600.0
 #: Statuses in which a batch of which every request was cancelled is cancelled too.
 STOPPABLE = frozenset({"validating", "in_progress"})
+NOTHING: Seen = {}
 
 
 class Poller:
@@ -54,28 +56,36 @@ class Poller:
 
     async def poll(self) -> None:
         """Work on every job that is due and that no other scheduler works on."""
-        await asyncio.gather(*(self._look(intent) for intent in await self._store.due()))
+        due = await self._store.due()
+        seen = await self._sweep(due) if len(due) > SWEEP else NOTHING
+        await asyncio.gather(*(self._look(intent, seen) for intent in due))
 
-    async def work(self, job: Job) -> None:
+    async def work(self, job: Job, seen: Seen = NOTHING) -> None:
         """Move a job on that is leased to us, and give the lease back.
 
-        What fails at the provider is logged and tried again later; no request is lost by it.
+        A batch that was `seen` on its way is not asked for. What fails at the provider is logged
+        and tried again later; no request is lost by it.
         """
         async with self._store.kept(job):
             try:
-                await self._try(job)
+                await self._try(job, seen)
             except LeaseLost:
                 logger.warning("%s: taken over", job.intent, extra={"action": "batch_lease_lost"})
 
-    async def _look(self, intent: str) -> None:
+    async def _sweep(self, due: list[str]) -> Seen:
+        wanted = set(due)
+        jobs = (one.job for one in await self._store.live() if one.job.intent in wanted)
+        return await sweep((job for job in jobs if job.state == "SUBMITTED"), self._providers)
+
+    async def _look(self, intent: str, seen: Seen) -> None:
         async with self._slots:
             job = await self._store.take(intent)
             if job is not None:
-                await self.work(job)
+                await self.work(job, seen)
 
-    async def _try(self, job: Job) -> None:
+    async def _try(self, job: Job, seen: Seen) -> None:
         try:
-            await self._step(job)
+            await self._step(job, seen)
         except Refused as error:
             logger.error(
                 "%s: %s: %s",
@@ -95,7 +105,7 @@ class Poller:
             logger.exception("%s: failed", job.intent, extra={"action": "batch_job_failed"})
             await self._put_off(job)
 
-    async def _step(self, job: Job) -> None:
+    async def _step(self, job: Job, seen: Seen) -> None:
         provider = self._providers.get(job.group.provider)
         if provider is None:
             raise LookupError(f"provider {job.group.provider!r} is not configured any more")
@@ -103,15 +113,15 @@ class Poller:
             await self._submitter.submit(job, provider)
             return
         try:
-            await self._follow(job, provider)
+            await self._follow(job, provider, seen)
         except Refused as error:
             if error.status != 404:
                 raise
             await self._missing(await self._store.reload(job))
 
-    async def _follow(self, job: Job, provider: BatchProvider) -> None:
-        remote = await provider.retrieve(job.batch_id)
+    async def _follow(self, job: Job, provider: BatchProvider, seen: Seen) -> None:
         age = await self._store.now() - job.since
+        remote = _on_its_way(job, seen, age) or await provider.retrieve(job.batch_id)
         if not _ended(job, remote):
             if age < _window(remote) + 2 * OVERTIME:
                 await self._wait(job, provider, remote, age)
@@ -170,10 +180,10 @@ class Poller:
         """
         too_fast = error.status == 429 and "quota" not in error.code
         name = rate_pause(job.group) if too_fast else job.group.provider
-        count = (await self._store.pause(name)).count
+        count = (await self._store.pauses.get(name)).count
         seconds = self._pace.after(count) if error.retry_after is None else error.retry_after
         until = await self._store.now() + seconds
-        await self._store.set_pause(name, Pause(until=until, count=count + 1))
+        await self._store.pauses.set(name, Pause(until=until, count=count + 1))
         return seconds
 
     async def _put_off(self, job: Job, seconds: float | None = None) -> None:
@@ -182,6 +192,16 @@ class Poller:
         if job.state != "DONE":
             after = self._pace.after(job.waits) if seconds is None else seconds
             await self._store.advance(job, after=after, waits=job.waits + 1)
+
+
+def _on_its_way(job: Job, seen: Seen, age: float) -> Remote | None:
+    """What was seen, if it is enough to wait on: a job that has moved on since, or whose batch is
+    given up for its age, needs the status of now.
+    """
+    remote = seen.get((job.group.provider, job.batch_id))
+    if remote is None or job.state != "SUBMITTED" or age > _window(remote) + OVERTIME:
+        return None
+    return remote
 
 
 def _ended(job: Job, remote: Remote) -> bool:

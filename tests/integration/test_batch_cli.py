@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -28,7 +33,9 @@ from tests.integration.batch_bench import (
     profile,
 )
 from tests.integration.conftest import REPOSITORY, StartWorker, eventually
+from tests.integration.receiver import SECRET
 from tests.simulator import Simulator, VirtualClock
+from tests.simulator.profile import Webhook
 
 pytestmark = pytest.mark.anyio
 
@@ -45,11 +52,11 @@ async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]
     return await asyncio.to_thread(_scheduler, b.url, *command)
 
 
-def _scheduler(url: str, *command: str) -> subprocess.CompletedProcess[str]:
+def _scheduler(url: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "scheduler", *command],
         cwd=REPOSITORY,
-        env=os.environ | {"FLEET_REDIS_URL": url},
+        env=os.environ | {"FLEET_REDIS_URL": url, **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -62,7 +69,7 @@ async def test_the_board_shows_live_batches_and_what_waits(opened: OpenBench) ->
         await b.turn()
         ((job, *_),) = await b.scheduler.store.live()
         slow = (await b.scheduler.store.members(job))[1]
-        await b.scheduler.store.begin(slow)  # by another scheduler, which takes its time
+        await b.scheduler.store.begin([slow])  # by another scheduler, which takes its time
         for _ in range(3):
             await b.turn()
         deadline = datetime.fromtimestamp(int(b.clock.now()) + 90_000, UTC)
@@ -108,7 +115,7 @@ async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: Ope
         assert json.loads((await scheduler(b, "batches", "--json")).stdout)["drained"] is True
         assert "until `resume`" in (await scheduler(b, "batches")).stdout
         assert (await scheduler(b, "resume")).returncode == 0
-        assert (await b.scheduler.store.pause(LANE)).until == 0
+        assert (await b.scheduler.store.pauses.get(LANE)).until == 0
         await b.until_idle()
         assert "second" in (await b.completion(second)).text
 
@@ -141,20 +148,28 @@ def provider(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> Iterator[Simulator]:
     """Of a real batch worker."""
-    section = config(poll_interval=0.1, poll_interval_max=0.1).model_dump(mode="json")
-    section["providers"]["openai"]["api_base"] = "os.environ/BASE"
-    path = tmp_path / "fleet.yaml"
-    path.write_text(yaml.safe_dump(section))
     with Simulator(profile(in_progress=1000), VirtualClock(time.time())) as simulator:
-        env = {
-            "FLEET_REDIS_URL": valkey_url,
-            "FLEET_CONFIG": str(path),
-            "FLEET_DATA_DIR": str(tmp_path),
-            "KEY": "test-key",
-            "BASE": simulator.url,
-        }
+        env = environment(tmp_path, valkey_url, simulator, poll_interval=0.1, poll_interval_max=0.1)
         with start_worker("operated", app="scheduler.app", concurrency=None, env=env):
             yield simulator
+
+
+def environment(folder: Path, url: str, simulator: Simulator, **policy: Any) -> dict[str, str]:
+    """Of the processes of a fleet with a simulated provider."""
+    section = config(**policy).model_dump(mode="json")
+    section["providers"]["openai"] |= {
+        "api_base": "os.environ/BASE",
+        "webhook_secret": "os.environ/HOOK",
+    }
+    path = folder / "fleet.yaml"
+    path.write_text(yaml.safe_dump(section))
+    return {
+        "FLEET_REDIS_URL": url,
+        "FLEET_CONFIG": str(path),
+        "FLEET_DATA_DIR": str(folder),
+        "KEY": "test-key",
+        "BASE": simulator.url,
+    }
 
 
 def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
@@ -210,3 +225,57 @@ async def _cancel(url: str, ticket: str) -> bool:
     async with AsyncFleet(url) as fleet:
         assert (await fleet.progress([ticket])).done == 0
         return await fleet.cancel(ticket)
+
+
+@contextmanager
+def webhooks(folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """The address of a server of webhooks, which is told to stop and does."""
+    log = folder / "webhook.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "scheduler", "webhook", "--port", "0"],
+            cwd=REPOSITORY,
+            env={**os.environ, **env, "HOOK": SECRET},
+            stderr=out,
+        )
+    try:
+        found = eventually(lambda: re.search(r"webhooks at (\S+),", log.read_text()), 60)
+        yield f"{found[1]}/webhooks/openai"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+        server.wait()
+    assert SECRET not in log.read_text()
+
+
+def test_a_worker_delivers_at_once_what_a_webhook_tells_of(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    with Simulator(profile(), clock := VirtualClock(time.time())) as simulator:
+        env = environment(tmp_path, valkey_url, simulator, poll_interval=300)
+        with (
+            start_worker("told", app="scheduler.app", concurrency=None, env=env),
+            webhooks(tmp_path, env) as address,
+            Fleet(valkey_url) as fleet,
+        ):
+            ticket = fleet.submit(chat("hello", lane="batch"))
+            eventually(lambda: fleet.status(ticket) == "PARKED")
+            fleet.app.send_task("scheduler.aggregate", queue="scheduler")
+            eventually(lambda: "SUBMITTED" in _scheduler(valkey_url, "batches").stdout, 60)
+            clock.advance(20)
+            to = Webhook(url=address, secret=SECRET)
+            simulator.profile = simulator.profile.model_copy(update={"webhook": to})
+            assert simulator.send_webhooks() == [204]
+            assert "hello" in fleet.result(ticket, timeout=20).text
+
+
+def test_a_server_of_webhooks_that_cannot_start_says_why_in_one_line() -> None:
+    nowhere, name = "redis://127.0.0.1:1/0", "OPENAI_WEBHOOK_SECRET"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for secret, words in {"": f"{name} is not set", SECRET: "address already in use"}.items():
+            result = _scheduler(nowhere, "webhook", "--port", port, **{name: secret})
+            assert result.returncode == 1
+            assert words in result.stderr
+            assert "Traceback" not in result.stderr
