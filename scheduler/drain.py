@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from primarch_fleet.errors import BatchError, RequestFailed
@@ -17,11 +18,21 @@ from scheduler.providers.base import BatchProvider, Fault, Remote
 
 logger = logging.getLogger(__name__)
 
-#: Lines in memory at once.
-CHUNK = 16
+#: Lines in memory at once, and their bytes, but for one line.
+CHUNK, CHUNK_BYTES = 100, 4_000_000
 #: How the provider says that too many tokens are enqueued: by code, or only in words.
 TOKEN_LIMIT, TOKEN_LIMIT_WORDS = "token_limit_exceeded", "enqueued token"
 MODEL_NOT_FOUND = "model_not_found"
+
+
+@dataclass
+class Found:
+    """What the files of a job have said so far, by request."""
+
+    #: Those that are without an answer.
+    left: set[str]
+    errors: dict[str, Outcome] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
 
 class Drain:
@@ -37,42 +48,49 @@ class Drain:
 
         Raises Failure when a file cannot be read whole; nothing of it was delivered then.
         """
-        left = set((await self._store.members(job)).values())
-        errors: dict[str, Outcome] = {}
+        found = Found(set((await self._store.members(job)).values()))
         for number, file_id in enumerate(remote.files):
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{job.intent}.{number}.jsonl"
-            await provider.download(file_id, path)
-            await self._read(job, path, left, errors)
+            await _fetch(job, provider, file_id, path)
+            await self._read(job, path, found)
+        left, errors = found.left, found.errors
         await self._ending.settle(job, {one: errors[one] for one in left if one in errors})
         if remote.status == "failed":
             await self._failed(job, remote.faults)
             return
         await self._ending.relax(job)
-        await self._ending.settle(job, dict.fromkeys(left - set(errors), _unanswered(remote)))
+        missing = left - set(errors)
+        metrics.observe_odd(job, "missing", len(missing))
+        await self._ending.settle(job, dict.fromkeys(missing, _unanswered(remote)))
         await self._ending.close(job)
 
-    async def _read(self, job: Job, path: Path, left: set[str], errors: dict[str, Outcome]) -> None:
+    async def _read(self, job: Job, path: Path, found: Found) -> None:
         """Deliver the answers in a file and note its errors: an answer may still come for them."""
         for chunk in _chunks(path):
             answers: dict[str, Outcome] = {}
-            for text in chunk:
-                line = _line(job, text)
-                request = line and lines.request_of(line.custom_id)
-                if line is None:
-                    continue
-                if request not in left:
+            for line in _lines(job, chunk):
+                request = lines.request_of(line.custom_id)
+                if request in found.seen:
+                    metrics.observe_odd(job, "duplicate")
+                if request not in found.left:
                     await self._stranger(job, line, request)
-                elif isinstance(line.outcome, Answered):
+                    continue
+                found.seen.add(request)
+                if isinstance(line.outcome, Answered):
                     answers[request] = line.outcome
-                    left.discard(request)
+                    found.left.discard(request)
                 else:
-                    errors.setdefault(request, line.outcome)
+                    found.errors.setdefault(request, line.outcome)
             await self._ending.settle(job, answers)
 
     async def _stranger(self, job: Job, line: Line, request: str | None) -> None:
-        """A line for none of the requests left: a repetition, a cancelled one's, or nobody's."""
+        """A line for none of the requests left: a repetition, a cancelled one's, or nobody's.
+
+        What nobody asked for is not kept: its file is, at the provider, and its id is in the log.
+        """
         if request is None or not await self._store.knows(request):
+            metrics.observe_odd(job, "unknown")
             logger.warning(
                 "%s: nobody asked for line %r",
                 job.intent,
@@ -84,12 +102,14 @@ class Drain:
 
     async def _failed(self, job: Job, faults: tuple[Fault, ...]) -> None:
         """The provider refused the batch as a whole: no request of it was executed."""
+        members = await self._store.members(job)
+        if not members:  # each had its own error, in a file
+            return await self._ending.close(job)
         for fault in faults:
             if of_token_limit(fault.code, fault.message):
                 return await self._ending.hold_back(job, fault.message)
             if fault.code == MODEL_NOT_FOUND:  # all lines have the same: no other one would do
                 return await self._ending.fail(job, _refusal(fault))
-        members = await self._store.members(job)
         named = {
             members[fault.line]: Refused(_refusal(fault))
             for fault in faults
@@ -120,16 +140,45 @@ def _unanswered(remote: Remote) -> Retry:
     return Retry(BatchError(f"the batch was {remote.status} before this request"), "expiries")
 
 
-def _line(job: Job, text: bytes) -> Line | None:
+async def _fetch(job: Job, provider: BatchProvider, file_id: str, path: Path) -> None:
+    """Download a result file, and once more when a line of it makes no sense.
+
+    It may have been spoiled on its way, and what its length does not tell is still cheaper to fetch
+    again than its request is to pay again. Coming twice, a bad line is the provider's.
+    """
+    await provider.download(file_id, path)
+    if not await asyncio.to_thread(_makes_sense, path):
+        logger.warning("%s: %s again", job.intent, file_id, extra={"action": "batch_file_bad"})
+        await provider.download(file_id, path)
+
+
+def _makes_sense(path: Path) -> bool:
     try:
-        return lines.read(text)
-    except BadLine as error:  # its request counts as unanswered
-        logger.error("%s: bad line: %s", job.intent, error, extra={"action": "batch_line_bad"})
-        return None
+        for chunk in _chunks(path):
+            for text in chunk:
+                lines.read(text)
+    except BadLine:
+        return False
+    return True
+
+
+def _lines(job: Job, chunk: list[bytes]) -> Iterator[Line]:
+    for text in chunk:
+        try:
+            yield lines.read(text)
+        except BadLine as error:  # its request counts as unanswered
+            metrics.observe_odd(job, "bad")
+            logger.error("%s: bad line: %s", job.intent, error, extra={"action": "batch_line_bad"})
 
 
 def _chunks(path: Path) -> Iterator[list[bytes]]:
     with path.open("rb") as file:
-        filled = (line for line in file if line.strip())
-        while chunk := list(islice(filled, CHUNK)):
-            yield chunk
+        chunk: list[bytes] = []
+        size = 0
+        for line in filter(bytes.strip, file):
+            if len(chunk) == CHUNK or size + len(line) > CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(line)
+            size += len(line)
+        yield chunk

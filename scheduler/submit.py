@@ -6,17 +6,26 @@ import asyncio
 import logging
 from pathlib import Path
 
-from primarch_fleet.contract import CompletionRequest, EmbeddingRequest, Request
+from primarch_fleet.contract import Request
 from primarch_fleet.errors import BatchError
-from scheduler import lines
+from scheduler import lines, metrics
 from scheduler.desk import Desk
 from scheduler.drain import of_token_limit
 from scheduler.ending import Ending
-from scheduler.job import Job, Parked, State
+from scheduler.job import Job, Parked, State, Tries
 from scheduler.lines import Outcome
-from scheduler.pace import rate_pause
-from scheduler.providers.base import BatchProvider, Failure, Refused, Remote, find
-from scheduler.store import LeaseLost, Pause, Tries
+from scheduler.pace import Pause, rate_pause
+from scheduler.providers.base import (
+    BatchProvider,
+    Elsewhere,
+    Failure,
+    Fault,
+    Refused,
+    Remote,
+    Sought,
+    find,
+)
+from scheduler.store import LeaseLost
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +35,6 @@ CLEAN_SCANS = 3
 MOST_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
 #: Requests in memory at once.
 CHUNK = 16
-
-KINDS: dict[str, type[Request]] = {
-    f"batch.{kind.verb}": kind for kind in (CompletionRequest, EmbeddingRequest)
-}
 
 
 class Submitter:
@@ -41,6 +46,7 @@ class Submitter:
 
     def __init__(self, desk: Desk, ending: Ending) -> None:
         self._store = desk.store
+        self._bodies = desk.bodies
         self._pace = desk.pace
         self._list_lag = desk.policy.list_lag
         self._folder = desk.folder
@@ -81,8 +87,29 @@ class Submitter:
             await self._submitted(job, provider, remote)
 
     async def _upload(self, job: Job, provider: BatchProvider) -> Job:
-        file_id = await provider.upload(self._path(job), job.filename)
-        return await self._store.advance(job, "UPLOADED", file_id=file_id)
+        """Upload the job's file, unless a scheduler that died or got no answer has done it."""
+        file_id = await self._uploaded(job, provider) if job.uploading else None
+        if file_id is None:
+            job = await self._store.advance(job, uploading=1)
+            file_id = await provider.upload(self._path(job), job.filename)
+        return await self._store.advance(job, "UPLOADED", file_id=file_id, uploading=0)
+
+    async def _uploaded(self, job: Job, provider: BatchProvider) -> str | None:
+        """The id of the job's file, if the provider has it; not knowing costs only an upload.
+
+        Whichever scheduler wrote a file of this name and length, it asks the same: the name is the
+        job's alone, a job that lost a request is never sent, and neither the records of its
+        requests nor their tries change while they are in it.
+        """
+        try:
+            file_id = await provider.uploaded(job.filename, self._path(job).stat().st_size)
+        except Failure as error:
+            logger.warning("%s: %s", job.intent, error, extra={"action": "batch_files_not_listed"})
+            return None
+        if file_id is not None:
+            metrics.observe_found(job, "file")
+            logger.warning("%s: adopted %s", job.intent, file_id, extra={"action": "file_adopted"})
+        return file_id
 
     def _path(self, job: Job) -> Path:
         return self._folder / f"{job.intent}.jsonl"
@@ -93,7 +120,7 @@ class Submitter:
         await asyncio.to_thread(_clear, self._path(job))
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            loaded = await self._store.load(chunk)
+            loaded = await self._bodies.filled(await self._store.load(chunk))
             unreadable.update(await asyncio.to_thread(_append, self._path(job), job, loaded))
         return unreadable
 
@@ -106,7 +133,7 @@ class Submitter:
             await self._disown(job, provider, remote)
             raise
         for name in (job.group.provider, rate_pause(job.group)):
-            await self._store.set_pause(name, Pause())
+            await self._store.pauses.set(name, Pause())
         logger.info(
             "%s: %d requests as %s (%s)",
             job.intent,
@@ -124,10 +151,11 @@ class Submitter:
 
     async def _reconcile(self, job: Job, provider: BatchProvider) -> Job:
         """Find out whether a batch was made: adopt it, or be sure enough that there is none."""
-        found = await find(provider, job.intent, job.file_id, job.created_at)
+        found = await find(provider, await self._sought(job))
         for extra in found[1:]:
             await self._cancel(job, provider, extra)
         if found:
+            metrics.observe_found(job, "batch")
             logger.warning(
                 "%s: adopted %s", job.intent, found[0].id, extra={"action": "batch_adopted"}
             )
@@ -139,7 +167,22 @@ class Submitter:
         wait = self._pace.after(job.waits)
         return await self._store.advance(job, after=wait, waits=job.waits + 1, scans=scans)
 
+    async def _sought(self, job: Job) -> Sought:
+        members = set((await self._store.members(job)).values())
+
+        async def has(custom_id: str) -> bool:
+            request = lines.request_of(custom_id)
+            if request is None or request not in members:
+                return False
+            # An earlier attempt was in another batch.
+            tries = (await self._store.tries([request]))[request]
+            return custom_id == lines.custom_id(request, sum(tries) + 1)
+
+        others = frozenset(one.job.batch_id for one in await self._store.live())
+        return Sought(job.intent, job.file_id, job.created_at, job.requests, others, has)
+
     async def _cancel(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+        metrics.observe_found(job, "duplicate")
         logger.error(
             "%s: %s is one batch too many",
             job.intent,
@@ -162,10 +205,25 @@ class Submitter:
             await self._ending.hold_back(job, error.message)
         elif error.of_account:
             raise error
+        elif error.faults:
+            await self._without(job, error.faults)
+        elif isinstance(error, Elsewhere):
+            await self._store.advance(job, "PREPARED")
         elif _file_not_found(error) and job.lost_files < MOST_LOST_FILES:
             await self._wait_for_file(job)
         else:
             await self._ending.fail(job, lines.refusal(error.status, error.code, error.message))
+
+    async def _without(self, job: Job, faults: tuple[Fault, ...]) -> None:
+        """Fail the requests that cannot be sent; the next pass cuts the others again."""
+        members = await self._store.members(job)
+        errors: dict[str, Outcome] = {
+            members[one.line]: lines.Refused(lines.refusal(400, one.code, one.message))
+            for one in faults
+            if one.line in members
+        }
+        await self._ending.settle(job, errors)
+        await self._ending.dissolve(job)
 
     async def _wait_for_file(self, job: Job) -> None:
         """Just after an upload its file may not be found yet; after a while it is gone."""
@@ -201,4 +259,4 @@ def _append(
 def _read(parked: Parked | None) -> Request:
     if parked is None:
         raise LookupError("its record is gone")
-    return KINDS[parked.context["task"]].parse(parked.request)
+    return parked.parse()

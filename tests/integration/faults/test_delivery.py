@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from primarch_fleet import errors
 from scheduler import drain, lines
 from scheduler.deliver import Deliverer
 from scheduler.job import Job
+from scheduler.keys import PREFIX
 from scheduler.lines import Line, request_id
-from scheduler.store import PREFIX
 from scheduler.tracer import Tracer
 from tests.integration.batch_bench import Bench, OpenBench, chat, profile
 
@@ -26,19 +27,37 @@ async def test_fault_36_many_results_are_read_from_disk_and_delivered_some_at_a_
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as b:
-        read, ahead = lines.read, list[int]()
+        read, checked, ahead = lines.read, set[str | bytes](), list[int]()
 
         def watched(text: str | bytes) -> Line:
-            ahead.append(len(ahead) + 1 - len(b.scheduler.receipts))
+            if text in checked:  # a file is read once before, to see whether it makes sense
+                ahead.append(len(ahead) + 1 - len(b.scheduler.receipts))
+            checked.add(text)
             assert list(b.folder.glob("*.0.jsonl")), "the file is on disk"
             return read(text)
 
         monkeypatch.setattr(lines, "read", watched)
-        results = await b.send(*(chat(f"q{n}") for n in range(100)))
+        results = await b.send(*(chat(f"q{n}") for n in range(250)))
         await b.until_idle()
         await b.settled(results, batches=1)
-        assert max(ahead) == drain.CHUNK, "lines in memory whose results are not delivered"
+        assert max(ahead) <= drain.CHUNK < 250, "lines in memory whose results are not delivered"
         assert not list(b.folder.iterdir())
+
+
+async def test_fault_36_large_bodies_go_by_reference_and_redis_holds_little(
+    opened: OpenBench, tmp_path: Path
+) -> None:
+    place, limit, question = tmp_path / "bodies", 10_000, "why? " * 20_000
+    async with opened(place=f"file://{place}", body_limit=limit, max_wait=300) as b:
+        results = await b.send(*(chat(f"{n} {question}", n=128) for n in range(20)))
+        assert len(list(place.iterdir())) == 20
+        await b.until_idle(300)
+        answers = await b.settled(results, batches=1)
+        assert len(list(place.iterdir())) == 40
+        assert {len(one.body) for one in answers} == {0}
+        assert {len(one.fetched().body["choices"]) for one in answers} == {128}
+        largest = max(int(str(b.redis.memory_usage(key))) for key in b.redis.keys("*"))
+        assert largest < 2 * limit
 
 
 async def test_fault_37_a_crash_midway_through_delivery_repeats_nothing_that_was_done(
@@ -50,7 +69,7 @@ async def test_fault_37_a_crash_midway_through_delivery_repeats_nothing_that_was
         b.scheduler.store.dies_after = 6
         await b.die()
         done = [one.id for one in results if b.redis.get(_outcome(one.id)) == "done"]
-        assert 6 <= len(done) <= 6 + 3, "those that were under way may just have made it"
+        assert len(done) == 6
         for one in results:  # as Redis does after GUARD seconds
             if b.redis.get(_outcome(one.id)) == "begun":
                 b.redis.delete(_outcome(one.id))
@@ -58,8 +77,8 @@ async def test_fault_37_a_crash_midway_through_delivery_repeats_nothing_that_was
         counts = Counter(b.completed)
         assert set(counts) == {one.id for one in results}
         assert {counts[one] for one in done} == {1}
-        assert len(b.completed) <= 20 + 3, "no more than were under way at the crash"
-        assert await b.work() == len(b.completed), "links are called as tasks are completed"
+        assert len(b.completed) == 20 + 14, "those that were under way at the crash"
+        assert await b.work() == 20, "a link is called once, however often its task is completed"
         assert len(await b.completions(results)) == 20
         assert (b.batches_created(), b.answered()) == (1, 20)
 
@@ -88,10 +107,11 @@ async def test_fault_37_completing_a_task_twice_changes_nothing(
     async with opened() as b:
         (result,) = await b.send(chat("once"), link=app.tasks["test.text"].s())
         job, request = await _submitted(b)
-        deliverer = Deliverer(b.scheduler.store, Tracer(app, "batch1@test"), lambda _: None)
-        assert await deliverer.answer(job, request, {"first": True}) == "default"
-        assert await deliverer.answer(job, request, {"first": False}) is None
-        await deliverer.fail(request, errors.BatchError("too late"), job.group, job.intent)
+        scheduler, tracer = b.scheduler, Tracer(app, "batch1@test")
+        deliverer = Deliverer(scheduler.store, scheduler.bodies, tracer, lambda _: None)
+        assert await deliverer.answer(job, {request: {"first": True}}) == {"default"}
+        assert await deliverer.answer(job, {request: {"first": False}}) == set()
+        await deliverer.fail({request: errors.BatchError("too late")}, job.group, job.intent)
         assert (await b.completion(result)).body == {"first": True}
         assert await b.work() == 1
 
@@ -102,7 +122,7 @@ async def test_fault_37_a_completion_that_a_dead_scheduler_began_is_begun_again(
     async with opened() as b:
         results = await b.send(chat("once"))
         _, request = await _submitted(b)
-        assert await b.scheduler.store.begin(request) == "ours"
+        assert await b.scheduler.store.begin([request]) == {request: "ours"}
         for _ in range(3):
             await b.turn()
         assert b.states() == ["DRAINING"]

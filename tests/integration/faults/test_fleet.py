@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from scheduler.store import LeaseLost
+from scheduler.webhook import TOLERANCE
 from tests.integration.batch_bench import OpenBench, chat, profile
+from tests.integration.receiver import OTHER_SECRET, event, receiver
+from tests.simulator.webhooks import signed
 
 pytestmark = pytest.mark.anyio
 
@@ -129,3 +133,56 @@ async def test_fault_40_a_clock_that_jumps_midway_loses_and_repeats_nothing(
         assert [one.receipt.attempts for one in answers] == [1, 1]
         assert all(one.receipt.latency >= 0 for one in answers)
         assert b.calls("batches.cancel") == {}
+
+
+@pytest.mark.parametrize("seconds", [-2 * TOLERANCE, 2 * TOLERANCE])
+async def test_fault_40_a_webhook_of_another_time_changes_nothing_and_one_of_about_now_does(
+    opened: OpenBench, seconds: float
+) -> None:
+    async with opened(profile(in_progress=1000), poll_interval=300) as b, receiver(b) as r:
+        await b.send(chat("one"))
+        await b.turn()
+        (batch,) = await b.batches()
+        assert await r.tell(batch.id, at=time.time() + seconds) == 400
+        assert (await b.scheduler.store.due(), r.asked()) == ([], [])
+        assert await r.tell(batch.id, at=time.time() + seconds / 4) == 204
+        assert len(await b.scheduler.store.due()) == 1
+
+
+async def test_fault_40_a_forged_webhook_changes_nothing(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=1000), poll_interval=300) as b, receiver(b) as r:
+        await b.send(chat("one"))
+        await b.turn()
+        (batch,) = await b.batches()
+        body = event(batch.id)
+        answer = await r.answer(body, signed(OTHER_SECRET, "wh_1", body))
+        assert (answer.status_code, await b.scheduler.store.due()) == (400, [])
+
+
+async def test_fault_40_what_a_webhook_says_of_a_batch_is_not_believed(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=1000), poll_interval=300) as b, receiver(b) as r:
+        results = await b.send(chat("one"))
+        await b.turn()
+        (batch,) = await b.batches()
+        for kind in ("batch.failed", "batch.completed", "batch.expired", "batch.cancelled"):
+            assert await r.tell(batch.id, kind) == 204
+            await b.scheduler.lane.poll()
+        assert (b.calls("batches.retrieve"), b.states()) == ({"200": 4}, ["SUBMITTED"])
+        await b.until_idle(400)
+        await b.settled(results, batches=1)
+
+
+async def test_fault_40_a_webhook_that_comes_again_delivers_nothing_twice(
+    opened: OpenBench,
+) -> None:
+    async with opened(poll_interval=300) as b, receiver(b) as r:
+        results = await b.send(chat("one"), chat("two"))
+        await b.turn()
+        (batch,) = await b.batches()
+        b.clock.advance(20)
+        assert [await r.tell(batch.id) for _ in range(3)] == [204] * 3
+        await asyncio.gather(*(b.scheduler.lane.poll() for _ in range(3)))
+        assert await r.tell(batch.id) == 204, "when it is done"
+        await b.scheduler.lane.poll()
+        await b.settled(results, batches=1)
+        assert b.calls("batches.retrieve") == {"200": 1}

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from primarch_fleet import errors
+from scheduler import metrics
 from tests.integration.batch_bench import OpenBench, chat, profile
+from tests.integration.faults.conftest import Counted
 from tests.simulator.profile import Fault
 
 pytestmark = pytest.mark.anyio
@@ -74,7 +76,7 @@ async def test_fault_29_completed_without_a_file_is_looked_at_again_and_then_bel
 
 
 async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
-    opened: OpenBench,
+    opened: OpenBench, counted: Counted
 ) -> None:
     once = Fault(scope="line", contains="once", write="missing", times=1)
     always = Fault(scope="line", contains="always", write="missing")
@@ -85,10 +87,12 @@ async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
         assert (again.receipt.attempts, fine.receipt.attempts) == (2, 1)
         assert isinstance(error, errors.BatchError)
         assert "without an answer" in str(error)
+        assert counted(metrics.odd_lines_total) == {"missing": 4}
+        assert counted(metrics.retries_total) == {"batch_error failures": 3}
 
 
 async def test_fault_31_a_line_that_nobody_asked_for_is_told_and_spoils_no_other(
-    opened: OpenBench, caplog: Any
+    opened: OpenBench, caplog: Any, counted: Counted
 ) -> None:
     stranger = Fault(scope="line", contains="odd", write="unknown")
     async with opened(profile(stranger)) as b:
@@ -98,10 +102,11 @@ async def test_fault_31_a_line_that_nobody_asked_for_is_told_and_spoils_no_other
         assert [one.receipt.attempts for one in answers] == [1, 1]
         actions = [getattr(one, "action", "") for one in caplog.records]
         assert actions.count("batch_line_unknown") == 1
+        assert counted(metrics.odd_lines_total) == {"unknown": 1}
 
 
 async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_first_error(
-    opened: OpenBench,
+    opened: OpenBench, counted: Counted
 ) -> None:
     rules = [
         Fault(scope="line", contains="twice", write="duplicate"),
@@ -116,6 +121,7 @@ async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_fi
         assert "both" in both.text
         assert str(bad) == "No."
         assert len(b.scheduler.receipts) == 2
+        assert counted(metrics.odd_lines_total) == {"duplicate": 3}
 
 
 @pytest.mark.parametrize("drop", ["mid_stream", "short"])
@@ -133,8 +139,27 @@ async def test_fault_33_a_download_that_is_cut_is_repeated_before_anything_is_de
         assert {one.receipt.attempts for one in answers} == {1}
 
 
-async def test_fault_33_a_line_that_is_no_json_costs_its_own_request_a_try(
-    opened: OpenBench,
+async def test_fault_33_a_file_that_was_spoiled_on_its_way_is_fetched_again_before_delivery(
+    opened: OpenBench, counted: Counted
+) -> None:
+    rules = [
+        Fault(endpoint="files.content", drop="garbled", times=1),
+        Fault(endpoint="files.content", drop="mid_stream", times=1),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(4)))
+        await b.turn()
+        await b.turn()
+        assert (b.states(), b.completed) == (["DRAINING"], [])
+        assert b.calls("files.content") == {"200": 1, "dropped": 1}
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert {one.receipt.attempts for one in answers} == {1}
+        assert counted(metrics.odd_lines_total) == {}
+
+
+async def test_fault_33_a_line_that_is_no_json_twice_costs_its_own_request_a_try(
+    opened: OpenBench, counted: Counted
 ) -> None:
     corrupt = Fault(scope="line", contains="odd", write="corrupt", times=1)
     async with opened(profile(corrupt)) as b:
@@ -142,6 +167,8 @@ async def test_fault_33_a_line_that_is_no_json_costs_its_own_request_a_try(
         await b.until_idle()
         answers = await b.settled(results, batches=2)
         assert [one.receipt.attempts for one in answers] == [2, 1, 1]
+        assert b.calls("files.content") == {"200": 3}, "the whole file once, the bad one twice"
+        assert counted(metrics.odd_lines_total) == {"bad": 1, "missing": 1}
 
 
 async def test_fault_34_a_line_that_may_work_later_is_tried_again(opened: OpenBench) -> None:
@@ -196,11 +223,36 @@ async def test_fault_35_a_status_of_200_is_no_success_by_itself(opened: OpenBenc
         Fault(scope="line", contains="error", write="error_body"),
     ]
     async with opened(profile(*rules)) as b:
-        results = await b.send(
-            chat("text"), chat("error"), chat("a long answer", max_completion_tokens=1)
-        )
+        results = await b.send(chat("text"), chat("error"))
         await b.until_idle()
-        text, error, cut = await b.settled(results, batches=1)
+        text, error = await b.settled(results, batches=1)
         assert "text" in text.text
         assert (type(error), str(error)) == (errors.ProviderError, "Something went wrong.")
-        assert cut.body["choices"][0]["finish_reason"] == "length", "the caller is told"
+
+
+async def test_fault_35_an_answer_that_is_no_text_is_an_answer_that_its_caller_can_see(
+    opened: OpenBench,
+) -> None:
+    """As with OpenAI's own SDK: it is paid, and the body, unchanged, says what it is.
+
+    Another try would be paid too, and a model that refused or ran out of tokens does so again.
+    """
+    rules = [
+        Fault(scope="line", contains="bomb", write="refusal"),
+        Fault(scope="line", contains="rude", write="filtered"),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(
+            chat("bomb"), chat("rude"), chat("a long answer", max_completion_tokens=1)
+        )
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        refused, filtered, cut = (one.body["choices"][0] for one in answers)
+        assert (refused["message"]["refusal"], refused["message"]["content"]) == (
+            "I cannot help with that.",
+            None,
+        )
+        assert (filtered["finish_reason"], filtered["message"]["content"]) == ("content_filter", "")
+        assert cut["finish_reason"] == "length"
+        assert [one.text for one in answers[:2]] == ["", ""]
+        assert all(one.receipt.cost > 0 and one.receipt.attempts == 1 for one in answers)

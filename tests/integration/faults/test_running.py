@@ -9,7 +9,7 @@ from celery.result import AsyncResult
 
 from primarch_fleet import errors
 from scheduler.operator import Operator
-from tests.integration.batch_bench import Bench, OpenBench, Witness, chat, embedding, profile
+from tests.integration.batch_bench import Bench, OpenBench, chat, embedding, profile
 from tests.simulator.profile import Fault
 
 pytestmark = pytest.mark.anyio
@@ -196,8 +196,8 @@ async def test_fault_26_a_cancel_that_comes_too_late_lets_the_batch_deliver(
 
 async def _cancel(b: Bench, result: AsyncResult[Any]) -> str:
     """Cancel a request by hand; how that went."""
-    tracer = Witness(b.app, b.completed)
-    operator = Operator(b.scheduler.store, {"openai": b.scheduler.provider}, tracer)
+    accounts = {"openai": b.scheduler.provider}
+    operator = Operator(b.scheduler.store, accounts, b.scheduler.lane.exit)
     (answer,) = (await operator.cancel([str(result.id)])).values()
     return answer
 

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.integration.batch_bench import OpenBench, chat, profile
+from scheduler import metrics
+from scheduler.keys import PREFIX
+from tests.integration.batch_bench import Bench, OpenBench, chat, profile
+from tests.integration.faults.conftest import Counted
 from tests.simulator.profile import Fault
 
 pytestmark = pytest.mark.anyio
@@ -24,26 +27,75 @@ async def test_fault_01_die_after_the_upload_before_the_create(opened: OpenBench
         answers = await b.settled(results, batches=1)
         assert [one.receipt.attempts for one in answers] == [1, 1]
         assert b.calls("files.create") == {"200": 1}, "the file that is there is used"
+        assert b.calls("files.list") == {}, "a job that is new to the provider looks for nothing"
 
 
-async def test_fault_02_die_after_the_upload_before_the_file_id_is_saved(opened: OpenBench) -> None:
+async def test_fault_02_die_after_the_upload_before_the_file_id_is_saved(
+    opened: OpenBench, counted: Counted
+) -> None:
     async with opened() as b:
         results = await b.send(chat("one"), chat("two"))
         b.scheduler.store.dies_before = "UPLOADED"
         await b.die()
         assert b.states() == ["PREPARED"]
+        (uploaded,) = await _input_files(b)
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
+        (batch,) = await b.batches()
+        assert batch.input_file_id == uploaded
+        assert (b.calls("files.create"), b.calls("files.list")) == ({"200": 1}, {"200": 2})
+        assert counted(metrics.found_total) == {"file": 1}
+
+
+async def test_fault_02_an_upload_without_an_answer_that_came_is_found(opened: OpenBench) -> None:
+    lost = Fault(endpoint="files.create", drop="after_commit", times=1)
+    async with opened(profile(lost)) as b:
+        results = await b.send(chat("one"))
+        await b.until_idle()
+        (answer,) = await b.settled(results, batches=1)
+        assert answer.receipt.attempts == 1
+        assert sum(b.calls("files.create").values()) == 1
+
+
+async def test_fault_02_die_before_the_upload_looks_for_the_file_and_uploads_it(
+    opened: OpenBench, counted: Counted
+) -> None:
+    dropped = Fault(endpoint="files.create", drop="before_response", times=1)
+    async with opened(profile(dropped)) as b:
+        results = await b.send(chat("one"))
+        await b.turn()
+        (job,) = b.redis.keys(PREFIX + "job:*")
+        intent = str(job).rpartition(":")[2]
+        await _upload(b, f"fleet-{intent}.jsonl", b"{}\n")
+        await _upload(b, "another.jsonl", (b.folder / f"{intent}.jsonl").read_bytes())
+        await b.until_idle()
+        (answer,) = await b.settled(results, batches=1)
+        assert answer.receipt.attempts == 1
+        assert b.calls("files.create") == {"dropped": 1, "200": 3}, "neither one was taken for it"
+        assert counted(metrics.found_total) == {}
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+async def test_fault_02_files_that_cannot_be_listed_are_uploaded_again(
+    opened: OpenBench, status: int
+) -> None:
+    unlisted = Fault(endpoint="files.list", status=status, times=1)
+    async with opened(profile(unlisted)) as b:
+        results = await b.send(chat("one"), chat("two"))
+        b.scheduler.store.dies_before = "UPLOADED"
+        await b.die()
         await b.until_idle()
         answers = await b.settled(results, batches=1)
         assert [one.receipt.attempts for one in answers] == [1, 1]
         assert b.calls("files.create") == {"200": 2}
-        files = b.scheduler.provider._client.files
-        assert len((await files.list(purpose="batch")).data) == 2
+        assert len(await _input_files(b)) == 2
         b.clock.advance(WEEK)
-        assert (await files.list(purpose="batch")).data == [], "the orphan does not stay for ever"
+        assert await _input_files(b) == [], "the orphan does not stay for ever"
 
 
 async def test_fault_03_die_after_the_create_before_the_batch_id_is_saved(
-    opened: OpenBench,
+    opened: OpenBench, counted: Counted
 ) -> None:
     async with opened(profile(list_lag=60)) as b:
         results = await b.send(chat("one"), chat("two"))
@@ -55,6 +107,7 @@ async def test_fault_03_die_after_the_create_before_the_batch_id_is_saved(
         assert [one.receipt.attempts for one in answers] == [1, 1]
         assert b.calls("batches.create") == {"200": 1}
         assert b.answered() == 2
+        assert counted(metrics.found_total) == {"batch": 1}
 
 
 @pytest.mark.parametrize("status", [None, 408, 500, 504])
@@ -91,7 +144,7 @@ async def test_fault_04_a_create_that_was_not_made_is_repeated_only_after_clean_
 
 
 async def test_fault_05_of_three_batches_for_one_job_the_younger_ones_are_cancelled(
-    opened: OpenBench,
+    opened: OpenBench, counted: Counted
 ) -> None:
     dropped = Fault(endpoint="batches.create", drop="after_commit", times=1)
     async with opened(profile(dropped, in_progress=1000)) as b:
@@ -101,6 +154,7 @@ async def test_fault_05_of_three_batches_for_one_job_the_younger_ones_are_cancel
         await b.until_idle(100)
         statuses = [one.status for one in await b.batches()]
         assert statuses == ["cancelled", "cancelled", "completed"], "newest first"
+        assert counted(metrics.found_total) == {"batch": 1, "duplicate": 2}
         (answer,) = await b.settled(results, batches=3)
         assert (answer.receipt.batch_id, answer.receipt.attempts) == (first, 1)
         assert b.answered() == 1
@@ -186,6 +240,19 @@ async def test_fault_08_a_refused_account_pauses_all_its_models_and_fails_no_req
         await b.until_idle()
         answers = await b.settled(results, batches=2)
         assert [one.receipt.attempts for one in answers] == [1, 1]
+
+
+async def _input_files(b: Bench) -> list[str]:
+    """The ids of the input files at the provider."""
+    files = await b.scheduler.provider._client.files.list(purpose="batch")
+    return [one.id for one in files.data]
+
+
+async def _upload(b: Bench, name: str, content: bytes) -> None:
+    """Leave an input file at the provider."""
+    path = b.folder / "other"
+    path.write_bytes(content)
+    await b.scheduler.provider.upload(path, name)
 
 
 async def _create_again(b: Any, times: int) -> str:

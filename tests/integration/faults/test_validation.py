@@ -14,6 +14,7 @@ from tests.simulator.profile import Fault, Profile
 pytestmark = pytest.mark.anyio
 
 HOUR = 3600
+ENQUEUED = "Enqueued token limit reached for gpt-4o-mini."
 
 
 async def test_fault_16_a_refused_batch_that_names_a_line_fails_that_request_alone(
@@ -38,6 +39,24 @@ async def test_fault_16_a_request_that_is_not_named_is_found_by_halves(opened: O
         assert (type(bad), str(bad)) == (errors.BatchError, "?")
         assert [one.receipt.attempts for one in good] == [1] * 7
         assert b.batches_created() == 7
+
+
+async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_other(
+    opened: OpenBench, caplog: Any
+) -> None:
+    wrong = Fault(scope="validation", contains="wrong", code="invalid_request", message="Wrong.")
+    async with opened(profile(wrong)) as b:
+        results = await b.send(chat("one"), chat("wrong"), chat("three"))
+        b.scheduler.store.dies_after = 1
+        await b.die()
+        await b.until_idle()
+        one, bad, three = await b.settled(results, batches=1)
+        assert (type(bad), one.receipt.attempts, three.receipt.attempts) == (
+            errors.ProviderError,
+            1,
+            1,
+        )
+        assert "batch_halved" not in _actions(caplog)
 
 
 async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
@@ -68,8 +87,7 @@ async def test_fault_17_too_many_enqueued_tokens_are_waited_out_in_smaller_batch
 async def test_fault_17_a_create_that_is_refused_for_too_many_tokens_is_waited_out_too(
     opened: OpenBench,
 ) -> None:
-    text = "Enqueued token limit reached for gpt-4o-mini."
-    full = Fault(endpoint="batches.create", status=400, message=text, times=1)
+    full = Fault(endpoint="batches.create", status=400, message=ENQUEUED, times=1)
     async with opened(profile(full)) as b:
         results = await b.send(*(chat(f"q{n}") for n in range(4)))
         await b.until_idle()
@@ -84,6 +102,35 @@ async def test_fault_17_a_request_that_is_too_much_all_alone_fails(opened: OpenB
         large, small = await b.settled(results, batches=1)
         assert isinstance(large, errors.RateLimited)
         assert small.receipt.attempts == 1
+
+
+async def test_fault_17_refusals_for_tokens_leave_all_halvings_to_the_search_for_a_bad_request(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "MOST_HALVINGS", 2)
+    full = Fault(endpoint="batches.create", status=400, message=ENQUEUED, times=2)
+    wrong = Fault(scope="validation", contains="wrong", code="odd", message="?", names_line=False)
+    async with opened(profile(full, wrong)) as b:
+        results = await b.send(chat("wrong"), *(chat(f"q{n}") for n in range(7)))
+        await b.until_idle()
+        bad, *good = [await b.outcome(one) for one in results]
+        assert (type(bad), str(bad)) == (errors.BatchError, "?")
+        assert all(isinstance(one, dict) for one in good)
+
+
+async def test_fault_17_halvings_leave_a_request_all_its_waits_for_tokens(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "MOST_REFUSALS", 1)
+    rules = [
+        Fault(scope="validation", code="odd", message="?", names_line=False, times=1),
+        Fault(endpoint="batches.create", status=400, message=ENQUEUED, every=2, times=1),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(chat("one"), chat("two"))
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
 
 
 async def test_fault_18_a_model_that_is_gone_fails_its_requests_once(opened: OpenBench) -> None:

@@ -1,0 +1,128 @@
+"""The batch lane at a provider that somebody else has simulated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from primarch_fleet import errors
+from scheduler.providers.base import INTENT, Failure, Refused
+from scheduler.providers.openai import OpenAIBatches
+from tests.aimock.conftest import AtAimock, on_aimock
+from tests.integration.batch_bench import chat, embedding
+
+pytestmark = [pytest.mark.anyio, *on_aimock]
+
+CHAT = "/v1/chat/completions"
+Account = Callable[..., OpenAIBatches]
+
+
+async def test_requests_of_two_kinds_are_answered_each_once(at_aimock: AtAimock) -> None:
+    async with at_aimock() as b:
+        results = await b.send(chat("one"), chat("two"), embedding("three"))
+        await b.until_idle()
+        one, two, vectors = await b.settled(results, batches=2)
+        assert (one.text, two.text) == ("Mock batch completion", "Mock batch completion")
+        assert vectors.body["data"][0]["embedding"] == [0, 0, 0]
+        assert one.receipt.batch_id == two.receipt.batch_id != vectors.receipt.batch_id
+        assert (one.receipt.model, one.receipt.attempts) == ("gpt-4o-mini", 1)
+        assert (one.receipt.input_tokens, one.receipt.output_tokens) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "batches", "error", "says"),
+    [
+        ("expired", 3, errors.BatchError, "the batch was expired before this request"),
+        ("cancelled", 3, errors.BatchError, "the batch was cancelled before this request"),
+        ("failed", 3, errors.ProviderUnavailable, "Mock batch failure"),
+    ],
+)
+async def test_requests_whose_batches_always_end_so_fail_after_their_tries(
+    at_aimock: AtAimock, outcome: str, batches: int, error: type[Exception], says: str
+) -> None:
+    async with at_aimock(outcome) as b:
+        results = await b.send(chat("one"), chat("two"))
+        await b.until_idle()
+        assert [one.status for one in await b.batches()] == [outcome] * batches
+        for result in results:
+            got = await b.outcome(result)
+            assert type(got) is error
+            assert says in str(got)
+        assert sorted(b.completed) == sorted(str(one.id) for one in results)
+
+
+async def test_a_batch_that_was_made_unnoticed_is_adopted_by_its_metadata(
+    at_aimock: AtAimock,
+) -> None:
+    async with at_aimock() as b:
+        results = await b.send(chat("one"), chat("two"))
+        b.scheduler.store.dies_before = "SUBMITTED"
+        await b.die()
+        assert b.states() == ["SUBMITTING"]
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        (batch,) = await b.batches()
+        assert set(batch.metadata) == {INTENT}
+        assert {one.receipt.batch_id for one in answers} == {batch.id}
+
+
+async def test_a_file_that_was_uploaded_unnoticed_is_found_by_its_name_and_size(
+    at_aimock: AtAimock,
+) -> None:
+    async with at_aimock() as b:
+        results = await b.send(chat("one"))
+        b.scheduler.store.dies_before = "UPLOADED"
+        await b.die()
+        (uploaded,) = (await b.scheduler.provider._client.files.list(purpose="batch")).data
+        await b.until_idle()
+        await b.settled(results, batches=1)
+        (batch,) = await b.batches()
+        assert batch.input_file_id == uploaded.id
+
+
+async def test_the_list_is_newest_first_and_says_whether_it_goes_on(
+    account: Account, tmp_path: Path
+) -> None:
+    provider = account()
+    path = tmp_path / "input.jsonl"
+    path.write_text("{}\n")
+    file_id = await provider.upload(path, "input.jsonl")
+    made = [await provider.create(file_id, CHAT, "24h", f"job{n}") for n in range(101)]
+    first = await provider.list(None)
+    assert ([one.id for one in first.batches], first.more) == (
+        [one.id for one in made[:0:-1]],
+        True,
+    )
+    rest = await provider.list(first.batches[-1].id)
+    assert ([one.id for one in rest.batches], rest.more) == ([made[0].id], False)
+    await provider.close()
+
+
+async def test_a_batch_is_cancelled_until_it_has_ended(account: Account, tmp_path: Path) -> None:
+    provider = account()
+    path = tmp_path / "input.jsonl"
+    path.write_text("{}\n")
+    batch = await provider.create(await provider.upload(path, "a.jsonl"), CHAT, "24h", "job")
+    await provider.cancel(batch.id)
+    statuses = [(await provider.retrieve(batch.id)).status for _ in range(2)]
+    assert statuses == ["cancelled", "cancelled"]
+    with pytest.raises(Refused):
+        await provider.cancel(batch.id)
+    with pytest.raises(Failure, match="batch_unknown"):
+        await provider.retrieve("batch_unknown")
+    await provider.close()
+
+
+async def test_a_file_that_is_uploaded_comes_back_byte_by_byte(
+    account: Account, tmp_path: Path
+) -> None:
+    provider = account()
+    sent, came = tmp_path / "sent.jsonl", tmp_path / "came.jsonl"
+    sent.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("é", "\u2028", "😀")))
+    file_id = await provider.upload(sent, "sent.jsonl")
+    await provider.download(file_id, came)
+    assert came.read_bytes() == sent.read_bytes()
+    await provider.close()
