@@ -15,13 +15,15 @@ from prometheus_client.registry import REGISTRY
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
+from scheduler.bodies import Bodies
+from scheduler.connection import connect
 from scheduler.desk import Desk, Observers
 from scheduler.lane import Lane
 from scheduler.lot import Lot
-from scheduler.metrics import ParkedRequests
+from scheduler.metrics import LiveBatches, ParkedRequests
 from scheduler.operator import Operator
 from scheduler.providers.accounts import open_accounts
-from scheduler.store import Store, connect
+from scheduler.store import Store
 from scheduler.tracer import Tracer
 from tasks import parking
 from workers import metrics
@@ -33,25 +35,36 @@ _operators: list[Operator] = []
 
 async def start() -> Lane:
     """Put the store behind the batch tasks and make the lane. Raises ConfigError."""
-    config = fleet_config()
-    store = Store(connect(redis_url()))
+    config, client = fleet_config(), connect(redis_url())
+    store = Store(client)
+    bodies = Bodies(
+        client,
+        store.now,
+        settings().bodies,
+        limit=config.batch.body_limit,
+        kept=float(app.conf.result_expires),
+    )
+    await bodies.check()
     accounts = open_accounts(config)
     tracer = Tracer(app, app.conf.get("fleet_node") or "batch")
     lane = Lane(
-        Desk.of(store, config.batch, settings().data_dir / "batches"),
+        Desk.of(store, bodies, config.batch, settings().data_dir / "batches"),
         config,
         accounts,
         tracer,
         Observers(metrics.observe, metrics.observe_batch),
     )
-    parking.use(Lot(store, config))
+    parking.use(Lot(store, bodies, config))
     _lanes[:] = [lane]
-    _operators[:] = [Operator(store, accounts, tracer)]
+    _operators[:] = [Operator(store, accounts, lane.exit)]
     return lane
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
-REGISTRY.register(ParkedRequests(redis.Redis.from_url(redis_url(), socket_timeout=5)))
+app.conf.worker_consumer = "scheduler.intake:Consumer"
+_redis = redis.Redis.from_url(redis_url(), socket_timeout=5, decode_responses=True)
+REGISTRY.register(ParkedRequests(_redis))
+REGISTRY.register(LiveBatches(_redis))
 
 
 @celeryd_init.connect
@@ -69,6 +82,12 @@ async def aggregate(task: Task[Any, Any]) -> None:
 async def poll(task: Task[Any, Any]) -> None:
     """Look at the jobs that are due."""
     await _lanes[0].poll()
+
+
+@app.task(name="scheduler.sweep_bodies", bind=True, ignore_result=True, send_events=False)
+async def sweep_bodies(task: Task[Any, Any]) -> None:
+    """Remove large bodies that nobody needs any more."""
+    await _lanes[0].sweep_bodies()
 
 
 @app.task(name="scheduler.cancel", bind=True, send_events=False)

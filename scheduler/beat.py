@@ -10,6 +10,8 @@ __all__ = ["app"]
 
 #: Seconds for which a tick is worth something, at least: hosts' clocks differ a little.
 SHORTEST_LIFE = 5.0
+#: Seconds between two sweeps of the bodies that lie outside of Redis.
+SWEEP_INTERVAL = 30.0
 
 _interval = fleet_config().batch.aggregate_interval
 # Ticks that no worker took are dropped, so that they never pile up.
@@ -18,6 +20,10 @@ _options = {"expires": max(_interval, SHORTEST_LIFE), "ignore_result": True}
 settings().data_dir.mkdir(parents=True, exist_ok=True)
 app.conf.beat_schedule_filename = str(settings().data_dir / "beat-schedule")
 app.conf.beat_schedule = {
-    name: {"task": name, "schedule": _interval, "options": _options}
-    for name in ("scheduler.aggregate", "scheduler.poll")
+    name: {"task": name, "schedule": seconds, "options": _options}
+    for name, seconds in {
+        "scheduler.aggregate": _interval,
+        "scheduler.poll": _interval,
+        "scheduler.sweep_bodies": SWEEP_INTERVAL,
+    }.items()
 }

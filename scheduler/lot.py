@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
@@ -13,13 +13,14 @@ from config.fleet import FleetConfig
 from primarch_fleet import wire
 from primarch_fleet.contract import EmbeddingRequest, Request
 from primarch_fleet.errors import RequestTooLarge, UnknownModel
+from primarch_fleet.lanes import BYTES_PER_TOKEN
 from scheduler import lines
-from scheduler.job import Group, Parked
-from scheduler.store import Size, Store
+from scheduler.bodies import Bodies
+from scheduler.job import Group, Parked, Record, Size
+from scheduler.store import Store
 
 #: Stands for the longest custom_id that a request can get, where only its length matters.
-LONGEST = 9999
-
+LONGEST = lines.custom_id(lines.request_id(""), 9999)
 
 _T = TypeVar("_T")
 
@@ -27,8 +28,9 @@ _T = TypeVar("_T")
 class Lot:
     """`tasks.parking.Parking` over the store: made on the store's loop, called on other threads."""
 
-    def __init__(self, store: Store, config: FleetConfig) -> None:
+    def __init__(self, store: Store, bodies: Bodies, config: FleetConfig) -> None:
         self._store = store
+        self._bodies = bodies
         self._config = config
         self._loop = asyncio.get_running_loop()
 
@@ -36,9 +38,21 @@ class Lot:
         """True when the task is parked or was completed before."""
         return self._wait(self._store.knows(lines.request_id(task_id)))
 
-    def park(self, request: Request, context: dict[str, Any]) -> None:
-        """Keep a request; it waits from now on. Raises UnknownModel, RequestTooLarge."""
-        self._wait(self._park(request, context))
+    def record(self, request: Request, context: dict[str, Any]) -> Record:
+        """What is kept of a request. Raises UnknownModel, RequestTooLarge."""
+        try:
+            deployment = self._config.batch_deployment(request.model)
+        except KeyError:
+            raise UnknownModel(f"model: {request.model!r} is not served on batch") from None
+        window = self._config.batch.completion_window
+        group = Group(deployment.provider, request.endpoint, request.model, window)
+        size = self._size(request, deployment.upstream)
+        parked = Parked(context=context, parked_at=0.0)  # the time is that of `park`
+        return Record(lines.request_id(context["id"]), parked, group, size)
+
+    def park(self, records: Sequence[Record]) -> None:
+        """Keep requests; they wait from now on. As many round trips for many as for one."""
+        self._wait(self._park(records))
 
     def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
         try:
@@ -46,22 +60,21 @@ class Lot:
         except CancelledError:  # the worker stops: another one shall park it
             raise Reject("the worker stops", requeue=True) from None
 
-    async def _park(self, request: Request, context: dict[str, Any]) -> None:
-        try:
-            deployment = self._config.batch_deployment(request.model)
-        except KeyError:
-            raise UnknownModel(f"model: {request.model!r} is not served on batch") from None
-        request_id = lines.request_id(context["id"])
-        parked = Parked(context=context, parked_at=await self._store.now())
-        size = self._size(request, request_id, deployment.upstream)
-        window = self._config.batch.completion_window
-        group = Group(deployment.provider, request.endpoint, request.model, window)
-        await self._store.park(request_id, parked, group, size)
+    async def _park(self, records: Sequence[Record]) -> None:
+        now = await self._store.now()
+        lighter = await asyncio.gather(*(self._lighter(one, now) for one in records))
+        await self._store.park(lighter)
+        await self._bodies.parked(lighter)
 
-    def _size(self, request: Request, request_id: str, upstream: str) -> Size:
+    async def _lighter(self, record: Record, now: float) -> Record:
+        parked = record.parked.model_copy(update={"parked_at": now})
+        if record.size.bytes > self._bodies.limit:
+            parked = await self._bodies.aside(record.request, parked)
+        return record._replace(parked=parked)
+
+    def _size(self, request: Request, upstream: str) -> Size:
         wire.size(request.to_wire())  # refuses text that cannot be encoded
-        custom_id = lines.custom_id(request_id, LONGEST)
-        length = len(lines.write(custom_id, request, upstream))
+        length = len(lines.write(LONGEST, request, upstream))
         policy = self._config.batch
         inputs = _inputs(request)
         if length > policy.max_bytes or inputs > policy.max_requests:
@@ -69,7 +82,8 @@ class Lot:
                 f"request: {length} bytes and {inputs} inputs; a batch holds {policy.max_bytes} "
                 f"and {policy.max_requests}"
             )
-        return Size(length, inputs, request.deadline.timestamp() if request.deadline else 0.0)
+        deadline = request.deadline.timestamp() if request.deadline else 0.0
+        return Size(length, inputs, length // BYTES_PER_TOKEN + 1, deadline)
 
 
 def _inputs(request: Request) -> int:

@@ -6,11 +6,12 @@ later the scheduler completes the task from what was parked.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from celery import Task
+from celery.app.task import Context
 from celery.exceptions import Ignore
-from celery.utils.serialization import jsonify
 
 from primarch_fleet import wire
 from primarch_fleet.contract import CompletionRequest, Request
@@ -29,16 +30,28 @@ CONTEXT = (
 )
 
 
+class Arrival(NamedTuple):
+    """A request that was checked and can be parked."""
+
+    #: What is told of its task while it is parked.
+    meta: dict[str, Any]
+    #: What `Parking.park` takes.
+    record: Any
+
+
 class Parking(Protocol):
-    """Where requests wait. Both calls block, and may be repeated."""
+    """Where requests wait. The calls block, and may be repeated."""
 
     def knows(self, task_id: str) -> bool:
         """True when the task is parked or was completed before."""
 
-    def park(self, request: Request, context: dict[str, Any]) -> None:
-        """Keep a request durably; when this returns, its message may be acknowledged.
+    def record(self, request: Request, context: dict[str, Any]) -> Any:
+        """What is kept of a request. Raises InvalidRequest for one that no batch can hold."""
 
-        Raises InvalidRequest for a request that no batch can hold.
+    def park(self, records: Sequence[Any]) -> None:
+        """Keep records durably; when this returns, their messages may be acknowledged.
+
+        What is known already stays as it is.
         """
 
 
@@ -50,28 +63,40 @@ def use(parking: Parking) -> None:
     _parkings[:] = [parking]
 
 
+def the_parking() -> Parking:
+    """The store behind the batch tasks of this process."""
+    (parking,) = _parkings
+    return parking
+
+
 def park(task: Task[Any, Any], kind: type[Request], body: object) -> NoReturn:
     """Check a request, park it and leave its task in the state PARKED.
 
     Raises InvalidRequest for a request that no client would have let through, else Ignore: Celery
     then acknowledges the message and stores nothing. A message that comes again changes nothing.
     """
-    request = kind.parse(body)
-    if isinstance(request, CompletionRequest) and request.stream:
-        raise InvalidRequest("stream: a batch cannot stream")
-    context = context_of(task)
-    (parking,) = _parkings
-    if not parking.knows(context["id"]):
+    found = arrival(task.name, kind, body, task.request)
+    parking = the_parking()
+    if not parking.knows(task.request.id or ""):
         # The state first: once parked, the request may be completed at any moment.
         if not task.request.ignore_result:
-            task.update_state(task.request.id, PARKED, {"model": request.model})
-        parking.park(request, context)
+            task.update_state(task.request.id, PARKED, found.meta)
+        parking.park([found.record])
     raise Ignore
 
 
-def context_of(task: Task[Any, Any]) -> dict[str, Any]:
-    """The task's request as JSON, complete enough to finish the task from it in any process."""
-    context = {name: getattr(task.request, name, None) for name in CONTEXT}
+def arrival(name: str, kind: type[Request], body: object, context: Context) -> Arrival:
+    """A task's request, ready to be parked. Raises InvalidRequest.
+
+    Args:
+        name: The task's.
+        body: The request in its wire form.
+        context: What Celery knows of the message.
+    """
+    request = kind.parse(body)
+    if isinstance(request, CompletionRequest) and request.stream:
+        raise InvalidRequest("stream: a batch cannot stream")
+    kept = {name: getattr(context, name, None) for name in CONTEXT}
     hidden = {"argsrepr": wire.HIDDEN, "kwargsrepr": wire.HIDDEN}
-    kept: dict[str, Any] = jsonify({**context, **hidden, "task": task.name})
-    return kept
+    record = the_parking().record(request, {**kept, **hidden, "task": name})
+    return Arrival({"model": request.model}, record)

@@ -10,7 +10,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,16 @@ class Leases:
         with self._lock:
             self._held.pop(tag, None)
             self._acked.add(tag)
+        self._attempt(self._flush_acks)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is acknowledged within the block, on any thread, reaches Redis at its end, at once.
+
+        For a block that does not wait.
+        """
+        with self._flushing:
+            yield
         self._attempt(self._flush_acks)
 
     def requeue(self, tag: str) -> None:

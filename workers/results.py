@@ -1,9 +1,9 @@
-"""The workers' side of results: Celery's Redis backend, which stores a first result in one step.
+"""The workers' side of results: Celery's Redis backend, which stores a result in one step.
 
-Celery reads what is stored, then writes and publishes: a success is never overwritten. Where
-nothing is stored, as is the rule, lua/store.lua does all that in one round trip; where something
-is, Celery's own way is taken. Keys, channels, encoding, expiry and retries are Celery's, so
-producers and everybody else keep its backend.
+Celery reads what is stored, then writes and publishes: a success is never overwritten. Here
+lua/store.lua does all that in one round trip; where a success is stored, Celery's own way is taken.
+Keys, channels, encoding, expiry and retries are Celery's, so producers and everybody else keep its
+backend.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from workers.leases import LUA
 
 
 class ResultBackend(RedisBackend):
-    """Celery's Redis backend, quicker for the first result of a task."""
+    """Celery's Redis backend, with fewer round trips."""
 
     # What this relies on and Celery does not publish.
     _get_result_meta: Callable[..., dict[str, Any]]
@@ -37,6 +37,10 @@ class ResultBackend(RedisBackend):
     def _store(self) -> Any:
         return self.client.register_script(LUA["store"])
 
+    @cached_property
+    def _announcement(self) -> Any:
+        return self.client.register_script(LUA["announce"])
+
     def announce(self, states: Iterable[tuple[str, str, Any, Any]]) -> None:
         """Store states of tasks of which nothing is stored yet, all in one round trip.
 
@@ -52,7 +56,7 @@ class ResultBackend(RedisBackend):
     def _announce(self, told: list[tuple[Any, Any]]) -> None:
         with self.client.pipeline(transaction=False) as pipe:
             for key, text in told:
-                self._store(keys=[key, key], args=[text, self.expires or 0], client=pipe)
+                self._announcement([key, key], [text, self.expires or 0], client=pipe)
             pipe.execute()
 
     def _text(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:

