@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
+from config.engine import Engine
+from config.orchestration import Orchestration
+from config.section import Kind, Priced, Section
 from config.settings import settings
-from primarch_fleet.catalogue import Catalogue, Model, Offer
-from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, JsonObject, Lane
+from config.targets import Targets
+from config.tenants import Tenant
+from primarch_fleet.catalogue import Catalogue, LaneLimits, Model, Offer
+from primarch_fleet.contract import (
+    BATCH_QUEUE,
+    REALTIME_QUEUE,
+    Lane,
+    RoutingStrategy,
+)
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.money import Price
+from primarch_fleet.money import Price, dearest
 
 ENV = "os.environ/"
 
@@ -28,13 +45,8 @@ def _only_from_environment(value: str) -> str:
 
 #: LiteLLM's way to name an environment variable: `os.environ/OPENAI_API_KEY`.
 FromEnvironment = Annotated[str, AfterValidator(_only_from_environment)]
-Kind = Literal["chat", "embedding"]
-
-
-class Section(BaseModel):
-    """A part of the file: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+#: LiteLLM reads `!` and `&` before a tag as "not" and "and".
+Tag = Annotated[str, Field(pattern="^[^!&]")]
 
 
 class Provider(Section):
@@ -45,6 +57,9 @@ class Provider(Section):
     api_key: FromEnvironment
     #: Another address than the provider's own, if the variable is set.
     api_base: FromEnvironment | None = None
+    #: What the provider signs its webhooks with (whsec_...); only `python -m scheduler webhook`
+    #: reads it, and takes none of a provider without it.
+    webhook_secret: FromEnvironment | None = None
     #: No real model answers there; every receipt says so.
     simulated: bool = False
 
@@ -79,13 +94,13 @@ class RoutingParams(Section):
     rpm: int | None = None
     tpm: int | None = None
     order: int | None = None
-    tags: list[str] | None = None
+    tags: list[Tag] | None = None
     max_parallel_requests: int | None = None
     #: Seconds for one attempt.
     timeout: float | None = None
 
 
-class Deployment(Section):
+class Deployment(Priced):
     """One place that serves a model, e.g. `gpt-4o` at one account."""
 
     id: str
@@ -93,144 +108,90 @@ class Deployment(Section):
     provider: str
     #: The provider's name for the model.
     upstream: str
-    kind: Kind = "chat"
-    price: Price
+    #: The most tokens that one choice of its answers can have: its provider's word for the model.
+    max_output_tokens: int | None = Field(None, gt=0)
     #: Also serves the batch lane, at the batch discount.
     batch: bool = False
+    #: Prompt tokens that the provider lets all batches of the model hold together: its "batch queue
+    #: limit". Without it too many are only noticed when the provider refuses a batch.
+    batch_enqueued_token_limit: int | None = Field(None, gt=0)
     params: RoutingParams = RoutingParams()
 
 
 class Routing(Section):
     """LiteLLM Router settings, by LiteLLM's names; times in seconds."""
 
-    routing_strategy: Literal[
-        "simple-shuffle",
-        "least-busy",
-        "usage-based-routing-v2",
-        "latency-based-routing",
-        "cost-based-routing",
-    ] = "simple-shuffle"
+    #: For requests that neither name one nor have a cost_preference.
+    routing_strategy: RoutingStrategy = "simple-shuffle"
     num_retries: int = Field(2, ge=0)
     timeout: float = Field(60.0, gt=0)
     stream_timeout: float = Field(30.0, gt=0)
     allowed_fails: int = Field(3, ge=0)
     cooldown_time: float = Field(30.0, ge=0)
+    disable_cooldowns: bool = False
+    #: All processes know of each other's cooldowns and usage, through Redis.
+    shared_state: bool = True
+    #: Without it a request with tags is refused. With it one without tags goes to the deployments
+    #: tagged "default"; to any, if there are none.
     enable_tag_filtering: bool = False
+    #: False voids the three tables.
+    enable_fallbacks: bool = True
     fallbacks: dict[str, list[str]] = {}
     context_window_fallbacks: dict[str, list[str]] = {}
     content_policy_fallbacks: dict[str, list[str]] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_fallbacks(cls, data: Any) -> Any:
+        if not (isinstance(data, dict) and data.get("enable_fallbacks") is False):
+            return data
+        return {name: value for name, value in data.items() if not name.endswith("_fallbacks")} | {
+            "enable_fallbacks": False,
+            "fallbacks": {},
+        }
+
+    @property
+    def _tables(self) -> tuple[dict[str, list[str]], ...]:
+        return self.fallbacks, self.context_window_fallbacks, self.content_policy_fallbacks
+
     def groups(self) -> set[str]:
         """Every model that a fallback names."""
-        tables = (self.fallbacks, self.context_window_fallbacks, self.content_policy_fallbacks)
-        return {name for table in tables for key, to in table.items() for name in (key, *to)}
+        return {name for table in self._tables for key, to in table.items() for name in (key, *to)}
 
-
-#: What a local worker tells vLLM by itself.
-OURS = {"served_model_name", "runner", "enable_lora", "enable_auto_tool_choice"}
-
-
-class Engine(Section):
-    """A model on own hardware. Settings that vLLM knows have vLLM's names and defaults.
-
-    A worker process runs one engine; `data_parallel_size` workers take from one queue.
-    """
-
-    model: str
-    #: "simulated" answers without a model and says so in every receipt.
-    engine: Literal["vllm", "simulated"]
-    #: What vLLM loads: a folder or a Hugging Face name.
-    path: str = ""
-    kind: Kind = "chat"
-    price: Price
-    #: What the same answer would cost elsewhere; the saving is measured against it.
-    list_price: Price | None = None
-    quality: float = Field(1.0, ge=0, le=1)
-
-    #: The GPUs of its workers together, by number or UUID; empty: each sees what its process sees.
-    gpus: list[Annotated[int, Field(ge=0)] | str] = []
-    tensor_parallel_size: int = Field(1, gt=0)
-    pipeline_parallel_size: int = Field(1, gt=0)
-    data_parallel_size: int = Field(1, gt=0)
-
-    #: Requests that are computed at the same time; vLLM's own default depends on the hardware.
-    max_num_seqs: int = Field(128, gt=0)
-    #: Requests that may wait inside the engine, so that a place that falls free is filled at once.
-    #: All others wait in the queue, where another worker or a more urgent one can pass them.
-    max_waiting: int = Field(32, ge=0)
-    #: Requests with a common beginning go to the worker that has it in its cache.
-    prefix_affinity: bool = True
-    max_model_len: int | None = Field(None, gt=0)
-    gpu_memory_utilization: float = Field(0.92, gt=0, le=1)
-    enable_prefix_caching: bool | None = None
-    enable_chunked_prefill: bool | None = None
-    speculative_config: JsonObject | None = None
-    quantization: str | None = None
-    dtype: str = "auto"
-    enforce_eager: bool = False
-    #: Which of vLLM's parsers reads the model's tool calls and its reasoning.
-    tool_call_parser: str | None = None
-    reasoning_parser: str = ""
-    #: LoRA adapters, folder or Hugging Face name by the model name that producers use.
-    lora_modules: dict[str, str] = {}
-    max_lora_rank: int = Field(16, gt=0)
-    #: Anything else that `vllm serve` takes, by its name with underscores.
-    engine_args: JsonObject = {}
-
-    @model_validator(mode="after")
-    def _loads_something(self) -> Self:
-        if self.engine == "vllm" and not self.path:
-            raise ValueError("path: vLLM needs a folder or a Hugging Face name to load")
-        return self
-
-    @model_validator(mode="after")
-    def _says_nothing_twice(self) -> Self:
-        if twice := sorted(set(self.engine_args) & {*type(self).model_fields, *OURS}):
-            raise ValueError(f"engine_args: {', '.join(twice)}: it follows from the engine's keys")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_its_gpus(self) -> Self:
-        if len(set(map(str, self.gpus))) < len(self.gpus):
-            raise ValueError("gpus: one is named twice")
-        needed = self.gpus_per_worker * self.data_parallel_size
-        if self.gpus and len(self.gpus) != needed:
-            raise ValueError(
-                f"gpus: {len(self.gpus)} are given, {needed} are needed: tensor_parallel_size x "
-                "pipeline_parallel_size x data_parallel_size"
-            )
-        return self
-
-    @property
-    def queue(self) -> str:
-        return f"local.{self.model}"
-
-    @property
-    def models(self) -> list[str]:
-        """The names that it answers to: its model's and its adapters'."""
-        return [self.model, *self.lora_modules]
-
-    @property
-    def gpus_per_worker(self) -> int:
-        return self.tensor_parallel_size * self.pipeline_parallel_size
-
-    @property
-    def places(self) -> int:
-        """Requests that one worker holds: those that are computed and those that wait for it."""
-        return self.max_num_seqs + self.max_waiting
+    def answers_for(self, model: str) -> set[str]:
+        """The models that may answer for one: itself, its fallbacks, and theirs."""
+        found, new = set[str](), {model}
+        while new:
+            found |= new
+            new = {to for table in self._tables for one in new for to in table.get(one, ())} - found
+        return found
 
 
 class Batch(Section):
     """When to cut a batch and how to follow it. Limits: OpenAI's Batch guide; times in seconds."""
 
+    #: False: producers are offered no batch lane. Requests that are in it are answered.
+    offered: bool = True
+
     #: 50,000 requests and 200 MB are OpenAI's limits; both leave room.
     max_requests: int = Field(45_000, gt=0, le=50_000)
+    #: Texts to embed, of all requests of a batch together.
+    max_inputs: int = Field(45_000, gt=0, le=50_000)
     max_bytes: int = Field(190_000_000, gt=0, le=200_000_000)
     #: The oldest request waits at most so long before its batch is cut.
     max_wait: float = Field(300.0, ge=0)
     #: A deadline nearer than the window and this margin cuts at once.
     margin: float = Field(3600.0, ge=0)
-    completion_window: Literal["24h"] = "24h"
+    #: Fewer requests than this are not worth a batch for a deadline's sake: those that cannot wait
+    #: for more go to the realtime lane, at its price. 1 never sends any.
+    min_requests: int = Field(1, gt=0)
+    #: A request that still waits so many seconds before its deadline goes to the realtime lane, if
+    #: its max_cost allows. 0 never sends any: they fail when it has passed.
+    promote_before: float = Field(900.0, ge=0)
+    #: Share of `batch_enqueued_token_limit` that is used: our count of tokens is an estimate.
+    token_share: float = Field(0.9, gt=0, le=1)
+    #: Hours or days; OpenAI, Azure and Anthropic have 24h alone.
+    completion_window: str = Field("24h", pattern=r"^[1-9][0-9]*[hd]$")
     #: Share of the list price that a batch costs.
     discount: Decimal = Field(Decimal("0.5"), gt=0, le=1)
     aggregate_interval: float = Field(5.0, gt=0)
@@ -242,13 +203,26 @@ class Batch(Section):
     list_lag: float = Field(300.0, ge=0)
     #: A batch or a file that the provider does not know for so long is lost: its requests go again.
     lost_after: float = Field(6 * 3600.0, gt=0)
+    #: A body, of a request or of an answer, of more bytes lies at FLEET_BODIES, if that is set;
+    #: Redis holds a reference to it.
+    body_limit: int = Field(262_144, gt=0)
     #: Tries of one request that the provider or the model let fail.
     max_attempts: int = Field(3, gt=0)
 
     @property
     def window(self) -> float:
         """The completion window in seconds."""
-        return float(self.completion_window.removesuffix("h")) * 3600
+        unit = {"h": 3600.0, "d": 86_400.0}[self.completion_window[-1]]
+        return int(self.completion_window[:-1]) * unit
+
+
+class LaneSection(Section):
+    """How much a lane takes: what comes beyond is refused to the producer, who may come again."""
+
+    #: Requests that may wait in one of its queues, on the batch lane with those in batches.
+    max_queued: int = Field(gt=0)
+    #: Seconds that a producer is told to wait then.
+    retry_after: float = Field(5.0, gt=0)
 
 
 class FleetConfig(Section):
@@ -259,8 +233,22 @@ class FleetConfig(Section):
     routing: Routing = Routing()
     engines: list[Engine] = []
     batch: Batch = Batch()
+    #: Budgets by tenant; "default" is for each that is not named. Without both there is no limit.
+    tenants: dict[str, Tenant] = {}
+    targets: Targets = Targets()
+    #: The fleet's policy in one place; once loaded it is in the other sections.
+    routing_orchestration: Orchestration | None = None
+    #: A lane that is not named takes as much as Redis holds.
+    lanes: dict[Lane, LaneSection] = {}
     #: The largest request accepted, in bytes of JSON.
     max_request_bytes: int = Field(8_000_000, gt=0)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _orchestrated(cls, data: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        config = check(data)
+        orchestration = config.routing_orchestration
+        return check(orchestration.over(data)) if orchestration else config
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -277,6 +265,14 @@ class FleetConfig(Section):
             if wrong:
                 raise ValueError(f"{what}: {', '.join(sorted(wrong))}")
         return self
+
+    def deployments_of(self, model: str, tags: Iterable[str] = ()) -> list[Deployment]:
+        """Where the realtime lane finds a model: the deployments that have all of these tags."""
+        return [
+            one
+            for one in self.deployments
+            if one.model == model and set(tags).issubset(one.params.tags or ())
+        ]
 
     def batch_deployment(self, model: str) -> Deployment:
         """The deployment that serves a model on the batch lane. Raises KeyError."""
@@ -297,14 +293,20 @@ class FleetConfig(Section):
         """What producers are told."""
         models: dict[str, Model] = {}
         for deployment in self.deployments:
-            realtime = Offer(queue=REALTIME_QUEUE, price=deployment.price)
-            offers: dict[Lane, Offer] = {"realtime": realtime}
-            if deployment.batch:
+            offers: dict[Lane, Offer] = {"realtime": self._realtime(deployment)}
+            if deployment.batch and self.batch.offered:
                 price = deployment.price.times(self.batch.discount)
-                offers["batch"] = Offer(queue=BATCH_QUEUE, price=price)
+                offers["batch"] = Offer(
+                    queue=BATCH_QUEUE, price=price, max_output_tokens=deployment.max_output_tokens
+                )
             _add(models, deployment.model, deployment.kind, offers, deployment.price)
         for engine in self.engines:
-            offer = Offer(queue=engine.queue, price=engine.price, quality=engine.quality)
+            offer = Offer(
+                queue=engine.queue,
+                price=engine.price,
+                quality=engine.quality,
+                max_output_tokens=engine.max_model_len,
+            )
             list_price = engine.list_price or engine.price
             for name in engine.models:
                 _add(models, name, engine.kind, {"local": offer}, list_price)
@@ -312,6 +314,21 @@ class FleetConfig(Section):
             models=models,
             completion_window=self.batch.window,
             max_request_bytes=self.max_request_bytes,
+            tenants={name: tenant.limits() for name, tenant in self.tenants.items()},
+            lanes={lane: LaneLimits(**one.model_dump()) for lane, one in self.lanes.items()},
+            heartbeats=True,
+        )
+
+    def _realtime(self, deployment: Deployment) -> Offer:
+        """Its price, and the most that any deployment may cost and write that may answer for it."""
+        models = self.routing.answers_for(deployment.model)
+        others = [one for one in self.deployments if one.model in models]
+        lengths = [one.max_output_tokens for one in others]
+        return Offer(
+            queue=REALTIME_QUEUE,
+            price=deployment.price,
+            ceiling=dearest(one.price for one in others),
+            max_output_tokens=None if None in lengths else max(filter(None, lengths)),
         )
 
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from primarch_fleet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _check_place(url: str) -> str:
+    parts = urlsplit(url)
+    if url and not parts.scheme:
+        raise ValueError("write it with its protocol, like file:///srv/bodies or s3://bucket/fleet")
+    if parts.password or parts.query:
+        raise ValueError(
+            "producers are told it, so leave credentials out: fsspec takes them from where the "
+            "protocol has them, or from variables like FSSPEC_FTP_PASSWORD"
+        )
+    return url
 
 
 class Settings(BaseSettings):
@@ -24,6 +38,10 @@ class Settings(BaseSettings):
     config: Path = ROOT / "config" / "fleet.yaml"
     #: Where the one-machine fleet keeps its queues, and the batch lane its files in the making.
     data_dir: Path = ROOT / ".fleet"
+    #: Where the batch lane puts bodies larger than `batch.body_limit`, as fsspec writes it:
+    #: `file:///srv/bodies`, `s3://bucket/fleet`. Batch workers, and producers who wait for large
+    #: answers, must reach it. Empty: all bodies stay in Redis.
+    bodies: Annotated[str, AfterValidator(_check_place)] = Field("", repr=False)
     #: The engine that a local worker serves, by its model; empty: the first in the file.
     engine: str = ""
     #: The Python that has vLLM, for the one-machine fleet; empty: what `make engine` has made.

@@ -1,4 +1,5 @@
-"""The batch lane's operator: `python -m scheduler batches | cancel | drain | resume | webhook`.
+"""The batch lane's operator: `python -m scheduler batches | cancel | drain | resume | webhook`,
+and its costs: `python -m scheduler costs`.
 
 Needs the fleet's Redis (FLEET_REDIS_URL) and no provider key: cancelling is done by a batch
 worker, which is asked and waited for. Batches whose scheduler died are adopted by themselves.
@@ -14,17 +15,18 @@ import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NoReturn, TypeVar
 
 import redis
 from redis.asyncio import Redis
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import ask
-from scheduler import board
+from scheduler import board, report
 from scheduler.pace import Pause
 from scheduler.store import LANE, Store
 
@@ -34,6 +36,8 @@ TIMEOUT, ANSWER = 5.0, 60.0
 LOOK = 1.0
 #: A drain ends with `resume`: Unix seconds, the year 2100.
 FOREVER = 4_102_444_800.0
+#: Days that a report of costs is about, if nobody says.
+DAYS = 30
 #: Columns of the tables where no terminal says otherwise.
 WIDTH = 140
 
@@ -59,11 +63,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def batches(options: argparse.Namespace) -> int:
     """Show what is on the lane."""
     seen = _with_store(board.read)
-    out = Console()
-    if options.json:
-        out.print_json(data=seen.as_json(), indent=None, highlight=False)
-    else:
-        (out if out.is_terminal else Console(width=WIDTH)).print(seen.as_tables())
+    _show(seen.as_json() if options.json else seen.as_tables())
+    return 0
+
+
+def costs(options: argparse.Namespace) -> int:
+    """Show what answers have cost on all lanes, and what that saved."""
+    last = options.last or datetime.now(UTC).date()
+    first = options.first or last - timedelta(DAYS - 1)
+    if first > last:
+        return _say("costs: the first day is after the last", 2)
+    days = _with_redis(lambda client: report.read(client, first, last))
+    seen = report.Report.of(first, last, options.by, days)
+    _show(seen.as_json() if options.json else seen.as_table())
     return 0
 
 
@@ -136,6 +148,11 @@ async def _follow(store: Store) -> int:
 
 def _with_store(use: Callable[[Store], Awaitable[T]]) -> T:
     """What `use` makes of the lane's store. Raises ConfigError without FLEET_REDIS_URL."""
+    return _with_redis(lambda client: use(Store(client)))
+
+
+def _with_redis(use: Callable[[Redis], Awaitable[T]]) -> T:
+    """What `use` makes of the fleet's Redis. Raises ConfigError without FLEET_REDIS_URL."""
 
     async def run() -> T:
         client = Redis.from_url(
@@ -144,18 +161,33 @@ def _with_store(use: Callable[[Store], Awaitable[T]]) -> T:
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
         )
-        store = Store(client)
         try:
-            return await use(store)
+            return await use(client)
         finally:
-            await store.close_connections()
+            await client.aclose()
 
     return asyncio.run(run())
+
+
+def _show(seen: RenderableType | dict[str, Any]) -> None:
+    """Print a table for people, or an object as one line for machines."""
+    out = Console()
+    if isinstance(seen, dict):
+        out.print_json(data=seen, indent=None, highlight=False)
+    else:
+        (out if out.is_terminal else Console(width=WIDTH)).print(seen)
 
 
 def _say(words: str, status: int) -> int:
     console.print(words, markup=False)
     return status
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(report.NAMES):
+        raise argparse.ArgumentTypeError(f"some of {','.join(report.NAMES)} are expected")
+    return list(dict.fromkeys(names))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,6 +204,26 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     command(batches).add_argument("--json", action="store_true", help="one line for machines")
+    reporting = command(costs)
+    for flag, day, default in (
+        ("--from", "first", f"{DAYS} days up to the last"),
+        ("--to", "last", "today"),
+    ):
+        reporting.add_argument(
+            flag,
+            dest=day,
+            type=date.fromisoformat,
+            metavar="DATE",
+            help=f"the {day} day, by UTC; without it {default}",
+        )
+    reporting.add_argument(
+        "--by",
+        type=_names,
+        default=list(report.NAMES),
+        metavar="NAMES",
+        help=f"rows by some of {','.join(report.NAMES)}; without it by all",
+    )
+    reporting.add_argument("--json", action="store_true", help="one line for machines")
     cancelling = command(cancel)
     cancelling.add_argument("ids", nargs="*", metavar="ID", help="task or ticket ids of requests")
     cancelling.add_argument("--batch", metavar="INTENT", help="a live batch, by its intent's start")

@@ -5,11 +5,15 @@ It parks the lane's requests and, when beat asks, cuts batches and follows them.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
 import redis
 from celery import Task
 from celery.signals import celeryd_init
+from celery.utils.functional import maybe_list
+from celery.worker import control
 from prometheus_client.registry import REGISTRY
 
 from config.fleet import fleet_config
@@ -26,8 +30,10 @@ from scheduler.providers.accounts import open_accounts
 from scheduler.store import Store
 from scheduler.tracer import Tracer
 from tasks import parking
-from workers import metrics
+from workers import metrics, pool
 from workers.start import lane_worker
+
+logger = logging.getLogger(__name__)
 
 _lanes: list[Lane] = []
 _operators: list[Operator] = []
@@ -70,6 +76,30 @@ REGISTRY.register(LiveBatches(_redis))
 @celeryd_init.connect
 def _remember_name(sender: str, **_: Any) -> None:
     app.conf.fleet_node = sender
+
+
+_revoke: Any = control.revoke  # type: ignore[attr-defined]
+
+
+@control.control_command(
+    name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]", help=_revoke.__doc__
+)
+def revoke(state: Any, task_id: Any, **options: Any) -> Any:
+    """Revoke tasks as Celery does, and cancel those that are parked: Celery knows none of them.
+
+    So Flower's Terminate, and any other `revoke`, is what `scheduler.cancel` is. Every batch worker
+    is told; the first cancels.
+    """
+    answer = _revoke(state, task_id, **options)
+    asyncio.run_coroutine_threadsafe(_cancel_parked(maybe_list(task_id) or []), pool.loop())
+    return answer
+
+
+async def _cancel_parked(task_ids: list[str]) -> None:
+    try:
+        await _operators[0].cancel(task_ids)
+    except Exception:
+        logger.exception("revoked requests stay parked", extra={"action": "batch_revoke_failed"})
 
 
 @app.task(name="scheduler.aggregate", bind=True, ignore_result=True, send_events=False)

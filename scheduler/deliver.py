@@ -14,6 +14,7 @@ import redis
 
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import BatchError, RequestFailed
+from scheduler import charging
 from scheduler.bodies import Bodies
 from scheduler.job import Group, Job, Parked, Tries
 from scheduler.receipt import completion
@@ -64,7 +65,7 @@ class Deliverer:
             self._observe(receipt)
         if receipts:
             cost = sum(receipt.cost for receipt in receipts)
-            await self._store.paid(job, cost, sum(receipt.saving for receipt in receipts))
+            await self._store.costs.paid(job, cost, sum(receipt.saving for receipt in receipts))
         return {receipt.tenant_id for receipt in receipts}
 
     async def fail(
@@ -91,6 +92,8 @@ class Deliverer:
         made = await self._made(makes, ours)
         failed = await self._trace(made)
         done = [request for request in ours if request not in failed]
+        costs = [(made[one][0], _cost(made[one][1])) for one in done if one in made]
+        await charging.settle(place[1] or charging.UNSENT, costs)
         await self._store.finish(done, "done", place)
         return [made[request][1] for request in done if request in made]
 
@@ -138,6 +141,10 @@ class Deliverer:
 
 #: A record, what becomes of its request, and seconds since it was parked.
 Made = tuple[Parked, Outcome, float]
+
+
+def _cost(outcome: Outcome) -> int:
+    return outcome.receipt.cost if isinstance(outcome, Completion) else 0
 
 
 def _same(error: RequestFailed, *_: object) -> Outcome:

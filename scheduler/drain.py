@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primarch_fleet.errors import BatchError, RequestFailed
-from scheduler import lines, metrics
+from scheduler import charging, lines, metrics
 from scheduler.desk import Desk
 from scheduler.ending import Ending
 from scheduler.job import Job
@@ -89,7 +89,7 @@ class Drain:
 
         What nobody asked for is not kept: its file is, at the provider, and its id is in the log.
         """
-        if request is None or not await self._store.knows(request):
+        if request is None or not await self._store.known([request]):
             metrics.observe_odd(job, "unknown")
             logger.warning(
                 "%s: nobody asked for line %r",
@@ -98,7 +98,10 @@ class Drain:
                 extra={"action": "batch_line_unknown"},
             )
         elif isinstance(line.outcome, Answered) and await self._store.cancelled(request):
-            metrics.observe_dropped(job, line.outcome.body)
+            cost = metrics.observe_dropped(job, line.outcome.body)
+            payer = await self._store.costs.payer(request)
+            if payer is not None:
+                await charging.settle_dropped(payer, job, request, cost)
 
     async def _failed(self, job: Job, faults: tuple[Fault, ...]) -> None:
         """The provider refused the batch as a whole: no request of it was executed."""

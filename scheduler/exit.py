@@ -17,7 +17,7 @@ import redis
 from primarch_fleet import lanes, wire
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.errors import BatchError, Cancelled, RequestFailed
-from scheduler import metrics
+from scheduler import charging, metrics
 from scheduler.bodies import Bodies
 from scheduler.job import Group, Parked
 from scheduler.store import Left, Store
@@ -73,6 +73,7 @@ class Exit:
         parked = (await self._store.load([request]))[request][0]
         if parked is not None:
             await self._fail(parked, Cancelled())
+            await self._store.costs.remember_payer(request, parked.payer)
         await self._store.finish([request], "cancelled")
         metrics.cancelled_total.inc()
         logger.info("%s: cancelled", request, extra={"action": "batch_request_cancelled"})
@@ -99,6 +100,7 @@ class Exit:
     async def _fail(self, parked: Parked, error: RequestFailed) -> None:
         runtime = await self._store.now() - parked.parked_at
         await _run(self._complete, parked.context, parked.value(error), runtime)
+        await charging.settle(charging.UNSENT, [(parked, 0)])
 
     def _complete(self, *args: Any) -> None:
         self._tracer.tell([self._tracer.complete(*args)])
@@ -110,6 +112,8 @@ class Exit:
     async def _affordable(self, request_id: str) -> bool:
         parked = await self._load(request_id)
         if parked is None or parked.body_ref is not None:  # gone, or the body of it
+            return False
+        if await charging.reserve("realtime", [parked]):
             return False
         request = parked.parse()
         if request.max_cost is None:

@@ -69,7 +69,7 @@ def promote(waiting: Waiting, policy: Batch, now: float) -> Promotion | None:
 
 
 def _reason(waiting: Waiting, policy: Batch, now: float, budget: int) -> Reason | None:
-    if waiting.inputs >= policy.max_requests:
+    if waiting.requests >= policy.max_requests or waiting.inputs >= policy.max_inputs:
         return "count"
     if waiting.bytes >= policy.max_bytes:
         return "bytes"

@@ -81,9 +81,10 @@ class Consumer(LeasedConsumer):
             for one, found in arrivals.items()
             if not one.ignore_result
         )
-        the_parking().park([found.record for found in arrivals.values()])
+        refused = the_parking().park([found.record for found in arrivals.values()])
+        self._run_alone(*(one for one in arrivals if one.id in refused))  # it is told its error
         with LEASES.together():
-            for request in arrivals:
+            for request in (one for one in arrivals if one.id not in refused):
                 task_accepted(request)
                 task_ready(request)
                 request.acknowledge()

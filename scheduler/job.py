@@ -170,6 +170,12 @@ class Parked(BaseModel):
         context = {**self.context, "args": [request], "kwargs": {}}
         return self.model_copy(update={"context": context, "body_ref": body_ref})
 
+    @property
+    def payer(self) -> tuple[str, str]:
+        """Its tenant, and its task's id."""
+        tenant = self.request.get("tenant_id") or Request.model_fields["tenant_id"].default
+        return str(tenant), self.context["id"]
+
     def value(self, outcome: Completion | RequestFailed) -> dict[str, Any] | Exception:
         """What its task returns or raises for an outcome."""
         if isinstance(outcome, Completion):

@@ -31,6 +31,11 @@ def outcome(request: str) -> str:
     return f"{PREFIX}outcome:{request}"
 
 
+def payer(request: str) -> str:
+    """Of one request that was cancelled: its tenant and its task."""
+    return f"{PREFIX}payer:{request}"
+
+
 def job(intent: str) -> str:
     """The fields of one job."""
     return f"{PREFIX}job:{intent}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
@@ -12,9 +12,9 @@ from celery.exceptions import Reject
 from config.fleet import FleetConfig
 from primarch_fleet import wire
 from primarch_fleet.contract import EmbeddingRequest, Request
-from primarch_fleet.errors import RequestTooLarge, UnknownModel
+from primarch_fleet.errors import FleetError, RequestTooLarge, UnknownModel
 from primarch_fleet.lanes import BYTES_PER_TOKEN
-from scheduler import lines
+from scheduler import charging, lines
 from scheduler.bodies import Bodies
 from scheduler.job import Group, Parked, Record, Size
 from scheduler.store import Store
@@ -36,7 +36,7 @@ class Lot:
 
     def knows(self, task_id: str) -> bool:
         """True when the task is parked or was completed before."""
-        return self._wait(self._store.knows(lines.request_id(task_id)))
+        return bool(self._wait(self._store.known([lines.request_id(task_id)])))
 
     def record(self, request: Request, context: dict[str, Any]) -> Record:
         """What is kept of a request. Raises UnknownModel, RequestTooLarge."""
@@ -50,9 +50,12 @@ class Lot:
         parked = Parked(context=context, parked_at=0.0)  # the time is that of `park`
         return Record(lines.request_id(context["id"]), parked, group, size)
 
-    def park(self, records: Sequence[Record]) -> None:
-        """Keep requests; they wait from now on. As many round trips for many as for one."""
-        self._wait(self._park(records))
+    def park(self, records: Sequence[Record]) -> Mapping[str, FleetError]:
+        """Keep requests, but those for which there is no money; they wait from now on.
+
+        As many round trips for many as for one, and one a tenant.
+        """
+        return self._wait(self._park(records))
 
     def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
         try:
@@ -60,11 +63,18 @@ class Lot:
         except CancelledError:  # the worker stops: another one shall park it
             raise Reject("the worker stops", requeue=True) from None
 
-    async def _park(self, records: Sequence[Record]) -> None:
-        now = await self._store.now()
-        lighter = await asyncio.gather(*(self._lighter(one, now) for one in records))
+    async def _park(self, records: Sequence[Record]) -> Mapping[str, FleetError]:
+        now, refused = await self._store.now(), await self._reserve(records)
+        taken = [one for one in records if one.parked.context["id"] not in refused]
+        lighter = await asyncio.gather(*(self._lighter(one, now) for one in taken))
         await self._store.park(lighter)
         await self._bodies.parked(lighter)
+        return refused
+
+    async def _reserve(self, records: Sequence[Record]) -> Mapping[str, FleetError]:
+        known = await self._store.known([one.request for one in records])
+        new = [one.parked for one in records if one.request not in known]
+        return await charging.reserve("batch", new)
 
     async def _lighter(self, record: Record, now: float) -> Record:
         parked = record.parked.model_copy(update={"parked_at": now})
@@ -77,10 +87,10 @@ class Lot:
         length = len(lines.write(LONGEST, request, upstream))
         policy = self._config.batch
         inputs = _inputs(request)
-        if length > policy.max_bytes or inputs > policy.max_requests:
+        if length > policy.max_bytes or inputs > policy.max_inputs:
             raise RequestTooLarge(
                 f"request: {length} bytes and {inputs} inputs; a batch holds {policy.max_bytes} "
-                f"and {policy.max_requests}"
+                f"and {policy.max_inputs}"
             )
         deadline = request.deadline.timestamp() if request.deadline else 0.0
         return Size(length, inputs, length // BYTES_PER_TOKEN + 1, deadline)

@@ -71,8 +71,8 @@ def observe_retry(job: Job, retry: Retry) -> None:
     retries_total.labels(job.group.provider, retry.error.code, retry.counter).inc()
 
 
-def observe_dropped(job: Job, body: dict[str, Any]) -> None:
-    """Count what the answer to a cancelled request cost."""
+def observe_dropped(job: Job, body: dict[str, Any]) -> int:
+    """Count what the answer to a request that has left cost; micro-dollars."""
     try:
         usage = body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -86,6 +86,7 @@ def observe_dropped(job: Job, body: dict[str, Any]) -> None:
         cost,
         extra={"action": "batch_answer_dropped"},
     )
+    return cost
 
 
 class LiveBatches(Collector):

@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 
 from config.fleet import Batch
 from scheduler import keys
+from scheduler.costs import Costs
 from scheduler.flush import Cut, Waiting
 from scheduler.job import Group, Job, Live, Parked, Record, State, Terms, Tries
 from scheduler.pace import Pauses
@@ -70,7 +71,7 @@ class Store:
     def __init__(self, client: Redis, clock: Callable[[], float] | None = None) -> None:
         self._redis: Any = client  # its types are those of both its faces at once
         self._clock = clock
-        self.pauses = Pauses(client)
+        self.pauses, self.costs = Pauses(client), Costs(client)
         folder = Path(__file__).with_name("lua")
         self._scripts = {
             path.stem: client.register_script(path.read_text()) for path in folder.glob("*.lua")
@@ -89,11 +90,14 @@ class Store:
 
     # Requests
 
-    async def knows(self, request: str) -> bool:
-        """True when a request is waiting, in a job or completed."""
+    async def known(self, requests: Sequence[str]) -> set[str]:
+        """Those of the requests that are on the lane or have left it."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.exists(keys.outcome(request)).hexists(keys.REQUESTS, request)
-        return any(await pipe.execute())
+        pipe.hmget(keys.SIZES, list(requests))
+        for request in requests:
+            pipe.exists(keys.outcome(request))
+        here, *left = await pipe.execute()
+        return {one for one, *found in zip(requests, here, left, strict=True) if any(found)}
 
     async def park(self, records: Sequence[Record]) -> list[bool]:
         """Let requests wait; False for each that was known already. 1 round trip."""
@@ -223,7 +227,7 @@ class Store:
         now, token, taken = await self.now(), "", CHUNK
         own = [keys.SIZES, keys.members(intent), keys.job(intent), keys.JOBS, keys.FENCE]
         places = [*keys.places(group), *own, keys.RESERVED]
-        most = [cut.requests, policy.max_bytes, policy.max_requests]
+        most = [cut.requests, policy.max_bytes, policy.max_inputs]
         limits = [CHUNK, *most, terms.token_budget or UNLIMITED]
         fields = ["group", str(group), "terms", terms.model_dump_json(), "reason", cut.reason]
         while taken == CHUNK:
@@ -317,13 +321,6 @@ class Store:
     async def left(self, intent: str) -> int:
         """How many requests of a job have no outcome."""
         return int(await self._redis.zcard(keys.members(intent)))
-
-    async def paid(self, job: Job, cost: int, saving: int) -> None:
-        """Add to what a job has cost and saved so far, in micro-dollars."""
-        pipe = self._redis.pipeline(transaction=False)
-        for name, amount in (("cost", cost), ("saving", saving)):
-            pipe.hincrby(keys.job(job.intent), name, amount)
-        await pipe.execute()
 
     async def hasten(self, intent: str) -> None:
         """Have a live job looked at now."""

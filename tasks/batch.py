@@ -18,10 +18,10 @@ from tasks.parking import park
 @app.task(name="batch.complete", bind=True, track_started=False)
 def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Answer a CompletionRequest in its wire form with a Completion in its wire form."""
-    park(task, CompletionRequest, request)
+    return park(task, CompletionRequest, request)
 
 
 @app.task(name="batch.embed", bind=True, track_started=False)
 def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Answer an EmbeddingRequest in its wire form with a Completion in its wire form."""
-    park(task, EmbeddingRequest, request)
+    return park(task, EmbeddingRequest, request)

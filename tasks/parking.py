@@ -6,8 +6,8 @@ later the scheduler completes the task from what was parked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from celery import Task
 from celery.app.task import Context
@@ -15,7 +15,7 @@ from celery.exceptions import Ignore
 
 from primarch_fleet import wire
 from primarch_fleet.contract import CompletionRequest, Request
-from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.errors import FleetError, InvalidRequest
 
 #: The state of a parked task. Celery does not know it, so that `get()` goes on waiting.
 PARKED = "PARKED"
@@ -33,6 +33,7 @@ CONTEXT = (
 class Arrival(NamedTuple):
     """A request that was checked and can be parked."""
 
+    request: Request
     #: What is told of its task while it is parked.
     meta: dict[str, Any]
     #: What `Parking.park` takes.
@@ -48,8 +49,9 @@ class Parking(Protocol):
     def record(self, request: Request, context: dict[str, Any]) -> Any:
         """What is kept of a request. Raises InvalidRequest for one that no batch can hold."""
 
-    def park(self, records: Sequence[Any]) -> None:
-        """Keep records durably; when this returns, their messages may be acknowledged.
+    def park(self, records: Sequence[Any]) -> Mapping[str, FleetError]:
+        """Keep records durably; when this returns, their messages may be acknowledged, but for
+        those that were refused: their errors, by their tasks' ids.
 
         What is known already stays as it is.
         """
@@ -69,11 +71,12 @@ def the_parking() -> Parking:
     return parking
 
 
-def park(task: Task[Any, Any], kind: type[Request], body: object) -> NoReturn:
+def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, Any]:
     """Check a request, park it and leave its task in the state PARKED.
 
-    Raises InvalidRequest for a request that no client would have let through, else Ignore: Celery
-    then acknowledges the message and stores nothing. A message that comes again changes nothing.
+    Raises Ignore: Celery then acknowledges the message and stores nothing. A message that comes
+    again changes nothing. Raises InvalidRequest for a request that no client would have let
+    through, or what it is refused for; that is returned to a request that asks for it.
     """
     found = arrival(task.name, kind, body, task.request)
     parking = the_parking()
@@ -81,7 +84,10 @@ def park(task: Task[Any, Any], kind: type[Request], body: object) -> NoReturn:
         # The state first: once parked, the request may be completed at any moment.
         if not task.request.ignore_result:
             task.update_state(task.request.id, PARKED, found.meta)
-        parking.park([found.record])
+        for refusal in parking.park([found.record]).values():
+            if found.request.return_exceptions:
+                return wire.failure(refusal)
+            raise refusal
     raise Ignore
 
 
@@ -99,4 +105,4 @@ def arrival(name: str, kind: type[Request], body: object, context: Context) -> A
     kept = {name: getattr(context, name, None) for name in CONTEXT}
     hidden = {"argsrepr": wire.HIDDEN, "kwargsrepr": wire.HIDDEN}
     record = the_parking().record(request, {**kept, **hidden, "task": name})
-    return Arrival({"model": request.model}, record)
+    return Arrival(request, {"model": request.model}, record)

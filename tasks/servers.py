@@ -12,6 +12,8 @@ from celery import Task
 from primarch_fleet import wire
 from primarch_fleet.contract import Completion, Lane, Request
 from primarch_fleet.errors import DeadlineExceeded, RequestFailed
+from tasks.cache import cache_for
+from tasks.charges import the_charges
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Envelope:
             reason=request.get(wire.LANE_REASON) or "asked for",
             queue_wait=None if submitted_at is None else max(0.0, time.time() - submitted_at),
         )
+
+    def of_receipt(self) -> dict[str, Any]:
+        """What of it the receipt says."""
+        return {"trace_id": self.trace_id, "reason": self.reason, "queue_wait": self.queue_wait}
 
 
 class Server(Protocol):
@@ -60,17 +66,27 @@ async def serve(
     """Check a request, have the lane's server answer it in time, and return its wire form.
 
     Raises InvalidRequest for a request that no client would have let through, DeadlineExceeded
-    when its deadline passes first, or the server's RequestFailed; the latter two are returned to a
-    request that asks for that.
+    when its deadline passes first, BudgetExceeded when its tenant has no money for it, or the
+    server's RequestFailed; all but the first are returned to a request that asks for that.
     """
     request = kind.parse(body)
     try:
-        completion = await _in_time(lane, request, Envelope.of(task.request))
+        completion = await _charged(lane, request, Envelope.of(task.request))
     except RequestFailed as error:
         if not request.return_exceptions:
             raise
         return wire.failure(error)
-    return completion.model_dump(mode="json")
+    return completion.to_wire()
+
+
+async def _charged(lane: Lane, request: Request, envelope: Envelope) -> Completion:
+    charges = the_charges()
+    if charges is None:
+        return await _in_time(lane, request, envelope)
+    async with charges.run(lane, request, envelope.task_id) as bill:
+        completion = await _in_time(lane, request, envelope)
+        bill.cost = completion.receipt.cost
+        return completion
 
 
 async def _in_time(lane: Lane, request: Request, envelope: Envelope) -> Completion:
@@ -79,6 +95,19 @@ async def _in_time(lane: Lane, request: Request, envelope: Envelope) -> Completi
         raise DeadlineExceeded("deadline: it passed before a worker took the request")
     try:
         async with asyncio.timeout(left):
-            return await _servers[lane].serve(request, envelope)
+            return await _answer(lane, request, envelope)
     except TimeoutError:
         raise DeadlineExceeded from None
+
+
+async def _answer(lane: Lane, request: Request, envelope: Envelope) -> Completion:
+    """The answer kept from an equal request, if this one asks for that, or else the server's."""
+    cache = cache_for(request)
+    if cache is None:
+        return await _servers[lane].serve(request, envelope)
+    kept = await cache.find(lane, request, envelope.of_receipt())
+    if kept is not None:
+        return kept
+    completion = await _servers[lane].serve(request, envelope)
+    await cache.keep(lane, request, completion)
+    return completion

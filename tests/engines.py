@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from config.fleet import Engine
+from config.engine import Engine
 from config.settings import ROOT
 
 VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")

@@ -53,6 +53,11 @@ def _check_limits(name: str, policy: Batch, can: Capabilities) -> None:
         asked, most = getattr(policy, key), getattr(can, key)
         if asked > most:
             raise ConfigError(f"batch.{key}: {asked:,} are too many for {name}: at most {most:,}")
+    window = policy.completion_window
+    if can.windows is not None and window not in can.windows:
+        raise ConfigError(
+            f"batch.completion_window: {name} knows {', '.join(sorted(can.windows))}, not {window}"
+        )
 
 
 def _open(name: str, provider: Provider, kind: type[BatchProvider]) -> BatchProvider:

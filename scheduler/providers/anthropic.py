@@ -65,6 +65,7 @@ class AnthropicBatches:
     capabilities: ClassVar[Capabilities] = Capabilities(
         endpoints=frozenset({CHAT}),
         max_requests=100_000,
+        windows=frozenset({"24h"}),
         # Half of Anthropic's 256 MB: short texts grow in translation, but not to the double.
         max_bytes=128_000_000,
         metadata=False,

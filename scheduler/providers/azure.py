@@ -37,6 +37,7 @@ class AzureBatches(OpenAIBatches):
     capabilities: ClassVar[Capabilities] = Capabilities(
         endpoints=frozenset({CHAT}),
         max_requests=100_000,
+        windows=frozenset({"24h"}),
         max_bytes=200_000_000,
         metadata=False,
         input_life=14 * DAY,

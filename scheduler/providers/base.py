@@ -29,6 +29,8 @@ class Capabilities:
     #: Requests, and bytes of the input file, in one batch.
     max_requests: int
     max_bytes: int
+    #: The completion windows that it knows; None leaves that to the account.
+    windows: frozenset[str] | None = None
     #: A batch carries our intent; without it, a batch is known again by its input file alone.
     metadata: bool = True
     #: Seconds after which it is told to forget an input file; None: it cannot be told.

@@ -51,6 +51,7 @@ class OpenAIBatches:
     capabilities: ClassVar[Capabilities] = Capabilities(
         endpoints=frozenset({CHAT, EMBEDDINGS}),
         max_requests=50_000,
+        windows=frozenset({"24h"}),
         max_bytes=200_000_000,
         input_life=7 * DAY,  # longer than any batch
     )

@@ -19,18 +19,15 @@ from openai import AsyncOpenAI
 
 from config.settings import ROOT
 from scheduler.providers.openai import OpenAIBatches
-
-pytest.register_assert_rewrite("tests.integration.batch_bench")
-
-from tests.integration.batch_bench import (  # noqa: E402
+from tests.integration.batch_bench import (
     Bench,
     Dialect,
     OpenBench,
     fleet_app,
     open_bench,
 )
-from tests.integration.conftest import valkey, valkey_url  # noqa: E402
-from tests.simulator.app import App  # noqa: E402
+from tests.integration.conftest import valkey, valkey_url
+from tests.simulator.app import App
 
 __all__ = ["anyio_backend", "fleet_app", "open_bench", "valkey", "valkey_url"]
 

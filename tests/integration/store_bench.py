@@ -133,7 +133,7 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
         counts = request.tries if request else {}
         assert tries == Tries(counts.get("failures", 0), counts.get("expiries", 0))
     name = names[0]
-    assert await store.knows(name) == model.knows(name)
+    assert bool(await store.known([name])) == model.knows(name)
     leaving = {one: of.leaving for one, of in model.requests.items() if of.leaving}
     assert await store.leaving() == leaving
     left = name in model.marks and model.marks[name].outcome in ("cancelled", "promoted")

@@ -184,7 +184,7 @@ class Model:
         job = self.jobs.get(order.intent)
         return job is None or (
             job.fields["bytes"] + size.bytes <= order.policy.max_bytes
-            and job.fields["inputs"] + size.inputs <= order.policy.max_requests
+            and job.fields["inputs"] + size.inputs <= order.policy.max_inputs
         )
 
     def _job(self, order: Order) -> Job:

@@ -12,7 +12,7 @@ import redis
 import yaml
 from celery import Celery, chain
 
-from primarch_fleet.errors import InvalidRequest, UnknownModel
+from primarch_fleet.errors import BudgetExceeded, InvalidRequest, UnknownModel
 from scheduler.keys import GROUPS, PREFIX, REQUESTS
 from scheduler.lines import request_id
 from tests.integration.batch_bench import chat, config
@@ -24,7 +24,8 @@ LEASED = "unacked"
 def environment(folder: Path, url: str) -> dict[str, str]:
     """Of a batch worker."""
     file = folder / "fleet.yaml"
-    file.write_text(yaml.safe_dump(config().model_dump(mode="json")))
+    tenants = {"tenants": {"default": {"monthly_budget": "100"}}}
+    file.write_text(yaml.safe_dump(config().model_dump(mode="json") | tenants))
     return {
         "FLEET_REDIS_URL": url,
         "FLEET_CONFIG": str(file),
@@ -97,6 +98,20 @@ def test_one_that_no_batch_can_hold_fails_and_keeps_none_of_the_others(
     ids += [send(app, number) for number in range(20, 40)]
     errors = [one.get(timeout=20, propagate=False) for one in wrong]
     assert [type(error) for error in errors] == [InvalidRequest, UnknownModel, InvalidRequest]
+    eventually(lambda: store.hlen(REQUESTS) == 40)
+    eventually(lambda: all_done(store))
+    assert states(app, ids) == {"PARKED"}
+
+
+def test_one_for_which_there_is_no_money_fails_and_keeps_none_of_the_others(
+    app: Celery, store: redis.Redis
+) -> None:
+    ids = [send(app, number) for number in range(20)]
+    dear = chat("dear", max_tokens=10**9, n=128).to_wire()
+    wrong = [app.send_task("batch.complete", [dear]) for _ in range(3)]
+    ids += [send(app, number) for number in range(20, 40)]
+    errors = [one.get(timeout=20, propagate=False) for one in wrong]
+    assert [type(error) for error in errors] == [BudgetExceeded] * 3
     eventually(lambda: store.hlen(REQUESTS) == 40)
     eventually(lambda: all_done(store))
     assert states(app, ids) == {"PARKED"}

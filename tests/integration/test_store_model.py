@@ -58,7 +58,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
 )
 NAMES = [f"r{number}" for number in range(16)]
-POLICIES = [Batch(), Batch(max_requests=4), Batch(max_bytes=8)]
+POLICIES = [Batch(), Batch(max_inputs=4), Batch(max_bytes=8)]
 
 #: With a deadline in so many seconds, if any.
 DEADLINE = st.sampled_from([0.0, 0.0, 0.0, LEASE, 1.0])

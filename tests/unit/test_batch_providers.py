@@ -82,6 +82,13 @@ def test_a_policy_for_larger_batches_than_a_provider_takes_is_refused() -> None:
         open_accounts(config("groq", max_bytes=190_000_000))
 
 
+def test_a_window_that_a_provider_does_not_know_is_refused() -> None:
+    words = "batch.completion_window: somewhere knows 24h, not 7d"
+    with pytest.raises(ConfigError, match=words):
+        open_accounts(config("openai", completion_window="7d"))
+    assert open_accounts(config("groq", completion_window="7d"))
+
+
 @pytest.mark.parametrize("kind", ["azure", "hosted_vllm"])
 def test_an_address_that_only_the_operator_knows_is_asked_for(kind: str) -> None:
     wanted = config(kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from config.fleet import Engine
+from config.engine import Engine
 from primarch_fleet.errors import ConfigError
 
 #: What CUDA, and vLLM on AMD's GPUs too, reads.

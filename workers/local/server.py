@@ -11,9 +11,10 @@ from typing import Any, cast
 
 from celery.exceptions import Reject
 
-from config.fleet import Engine as EngineConfig
+from config.engine import Engine as EngineConfig
 from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Receipt, Request
 from primarch_fleet.errors import EngineError, InvalidRequest
+from tasks.charges import Meter
 from tasks.servers import Envelope
 from workers import metrics
 from workers.local.assembly import Assembly
@@ -103,6 +104,7 @@ class LocalServer:
         raise Reject("the engine has died", requeue=True)
 
     async def _ask(self, request: Request, publish: Publish | None) -> Answer:
+        Meter.current().called = True
         body, priority = request.body(), PRIORITIES[request.priority]
         body.pop("stream", None)  # by the method that is called, not by the body
         if publish is not None:

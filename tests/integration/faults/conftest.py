@@ -6,10 +6,7 @@ import pytest
 from prometheus_client import Counter
 
 from scheduler import metrics
-
-pytest.register_assert_rewrite("tests.integration.batch_bench")
-
-from tests.integration.batch_bench import fleet_app, open_bench  # noqa: E402
+from tests.integration.batch_bench import fleet_app, open_bench
 
 __all__ = ["anyio_backend", "fleet_app", "open_bench"]
 

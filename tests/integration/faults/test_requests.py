@@ -49,7 +49,7 @@ async def test_fault_10_more_requests_than_a_batch_holds_are_split(opened: OpenB
 
 
 async def test_fault_10_more_texts_to_embed_than_a_batch_holds_are_split(opened: OpenBench) -> None:
-    async with opened(profile(max_embedding_inputs=5), max_requests=5) as b:
+    async with opened(profile(max_embedding_inputs=5), max_inputs=5) as b:
         results = await b.send(*(embedding("a", "b", f"{n}") for n in range(3)), embedding("one"))
         await b.until_idle()
         answers = await b.settled(results, batches=3)

@@ -31,7 +31,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from config.fleet import Engine as EngineConfig
+from config.engine import Engine as EngineConfig
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
 from workers.local.engines.base import Answer
 from workers.local.engines.leash import Leash

@@ -1,0 +1,159 @@
+"""Producers who spend by their tenants' budgets, on a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import redis
+
+from primarch_fleet import AsyncFleet, Catalogue, CompletionRequest, Fleet, Price, Ticket
+from primarch_fleet.catalogue import Limits, Model, Offer
+from primarch_fleet.contract import Lane
+from primarch_fleet.errors import BudgetExceeded, CostCapExceeded, InvalidRequest
+
+PRICE = Price(input="1", output="2")
+OFFERS: dict[Lane, Offer] = {
+    "realtime": Offer(queue="realtime", price=PRICE),
+    "batch": Offer(queue="batch", price=PRICE.times(Decimal("0.5"))),
+}
+MESSAGES = [{"role": "user", "content": "2+2?"}]
+
+
+def request(**fields: Any) -> CompletionRequest:
+    """One that can cost at most its bytes, and twice 100, in micro-dollars; a batch half of it."""
+    usual = {"model": "m", "messages": MESSAGES, "max_tokens": 100, "tenant_id": "t"}
+    return CompletionRequest.parse(usual | fields)
+
+
+def publish(store: redis.Redis, **tenants: Limits) -> None:
+    model = Model(kind="chat", lanes=OFFERS, list_price=PRICE)
+    catalogue = Catalogue(
+        models={"m": model}, completion_window=86_400, max_request_bytes=9_000, tenants=tenants
+    )
+    catalogue.publish(store)
+
+
+@pytest.fixture
+def fleet(valkey_url: str, store: redis.Redis) -> Iterator[Fleet]:
+    with Fleet(valkey_url) as fleet:
+        yield fleet
+
+
+def waiting(store: redis.Redis, queue: str = "realtime") -> int:
+    length: Any = store.llen(f"{queue}\x06\x163")
+    return int(length)
+
+
+def test_a_request_is_enqueued_with_the_most_it_can_cost_reserved(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, t=Limits(monthly_budget=10_000))
+    fleet.submit(request())
+    size = len(request().model_dump_json(exclude_unset=True).encode())
+    assert fleet.budget("t").month.reserved == pytest.approx(size + 200, abs=40)
+    assert fleet.budget("t").month.cap == 10_000
+    assert fleet.budget("t").day.cap is None
+
+
+def test_a_tenant_that_is_not_named_has_a_default_budget_of_its_own(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, default=Limits(daily_budget=500))
+    fleet.submit(request(tenant_id="a"))
+    with pytest.raises(BudgetExceeded, match="tenant 'a'"):
+        fleet.submit(request(tenant_id="a"))
+    fleet.submit(request(tenant_id="b"))
+
+
+def test_without_limits_nothing_is_counted(fleet: Fleet, store: redis.Redis) -> None:
+    publish(store)
+    fleet.submit(request())
+    assert fleet.budget("t").month == fleet.budget("other").month
+    assert store.keys("fleet:budget:*") == []
+
+
+def test_of_many_requests_none_is_sent_when_one_is_refused_and_its_key_is_free_again(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, default=Limits(daily_budget=700))
+    keyed = request(idempotency_key="k")
+    with pytest.raises(BudgetExceeded):
+        fleet.submit_many([request(tenant_id="first"), keyed, request(), request()])
+    assert waiting(store) == 0
+    assert fleet.budget("first").day.reserved == fleet.budget("t").day.reserved == 0
+    ticket = fleet.submit(keyed)
+    assert waiting(store) == 1
+    reserved = fleet.budget("t").day.reserved
+    assert fleet.submit(keyed) == ticket
+    assert waiting(store) == 1
+    assert fleet.budget("t").day.reserved == reserved > 0
+
+
+def test_over_budget_a_request_is_degraded_to_the_lane_of_the_policy(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, t=Limits(daily_budget=500, over_budget="batch"))
+    tickets = fleet.submit_many([request(), request()])
+    assert [(one.lane, one.queue, one.reason) for one in tickets] == [
+        ("realtime", "realtime", "no cheaper lane fits"),
+        ("batch", "batch", "over budget: degraded to batch"),
+    ]
+    assert (waiting(store), waiting(store, "batch")) == (1, 1)
+    with pytest.raises(BudgetExceeded):
+        fleet.submit(request())
+
+
+@pytest.mark.parametrize("fields", [{"lane": "realtime"}, {"stream": True}, {"max_latency": 60.0}])
+def test_a_request_that_cannot_or_must_not_go_there_is_refused(
+    fleet: Fleet, store: redis.Redis, fields: dict[str, Any]
+) -> None:
+    publish(store, t=Limits(daily_budget=200, over_budget="batch"))
+    with pytest.raises(BudgetExceeded):
+        fleet.submit(request(**fields))
+
+
+def test_one_realtime_request_may_not_cost_more_than_its_tenant_allows(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(
+        store,
+        t=Limits(max_cost_realtime=100),
+        patient=Limits(max_cost_realtime=100, over_budget="batch"),
+        rich=Limits(max_cost_realtime=1_000),
+    )
+    with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
+        fleet.submit(request())
+    assert fleet.submit(request(lane="batch")).lane == "batch"
+    assert fleet.submit(request(tenant_id="patient")).lane == "batch"
+    assert fleet.submit(request(tenant_id="rich")).lane == "realtime"
+
+
+def test_a_request_without_a_length_reserves_its_tenants_default(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, t=Limits(daily_budget=90_000, default_output_tokens=10_000))
+    fleet.submit(request(max_tokens=None, n=3))
+    assert 60_000 < fleet.budget("t").day.reserved < 60_500
+
+
+def test_asyncio_is_refused_and_told_like_everyone(store: redis.Redis, valkey_url: str) -> None:
+    publish(store, t=Limits(daily_budget=500))
+
+    async def run() -> int:
+        async with AsyncFleet(valkey_url) as fleet:
+            ticket: Ticket = await fleet.submit(request())
+            assert ticket.lane == "realtime"
+            with pytest.raises(BudgetExceeded):
+                await fleet.submit(request())
+            return (await fleet.budget("t")).day.reserved
+
+    assert 0 < asyncio.run(run()) <= 500
+
+
+def test_being_over_budget_is_no_fault_of_the_request() -> None:
+    assert BudgetExceeded.retryable
+    assert not issubclass(BudgetExceeded, InvalidRequest)
