@@ -171,7 +171,8 @@ class Channel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the answer, one message by one. Raises Empty when there was none."""
-        self._idle_until = time.monotonic() + self.idle_delay
+        # Half of it: the hub wakes after all of it, and is not to find that it is early.
+        self._idle_until = self._brpop_sent_at + self.idle_delay / 2
         try:
             reply = self.client.connection.read_response()
         except self.connection_errors:

@@ -1,7 +1,6 @@
 """The realtime lane's server: LiteLLM's real Router against the provider simulator over HTTP."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -13,15 +12,24 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 
 from config.fleet import FleetConfig
-from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
+from primarch_fleet import Completion, EmbeddingRequest, errors
 from primarch_fleet.contract import Request
-from tasks.servers import Envelope
-from tests.simulator.profile import Fault, Model, Profile
+from tests.integration import realtime_bench
+from tests.integration.realtime_bench import (
+    CONFIG,
+    ENVELOPE,
+    KEY,
+    chat,
+    config,
+    failing,
+    pair,
+    provider,
+    serving,
+)
+from tests.simulator.profile import Fault
 from tests.simulator.server import Simulator
 from workers.realtime.errors import TABLE, translate
-from workers.realtime.router import RealtimeServer
 
-KEY = "sk-secret-of-the-test"
 #: Errors of LiteLLM's proxy server, which the fleet does not run.
 PROXY_ONLY = {
     "BlockedPiiEntityError",
@@ -31,58 +39,12 @@ PROXY_ONLY = {
     "ModifyResponseException",
     "SensitiveDataRouteException",
 }
-HELLO = [{"role": "user", "content": "Say hello."}]
-ENVELOPE = Envelope(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)
-PROFILE = Profile(
-    models={
-        "big-1": Model(input=2, output=8),
-        "big-2": Model(input=3, output=9),
-        "small-1": Model(input="0.15", output="0.6"),
-        "vectors-1": Model(kind="embedding", input="0.02"),
-    }
-)
-
-
-def deployment(identity: str, model: str, **more: Any) -> dict[str, Any]:
-    price = PROFILE.models[identity].model_dump(mode="json", include={"input", "output"})
-    return {
-        "id": identity,
-        "model": model,
-        "provider": "simulated",
-        "upstream": identity,
-        "kind": PROFILE.models[identity].kind,
-        "price": price,
-        **more,
-    }
-
-
-def config(**routing: Any) -> FleetConfig:
-    return FleetConfig.model_validate(
-        {
-            "providers": {
-                "simulated": {
-                    "litellm_provider": "openai",
-                    "api_key": "os.environ/TEST_KEY",
-                    "api_base": "os.environ/TEST_BASE",
-                }
-            },
-            "deployments": [
-                deployment("big-1", "big", params={"order": 1}),
-                deployment("small-1", "small"),
-                deployment("vectors-1", "vectors"),
-            ],
-            "routing": {"num_retries": 0, "cooldown_time": 0, **routing},
-        }
-    )
-
-
-CONFIG = config()
+LIMITED = {"rpm": 100, "tpm": 100_000}
 
 
 @pytest.fixture
 def simulator(store: redis.Redis) -> Iterator[Simulator]:
-    with Simulator(PROFILE) as simulator:
-        os.environ |= {"TEST_KEY": KEY, "TEST_BASE": simulator.url}
+    with provider() as simulator:
         yield simulator
 
 
@@ -91,23 +53,10 @@ Ask = Callable[..., list[Completion]]
 
 @pytest.fixture
 def ask(simulator: Simulator, valkey_url: str) -> Ask:
-    """Start a server on its own loop, have it answer the requests in order, and stop it."""
-
-    async def answer(config: FleetConfig, requests: tuple[Request, ...]) -> list[Completion]:
-        server = RealtimeServer(config, valkey_url)
-        try:
-            return [await server.serve(request, ENVELOPE) for request in requests]
-        finally:
-            await server.close()
-
     def run(*requests: Request, config: FleetConfig = CONFIG) -> list[Completion]:
-        return asyncio.run(answer(config, requests))
+        return realtime_bench.ask(valkey_url, *requests, config=config)
 
     return run
-
-
-def chat(model: str = "big", **fields: Any) -> CompletionRequest:
-    return CompletionRequest(model=model, messages=HELLO, **fields)
 
 
 def test_a_chat_returns_the_body_of_openai_and_a_receipt_of_what_served_it(
@@ -147,25 +96,12 @@ def test_a_streamed_chat_is_whole_and_knows_its_first_token(ask: Ask) -> None:
 
 
 def test_a_fallback_is_counted_and_priced_as_what_it_is(ask: Ask, simulator: Simulator) -> None:
-    simulator.profile = PROFILE.model_copy(
-        update={"faults": (Fault(model="big-1", status=500, message="broken"),)}
-    )
+    simulator.profile = failing(Fault(model="big-1", status=500, message="broken"))
     [answer] = ask(chat(), config=config(fallbacks={"big": ["small"]}, num_retries=1))
     receipt = answer.receipt
     assert (receipt.requested_model, receipt.model) == ("big", "small-1")
     assert (receipt.attempts, receipt.fallbacks) == (3, 1)
     assert receipt.cost == simulator.invoice()["total"] < receipt.list_cost
-
-
-def test_a_rate_limit_goes_to_the_fallback_without_waiting_for_it(
-    ask: Ask, simulator: Simulator
-) -> None:
-    simulator.profile = PROFILE.model_copy(
-        update={"faults": (Fault(model="big-1", status=429, retry_after=60),)}
-    )
-    [answer] = ask(chat(), config=config(fallbacks={"big": ["small"]}, num_retries=2))
-    assert answer.receipt.deployment == "small-1"
-    assert answer.receipt.attempts == 2
 
 
 @pytest.mark.parametrize(
@@ -190,7 +126,7 @@ def test_a_rate_limit_goes_to_the_fallback_without_waiting_for_it(
 def test_context_and_content_have_fallbacks_of_their_own(
     ask: Ask, simulator: Simulator, fault: dict[str, Any], table: str, kind: type[Exception]
 ) -> None:
-    simulator.profile = PROFILE.model_copy(update={"faults": (Fault(model="big-1", **fault),)})
+    simulator.profile = failing(Fault(model="big-1", **fault))
     with pytest.raises(kind):
         ask(chat())
     [answer] = ask(chat(), config=config(**{table: {"big": ["small"]}}))
@@ -221,7 +157,7 @@ def test_a_providers_failure_becomes_one_of_ours_without_the_key(
     kind: type[errors.FleetError],
     retryable: bool,
 ) -> None:
-    simulator.profile = PROFILE.model_copy(update={"faults": (Fault(**fault),)})
+    simulator.profile = failing(Fault(**fault))
     with pytest.raises(errors.RequestFailed) as caught:
         ask(chat(), config=config(timeout=0.5))
     assert type(caught.value) is kind
@@ -239,40 +175,8 @@ def test_a_model_that_nobody_serves_is_named_and_no_provider_is_called(
     assert simulator.stats()["calls"] == {}
 
 
-def test_tags_choose_among_deployments(ask: Ask) -> None:
-    base = config(enable_tag_filtering=True)
-    tagged = [
-        deployment("big-1", "big", params={"tags": ["eu"]}),
-        deployment("big-2", "big", params={"tags": ["us"]}),
-    ]
-    both = FleetConfig.model_validate(base.model_dump() | {"deployments": tagged})
-    answers = ask(*[chat(tags=[tag]) for tag in ("us", "eu", "us", "us")], config=both)
-    assert [answer.receipt.deployment for answer in answers] == ["big-2", "big-1", "big-2", "big-2"]
-
-
-def test_weights_share_the_calls_out(ask: Ask) -> None:
-    weighted = [
-        deployment("big-1", "big", params={"weight": 1}),
-        deployment("big-2", "big", params={"weight": 0}),
-    ]
-    both = FleetConfig.model_validate(config().model_dump() | {"deployments": weighted})
-    answers = ask(*[chat()] * 8, config=both)
-    assert {answer.receipt.deployment for answer in answers} == {"big-1"}
-
-
 def two(**routing: Any) -> FleetConfig:
-    """The same model at two deployments, of which big-1 is the cheaper."""
-    pair = [
-        deployment("big-1", "big", params={"rpm": 100, "tpm": 100_000}),
-        deployment("big-2", "big", params={"rpm": 100, "tpm": 100_000}),
-    ]
-    return FleetConfig.model_validate(config(**routing).model_dump() | {"deployments": pair})
-
-
-def test_cost_based_routing_goes_to_the_cheapest(ask: Ask) -> None:
-    answers = ask(*[chat()] * 8, config=two(routing_strategy="cost-based-routing"))
-    assert {answer.receipt.deployment for answer in answers} == {"big-1"}
-    assert {answer.receipt.strategy for answer in answers} == {"cost-based-routing"}
+    return config(pair("big", LIMITED, LIMITED), **routing)
 
 
 @pytest.mark.parametrize(
@@ -290,15 +194,15 @@ def test_a_cooldown_reaches_a_process_that_never_saw_the_failure(
 ) -> None:
     """Two Routers stand for two processes: they share nothing but Redis."""
     shared = two(cooldown_time=60, num_retries=2)
-    simulator.profile = PROFILE.model_copy(update={"faults": (Fault(model="big-1", status=429),)})
+    simulator.profile = failing(Fault(model="big-1", status=429))
 
     async def run() -> list[int]:
-        first, second = RealtimeServer(shared, valkey_url), RealtimeServer(shared, valkey_url)
-        while not store.exists("deployment:big-1:cooldown"):
-            with suppress(errors.RateLimited):  # every attempt may meet the one that refuses
-                await first.serve(chat(), ENVELOPE)
-        answers = [await second.serve(chat(), ENVELOPE) for _ in range(12)]
-        return [answer.receipt.attempts for answer in answers]
+        async with serving(shared, valkey_url) as first, serving(shared, valkey_url) as second:
+            while not store.exists("deployment:big-1:cooldown"):
+                with suppress(errors.RateLimited):  # every attempt may meet the one that refuses
+                    await first.serve(chat(), ENVELOPE)
+            answers = [await second.serve(chat(), ENVELOPE) for _ in range(12)]
+            return [answer.receipt.attempts for answer in answers]
 
     assert asyncio.run(asyncio.wait_for(run(), 60)) == [1] * 12
 

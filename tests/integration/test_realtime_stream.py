@@ -1,6 +1,5 @@
 """Streams of the realtime lane: LiteLLM's Router between providers over HTTP and a real Valkey."""
 
-import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -16,10 +15,9 @@ from openai.types.chat import ChatCompletionChunk
 from config.fleet import FleetConfig
 from primarch_fleet import Chunk, Completion, CompletionRequest, Fleet, errors
 from primarch_fleet.stream import key
-from tests.integration.test_realtime_server import CONFIG, ENVELOPE, KEY, PROFILE, chat, config
+from tests.integration.realtime_bench import CONFIG, ENVELOPE, ask, chat, config, failing, provider
 from tests.simulator.profile import Fault
 from tests.simulator.server import Simulator
-from workers.realtime.router import RealtimeServer
 
 TASK = ENVELOPE.task_id
 TOOL = {
@@ -37,22 +35,14 @@ TOOL = {
 
 @pytest.fixture
 def simulator(store: redis.Redis) -> Iterator[Simulator]:
-    with Simulator(PROFILE) as simulator:
-        os.environ |= {"TEST_KEY": KEY, "TEST_BASE": simulator.url}
+    with provider() as simulator:
         yield simulator
 
 
 def serve(url: str, request: CompletionRequest, config: FleetConfig = CONFIG) -> Completion:
     """One answer of a server of its own, and its stream written to the end."""
-
-    async def answer() -> Completion:
-        server = RealtimeServer(config, url)
-        try:
-            return await server.serve(request, ENVELOPE)
-        finally:
-            await server.close()
-
-    return asyncio.run(answer())
+    [answer] = ask(url, request, config=config)
+    return answer
 
 
 def chunks_of(url: str) -> list[Chunk]:
@@ -95,9 +85,7 @@ def test_the_arguments_of_a_tool_call_are_streamed(simulator: Simulator, valkey_
 def test_a_stream_that_the_provider_cuts_is_an_error_and_no_shorter_answer(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
-    simulator.profile = PROFILE.model_copy(
-        update={"faults": (Fault(model="big-1", drop="mid_stream"),)}
-    )
+    simulator.profile = failing(Fault(model="big-1", drop="mid_stream"))
     both = config(fallbacks={"big": ["small"]}, num_retries=1)
     with pytest.raises(errors.ProviderUnavailable):
         serve(valkey_url, chat(stream=True), both)

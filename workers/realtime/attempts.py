@@ -8,6 +8,8 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
+from tasks.charges import Meter
+
 
 class Attempts:
     """The calls made to providers for the request of the current asyncio task.
@@ -20,6 +22,7 @@ class Attempts:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.at: list[float] = []
+        self.models: set[str] = set()
         self._current.set(self)
 
     @property
@@ -32,19 +35,28 @@ class Attempts:
         """Seconds since the request came."""
         return time.perf_counter() - self.started
 
+    def fallbacks(self, requested: str) -> int:
+        """How many models were given up, of the one that was requested and those called for it.
+
+        LiteLLM also counts a step to the next `order` of a model, and forgets all in streams.
+        """
+        return len({requested, *self.models}) - 1
+
     @classmethod
-    def called(cls) -> None:
-        """Count a call for the request at hand, if there is one."""
+    def called(cls, model: str) -> None:
+        """Count a call to a deployment of a model for the request at hand, if there is one."""
+        Meter.current().called = True
         attempts = cls._current.get(None)
         if attempts is not None:
             attempts.at.append(time.perf_counter())
+            attempts.models.add(model)
 
 
 class _Logger(CustomLogger):
     """LiteLLM tells it of each call, in the context of the request, just before it is made."""
 
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-        Attempts.called()
+        Attempts.called(kwargs["litellm_params"]["metadata"]["model_group"])
 
 
 #: One a process, however many Routers: LiteLLM's callbacks are global.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import openai
 from litellm import exceptions as litellm
-from litellm.types.router import RouterRateLimitError
+from litellm.types.router import RouterErrors, RouterRateLimitError
 
 from primarch_fleet import errors
 
@@ -29,10 +29,24 @@ TABLE: dict[type[BaseException], type[errors.RequestFailed]] = {
 }
 
 
+#: What LiteLLM says, as a ValueError, when all deployments with a request's tags cool down.
+NONE_TAGGED = RouterErrors.no_deployments_with_tag_routing.value
+
+
 def translate(error: Exception, secrets: Iterable[str]) -> errors.RequestFailed:
-    """The fleet's error for one of LiteLLM's, with its message; no secret is left in it."""
+    """The fleet's error for one of LiteLLM's, with its message; no secret is left in it.
+
+    The message also says what the provider's Retry-After does.
+    """
+    if NONE_TAGGED in str(error):
+        return errors.ProviderUnavailable("every deployment with the request's tags has failed")
     kind = next(TABLE[one] for one in type(error).__mro__ if one in TABLE)
-    message = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0] + _retry_after(error)
     for secret in secrets:
         message = message.replace(secret, "***")
     return kind(message)
+
+
+def _retry_after(error: Exception) -> str:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    return f" (retry after {headers['retry-after']} s)" if "retry-after" in headers else ""

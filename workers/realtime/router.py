@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import litellm
-from litellm.router import Router
+from litellm.llms.custom_httpx.async_client_cleanup import close_litellm_async_clients
+from litellm.router import Router, router_arguments
+from litellm.router_config import build_router_config
+from litellm.router_python_host import PythonHost
 from litellm.types.router import RetryPolicy
 
 from config.fleet import Deployment, FleetConfig, Provider
-from primarch_fleet.contract import Completion, CompletionRequest, Receipt, Request
+from primarch_fleet.contract import (
+    Completion,
+    CompletionRequest,
+    Receipt,
+    Request,
+    RoutingStrategy,
+)
 from primarch_fleet.errors import FleetError, InvalidRequest
 from tasks.servers import Envelope
 from workers import metrics
@@ -23,6 +33,13 @@ from workers.stream import Publish, Writer
 logger = logging.getLogger(__name__)
 
 MICROS = 1_000_000
+#: The strategies of requests that name none but say what they prefer.
+PREFERRED: dict[str, RoutingStrategy] = {
+    "speed": "latency-based-routing",
+    "cost": "cost-based-routing",
+}
+#: Seconds between two attempts at one deployment, at most.
+LONGEST_PAUSE = 1.0
 #: Seconds that a Redis which hangs may hold up a call; LiteLLM's default is 5 a call.
 REDIS_PATIENCE = 0.2
 
@@ -36,12 +53,15 @@ class RealtimeServer:
         self._catalogue = config.catalogue()
         self._secrets = [provider.key() for provider in config.providers.values()]
         litellm.suppress_debug_info = True
+        # Of OpenAI's client, for embeddings: it would wait for a Retry-After. The Router retries.
+        litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
         for name in ("LiteLLM", "LiteLLM Router"):
             logging.getLogger(name).setLevel(logging.ERROR)
         if LOGGER not in litellm.callbacks:
             litellm.callbacks.append(LOGGER)
         self._router = build(config, redis_url)
         self._streams = Writer(redis_url)
+        self._learning = {config.routing.routing_strategy}
 
     async def warm_up(self) -> None:
         """Have LiteLLM import what it needs for a call, seconds of it, before somebody waits."""
@@ -52,10 +72,13 @@ class RealtimeServer:
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
         """One answer, from the first deployment that gives one; streamed if that is asked for.
 
-        Raises InvalidRequest (UnknownModel included), or ProviderError or a kind of it when no
-        deployment answers, or one ends a stream before its answer is whole.
+        Raises InvalidRequest (UnknownModel included; also for tags that no deployment of the model
+        has), or ProviderError or a kind of it when no deployment answers, or one ends a stream
+        before its answer is whole.
         """
         self._catalogue.model(request.model)
+        if request.tags:
+            self._check_tags(request)
         if not (isinstance(request, CompletionRequest) and request.stream):
             return await self._serve(request, envelope)
         if (request.n or 1) > 1:
@@ -66,13 +89,43 @@ class RealtimeServer:
             return await self._serve(request, envelope, publish)
 
     async def close(self) -> None:
+        """Give the connections back, LiteLLM's too: it keeps them in a cache of the process."""
         await self._streams.close()
+        store: Any = self._router.health().store
         self._router.retire()
+        if self._config.routing.shared_state:
+            await store.redis_cache.disconnect()
+        clients: Any = litellm.in_memory_llm_clients_cache
+        await close_litellm_async_clients()  # type: ignore[no-untyped-call]
+        clients.flush_cache()
+
+    def _check_tags(self, request: Request) -> None:
+        """Raises InvalidRequest where LiteLLM would ignore tags, or where nobody ever has them."""
+        if not self._config.routing.enable_tag_filtering:
+            raise InvalidRequest("tags: this fleet does not go by them (enable_tag_filtering)")
+        if not self._config.deployments_of(request.model, request.tags):
+            raise InvalidRequest(f"tags: no deployment of {request.model!r} has all of these")
+
+    def _strategy(self, request: Request) -> RoutingStrategy:
+        default = self._config.routing.routing_strategy
+        return request.routing_strategy or PREFERRED.get(request.cost_preference, default)
+
+    def _learn(self, strategy: RoutingStrategy) -> None:
+        """Have a strategy see all calls from now on; it knows only the ones that it sees.
+
+        LiteLLM's proxy server shows them to a strategy that a request names, its Router does not.
+        """
+        if strategy not in self._learning:
+            self._learning.add(strategy)
+            selector = self._router._get_override_strategy_selector(strategy)
+            if selector is not None:
+                self._router._register_router_selector(selector)
 
     async def _serve(
         self, request: Request, envelope: Envelope, publish: Publish | None = None
     ) -> Completion:
         attempts = Attempts()
+        self._learn(self._strategy(request))
         try:
             response, first_token = await self._call(request, attempts, publish)
         except FleetError:
@@ -93,7 +146,12 @@ class RealtimeServer:
     async def _call(
         self, request: Request, attempts: Attempts, publish: Publish | None
     ) -> tuple[Any, float | None]:
-        body = request.body() | {"metadata": {"tags": request.tags}}
+        body = request.body() | {
+            # Without the "&" LiteLLM goes to deployments tagged "default" where nobody has the tag.
+            "metadata": {"tags": [f"&{tag}" for tag in request.tags]},
+            "routing_strategy": self._strategy(request),
+            **(fallbacks(self._config, request.tags) if request.tags else {}),
+        }
         if not isinstance(request, CompletionRequest):
             return await self._router.aembedding(**body), None
         if publish is None:
@@ -130,10 +188,10 @@ class RealtimeServer:
             model=response.model or deployment.upstream,
             provider=deployment.provider,
             deployment=deployment.id,
-            strategy=self._config.routing.routing_strategy,
+            strategy=self._strategy(request),
             simulated=self._config.providers[deployment.provider].simulated,
             attempts=max(1, len(attempts.at)),
-            fallbacks=hidden["additional_headers"].get("x-litellm-attempted-fallbacks", 0),
+            fallbacks=attempts.fallbacks(request.model),
             queue_wait=envelope.queue_wait,
             time_to_first_token=first_token,
             latency=attempts.elapsed,
@@ -149,11 +207,14 @@ class RealtimeServer:
 
 
 def build(config: FleetConfig, redis_url: str) -> Router:
-    """The Router of a configuration; its cooldowns are shared with every process at `redis_url`."""
+    """The Router of a configuration.
+
+    It shares its cooldowns and usage with every process at `redis_url`, if `shared_state` is set.
+    """
     routing = config.routing
-    return Router(
+    arguments = router_arguments(
         model_list=[_deployment(one, config.providers[one.provider]) for one in config.deployments],
-        redis_url=redis_url,
+        redis_url=redis_url if routing.shared_state else None,
         cache_kwargs={"socket_timeout": REDIS_PATIENCE, "socket_connect_timeout": REDIS_PATIENCE},
         routing_strategy=routing.routing_strategy,
         num_retries=routing.num_retries,
@@ -162,11 +223,39 @@ def build(config: FleetConfig, redis_url: str) -> Router:
         stream_timeout=routing.stream_timeout,
         allowed_fails=routing.allowed_fails,
         cooldown_time=routing.cooldown_time,
+        disable_cooldowns=routing.disable_cooldowns,
         enable_tag_filtering=routing.enable_tag_filtering,
-        fallbacks=_pairs(routing.fallbacks),
-        context_window_fallbacks=_pairs(routing.context_window_fallbacks),
-        content_policy_fallbacks=_pairs(routing.content_policy_fallbacks),
+        **fallbacks(config),
     )
+    return Router.from_config(build_router_config(arguments), _Host())
+
+
+class _Host(PythonHost):
+    """What LiteLLM's Router reaches outside of itself, with shorter pauses.
+
+    Where a model has one deployment, the Router does what a Retry-After says: up to a minute
+    before each retry, and once more before the fallback.
+    """
+
+    __slots__ = ()
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        return super().sleep(min(seconds, LONGEST_PAUSE))
+
+
+def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
+    """The fallbacks that have deployments with all of these tags, as LiteLLM takes them.
+
+    It would not send a request to another, but would try to for seconds.
+    """
+    tables = {
+        name: [
+            {model: [other for other in others if config.deployments_of(other, tags)]}
+            for model, others in getattr(config.routing, name).items()
+        ]
+        for name in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+    }
+    return {name: table or None for name, table in tables.items()}
 
 
 def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
@@ -191,12 +280,16 @@ def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
 
 
 def _retry_policies(config: FleetConfig) -> dict[str, RetryPolicy]:
-    """A model with one deployment does not wait out a rate limit: its fallback answers at once."""
+    """The one deployment of a model is not asked again when it has said "not now": 429 or 503.
+
+    Its fallback answers at once; a 503 is tried again where there is none.
+    """
     models = Counter(deployment.model for deployment in config.deployments)
     return {
-        model: RetryPolicy(RateLimitErrorRetries=0) for model, count in models.items() if count == 1
+        model: RetryPolicy(
+            RateLimitErrorRetries=0,
+            ServiceUnavailableErrorRetries=0 if model in config.routing.fallbacks else None,
+        )
+        for model, count in models.items()
+        if count == 1
     }
-
-
-def _pairs(table: dict[str, list[str]]) -> list[dict[str, list[str]]]:
-    return [{model: others} for model, others in table.items()]

@@ -1,0 +1,45 @@
+"""First tokens of LiteLLM's Router alone, streamed as it would be without a fleet.
+
+Reads from its input, line by line, how many streams at a time are wanted and how many of them, and
+writes the seconds until each one's first token, as JSON.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+from config.fleet import fleet_config
+from config.settings import redis_url
+from tests.bench.streaming import REQUEST, lanes
+from workers.realtime.router import build
+
+
+async def first_token(router: Any) -> float:
+    started = time.perf_counter()
+    first = 0.0
+    stream = await router.acompletion(
+        **REQUEST.body(), stream=True, stream_options={"include_usage": True}
+    )
+    async for chunk in stream:
+        if not first and chunk.choices and chunk.choices[0].delta.content:
+            first = time.perf_counter() - started
+    return first
+
+
+def main() -> None:
+    with asyncio.Runner() as runner:
+
+        async def start() -> Any:
+            return build(fleet_config(), redis_url())
+
+        router = runner.run(start())
+        for line in sys.stdin:
+            at_once, count = map(int, line.split())
+            print(json.dumps(runner.run(lanes(lambda: first_token(router), at_once, count))))
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
