@@ -88,7 +88,8 @@ class App:
             status = "dropped"
             try:
                 response = await self._serve(endpoint, handler, request)
-                status = str(response.status)
+                if request.transport is not None:  # else the caller has gone meanwhile
+                    status = str(response.status)
             except ApiError as error:
                 response = refuse(error, self.provider.ids.new("req_"))
                 status = str(error.status)
@@ -149,7 +150,8 @@ class App:
             return as_json(self.provider.write(answer))
         chunks = self.provider.write_chunks(answer, include_usage=chat.include_usage(call.body))
         parts = [*map(_event, chunks), b"data: [DONE]\n\n"]
-        return Reply(parts, "text/event-stream", streamed=True, pause=writing / len(parts))
+        pause = writing / len(parts)
+        return Reply(parts, "text/event-stream", True, pause, self.stats.chunk)
 
     async def _embed(self, call: Call) -> Reply:
         answer = self.provider.answer("embeddings", call.body)

@@ -1,7 +1,7 @@
 """Calls as they come off the wire, and replies as they go onto it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,12 +30,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is sent: `parts` with `pause` seconds before each, as a stream or in one piece."""
+    """What is sent: `parts` with `pause` seconds before each, as a stream or in one piece.
+
+    `sent` is called for each part of a stream.
+    """
 
     parts: Sequence[bytes]
     content_type: str = _JSON
     streamed: bool = False
     pause: float = 0.0
+    sent: Callable[[], None] = lambda: None
 
 
 class Dropped(Exception):
@@ -70,7 +74,7 @@ async def send(
     response = web.StreamResponse(headers=headers)
     response.content_type = reply.content_type
     await response.prepare(request)
-    await _write(response, reply.parts, reply.pause, clock)
+    await _write(response, reply, clock)
     return response
 
 
@@ -81,7 +85,7 @@ async def send_half(request: web.Request, reply: Reply, clock: Clock) -> None:
     if not reply.streamed:
         response.content_length = len(reply.parts[0])
     await response.prepare(request)
-    await _write(response, half(reply).parts, reply.pause, clock)
+    await _write(response, half(reply), clock)
     raise Dropped
 
 
@@ -114,12 +118,11 @@ def cut_off(request: web.Request) -> web.StreamResponse:
     return web.Response(status=499)
 
 
-async def _write(
-    response: web.StreamResponse, parts: Sequence[bytes], pause: float, clock: Clock
-) -> None:
-    for part in parts:
-        await clock.sleep(pause)
+async def _write(response: web.StreamResponse, reply: Reply, clock: Clock) -> None:
+    for part in reply.parts:
+        await clock.sleep(reply.pause)
         await response.write(part)
+        reply.sent()
 
 
 async def _form(request: web.Request) -> tuple[JsonObject, bytes]:

@@ -94,6 +94,7 @@ def test_stats_count_calls_by_status_and_keep_no_prompt(
         },
         "max_in_flight": 0,
         "batches_created": 1,
+        "chunks": 0,
     }
     assert "secret" not in stats.text
 
@@ -149,7 +150,7 @@ def test_a_reset_forgets_all_but_profile_and_clock(
     client.batches.retrieve(batch.id)
     assert controls.post("/reset").status_code == 200
     assert sim.invoice()["requests"] == 0
-    assert sim.stats() == {"calls": {}, "max_in_flight": 0, "batches_created": 0}
+    assert sim.stats() == {"calls": {}, "max_in_flight": 0, "batches_created": 0, "chunks": 0}
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve(batch.id)
     assert client.files.list().data == []
@@ -204,6 +205,33 @@ def test_calls_are_served_side_by_side_and_counted() -> None:
         assert gate.slept == [1.0] * 100
         assert asyncio.run(ask(sim.url, 1)) == [200]
         assert sim.stats()["max_in_flight"] == 100
+
+
+def test_the_parts_of_streams_are_counted_until_their_caller_goes() -> None:
+    profile = Profile(latency=Latency(time_per_token=0.05))
+    headers = {"Authorization": "Bearer key"}
+    with Simulator(profile) as sim, httpx.Client(headers=headers) as http:
+        whole = http.post(f"{sim.url}/chat/completions", json={**CHAT, "stream": True})
+        count = whole.text.count("data: ")
+        assert sim.stats()["chunks"] == count > 3
+        with http.stream("POST", f"{sim.url}/chat/completions", json={**CHAT, "stream": True}) as r:
+            next(r.iter_bytes())
+        while sim.stats()["calls"]["chat.completions"] != {"200": 1, "dropped": 1}:
+            pass
+        assert count < sim.stats()["chunks"] < 2 * count
+
+
+def test_a_caller_who_goes_before_the_answer_has_dropped_the_call() -> None:
+    with Simulator(Profile(latency=Latency(mean=0.2))) as sim:
+        headers = {"Authorization": "Bearer key"}
+        with (
+            httpx.Client(headers=headers, timeout=0.05) as http,
+            pytest.raises(httpx.TimeoutException),
+        ):
+            http.post(f"{sim.url}/chat/completions", json=CHAT)
+        while not (calls := sim.stats()["calls"]):
+            pass
+        assert calls == {"chat.completions": {"dropped": 1}}
 
 
 def waits(profile: Profile, *texts: str, **changes: Any) -> list[float]:
