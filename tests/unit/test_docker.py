@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from config.settings import ROOT
+from config.targets import Targets
+from workers.metrics import batch_duration, request_duration
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())[
@@ -39,3 +41,38 @@ def test_only_the_lanes_that_call_a_provider_hold_its_key() -> None:
         name for name, one in SERVICES.items() if "OPENAI_API_KEY" in one.get("environment", {})
     }
     assert with_key == {"realtime", "batch"}
+
+
+def expressions() -> list[str]:
+    file = yaml.safe_load((ROOT / "docker" / "prometheus" / "alerts.yml").read_text())
+    return [rule["expr"] for group in file["groups"] for rule in group["rules"]]
+
+
+def test_prometheus_reads_the_rules_that_are_mounted() -> None:
+    folder = ROOT / "docker" / "prometheus"
+    for name in yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]:
+        assert (folder / name).exists()
+    assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
+
+
+def test_alerts_go_by_metrics_that_workers_have() -> None:
+    code = "".join(
+        (ROOT / one).read_text() for one in ("workers/metrics.py", "scheduler/metrics.py")
+    )
+    named = set(re.findall(r'"(primarch_\w+)"', code))
+    used = set(re.findall(r"primarch_\w+", " ".join(expressions())))
+    assert {name.removesuffix("_bucket") for name in used} <= named
+
+
+def test_every_target_has_an_alert_and_every_alert_a_target() -> None:
+    by_alert = [re.findall(r'primarch_target\{name="(\w+)"\}', one) for one in expressions()]
+    assert all(len(names) == 1 for names in by_alert)
+    assert {name for (name,) in by_alert} == set(Targets.model_fields)
+
+
+def test_the_target_of_a_latency_is_a_bound_of_its_buckets() -> None:
+    """Otherwise the quantile is interpolated across the target."""
+    targets = Targets()
+    bounds = request_duration._upper_bounds
+    assert {targets.realtime_p95_seconds, targets.local_p95_seconds} <= set(bounds)
+    assert targets.batch_completion_seconds / 3600 in batch_duration._upper_bounds
