@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 ENGINE := .venv-engine
+AUTOBATCHER := .venv-autobatcher
+AIMOCK := .aimock
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 REALTIME ?= 1
@@ -21,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test unit check bench wheel engine test-engine bench-local bench-affinity tune lock clean
+.PHONY: help run up test unit check bench wheel engine test-engine test-aimock bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,6 +48,21 @@ check: $(VENV)/.dev  ## ruff and mypy --strict
 bench: $(VENV)/.dev  ## the measured numbers of the README
 	$(BIN)/python -m tests.bench.realtime --rounds 5
 
+bench-batch: $(VENV)/.dev $(AUTOBATCHER)/.done  ## the batch lane stage by stage; ARGS="--requests 5000"
+	$(BIN)/python -m tests.bench.batch $(ARGS)
+
+bench-streaming: $(VENV)/.dev  ## what the fleet adds to the first token of a stream; ARGS="--at-once 16"
+	$(BIN)/python -m tests.bench.streaming $(ARGS)
+
+bench-cancel: $(VENV)/.dev  ## how fast a cancel is on each lane, and what is generated after it; ARGS="--cancels 10"
+	$(BIN)/python -m tests.bench.cancel $(ARGS)
+
+bench-before: $(VENV)/.dev  ## direct calls against the fleet, beside what was claimed; ARGS="--scale 1"
+	$(BIN)/python -m tests.bench.before $(ARGS)
+
+bench-fairness: $(VENV)/.dev  ## what one tenant's rush costs another: ARGS="--limit 0"
+	$(BIN)/python -m tests.bench.fairness $(ARGS)
+
 wheel: $(VENV)/bin/uv  ## the producers' package, in dist/
 	$(UV) build --quiet --wheel
 
@@ -53,6 +70,9 @@ engine: $(ENGINE)/.engine  ## vLLM and a small real model in an environment of t
 
 test-engine: engine  ## the local lane's tests on the real engine
 	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(PYTEST_ENGINE) -m vllm $(ARGS)
+
+test-aimock: $(VENV)/.dev $(AIMOCK)/.installed  ## the batch lane's tests on a provider simulated by others; needs node >= 20.15
+	$(PYTEST) tests/aimock $(ARGS)
 
 bench-local: engine  ## the local lane against its own engine; ARGS="--set max_num_seqs=64"
 	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(ENGINE)/bin/python -m tests.bench.local $(ARGS)
@@ -67,10 +87,11 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 	$(UV) pip compile pyproject.toml --group fleet $(LOCK) -o requirements/fleet.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev -c requirements/fleet.lock $(LOCK) -o requirements/dev.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev --group engine -c requirements/dev.lock $(LOCK) -o requirements/engine.lock
+	echo autobatcher==0.12.0 | $(UV) pip compile - $(LOCK) -o requirements/autobatcher.lock
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## forget the environment and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) .fleet
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) .fleet
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
@@ -85,6 +106,19 @@ $(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv
 $(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
 	$(INSTALL) $(BIN)/python -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
+
+# The lock file says what is installed by its hash, and not from where.
+$(AIMOCK)/.installed: tests/aimock/package-lock.json
+	@mkdir -p $(AIMOCK)
+	@cp tests/aimock/package.json tests/aimock/package-lock.json $(AIMOCK)
+	npm ci --prefix $(AIMOCK) --cache $(AIMOCK)/.cache --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+# What make bench-batch compares with; never in the fleet's own environment.
+$(AUTOBATCHER)/.done: requirements/autobatcher.lock $(VENV)/bin/uv
+	$(PYTHON) -m venv $(AUTOBATCHER)
+	$(INSTALL) $(AUTOBATCHER)/bin/python -r $<
+	@touch $@
 
 # Which build of torch it is, for CPU or CUDA, is this machine's to say: pip reads its settings.
 $(ENGINE)/.engine: requirements/engine.lock tests/smollm2.py $(VENV)/bin/uv

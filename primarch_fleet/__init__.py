@@ -10,6 +10,7 @@ with Fleet("redis://localhost:6379/0") as fleet:
 """
 
 from primarch_fleet.aio import AsyncFleet, AsyncStream
+from primarch_fleet.budget import Budget, Spending
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet, Progress
 from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Receipt
@@ -21,6 +22,7 @@ from primarch_fleet.stream import Chunk, Stream
 __all__ = [
     "AsyncFleet",
     "AsyncStream",
+    "Budget",
     "Catalogue",
     "Chunk",
     "Completion",
@@ -31,6 +33,7 @@ __all__ = [
     "Price",
     "Progress",
     "Receipt",
+    "Spending",
     "Stream",
     "Ticket",
 ]

@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from primarch_fleet import wire
+from primarch_fleet.budget import Budget
 from primarch_fleet.client import (
     Fleet,
     Progress,
@@ -67,6 +68,9 @@ class AsyncFleet:
     async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         return await asyncio.to_thread(self._fleet.submit_many, list(requests))
 
+    async def budget(self, tenant_id: str) -> Budget:
+        return await asyncio.to_thread(self._fleet.budget, tenant_id)
+
     async def status(self, ticket: Ticket | str) -> str:
         return await asyncio.to_thread(self._fleet.status, ticket)
 
@@ -87,7 +91,9 @@ class AsyncFleet:
                     came_to = await self._results.outcome(task_id(ticket))
             except TimeoutError:
                 raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
-        return wire.unwrap(came_to)
+        completion = wire.unwrap(came_to)
+        away = completion.body_ref is not None
+        return await asyncio.to_thread(completion.fetched) if away else completion
 
     async def stream(
         self,

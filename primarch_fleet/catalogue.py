@@ -23,6 +23,14 @@ class Offer(BaseModel):
     queue: str
     price: Price
     quality: float = 1.0
+    #: The dearest that it can come to, if a fallback or another deployment answers; None: `price`.
+    ceiling: Price | None = None
+    #: The most tokens that one choice of an answer can have, if the fleet knows.
+    max_output_tokens: int | None = None
+
+    @property
+    def dearest(self) -> Price:
+        return self.ceiling or self.price
 
 
 class Model(BaseModel):
@@ -36,6 +44,42 @@ class Model(BaseModel):
     list_price: Price
 
 
+class Limits(BaseModel):
+    """What a tenant may spend, in micro-dollars, and what happens beyond; None is no limit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: By UTC's days and months, and the clock of Redis.
+    daily_budget: int | None = None
+    monthly_budget: int | None = None
+    #: The most that one request may cost on the realtime lane, by estimate.
+    max_cost_realtime: int | None = None
+    #: What becomes of a request for which no money is left: an error, or another lane.
+    over_budget: Literal["refuse", "batch", "local"] = "refuse"
+    #: Tokens reserved for an answer whose length neither the request nor the model limits.
+    default_output_tokens: int = 4096
+    #: Requests of the realtime and local lanes that may be under way at once, queued or running.
+    max_concurrency: int | None = None
+    #: Tokens of the realtime and local lanes' requests, prompts by estimate and answers by the most
+    #: that they can have, that may be submitted within a minute of Redis's clock.
+    tokens_per_minute: int | None = None
+
+
+class LaneLimits(BaseModel):
+    """How much a lane takes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    #: Requests that may wait in one of its queues, on the batch lane with those in batches.
+    max_queued: int
+    #: Seconds that a producer is told to wait when there are as many.
+    retry_after: float = 5.0
+
+
+#: The tenant whose limits are those of all who are not named, of each for itself.
+DEFAULT = "default"
+
+
 class Catalogue(BaseModel):
     """Everything a producer needs to check a request before it is enqueued."""
 
@@ -46,6 +90,16 @@ class Catalogue(BaseModel):
     completion_window: float
     #: The largest request accepted, in bytes of JSON.
     max_request_bytes: int
+    #: By tenant; without an entry, and without one for DEFAULT, a tenant has no limits.
+    tenants: dict[str, Limits] = {}
+    #: By lane; one without an entry takes everything.
+    lanes: dict[Lane, LaneLimits] = {}
+    #: Whether the fleet's workers say that they are alive (`health.alive_key`).
+    heartbeats: bool = False
+
+    def limits(self, tenant_id: str) -> Limits | None:
+        """A tenant's limits; None for one whose spending is neither limited nor counted."""
+        return self.tenants.get(tenant_id) or self.tenants.get(DEFAULT)
 
     def model(self, name: str) -> Model:
         """The model, or UnknownModel, which lists the ones there are."""

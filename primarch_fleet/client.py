@@ -19,7 +19,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from primarch_fleet import wire
-from primarch_fleet.catalogue import Catalogue
+from primarch_fleet.budget import Budget, Ledger
+from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import (
     PRIORITIES,
     SCHEDULER_QUEUE,
@@ -28,13 +29,16 @@ from primarch_fleet.contract import (
     Request,
 )
 from primarch_fleet.errors import (
+    BudgetExceeded,
     Cancelled,
+    FleetBusy,
     FleetUnavailable,
     InvalidRequest,
     RequestFailed,
     ResultTimeout,
 )
-from primarch_fleet.message import Message, Ticket, task_id
+from primarch_fleet.health import Watch
+from primarch_fleet.message import Message, Ticket, reserve, task_id
 from primarch_fleet.stream import LONG, Reading, Stream
 
 #: Seconds that a producer trusts a catalogue it has read.
@@ -87,6 +91,8 @@ class Fleet:
         self._redis = redis.Redis.from_url(
             url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True
         )
+        self._ledger = Ledger(self._redis)
+        self._watch = Watch(self._redis)
         self._streams = redis.Redis.from_url(url, **streaming_options(timeout))
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
@@ -123,26 +129,40 @@ class Fleet:
     def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane.
 
-        Returns its ticket. Raises InvalidRequest, which names the wrong field, or
-        FleetUnavailable; in both cases nothing was enqueued, except when the connection broke
-        while it was being sent: give the request an `idempotency_key` to submit it again safely.
+        Returns its ticket. Raises InvalidRequest, which names the wrong field, BudgetExceeded,
+        which says when the tenant has money again, LaneFull or TenantLimited, whose `retry_after`
+        says the same in seconds, or FleetUnavailable; in all cases nothing was enqueued, except
+        when the connection broke while it was being sent: give the request an `idempotency_key` to
+        submit it again safely.
         """
         return self.submit_many([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Enqueue many requests in pipelines of PIPELINE messages; tickets in the same order.
 
-        All are checked before the first is sent: one wrong request and none is enqueued.
+        All are checked, and the money for them is reserved, before the first is sent: one wrong
+        request, or one that the budget has no room for, and none is enqueued.
         """
-        messages = [self._message(request) for request in requests]
-        with reachable(), self._app.producer_or_acquire() as producer:
-            with producer.batch(max_size=PIPELINE):
-                fresh = [message for message in messages if self._claim(message)]
+        messages = self._messages(requests)
+        with reachable():
+            fresh = self._reserve([message for message in messages if self._claim(message)])
+            with self._app.producer_or_acquire() as producer, producer.batch(max_size=PIPELINE):
                 for message in fresh:
                     self._app.send_task(**message.options, producer=producer)
+            self._watch.sent(message.ticket.queue for message in fresh)
             for message in fresh:
                 self._keep(message)
-        return [message.ticket for message in messages]
+        tickets = {message.ticket.id: message.ticket for message in fresh}
+        return [tickets.get(message.ticket.id, message.ticket) for message in messages]
+
+    def budget(self, tenant_id: str) -> Budget:
+        """What a tenant has spent and reserved, of what; a tenant that is not counted has zeros.
+
+        Raises FleetUnavailable, or NoCatalogue.
+        """
+        limits = self.catalogue().limits(tenant_id) or Limits()
+        with reachable():
+            return self._ledger.budget(tenant_id, limits)
 
     def result(self, ticket: Ticket | str, timeout: float | None = None) -> Completion:
         """Wait for a request's result.
@@ -151,12 +171,11 @@ class Fleet:
             ticket: What `submit` returned, or its id.
             timeout: Seconds to wait; None waits as long as it takes.
 
-        Returns the completion. Raises ResultTimeout when it is not there in time (the request
-        goes on), the RequestFailed that a worker stored, or FleetUnavailable.
+        Returns the completion with its body, which may be fetched from outside of Redis. Raises
+        ResultTimeout when it is not there in time (the request goes on), the RequestFailed that a
+        worker stored, FleetUnavailable, or BodyUnavailable.
         """
-        with reachable():
-            late = f"no result within {timeout} s; it can still come"
-            return wire.unwrap(_wait(self._result(ticket), timeout, late))
+        return self._outcome(ticket, timeout).fetched()
 
     def stream(
         self,
@@ -200,8 +219,9 @@ class Fleet:
         """Cancel a request: its result is `Cancelled`, and what hangs on it goes on with that.
 
         A request of the batch lane is cancelled wherever it is, in a live batch too: what that
-        batch answers to it is dropped. On the other lanes it is stopped while it runs; one that
-        still waits in a queue gets its result when a worker comes to it.
+        batch answers to it is dropped. On the other lanes it is stopped while it runs; of one that
+        still waits in a queue any worker, of whatever lane, says so at once, and its reservation is
+        given back when a worker comes to it.
 
         Args:
             ticket: What `submit` returned. Its id will do once the request is PARKED, or for the
@@ -234,16 +254,38 @@ class Fleet:
     def _came_to_nothing(self, ticket: Ticket | str, timeout: float) -> bool:
         """Whether a request was cancelled, by its result. Raises ResultTimeout."""
         try:
-            self.result(ticket, timeout)
+            self._outcome(ticket, timeout)
         except RequestFailed as error:
             return isinstance(error, Cancelled)
         return False
 
+    def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
+        with reachable():
+            late = f"no result within {timeout} s; it can still come"
+            return wire.unwrap(_wait(self._result(ticket), timeout, late))
+
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _message(self, request: Request) -> Message:
-        return Message.of(request, self.catalogue(), self._clock())
+    def _messages(self, requests: Iterable[Request]) -> list[Message]:
+        """Each counts in its queue for those behind it."""
+        catalogue, now = self.catalogue(), self._clock()
+        with reachable():
+            health = self._watch.look(catalogue)
+        messages = []
+        for request in requests:
+            messages.append(Message.of(request, catalogue, now, health))
+            if health is not None:
+                health.queued[messages[-1].ticket.queue] += 1
+        return messages
+
+    def _reserve(self, messages: list[Message]) -> list[Message]:
+        try:
+            return reserve(messages, self.catalogue(), self._ledger)
+        except (BudgetExceeded, FleetBusy):
+            if keys := [key for message in messages if (key := message.idempotency_key)]:
+                self._redis.delete(*keys)
+            raise
 
     def _claim(self, message: Message) -> bool:
         """True when this submit is the one that enqueues, False for a repeated key."""

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from primarch_fleet.bodies import Reference, fetch
 from primarch_fleet.errors import InvalidRequest
 
 #: Version of everything below. A worker refuses a newer one with a clear error.
@@ -33,6 +34,14 @@ PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
 #: Queue of the lanes that have one; the local lane has one a model.
 REALTIME_QUEUE, BATCH_QUEUE, SCHEDULER_QUEUE = "realtime", "batch", "scheduler"
+
+RoutingStrategy = Literal[
+    "simple-shuffle",
+    "least-busy",
+    "latency-based-routing",
+    "usage-based-routing-v2",
+    "cost-based-routing",
+]
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(gt=0)]
@@ -81,8 +90,12 @@ class Request(BaseModel):
     cost_preference: Literal["speed", "balanced", "cost"] = "balanced"
     tenant_id: Name = "default"
     user_id: Name | None = None
-    #: Only deployments with these tags serve it (realtime lane).
+    #: Only deployments with all of these tags serve it, fallbacks included (realtime lane).
     tags: list[Name] = []
+    #: How the realtime lane chooses among deployments of the model, by LiteLLM's names. Without it
+    #: "cost-based-routing" for cost_preference "cost", "latency-based-routing" for "speed", and
+    #: for "balanced" what the fleet's configuration says.
+    routing_strategy: RoutingStrategy | None = None
     #: A moment with a time zone after which nobody wants the answer.
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
     #: How long the caller is willing to wait for the answer, in seconds.
@@ -96,6 +109,10 @@ class Request(BaseModel):
     return_exceptions: bool = False
     #: A second submit with the same key and tenant returns the first one's result.
     idempotency_key: Name | None = None
+    #: Seconds, 30 days at most, for which the answer is kept, and how old a kept answer may be that
+    #: is returned instead of a new one: to an equal request of the same tenant, on the same lane
+    #: and with the same tags. A hit costs nothing. Ignored for streams and by the batch lane.
+    cache_ttl: Annotated[float, Field(gt=0, le=2_592_000)] | None = None
     #: Returned as it is in the receipt; never sent to a provider.
     metadata: dict[str, JsonValue] = {}
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -245,6 +262,9 @@ class Receipt(BaseModel):
     strategy: str
     #: True when no real model answered.
     simulated: bool = False
+    #: True when the answer was kept from an equal request: tokens and list cost are as they were,
+    #: `cost` and `attempts` are 0.
+    cached: bool = False
     #: Calls made to providers for this request, the successful one included.
     attempts: int = 1
     #: Model groups that were given up before the one that answered.
@@ -277,17 +297,38 @@ class Completion(BaseModel):
 
     `body` is exactly what OpenAI's API returns: a `chat.completion` or a `list` of embeddings;
     `openai.types.chat.ChatCompletion.model_validate(completion.body)` gives the SDK's object.
+
+    A large body may lie outside of Redis, for as long as the result is kept: a task's result is
+    then without it and has `body_ref` in its place. `Fleet.result` fetches it by itself; a link or
+    the next task of a chain says `Completion.model_validate(answer).fetched()`.
     """
 
     schema_version: int = SCHEMA_VERSION
-    body: dict[str, Any]
+    #: Empty as long as `body_ref` says where it is.
+    body: dict[str, Any] = {}
+    body_ref: Reference | None = None
     receipt: Receipt
 
     @property
     def text(self) -> str:
-        """The text of the first choice; empty for tool calls and embeddings."""
-        choices = self.body.get("choices") or [{}]
+        """The text of the first choice, fetched if need be; empty for tool calls and embeddings."""
+        choices = self.fetched().body.get("choices") or [{}]
         return choices[0].get("message", {}).get("content") or ""
+
+    def fetched(self) -> Self:
+        """The same with its body, wherever that lay.
+
+        Blocks while it is fetched, which takes fsspec and the package for the place's protocol.
+        Raises BodyUnavailable; it may be called again.
+        """
+        if self.body_ref is None:
+            return self
+        return self.model_copy(update={"body": fetch(self.body_ref), "body_ref": None})
+
+    def to_wire(self) -> dict[str, Any]:
+        """The JSON form that is a task's result: with the body, or with the reference to it."""
+        left_out = "body" if self.body_ref else "body_ref"
+        return self.model_dump(mode="json", exclude={left_out})
 
 
 #: What pydantic puts before the message of a validator's own ValueError.

@@ -7,9 +7,14 @@
     │   └── CostCapExceeded
     ├── FleetUnavailable         the broker did not answer in time
     │   └── NoCatalogue
+    ├── FleetBusy                not now: nothing was enqueued; `retry_after` says when
+    │   ├── LaneFull
+    │   └── TenantLimited
     ├── ResultTimeout            the result is not there yet; the request goes on
+    ├── BodyUnavailable          the answer lies outside of Redis, where it could not be read
     ├── ConfigError              the operator's configuration is wrong
     └── RequestFailed            stored as the task's result by a worker
+        ├── BudgetExceeded       raised by submit too: nothing was enqueued then
         ├── Cancelled
         ├── DeadlineExceeded
         ├── EngineError
@@ -30,7 +35,7 @@ argument is its message, `code` and `retryable` belong to the class.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class FleetError(Exception):
@@ -73,10 +78,37 @@ class NoCatalogue(FleetUnavailable):
     """No fleet has published its models at this broker: start a worker, then submit again."""
 
 
+class FleetBusy(FleetError):
+    """The fleet takes no more of this now; nothing was enqueued: submit again later."""
+
+    retryable = True
+    #: Seconds after which the same submit may succeed; only known where it was refused.
+    retry_after: float = 1.0
+
+    @classmethod
+    def until(cls, message: str, retry_after: float) -> Self:
+        """The error with its `retry_after`, in seconds, which the message says too."""
+        error = cls(f"{message}; try again in {retry_after:.1f} s")
+        error.retry_after = retry_after
+        return error
+
+
+class LaneFull(FleetBusy):
+    """The lane's queue is full; nothing was enqueued: submit again later."""
+
+
+class TenantLimited(FleetBusy):
+    """The tenant has reached its concurrency or its rate; nothing was enqueued."""
+
+
 class ResultTimeout(FleetError, TimeoutError):
     """The result is not there yet; the request goes on and can be waited for again."""
 
     retryable = True
+
+
+class BodyUnavailable(FleetError):
+    """The answer lies outside of Redis and could not be read there; result() may be asked again."""
 
 
 class ConfigError(FleetError, ValueError):
@@ -85,6 +117,12 @@ class ConfigError(FleetError, ValueError):
 
 class RequestFailed(FleetError):
     """The request was taken by a worker and failed."""
+
+
+class BudgetExceeded(RequestFailed):
+    """The tenant's budget has no room for the request."""
+
+    retryable = True
 
 
 class Cancelled(RequestFailed):

@@ -5,13 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
-from primarch_fleet.catalogue import Catalogue, Model
+from primarch_fleet.catalogue import Catalogue, Limits, Model
 from primarch_fleet.contract import CompletionRequest, Lane, Request
-from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest
+from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest, LaneFull
+from primarch_fleet.health import LONG_QUEUE, Health
 
 #: Bytes of JSON a prompt token takes at least, on average over English text (an estimate, used
-#: only for max_cost): https://platform.openai.com/tokenizer says four characters.
+#: for the caps of one request): https://platform.openai.com/tokenizer says four characters.
 BYTES_PER_TOKEN = 4
+#: Seconds of patience below which a lane with a long queue is none to choose.
+HURRY = 60.0
 
 
 class Choice(NamedTuple):
@@ -21,11 +24,17 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(request: Request, catalogue: Catalogue, now: datetime) -> Choice:
+def choose(
+    request: Request, catalogue: Catalogue, now: datetime, health: Health | None = None
+) -> Choice:
     """The lane for a request, and the reason that its receipt will show.
 
-    Raises InvalidRequest (UnknownModel included) when no lane can serve it and DeadlineExceeded
-    when its deadline has passed at `now`.
+    With the lanes' health, one that is full, that no worker serves, or that has a long queue when
+    there is little time, is passed over for another that can serve the request; the reason says so.
+    A lane that no worker serves is still taken if the request names it, or if there is no other.
+
+    Raises InvalidRequest (UnknownModel included) when no lane can serve it, DeadlineExceeded when
+    its deadline has passed at `now`, and LaneFull when every lane that could serve it is full.
     """
     left = request.time_left(now)
     if left is not None and left <= 0:
@@ -33,24 +42,54 @@ def choose(request: Request, catalogue: Catalogue, now: datetime) -> Choice:
     model = catalogue.model(request.model)
     if model.kind != request.kind:
         raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
+    patience = _patience(request, left)
     if request.lane != "auto":
-        return _asked_for(request, model, request.lane)
-    return _best(request, model, catalogue, _patience(request, left))
+        choices = [_asked_for(request, model, request.lane)]
+    else:
+        choices = _suitable(request, model, catalogue, patience)
+    return _healthiest(choices, model, catalogue, patience, health or Health())
 
 
-def check_cost(request: Request, price: int) -> None:
-    """Raises CostCapExceeded when the estimate, in micro-dollars, is over the request's cap."""
-    if request.max_cost is not None and price > request.max_cost:
-        raise CostCapExceeded(
-            f"max_cost: about {price} micro-dollars are expected, the cap is {request.max_cost}"
-        )
+def degraded(
+    request: Request, catalogue: Catalogue, now: datetime, health: Health | None = None
+) -> Choice | None:
+    """The lane on which its tenant has a request served for which the budget has no room.
+
+    None when it is refused then: by the policy, because the request names its lane, or because the
+    other lane cannot serve it or is full.
+    """
+    limits = catalogue.limits(request.tenant_id)
+    if limits is None or limits.over_budget == "refuse" or request.lane != "auto":
+        return None
+    lane, model = limits.over_budget, catalogue.model(request.model)
+    offers = _offers(request, model, catalogue, _patience(request, request.time_left(now)))
+    if lane not in offers or _full(lane, model, catalogue, health or Health()):
+        return None
+    return Choice(lane, f"over budget: degraded to {lane}")
+
+
+def check_cost(
+    request: Request, price: int, lane: Lane | None = None, limits: Limits | None = None
+) -> None:
+    """Raises CostCapExceeded when the estimate, in micro-dollars, is over the request's own cap, or
+    over the one that its tenant has for a request on the lane.
+    """
+    tenants = limits.max_cost_realtime if limits and lane == "realtime" else None
+    for name, cap in {"max_cost": request.max_cost, "max_cost_realtime": tenants}.items():
+        if cap is not None and price > cap:
+            raise CostCapExceeded(
+                f"{name}: about {price} micro-dollars are expected, the cap is {cap}"
+            )
 
 
 def _ruled_out(request: Request) -> dict[Lane, str]:
     """The lanes that cannot honour a field of the request, and what to tell who asks for them."""
-    if not isinstance(request, CompletionRequest):
-        return {}
     lanes: dict[Lane, str] = {}
+    for field in ("tags", "routing_strategy"):
+        if getattr(request, field):
+            lanes["local"] = lanes["batch"] = f"{field}: only the realtime lane goes by it"
+    if not isinstance(request, CompletionRequest):
+        return lanes
     if request.stream:
         lanes["batch"] = "stream: a batch cannot stream"
     if request.stream and (request.n or 1) > 1:
@@ -71,16 +110,59 @@ def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
     return Choice(lane, "asked for")
 
 
-def _best(request: Request, model: Model, catalogue: Catalogue, patience: float) -> Choice:
-    offers = {lane for lane, offer in model.lanes.items() if offer.quality >= request.quality}
-    offers -= set(_ruled_out(request))
-    if patience < catalogue.completion_window:
-        offers.discard("batch")
-    for choice in _preferences(request):
-        if choice.lane in offers:
-            return choice
+def _suitable(
+    request: Request, model: Model, catalogue: Catalogue, patience: float
+) -> list[Choice]:
+    """The lanes that can serve a request, in the order in which it wants them; one at least."""
+    offers = _offers(request, model, catalogue, patience)
+    if choices := [one for one in _preferences(request) if one.lane in offers]:
+        return choices
     why = f"model: no lane serves {request.model!r} within the quality and time asked for"
     raise InvalidRequest("; ".join([why, *_ruled_out(request).values()]))
+
+
+def _healthiest(
+    choices: list[Choice], model: Model, catalogue: Catalogue, patience: float, health: Health
+) -> Choice:
+    """The first that nothing is wrong with, or else the first that is not full."""
+    open_ = [one for one in choices if not _full(one.lane, model, catalogue, health)]
+    if not open_:
+        raise _refusal(choices[0].lane, model, catalogue, health)
+    wrong = {one: _trouble(one, open_, model, patience, health) for one in choices}
+    best = next((one for one in open_ if wrong[one] is None), open_[0])
+    passed = [f"{one.lane} is {wrong[one]}" for one in choices[: choices.index(best)]]
+    return Choice(best.lane, "; ".join([best.reason, *passed]))
+
+
+def _trouble(
+    choice: Choice, open_: list[Choice], model: Model, patience: float, health: Health
+) -> str | None:
+    queue = model.lanes[choice.lane].queue
+    if choice not in open_:
+        return "full"
+    if queue in health.deserted:
+        return "without a worker"
+    late = patience <= HURRY and health.queued[queue] >= LONG_QUEUE
+    return "slow: its queue is long" if late else None
+
+
+def _full(lane: Lane, model: Model, catalogue: Catalogue, health: Health) -> bool:
+    limits = catalogue.lanes.get(lane)
+    return limits is not None and health.queued[model.lanes[lane].queue] >= limits.max_queued
+
+
+def _refusal(lane: Lane, model: Model, catalogue: Catalogue, health: Health) -> LaneFull:
+    queue, limits = model.lanes[lane].queue, catalogue.lanes[lane]
+    waiting = f"{health.queued[queue]} requests wait in {queue!r}, the limit is {limits.max_queued}"
+    return LaneFull.until(f"lane: {lane} is full: {waiting}", limits.retry_after)
+
+
+def _offers(request: Request, model: Model, catalogue: Catalogue, patience: float) -> set[Lane]:
+    """The lanes that can serve a request within its quality and time."""
+    offers = {lane for lane, offer in model.lanes.items() if offer.quality >= request.quality}
+    if patience < catalogue.completion_window:
+        offers.discard("batch")
+    return offers - set(_ruled_out(request))
 
 
 def _preferences(request: Request) -> list[Choice]:
@@ -101,8 +183,34 @@ def _patience(request: Request, left: float | None) -> float:
     return min((limit for limit in limits if limit is not None), default=float("inf"))
 
 
-def estimate_cost(request: Request, size: int, model: Model, lane: Lane) -> int:
+def estimate_cost(
+    request: Request, size: int, model: Model, lane: Lane, limits: Limits | None = None
+) -> int:
     """Micro-dollars expected at most for a request of `size` bytes, if it fills its token limit."""
-    return model.lanes[lane].price.cost(
-        size // BYTES_PER_TOKEN + 1, request.max_output_tokens() or 0
-    )
+    tokens = size // BYTES_PER_TOKEN + 1
+    return model.lanes[lane].dearest.cost(tokens, _output_tokens(request, model, lane, limits))
+
+
+def most_cost(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
+    """Micro-dollars that are reserved for a request of `size` bytes: the most that it can cost.
+
+    A token of text is a byte at least, in every model's vocabulary. Two things have no bound: a
+    picture or a file that the request names by its address, and an answer whose length nothing
+    limits, for which the tenant's `default_output_tokens` are reserved.
+    """
+    output = _output_tokens(request, model, lane, limits)
+    return model.lanes[lane].dearest.cost(size, output)
+
+
+def most_tokens(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
+    """Tokens with which a request of `size` bytes counts for its tenant's rate."""
+    return size // BYTES_PER_TOKEN + 1 + _output_tokens(request, model, lane, limits)
+
+
+def _output_tokens(request: Request, model: Model, lane: Lane, limits: Limits | None) -> int:
+    """The request's own limit, the model's, or else the one that its tenant is reserved."""
+    own = request.max_output_tokens()
+    if own is not None or limits is None:
+        return own or 0
+    of_one = model.lanes[lane].max_output_tokens or limits.default_output_tokens
+    return of_one * (getattr(request, "n", None) or 1)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 from primarch_fleet import lanes, wire
+from primarch_fleet.budget import Held, Ledger, Order
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import PRIORITIES, Lane, Request
-from primarch_fleet.errors import RequestTooLarge
+from primarch_fleet.errors import (
+    BudgetExceeded,
+    CostCapExceeded,
+    RequestTooLarge,
+    TenantLimited,
+)
+from primarch_fleet.health import Health
 
 _IDS = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
 
@@ -32,25 +42,39 @@ class Message:
     request: Request
     ticket: Ticket
     options: dict[str, Any]
+    #: Micro-dollars to be reserved before it is sent; 0 for a tenant whose spending is not counted.
+    amount: int
+    #: Tokens that count for the tenant's rate; None for one that does not, as on the batch lane.
+    tokens: int | None = None
+    #: The same request on another lane, to be sent instead if the budget has no room for this.
+    instead: Message | None = None
 
     @classmethod
-    def of(cls, request: Request, catalogue: Catalogue, now: datetime) -> Self:
+    def of(
+        cls, request: Request, catalogue: Catalogue, now: datetime, health: Health | None = None
+    ) -> Message:
         """The message of a request on the lane that is chosen for it.
 
-        Raises InvalidRequest, which names the field, for one that the fleet does not serve.
+        Raises InvalidRequest, which names the field, for one that the fleet does not serve, or
+        LaneFull.
         """
-        choice = lanes.choose(request, catalogue, now)
-        body = request.to_wire()
-        size = wire.size(body)
-        if size > catalogue.max_request_bytes:
-            raise RequestTooLarge(
-                f"request: {size} bytes of JSON, the limit is {catalogue.max_request_bytes}"
-            )
-        model = catalogue.model(request.model)
-        lanes.check_cost(request, lanes.estimate_cost(request, size, model, choice.lane))
-        queue = model.lanes[choice.lane].queue
-        ticket = Ticket(_task_id(request), choice.lane, choice.reason, queue)
-        return cls(request, ticket, _options(request, body, ticket, now))
+        choice = lanes.choose(request, catalogue, now, health)
+        draft = _Draft.of(request, catalogue, now, health)
+        instead = draft.instead_of(choice.lane)
+        try:
+            return draft.on(choice, instead)
+        except CostCapExceeded:
+            if instead is None:
+                raise
+            return instead
+
+    @property
+    def order(self) -> Order:
+        """What is to be reserved for it."""
+        if self.instead is None:
+            return Order(self.ticket.id, self.amount, None, (self.tokens, None))
+        tokens = (self.tokens, self.instead.tokens)
+        return Order(self.ticket.id, self.amount, self.instead.amount, tokens)
 
     @property
     def idempotency_key(self) -> str | None:
@@ -61,6 +85,81 @@ class Message:
 def task_id(ticket: Ticket | str) -> str:
     """The id behind a ticket."""
     return ticket if isinstance(ticket, str) else ticket.id
+
+
+def reserve(messages: Sequence[Message], catalogue: Catalogue, ledger: Ledger) -> list[Message]:
+    """Reserve what messages may cost; each as it can be sent, on another lane if need be.
+
+    Raises BudgetExceeded or TenantLimited, with nothing reserved, if one of them has no room.
+    """
+    by_tenant: defaultdict[str, list[Message]] = defaultdict(list)
+    for message in messages:
+        by_tenant[message.request.tenant_id].append(message)
+    held: dict[str, tuple[str, Held]] = {}
+    try:
+        for tenant, of_it in by_tenant.items():
+            if limits := catalogue.limits(tenant):
+                orders = [message.order for message in of_it]
+                granted = ledger.reserve(tenant, limits, orders)
+                held |= {one.task_id: (tenant, one) for one in granted}
+    except (BudgetExceeded, TenantLimited):
+        for tenant, one in held.values():
+            if one.new:
+                ledger.refund(tenant, one.task_id)
+        raise
+    moved = {one.task_id for _, one in held.values() if one.instead}
+    return [one.instead if one.instead and one.ticket.id in moved else one for one in messages]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A request that can become a message on one lane or another."""
+
+    request: Request
+    catalogue: Catalogue
+    now: datetime
+    task_id: str
+    body: dict[str, Any]
+    size: int
+    health: Health | None
+
+    @classmethod
+    def of(
+        cls, request: Request, catalogue: Catalogue, now: datetime, health: Health | None
+    ) -> _Draft:
+        """Raises RequestTooLarge."""
+        body = request.to_wire()
+        size = wire.size(body)
+        if size > catalogue.max_request_bytes:
+            raise RequestTooLarge(
+                f"request: {size} bytes of JSON, the limit is {catalogue.max_request_bytes}"
+            )
+        return cls(request, catalogue, now, _task_id(request), body, size, health)
+
+    def instead_of(self, lane: Lane) -> Message | None:
+        """The message on the lane to which the tenant's policy moves it, if there is one."""
+        other = lanes.degraded(self.request, self.catalogue, self.now, self.health)
+        if other is not None and other.lane != lane:
+            with suppress(CostCapExceeded):
+                return self.on(other)
+        return None
+
+    def on(self, choice: lanes.Choice, instead: Message | None = None) -> Message:
+        """The message on a lane. Raises CostCapExceeded."""
+        request, (lane, reason) = self.request, choice
+        model, limits = (
+            self.catalogue.model(request.model),
+            self.catalogue.limits(request.tenant_id),
+        )
+        expected = lanes.estimate_cost(request, self.size, model, lane, limits)
+        lanes.check_cost(request, expected, lane, limits)
+        amount = lanes.most_cost(request, self.size, model, lane, limits) if limits else 0
+        tokens = None
+        if limits is not None and lane != "batch":
+            tokens = lanes.most_tokens(request, self.size, model, lane, limits)
+        ticket = Ticket(self.task_id, lane, reason, model.lanes[lane].queue)
+        options = _options(request, self.body, ticket, self.now)
+        return Message(request, ticket, options, amount, tokens, instead)
 
 
 def _options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Annotated, Self
 
@@ -33,6 +34,12 @@ class Price(BaseModel):
         return self.model_copy(
             update={"input": self.input * factor, "output": self.output * factor}
         )
+
+
+def dearest(prices: Iterable[Price]) -> Price:
+    """The price that is at least each of these, of which there is one or more."""
+    known = list(prices)
+    return Price(input=max(one.input for one in known), output=max(one.output for one in known))
 
 
 def dollars(micros: int) -> str:

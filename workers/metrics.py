@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import redis
 from kombu.transport.redis import PRIORITY_STEPS
 from kombu.transport.redis import Channel as RedisChannel
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector
 
 from config.settings import settings
 from primarch_fleet.contract import Receipt
+from workers.costs import the_costs
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,20 @@ cost_total = Counter(
     "Dollars paid; the category is the lane",
     ["provider", "cost_category", "tenant_id"],
 )
+list_cost_total = Counter(
+    "primarch_list_cost_usd_total",
+    "Dollars that the same answers cost at the list price; the category is the lane",
+    ["provider", "cost_category", "tenant_id"],
+)
+request_duration = Histogram(
+    "primarch_request_duration_seconds",
+    "From a request's submit to its answer",
+    ["lane", "tenant_id"],
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600, 28_800, 72_000, 86_400),
+)
+target = Gauge(
+    "primarch_target", "What alerts measure against: the targets of fleet.yaml", ["name"]
+)
 batch_duration = Histogram(
     "primarch_batch_processing_duration_hours",
     "From a batch's creation to its last result",
@@ -49,13 +64,30 @@ batch_duration = Histogram(
 
 
 def observe(receipt: Receipt) -> None:
-    """Count an answered request by its receipt."""
+    """Count an answered request by its receipt, also in the report of costs."""
     tenant = receipt.tenant_id
     requests_total.labels(receipt.provider, receipt.model, receipt.strategy, tenant).inc()
     usage_total.labels(receipt.provider, receipt.model, tenant).inc(
         receipt.input_tokens + receipt.output_tokens
     )
     cost_total.labels(receipt.provider, receipt.lane, tenant).inc(receipt.cost / _MICROS)
+    list_cost_total.labels(receipt.provider, receipt.lane, tenant).inc(receipt.list_cost / _MICROS)
+    seconds = (receipt.queue_wait or 0.0) + receipt.latency
+    request_duration.labels(receipt.lane, tenant).observe(seconds)
+    report(receipt)
+
+
+def report(receipt: Receipt) -> None:
+    """Count an answer in the report of costs, if this process writes one."""
+    costs = the_costs()
+    if costs is not None:
+        costs.add(receipt)
+
+
+def show_targets(figures: Mapping[str, float]) -> None:
+    """Publish what alerts measure against, by name."""
+    for name, figure in figures.items():
+        target.labels(name).set(figure)
 
 
 def observe_routing(strategy: str, tenant_id: str, seconds: float) -> None:

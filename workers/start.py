@@ -9,14 +9,25 @@ from typing import Any, Protocol
 
 import redis
 from celery import Celery, bootsteps
+from celery.signals import task_revoked
 from kombu import Queue
+from prometheus_client.registry import REGISTRY
 
 from config.fleet import fleet_config
 from config.settings import redis_url
+from primarch_fleet.budget import Ledger
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError
+from tasks import cache as caching
+from tasks import charges as charging
 from tasks.app import app
+from tasks.cache import Cache
+from tasks.charges import Charges
+from workers import costs as costing
 from workers import metrics, pool, results, transport
+from workers.budgets import BudgetGauge
+from workers.costs import Costs
+from workers.heartbeat import Heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +62,50 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
 
         def start(self, worker: Any) -> None:
             client = redis.Redis.from_url(url, socket_timeout=5)
-            fleet_config().catalogue().publish(client)
+            catalogue = fleet_config().catalogue()
+            catalogue.publish(client)
+            _charge(Charges.at(url, catalogue))
+            _report(Costs.at(url, catalogue))
+            _keep(Cache.at(url, metrics.report))
+            ledger = Ledger(redis.Redis.from_url(url, socket_timeout=5, decode_responses=True))
+            REGISTRY.register(BudgetGauge(ledger, catalogue.tenants))
+            metrics.show_targets(fleet_config().targets.figures())
             metrics.serve(client, lane, queues)
+            heartbeat = Heartbeat(client, queues)
+            pool.at_stop(heartbeat.stop)
             try:
                 served = asyncio.run_coroutine_threadsafe(_run(start), pool.loop()).result()
             except FleetError as error:
                 logger.critical("%s", error, extra={"action": "lane_not_started"})
                 raise SystemExit(1) from None
             pool.at_stop(served.close)
+            heartbeat.start()
 
     app.steps["worker"].add(ServeLane)
     return app
+
+
+def _charge(charges: Charges) -> None:
+    """Have this worker's tasks charged, and what it drops unserved refunded."""
+    charging.use(charges)
+    pool.at_stop(charges.close)
+
+    @task_revoked.connect(weak=False)
+    def refund(request: Any, **_: object) -> None:
+        asyncio.run_coroutine_threadsafe(charges.refund(request), pool.loop())
+
+
+def _keep(cache: Cache) -> None:
+    """Have answers kept for those who ask for that."""
+    caching.use(cache)
+    pool.at_stop(cache.close)
+
+
+def _report(costs: Costs) -> None:
+    """Have what this worker's answers cost reported, to the last one."""
+    costing.use(costs)
+    asyncio.run_coroutine_threadsafe(costs.start(), pool.loop()).result()
+    pool.at_stop(costs.close)
 
 
 async def _run(start: Callable[[], Awaitable[Served]]) -> Served:

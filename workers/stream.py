@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from primarch_fleet.stream import CHUNK, ENDED, FAILED, KEPT, MAX_CHUNKS, OK, OPENED, key
+from tasks.charges import Meter
 from workers.leases import LUA
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class Writer:
         await self._redis.aclose()
 
     def _publish(self, run: _Run, chunk: dict[str, Any]) -> None:
+        Meter.current().chunks += has_token(chunk)
         # ASCII: a chunk may end in the middle of a character, which UTF-8 could not carry.
         text = json.dumps(chunk, separators=(",", ":"))
         if self._size + len(text) <= MAX_PENDING:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from config.fleet import Engine
+from config.engine import Engine
 from primarch_fleet import AsyncFleet, Fleet, errors
 from primarch_fleet.stream import key
 from tasks.servers import Envelope
@@ -21,7 +21,7 @@ from workers.stream import Writer
 pytestmark = pytest.mark.usefixtures("store")
 
 CONFIG = Engine.model_validate(
-    {"model": "m", "engine": "simulated", "price": {"input": 1}, "max_num_seqs": 8}
+    {"model": "m", "engine": "simulated", "price": {"input": 1, "output": 2}, "max_num_seqs": 8}
 )
 ENVELOPE = Envelope(task_id=TASK, trace_id="trace", reason="hosted here", queue_wait=0.1)
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from config.fleet import Engine
+from config.engine import Engine
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
 from tests.engines import END_OF_ANSWER, VLLM_MODEL, config, on_vllm
 from tests.integration.conftest import eventually

@@ -34,6 +34,19 @@ def test_a_body_that_is_json_text_is_an_answer_too() -> None:
     assert lines.read(line(response)).outcome == Answered(BODY)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]},
+        {"choices": [{"message": {"content": "An"}, "finish_reason": "length"}]},
+        {"object": "response", "status": "incomplete", "error": None, "output": []},
+    ],
+)
+def test_an_answer_that_is_refused_held_back_or_cut_short_stays_as_it_is(body: Any) -> None:
+    assert lines.read(line({"status_code": 200, "body": body})).outcome == Answered(body)
+
+
 def test_a_line_that_does_not_name_response_or_error_is_read() -> None:
     outcome = lines.read('{"custom_id": "r-1-1"}').outcome
     assert isinstance(outcome, Retry)

@@ -10,6 +10,7 @@ import yaml
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet import Price
+from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import ConfigError, UnknownModel
 
 SHIPPED = ROOT / "config" / "fleet.yaml"
@@ -39,11 +40,24 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("routing", "routing_strategy"), "luck", "routing.routing_strategy"),
         (("providers", "openai", "api_key"), "sk-plain-text", "providers.openai.api_key"),
         (("batch", "max_requests"), 50_001, "batch.max_requests"),
-        (("engines", 0), {"model": "m", "engine": "vllm", "price": {"input": 1}}, "path"),
+        (
+            ("engines", 0),
+            {"model": "m", "engine": "vllm", "price": {"input": 1, "output": 2}},
+            "path",
+        ),
         (("engines", 0, "engine_args"), {"max_num_seqs": 9}, "engines.0.*max_num_seqs"),
         (("engines", 0, "engine_args"), {"served_model_name": "x"}, "served_model_name"),
         (("engines", 0, "lora_modules"), {"smollm2-135m": "/x"}, "served twice: smollm2-135m"),
         (("engines", 0, "gpus"), [-1], "engines.0.gpus"),
+        (("deployments", 0, "price"), {"input": "1"}, "deployments.0.*price.output"),
+        (("deployments", 0, "price"), {"input": 0, "output": 0}, "deployments.0.*free: true"),
+        (("deployments", 2, "price"), {"input": 0}, "deployments.2.*free: true"),
+        (("engines", 0, "price"), {"input": 0, "output": 0}, "engines.0.*free: true"),
+        (("engines", 0, "free"), True, "engines.0.*free: it has a price"),
+        (("tenants", "default", "monthly_budget"), "-1", "tenants.default.monthly_budget"),
+        (("tenants", "default", "daily_budget"), "0.0000001", "tenants.default.daily_budget"),
+        (("tenants", "default", "over_budget"), "realtime", "tenants.default.over_budget"),
+        (("tenants", "a"), {"dayly_budget": 1}, "tenants.a.dayly_budget"),
         (("surprise",), 1, "surprise"),
     ],
 )
@@ -80,6 +94,56 @@ def test_a_model_served_in_two_places_has_the_first_ones_price(tmp_path: Path) -
     models = load(file).catalogue().models
     assert set(models["gpt-4o"].lanes) == {"realtime", "batch", "local"}
     assert models["gpt-4o"].list_price == Price(input="2.50", output="10.00")
+
+
+def test_what_is_declared_to_be_free_needs_no_price(tmp_path: Path) -> None:
+    engine = {"model": "own", "engine": "simulated", "free": True}
+    for priced in ({}, {"price": {"input": 0, "output": 0}}):
+        config = load(changed(tmp_path, "engines", 0, value=engine | priced))
+        assert config.engine("own").price.cost(1_000, 1_000) == 0
+
+
+def test_budgets_are_told_in_micro_dollars_and_of_each_tenant_its_own() -> None:
+    data = yaml.safe_load(SHIPPED.read_text())
+    data["tenants"]["acme"] = {"daily_budget": "0.000001", "over_budget": "batch"}
+    catalogue = FleetConfig.model_validate(data).catalogue()
+    assert catalogue.limits("anyone") == Limits(
+        monthly_budget=10_000_000_000, max_cost_realtime=1_000_000
+    )
+    assert catalogue.limits("acme") == Limits(daily_budget=1, over_budget="batch")
+    del data["tenants"]
+    assert FleetConfig.model_validate(data).catalogue().limits("acme") is None
+
+
+def test_an_offer_tells_the_dearest_price_that_may_answer_for_it() -> None:
+    """`a` falls back to `b`, that to `c`; `a` is served twice, and of `d` nobody is a fallback."""
+    data = yaml.safe_load(SHIPPED.read_text())
+    models = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d"}
+    prices = {"a1": (1, 5), "a2": (2, 2), "b": (3, 1), "c": (1, 9), "d": (50, 50)}
+    data["deployments"] = [
+        {
+            "id": name,
+            "model": model,
+            "provider": "openai",
+            "upstream": name,
+            "price": dict(zip(("input", "output"), prices[name], strict=True)),
+            "max_output_tokens": 10 * len(data["deployments"]) if name != "d" else None,
+        }
+        for name, model in models.items()
+    ]
+    data["deployments"][3]["max_output_tokens"] = 700
+    data["routing"]["fallbacks"] = {"a": ["b"], "d": ["c"]}
+    data["routing"]["content_policy_fallbacks"] = {"b": ["c"]}
+    offers = {
+        name: model.lanes["realtime"]
+        for name, model in FleetConfig.model_validate(data).catalogue().models.items()
+        if "realtime" in model.lanes
+    }
+    assert offers["a"].price == Price(input=1, output=5)
+    assert offers["a"].dearest == Price(input=3, output=9)
+    assert offers["c"].dearest == offers["c"].price == Price(input=1, output=9)
+    assert offers["a"].max_output_tokens == 700
+    assert offers["d"].max_output_tokens is None
 
 
 def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery.exceptions import Reject
 
-from config.fleet import Engine
+from config.engine import Engine
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
 from tasks.servers import Envelope
 from workers.local import engines

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from config.fleet import Engine
+from config.engine import Engine
 from primarch_fleet.errors import ConfigError
 from workers.local.pinning import VISIBLE_DEVICES, seats
 
 
 def engine(model: str = "m", **fields: Any) -> Engine:
-    defaults = {"model": model, "engine": "vllm", "path": "/m", "price": {"input": 1}}
+    defaults = {"model": model, "engine": "vllm", "path": "/m", "price": {"input": 1, "output": 2}}
     return Engine.model_validate(defaults | fields)
 
 

@@ -255,6 +255,17 @@ def test_an_ack_beside_another_does_not_wait_and_both_are_sent(
     assert server.named("ack") == [("one",), ("two",)]
 
 
+def test_acks_together_are_sent_at_once(leases: Leases, server: FakeRedis) -> None:
+    leases.hold("one", "two")
+    with leases.together():
+        leases.ack("one")
+        leases.ack("two")
+        assert server.named("ack") == []
+    [tags] = server.named("ack")
+    assert sorted(tags) == ["one", "two"]
+    assert len(leases) == 0
+
+
 def test_what_was_fetched_and_not_handed_out_is_given_back_and_held_no_more(
     leases: Leases, server: FakeRedis
 ) -> None:
