@@ -135,7 +135,8 @@ class Lane:
             return json.load(answer)
 
     def _config(self) -> tuple[Any, Path]:
-        policy = {**SIMULATED_BATCH, "max_requests": self._count, "max_wait": 86_400.0}
+        full = dict.fromkeys(("max_requests", "max_inputs"), self._count)
+        policy = {**SIMULATED_BATCH, **full, "max_wait": 86_400.0}
         config = load(settings().config)
         config = config.model_copy(update={"batch": config.batch.model_copy(update=policy)})
         path = self._folder / "fleet.yaml"
