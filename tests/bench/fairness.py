@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=60, help="of the quiet tenant, a round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--slots", type=int, default=40, help="of the worker")
-    parser.add_argument("--limit", type=int, default=20, help="max_concurrency; 0 is none")
+    parser.add_argument("--limit", type=int, default=20, help="max_concurrency of the hasty tenant")
     parser.add_argument("--latency", type=float, default=1.0, help="seconds")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
