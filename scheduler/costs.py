@@ -10,9 +10,6 @@ from redis.asyncio import Redis
 from scheduler import keys
 from scheduler.job import Job
 
-#: Seconds for which a payer is remembered: longer than a job lives.
-MEMORY = 7 * 86_400
-
 
 class Costs:
     """Kept beside the requests and jobs of a `Store`."""
@@ -29,7 +26,7 @@ class Costs:
 
     async def remember_payer(self, request: str, payer: tuple[str, str]) -> None:
         """Keep whose request it is that leaves: a batch may answer it all the same."""
-        await self._redis.set(keys.payer(request), json.dumps(payer), ex=MEMORY)
+        await self._redis.set(keys.payer(request), json.dumps(payer), ex=keys.MEMORY)
 
     async def payer(self, request: str) -> tuple[str, str] | None:
         """The tenant and the task of a request that has left, if they were kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,11 +113,7 @@ class Drain:
                 return await self._ending.hold_back(job, fault.message)
             if fault.code == MODEL_NOT_FOUND:  # all lines have the same: no other one would do
                 return await self._ending.fail(job, _refusal(fault))
-        named = {
-            members[fault.line]: Refused(_refusal(fault))
-            for fault in faults
-            if fault.line in members
-        }
+        named = blamed(members, faults)
         if named:
             # The others first: begun again, the lines that are named must still be found.
             await self._ending.requeue(job, [one for one in members.values() if one not in named])
@@ -131,6 +127,13 @@ class Drain:
 def of_token_limit(code: str, message: str) -> bool:
     """Whether a refusal means that too many tokens are enqueued already."""
     return code == TOKEN_LIMIT or TOKEN_LIMIT_WORDS in message.lower()
+
+
+def blamed(members: dict[int, str], faults: Iterable[Fault]) -> dict[str, Outcome]:
+    """The errors of the requests whose lines are named."""
+    return {
+        members[fault.line]: Refused(_refusal(fault)) for fault in faults if fault.line in members
+    }
 
 
 def _refusal(fault: Fault) -> RequestFailed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from scheduler.job import Group
 
 PREFIX = "fleet:batch:"
+#: Seconds for which what is over is remembered: longer than a message or a job lives.
+MEMORY = 7 * 86_400
 #: Hash of every request that was parked and has no outcome yet.
 REQUESTS = PREFIX + "requests"
 SIZES = PREFIX + "sizes"

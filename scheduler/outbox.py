@@ -21,10 +21,8 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
-from scheduler.keys import PREFIX
+from scheduler.keys import MEMORY, PREFIX
 
-#: Seconds for which a message is known to be sent: longer than any job lives.
-MEMORY = 7 * 86_400
 SENT = PREFIX + "sent:"
 SCRIPT = Path(__file__).with_name("lua").joinpath("push_once.lua").read_text()
 

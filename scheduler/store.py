@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 LEASE = 30.0
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
 GUARD = 60
-#: Seconds for which completed requests and jobs are remembered: longer than a message lives.
-MEMORY = 7 * 86_400
 #: The pause by this name, of no group or provider, is the whole lane's.
 LANE = "*"
 #: Ids that one script call carries: Redis does nothing else meanwhile. Requests, and jobs, that one
@@ -157,7 +155,7 @@ class Store:
     async def _finish(self, request: str, outcome: Outcome, place: Place, client: Any) -> Any:
         own = [keys.outcome(request), keys.REQUESTS, keys.SIZES, keys.FAILURES, keys.EXPIRIES]
         places = [*own, keys.LEAVING, *_spots(place)]
-        return await self._scripts["finish"](places, [request, outcome, MEMORY], client=client)
+        return await self._scripts["finish"](places, [request, outcome, keys.MEMORY], client=client)
 
     async def leave(self, request: str, decision: str, group: Group | None = None) -> Left:
         """Take a request out of its place, to be completed as decided, by us for GUARD seconds.
@@ -296,7 +294,7 @@ class Store:
     async def close(self, job: Job) -> int:
         """End a job; the number of requests it still has, 0 when it is done. Raises LeaseLost."""
         own = [keys.job(job.intent), keys.members(job.intent), keys.JOBS, keys.RESERVED]
-        args = [job.token, job.intent, await self.now(), MEMORY, job.group.queue]
+        args = [job.token, job.intent, await self.now(), keys.MEMORY, job.group.queue]
         left = int(await self._run("close", own, args))
         if left < 0:
             raise LeaseLost(job.intent)

@@ -10,7 +10,7 @@ from primarch_fleet.contract import Request
 from primarch_fleet.errors import BatchError
 from scheduler import lines, metrics
 from scheduler.desk import Desk
-from scheduler.drain import of_token_limit
+from scheduler.drain import blamed, of_token_limit
 from scheduler.ending import Ending
 from scheduler.job import Job, Parked, State, Tries
 from scheduler.lines import Outcome
@@ -19,7 +19,6 @@ from scheduler.providers.base import (
     BatchProvider,
     Elsewhere,
     Failure,
-    Fault,
     Refused,
     Remote,
     Sought,
@@ -73,8 +72,7 @@ class Submitter:
             if job.state == "PREPARED":
                 unreadable = await self._write(job)
                 if unreadable:
-                    await self._ending.settle(job, unreadable)
-                    await self._ending.dissolve(job)
+                    await self._without(job, unreadable)
                     return
                 job = await self._upload(job, provider)
             job = await self._store.advance(job, "SUBMITTING")
@@ -206,7 +204,7 @@ class Submitter:
         elif error.of_account:
             raise error
         elif error.faults:
-            await self._without(job, error.faults)
+            await self._without(job, blamed(await self._store.members(job), error.faults))
         elif isinstance(error, Elsewhere):
             await self._store.advance(job, "PREPARED")
         elif _file_not_found(error) and job.lost_files < MOST_LOST_FILES:
@@ -214,14 +212,8 @@ class Submitter:
         else:
             await self._ending.fail(job, lines.refusal(error.status, error.code, error.message))
 
-    async def _without(self, job: Job, faults: tuple[Fault, ...]) -> None:
+    async def _without(self, job: Job, errors: dict[str, Outcome]) -> None:
         """Fail the requests that cannot be sent; the next pass cuts the others again."""
-        members = await self._store.members(job)
-        errors: dict[str, Outcome] = {
-            members[one.line]: lines.Refused(lines.refusal(400, one.code, one.message))
-            for one in faults
-            if one.line in members
-        }
         await self._ending.settle(job, errors)
         await self._ending.dissolve(job)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+import pytest
+import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest
@@ -121,3 +124,23 @@ def ask(url: str, *requests: Request, config: FleetConfig = CONFIG) -> list[Comp
             return [await server.serve(one, ENVELOPE) for one in requests]
 
     return asyncio.run(answers())
+
+
+Ask = Callable[..., list[Completion]]
+
+
+@pytest.fixture(name="simulator")
+def open_provider(store: redis.Redis) -> Iterator[Simulator]:
+    """The provider, on an empty Valkey."""
+    with provider() as simulator:
+        yield simulator
+
+
+@pytest.fixture(name="ask")
+def ask_server(simulator: Simulator, valkey_url: str) -> Ask:
+    """`ask(request, ..., config=...)`"""
+
+    def run(*requests: Request, config: FleetConfig = CONFIG) -> list[Completion]:
+        return ask(valkey_url, *requests, config=config)
+
+    return run

@@ -8,7 +8,8 @@ from typing import Any
 from primarch_fleet.money import Price
 from scheduler import keys
 from scheduler.job import Group, Size, Terms, Tries
-from scheduler.store import GUARD, MEMORY, Store
+from scheduler.keys import MEMORY
+from scheduler.store import GUARD, Store
 from tests.integration.store_model import Keyspace, Model
 
 CHUNK = 2

@@ -16,8 +16,9 @@ from config.fleet import Batch
 from scheduler import job, keys
 from scheduler.flush import Cut
 from scheduler.job import Group, Size, State, Terms
+from scheduler.keys import MEMORY
 from scheduler.pace import Pause
-from scheduler.store import GUARD, LEASE, MEMORY, LeaseLost, Left, Outcome
+from scheduler.store import GUARD, LEASE, LeaseLost, Left, Outcome
 
 #: Of each key: what is there, zeros left out of sums, and for how many seconds it was written.
 Keyspace = dict[str, tuple[Any, int | None]]

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,21 +9,20 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, errors
-from primarch_fleet.contract import Request
-from tests.integration import realtime_bench
 from tests.integration.conftest import eventually
 from tests.integration.realtime_bench import (
-    CONFIG,
     ENVELOPE,
     KINDS,
     PROFILE,
+    Ask,
+    ask_server,
     chat,
     config,
     deployment,
     failing,
     model_of,
+    open_provider,
     pair,
-    provider,
     request,
     serving,
 )
@@ -32,29 +30,14 @@ from tests.simulator.profile import Fault, Latency
 from tests.simulator.server import Simulator
 from workers.realtime import router
 
+__all__ = ["ask_server", "open_provider"]  # fixtures
+
 #: Weights with which the default strategy only ever takes the second deployment, the dearer one.
 NEVER, ALWAYS = ({"weight": weight, "rpm": 1_000, "tpm": 1_000_000} for weight in (0, 1))
 #: Seconds that a provider asks to wait: no test waits for it.
 MINUTE = 60.0
 #: Seconds that a test may take on a busy machine.
 PATIENCE = 30.0
-
-
-@pytest.fixture
-def simulator(store: redis.Redis) -> Iterator[Simulator]:
-    with provider() as simulator:
-        yield simulator
-
-
-Ask = Callable[..., list[Completion]]
-
-
-@pytest.fixture
-def ask(simulator: Simulator, valkey_url: str) -> Ask:
-    def run(*requests: Request, config: FleetConfig = CONFIG) -> list[Completion]:
-        return realtime_bench.ask(valkey_url, *requests, config=config)
-
-    return run
 
 
 def weighted(first: dict[str, Any] = NEVER, second: dict[str, Any] = ALWAYS) -> FleetConfig:

@@ -1,7 +1,6 @@
 """The realtime lane's server: LiteLLM's real Router against the provider simulator over HTTP."""
 
 import asyncio
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,23 +11,24 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 
 from config.fleet import FleetConfig
-from primarch_fleet import Completion, EmbeddingRequest, errors
-from primarch_fleet.contract import Request
-from tests.integration import realtime_bench
+from primarch_fleet import EmbeddingRequest, errors
 from tests.integration.realtime_bench import (
-    CONFIG,
     ENVELOPE,
     KEY,
+    Ask,
+    ask_server,
     chat,
     config,
     failing,
+    open_provider,
     pair,
-    provider,
     serving,
 )
 from tests.simulator.profile import Fault
 from tests.simulator.server import Simulator
 from workers.realtime.errors import TABLE, translate
+
+__all__ = ["ask_server", "open_provider"]  # fixtures
 
 #: Errors of LiteLLM's proxy server, which the fleet does not run.
 PROXY_ONLY = {
@@ -40,23 +40,6 @@ PROXY_ONLY = {
     "SensitiveDataRouteException",
 }
 LIMITED = {"rpm": 100, "tpm": 100_000}
-
-
-@pytest.fixture
-def simulator(store: redis.Redis) -> Iterator[Simulator]:
-    with provider() as simulator:
-        yield simulator
-
-
-Ask = Callable[..., list[Completion]]
-
-
-@pytest.fixture
-def ask(simulator: Simulator, valkey_url: str) -> Ask:
-    def run(*requests: Request, config: FleetConfig = CONFIG) -> list[Completion]:
-        return realtime_bench.ask(valkey_url, *requests, config=config)
-
-    return run
 
 
 def test_a_chat_returns_the_body_of_openai_and_a_receipt_of_what_served_it(

@@ -40,8 +40,9 @@ from config.fleet import Batch
 from scheduler.connection import connect
 from scheduler.flush import Cut
 from scheduler.job import Group, Job, Parked, Record, Size
+from scheduler.keys import MEMORY
 from scheduler.pace import Pause
-from scheduler.store import GUARD, LEASE, MEMORY, LeaseLost
+from scheduler.store import GUARD, LEASE, LeaseLost
 from tests.integration import store_bench as bench
 from tests.integration.store_bench import CHUNK, GROUPS, LARGE, PLACE, Died, Shaky
 from tests.integration.store_model import Model, Order
