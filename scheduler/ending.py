@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,8 @@ class Ending:
         self._observe_batch = observe_batch
         self._limits = Tries(desk.policy.max_attempts, MOST_EXPIRIES)
         self._tenants: defaultdict[str, set[str]] = defaultdict(set)
+        #: Of two jobs of a group that end at the same moment, each counts.
+        self._counting = asyncio.Lock()
 
     async def settle(self, job: Job, outcomes: Mapping[str, Outcome]) -> None:
         """Complete or requeue requests, by what became of each."""
@@ -69,14 +72,17 @@ class Ending:
 
     async def hold_back(self, job: Job, message: str) -> None:
         """The provider has too many tokens of ours enqueued: wait, and send half as much."""
-        name = token_pause(job.group)
-        pause = await self._store.pauses.get(name)
-        if job.requests == 1 and pause.count >= MOST_REFUSALS:
+        name, half = token_pause(job.group), max(1, job.requests // 2)
+        async with self._counting:
+            count = (await self._store.pauses.get(name)).count
+            given_up = job.requests == 1 and count >= MOST_REFUSALS
+            if not given_up:
+                until = await self._store.now() + self._pace.after(count)
+                pause = Pause(until=until, count=count + 1, limit=half)
+                await self._store.pauses.set(name, pause)
+        if given_up:
             await self.fail(job, RateLimited(message))
             return
-        until = await self._store.now() + self._pace.after(pause.count)
-        half = max(1, job.requests // 2)
-        await self._store.pauses.set(name, Pause(until=until, count=pause.count + 1, limit=half))
         logger.warning("%s: %s", job.intent, message, extra={"action": "batch_held_back"})
         await self.dissolve(job)
 
@@ -85,13 +91,15 @@ class Ending:
 
         When too many were refused without a good one, the error is everyone's.
         """
-        name = search_pause(job.group)
-        count = (await self._store.pauses.get(name)).count
-        if job.requests == 1 or count >= MOST_HALVINGS:
+        name, half = search_pause(job.group), (job.requests + 1) // 2
+        async with self._counting:
+            count = (await self._store.pauses.get(name)).count
+            given_up = job.requests == 1 or count >= MOST_HALVINGS
+            if not given_up:
+                await self._store.pauses.set(name, Pause(count=count + 1, limit=half))
+        if given_up:
             await self.fail(job, error)
             return
-        half = (job.requests + 1) // 2
-        await self._store.pauses.set(name, Pause(count=count + 1, limit=half))
         logger.warning("%s: %s", job.intent, error, extra={"action": "batch_halved"})
         await self.dissolve(job)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from primarch_fleet import errors
 from scheduler import ending
+from scheduler.pace import Pause, Pauses
 from tests.integration.batch_bench import OpenBench, chat, profile
 from tests.simulator.profile import Fault, Profile
 
@@ -70,6 +72,26 @@ async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
         outcomes = await b.settled(results, batches=0)
         assert {str(one) for one in outcomes} == {"Not for you."}
         assert b.batches_created() == 7, "1 of 8, 2 of 4, 4 of 2, none of 1"
+
+
+async def test_fault_16_batches_that_are_refused_at_the_same_moment_count_each(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Pauses.get
+
+    async def late(pauses: Pauses, name: str) -> Pause:
+        pause = await known(pauses, name)
+        await asyncio.sleep(0.05)  # so that the other job looks before this one has written
+        return pause
+
+    monkeypatch.setattr(ending, "MOST_HALVINGS", 3)
+    monkeypatch.setattr(Pauses, "get", late)
+    wrong = Fault(scope="validation", code="odd", message="Not for you.", names_line=False)
+    async with opened(profile(wrong)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(8)))
+        await b.until_idle()
+        await b.settled(results, batches=0)
+        assert b.batches_created() == 7
 
 
 async def test_fault_17_too_many_enqueued_tokens_are_waited_out_in_smaller_batches(
