@@ -4,6 +4,7 @@ and its costs: `python -m scheduler costs`.
 Needs the fleet's Redis (FLEET_REDIS_URL) and no provider key: cancelling is done by a batch
 worker, which is asked and waited for. Batches whose scheduler died are adopted by themselves.
 `webhook` serves providers that tell when a batch has ended; it needs their webhook_secret.
+`costs` compares with the targets of fleet.yaml (FLEET_CONFIG; without it the checkout's own).
 
 Exit status 0: it is so now. 1: it is not, and why is said. 2: no such request, batch or command.
 """
@@ -68,14 +69,14 @@ def batches(options: argparse.Namespace) -> int:
 
 
 def costs(options: argparse.Namespace) -> int:
-    """Show what answers have cost on all lanes, and what that saved."""
+    """Show what answers have cost on all lanes, what that saved, and which targets it meets."""
     last = options.last or datetime.now(UTC).date()
     first = options.first or last - timedelta(DAYS - 1)
     if first > last:
         return _say("costs: the first day is after the last", 2)
     days = _with_redis(lambda client: report.read(client, first, last))
-    seen = report.Report.of(first, last, options.by, days)
-    _show(seen.as_json() if options.json else seen.as_table())
+    seen, targets = report.Report.of(first, last, options.by, days), fleet_config().targets
+    _show(seen.as_json(targets) if options.json else seen.as_tables(targets))
     return 0
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -22,9 +21,9 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
 from scheduler.keys import MEMORY, PREFIX
+from scheduler.scripts import texts
 
 SENT = PREFIX + "sent:"
-SCRIPT = Path(__file__).with_name("lua").joinpath("push_once.lua").read_text()
 
 _places: ContextVar[Iterator[str] | None] = ContextVar("places", default=None)
 
@@ -61,7 +60,7 @@ class Channel(kombu_redis.Channel):
         marks = (next(places), SENT + str(message["headers"].get("id")))
         names = [prefix + name for name in (self._q_for_pri(queue, priority), *marks)]
         with self.conn_or_acquire() as client:
-            client.execute_command("EVAL", SCRIPT, 3, *names, dumps(message), MEMORY)
+            client.execute_command("EVAL", texts()["push_once"], 3, *names, dumps(message), MEMORY)
 
 
 class Transport(kombu_redis.Transport):

@@ -10,10 +10,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 from rich.box import SIMPLE_HEAD
+from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
+from config.targets import Targets
 from primarch_fleet.money import dollars
+from scheduler import measure
+from scheduler.measure import Measure
 from workers.costs import Figures, Row, key, parse
 
 #: What a report can be by.
@@ -43,8 +47,15 @@ class Report:
     def total(self) -> Figures:
         return reduce(Figures.plus, self.rows.values(), Figures())
 
-    def as_json(self) -> dict[str, Any]:
-        """For machines: money in micro-dollars, rates of saving from 0 to 1 or null."""
+    def measures(self, targets: Targets) -> list[Measure]:
+        """The total beside the targets that are about money."""
+        return measure.measures(targets, self.total, (self.last - self.first).days + 1)
+
+    def as_json(self, targets: Targets) -> dict[str, Any]:
+        """For machines: money in micro-dollars, rates of saving from 0 to 1 or null.
+
+        Targets are in the units of their names, and `met` is null where nothing was spent yet.
+        """
         return {
             "from": self.first.isoformat(),
             "to": self.last.isoformat(),
@@ -53,10 +64,14 @@ class Report:
                 for names, figures in self.rows.items()
             ],
             "total": _figures(self.total),
+            "targets": [one.as_json() for one in self.measures(targets)],
         }
 
-    def as_table(self) -> Table:
+    def as_tables(self, targets: Targets) -> Stack:
         """For people."""
+        return Stack(self._costs(), measure.as_table(self.measures(targets)))
+
+    def _costs(self) -> Table:
         view = Table(
             title=f"costs from {self.first} to {self.last} (UTC)",
             box=SIMPLE_HEAD,

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import redis
@@ -25,6 +24,7 @@ from scheduler.costs import Costs
 from scheduler.flush import Cut, Waiting
 from scheduler.job import Group, Job, Live, Parked, Record, State, Terms, Tries
 from scheduler.pace import Pauses
+from scheduler.scripts import texts
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,7 @@ class Store:
         self._redis: Any = client  # its types are those of both its faces at once
         self._clock = clock
         self.pauses, self.costs = Pauses(client), Costs(client)
-        folder = Path(__file__).with_name("lua")
-        self._scripts = {
-            path.stem: client.register_script(path.read_text()) for path in folder.glob("*.lua")
-        }
+        self._scripts = {name: client.register_script(text) for name, text in texts().items()}
 
     async def now(self) -> float:
         """Unix seconds."""
@@ -101,10 +98,11 @@ class Store:
         """Let requests wait; False for each that was known already. 1 round trip."""
         pipe = self._redis.pipeline(transaction=False)
         for request, parked, group, size in records:
-            own = [keys.REQUESTS, keys.SIZES, keys.outcome(request), keys.GROUPS]
+            own = [keys.REQUESTS, keys.GROUPS, keys.outcome(request)]
+            entry = " ".join(map(str, size))
             record = parked.model_dump_json()
-            args: list[Any] = [request, record, parked.parked_at, str(group), *size]
-            await self._scripts["park"]([*own, *keys.places(group)], args, client=pipe)
+            args: list[Any] = [request, record, parked.parked_at, str(group), entry]
+            await self._scripts["park"]([*_waiting(group), *own], args, client=pipe)
         return [bool(parked) for parked in await pipe.execute()]
 
     async def load(self, requests: Sequence[str]) -> dict[str, tuple[Parked | None, Tries]]:
@@ -153,8 +151,8 @@ class Store:
                         break
 
     async def _finish(self, request: str, outcome: Outcome, place: Place, client: Any) -> Any:
-        own = [keys.outcome(request), keys.REQUESTS, keys.SIZES, keys.FAILURES, keys.EXPIRIES]
-        places = [*own, keys.LEAVING, *_spots(place)]
+        own = [keys.REQUESTS, keys.FAILURES, keys.EXPIRIES, keys.LEAVING, keys.outcome(request)]
+        places = [*_waiting(place[0]), *own, keys.members(place[1])]
         return await self._scripts["finish"](places, [request, outcome, keys.MEMORY], client=client)
 
     async def leave(self, request: str, decision: str, group: Group | None = None) -> Left:
@@ -168,9 +166,8 @@ class Store:
         place = NOWHERE if group is None else (group, "")
         left: Left = "elsewhere"
         async for at in self._look_for(request, place):
-            own = [keys.outcome(request), keys.REQUESTS, keys.LEAVING, keys.SIZES]
-            args = [request, decision, GUARD]
-            left = await self._run("leave", [*own, *_spots(at)], args)
+            own = [keys.REQUESTS, keys.LEAVING, keys.outcome(request), keys.members(at[1])]
+            left = await self._run("leave", [*_waiting(at[0]), *own], [request, decision, GUARD])
             if left == "ours" and at[1] and not await self.left(at[1]):
                 await self.hasten(at[1])
             if left != "elsewhere" or group is not None:
@@ -223,8 +220,8 @@ class Store:
         Taken in steps of CHUNK requests: a scheduler that dies between two leaves a smaller job.
         """
         now, token, taken = await self.now(), "", CHUNK
-        own = [keys.SIZES, keys.members(intent), keys.job(intent), keys.JOBS, keys.FENCE]
-        places = [*keys.places(group), *own, keys.RESERVED]
+        own = [keys.members(intent), keys.job(intent), keys.JOBS, keys.FENCE, keys.RESERVED]
+        places = [*_waiting(group), *own]
         most = [cut.requests, policy.max_bytes, policy.max_inputs]
         limits = [CHUNK, *most, terms.token_budget or UNLIMITED]
         fields = ["group", str(group), "terms", terms.model_dump_json(), "reason", cut.reason]
@@ -284,11 +281,11 @@ class Store:
     async def requeue(self, job: Job, requests: Sequence[str], counter: Counter | None) -> None:
         """Let requests of a job wait again, counting it against them or not. Raises LeaseLost."""
         counts = keys.EXPIRIES if counter == "expiries" else keys.FAILURES
-        own = [keys.job(job.intent), keys.members(job.intent), *keys.places(job.group)]
+        own = [keys.job(job.intent), keys.members(job.intent), counts]
         head = [job.token, await self.now(), 1 if counter else 0]
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            if await self._run("requeue", [*own, keys.SIZES, counts], [*head, *chunk]) < 0:
+            if await self._run("requeue", [*_waiting(job.group), *own], [*head, *chunk]) < 0:
                 raise LeaseLost(job.intent)
 
     async def close(self, job: Job) -> int:
@@ -376,10 +373,9 @@ class Store:
         return await self._scripts[script](touched, args)
 
 
-def _spots(place: Place) -> list[str]:
-    """The keys of a place: members, then what waits, its deadlines and its totals."""
-    group, intent = place
-    return [keys.members(intent), *keys.places(group)]
+def _waiting(group: Group) -> list[str]:
+    """The keys of lua/waiting.lua."""
+    return [*keys.places(group), keys.SIZES]
 
 
 def _parked(record: str | None) -> Parked | None:

@@ -3,15 +3,11 @@
 -- job for itself. The tokens of the job are reserved in its provider's queue.
 -- Returns the job's fencing token, false when there is no job, and how many requests it took.
 --
--- KEYS[1] waiting    zset  request id by the time since when it waits
--- KEYS[2] deadlines  zset  request id by its deadline
--- KEYS[3] totals     hash  bytes, inputs, tokens of what waits
--- KEYS[4] sizes      hash  request id -> "bytes inputs tokens deadline"
--- KEYS[5] members    zset  the job's request ids by their line in the file, from 1
--- KEYS[6] job        hash  its fields
--- KEYS[7] jobs       zset  live jobs by the time when they are due
--- KEYS[8] fence      text  the last token given
--- KEYS[9] reserved   hash  queue -> tokens of the live jobs in it
+-- KEYS[5] members   zset  the job's request ids by their line in the file, from 1
+-- KEYS[6] job       hash  its fields
+-- KEYS[7] jobs      zset  live jobs by the time when they are due
+-- KEYS[8] fence     text  the last token given
+-- KEYS[9] reserved  hash  queue -> tokens of the live jobs in it
 -- ARGV    intent, its fencing token ('' to cut it), now, lease until, requests to look at, most
 --         requests, bytes and inputs of the job, most tokens of the queue, queue, then field, value,
 --         ...
@@ -39,7 +35,7 @@ end
 -- Of the job, not of this step: a step that is repeated after its answer was lost takes no more.
 local room = math.min(tonumber(look_at), tonumber(most_requests) - had)
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '+inf', 'LIMIT', 0, room)) do
-  local b, i, t, d = string.match(redis.call('HGET', KEYS[4], id), '(%S+) (%S+) (%S+) (%S+)')
+  local b, i, t, d = size(id)
   if tonumber(d) == 0 or tonumber(d) > tonumber(now) then
     if not fits(b, i, t) then
       break
@@ -58,9 +54,7 @@ if taken == 0 then
   return { job[1], 0 }
 end
 
-redis.call('HINCRBY', KEYS[3], 'bytes', -more_bytes)
-redis.call('HINCRBY', KEYS[3], 'inputs', -more_inputs)
-redis.call('HINCRBY', KEYS[3], 'tokens', -more_tokens)
+count(-1, more_bytes, more_inputs, more_tokens)
 redis.call('HINCRBY', KEYS[9], queue, more_tokens)
 if not job[1] then
   token = tostring(redis.call('INCR', KEYS[8]))

@@ -9,14 +9,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import redis.asyncio.connection
 import redis.connection
 
-LUA = Path(__file__).parents[2] / "scheduler/lua"
+from scheduler.scripts import texts
+
 #: Said once a connection: nothing about a batch. What is known before them is known after them.
 HANDSHAKE = frozenset({"HELLO", "CLIENT", "SELECT", "PING"})
 #: Change nothing: what is the case after one of them was the case before it.
@@ -161,9 +161,6 @@ def _named(word: bytes) -> str:
 @cache
 def _scripts() -> dict[bytes, str]:
     """The names of our scripts by what EVAL and EVALSHA call them."""
-    texts = {path.stem: path.read_bytes() for path in LUA.glob("*.lua")}
-    by_sum = {
-        hashlib.sha1(text).hexdigest().encode(): name  # noqa: S324
-        for name, text in texts.items()
-    }
-    return {**by_sum, **{text: name for name, text in texts.items()}}
+    named = {text.encode(): name for name, text in texts().items()}
+    by_sum = {hashlib.sha1(text).hexdigest().encode(): name for text, name in named.items()}  # noqa: S324
+    return {**by_sum, **named}
