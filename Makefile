@@ -60,7 +60,7 @@ bench-cancel: $(VENV)/.dev  ## how fast a cancel is on each lane, and what is ge
 bench-before: $(VENV)/.dev  ## direct calls against the fleet, beside what was claimed; ARGS="--scale 1"
 	$(BIN)/python -m tests.bench.before $(ARGS)
 
-bench-fairness: $(VENV)/.dev  ## what one tenant's rush costs another; ARGS="--rounds 4 --calls 200"
+bench-fairness: $(VENV)/.dev  ## what one tenant's rush costs the others; ARGS="--rounds 6 --tenants 4"
 	$(BIN)/python -m tests.bench.fairness $(ARGS)
 
 wheel: $(VENV)/bin/uv  ## the producers' package, in dist/

@@ -245,6 +245,12 @@ class EmbeddingRequest(Request):
         return 0
 
 
+#: The kinds of requests by their verbs, as tasks' names end with them.
+REQUESTS: dict[str, type[Request]] = {
+    kind.verb: kind for kind in (CompletionRequest, EmbeddingRequest)
+}
+
+
 class Receipt(BaseModel):
     """What a request became: who served it, how long it took and what it cost."""
 

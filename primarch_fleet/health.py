@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import redis
 
+from primarch_fleet import waiting
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES
 from primarch_fleet.errors import LaneFull
+from primarch_fleet.waiting import Waiting
 
 #: Seconds for which a producer goes by what it has read, and by what it sent itself since. What
 #: other producers send meanwhile is not seen: a queue passes its limit by as much at most.
@@ -23,9 +25,6 @@ STALE = 0.25
 MEMORY_SHARE = 0.95
 #: Messages that wait in a queue of which somebody in a hurry keeps away.
 LONG_QUEUE = 100
-#: Separates a queue's name from a priority in the names of its lists:
-#: https://docs.celeryq.dev/en/stable/userguide/routing.html#redis-message-priorities
-SEPARATOR = "\x06\x16"
 #: Hash of what waits for a batch, or for one's answer.
 PARKED = "fleet:batch:requests"
 
@@ -33,6 +32,13 @@ PARKED = "fleet:batch:requests"
 def alive_key(queue: str) -> str:
     """Redis key that exists while a worker serves a queue."""
     return f"fleet:alive:{queue}"
+
+
+def rates_key(queue: str) -> str:
+    """Redis key of a hash: of each worker of a queue that knows, how many requests it answers in a
+    second when all its places are busy, a space, and when it said so (seconds of Redis's clock).
+    """
+    return f"fleet:rates:{queue}"
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,22 @@ class Health:
     queued: Counter[str] = field(default_factory=Counter)
     #: The queues that no worker serves.
     deserted: frozenset[str] = frozenset()
+    #: Requests that a queue's workers answer in a second when they are busy; where that is known.
+    rates: Mapping[str, float] = field(default_factory=dict)
+    #: Seconds that the oldest message of a queue has waited; None where nothing waits.
+    oldest_wait: Mapping[str, float | None] = field(default_factory=dict)
+    #: Of the messages of a queue those that are less urgent than a request's priority.
+    behind: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    def wait(self, queue: str, priority: str) -> float | None:
+        """Seconds until what goes before a request in a queue is taken; None if its workers' rate
+        is not known.
+        """
+        rate, behind = self.rates.get(queue), self.behind.get((queue, priority), 0)
+        return (self.queued[queue] - behind) / rate if rate else None
 
     def copy(self) -> Self:
-        return type(self)(self.queued.copy(), self.deserted)
+        return replace(self, queued=self.queued.copy())
 
 
 class Watch:
@@ -87,24 +106,33 @@ class Watch:
         queues = sorted({one.queue for m in catalogue.models.values() for one in m.lanes.values()})
         pipe = self._redis.pipeline(transaction=False)
         pipe.info("memory")
+        pipe.time()
         pipe.hlen(PARKED)
         for queue in queues:
             pipe.exists(alive_key(queue))
-            for name in _lists(queue):
-                pipe.llen(name)
-        memory, parked, *answers = pipe.execute()
+            pipe.hvals(rates_key(queue))
+            waiting.ask(pipe, queue)
+        memory, now, parked, *answers = pipe.execute()
         _check(memory)
-        each = 1 + len(PRIORITIES)
-        counts = {queue: answers[i * each : (i + 1) * each] for i, queue in enumerate(queues)}
-        queued = Counter({queue: sum(lengths) for queue, (_, *lengths) in counts.items()})
+        found = dict(zip(queues, zip(*[iter(answers)] * 3, strict=True), strict=True))
+        waits = {queue: Waiting.of(answer) for queue, (_, _, answer) in found.items()}
+        queued = Counter({queue: one.depth for queue, one in waits.items()})
         queued[BATCH_QUEUE] += parked
-        alone = [queue for queue, (alive, *_) in counts.items() if not alive]
-        return Health(queued, frozenset(alone if catalogue.heartbeats else ()))
+        alone = [queue for queue, (alive, *_) in found.items() if not alive]
+        rates = {queue: rate for queue, (_, said, _) in found.items() if (rate := _sum(said))}
+        oldest = {queue: one.wait(now) for queue, one in waits.items()}
+        behind = {
+            (queue, name): one.behind(step)
+            for queue, one in waits.items()
+            for name, step in PRIORITIES.items()
+        }
+        deserted = frozenset(alone if catalogue.heartbeats else ())
+        return Health(queued, deserted, rates, oldest, behind)
 
 
-def _lists(queue: str) -> list[str]:
-    """Those of a queue to which producers send, one a priority."""
-    return [f"{queue}{SEPARATOR}{step}" if step else queue for step in PRIORITIES.values()]
+def _sum(said: Iterable[str]) -> float:
+    """The rates of all workers together, from the values of `rates_key`."""
+    return sum(float(one.partition(" ")[0]) for one in said)
 
 
 def _check(memory: dict[str, Any]) -> None:

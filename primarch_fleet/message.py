@@ -55,8 +55,8 @@ class Message:
     ) -> Message:
         """The message of a request on the lane that is chosen for it.
 
-        Raises InvalidRequest, which names the field, for one that the fleet does not serve, or
-        LaneFull.
+        Raises InvalidRequest, which names the field, for one that the fleet does not serve,
+        LaneFull or LaneUnavailable.
         """
         choice = lanes.choose(request, catalogue, now, health)
         draft = _Draft.of(request, catalogue, now, health)
@@ -159,6 +159,8 @@ class _Draft:
             tokens = lanes.most_tokens(request, self.size, model, lane, limits)
         ticket = Ticket(self.task_id, lane, reason, model.lanes[lane].queue)
         options = _options(request, self.body, ticket, self.now)
+        if lane == "local":
+            options["headers"] |= _local_headers(request, self.catalogue, self.now)
         return Message(request, ticket, options, amount, tokens, instead)
 
 
@@ -172,16 +174,21 @@ def _options(
         "queue": ticket.queue,
         "priority": PRIORITIES[request.priority],
         "expires": request.deadline,
-        "headers": _headers(request, ticket, now),
+        "headers": {
+            wire.SUBMITTED_AT: now.timestamp(),
+            wire.LANE_REASON: ticket.reason,
+            wire.TENANT: wire.tenant(request.tenant_id),
+        },
         "argsrepr": wire.HIDDEN,
     }
 
 
-def _headers(request: Request, ticket: Ticket, now: datetime) -> dict[str, Any]:
-    headers = {wire.SUBMITTED_AT: now.timestamp(), wire.LANE_REASON: ticket.reason}
-    if ticket.lane == "local" and (prefixes := request.prefixes()):
-        headers[wire.PREFIXES] = ",".join(prefixes)
-    return headers
+def _local_headers(request: Request, catalogue: Catalogue, now: datetime) -> dict[str, Any]:
+    headers = {
+        wire.PREFIXES: ",".join(request.prefixes()) or None,
+        wire.DEADLINE: lanes.promotable(request, catalogue, now),
+    }
+    return {name: value for name, value in headers.items() if value is not None}
 
 
 def _task_id(request: Request) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -23,6 +24,12 @@ from primarch_fleet.errors import (
 SUBMITTED_AT, LANE_REASON = "fleet_submitted_at", "fleet_lane_reason"
 #: Message header of the local lane: `Request.prefixes()`, separated by commas.
 PREFIXES = "fleet_prefixes"
+#: Message header: whose it is, by `tenant`. Tenants take turns (lua/turns.lua); messages
+#: without it are those of one more tenant.
+TENANT = "fleet_tenant"
+#: Message header of the local lane: Unix time of the deadline of a request that the realtime lane
+#: may serve in its place.
+DEADLINE = "fleet_deadline"
 #: What logs and Flower show in place of a prompt.
 HIDDEN = "<hidden>"
 
@@ -30,6 +37,11 @@ HIDDEN = "<hidden>"
 def task_name(lane: Lane, verb: str) -> str:
     """`realtime.complete`, `batch.embed`: the lane and what it does."""
     return f"{lane}.{verb}"
+
+
+def tenant(tenant_id: str) -> str:
+    """A tenant as the header says it: in JSON, just its text between quotes."""
+    return quote(tenant_id, safe="")
 
 
 def size(body: dict[str, Any]) -> int:

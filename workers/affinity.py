@@ -1,8 +1,8 @@
 """Which of the workers of one queue takes a message: the one whose prefix cache has its beginning.
 
 Producers name a message's prefixes in a header (primarch_fleet/wire.py); lua/fetch_near.lua has the
-rule, and keeps who owns which prefix in Redis, under `fleet:affinity:<queue>:`. The queue stays one
-list a priority: messages without the header, and workers without affinity, work as ever.
+rule, and keeps who owns which prefix in Redis, under `fleet:affinity:<queue>:`. Messages without
+the header, and workers without affinity, work as ever.
 """
 
 import os
@@ -22,8 +22,6 @@ WINDOW = 32
 #: Prefixes that a queue remembers: those last used.
 REMEMBERED = 20_000
 
-_UNLIMITED = 2**31  # the room of a worker that may hold any number
-
 
 def unique_name() -> str:
     """A name that no other process has, nor ever had: an engine's cache ends with its process."""
@@ -35,13 +33,11 @@ def keys(queue: str, prefix: str = "") -> list[str]:
     return [f"{prefix}fleet:affinity:{queue}:{name}" for name in ("owners", "recent", "workers")]
 
 
-def arguments(worker: str, held: int, room: float) -> list[str | float]:
-    """What lua/fetch_near.lua is told before the tags.
+def arguments(worker: str, held: int) -> list[str | float]:
+    """What lua/fetch_near.lua is told behind the tags.
 
     Args:
         worker: The name of the worker that fetches.
         held: Messages that it holds.
-        room: Messages that it may hold besides; infinite where nothing limits it.
     """
-    room = int(min(room, _UNLIMITED))
-    return [worker, held, room, PATIENCE, PATIENCE_FULL, SLACK, LEAST, WINDOW, REMEMBERED]
+    return [worker, held, PATIENCE, PATIENCE_FULL, SLACK, LEAST, WINDOW, REMEMBERED]

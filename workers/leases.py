@@ -10,6 +10,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from celery import current_app
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 
+from primarch_fleet.waiting import TURNS
+
 logger = logging.getLogger(__name__)
 
 #: The list of messages that were given up, newest first.
@@ -29,11 +32,23 @@ DEAD_LETTERS = "fleet:dead_letters"
 #: Redis is away, as opposed to: it refuses.
 DISCONNECTED = (OSError, redis.ConnectionError, redis.TimeoutError)
 
-#: The scripts of workers/lua, by name.
-LUA = {path.stem: path.read_text() for path in (Path(__file__).parent / "lua").glob("*.lua")}
+_TEXTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "lua").glob("*.lua")}
+_HEADS = {
+    "release": ["queue"],
+    "fetch": ["queue", "take"],
+    "fetch_near": ["queue", "take"],
+    "near": [],
+    "move": ["queue"],
+}
+
+#: The scripts of workers/lua, by name, each behind what it begins with.
+LUA = _TEXTS | {
+    name: "".join([TURNS, *(_TEXTS[head] for head in heads), _TEXTS[name]])
+    for name, heads in _HEADS.items()
+}
 
 _DELIVERIES = "fleet_deliveries"  # a property of the message: deliveries that came to no end
-_NEXT, _LAST = "RPUSH", "LPUSH"
+_NEXT, _LAST = "next", "last"
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,8 @@ class Leases:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: dict[str, None] = {}  # lease tags, oldest first
-        self._acked: set[str] = set()  # acknowledged, but Redis does not know yet
+        self._held: dict[str, str] = {}  # lease tags, oldest first, and whose messages they are
+        self._acked: dict[str, str] = {}  # acknowledged, but Redis does not know yet
         self._flushing = threading.Lock()  # held by the thread that tells it
         self._unread: set[str] = set()  # fetched, perhaps, on a connection that broke
         self._started = False
@@ -145,6 +160,7 @@ class Leases:
         self._renew, self._expired, self._release = (
             client.register_script(LUA[name]) for name in ("renew", "expired", "release")
         )
+        self._fetched = client.register_script(LUA["fetched"])
         self._renewed_at = self._clock()
 
     def __len__(self) -> int:
@@ -152,10 +168,25 @@ class Leases:
         with self._lock:
             return len(self._held) + len(self._acked)
 
-    def hold(self, *tags: str) -> None:
-        """Renew these leases from now on."""
+    def fetched(self) -> set[str]:
+        """The ids of all tasks whose messages a worker has, this one or another.
+
+        Reads all these messages. Empty when Redis does not answer, or has no leases.
+        """
+        ids: list[bytes] = []
+        if self._started:
+            self._attempt(lambda: ids.extend(self._fetched(keys=[self._terms.unacked_key])))
+        return {one.decode() for one in ids}
+
+    def by_tenant(self) -> Counter[str]:
+        """How many of them are each tenant's."""
         with self._lock:
-            self._held.update(dict.fromkeys(tags))
+            return Counter([*self._held.values(), *self._acked.values()])
+
+    def hold(self, *tags: str, tenant: str = "") -> None:
+        """Renew these leases, of a tenant's messages, from now on."""
+        with self._lock:
+            self._held.update(dict.fromkeys(tags, tenant))
 
     def ack(self, tag: str) -> None:
         """End the lease with its message done; at the latest at the first beat that succeeds.
@@ -163,8 +194,7 @@ class Leases:
         Where another thread is telling Redis, it tells this too, and the caller does not wait.
         """
         with self._lock:
-            self._held.pop(tag, None)
-            self._acked.add(tag)
+            self._acked[tag] = self._held.pop(tag, "")
         self._attempt(self._flush_acks)
 
     @contextmanager
@@ -201,7 +231,7 @@ class Leases:
         self._attempt(functools.partial(self._bury, tag, text, queue, problem, 0))
 
     def return_all(self, **_: Any) -> None:
-        """Stop renewing and put what is unacknowledged at the head of its queue, oldest first.
+        """Stop renewing and put what is unacknowledged before the rest of its queue, oldest first.
 
         For the end of the process. What cannot be returned is left to its visibility timeout.
         """
@@ -273,7 +303,8 @@ class Leases:
             pipe.zrem(self._terms.index_key, *tags)
             pipe.execute()
         with self._lock:
-            self._acked.difference_update(tags)
+            for tag in tags:
+                del self._acked[tag]
 
     def _renew_all(self) -> None:
         with self._lock:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import redis
-from kombu.transport.redis import PRIORITY_STEPS
-from kombu.transport.redis import Channel as RedisChannel
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector
 
 from config.settings import settings
 from primarch_fleet.contract import Receipt
+from primarch_fleet.waiting import Waiting, ask
 from workers.costs import the_costs
 
 logger = logging.getLogger(__name__)
@@ -103,29 +103,31 @@ def observe_batch(hours: float, size: int, tenants: Iterable[str]) -> None:
 
 
 class QueueDepth(Collector):
-    """Messages waiting in a lane's queues, read from Redis at each scrape."""
+    """What waits in a lane's queues, read from Redis at each scrape."""
 
     def __init__(self, client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
         self._redis, self._lane, self._queues = client, lane, list(queues)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        gauge = GaugeMetricFamily(
-            "primarch_queue_depth", "Messages that wait in a queue", labels=["lane", "queue"]
+        labels = ["lane", "queue"]
+        depth = GaugeMetricFamily(
+            "primarch_queue_depth", "Messages that wait in a queue", labels=labels
+        )
+        oldest = GaugeMetricFamily(
+            "primarch_queue_oldest_wait_seconds",
+            "How long the oldest of them has waited; 0 when none does",
+            labels=labels,
         )
         try:
             for queue in self._queues:
-                gauge.add_metric([self._lane, queue], depth(self._redis, queue))
+                answer: Any = self._redis.time(), ask(self._redis, queue)
+                waiting = Waiting.of(answer[1])
+                depth.add_metric([self._lane, queue], waiting.depth)
+                oldest.add_metric([self._lane, queue], waiting.wait(answer[0]) or 0.0)
         except redis.RedisError as error:  # the other metrics are still worth a scrape
             logger.warning("queue depth: %s", error, extra={"action": "queue_depth_failed"})
-        yield gauge
-
-
-def depth(client: redis.Redis, queue: str) -> int:
-    """Messages waiting in a queue over all its priorities."""
-    pipe = client.pipeline(transaction=False)
-    for step in PRIORITY_STEPS:
-        pipe.llen(f"{queue}{RedisChannel.sep}{step}" if step else queue)
-    return sum(pipe.execute())
+        yield depth
+        yield oldest
 
 
 def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:

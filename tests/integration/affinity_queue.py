@@ -1,11 +1,12 @@
 """A queue that workers share by prefix affinity, without the workers."""
 
 import json
+from itertools import chain
 from typing import Any
 
 import redis
 
-from primarch_fleet.wire import PREFIXES
+from primarch_fleet.wire import PREFIXES, TENANT
 from workers import affinity
 from workers.leases import LUA
 
@@ -13,6 +14,8 @@ SYSTEM, ONE, TWO, THREE = "aa", "b1", "b2", "b3"
 QUEUE = "local.m"
 URGENT, LATER = QUEUE, f"{QUEUE}\x06\x163"
 OWNERS, RECENT, WORKERS = affinity.keys(QUEUE)
+#: What the name of a list has behind it that holds what no tenant has sent.
+ANYBODY = "\x06\x16turns\x06\x16"
 KEYS = ["unacked", "unacked_index", OWNERS, RECENT, WORKERS, URGENT, LATER]
 FOR_EVER = 3_600.0  # seconds: the patience of a test that decides itself who is gone
 KNOBS = {
@@ -25,9 +28,10 @@ KNOBS = {
 }
 
 
-def message(name: str, *prefixes: str) -> str:
+def message(name: str, *prefixes: str, tenant: str | None = None) -> str:
     """As kombu writes it; `name` stands for the body."""
     headers = {"task": "local.complete", PREFIXES: ",".join(prefixes)} if prefixes else {}
+    headers |= {TENANT: tenant} if tenant else {}
     return json.dumps({"body": name, "headers": headers, "properties": {}})
 
 
@@ -39,20 +43,28 @@ class Queue:
         self.held: dict[str, list[str]] = {}  # worker -> names of the messages it works on
         self.fetches = 0
 
-    def put(self, name: str, *prefixes: str, into: str = LATER) -> None:
-        self.store.lpush(into, message(name, *prefixes))
+    def put(self, name: str, *prefixes: str, into: str = LATER, tenant: str | None = None) -> None:
+        self.store.lpush(into, message(name, *prefixes, tenant=tenant))
 
-    def fetch(self, worker: str, limit: int = 16, room: int = 100, **knobs: float) -> list[str]:
-        """The names of the messages that a worker gets."""
+    def fetch(
+        self,
+        worker: str,
+        limit: int = 16,
+        room: int = 100,
+        places: tuple[int, str] = (0, "{}"),
+        **knobs: float,
+    ) -> list[str]:
+        """The names of what a worker gets; `places` are how many are kept, and who holds any."""
         held = self.held.setdefault(worker, [])
         self.fetches += 1
         tags = [f"{self.fetches}-{number}" for number in range(min(limit, room))]
         knobs = KNOBS | knobs
-        told: list[str | float] = [worker, len(held), room, *knobs.values()]
-        reply: Any = self.store.eval(LUA["fetch_near"], len(KEYS), *KEYS, *told, *tags)
-        assert len(reply) <= 2 * len(tags)
-        taken = [json.loads(text)["body"] for text in reply[1::2]]
-        for tag, source, text in zip(tags, reply[::2], reply[1::2], strict=False):
+        told: list[str | float] = [room, *places, len(tags), *tags]
+        told += [worker, len(held), *knobs.values()]
+        reply: Any = self.store.eval(LUA["fetch_near"], len(KEYS), *KEYS, *told)
+        assert len(reply) <= 3 * len(tags)
+        taken = [json.loads(text)["body"] for text in reply[2::3]]
+        for tag, source, text in zip(tags, reply[::3], reply[2::3], strict=False):
             assert self.store.hget("unacked", tag) == f'[{text},"",{json.dumps(source)}]'
             assert self.store.zscore("unacked_index", tag)
         held += taken
@@ -70,5 +82,7 @@ class Queue:
             self.store.hset(WORKERS, worker, f"{float(at) - seconds - 60} {rest}")
 
     def waiting(self) -> list[str]:
-        lists = (self.store.lrange(source, 0, -1) for source in (URGENT, LATER))
-        return [json.loads(text)["body"] for texts in lists for text in reversed(texts)]
+        """The names of the messages without a tenant that wait."""
+        sorted_first = ((f"{source}{ANYBODY}", source) for source in (URGENT, LATER))
+        texts = [self.store.lrange(one, 0, -1)[::-1] for pair in sorted_first for one in pair]
+        return [json.loads(text)["body"] for text in chain(*texts)]

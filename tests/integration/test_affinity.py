@@ -1,7 +1,6 @@
 """Prefix affinity: what a fetch by lua/fetch_near.lua takes, and how it works between workers."""
 
 import json
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,16 +40,17 @@ def test_without_prefixes_a_fetch_is_that_of_a_worker_without_affinity(
 ) -> None:
     for number in range(40):
         queue.put(str(number), into=URGENT if number % 3 else LATER)
-    plain_keys, flags = ["unacked", "unacked_index", URGENT, LATER], ["1", "1"]
+    plain_keys = ["unacked", "unacked_index", URGENT, LATER]
     before = {source: store.lrange(source, 0, -1) for source in (URGENT, LATER)}
     tags = [f"1-{number}" for number in range(30)]
-    plain: Any = store.eval(LUA["fetch"], len(plain_keys), *plain_keys, *tags, *flags)
+    told: list[Any] = [100, 0, "{}", len(tags), *tags, "1", "1"]
+    plain: Any = store.eval(LUA["fetch"], len(plain_keys), *plain_keys, *told)
     leases, left = store.hgetall("unacked"), queue.waiting()
     store.flushall()
     for source, texts in before.items():
         store.rpush(source, *texts)
     near = queue.fetch("a", limit=30)
-    assert near == [json.loads(text)["body"] for text in plain[1::2]]
+    assert near == [json.loads(text)["body"] for text in plain[2::3]]
     assert (store.hgetall("unacked"), queue.waiting()) == (leases, left)
     assert queue.fetch("b", limit=30) == left, "and so from whichever worker"
     assert queue.fetch("a") == []
@@ -231,6 +231,29 @@ def test_a_message_is_overtaken_by_none_beyond_the_window(queue: Queue) -> None:
     assert queue.fetch("b", window=5) == ["two"]
 
 
+def test_a_fetch_looks_at_one_message_of_each_tenant_in_turn(queue: Queue) -> None:
+    queue.put("one", ONE)
+    queue.fetch("a")
+    for number in range(40):
+        queue.put(f"hot.{number}", ONE, tenant="hot")
+    for number in range(3):
+        queue.put(f"quiet.{number}", TWO, tenant="quiet")
+    assert queue.fetch("b", window=3) == ["quiet.0", "quiet.1"]
+    queue.put("other", THREE, tenant="other")
+    assert queue.fetch("b", window=3) == ["quiet.2", "other"]
+
+
+def test_what_a_worker_may_not_take_for_its_tenant_another_does(queue: Queue) -> None:
+    queue.put("one", ONE, tenant="hot")
+    assert queue.fetch("a", room=9) == ["one"]
+    queue.fetch("b")
+    queue.put("hot", ONE, tenant="hot")
+    queue.put("quiet", ONE, tenant="quiet")
+    assert queue.fetch("b", least=4) == []
+    assert queue.fetch("a", room=8, places=(8, '{"hot": 9}'), least=4) == ["quiet"]
+    assert queue.fetch("b", least=4) == ["hot"], "the places that are left to a are kept"
+
+
 def test_the_prefixes_last_used_are_remembered(queue: Queue, store: redis.Redis) -> None:
     for number in range(10):
         queue.put(str(number), f"c{number}", SYSTEM)
@@ -260,10 +283,10 @@ def test_words_in_a_prompt_are_no_header(queue: Queue) -> None:
 
 def test_messages_that_are_no_messages_are_taken_like_any(queue: Queue, store: redis.Redis) -> None:
     store.lpush(LATER, "not json", "", "not json")
-    arguments = affinity.arguments("a", 0, math.inf)
-    reply = store.eval(LUA["fetch_near"], len(KEYS), *KEYS, *arguments, "t1", "t2", "t3")
-    assert reply == [LATER, "not json", LATER, "", LATER, "not json"]
-    assert store.llen(LATER) == 0
+    told: list[Any] = [9, 0, "{}", 3, "t1", "t2", "t3", *affinity.arguments("a", 0)]
+    reply = store.eval(LUA["fetch_near"], len(KEYS), *KEYS, *told)
+    assert reply == [LATER, "", "not json", LATER, "", "", LATER, "", "not json"]
+    assert queue.waiting() == []
 
 
 def test_an_idle_worker_writes_only_now_and_then(queue: Queue, store: redis.Redis) -> None:

@@ -94,8 +94,8 @@ class Both:
             return []  # a full worker does not fetch
         room = CAPACITY - held
         expected = self.rule.fetch(worker, held, min(limit, room), room)
-        knobs = {"window": self.rule.window, "least": self.rule.least}
-        taken = self.queue.fetch(worker, limit, room, **knobs)
+        window, least = self.rule.window, self.rule.least
+        taken = self.queue.fetch(worker, limit, room, window=window, least=least)
         assert taken == expected
         return taken
 

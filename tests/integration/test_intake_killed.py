@@ -9,21 +9,22 @@ from typing import Any, cast
 import redis
 from celery import Celery
 
+from primarch_fleet.waiting import Waiting, ask
 from scheduler.keys import PREFIX, REQUESTS
 from tests.integration.batch_bench import chat
 from tests.integration.conftest import StartWorker, eventually
 from tests.integration.test_intake import LEASED, environment
 
 COUNT = 2000
-QUEUE = "batch\x06\x163"
 
 
 def parked(store: redis.Redis, count: int) -> bool:
     """Whether so many are parked; every request that is not must be in a message."""
     pipe: Any = store.pipeline(transaction=True)
-    pipe.hlen(REQUESTS).hlen(LEASED).llen(QUEUE)
+    pipe.hlen(REQUESTS).hlen(LEASED)
+    ask(pipe, "batch")
     requests, leased, queued = pipe.execute()
-    assert requests + leased + queued >= COUNT
+    assert requests + leased + Waiting.of(queued).depth >= COUNT
     return bool(requests >= count)
 
 

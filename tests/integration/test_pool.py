@@ -12,6 +12,7 @@ import redis
 from celery import chain
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
+from primarch_fleet.waiting import Waiting, ask
 from tests.integration.conftest import Producer, StartWorker, Worker, eventually
 from workers import pool
 
@@ -35,6 +36,10 @@ def store(valkey_url: str) -> Iterator[redis.Redis]:
     """A client, without emptying what the module's worker lives on."""
     with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
         yield client
+
+
+def waiting(store: redis.Redis, queue: str) -> int:
+    return Waiting.of(ask(store, queue)).depth
 
 
 def nothing_unacked(store: redis.Redis) -> bool:
@@ -140,7 +145,7 @@ def test_ignore_stores_nothing_and_acknowledges(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
     result = producer.send("ignore")
-    eventually(lambda: not store.llen("celery") and nothing_unacked(store))
+    eventually(lambda: not waiting(store, "celery") and nothing_unacked(store))
     assert result.state == "PENDING"
 
 
@@ -178,7 +183,7 @@ def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_o
     assert short.get(timeout=TIMEOUT) == "rested"
     assert store.lrange("cancelled", 0, -1).count(long.id) == 1
     assert nothing_unacked(store)
-    assert store.llen("drained") == 1
+    assert waiting(store, "drained") == 1
     with start_worker("new", args=queue):
         assert long.get(timeout=TIMEOUT) == "rested"
     assert (ran(store, short.id), ran(store, long.id)) == (1, 2)
@@ -192,7 +197,7 @@ def test_sigquit_cancels_at_once_and_gives_everything_back(
         eventually(lambda: ran(store, result.id))
         worker.signal(signal.SIGQUIT)
         worker.process.wait(20)
-    assert (store.llen("quit"), nothing_unacked(store)) == (1, True)
+    assert (waiting(store, "quit"), nothing_unacked(store)) == (1, True)
 
 
 # Jobs and the loop by themselves.

@@ -205,7 +205,8 @@ def leases(valkey_url: str, store: redis.Redis) -> Iterator[Leases]:
 
 
 def fetch(store: redis.Redis, tag: str) -> Any:
-    return store.eval(LUA["fetch"], 3, "unacked", "unacked_index", "queue", tag, "1")
+    told: list[Any] = [9, 0, "{}", 1, tag, "1"]
+    return store.eval(LUA["fetch"], 3, "unacked", "unacked_index", "queue", *told)
 
 
 def test_a_fetch_whose_answer_is_lost_is_given_back_at_the_next_beat(
@@ -217,7 +218,7 @@ def test_a_fetch_whose_answer_is_lost_is_given_back_at_the_next_beat(
     leases.unread("never executed")
     leases.beat()
     assert nothing_unacked(store)
-    _, text = fetch(store, "again")
+    _, _, text = fetch(store, "again")
     assert json.loads(text)["properties"]["correlation_id"] == "first"
 
 
@@ -292,11 +293,14 @@ def test_one_fetch_takes_as_many_as_it_has_tags_the_most_urgent_first(store: red
     store.lpush("unleased", "3", "4")
     store.lpush("later", "5")
     keys = ["unacked", "unacked_index", "urgent", "unleased", "later"]
-    first = store.eval(LUA["fetch"], len(keys), *keys, "a", "b", "c", "1", "0", "1")
-    second = store.eval(LUA["fetch"], len(keys), *keys, "d", "e", "f", "1", "0", "1")
-    third = store.eval(LUA["fetch"], len(keys), *keys, "g", "1", "0", "1")
-    assert first == ["urgent", "1", "urgent", "2", "unleased", "3"]
-    assert (second, third) == (["unleased", "4", "later", "5"], [])
+
+    def fetch(*tags: str) -> Any:
+        told: list[Any] = [9, 0, "{}", len(tags), *tags, "1", "0", "1"]
+        return store.eval(LUA["fetch"], len(keys), *keys, *told)
+
+    first, second, third = fetch("a", "b", "c"), fetch("d", "e", "f"), fetch("g")
+    assert first == ["urgent", "", "1", "urgent", "", "2", "unleased", "", "3"]
+    assert (second, third) == (["unleased", "", "4", "later", "", "5"], [])
     assert store.hgetall("unacked") == {
         "a": '[1,"","urgent"]',
         "b": '[2,"","urgent"]',

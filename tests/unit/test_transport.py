@@ -104,6 +104,19 @@ def test_an_ack_while_redis_is_away_is_sent_at_a_later_beat(
     assert len(leases) == 0
 
 
+def test_what_is_held_is_counted_by_tenant_as_long_as_redis_counts_it(
+    leases: Leases, server: FakeRedis
+) -> None:
+    leases.hold("one", "two", tenant="a")
+    leases.hold("three")
+    server.away = True
+    leases.ack("one")
+    assert leases.by_tenant() == {"a": 2, "": 1}
+    server.away = False
+    leases.beat()
+    assert leases.by_tenant() == {"a": 1, "": 1}
+
+
 def test_a_beat_renews_what_is_held(leases: Leases, server: FakeRedis) -> None:
     leases.hold("one")
     leases.hold("two")
@@ -146,7 +159,7 @@ def test_a_sweep_puts_the_message_where_it_came_from_and_counts(
     server.replies["expired"] = [b"tag", entry(fleet_deliveries=1)]
     leases.sweep()
     ((keys, (tag, text, end, idle)),) = server.named("release")
-    assert (keys, tag, end, idle) == (["unacked", "index", "queue:1"], "tag", "RPUSH", 30)
+    assert (keys, tag, end, idle) == (["unacked", "index", "queue:1"], "tag", "next", 30)
     properties = json.loads(text)["properties"]
     assert properties == {"fleet_deliveries": 2, "delivery_info": {"redelivered": True}}
 
@@ -292,6 +305,9 @@ def test_what_follows_an_interrupted_delivery_goes_back_and_the_rest_stays(
     with pytest.raises(SystemExit):
         Channel._hand_out(
             channel,
-            [("none", "replies", ""), *((tag, "list", "") for tag in ("one", "two", "three"))],
+            [
+                ("none", "replies", "", ""),
+                *((tag, "list", "t", "") for tag in ("one", "two", "three")),
+            ],
         )
     assert (list(leases._held), leases._unread) == (["one", "two"], {"three"})
