@@ -42,6 +42,9 @@ class Engine(Priced):
     max_waiting: int = Field(32, ge=0)
     #: Requests with a common beginning go to the worker that has it in its cache.
     prefix_affinity: bool = True
+    #: Seconds before its deadline at which a request that still waits in the queue goes to the
+    #: realtime lane, if its producer named no lane and that one serves the model; 0: never.
+    promote_before: float = Field(5.0, ge=0)
     max_model_len: int | None = Field(None, gt=0)
     gpu_memory_utilization: float = Field(0.92, gt=0, le=1)
     enable_prefix_caching: bool | None = None

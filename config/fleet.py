@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -126,6 +126,9 @@ class Routing(Section):
     num_retries: int = Field(2, ge=0)
     timeout: float = Field(60.0, gt=0)
     stream_timeout: float = Field(30.0, gt=0)
+    #: A request waits at most so long in all while every deployment refuses: until one said to come
+    #: again (Retry-After), or its cooldown ends. 0: it fails at once.
+    max_wait: float = Field(60.0, ge=0)
     allowed_fails: int = Field(3, ge=0)
     cooldown_time: float = Field(30.0, ge=0)
     disable_cooldowns: bool = False
@@ -170,8 +173,9 @@ class Routing(Section):
 class Batch(Section):
     """When to cut a batch and how to follow it. Limits: OpenAI's Batch guide; times in seconds."""
 
-    #: False: producers are offered no batch lane. Requests that are in it are answered.
-    offered: bool = True
+    #: False: only a request that names the batch lane goes there, or one over its tenant's budget
+    #: by `over_budget`.
+    auto: bool = True
 
     #: 50,000 requests and 200 MB are OpenAI's limits; both leave room.
     max_requests: int = Field(45_000, gt=0, le=50_000)
@@ -217,11 +221,17 @@ class Batch(Section):
 
 
 class LaneSection(Section):
-    """How much a lane takes: what comes beyond is refused to the producer, who may come again."""
+    """When a lane takes nothing: it is refused to the producer, who may come again."""
 
-    #: Requests that may wait in one of its queues, on the batch lane with those in batches.
-    max_queued: int = Field(gt=0)
-    #: Seconds that a producer is told to wait then.
+    #: Requests that may wait in one of its queues, on the batch lane with those in batches; without
+    #: it as many as Redis holds.
+    max_queued: int | None = Field(None, gt=0)
+    #: What becomes of a request for a lane without a living worker (the local lane: of the model):
+    #: its queue keeps it until one comes, or it is refused. Keep it where workers are scaled to
+    #: none: it is what waits that wakes one.
+    without_worker: Literal["keep", "refuse"] = "keep"
+    #: Seconds that a producer is told to wait; of a full lane whose workers say how fast they are
+    #: it is told an estimate instead.
     retry_after: float = Field(5.0, gt=0)
 
 
@@ -294,7 +304,7 @@ class FleetConfig(Section):
         models: dict[str, Model] = {}
         for deployment in self.deployments:
             offers: dict[Lane, Offer] = {"realtime": self._realtime(deployment)}
-            if deployment.batch and self.batch.offered:
+            if deployment.batch:
                 price = deployment.price.times(self.batch.discount)
                 offers["batch"] = Offer(
                     queue=BATCH_QUEUE, price=price, max_output_tokens=deployment.max_output_tokens
@@ -315,8 +325,19 @@ class FleetConfig(Section):
             completion_window=self.batch.window,
             max_request_bytes=self.max_request_bytes,
             tenants={name: tenant.limits() for name, tenant in self.tenants.items()},
-            lanes={lane: LaneLimits(**one.model_dump()) for lane, one in self.lanes.items()},
+            lanes={
+                lane: LaneLimits(max_queued=one.max_queued, retry_after=one.retry_after)
+                for lane, one in self.lanes.items()
+                if one.max_queued is not None
+            },
+            needs_worker={
+                lane: one.retry_after
+                for lane, one in self.lanes.items()
+                if one.without_worker == "refuse"
+            },
             heartbeats=True,
+            auto_batch=self.batch.auto,
+            tag_filtering=self.routing.enable_tag_filtering,
         )
 
     def _realtime(self, deployment: Deployment) -> Offer:
@@ -324,11 +345,14 @@ class FleetConfig(Section):
         models = self.routing.answers_for(deployment.model)
         others = [one for one in self.deployments if one.model in models]
         lengths = [one.max_output_tokens for one in others]
+        alike = self.deployments_of(deployment.model)
+        tags = {tuple(sorted(one.params.tags or ())) for one in alike}
         return Offer(
             queue=REALTIME_QUEUE,
             price=deployment.price,
             ceiling=dearest(one.price for one in others),
             max_output_tokens=None if None in lengths else max(filter(None, lengths)),
+            tags=tuple(sorted(tags)),
         )
 
 

@@ -49,7 +49,7 @@ class BatchProcessing(Section):
     #: Requests in a batch, at most.
     max_batch_size: int | None = Field(None, gt=0, le=50_000)
     default_completion_window: str | None = Field(None, pattern=r"^[1-9][0-9]*[hd]$")
-    #: False: no request goes to the batch lane any more; those that are there are answered.
+    #: False: no request goes to the batch lane to save money; one that names it does.
     enable_cost_optimization: bool | None = None
 
 
@@ -125,7 +125,7 @@ class Orchestration(Section):
                 "batch": {
                     "max_requests": batch.max_batch_size,
                     "completion_window": batch.default_completion_window,
-                    "offered": batch.enable_cost_optimization,
+                    "auto": batch.enable_cost_optimization,
                     "min_requests": cost.batch_threshold_requests,
                 },
                 "tenants": {

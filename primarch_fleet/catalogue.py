@@ -27,6 +27,8 @@ class Offer(BaseModel):
     ceiling: Price | None = None
     #: The most tokens that one choice of an answer can have, if the fleet knows.
     max_output_tokens: int | None = None
+    #: Of each deployment the tags that it has, on the realtime lane; None: they are not known.
+    tags: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def dearest(self) -> Price:
@@ -72,7 +74,8 @@ class LaneLimits(BaseModel):
 
     #: Requests that may wait in one of its queues, on the batch lane with those in batches.
     max_queued: int
-    #: Seconds that a producer is told to wait when there are as many.
+    #: Seconds that a producer is told to wait when there are as many and nothing is known of how
+    #: fast the lane is.
     retry_after: float = 5.0
 
 
@@ -94,8 +97,15 @@ class Catalogue(BaseModel):
     tenants: dict[str, Limits] = {}
     #: By lane; one without an entry takes everything.
     lanes: dict[Lane, LaneLimits] = {}
+    #: The lanes that take nothing while no worker serves the queue, with the seconds that a
+    #: producer is told to wait. The queues of the others keep it until a worker comes.
+    needs_worker: dict[Lane, float] = {}
     #: Whether the fleet's workers say that they are alive (`health.alive_key`).
     heartbeats: bool = False
+    #: Whether the batch lane may be chosen for a request that does not name it.
+    auto_batch: bool = True
+    #: Whether requests may have tags.
+    tag_filtering: bool = True
 
     def limits(self, tenant_id: str) -> Limits | None:
         """A tenant's limits; None for one whose spending is neither limited nor counted."""

@@ -130,10 +130,10 @@ class Fleet:
         """Check a request and enqueue it on its lane.
 
         Returns its ticket. Raises InvalidRequest, which names the wrong field, BudgetExceeded,
-        which says when the tenant has money again, LaneFull or TenantLimited, whose `retry_after`
-        says the same in seconds, or FleetUnavailable; in all cases nothing was enqueued, except
-        when the connection broke while it was being sent: give the request an `idempotency_key` to
-        submit it again safely.
+        which says when the tenant has money again, LaneFull, LaneUnavailable or TenantLimited,
+        whose `retry_after` says in seconds when to come again, or FleetUnavailable; in all cases
+        nothing was enqueued, except when the connection broke while it was being sent: give the
+        request an `idempotency_key` to submit it again safely.
         """
         return self.submit_many([request])[0]
 

@@ -9,6 +9,7 @@
     │   └── NoCatalogue
     ├── FleetBusy                not now: nothing was enqueued; `retry_after` says when
     │   ├── LaneFull
+    │   ├── LaneUnavailable
     │   └── TenantLimited
     ├── ResultTimeout            the result is not there yet; the request goes on
     ├── BodyUnavailable          the answer lies outside of Redis, where it could not be read
@@ -95,6 +96,10 @@ class FleetBusy(FleetError):
 
 class LaneFull(FleetBusy):
     """The lane's queue is full; nothing was enqueued: submit again later."""
+
+
+class LaneUnavailable(FleetBusy):
+    """No worker serves the lane; nothing was enqueued: submit again later, or start a worker."""
 
 
 class TenantLimited(FleetBusy):

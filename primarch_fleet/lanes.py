@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from primarch_fleet.catalogue import Catalogue, Limits, Model
 from primarch_fleet.contract import CompletionRequest, Lane, Request
-from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest, LaneFull
-from primarch_fleet.health import LONG_QUEUE, Health
+from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest
+from primarch_fleet.health import Health
+from primarch_fleet.outlook import Outlook
 
 #: Bytes of JSON a prompt token takes at least, on average over English text (an estimate, used
 #: for the caps of one request): https://platform.openai.com/tokenizer says four characters.
 BYTES_PER_TOKEN = 4
-#: Seconds of patience below which a lane with a long queue is none to choose.
-HURRY = 60.0
 
 
 class Choice(NamedTuple):
@@ -29,12 +28,14 @@ def choose(
 ) -> Choice:
     """The lane for a request, and the reason that its receipt will show.
 
-    With the lanes' health, one that is full, that no worker serves, or that has a long queue when
-    there is little time, is passed over for another that can serve the request; the reason says so.
-    A lane that no worker serves is still taken if the request names it, or if there is no other.
+    With the lanes' health, one that is full, that no worker serves, or whose queue takes longer
+    than the request can wait, is passed over for another that can serve it; the reason says so. Of
+    lanes that all are slow or without a worker the least bad is taken, and a lane that the request
+    names whatever its state: its queue keeps the request, unless the fleet's policy is to refuse.
 
     Raises InvalidRequest (UnknownModel included) when no lane can serve it, DeadlineExceeded when
-    its deadline has passed at `now`, and LaneFull when every lane that could serve it is full.
+    its deadline has passed at `now`, and LaneFull or LaneUnavailable when every lane that could
+    serve it is closed: the one of the lane that it wants most.
     """
     left = request.time_left(now)
     if left is not None and left <= 0:
@@ -42,12 +43,15 @@ def choose(
     model = catalogue.model(request.model)
     if model.kind != request.kind:
         raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
+    _check_tags(request, model, catalogue)
     patience = _patience(request, left)
-    if request.lane != "auto":
-        choices = [_asked_for(request, model, request.lane)]
-    else:
-        choices = _suitable(request, model, catalogue, patience)
-    return _healthiest(choices, model, catalogue, patience, health or Health())
+    outlook = Outlook(model, catalogue, health or Health(), patience, request.priority)
+    if request.lane == "auto":
+        return _healthiest(_suitable(request, outlook), outlook)
+    choice = _asked_for(request, model, request.lane)
+    if refusal := outlook.trouble(choice.lane).refusal:
+        raise refusal
+    return choice
 
 
 def degraded(
@@ -56,16 +60,29 @@ def degraded(
     """The lane on which its tenant has a request served for which the budget has no room.
 
     None when it is refused then: by the policy, because the request names its lane, or because the
-    other lane cannot serve it or is full.
+    other lane cannot serve it or is closed.
     """
     limits = catalogue.limits(request.tenant_id)
     if limits is None or limits.over_budget == "refuse" or request.lane != "auto":
         return None
     lane, model = limits.over_budget, catalogue.model(request.model)
-    offers = _offers(request, model, catalogue, _patience(request, request.time_left(now)))
-    if lane not in offers or _full(lane, model, catalogue, health or Health()):
+    patience = _patience(request, request.time_left(now))
+    outlook = Outlook(model, catalogue, health or Health(), patience)
+    if lane not in _offers(request, outlook) or outlook.trouble(lane).refusal:
         return None
     return Choice(lane, f"over budget: degraded to {lane}")
+
+
+def promotable(request: Request, catalogue: Catalogue, now: datetime) -> float | None:
+    """The Unix time by which a request for the local lane is to be served on realtime, if it must.
+
+    None for one that has all the time, that names its lane, or that realtime cannot serve.
+    """
+    patience, model = _patience(request, request.time_left(now)), catalogue.model(request.model)
+    outlook = Outlook(model, catalogue, Health(), patience)
+    if request.lane != "auto" or "realtime" not in _offers(request, outlook):
+        return None
+    return now.timestamp() + patience if patience < float("inf") else None
 
 
 def check_cost(
@@ -99,6 +116,20 @@ def _ruled_out(request: Request) -> dict[Lane, str]:
     return lanes
 
 
+def _check_tags(request: Request, model: Model, catalogue: Catalogue) -> None:
+    """Raises InvalidRequest for tags that nobody goes by, or that no deployment has."""
+    if not request.tags or "realtime" not in model.lanes:
+        return
+    if not catalogue.tag_filtering:
+        raise InvalidRequest("tags: this fleet does not go by them (enable_tag_filtering)")
+    known = model.lanes["realtime"].tags
+    if known is not None and not any(set(one).issuperset(request.tags) for one in known):
+        have = " or ".join(f"[{', '.join(one)}]" for one in known)
+        raise InvalidRequest(
+            f"tags: no deployment of {request.model!r} has all of these; they have {have}"
+        )
+
+
 def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
     if why := _ruled_out(request).get(lane):
         raise InvalidRequest(why)
@@ -110,57 +141,33 @@ def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
     return Choice(lane, "asked for")
 
 
-def _suitable(
-    request: Request, model: Model, catalogue: Catalogue, patience: float
-) -> list[Choice]:
+def _suitable(request: Request, outlook: Outlook) -> list[Choice]:
     """The lanes that can serve a request, in the order in which it wants them; one at least."""
-    offers = _offers(request, model, catalogue, patience)
+    offers = _offers(request, outlook)
+    if not outlook.catalogue.auto_batch:
+        offers.discard("batch")
     if choices := [one for one in _preferences(request) if one.lane in offers]:
         return choices
     why = f"model: no lane serves {request.model!r} within the quality and time asked for"
     raise InvalidRequest("; ".join([why, *_ruled_out(request).values()]))
 
 
-def _healthiest(
-    choices: list[Choice], model: Model, catalogue: Catalogue, patience: float, health: Health
-) -> Choice:
-    """The first that nothing is wrong with, or else the first that is not full."""
-    open_ = [one for one in choices if not _full(one.lane, model, catalogue, health)]
-    if not open_:
-        raise _refusal(choices[0].lane, model, catalogue, health)
-    wrong = {one: _trouble(one, open_, model, patience, health) for one in choices}
-    best = next((one for one in open_ if wrong[one] is None), open_[0])
-    passed = [f"{one.lane} is {wrong[one]}" for one in choices[: choices.index(best)]]
-    return Choice(best.lane, "; ".join([best.reason, *passed]))
+def _healthiest(choices: list[Choice], outlook: Outlook) -> Choice:
+    """The first of those with which the least is wrong. Raises why it is closed, if it is."""
+    troubles = {one: outlook.trouble(one.lane) for one in choices}
+    best = min(choices, key=lambda one: troubles[one].grade)
+    if refusal := troubles[best].refusal:
+        raise refusal
+    up_to_it = choices[: choices.index(best) + 1]
+    wrong = [f"{one.lane} is {what}" for one in up_to_it if (what := troubles[one].what)]
+    return Choice(best.lane, "; ".join([best.reason, *wrong]))
 
 
-def _trouble(
-    choice: Choice, open_: list[Choice], model: Model, patience: float, health: Health
-) -> str | None:
-    queue = model.lanes[choice.lane].queue
-    if choice not in open_:
-        return "full"
-    if queue in health.deserted:
-        return "without a worker"
-    late = patience <= HURRY and health.queued[queue] >= LONG_QUEUE
-    return "slow: its queue is long" if late else None
-
-
-def _full(lane: Lane, model: Model, catalogue: Catalogue, health: Health) -> bool:
-    limits = catalogue.lanes.get(lane)
-    return limits is not None and health.queued[model.lanes[lane].queue] >= limits.max_queued
-
-
-def _refusal(lane: Lane, model: Model, catalogue: Catalogue, health: Health) -> LaneFull:
-    queue, limits = model.lanes[lane].queue, catalogue.lanes[lane]
-    waiting = f"{health.queued[queue]} requests wait in {queue!r}, the limit is {limits.max_queued}"
-    return LaneFull.until(f"lane: {lane} is full: {waiting}", limits.retry_after)
-
-
-def _offers(request: Request, model: Model, catalogue: Catalogue, patience: float) -> set[Lane]:
+def _offers(request: Request, outlook: Outlook) -> set[Lane]:
     """The lanes that can serve a request within its quality and time."""
-    offers = {lane for lane, offer in model.lanes.items() if offer.quality >= request.quality}
-    if patience < catalogue.completion_window:
+    lanes = outlook.model.lanes
+    offers = {lane for lane, offer in lanes.items() if offer.quality >= request.quality}
+    if outlook.patience < outlook.catalogue.completion_window:
         offers.discard("batch")
     return offers - set(_ruled_out(request))
 

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -55,6 +56,8 @@ class PrivateRequest(Request):
 
     def __init__(self, message: Any, *args: Any, **options: Any) -> None:
         super().__init__(message, *args, **options)
+        #: When the worker had it, by `time.monotonic`.
+        self.received_at = time.monotonic()
         self._argsrepr = self._kwargsrepr = HIDDEN
         self._request_dict |= {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN}  # type: ignore[attr-defined]
 

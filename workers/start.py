@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -24,10 +25,17 @@ from tasks.app import app
 from tasks.cache import Cache
 from tasks.charges import Charges
 from workers import costs as costing
-from workers import metrics, pool, results, transport
+from workers import (
+    metrics,
+    pool,
+    results,
+    revoke,  # noqa: F401 - its command takes the place of Celery's
+    transport,
+)
 from workers.budgets import BudgetGauge
 from workers.costs import Costs
 from workers.heartbeat import Heartbeat
+from workers.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +72,14 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
             client = redis.Redis.from_url(url, socket_timeout=5)
             catalogue = fleet_config().catalogue()
             catalogue.publish(client)
-            _charge(Charges.at(url, catalogue))
+            _charge(Charges.at(url, catalogue, costing.report_cut))
             _report(Costs.at(url, catalogue))
             _keep(Cache.at(url, metrics.report))
             ledger = Ledger(redis.Redis.from_url(url, socket_timeout=5, decode_responses=True))
             REGISTRY.register(BudgetGauge(ledger, catalogue.tenants))
             metrics.show_targets(fleet_config().targets.figures())
             metrics.serve(client, lane, queues)
-            heartbeat = Heartbeat(client, queues)
+            heartbeat = Heartbeat(client, queues, _rate(lane, worker))
             pool.at_stop(heartbeat.stop)
             try:
                 served = asyncio.run_coroutine_threadsafe(_run(start), pool.loop()).result()
@@ -79,10 +87,30 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
                 logger.critical("%s", error, extra={"action": "lane_not_started"})
                 raise SystemExit(1) from None
             pool.at_stop(served.close)
+            _settle_down()
             heartbeat.start()
 
     app.steps["worker"].add(ServeLane)
     return app
+
+
+def _rate(lane: Lane, worker: Any) -> Callable[[], float | None]:
+    """How fast the worker is, at each call; of the batch lane, where all ends hours later, None."""
+    if lane == "batch":
+        return lambda: None
+    throughput = Throughput(lambda: worker.pool.num_processes)
+    throughput.watch()
+    return throughput.measure
+
+
+def _settle_down() -> None:
+    """Have the garbage collector leave alone what is loaded by now, for good.
+
+    It would look through all of that, a quarter of a second of it with LiteLLM, while everybody's
+    next token waits.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _charge(charges: Charges) -> None:

@@ -11,9 +11,9 @@ import redis
 
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
 from primarch_fleet.budget import BUSY_AT_MOST, Ledger, Order
-from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
+from primarch_fleet.catalogue import KEY, LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import Lane
-from primarch_fleet.errors import FleetError, LaneFull, TenantLimited
+from primarch_fleet.errors import FleetError, InvalidRequest, LaneFull, TenantLimited
 from primarch_fleet.health import PARKED, STALE, Watch, alive_key
 from workers.heartbeat import Heartbeat
 
@@ -82,6 +82,31 @@ def test_a_full_lane_is_passed_over_for_another(fleet: Fleet, store: redis.Redis
     first, second = fleet.submit_many([request(), request()])
     assert (first.lane, first.reason) == ("local", "hosted here")
     assert (second.lane, second.reason) == ("realtime", "no cheaper lane fits; local is full")
+
+
+def test_a_lane_that_would_answer_too_late_is_passed_over_for_another(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, heartbeats=True)
+    Heartbeat(store, ["local.m"], lambda: 0.5).beat()
+    Heartbeat(store, ["realtime"], lambda: 100.0).beat()
+    tickets = fleet.submit_many([request(max_latency=4.0)] * 4)
+    assert [one.lane for one in tickets] == ["local", "local", "local", "realtime"]
+    late = "no cheaper lane fits; local is slow: about 6 s to wait, 4 s are left"
+    assert tickets[-1].reason == late
+    assert fleet.submit(request(max_latency=4.0)).reason == late
+
+
+def test_tags_that_no_deployment_has_are_refused_and_nothing_is_enqueued(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    tagged = OFFERS["realtime"].model_copy(update={"tags": (("eu", "fast"), ("us",))})
+    model = Model(kind="chat", lanes={**OFFERS, "realtime": tagged}, list_price=PRICE)
+    publish(store, models={"m": model})
+    with pytest.raises(InvalidRequest, match=r"tags: .* they have \[eu, fast\] or \[us\]"):
+        fleet.submit_many([request(tags=["us"]), request(tags=["eu", "us"], idempotency_key="k")])
+    assert set(store.keys()) == {KEY}
+    assert fleet.submit(request(tags=["fast", "eu"])).lane == "realtime"
 
 
 def test_a_server_almost_out_of_memory_takes_nothing(store: redis.Redis) -> None:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client import REGISTRY
 
 from config.engine import Engine
+from config.fleet import FleetConfig
+from config.settings import ROOT
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
 from tests.engines import END_OF_ANSWER, VLLM_MODEL, config, on_vllm
 from tests.integration.conftest import eventually
@@ -277,3 +280,16 @@ def test_settings_have_vllms_names_and_defaults() -> None:
     shared = set(known) & set(ours) - {"model", "max_num_seqs"}  # vLLM's depends on the hardware
     assert len(shared) > 10
     assert {name: known[name] for name in shared} == {name: ours[name] for name in shared}
+
+
+def test_the_policy_for_all_engines_is_what_vllm_is_started_with() -> None:
+    from workers.local.engines.vllm import _arguments  # noqa: PLC0415
+
+    given = yaml.safe_load((ROOT / "tests" / "data" / "routing_orchestration.yaml").read_text())
+    file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    own = {"model": "own", "engine": "vllm", "path": "any", "price": {"input": 1, "output": 2}}
+    args = _arguments(FleetConfig.model_validate(file | {"engines": [own]} | given).engine())
+    assert args.tensor_parallel_size == 4
+    assert args.max_num_seqs == 128
+    assert args.enable_prefix_caching is True
+    assert args.gpu_memory_utilization == 0.9

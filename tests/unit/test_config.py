@@ -10,7 +10,7 @@ import yaml
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet import Price
-from primarch_fleet.catalogue import Limits
+from primarch_fleet.catalogue import Catalogue, LaneLimits, Limits
 from primarch_fleet.errors import ConfigError, UnknownModel
 
 SHIPPED = ROOT / "config" / "fleet.yaml"
@@ -58,6 +58,8 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("tenants", "default", "daily_budget"), "0.0000001", "tenants.default.daily_budget"),
         (("tenants", "default", "over_budget"), "realtime", "tenants.default.over_budget"),
         (("tenants", "a"), {"dayly_budget": 1}, "tenants.a.dayly_budget"),
+        (("lanes",), {"local": {"without_worker": "wait"}}, "lanes.local.without_worker"),
+        (("lanes",), {"local": {"max_queued": 0}}, "lanes.local.max_queued"),
         (("surprise",), 1, "surprise"),
     ],
 )
@@ -144,6 +146,60 @@ def test_an_offer_tells_the_dearest_price_that_may_answer_for_it() -> None:
     assert offers["c"].dearest == offers["c"].price == Price(input=1, output=9)
     assert offers["a"].max_output_tokens == 700
     assert offers["d"].max_output_tokens is None
+
+
+def test_producers_are_told_the_tags_of_each_deployment_and_whether_requests_may_have_some() -> (
+    None
+):
+    data = yaml.safe_load(SHIPPED.read_text())
+    plain = FleetConfig.model_validate(data).catalogue()
+    assert plain.models["gpt-4o"].lanes["realtime"].tags == ((),)
+    assert not plain.tag_filtering
+    first = data["deployments"][0]
+    first["params"] = {"tags": ["us", "fast"]}
+    data["deployments"] += [first | {"id": str(i), "params": {"tags": ["eu"]}} for i in range(2)]
+    data["routing"]["enable_tag_filtering"] = True
+    catalogue = FleetConfig.model_validate(data).catalogue()
+    assert catalogue.models["gpt-4o"].lanes["realtime"].tags == (("eu",), ("fast", "us"))
+    assert catalogue.models["gpt-4o-mini"].lanes["realtime"].tags == ((),)
+    assert catalogue.tag_filtering
+    assert Catalogue.model_validate_json(catalogue.model_dump_json()) == catalogue
+
+
+def test_no_key_no_address_and_no_name_of_a_providers_is_told_to_producers() -> None:
+    os.environ["OPENAI_API_KEY"] = "sk-secret"
+    os.environ["OPENAI_BASE_URL"] = "https://there.example/v1"
+    told = load(SHIPPED).catalogue().model_dump_json()
+    for secret in ("sk-secret", "there.example", "os.environ", "OPENAI", "api_"):
+        assert secret not in told
+
+
+def test_a_lane_is_limited_or_needs_a_worker_or_both() -> None:
+    data = yaml.safe_load(SHIPPED.read_text())
+    data["lanes"] = {
+        "realtime": {"max_queued": 9},
+        "local": {"without_worker": "refuse", "retry_after": 2},
+        "batch": {"max_queued": 7, "without_worker": "keep"},
+    }
+    catalogue = FleetConfig.model_validate(data).catalogue()
+    assert catalogue.lanes == {
+        "realtime": LaneLimits(max_queued=9, retry_after=5.0),
+        "batch": LaneLimits(max_queued=7, retry_after=5.0),
+    }
+    assert catalogue.needs_worker == {"local": 2.0}
+
+
+def test_a_catalogue_of_a_fleet_that_knew_less_is_understood() -> None:
+    """Workers are older than producers, or newer, while a fleet is upgraded."""
+    older = load(SHIPPED).catalogue().model_dump(mode="json")
+    for field in ("needs_worker", "auto_batch", "tag_filtering"):
+        del older[field]
+    del older["models"]["gpt-4o"]["lanes"]["realtime"]["tags"]
+    catalogue = Catalogue.model_validate(older)
+    assert catalogue.auto_batch
+    assert catalogue.tag_filtering
+    assert catalogue.needs_worker == {}
+    assert catalogue.models["gpt-4o"].lanes["realtime"].tags is None
 
 
 def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:

@@ -1,6 +1,8 @@
 """The choice of a lane: which one, and why."""
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +11,14 @@ import pytest
 from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Price
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import Lane
-from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest, UnknownModel
+from primarch_fleet.errors import (
+    CostCapExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    LaneFull,
+    LaneUnavailable,
+    UnknownModel,
+)
 from primarch_fleet.health import Health
 from primarch_fleet.lanes import check_cost, choose, degraded, estimate_cost, most_cost
 
@@ -178,18 +187,64 @@ def test_what_is_reserved_is_a_token_a_byte_and_the_longest_answer_at_the_deares
     )
 
 
-CROWDED = Health(queued=Counter({"local": 100}))
+ALL = frozenset({"local", "realtime", "batch"})
+
+
+def waiting(
+    local: int = 0, realtime: int = 0, deserted: Iterable[str] = (), /, **rates: float
+) -> Health:
+    """So many wait on the local and the realtime lane; the rates are of their workers."""
+    queued = Counter({"local": local, "realtime": realtime})
+    return Health(queued=queued, deserted=frozenset(deserted), rates=rates)
+
+
+def waited(seconds: float | None, **rates: float) -> Health:
+    return replace(waiting(1, **rates), oldest_wait={"local": seconds})
+
+
+#: Of 30 messages 20 are of low priority; one is answered in a second.
+LOW_WAITS = replace(waiting(30, local=1.0), behind={("local", "normal"): 20, ("local", "low"): 0})
+HURRIED, PATIENT = {"max_latency": 60.0}, {"max_latency": 61.0}
+SOON = {"deadline": NOW + timedelta(seconds=20)}
 
 
 @pytest.mark.parametrize(
     ("fields", "health", "lane", "reason"),
     [
-        ({"max_latency": 60.0}, CROWDED, "realtime", "; local is slow: its queue is long"),
-        ({"max_latency": 61.0}, CROWDED, "local", "hosted here"),
-        ({"max_latency": 60.0}, Health(queued=Counter({"local": 99})), "local", "hosted here"),
-        ({}, Health(deserted=frozenset({"local"})), "realtime", "; local is without a worker"),
-        ({}, Health(deserted=frozenset({"local", "realtime", "batch"})), "local", "hosted here"),
-        ({"lane": "local"}, Health(deserted=frozenset({"local"})), "local", "asked for"),
+        # Nothing is known of how fast the lanes are: a rule of thumb.
+        (HURRIED, waiting(100), "realtime", "; local is slow: its queue is long"),
+        (PATIENT, waiting(100), "local", "hosted here"),
+        (HURRIED, waiting(99), "local", "hosted here"),
+        # Their workers say how fast they are: 60 s of waiting fit into 60 s, 61 do not.
+        (HURRIED, waiting(120, local=2.0), "local", "hosted here"),
+        (HURRIED, waiting(122, local=2.0), "realtime", "slow: about 61 s to wait, 60 s are left"),
+        (PATIENT, waiting(1, local=0.01), "realtime", "about 100 s to wait, 61 s are left"),
+        (SOON, waiting(21, local=1.0), "realtime", "about 21 s to wait, 20 s are left"),
+        (SOON, waiting(20, local=1.0), "local", "hosted here"),
+        (HURRIED, waiting(100_000, local=10_000.0), "local", "hosted here"),
+        ({}, waiting(100_000, local=0.001), "local", "hosted here"),
+        # What is less urgent does not hold it up.
+        (SOON, LOW_WAITS, "local", "hosted here"),
+        ({"priority": "low", **SOON}, LOW_WAITS, "realtime", "about 30 s to wait, 20 s are left"),
+        # How fast they are is not known, but how long the oldest has waited.
+        (SOON, waited(20.5), "realtime", "its oldest request has waited 20.5 s, 20 s are left"),
+        (SOON, waited(20.0), "local", "hosted here"),
+        (SOON, waited(None), "local", "hosted here"),
+        (SOON, waited(99.0, local=0.5), "local", "hosted here"),
+        # Both are slow: the first of them, as it would be with neither.
+        (SOON, waiting(30, 40, local=1.0, realtime=1.0), "local", "20 s are left"),
+        # Nobody is there.
+        ({}, waiting(0, 0, {"local"}), "realtime", "; local is without a worker"),
+        ({}, waiting(0, 0, ALL), "local", "hosted here; local is without a worker"),
+        (
+            SOON,
+            waiting(0, 40, {"local"}, realtime=1.0),
+            "realtime",
+            "realtime is slow: about 40 s to wait, 20 s are left",
+        ),
+        # A lane that is named is taken as it is.
+        ({"lane": "local"}, waiting(0, 0, {"local"}), "local", "asked for"),
+        ({"lane": "local", **SOON}, waiting(30, local=1.0), "local", "asked for"),
     ],
 )
 def test_the_health_of_the_lanes_is_heeded(
@@ -198,6 +253,96 @@ def test_the_health_of_the_lanes_is_heeded(
     choice = choose(request(**fields), CATALOGUE, NOW, health)
     assert choice.lane == lane
     assert choice.reason.endswith(reason)
+
+
+def with_(**fields: Any) -> Catalogue:
+    return CATALOGUE.model_copy(update=fields)
+
+
+@pytest.mark.parametrize(
+    ("queued", "rates", "seconds"),
+    [
+        (10, {}, 7.0),
+        (10, {"realtime": 4.0}, 7.0),
+        (10, {"local": 0.5}, 2.0),
+        (12, {"local": 0.5}, 6.0),
+        (10, {"local": 100.0}, 1.0),
+        (99, {"local": 0.5}, 60.0),
+    ],
+)
+def test_a_full_lane_says_when_there_is_room_by_how_fast_it_is(
+    queued: int, rates: dict[str, float], seconds: float
+) -> None:
+    full = with_(lanes={"local": LaneLimits(max_queued=10, retry_after=7.0)})
+    with pytest.raises(LaneFull, match=f"try again in {seconds:.1f} s") as refused:
+        choose(request(lane="local"), full, NOW, waiting(queued, **rates))
+    assert refused.value.retry_after == seconds
+    assert ("answer about" in str(refused.value)) == ("local" in rates)
+
+
+def test_a_lane_that_needs_a_worker_is_closed_without_one() -> None:
+    strict = with_(needs_worker={"local": 3.0})
+    alone = waiting(0, 0, {"local"})
+    with pytest.raises(
+        LaneUnavailable, match=r"none serves 'local'; try again in 3.0 s"
+    ) as refused:
+        choose(request(lane="local"), strict, NOW, alone)
+    assert refused.value.retry_after == 3.0
+    assert choose(request(lane="local"), strict, NOW, waiting()).lane == "local"
+    assert choose(request(), strict, NOW, alone).reason.endswith("local is without a worker")
+    with pytest.raises(LaneUnavailable):
+        choose(request("hosted"), strict, NOW, alone)
+
+
+def test_where_every_lane_is_closed_the_refusal_is_of_the_one_that_is_wanted_most() -> None:
+    both = with_(needs_worker={"local": 3.0}, lanes={"realtime": LaneLimits(max_queued=5)})
+    health = waiting(0, 5, {"local"})
+    with pytest.raises(LaneUnavailable):
+        choose(request(max_latency=9.0), both, NOW, health)
+    with pytest.raises(LaneFull):
+        choose(request(max_latency=9.0, priority="high"), both, NOW, health)
+
+
+def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() -> None:
+    strict = with_(needs_worker={"local": 3.0})
+    choice = choose(request(), strict, NOW, waiting(0, 0, ALL))
+    assert choice.lane == "realtime"
+    assert choice.reason.endswith("local is without a worker; realtime is without a worker")
+
+
+def test_batch_is_not_chosen_where_it_has_to_be_named() -> None:
+    named = with_(auto_batch=False, tenants={"default": Limits(over_budget="batch")})
+    cheap = request("remote", cost_preference="cost")
+    assert choose(cheap, named, NOW).lane == "realtime"
+    assert choose(cheap.model_copy(update={"lane": "batch"}), named, NOW).lane == "batch"
+    assert degraded(cheap, named, NOW) is not None
+
+
+def tagged(tags: Any, **fields: Any) -> Catalogue:
+    offers = {**CATALOGUE.models["everywhere"].lanes}
+    offers["realtime"] = offers["realtime"].model_copy(update={"tags": tags})
+    models = {"everywhere": Model(kind="chat", lanes=offers, list_price=PRICE)}
+    return with_(models=models, **fields)
+
+
+DEPLOYMENTS = ((), ("eu", "fast"), ("us",))
+
+
+@pytest.mark.parametrize("lane", ["auto", "realtime"])
+def test_tags_that_no_deployment_has_all_of_are_refused_with_those_there_are(lane: str) -> None:
+    words = r"^tags: no deployment of 'everywhere' .*\[\] or \[eu, fast\] or \[us\]"
+    with pytest.raises(InvalidRequest, match=words):
+        choose(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS), NOW)
+    for tags in (["fast", "eu"], ["us"]):
+        assert choose(request(tags=tags, lane=lane), tagged(DEPLOYMENTS), NOW).lane == "realtime"
+
+
+def test_tags_are_refused_where_nobody_goes_by_them_and_let_through_where_none_are_known() -> None:
+    asked = request(tags=["eu"])
+    with pytest.raises(InvalidRequest, match=r"^tags: this fleet does not go by them"):
+        choose(asked, tagged(DEPLOYMENTS, tag_filtering=False), NOW)
+    assert choose(asked, tagged(None), NOW).lane == "realtime"
+    assert choose(request(), tagged((), tag_filtering=False), NOW).lane == "local"
 
 
 def test_a_lane_that_is_full_is_none_to_be_degraded_to() -> None:

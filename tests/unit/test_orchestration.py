@@ -1,6 +1,7 @@
 """The `routing_orchestration` section: what each of its keys does, and that there are no others."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,20 @@ import yaml
 
 from config.fleet import FleetConfig, load
 from config.settings import ROOT
+from primarch_fleet import CompletionRequest
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.lanes import choose
 
 #: A production configuration of the Primarch agents, as it stands.
 GIVEN = ROOT / "tests" / "data" / "routing_orchestration.yaml"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def cheap(**fields: Any) -> CompletionRequest:
+    messages = [{"role": "user", "content": "x"}]
+    return CompletionRequest(model="gpt-4o", messages=messages, cost_preference="cost", **fields)
+
+
 #: By key: another value than the given, what shows its effect, and that with either value.
 EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     "litellm_router.routing_strategy": (
@@ -58,9 +69,12 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     ),
     "batch_processing.enable_cost_optimization": (
         False,
-        lambda c: "batch" in c.catalogue().models["gpt-4o"].lanes,
-        True,
-        False,
+        lambda c: (
+            choose(cheap(), c.catalogue(), NOW).lane,
+            choose(cheap(lane="batch"), c.catalogue(), NOW).lane,
+        ),
+        ("batch", "batch"),
+        ("realtime", "batch"),
     ),
     "cost_optimization.target_cost_reduction": (
         0.5,
