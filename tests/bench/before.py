@@ -11,7 +11,8 @@ none, but 42 % of the cost saved, by batches that save 50 % and an own engine th
 thirds that is 43 %.
 
 Time is `--scale` times faster than real: what is printed is in real time again. What the fleet
-itself takes is printed as so many times longer than it was.
+itself takes is printed as so many times longer than it was. A Retry-After is whole seconds in HTTP:
+at a scale that makes it a part of one, the fleet waits for the second, and the SDK does not.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Moment(NamedTuple):
 
 
 MOMENTS = (
-    Moment(429, retry_after=1.5, first=30, every=60, lasts=3),
-    Moment(503, retry_after=1.5, first=110, every=300, lasts=5),
+    Moment(429, retry_after=2, first=30, every=60, lasts=4),
+    Moment(503, retry_after=2, first=110, every=300, lasts=6),
 )
 #: Seconds by which the second provider's moments come later.
 SHIFT = 30.0
@@ -264,7 +265,8 @@ def configuration(folder: Path, scale: float) -> Path:
     config["providers"]["second"] = {**first, "api_base": "os.environ/SECOND_BASE_URL"}
     [mini] = [one for one in config["deployments"] if one["model"] == MODEL]
     config["deployments"] = [mini, {**mini, "id": "second", "provider": "second", "batch": False}]
-    config["routing"] |= {"cooldown_time": 30 / scale, "fallbacks": {}}
+    waits = {name: config["routing"][name] / scale for name in ("cooldown_time", "max_wait")}
+    config["routing"] |= {**waits, "fallbacks": {}}
     config["engines"][0] |= {"price": OWN, "list_price": PRICE}
     config["batch"] |= SIMULATED_BATCH
     path = folder / "fleet.yaml"
@@ -327,17 +329,17 @@ WHERE_FROM = """
 Where it comes from: a third of the requests is answered in milliseconds by an own engine (which is
 simulated here), and for a third nobody waits: it costs half, is in no latency, and here its batch
 takes two minutes where a real one takes up to a day. So the mix makes most of the throughput, the
-mean and the cost; with another mix they are others. The second provider makes the p99: a call that
-one refuses goes to the other at once. It need not make more answers: the SDK waits as it is told
-and asks again, the fleet fails a call that neither provider takes. No request on the realtime lane
-is itself answered faster than directly."""
+mean and the cost; with another mix they are others. The second provider makes the p99 and the
+answers: a call that one refuses goes to the other at once. The SDK waits as it is told and asks
+again, but only twice; the fleet does so when both refuse, for up to a minute (`max_wait`). No
+request on the realtime lane is itself answered faster than directly."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=2_000)
     parser.add_argument("--callers", type=int, default=8, help="that wait at the same time")
-    parser.add_argument("--scale", type=float, default=10.0, help="1 is real time")
+    parser.add_argument("--scale", type=float, default=2.0, help="1 is real time")
     options = parser.parse_args()
     print(
         f"{options.requests} requests by {options.callers} callers, {os.cpu_count()} cores; "

@@ -66,7 +66,7 @@ def config(deployments: list[dict[str, Any]] = ONE_OF_EACH, /, **routing: Any) -
         {
             "providers": {"simulated": provider},
             "deployments": deployments,
-            "routing": {"num_retries": 0, "cooldown_time": 0, **routing},
+            "routing": {"num_retries": 0, "cooldown_time": 0, "max_wait": 0, **routing},
         }
     )
 

@@ -28,7 +28,7 @@ from tests.integration.realtime_bench import (
 )
 from tests.simulator.profile import Fault, Latency
 from tests.simulator.server import Simulator
-from workers.realtime import router
+from workers.realtime import host, router
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
@@ -254,6 +254,7 @@ def test_a_fallback_answers_without_waiting_for_what_a_provider_asks_to_wait(
         fallbacks={model_of(kind): [spare["model"]]},
         num_retries=2,
         cooldown_time=30,
+        max_wait=2 * MINUTE,
     )
     started = time.monotonic()
     [answer] = ask(request(kind), config=several)
@@ -263,11 +264,32 @@ def test_a_fallback_answers_without_waiting_for_what_a_provider_asks_to_wait(
     assert answer.receipt.attempts == 2 if count == 1 else answer.receipt.attempts <= 4
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_fallback_answers_at_once_for_one_that_refuses_and_does_not_say_until_when(
+    ask: Ask, simulator: Simulator, status: int
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", status=status))
+    [answer] = ask(chat(), config=config(fallbacks={"big": ["small"]}, num_retries=2))
+    assert (answer.receipt.deployment, answer.receipt.attempts) == ("small-1", 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_models_other_deployment_answers_for_one_that_fails(
+    ask: Ask, simulator: Simulator, kind: str, status: int
+) -> None:
+    """It does not cool down, and chance would send every second request to it."""
+    name = model_of(kind)
+    simulator.profile = failing(Fault(model=f"{name}-1", status=status))
+    both = config([deployment(f"{name}-1"), deployment(f"{name}-2")], disable_cooldowns=True)
+    assert served_by(ask(*[request(kind)] * 12, config=both)) == [f"{name}-2"] * 12
+
+
 def test_no_pause_between_two_attempts_is_as_long_as_a_provider_likes(
     ask: Ask, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 500 is tried again at the same deployment, and may have a Retry-After too."""
-    monkeypatch.setattr(router, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(host, "LONGEST_PAUSE", 0.01)
     simulator.profile = failing(Fault(model="big-1", status=500, retry_after=MINUTE))
     one = config(fallbacks={"big": ["small"]}, num_retries=2, allowed_fails=1_000)
     started = time.monotonic()

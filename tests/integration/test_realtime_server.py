@@ -1,11 +1,8 @@
 """The realtime lane's server: LiteLLM's real Router against the provider simulator over HTTP."""
 
-import asyncio
-from contextlib import suppress
 from typing import Any
 
 import pytest
-import redis
 from litellm import exceptions
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
@@ -13,7 +10,6 @@ from openai.types.chat import ChatCompletion
 from config.fleet import FleetConfig
 from primarch_fleet import EmbeddingRequest, errors
 from tests.integration.realtime_bench import (
-    ENVELOPE,
     KEY,
     Ask,
     ask_server,
@@ -22,7 +18,6 @@ from tests.integration.realtime_bench import (
     failing,
     open_provider,
     pair,
-    serving,
 )
 from tests.simulator.profile import Fault
 from tests.simulator.server import Simulator
@@ -170,24 +165,6 @@ def test_every_strategy_answers_and_is_named_in_the_receipt(ask: Ask, strategy: 
     answers = ask(*[chat()] * 4, config=two(routing_strategy=strategy))
     assert [answer.receipt.strategy for answer in answers] == [strategy] * 4
     assert {answer.receipt.deployment for answer in answers} <= {"big-1", "big-2"}
-
-
-def test_a_cooldown_reaches_a_process_that_never_saw_the_failure(
-    simulator: Simulator, valkey_url: str, store: redis.Redis
-) -> None:
-    """Two Routers stand for two processes: they share nothing but Redis."""
-    shared = two(cooldown_time=60, num_retries=2)
-    simulator.profile = failing(Fault(model="big-1", status=429))
-
-    async def run() -> list[int]:
-        async with serving(shared, valkey_url) as first, serving(shared, valkey_url) as second:
-            while not store.exists("deployment:big-1:cooldown"):
-                with suppress(errors.RateLimited):  # every attempt may meet the one that refuses
-                    await first.serve(chat(), ENVELOPE)
-            answers = [await second.serve(chat(), ENVELOPE) for _ in range(12)]
-            return [answer.receipt.attempts for answer in answers]
-
-    assert asyncio.run(asyncio.wait_for(run(), 60)) == [1] * 12
 
 
 def test_every_error_of_litellm_has_a_meaning_here() -> None:

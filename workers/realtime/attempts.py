@@ -23,6 +23,10 @@ class Attempts:
         self.started = time.perf_counter()
         self.at: list[float] = []
         self.models: set[str] = set()
+        #: Deployments that failed since the Router was last asked.
+        self.failed: set[str] = set()
+        #: Seconds until the first token of a stream, which readers then have; None before.
+        self.first_token: float | None = None
         self._current.set(self)
 
     @property
@@ -50,6 +54,13 @@ class Attempts:
         if attempts is not None:
             attempts.at.append(time.perf_counter())
             attempts.models.add(model)
+
+    @classmethod
+    def failed_at(cls, deployment: str) -> None:
+        """Note a call that failed for the request at hand, if there is one."""
+        attempts = cls._current.get(None)
+        if attempts is not None:
+            attempts.failed.add(deployment)
 
 
 class _Logger(CustomLogger):

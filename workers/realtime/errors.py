@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 
 import openai
 from litellm import exceptions as litellm
@@ -31,22 +35,61 @@ TABLE: dict[type[BaseException], type[errors.RequestFailed]] = {
 
 #: What LiteLLM says, as a ValueError, when all deployments with a request's tags cool down.
 NONE_TAGGED = RouterErrors.no_deployments_with_tag_routing.value
+#: A request that failed so may be answered a moment later.
+NOT_NOW = (errors.RateLimited, errors.ProviderUnavailable)
+#: The statuses that may say when to come again.
+REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
-def translate(error: Exception, secrets: Iterable[str]) -> errors.RequestFailed:
+def translate(
+    error: Exception, secrets: Iterable[str], pause: float | None = None
+) -> errors.RequestFailed:
     """The fleet's error for one of LiteLLM's, with its message; no secret is left in it.
 
-    The message also says what the provider's Retry-After does.
+    Args:
+        pause: The seconds after which to come again, if that is known: the message says so.
     """
+    after = "" if pause is None else f" (retry after {math.ceil(pause)} s)"
     if NONE_TAGGED in str(error):
-        return errors.ProviderUnavailable("every deployment with the request's tags has failed")
-    kind = next(TABLE[one] for one in type(error).__mro__ if one in TABLE)
-    message = str(error).partition("\n")[0] + _retry_after(error)
+        return errors.ProviderUnavailable(
+            f"every deployment with the request's tags has failed{after}"
+        )
+    message = str(error).partition("\n")[0] + after
     for secret in secrets:
         message = message.replace(secret, "***")
-    return kind(message)
+    return kind(error)(message)
 
 
-def _retry_after(error: Exception) -> str:
+def kind(error: Exception) -> type[errors.RequestFailed]:
+    """What one of LiteLLM's errors is for the fleet."""
+    if NONE_TAGGED in str(error):
+        return errors.ProviderUnavailable
+    return next(TABLE[one] for one in type(error).__mro__ if one in TABLE)
+
+
+def none_is_left(error: Exception) -> bool:
+    """True when LiteLLM called nobody: all cool down."""
+    return isinstance(error, RouterRateLimitError) or NONE_TAGGED in str(error)
+
+
+def retry_after(error: Exception) -> int | None:
+    """The seconds after which a provider wants to be asked again, from 1; None if it says nothing.
+
+    They are whole, as in HTTP and in LiteLLM: a part of one counts as one.
+    """
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    return f" (retry after {headers['retry-after']} s)" if "retry-after" in headers else ""
+    said = headers.get("retry-after", "") if _status(error) in REFUSALS else ""
+    seconds = float(said) if said.replace(".", "", 1).isdecimal() else _until(said)
+    return math.ceil(seconds) if seconds > 0 else None
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(error, "status_code", None)
+
+
+def _until(date: str) -> float:
+    """Seconds until a date as HTTP writes it; 0 for anything else."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except ValueError:
+        return 0.0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
+import random
 from collections import Counter
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import litellm
 from litellm.llms.custom_httpx.async_client_cleanup import close_litellm_async_clients
 from litellm.router import Router, router_arguments
 from litellm.router_config import build_router_config
-from litellm.router_python_host import PythonHost
 from litellm.types.router import RetryPolicy
 
 from config.fleet import Deployment, FleetConfig, Provider
@@ -22,11 +24,13 @@ from primarch_fleet.contract import (
     Request,
     RoutingStrategy,
 )
-from primarch_fleet.errors import FleetError, InvalidRequest
+from primarch_fleet.errors import InvalidRequest, RequestFailed
 from tasks.servers import Envelope
 from workers import metrics
 from workers.realtime.attempts import LOGGER, Attempts
+from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import translate
+from workers.realtime.host import Host
 from workers.realtime.stream import Collector
 from workers.stream import Publish, Writer
 
@@ -38,8 +42,8 @@ PREFERRED: dict[str, RoutingStrategy] = {
     "speed": "latency-based-routing",
     "cost": "cost-based-routing",
 }
-#: Seconds between two attempts at one deployment, at most.
-LONGEST_PAUSE = 1.0
+#: Requests that wait for the same moment do not all come at it: the share by which they are late.
+SPREAD = 0.1
 #: Seconds that a Redis which hangs may hold up a call; LiteLLM's default is 5 a call.
 REDIS_PATIENCE = 0.2
 
@@ -60,6 +64,7 @@ class RealtimeServer:
         if LOGGER not in litellm.callbacks:
             litellm.callbacks.append(LOGGER)
         self._router = build(config, redis_url)
+        self._cooldowns = Cooldowns(self._router)
         self._streams = Writer(redis_url)
         self._learning = {config.routing.routing_strategy}
 
@@ -71,6 +76,9 @@ class RealtimeServer:
 
     async def serve(self, request: Request, envelope: Envelope) -> Completion:
         """One answer, from the first deployment that gives one; streamed if that is asked for.
+
+        While all refuse, it waits until one may answer: `max_wait` seconds in all, and not beyond
+        the deadline.
 
         Raises InvalidRequest (UnknownModel included; also for tags that no deployment of the model
         has), or ProviderError or a kind of it when no deployment answers, or one ends a stream
@@ -126,26 +134,55 @@ class RealtimeServer:
     ) -> Completion:
         attempts = Attempts()
         self._learn(self._strategy(request))
-        try:
-            response, first_token = await self._call(request, attempts, publish)
-        except FleetError:
-            raise
-        except Exception as error:
-            failure = translate(error, self._secrets)
-            logger.warning(
-                "request failed: %s",
-                failure.code,
-                extra={"action": "request_failed", "task_id": envelope.task_id},
-            )
-            raise failure from None
-        receipt = self._receipt(request, envelope, attempts, response, first_token)
+        response = await self._answer(request, envelope, attempts, publish)
+        receipt = self._receipt(request, envelope, attempts, response)
         metrics.observe(receipt)
         metrics.observe_routing(receipt.strategy, request.tenant_id, attempts.routing or 0.0)
         return Completion(body=response.model_dump(), receipt=receipt)
 
-    async def _call(
-        self, request: Request, attempts: Attempts, publish: Publish | None
-    ) -> tuple[Any, float | None]:
+    async def _answer(
+        self, request: Request, envelope: Envelope, attempts: Attempts, publish: Publish | None
+    ) -> Any:
+        """LiteLLM's answer: it is asked again when somebody may answer, while there is time."""
+        patience = self._config.routing.max_wait
+        while True:
+            attempts.failed.clear()
+            try:
+                return await self._call(request, attempts, publish)
+            except Exception as error:
+                pause = await self._pause(request, attempts, error)
+                _end_if_cancelled()
+                left = request.time_left()
+                if pause is None or pause > min(patience, math.inf if left is None else left):
+                    raise self._failure(error, pause, envelope) from None
+            patience -= pause
+            logger.info(
+                "request waits %.1f s: no deployment answers now",
+                pause,
+                extra={"action": "request_waits", "task_id": envelope.task_id},
+            )
+            await asyncio.sleep(pause * random.uniform(1, 1 + SPREAD))  # noqa: S311
+
+    async def _pause(self, request: Request, attempts: Attempts, error: Exception) -> float | None:
+        """Seconds until it may be answered; None if nobody says when, or readers have a part."""
+        if attempts.first_token is not None:
+            return None
+        models = self._config.routing.answers_for(request.model)
+        deployments = {
+            one.id for model in models for one in self._config.deployments_of(model, request.tags)
+        }
+        return await self._cooldowns.pause(deployments, attempts.failed, error)
+
+    def _failure(self, error: Exception, pause: float | None, envelope: Envelope) -> RequestFailed:
+        failure = translate(error, self._secrets, pause)
+        logger.warning(
+            "request failed: %s",
+            failure.code,
+            extra={"action": "request_failed", "task_id": envelope.task_id},
+        )
+        return failure
+
+    async def _call(self, request: Request, attempts: Attempts, publish: Publish | None) -> Any:
         body = request.body() | {
             # Without the "&" LiteLLM goes to deployments tagged "default" where nobody has the tag.
             "metadata": {"tags": [f"&{tag}" for tag in request.tags]},
@@ -153,29 +190,22 @@ class RealtimeServer:
             **(fallbacks(self._config, request.tags) if request.tags else {}),
         }
         if not isinstance(request, CompletionRequest):
-            return await self._router.aembedding(**body), None
+            return await self._router.aembedding(**body)
         if publish is None:
-            return await self._router.acompletion(**body), None
+            return await self._router.acompletion(**body)
         return await self._collect(body, attempts, publish)
 
-    async def _collect(
-        self, body: dict[str, Any], attempts: Attempts, publish: Publish
-    ) -> tuple[Any, float | None]:
-        """A streamed answer put together, and the seconds until its first token."""
-        collector = Collector(publish, lambda: attempts.elapsed)
+    async def _collect(self, body: dict[str, Any], attempts: Attempts, publish: Publish) -> Any:
+        """A streamed answer put together."""
+        collector = Collector(publish, attempts)
         stream = await self._router.acompletion(**body, stream_options={"include_usage": True})
         await collector.collect(stream)
         response: Any = litellm.stream_chunk_builder(collector.chunks, messages=body["messages"])
         response._hidden_params = {**stream._hidden_params, **response._hidden_params}
-        return response, collector.first_token
+        return response
 
     def _receipt(
-        self,
-        request: Request,
-        envelope: Envelope,
-        attempts: Attempts,
-        response: Any,
-        first_token: float | None,
+        self, request: Request, envelope: Envelope, attempts: Attempts, response: Any
     ) -> Receipt:
         hidden = response._hidden_params
         deployment = self._deployments[hidden["model_id"]]
@@ -193,7 +223,7 @@ class RealtimeServer:
             attempts=max(1, len(attempts.at)),
             fallbacks=attempts.fallbacks(request.model),
             queue_wait=envelope.queue_wait,
-            time_to_first_token=first_token,
+            time_to_first_token=attempts.first_token,
             latency=attempts.elapsed,
             input_tokens=tokens[0],
             output_tokens=tokens[1],
@@ -204,6 +234,13 @@ class RealtimeServer:
             user_id=request.user_id,
             metadata=request.metadata,
         )
+
+
+def _end_if_cancelled() -> None:
+    """LiteLLM swallows a cancellation that comes while it handles a failure."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def build(config: FleetConfig, redis_url: str) -> Router:
@@ -224,23 +261,15 @@ def build(config: FleetConfig, redis_url: str) -> Router:
         allowed_fails=routing.allowed_fails,
         cooldown_time=routing.cooldown_time,
         disable_cooldowns=routing.disable_cooldowns,
+        # Chance may send every attempt to one deployment: the model's others are asked after it.
+        enable_weighted_failover=True,
         enable_tag_filtering=routing.enable_tag_filtering,
         **fallbacks(config),
     )
-    return Router.from_config(build_router_config(arguments), _Host())
-
-
-class _Host(PythonHost):
-    """What LiteLLM's Router reaches outside of itself, with shorter pauses.
-
-    Where a model has one deployment, the Router does what a Retry-After says: up to a minute
-    before each retry, and once more before the fallback.
-    """
-
-    __slots__ = ()
-
-    def sleep(self, seconds: float) -> Awaitable[None]:
-        return super().sleep(min(seconds, LONGEST_PAUSE))
+    host = Host()
+    router = Router.from_config(build_router_config(arguments), host)
+    host.cooldowns = Cooldowns(router)
+    return router
 
 
 def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
@@ -280,16 +309,10 @@ def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
 
 
 def _retry_policies(config: FleetConfig) -> dict[str, RetryPolicy]:
-    """The one deployment of a model is not asked again when it has said "not now": 429 or 503.
+    """The one deployment of a model is not asked again when it refuses and has a fallback.
 
-    Its fallback answers at once; a 503 is tried again where there is none.
+    LiteLLM would, after a pause, when a 429 or 503 does not say when to come again.
     """
     models = Counter(deployment.model for deployment in config.deployments)
-    return {
-        model: RetryPolicy(
-            RateLimitErrorRetries=0,
-            ServiceUnavailableErrorRetries=0 if model in config.routing.fallbacks else None,
-        )
-        for model, count in models.items()
-        if count == 1
-    }
+    never = RetryPolicy(RateLimitErrorRetries=0, ServiceUnavailableErrorRetries=0)
+    return {model: never for model in config.routing.fallbacks if models[model] == 1}

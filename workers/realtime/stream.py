@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
+from workers.realtime.attempts import Attempts
 from workers.stream import Publish, has_token
 
 #: What LiteLLM adds to a chunk for itself.
@@ -13,30 +14,24 @@ _PRIVATE: Any = {_FIELD: True, "choices": {"__all__": {"delta": {_FIELD: True}}}
 
 
 class Collector:
-    """Publishes the chunks of one stream and keeps them.
+    """Publishes the chunks of one stream and keeps them; notes when the first token came."""
 
-    Args:
-        elapsed: The seconds since the request came.
-    """
-
-    def __init__(self, publish: Publish, elapsed: Callable[[], float]) -> None:
-        self._publish, self._elapsed = publish, elapsed
+    def __init__(self, publish: Publish, attempts: Attempts) -> None:
+        self._publish, self._attempts = publish, attempts
         self._held: list[dict[str, Any]] = []
         #: LiteLLM's chunks.
         self.chunks: list[Any] = []
-        #: Seconds until the first token; None for an answer without one.
-        self.first_token: float | None = None
 
     async def collect(self, stream: AsyncIterator[Any]) -> None:
         """Take all of a stream. Raises what it raises: LiteLLM notices one that is cut short."""
         async for chunk in stream:
-            if self.first_token is None:
+            if self._attempts.first_token is None:
                 self._start_over(chunk)
             self.chunks.append(chunk)
             self._held.append(openai_chunk(chunk))
-            if self.first_token is None and has_token(self._held[-1]):
-                self.first_token = self._elapsed()
-            if self.first_token is not None:
+            if self._attempts.first_token is None and has_token(self._held[-1]):
+                self._attempts.first_token = self._attempts.elapsed
+            if self._attempts.first_token is not None:
                 self._let_go()
         self._let_go()
 
