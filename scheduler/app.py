@@ -26,17 +26,20 @@ from scheduler.lane import Lane
 from scheduler.lot import Lot
 from scheduler.metrics import LiveBatches, ParkedRequests
 from scheduler.operator import Operator
+from scheduler.promotion import Promotion
 from scheduler.providers.accounts import open_accounts
 from scheduler.store import Store
 from scheduler.tracer import Tracer
 from tasks import parking
 from workers import metrics, pool
+from workers.revoke import revoke as _revoke
 from workers.start import lane_worker
 
 logger = logging.getLogger(__name__)
 
 _lanes: list[Lane] = []
 _operators: list[Operator] = []
+_promotions: list[Promotion] = []
 
 
 async def start() -> Lane:
@@ -63,6 +66,9 @@ async def start() -> Lane:
     parking.use(Lot(store, bodies, config))
     _lanes[:] = [lane]
     _operators[:] = [Operator(store, accounts, lane.exit)]
+    promotion = Promotion(connect(redis_url(), text=False), config.engines)
+    pool.at_stop(promotion.close)
+    _promotions[:] = [promotion]
     return lane
 
 
@@ -78,14 +84,11 @@ def _remember_name(sender: str, **_: Any) -> None:
     app.conf.fleet_node = sender
 
 
-_revoke: Any = control.revoke  # type: ignore[attr-defined]
-
-
 @control.control_command(
     name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]", help=_revoke.__doc__
 )
 def revoke(state: Any, task_id: Any, **options: Any) -> Any:
-    """Revoke tasks as Celery does, and cancel those that are parked: Celery knows none of them.
+    """Revoke tasks as every worker does, and cancel those that are parked, which Celery knows not.
 
     So Flower's Terminate, and any other `revoke`, is what `scheduler.cancel` is. Every batch worker
     is told; the first cancels.
@@ -112,6 +115,12 @@ async def aggregate(task: Task[Any, Any]) -> None:
 async def poll(task: Task[Any, Any]) -> None:
     """Look at the jobs that are due."""
     await _lanes[0].poll()
+
+
+@app.task(name="scheduler.promote", bind=True, ignore_result=True, send_events=False)
+async def promote(task: Task[Any, Any]) -> None:
+    """Move what waits for an engine, its deadline near, to the realtime lane."""
+    await _promotions[0].promote()
 
 
 @app.task(name="scheduler.sweep_bodies", bind=True, ignore_result=True, send_events=False)

@@ -12,6 +12,8 @@ __all__ = ["app"]
 SHORTEST_LIFE = 5.0
 #: Seconds between two sweeps of the bodies that lie outside of Redis.
 SWEEP_INTERVAL = 30.0
+#: Seconds between two looks for requests that wait for an engine with their deadline near.
+PROMOTE_INTERVAL = 1.0
 
 _interval = fleet_config().batch.aggregate_interval
 # Ticks that no worker took are dropped, so that they never pile up.
@@ -24,6 +26,7 @@ app.conf.beat_schedule = {
     for name, seconds in {
         "scheduler.aggregate": _interval,
         "scheduler.poll": _interval,
+        "scheduler.promote": PROMOTE_INTERVAL,
         "scheduler.sweep_bodies": SWEEP_INTERVAL,
     }.items()
 }

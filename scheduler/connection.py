@@ -9,15 +9,18 @@ from redis.backoff import ExponentialBackoff
 CONNECTIONS = 50
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, text: bool = True) -> Redis:
     """A client for `Store`: however many use it, they share CONNECTIONS; a Redis that is away is
     waited for, because every call may be repeated.
+
+    Args:
+        text: False for one that reads bytes, as `Promotion` wants it.
     """
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS,
         timeout=None,
-        decode_responses=True,
+        decode_responses=text,
         socket_timeout=10,
         health_check_interval=10,
         retry=Retry(ExponentialBackoff(cap=5, base=0.2), -1),

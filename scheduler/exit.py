@@ -90,6 +90,7 @@ class Exit:
             headers = {
                 wire.SUBMITTED_AT: context.get(wire.SUBMITTED_AT),
                 wire.LANE_REASON: f"{reason}; promoted: {why}",
+                wire.TENANT: wire.tenant(parked.payer[0]),
             }
             name = wire.task_name("realtime", context["task"].partition(".")[2])
             await _run(self._tracer.hand_over, context, name, headers)

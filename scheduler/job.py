@@ -9,13 +9,11 @@ from pydantic import BaseModel, ConfigDict
 
 from primarch_fleet import wire
 from primarch_fleet.bodies import Reference
-from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Request
+from primarch_fleet.contract import REQUESTS, Completion, Request
 from primarch_fleet.errors import RequestFailed
 from primarch_fleet.money import Price
 
-KINDS: dict[str, type[Request]] = {
-    f"batch.{kind.verb}": kind for kind in (CompletionRequest, EmbeddingRequest)
-}
+KINDS = {f"batch.{verb}": kind for verb, kind in REQUESTS.items()}
 
 State = Literal["PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING", "DONE"]
 

@@ -27,6 +27,10 @@ promoted_total = Counter(
     "primarch_batch_promoted_requests_total",
     "Requests of the batch lane that went to the realtime lane, being late or too few for a batch",
 )
+promoted_local_total = Counter(
+    "primarch_local_promoted_requests_total",
+    "Requests that went to the realtime lane, their deadline near, before an engine took them",
+)
 dropped_cost_total = Counter(
     "primarch_batch_dropped_cost_usd_total",
     "Dollars for answers to requests that were cancelled while their batch ran",

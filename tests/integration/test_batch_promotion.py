@@ -50,12 +50,13 @@ def promoted(b: Bench) -> list[dict[str, Any]]:
 async def test_a_request_near_its_deadline_goes_on_as_the_same_task(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         deadline = within(b, 600)
-        (near,) = await b.send(chat("near", deadline=deadline), expires=deadline)
+        (near,) = await b.send(chat("near", deadline=deadline, tenant_id="a b"), expires=deadline)
         (patient,) = await b.send(chat("patient"))
         await b.turn()
         (message,) = promoted(b)
         assert (message["task"], message["id"]) == ("realtime.complete", near.id)
         assert message[wire.LANE_REASON] == "asked for; promoted: its deadline is near"
+        assert message[wire.TENANT] == wire.tenant("a b")
         assert datetime.fromisoformat(message["expires"]) == deadline
         await b.turn(300)
         await b.until_idle()
