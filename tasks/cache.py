@@ -1,8 +1,12 @@
 """Answers kept for equal requests to come, if a request asks for that with `cache_ttl`.
 
 Equal are requests of one tenant, on one lane and with the same tags, whose bodies for the provider
-are the same to the last field; no other tenant's answer is ever found. Not streamed ones, and none
-of the batch lane. Two that run at once are both asked for: an answer is found once it is there.
+are the same to the last field; no other tenant's answer is ever found. How its deployment was
+chosen, for which user and how urgently makes no difference. Not streamed ones, and none of the
+batch lane. Two that run at once are both asked for: an answer is found once it is there.
+
+A hit costs nothing. Only a worker knows that it is one: until then what the request may cost is
+reserved like any other's, and is given back; its tokens stay counted in `tokens_per_minute`.
 
 The memory that it takes of Redis is bounded: there are SLOTS places, a request has one by its hash,
 and the newer answer takes the older one's place. A Redis that fails is as if nothing were kept.
@@ -29,8 +33,9 @@ from primarch_fleet.contract import Completion, Lane, Receipt, Request
 
 logger = logging.getLogger(__name__)
 
-#: Answers kept at once at most, and bytes of the largest: 256 MiB together.
-SLOTS, LARGEST = 4096, 65_536
+#: Answers kept at once at most, and bytes of the largest: 256 MiB together, with what Redis needs
+#: around them. Its allocator rounds to 56 KiB, and anything over 64 KiB to 80.
+SLOTS, LARGEST = 4096, 57_000
 #: Seconds that Redis may take, before an answer is asked for without it.
 TIMEOUT = 0.5
 #: How a choice ends that is as whole as it will get: not one that a filter has cut.
@@ -106,7 +111,6 @@ class Cache:
             "user_id": request.user_id,
             "metadata": request.metadata,
             "latency": time.perf_counter() - started,
-            "time_to_first_token": None,
             "cached": True,
             "attempts": 0,
             "fallbacks": 0,
@@ -144,7 +148,7 @@ class Cache:
 
 def digest(lane: Lane, request: Request) -> str:
     """What equal requests have in common and no others: a hash, of which no text can be read."""
-    same = [request.tenant_id, lane, sorted(set(request.tags)), request.kind, request.body()]
+    same = [request.tenant_id, lane, sorted(set(request.tags)), request.body()]
     text = json.dumps(same, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

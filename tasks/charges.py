@@ -6,11 +6,11 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -62,19 +62,37 @@ class Bill:
     cost: int = 0
 
 
+class Cut(NamedTuple):
+    """A run that was cut short, and the micro-dollars that it has cost, by estimate."""
+
+    tenant_id: str
+    lane: Lane
+    model: str
+    cost: int
+
+
 class Charges:
     """The worker's side of budgets. Use it on one loop.
 
     A Redis that is away is waited for. A tenant without limits costs no round trip.
+
+    Args:
+        observe: Told of each run that was cut short and has cost something.
     """
 
-    def __init__(self, ledger: AsyncLedger, catalogue: Catalogue) -> None:
+    def __init__(
+        self,
+        ledger: AsyncLedger,
+        catalogue: Catalogue,
+        observe: Callable[[Cut], None] = lambda _: None,
+    ) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
+        self._observe = observe
         self._settling: set[asyncio.Task[None]] = set()
 
     @classmethod
-    def at(cls, url: str, catalogue: Catalogue) -> Self:
+    def at(cls, url: str, catalogue: Catalogue, observe: Callable[[Cut], None]) -> Self:
         """Charges to the ledgers at a Redis URL."""
         pool = BlockingConnectionPool.from_url(
             url,
@@ -85,7 +103,7 @@ class Charges:
             health_check_interval=10,
             retry=Retry(ExponentialBackoff(cap=2, base=0.1), -1),
         )
-        return cls(AsyncLedger(Redis.from_pool(pool)), catalogue)
+        return cls(AsyncLedger(Redis.from_pool(pool)), catalogue, observe)
 
     async def close(self) -> None:
         """Return when all that is known was settled."""
@@ -224,6 +242,7 @@ class Charges:
             cost,
             extra={"action": "run_cut_short", "task_id": task_id},
         )
+        self._observe(Cut(request.tenant_id, lane, request.model, cost))
         return cost
 
     def _model(self, lane: Lane, request: Request) -> Model | None:

@@ -3,6 +3,9 @@
 It is a report and no ledger: what a worker has seen is written about once a second and when the
 worker stops, so that one which is killed takes with it what it saw since then. Nothing is added
 twice. The exact account of a tenant's money is its budget (primarch_fleet/budget.py).
+
+Runs that were cut short are in it with what they have cost by estimate, under ESTIMATED: no
+provider tells.
 """
 
 from __future__ import annotations
@@ -24,9 +27,12 @@ from redis.asyncio import Redis
 
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane, Receipt
+from tasks.charges import Cut
 
 logger = logging.getLogger(__name__)
 
+#: In the place of a provider, of what no provider has said: an estimate.
+ESTIMATED = "(estimated)"
 #: Seconds between two writes.
 INTERVAL = 1.0
 #: Seconds that a write may take.
@@ -158,9 +164,15 @@ class Costs:
 
     def add(self, receipt: Receipt) -> None:
         """Count an answered request, in memory at first."""
+        self._add(row(receipt), figures(receipt, self._catalogue))
+
+    def add_cut(self, cut: Cut) -> None:
+        """Count what a run without an answer has cost, in memory at first: a cost, no request."""
+        self._add(Row(cut.tenant_id, cut.lane, ESTIMATED, cut.model), Figures(cost=cut.cost))
+
+    def _add(self, one: Row, more: Figures) -> None:
         day = self._seen.setdefault(self._today(), {})
-        one = row(receipt)
-        day[one] = day.get(one, Figures()).plus(figures(receipt, self._catalogue))
+        day[one] = day.get(one, Figures()).plus(more)
 
     async def add_dropped(self, row: Row, cost: int, answer: str) -> None:
         """Write what an answer has cost that came for nobody: a cost, and no request.
@@ -203,6 +215,13 @@ class Costs:
                 type(error).__name__,
                 extra={"action": "costs_not_written"},
             )
+
+
+def report_cut(cut: Cut) -> None:
+    """Count what a run without an answer has cost, if this process writes a report."""
+    costs = the_costs()
+    if costs is not None:
+        costs.add_cut(cut)
 
 
 _costs: list[Costs] = []

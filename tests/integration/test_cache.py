@@ -9,19 +9,53 @@ from typing import Any
 
 import pytest
 import redis
+from prometheus_client.registry import REGISTRY
 from redis.asyncio import Redis
 
-from primarch_fleet import Completion
-from primarch_fleet.contract import CompletionRequest, EmbeddingRequest, Receipt, Request
+from config.fleet import FleetConfig
+from primarch_fleet import Completion, errors
+from primarch_fleet.contract import Receipt, Request
 from tasks import cache as caching
 from tasks import servers
-from tasks.cache import Cache, digest, whole
-from tests.integration.realtime_bench import CONFIG, KINDS, chat, provider, request, serving
+from tasks.cache import Cache
+from tests.integration.realtime_bench import (
+    CONFIG,
+    KINDS,
+    PROFILE,
+    chat,
+    config,
+    failing,
+    provider,
+    request,
+    serving,
+)
+from tests.simulator.profile import Fault, Latency
 from tests.simulator.server import Simulator
+
+RECEIPT = Receipt(
+    lane="realtime",
+    reason="asked for",
+    requested_model="big",
+    model="big-1",
+    provider="simulated",
+    deployment="big-1",
+    strategy="simple-shuffle",
+    latency=1.0,
+    input_tokens=1,
+    output_tokens=1,
+    cost=10,
+    list_cost=10,
+    trace_id="first",
+    tenant_id="default",
+)
 
 
 class Context(dict[str, Any]):
-    id, root_id = "second", None
+    root_id = None
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__()
+        self.id = task_id
 
 
 class Clock:
@@ -34,9 +68,9 @@ class Clock:
 Ask = Callable[[Request], Awaitable[Completion]]
 
 
-async def ask(one: Request) -> Completion:
+async def ask(one: Request, task_id: str = "task") -> Completion:
     """What the realtime lane's task returns."""
-    task: Any = SimpleNamespace(request=Context())
+    task: Any = SimpleNamespace(request=Context(task_id))
     return Completion.model_validate(
         await servers.serve("realtime", task, type(one), one.to_wire())
     )
@@ -50,13 +84,17 @@ def simulator(store: redis.Redis) -> Iterator[Simulator]:
 
 
 def run(
-    url: str, body: Callable[[], Awaitable[Any]], clock: Clock | None = None, at: str = ""
+    url: str,
+    body: Callable[[], Awaitable[Any]],
+    clock: Clock | None = None,
+    at: str = "",
+    config: FleetConfig = CONFIG,
 ) -> list[Receipt]:
     """Run `body` in a process that serves and keeps; the receipts of the answers found."""
     found: list[Receipt] = []
 
     async def all_of_it() -> None:
-        async with serving(CONFIG, url) as server:
+        async with serving(config, url) as server:
             client = Redis.from_url(at or url, decode_responses=True)
             cache = Cache(client, found.append, clock or Clock())
             servers.use("realtime", server)
@@ -81,7 +119,7 @@ def test_an_equal_request_gets_the_kept_answer_for_nothing(
 ) -> None:
     async def body() -> None:
         first = await ask(request(kind, cache_ttl=60, metadata={"n": 1}, user_id="one"))
-        again = await ask(request(kind, cache_ttl=60, metadata={"n": 2}))
+        again = await ask(request(kind, cache_ttl=60, metadata={"n": 2}), "second")
         assert again.body == first.body
         assert (first.receipt.cached, again.receipt.cached) == (False, True)
         assert (again.receipt.cost, again.receipt.attempts) == (0, 0)
@@ -92,6 +130,67 @@ def test_an_equal_request_gets_the_kept_answer_for_nothing(
 
     found = run(valkey_url, body)
     assert (asked(simulator), len(found)) == (1, 1)
+
+
+def test_a_hit_is_no_call_whatever_it_took_to_get_the_answer(
+    simulator: Simulator, valkey_url: str
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", status=500))
+
+    async def body() -> None:
+        first, again = [(await ask(chat(cache_ttl=60))).receipt for _ in range(2)]
+        assert (first.attempts, first.fallbacks, first.model) == (2, 1, "small-1")
+        assert (again.attempts, again.fallbacks, again.model) == (0, 0, "small-1")
+        assert again.latency != first.latency
+
+    run(valkey_url, body, config=config(fallbacks={"big": ["small"]}))
+
+
+def test_an_error_is_not_kept(simulator: Simulator, valkey_url: str, store: redis.Redis) -> None:
+    simulator.profile = failing(Fault(status=500, times=1))
+
+    async def body() -> None:
+        with pytest.raises(errors.ProviderUnavailable):
+            await ask(chat(cache_ttl=60))
+        assert store.keys("fleet:cache:*") == []
+        assert not (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body)
+
+
+def test_equal_requests_at_the_same_time_are_all_asked_for(
+    simulator: Simulator, valkey_url: str
+) -> None:
+    simulator.profile = PROFILE.model_copy(update={"latency": Latency(mean=0.5)})
+
+    async def body() -> None:
+        both = await asyncio.gather(*(ask(chat(cache_ttl=60)) for _ in range(2)))
+        assert [one.receipt.cached for one in both] == [False, False]
+        assert (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body)
+    assert asked(simulator) == 2
+
+
+def lookups(result: str) -> float:
+    return (
+        REGISTRY.get_sample_value(
+            "primarch_cache_lookups_total", {"lane": "realtime", "result": result}
+        )
+        or 0.0
+    )
+
+
+def test_hits_and_misses_are_counted(simulator: Simulator, valkey_url: str) -> None:
+    before = lookups("hit"), lookups("miss")
+
+    async def body() -> None:
+        for _ in range(3):
+            await ask(chat(cache_ttl=60))
+        await ask(chat())
+
+    run(valkey_url, body)
+    assert (lookups("hit") - before[0], lookups("miss") - before[1]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +222,7 @@ def test_an_answer_older_than_the_request_allows_is_not_found(
 
     run(valkey_url, body, clock)
     (key,) = store.keys("fleet:cache:*")
-    assert 0 < store.pttl(key) <= 60_000, "kept for as long as the last one asked"
+    assert 50_000 < store.pttl(key) <= 60_000, "kept for as long as the last one asked"
 
 
 def test_a_stream_is_asked_for_each_time(simulator: Simulator, valkey_url: str) -> None:
@@ -187,40 +286,53 @@ def test_an_answer_that_is_too_large_is_not_kept(
     assert store.keys("fleet:cache:*") == []
 
 
-def test_nothing_of_a_prompt_is_in_a_key(
+def test_the_size_of_an_answer_is_that_of_its_bytes(valkey_url: str, store: redis.Redis) -> None:
+    assert kept(valkey_url, "é" * (caching.LARGEST // 2)) == ""
+
+
+def test_answers_of_the_largest_size_in_all_places_take_256_mib_at_most(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    """By Redis's own count of a place, and of no more places than there are."""
+    room = caching.LARGEST - len(kept(valkey_url, ""))
+    store.flushall()
+    assert len(kept(valkey_url, "x" * room).encode()) == caching.LARGEST
+    (key,) = map(str, store.keys("fleet:cache:*"))
+    assert int(store.memory_usage(key) or 0) * caching.SLOTS <= 256 * 2**20
+    assert caching.LARGEST <= 56 * 1024, "or the allocator of Redis takes 80 KiB for it"
+    assert 0 <= int(key.removeprefix("fleet:cache:")) < caching.SLOTS
+
+
+def test_an_answer_that_a_filter_has_cut_is_not_kept(valkey_url: str, store: redis.Redis) -> None:
+    assert kept(valkey_url, "half an ans", "content_filter") == ""
+
+
+def kept(url: str, text: str, ended_by: str = "stop") -> str:
+    """What Redis has of an answer of this text; "" if nothing."""
+    asked = chat(cache_ttl=60)
+    choice = {"finish_reason": ended_by, "message": {"content": text}}
+    answer = Completion(body={"choices": [choice]}, receipt=RECEIPT)
+
+    async def keep() -> str:
+        client = Redis.from_url(url, decode_responses=True)
+        cache = Cache(client, clock=Clock())
+        await cache.keep("realtime", asked, answer)
+        stored = await client.mget(await client.keys("fleet:cache:*") or ["none"])
+        await cache.close()
+        return "".join(str(one) for one in stored if one)
+
+    return asyncio.run(keep())
+
+
+def test_nothing_of_who_asked_is_kept_and_nothing_of_a_prompt_in_a_key(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
     async def body() -> None:
-        await ask(chat(cache_ttl=60))
+        await ask(chat(cache_ttl=60, user_id="someone", metadata={"case": "mine"}))
 
     run(valkey_url, body)
     (key,) = map(str, store.keys("fleet:cache:*"))
     assert key.removeprefix("fleet:cache:").isdigit()
-
-
-def test_equal_requests_are_equal_whatever_the_order_of_their_keys() -> None:
-    one, two = ({"role": "user", "content": "a"}, {"content": "a", "role": "user"})
-    first, second = (CompletionRequest(model="m", messages=[each]) for each in (one, two))
-    assert digest("realtime", first) == digest("realtime", second)
-
-
-def test_lanes_tags_and_kinds_are_kept_apart() -> None:
-    plain = EmbeddingRequest(model="m", input="a")
-    tagged = EmbeddingRequest(model="m", input="a", tags=["eu"])
-    digests = {digest("realtime", plain), digest("local", plain), digest("realtime", tagged)}
-    assert len(digests) == 3
-
-
-@pytest.mark.parametrize(
-    ("reason", "kept"),
-    [
-        ("stop", True),
-        ("length", True),
-        ("tool_calls", True),
-        ("content_filter", False),
-        (None, False),
-    ],
-)
-def test_only_answers_that_came_to_their_end_are_kept(reason: str | None, kept: bool) -> None:
-    answer: Any = {"body": {"choices": [{"finish_reason": "stop"}, {"finish_reason": reason}]}}
-    assert whole(Completion.model_construct(**answer)) is kept
+    stored = str(store.get(key))
+    assert "someone" not in stored
+    assert "mine" not in stored

@@ -28,6 +28,7 @@ from primarch_fleet.stream import key
 from tests.integration.conftest import StartWorker, eventually
 from tests.simulator.profile import BatchProfile, Latency, Profile
 from tests.simulator.server import Simulator
+from workers.costs import ESTIMATED
 
 PATIENCE = 60.0
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
@@ -68,6 +69,16 @@ class Lanes(ExitStack):
     def reserved(self, tenant: str) -> int:
         """Micro-dollars."""
         return self.fleet.budget(tenant).month.reserved
+
+    def spent(self, tenant: str) -> int:
+        """Micro-dollars."""
+        return self.fleet.budget(tenant).month.spent
+
+    def cut_short(self, tenant: str) -> bool:
+        """Whether the report of costs has a run that was stopped, by what it is estimated."""
+        reports = [self.redis.hkeys(key) for key in self.redis.keys("fleet:costs:20*")]
+        rows = [json.loads(row) for report in reports for row in report]
+        return any(row[:1] == [tenant] and ESTIMATED in row for row in rows)
 
     def calls(self) -> dict[str, int]:
         """Chat calls that the provider is done with, by their answer's status."""
@@ -167,10 +178,12 @@ def calling(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
 
 @contextmanager
 def in_the_engine(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
-    ticket = lanes.fleet.submit(question(tenant, "local"))
+    long = [{"role": "user", "content": "word " * 500}]
+    ticket = lanes.fleet.submit(question(tenant, "local", messages=long))
     local = lanes.fleet.app.control.inspect(["stop-local@test"], timeout=PATIENCE, limit=1)
     eventually(lambda: ticket.id in str(local.active()))
     yield ticket
+    eventually(lambda: lanes.cut_short(tenant), PATIENCE)
 
 
 def streaming(lane: str) -> Place:
@@ -243,6 +256,40 @@ def test_one_call_stops_a_request_wherever_it_is_and_gives_its_reservation_back(
             lanes.fleet.result(ticket, PATIENCE)
     eventually(lambda: lanes.reserved(tenant) == 0)
     assert lanes.fleet.cancel(ticket, PATIENCE) is True, "again"
+
+
+def by_a_plain_revoke(lanes: Lanes, ticket: Ticket) -> None:
+    """Returns when the three workers have done what they do about it."""
+    control = lanes.fleet.app.control
+    answers = control.revoke(ticket.id, reply=True, timeout=PATIENCE, limit=3) or []
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
+def test_a_plain_revoke_has_a_request_in_its_queue_cancelled_at_once(
+    lane: str, lanes: Lanes, tenant: str
+) -> None:
+    with queued(lane)(lanes, tenant) as ticket:
+        by_a_plain_revoke(lanes, ticket)
+        with pytest.raises(errors.Cancelled):
+            lanes.fleet.result(ticket, PATIENCE)
+    eventually(lambda: lanes.reserved(tenant) == 0)
+    assert (lanes.spent(tenant), lanes.calls()) == (0, {})
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local"])
+def test_a_plain_revoke_lets_a_request_that_runs_come_to_its_own_end(
+    lane: str, lanes: Lanes, tenant: str
+) -> None:
+    """As Celery has it; the workers of the other lanes must not say REVOKED of it."""
+    ticket = lanes.fleet.submit(question(tenant, lane, max_tokens=5))
+    own = lanes.fleet.app.control.inspect([f"stop-{lane}@test"], timeout=PATIENCE, limit=1)
+    eventually(lambda: ticket.id in str(own.active()))
+    by_a_plain_revoke(lanes, ticket)
+    receipt = lanes.fleet.result(ticket, PATIENCE).receipt
+    assert lanes.fleet.status(ticket) == "SUCCESS"
+    eventually(lambda: lanes.reserved(tenant) == 0)
+    assert lanes.spent(tenant) == receipt.cost
 
 
 def written(lanes: Lanes, ticket: Ticket) -> tuple[int, bool]:

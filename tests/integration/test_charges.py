@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import redis
+from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest, Spending, errors, stream, wire
 from primarch_fleet.budget import Ledger, Order
 from primarch_fleet.catalogue import Limits
+from tasks import cache as caching
 from tasks import charges as charging
 from tasks import servers
+from tasks.cache import Cache
 from tasks.charges import Charges
 from tests.integration.realtime_bench import (
     CONFIG,
@@ -30,6 +33,8 @@ from tests.integration.realtime_bench import (
 )
 from tests.simulator.profile import Fault, Latency
 from tests.simulator.server import Simulator
+from workers import costs as costing
+from workers.costs import Costs
 from workers.stream import has_token
 
 TASK, TENANT = "task", "default"
@@ -85,18 +90,22 @@ def simulator(store: redis.Redis) -> Iterator[Simulator]:
 
 
 def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
-    """What `body` returns, in a process that serves and charges."""
+    """What `body` returns, in a process that serves, charges and reports."""
     config = config or limited()
 
     async def all_of_it() -> Any:
         async with serving(config, url) as server:
-            charges = Charges.at(url, config.catalogue())
+            charges = Charges.at(url, config.catalogue(), costing.report_cut)
+            costs = Costs.at(url, config.catalogue())
             servers.use("realtime", server)
             charging.use(charges)
+            costing.use(costs)
             try:
                 return await body(Lane(charges))
             finally:
+                costing.use(None)
                 await charges.close()
+                await costs.close()
 
     return asyncio.run(all_of_it())
 
@@ -206,6 +215,31 @@ def test_an_abandoned_stream_costs_its_prompt_and_what_had_come(
     tokens = sum(map(has_token, came))
     assert tokens > 0
     assert (spending(store).spent, spending(store).reserved) == (estimate(request, tokens), 0)
+
+
+def test_a_kept_answer_costs_its_tenant_nothing_and_its_reservation_is_given_back(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    """But a tenant without room for the reservation is refused: nobody knows yet that it is one."""
+    request = chat(max_tokens=50, cache_ttl=60)
+
+    async def twice(lane: Lane) -> list[dict[str, Any]]:
+        cache = Cache(Redis.from_url(valkey_url, decode_responses=True))
+        caching.use(cache)
+        try:
+            return [await lane.serve(request) for _ in range(2)]
+        finally:
+            caching.use(None)
+            await cache.close()
+
+    reserve(store)
+    first, again = run(valkey_url, twice)
+    assert (first["receipt"]["cached"], again["receipt"]["cached"]) == (False, True)
+    assert spending(store).spent == first["receipt"]["cost"] == simulator.invoice()["total"] > 0
+    assert spending(store).reserved == 0
+    poor = limited(monthly_budget=f"0.{spending(store).spent + 1:06}")
+    with pytest.raises(errors.BudgetExceeded):
+        run(valkey_url, twice, poor)
 
 
 def test_a_task_that_runs_twice_is_paid_twice(
