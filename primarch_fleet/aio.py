@@ -23,7 +23,7 @@ from primarch_fleet.client import (
     streaming_options,
 )
 from primarch_fleet.contract import Completion, CompletionRequest, Request
-from primarch_fleet.errors import ResultTimeout
+from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.message import Ticket, task_id
 from primarch_fleet.stream import LOST, READ, Chunk, Reading, outcome
 
@@ -38,13 +38,15 @@ CONNECTIONS = 8
 class AsyncFleet:
     """`Fleet` for asyncio; see there for arguments, results and errors.
 
-    Submits run on a thread. Results arrive over one connection for all waiters, however many.
+    Submits run on a thread; those that come meanwhile go together in its next pipeline. Results
+    arrive over one connection for all waiters, however many.
     Use it on one loop only, as an async context manager or with `await close()`.
     """
 
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = _Results(url, self._fleet)
+        self._submits = _Submits(self._fleet)
         options = streaming_options(timeout)
         self._patience = options["socket_timeout"]
         # redis-py keeps that with `wait_for`, which on Python 3.11 can lose a cancellation.
@@ -58,12 +60,13 @@ class AsyncFleet:
         await self.close()
 
     async def close(self) -> None:
+        await self._submits.close()
         await self._results.close()
         await self._streams.aclose()
         await asyncio.to_thread(self._fleet.close)
 
     async def submit(self, request: Request) -> Ticket:
-        return await asyncio.to_thread(self._fleet.submit, request)
+        return await self._submits.submit(request)
 
     async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         return await asyncio.to_thread(self._fleet.submit_many, list(requests))
@@ -145,6 +148,62 @@ class AsyncStream(AsyncIterator[Chunk]):
             await asyncio.sleep(self._reading.lost(error))
             return []
         return self._reading.take(reply) if reply else self._reading.idle(result)
+
+
+class _Submits:
+    """Submits what comes, one pipeline after the other: each costs a thread and some round trips.
+
+    Each request is enqueued or refused as if it were alone.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._waiting: list[tuple[Request, asyncio.Future[Ticket]]] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    async def submit(self, request: Request) -> Ticket:
+        """What `Fleet.submit` does. One that is cancelled before it is sent is not enqueued."""
+        future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+        return await future
+
+    async def close(self) -> None:
+        """Return when nothing is being sent any more."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
+
+    async def _send(self) -> None:
+        while self._waiting:
+            lot = [one for one in self._waiting if not one[1].done()]
+            self._waiting = []
+            answers = await asyncio.to_thread(self._answers, [request for request, _ in lot])
+            for (_, future), answer in zip(lot, answers, strict=True):
+                _tell(future, answer)
+
+    def _answers(self, requests: list[Request]) -> list[Ticket | Exception]:
+        """The ticket of each request, or what it is refused with."""
+        try:
+            return [*self._fleet.submit_many(requests)]
+        except Exception as error:
+            if len(requests) > 1 and _enqueued_nothing(error):
+                return [one for request in requests for one in self._answers([request])]
+            return [error for _ in requests]
+
+
+def _enqueued_nothing(error: Exception) -> bool:
+    """Whether a failed submit may be repeated: not if it broke while it was being sent."""
+    return isinstance(error, FleetError) and not isinstance(error, FleetUnavailable)
+
+
+def _tell(future: asyncio.Future[Ticket], answer: Ticket | Exception) -> None:
+    if future.done():  # nobody waits any more
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 class _Results:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,9 @@ Publish = Callable[[dict[str, Any]], None]
 MAX_PENDING = 64 * 2**20
 #: Entries that one round trip carries at most.
 BATCH = 1_000
+#: Seconds between two round trips, unless a stream begins to say something or ends: a screen shows
+#: no more pictures than that, and every round trip less is time for somebody's first token.
+PACE = 1 / 60
 #: Seconds that a round trip may take, and between attempts: at first, and at most.
 TIMEOUT = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
@@ -45,6 +48,7 @@ class _Run:
     key: str
     number: str | None = None
     entries: int = 0
+    speaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,11 @@ class _Entry:
 class Writer:
     """Writes the streams of all tasks of a process. Use it on one loop.
 
-    What comes while a round trip is in flight goes together in the next: so the first chunk leaves
-    at once, and a busy worker makes no more round trips than it has time for. While Redis is away
-    nothing fails and nobody waits: up to MAX_PENDING bytes are kept and written when it is back.
+    The first token of a stream leaves at once, and so does its end; so does what comes after a
+    pause of PACE seconds. Otherwise the chunks of all streams that come within PACE seconds, or
+    while a round trip is in flight, go together in the next: a busy worker makes 60 a second, and
+    not one for each token. While Redis is away nothing fails and nobody waits: up to MAX_PENDING
+    bytes are kept and written when it is back.
     """
 
     def __init__(self, url: str) -> None:
@@ -75,6 +81,8 @@ class Writer:
         self._pending: list[_Entry] = []
         self._size = 0
         self._flushing: asyncio.Task[None] | None = None
+        self._urgent = asyncio.Event()
+        self._next = 0.0  # when the loop's clock shows that, another round trip is due
 
     @contextmanager
     def run(self, task_id: str) -> Iterator[Publish]:
@@ -84,9 +92,9 @@ class Writer:
         try:
             yield lambda chunk: self._publish(run, chunk)
         except BaseException:
-            self._put(run, ENDED, FAILED)
+            self._put(run, ENDED, FAILED, urgent=True)
             raise
-        self._put(run, ENDED, OK)
+        self._put(run, ENDED, OK, urgent=True)
 
     async def close(self) -> None:
         """Write what is left, for CLOSE_TIMEOUT seconds at most, and give the connection back."""
@@ -96,27 +104,43 @@ class Writer:
         await self._redis.aclose()
 
     def _publish(self, run: _Run, chunk: dict[str, Any]) -> None:
-        Meter.current().chunks += has_token(chunk)
+        token = has_token(chunk)
+        first = token and not run.speaks
+        run.speaks |= token
+        Meter.current().chunks += token
         # ASCII: a chunk may end in the middle of a character, which UTF-8 could not carry.
         text = json.dumps(chunk, separators=(",", ":"))
         if self._size + len(text) <= MAX_PENDING:
-            self._put(run, CHUNK, text)
+            self._put(run, CHUNK, text, urgent=first)
             return
         run.entries += 1  # the gap that readers see
         logger.warning("streams: Redis is behind", extra={"action": "stream_chunk_dropped"})
 
-    def _put(self, run: _Run, field: str, value: str) -> None:
+    def _put(self, run: _Run, field: str, value: str, *, urgent: bool = False) -> None:
         self._pending.append(_Entry(run, run.entries, field, value))
         self._size += len(value)
         run.entries += 1
+        if urgent:
+            self._urgent.set()
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
 
     async def _flush(self) -> None:
         while self._pending:
+            await self._due()
             batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
             await self._deliver(batch)
             self._size -= sum(len(entry.value) for entry in batch)
+
+    async def _due(self) -> None:
+        """Wait for the next round trip's time, or for something urgent."""
+        now = asyncio.get_running_loop().time
+        if now() < self._next:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._next):
+                    await self._urgent.wait()
+        self._urgent.clear()
+        self._next = now() + PACE
 
     async def _deliver(self, batch: list[_Entry]) -> None:
         """Write a batch; again when it is not known whether it was written: ids tell."""

