@@ -14,7 +14,8 @@ unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to 
 
 * visibility_timeout: seconds; a live worker renews six times in it.
 * max_deliveries (5): a message given back by a worker that stops is not counted.
-* idle_delay (0.02): seconds between two looks at empty queues.
+* idle_delay (0.02): seconds between two looks at empty queues, for what no bell rings for: what
+  was put back, or comes where the server has no bell (bell.py).
 * fetch_limit (16): the messages of one fetch; never more than the worker may still hold.
 * affinity (""): a name that no other worker has: share the messages of the one queue that this
   worker consumes with its other workers by what their engines have cached (affinity.py).
@@ -42,6 +43,7 @@ from kombu.transport import redis as kombu_redis
 
 from workers import affinity
 from workers.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
+from workers.lookout import Lookout
 from workers.places import Places
 
 logger = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Channel(kombu_redis.Channel):
     )
 
     # What this relies on and kombu does not publish.
+    connection: Any
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
     _q_for_pri: Callable[[str, int], str]
@@ -102,8 +105,8 @@ class Channel(kombu_redis.Channel):
         self._unleased: set[str] = set()  # queues whose consumer does not acknowledge
         self._sources: dict[str, str] = {}  # list -> queue
         self._asked: list[str] = []  # the tags of a fetch whose reply is still to come
-        self._idle_until = 0.0
         super().__init__(*args, **kwargs)
+        self._lookout = Lookout(self._connparams, self.idle_delay)
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume with leases, or without for a consumer that does not acknowledge."""
@@ -111,6 +114,7 @@ class Channel(kombu_redis.Channel):
             self._unleased.add(queue)
         else:
             self._unleased.discard(queue)
+            self._lookout.hub = self.connection.hub
             self._start_leases()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -121,6 +125,11 @@ class Channel(kombu_redis.Channel):
             with suppress(Empty):
                 self._brpop_read()
         return result
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._lookout.close()
+        super().close()
 
     def _start_leases(self) -> None:
         # A pool that waits: many threads acknowledge at once.
@@ -143,7 +152,7 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages; the poller calls this whenever no question is open."""
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues or time.monotonic() < self._idle_until:
+        if not queues or not self._lookout.due:
             return
         held = LEASES.by_tenant()
         places = PLACES.arguments(self.qos.prefetch_count, held)
@@ -160,6 +169,7 @@ class Channel(kombu_redis.Channel):
         self._asked = [f"{fetch}-{number}" for number in range(min(room, self.fetch_limit))]
         script, keys, arguments = self._question(queues, held.total())
         arguments = [*places, len(self._asked), *self._asked, *arguments]
+        self._lookout.looks()
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         self._in_poll.send_command("EVAL", LUA[script], len(keys), *keys, *arguments)
@@ -177,8 +187,6 @@ class Channel(kombu_redis.Channel):
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the answer, one message by one. Raises Empty when there was none."""
-        # Half of it: the hub wakes after all of it, and is not to find that it is early.
-        self._idle_until = self._brpop_sent_at + self.idle_delay / 2
         try:
             reply = self.client.connection.read_response()
         except self.connection_errors:
@@ -189,8 +197,9 @@ class Channel(kombu_redis.Channel):
             self._flush_brpop_reauth()
         self._asked = []
         if not reply:
+            self._lookout.found_nothing(self._sources)
             raise Empty
-        self._idle_until = 0.0
+        self._lookout.found()
         fields = iter(reply)
         fetched = [
             (tag, source.decode(), tenant.decode(errors="replace"), text.decode(errors="replace"))
@@ -254,6 +263,8 @@ class Transport(kombu_redis.Transport):
     """Redis with leases: `fleetredis://`."""
 
     Channel = Channel
+    #: The worker's, once it turns.
+    hub: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -262,6 +273,7 @@ class Transport(kombu_redis.Transport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """As kombu does, and wake the worker's hub often enough to look at empty queues."""
         super().register_with_event_loop(connection, loop)
+        self.hub = loop
         options = connection.client.transport_options
         loop.call_repeatedly(options.get("idle_delay", Channel.idle_delay), _look)
 

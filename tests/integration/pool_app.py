@@ -34,6 +34,7 @@ app.conf.update(
     broker_transport_options={
         "visibility_timeout": 2,
         "max_deliveries": int(os.environ.get("FLEET_TEST_MAX_DELIVERIES", "10")),
+        "idle_delay": float(os.environ.get("FLEET_TEST_IDLE_DELAY", "0.02")),
         "socket_timeout": 5,
         "queue_order_strategy": "priority",
         "max_connections": 50,

@@ -7,9 +7,6 @@ from tasks import servers
 from workers.realtime.router import RealtimeServer
 from workers.start import lane_worker
 
-#: Seconds between two looks at an empty queue: somebody waits for what comes next.
-IDLE_DELAY = 0.004
-
 
 async def start() -> RealtimeServer:
     """Put the Router behind the realtime tasks."""
@@ -20,4 +17,3 @@ async def start() -> RealtimeServer:
 
 
 app = lane_worker("realtime", [REALTIME_QUEUE], start)
-app.conf.broker_transport_options |= {"idle_delay": IDLE_DELAY}
