@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio
+import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -60,7 +62,10 @@ class _Entry:
 
 
 class Writer:
-    """Writes the streams of all tasks of a process. Use it on one loop.
+    """Writes the streams of all tasks of a process, on a thread of its own.
+
+    The tasks' loop is as good as never idle where many answer at once: what had to wait for its
+    turn there, three times for one round trip, would reach its readers a screenful late.
 
     The first token of a stream leaves at once, and so does its end; so does what comes after a
     pause of PACE seconds. Otherwise the chunks of all streams that come within PACE seconds, or
@@ -70,7 +75,7 @@ class Writer:
     """
 
     def __init__(self, url: str) -> None:
-        self._redis = redis.asyncio.Redis.from_url(
+        self._redis = redis.Redis.from_url(
             url,
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
@@ -78,11 +83,15 @@ class Writer:
             retry=Retry(NoBackoff(), 0),  # `_deliver` retries, and knows what it has written
             decode_responses=True,
         )
+        self._changed = threading.Condition()  # of the four that follow
         self._pending: list[_Entry] = []
         self._size = 0
-        self._flushing: asyncio.Task[None] | None = None
-        self._urgent = asyncio.Event()
-        self._next = 0.0  # when the loop's clock shows that, another round trip is due
+        self._urgent = False
+        self._closing = False
+        self._given_up = threading.Event()
+        self._next = 0.0  # when `time.monotonic` shows that, another round trip is due
+        self._thread = threading.Thread(target=self._write, name="fleet-streams", daemon=True)
+        self._thread.start()
 
     @contextmanager
     def run(self, task_id: str) -> Iterator[Publish]:
@@ -98,10 +107,12 @@ class Writer:
 
     async def close(self) -> None:
         """Write what is left, for CLOSE_TIMEOUT seconds at most, and give the connection back."""
-        if self._flushing and not self._flushing.done():
-            await asyncio.wait([self._flushing], timeout=CLOSE_TIMEOUT)
-            self._flushing.cancel()
-        await self._redis.aclose()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT)
+        self._given_up.set()
+        self._redis.close()
 
     def _publish(self, run: _Run, chunk: dict[str, Any]) -> None:
         token = has_token(chunk)
@@ -117,55 +128,61 @@ class Writer:
         logger.warning("streams: Redis is behind", extra={"action": "stream_chunk_dropped"})
 
     def _put(self, run: _Run, field: str, value: str, *, urgent: bool = False) -> None:
-        self._pending.append(_Entry(run, run.entries, field, value))
-        self._size += len(value)
+        with self._changed:
+            self._pending.append(_Entry(run, run.entries, field, value))
+            self._size += len(value)
+            self._urgent |= urgent
+            if urgent or len(self._pending) == 1:
+                self._changed.notify()
         run.entries += 1
-        if urgent:
-            self._urgent.set()
-        if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.create_task(self._flush())
 
-    async def _flush(self) -> None:
-        while self._pending:
-            await self._due()
+    def _write(self) -> None:
+        while (batch := self._due()) and not self._given_up.is_set():
+            try:
+                self._deliver(batch)
+            except Exception as error:  # readers are told by the gap
+                # Of the error only its kind: its words may be those of an answer.
+                action = {"action": "stream_chunks_lost"}
+                logger.error("streams: chunks are lost: %s", type(error).__name__, extra=action)
+            with self._changed:
+                self._size -= sum(len(entry.value) for entry in batch)
+
+    def _due(self) -> list[_Entry]:
+        """What the next round trip carries, when its time has come; nothing after the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._closing)
+            pause = self._next - time.monotonic()
+            self._changed.wait_for(lambda: self._urgent or self._closing, max(0.0, pause))
+            self._urgent = False
+            self._next = time.monotonic() + PACE
             batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-            await self._deliver(batch)
-            self._size -= sum(len(entry.value) for entry in batch)
+            return batch
 
-    async def _due(self) -> None:
-        """Wait for the next round trip's time, or for something urgent."""
-        now = asyncio.get_running_loop().time
-        if now() < self._next:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(self._next):
-                    await self._urgent.wait()
-        self._urgent.clear()
-        self._next = now() + PACE
-
-    async def _deliver(self, batch: list[_Entry]) -> None:
+    def _deliver(self, batch: list[_Entry]) -> None:
         """Write a batch; again when it is not known whether it was written: ids tell."""
         pause = FIRST_PAUSE
-        while True:
+        while not self._given_up.is_set():
             try:
-                await self._open([entry.run for entry in batch if entry.field == OPENED])
-                return await self._append([entry for entry in batch if entry.field != OPENED])
+                self._open([entry.run for entry in batch if entry.field == OPENED])
+                return self._append([entry for entry in batch if entry.field != OPENED])
             except (OSError, redis.RedisError) as error:
                 action = {"action": "stream_write_failed"}
                 logger.warning("streams: %s", _reason(error), extra=action)
-            await asyncio.sleep(pause)
+            self._given_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        return None
 
-    async def _open(self, runs: list[_Run]) -> None:
+    def _open(self, runs: list[_Run]) -> None:
         new = [run for run in runs if run.number is None]
         if not new:
             return
         pipeline = self._redis.pipeline(transaction=False)
         for run in new:
             pipeline.eval(LUA["open_stream"], 1, run.key, KEPT)
-        for run, number in zip(new, await pipeline.execute(), strict=True):
+        for run, number in zip(new, pipeline.execute(), strict=True):
             run.number = number
 
-    async def _append(self, entries: list[_Entry]) -> None:
+    def _append(self, entries: list[_Entry]) -> None:
         if not entries:
             return
         # All or nothing: if one were refused for want of memory, those behind it must be too.
@@ -175,7 +192,7 @@ class Writer:
             pipeline.xadd(name, {entry.field: entry.value}, identity, MAX_CHUNKS, approximate=True)
         for name in {entry.run.key for entry in entries}:
             pipeline.expire(name, KEPT)
-        for answer in await pipeline.execute(raise_on_error=False):
+        for answer in pipeline.execute(raise_on_error=False):
             # An id that is not greater than the last: it is there, or a later run has the stream.
             if isinstance(answer, Exception) and "equal or smaller" not in str(answer):
                 action = {"action": "stream_write_refused"}

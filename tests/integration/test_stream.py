@@ -124,8 +124,8 @@ def test_a_write_whose_answer_was_lost_is_there_once(
     append = Writer._append
     lost: list[list[Any]] = []
 
-    async def forgetful(self: Writer, entries: list[Any]) -> None:
-        await append(self, entries)
+    def forgetful(self: Writer, entries: list[Any]) -> None:
+        append(self, entries)
         if entries and len(lost) < 3:
             lost.append(entries)
             raise redis.ConnectionError("the answer is lost")
@@ -134,6 +134,55 @@ def test_a_write_whose_answer_was_lost_is_there_once(
     written(valkey_url, words(10))
     assert len(lost) == 3
     assert [one.text for one in fleet.stream(TASK, timeout=10)] == words(10)
+
+
+def test_a_token_reaches_its_reader_while_the_tasks_keep_their_loop_busy(
+    fleet: Fleet, valkey_url: str
+) -> None:
+    heard = threading.Event()
+
+    def read() -> None:
+        next(fleet.stream(TASK, timeout=20))
+        heard.set()
+
+    async def work() -> bool:
+        async with writing(valkey_url) as writer:
+            with writer.run(TASK) as publish:
+                publish(chunk("first"))
+                return heard.wait(10)  # the loop stands still
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert run(work())
+    finally:
+        reader.join()
+
+
+def test_chunks_that_cannot_be_written_are_missed_and_those_of_others_are_not(
+    fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, failed = Writer._append, threading.Event()
+
+    def failing(self: Writer, entries: list[Any]) -> None:
+        if any("bad" in entry.value for entry in entries):
+            failed.set()
+            raise ValueError("nobody thought of this")
+        append(self, entries)
+
+    monkeypatch.setattr(Writer, "_append", failing)
+
+    async def work() -> None:
+        async with writing(valkey_url) as writer:
+            await write(writer, ["bad "], "one")
+            assert failed.wait(10)
+            await write(writer, words(10), "two")
+
+    run(work())
+    assert [one.text for one in fleet.stream("two", timeout=10)] == words(10)
+    # Whether its end was lost with its chunk, or not.
+    with pytest.raises((errors.ResultTimeout, errors.StreamInterrupted)):
+        next(fleet.stream("one", timeout=0.1))
 
 
 def test_a_restart_of_the_broker_is_a_pause_for_readers_and_nothing_for_the_writer(
