@@ -13,8 +13,9 @@ from workers.bell import Bell
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until the next look when nothing has come behind what came: where messages come all the
-#: time, a look finds some of them, and the bell need not ring for each.
+#: Seconds until the next look behind what came or the bell rang for: where messages come all the
+#: time, for this worker or for others, a look finds some of them, and the bell need not ring for
+#: each.
 SOON = 0.004
 #: Seconds between two attempts to have a bell.
 PAUSE = 10.0
@@ -58,10 +59,10 @@ class Lookout:
         found, self._found = self._found, False
         if self.hub is None:
             return
-        if found:
+        if found or self._looks_for_bell:
             self._next = time.monotonic() + SOON / 2
             self.hub.call_later(SOON, _wake)
-        elif not self._looks_for_bell:  # others were faster: they would be for each of many
+        else:
             self._listen(lists)
 
     def close(self) -> None:

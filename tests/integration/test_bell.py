@@ -185,9 +185,10 @@ def test_behind_what_came_it_looks_soon_and_then_when_the_bell_rings(
     assert turned.until(lambda: watching.due)
 
 
-def test_who_comes_too_late_does_not_run_again_before_the_next_look(
-    watching: Lookout, turned: Turned, store: redis.Redis
+def test_who_comes_too_late_looks_again_soon_and_does_not_run_for_what_comes_till_then(
+    watching: Lookout, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lookout, "SOON", 3 * SOON)
     watching.looks()
     watching.found_nothing(["one"])
     turned.until(lambda: False)
@@ -198,6 +199,10 @@ def test_who_comes_too_late_does_not_run_again_before_the_next_look(
     watching.found_nothing(["one"])
     store.lpush("one", "message")
     assert not turned.until(lambda: watching.due)
+    assert turned.until(lambda: watching.due, 3 * SOON)
+    watching.looks()
+    watching.found_nothing(["one"])
+    assert turned.until(lambda: watching.due)
 
 
 def test_a_ring_while_somebody_looks_is_not_lost(
