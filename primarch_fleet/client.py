@@ -105,7 +105,7 @@ class Fleet:
 
     def close(self) -> None:
         """Give the connections back; what was submitted goes on."""
-        self._app.close()
+        wire.close(self._app)
         self._redis.close()
         self._streams.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakSet
 
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -72,10 +73,39 @@ def unwrap(outcome: object) -> Completion:
 
 
 class Results(RedisBackend):
-    """Celery's result store, which `get()` asks; submitting alone does not subscribe to it."""
+    """Celery's result store, which `get()` asks; submitting alone does not subscribe to it.
+
+    Celery makes one for each thread, and leaves it to the garbage collector.
+    """
+
+    # What this relies on and celery-types does not know.
+    app: Celery
+    result_consumer: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _results.add(self)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: two round trips a submit fewer, and none that could hang."""
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.result_consumer.stop()
+        self.client.connection_pool.disconnect()
+
+
+_results: WeakSet[Results] = WeakSet()
+
+
+def close(app: Celery) -> None:
+    """Give the connections of a producer's app back.
+
+    Those to the broker stay: kombu keeps a few for all apps of the process that have its URL.
+    """
+    for results in [one for one in _results if one.app is app]:
+        results.close()
+    app.close()
 
 
 def producer_app(url: str, timeout: float) -> Celery:

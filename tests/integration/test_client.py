@@ -1,8 +1,10 @@
 """The producers' client against a real Valkey; the test itself plays the workers."""
 
 import asyncio
+import gc
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +21,7 @@ from primarch_fleet import (
     Fleet,
     Price,
     Progress,
+    Ticket,
     errors,
 )
 from primarch_fleet.catalogue import Model, Offer
@@ -277,6 +280,36 @@ def test_an_abandoned_wait_leaves_nothing_behind(valkey_url: str, server: redis.
             assert not server.pubsub_channels(f"*{ticket.id}")
 
     asyncio.run(run())
+
+
+def test_a_closed_client_leaves_no_connection_to_the_garbage_collector(
+    valkey_url: str, server: redis.Redis
+) -> None:
+    def wait(fleet: Fleet, ticket: Ticket) -> None:
+        with pytest.raises(errors.ResultTimeout):
+            fleet.result(ticket, timeout=0.1)
+
+    def use() -> None:
+        with Fleet(valkey_url) as fleet:
+            ticket = fleet.submit(request())
+            wait(fleet, ticket)
+            other = threading.Thread(target=wait, args=(fleet, ticket))
+            other.start()
+            other.join()
+            with pytest.raises(errors.ResultTimeout):
+                next(fleet.stream(str(ticket.id), timeout=0.1))
+
+    def connections() -> set[str]:
+        return {client["id"] for client in server.client_list()}
+
+    gc.disable()
+    try:
+        use()  # what kombu keeps for the process
+        before = connections()
+        use()
+        eventually(lambda: connections() <= before)
+    finally:
+        gc.enable()
 
 
 def test_without_a_fleet_there_is_nothing_to_check_against(
