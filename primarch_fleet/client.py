@@ -105,7 +105,7 @@ class Fleet:
 
     def close(self) -> None:
         """Give the connections back; what was submitted goes on."""
-        wire.close(self._app)
+        self._app.close()
         self._redis.close()
         self._streams.close()
 

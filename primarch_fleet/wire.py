@@ -79,12 +79,12 @@ class Results(RedisBackend):
     """
 
     # What this relies on and celery-types does not know.
-    app: Celery
+    app: _ProducerApp
     result_consumer: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        _results.add(self)
+        self.app.result_stores.add(self)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: two round trips a submit fewer, and none that could hang."""
@@ -95,23 +95,26 @@ class Results(RedisBackend):
         self.client.connection_pool.disconnect()
 
 
-_results: WeakSet[Results] = WeakSet()
+class _ProducerApp(Celery):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: That its threads have waited for results with.
+        self.result_stores: WeakSet[Results] = WeakSet()
 
+    def close(self) -> None:
+        """Give the connections back.
 
-def close(app: Celery) -> None:
-    """Give the connections of a producer's app back.
-
-    Those to the broker stay: kombu keeps a few for all apps of the process that have its URL.
-    """
-    for results in [one for one in _results if one.app is app]:
-        results.close()
-    app.close()
+        Those to the broker stay: kombu keeps a few for all apps of the process that have its URL.
+        """
+        for store in list(self.result_stores):
+            store.close()
+        super().close()
 
 
 def producer_app(url: str, timeout: float) -> Celery:
     """A Celery app that only sends: JSON, and errors within `timeout` seconds, never a hang."""
     backend = f"{Results.__module__}:{Results.__qualname__}+{url}"
-    app = Celery("primarch_fleet", broker=url, backend=backend, set_as_current=False)
+    app = _ProducerApp("primarch_fleet", broker=url, backend=backend, set_as_current=False)
     app.conf.update(
         task_serializer="json",
         result_serializer="json",

@@ -37,7 +37,7 @@ class Lookout:
         self._bell_not_before = 0.0
         self._next = 0.0  # when `time.monotonic` shows that, the next look is due
         self._rung = False  # and nobody has looked since
-        self._looks_for_bell = self._found = False
+        self._lively = False  # it rang or something came, and no look since has found nothing
 
     @property
     def due(self) -> bool:
@@ -46,22 +46,22 @@ class Lookout:
 
     def looks(self) -> None:
         """Somebody looks, and will say what for."""
-        self._looks_for_bell, self._rung = self._rung, False
+        self._lively, self._rung = self._lively or self._rung, False
         # Half of it: the hub wakes after all of it, and is not to find that it is early.
         self._next = time.monotonic() + self._idle_delay / 2
 
     def found(self) -> None:
         """Something was there: there may be more."""
-        self._next, self._found = 0.0, True
+        self._next, self._lively = 0.0, True
 
     def found_nothing(self, lists: Iterable[str]) -> None:
         """Nothing was in these Redis lists."""
-        found, self._found = self._found, False
+        lively, self._lively = self._lively, False
         if self.hub is None:
             return
-        if found or self._looks_for_bell:
+        if lively:
             self._next = time.monotonic() + SOON / 2
-            self.hub.call_later(SOON, _wake)
+            self.hub.call_later(SOON, wake)
         else:
             self._listen(lists)
 
@@ -85,5 +85,5 @@ class Lookout:
         self._rung = True
 
 
-def _wake() -> None:
+def wake() -> None:
     """Nothing: the hub polls whenever it has woken."""

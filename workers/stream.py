@@ -164,13 +164,13 @@ class Writer:
         while not self._given_up.is_set():
             try:
                 self._open([entry.run for entry in batch if entry.field == OPENED])
-                return self._append([entry for entry in batch if entry.field != OPENED])
+                self._append([entry for entry in batch if entry.field != OPENED])
+                return
             except (OSError, redis.RedisError) as error:
                 action = {"action": "stream_write_failed"}
                 logger.warning("streams: %s", _reason(error), extra=action)
             self._given_up.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        return None
 
     def _open(self, runs: list[_Run]) -> None:
         new = [run for run in runs if run.number is None]

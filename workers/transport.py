@@ -43,7 +43,7 @@ from kombu.transport import redis as kombu_redis
 
 from workers import affinity
 from workers.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
-from workers.lookout import Lookout
+from workers.lookout import Lookout, wake
 from workers.places import Places
 
 logger = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class Transport(kombu_redis.Transport):
         super().register_with_event_loop(connection, loop)
         self.hub = loop
         options = connection.client.transport_options
-        loop.call_repeatedly(options.get("idle_delay", Channel.idle_delay), _look)
+        loop.call_repeatedly(options.get("idle_delay", Channel.idle_delay), wake)
 
 
 class TLSTransport(Transport):
@@ -316,7 +316,7 @@ class Consumer(CeleryConsumer):
         was_full = 0 < self.qos.value <= len(LEASES)
         p(*args, **kwargs)
         if was_full:
-            self.hub.call_soon(_look)
+            self.hub.call_soon(wake)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body cannot be decoded."""
@@ -338,10 +338,6 @@ class Consumer(CeleryConsumer):
 def leased(url: str) -> str:
     """A worker's `broker_read_url` for the broker at this `redis://` or `rediss://` URL."""
     return f"fleet{url}" if url.startswith(("redis://", "rediss://")) else url
-
-
-def _look() -> None:
-    """Nothing: the hub polls whenever it has woken."""
 
 
 TRANSPORT_ALIASES["fleetredis"] = "workers.transport:Transport"
