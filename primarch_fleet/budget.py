@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
@@ -28,6 +27,7 @@ import redis.asyncio
 
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
+from primarch_fleet.letter import MEMORY_SHARE, Letter, lua, out_of_memory
 from primarch_fleet.money import dollars
 
 #: Seconds after which a reservation that nobody settled is given back: longer than a request lives.
@@ -43,9 +43,8 @@ REMEMBERED = 3 * 86_400
 #: Days after which a period is dropped from the ledger.
 KEPT_DAYS = 62
 
-_LUA = Path(__file__).with_name("lua")
 _CAPS = {1: "monthly", 2: "daily"}
-_CONCURRENCY, _RATE = 3, 4
+_CONCURRENCY, _RATE, _MEMORY = 3, 4, 5
 
 Clock = Callable[[], float]
 
@@ -106,18 +105,21 @@ class _Books:
     def __init__(self, client: Any, clock: Clock | None) -> None:
         self._redis = client
         self._clock = clock
-        self._reserve = client.register_script(_text("ledger") + _text("reserve"))
-        self._settle = client.register_script(_text("ledger") + _text("settle"))
+        self._reserve = client.register_script(lua("ledger", "push", "reserve"))
+        self._settle = client.register_script(lua("ledger", "settle"))
 
     def _now(self) -> float | str:
         return "" if self._clock is None else self._clock()
 
-    def _ask(self, tenant_id: str, limits: Limits, orders: Sequence[Order]) -> Any:
+    def _ask(
+        self, tenant_id: str, limits: Limits, orders: Sequence[Order], letters: Sequence[Letter]
+    ) -> Any:
         caps = [_given(limits.monthly_budget), _given(limits.daily_budget)]
         load = [_given(limits.max_concurrency), _given(limits.tokens_per_minute), BUSY_AT_MOST]
         tasks = [arg for one in orders for arg in one.args]
-        args = [self._now(), *caps, SWEPT_AFTER, KEPT_DAYS, *load, *tasks]
-        return self._reserve(keys=_keys(tenant_id), args=args)
+        args = [self._now(), *caps, SWEPT_AFTER, KEPT_DAYS, *load, MEMORY_SHARE, *tasks]
+        lists, texts = [one.list for one in letters], [one.text for one in letters]
+        return self._reserve(keys=[*_keys(tenant_id), *lists], args=[*args, *texts])
 
     def _tell(self, tenant_id: str, task_id: str, run: str, cost: int, client: Any = None) -> Any:
         settled = f"fleet:budget:settled:{task_id}:{run}"
@@ -149,18 +151,29 @@ class Ledger(_Books):
     def __init__(self, client: redis.Redis, clock: Clock | None = None) -> None:
         super().__init__(client, clock)
 
-    def reserve(self, tenant_id: str, limits: Limits, orders: Sequence[Order]) -> list[Held]:
+    def reserve(
+        self,
+        tenant_id: str,
+        limits: Limits,
+        orders: Sequence[Order],
+        letters: Sequence[Letter] = (),
+    ) -> list[Held]:
         """Reserve money for tasks of one tenant, for all or for none, in one round trip.
+
+        Letters are pushed in the same step, once everything is reserved. Have no client that
+        repeats what got no answer do that: they would be pushed again.
 
         Of each order the first of its amounts is reserved that fits behind those before it. A task
         that holds a reservation gets what is missing to the amount, if anything, and is new again
         to the clock by which old reservations are given back. Redis does nothing else meanwhile:
         about 5 microseconds an order.
 
-        Raises BudgetExceeded, which says which cap, what is left and when it starts anew, or
-        TenantLimited, with its `retry_after`; nothing was reserved then.
+        Raises BudgetExceeded, which says which cap, what is left and when it starts anew,
+        TenantLimited, or LaneFull where Redis has no memory for letters, both with their
+        `retry_after`; nothing was reserved or pushed then.
         """
-        return _held(tenant_id, limits, orders, self._ask(tenant_id, limits, orders))
+        answer = self._ask(tenant_id, limits, orders, letters)
+        return _held(tenant_id, limits, orders, answer)
 
     def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
         """Count what a run of a task has cost, and give its reservation back.
@@ -193,7 +206,7 @@ class AsyncLedger(_Books):
         super().__init__(client, clock)
 
     async def reserve(self, tenant_id: str, limits: Limits, orders: Sequence[Order]) -> list[Held]:
-        return _held(tenant_id, limits, orders, await self._ask(tenant_id, limits, orders))
+        return _held(tenant_id, limits, orders, await self._ask(tenant_id, limits, orders, ()))
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
         return bool(await self._tell(tenant_id, task_id, run, cost))
@@ -222,10 +235,6 @@ def _keys(tenant_id: str) -> list[str]:
     return [f"fleet:budget:{what}:{tenant_id}" for what in kinds]
 
 
-def _text(script: str) -> str:
-    return (_LUA / f"{script}.lua").read_text()
-
-
 def _given(amount: int | None) -> str:
     return "" if amount is None else str(amount)
 
@@ -242,6 +251,8 @@ def _held(tenant_id: str, limits: Limits, orders: Sequence[Order], answer: list[
 
 def _refused(whose: str, limits: Limits, now: int, codes: list[int]) -> FleetError:
     cap, left, missing = codes
+    if cap == _MEMORY:
+        return out_of_memory(left)
     if cap == _CONCURRENCY:
         most = f"{limits.max_concurrency} of its requests may be under way at once"
         return TenantLimited.until(f"{whose}: {most}", SOON)

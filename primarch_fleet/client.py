@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from celery import Celery
 from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[attr-defined]
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
-from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
+from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -38,7 +38,8 @@ from primarch_fleet.errors import (
     ResultTimeout,
 )
 from primarch_fleet.health import Watch
-from primarch_fleet.message import Message, Ticket, reserve, task_id
+from primarch_fleet.message import Message, Ticket, task_id
+from primarch_fleet.post import Post
 from primarch_fleet.stream import LONG, Reading, Stream
 
 #: Seconds that a producer trusts a catalogue it has read.
@@ -47,8 +48,6 @@ CATALOGUE_TTL = 30.0
 IDEMPOTENCY_TTL = 3 * 86_400
 #: Seconds after which a key whose submit died half-way may be submitted again.
 IDEMPOTENCY_CLAIM = 60
-#: Messages a pipeline carries in `submit_many`.
-PIPELINE = 500
 #: Streams that one client reads at the same time; each takes a connection while it waits.
 MAX_READERS = 5_000
 #: Of a stored result, the bytes by which its state is known: it is the first field.
@@ -88,11 +87,18 @@ class Fleet:
     ) -> None:
         self._clock = clock
         self._app = wire.producer_app(url, timeout)
-        self._redis = redis.Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout, decode_responses=True
-        )
+        options: dict[str, Any] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "decode_responses": True,
+        }
+        self._redis = redis.Redis.from_url(url, **options)
         self._ledger = Ledger(self._redis)
         self._watch = Watch(self._redis)
+        # What got no answer may have been done: it is not repeated.
+        options |= {"socket_keepalive": True, "retry": Retry(NoBackoff(), 0)}
+        self._once = redis.Redis.from_url(url, **options)
+        self._post = Post(self._app, self._once)
         self._streams = redis.Redis.from_url(url, **streaming_options(timeout))
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
@@ -106,8 +112,8 @@ class Fleet:
     def close(self) -> None:
         """Give the connections back; what was submitted goes on."""
         self._app.close()
-        self._redis.close()
-        self._streams.close()
+        for client in (self._redis, self._once, self._streams):
+            client.close()
 
     @property
     def app(self) -> Celery:
@@ -138,17 +144,14 @@ class Fleet:
         return self.submit_many([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
-        """Enqueue many requests in pipelines of PIPELINE messages; tickets in the same order.
+        """Enqueue many requests in few round trips; tickets in the same order.
 
         All are checked, and the money for them is reserved, before the first is sent: one wrong
         request, or one that the budget has no room for, and none is enqueued.
         """
-        messages = self._messages(requests)
+        messages = self._messages(list(requests))
         with reachable():
-            fresh = self._reserve([message for message in messages if self._claim(message)])
-            with self._app.producer_or_acquire() as producer, producer.batch(max_size=PIPELINE):
-                for message in fresh:
-                    self._app.send_task(**message.options, producer=producer)
+            fresh = self._send([message for message in messages if self._claim(message)])
             self._watch.sent(message.ticket.queue for message in fresh)
             for message in fresh:
                 self._keep(message)
@@ -267,11 +270,11 @@ class Fleet:
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _messages(self, requests: Iterable[Request]) -> list[Message]:
+    def _messages(self, requests: Sequence[Request]) -> list[Message]:
         """Each counts in its queue for those behind it."""
         catalogue, now = self.catalogue(), self._clock()
         with reachable():
-            health = self._watch.look(catalogue)
+            health = self._watch.look(catalogue, {request.lane for request in requests})
         messages = []
         for request in requests:
             messages.append(Message.of(request, catalogue, now, health))
@@ -279,9 +282,9 @@ class Fleet:
                 health.queued[messages[-1].ticket.queue] += 1
         return messages
 
-    def _reserve(self, messages: list[Message]) -> list[Message]:
+    def _send(self, messages: list[Message]) -> list[Message]:
         try:
-            return reserve(messages, self.catalogue(), self._ledger)
+            return self._post.send(messages, self.catalogue())
         except (BudgetExceeded, FleetBusy):
             if keys := [key for message in messages if (key := message.idempotency_key)]:
                 self._redis.delete(*keys)
@@ -361,7 +364,7 @@ def reachable() -> Iterator[None]:
     """Turn the ways in which a broker does not answer into one error."""
     try:
         yield
-    except (redis.RedisError, OperationalError, BatchPublishError) as error:
+    except (redis.RedisError, OperationalError) as error:
         raise FleetUnavailable(f"the broker did not answer: {error}") from error
     except RuntimeError as error:
         if str(error) != E_RETRY_LIMIT_EXCEEDED:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import redis
 
 from primarch_fleet import waiting
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES
-from primarch_fleet.errors import LaneFull
 from primarch_fleet.waiting import Waiting
 
 #: Seconds for which a producer goes by what it has read, and by what it sent itself since. What
 #: other producers send meanwhile is not seen: a queue passes its limit by as much at most.
 STALE = 0.25
-#: Of Redis's memory, if that is limited, the share above which nothing more is sent: the rest is
-#: for the results of what waits, which cannot be stored once it is full.
-MEMORY_SHARE = 0.95
 #: Messages that wait in a queue of which somebody in a hurry keeps away.
 LONG_QUEUE = 100
+#: What requests ask for that leave the lane to the fleet.
+ANY_LANE = frozenset({"auto"})
 #: Hash of what waits for a batch, or for one's answer.
 PARKED = "fleet:batch:requests"
 
@@ -70,8 +68,9 @@ class Health:
 class Watch:
     """Reads the health of a fleet, in one round trip, STALE seconds apart at most.
 
-    A fleet that neither limits its lanes nor has heartbeats is not looked at: no round trip. Safe
-    to use from any thread.
+    No round trip for what nothing depends on: a fleet that neither limits its lanes nor has
+    heartbeats, or a lane that is asked for by name and is never refused. Safe to use from any
+    thread.
 
     Args:
         client: With `decode_responses`.
@@ -84,12 +83,16 @@ class Watch:
         self._known = Health()
         self._until = float("-inf")
 
-    def look(self, catalogue: Catalogue) -> Health | None:
+    def look(self, catalogue: Catalogue, asked_for: Set[str] = ANY_LANE) -> Health | None:
         """The health as of now, the caller's own copy; None if there is nothing to know.
 
-        Raises LaneFull when Redis is almost out of memory, or redis.RedisError.
+        Args:
+            asked_for: The lanes that requests name, "auto" if one leaves it to the fleet.
+
+        Raises redis.RedisError.
         """
-        if not (catalogue.lanes or catalogue.heartbeats):
+        decides = {"auto", *catalogue.lanes, *catalogue.needs_worker}
+        if asked_for.isdisjoint(decides) or not (catalogue.lanes or catalogue.heartbeats):
             return None
         with self._lock:
             if self._clock() >= self._until:
@@ -105,15 +108,13 @@ class Watch:
     def _read(self, catalogue: Catalogue) -> Health:
         queues = sorted({one.queue for m in catalogue.models.values() for one in m.lanes.values()})
         pipe = self._redis.pipeline(transaction=False)
-        pipe.info("memory")
         pipe.time()
         pipe.hlen(PARKED)
         for queue in queues:
             pipe.exists(alive_key(queue))
             pipe.hvals(rates_key(queue))
             waiting.ask(pipe, queue)
-        memory, now, parked, *answers = pipe.execute()
-        _check(memory)
+        now, parked, *answers = pipe.execute()
         found = dict(zip(queues, zip(*[iter(answers)] * 3, strict=True), strict=True))
         waits = {queue: Waiting.of(answer) for queue, (_, _, answer) in found.items()}
         queued = Counter({queue: one.depth for queue, one in waits.items()})
@@ -133,11 +134,3 @@ class Watch:
 def _sum(said: Iterable[str]) -> float:
     """The rates of all workers together, from the values of `rates_key`."""
     return sum(float(one.partition(" ")[0]) for one in said)
-
-
-def _check(memory: dict[str, Any]) -> None:
-    limit = memory.get("maxmemory", 0)
-    if limit and memory.get("maxmemory_policy") == "noeviction":
-        share = memory["used_memory"] / limit
-        if share >= MEMORY_SHARE:
-            raise LaneFull.until(f"redis: {share:.0%} of its memory is used", 5.0)

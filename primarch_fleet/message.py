@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from primarch_fleet import lanes, wire
-from primarch_fleet.budget import Held, Ledger, Order
+from primarch_fleet.budget import Order
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import PRIORITIES, Lane, Request
-from primarch_fleet.errors import (
-    BudgetExceeded,
-    CostCapExceeded,
-    RequestTooLarge,
-    TenantLimited,
-)
+from primarch_fleet.errors import CostCapExceeded, RequestTooLarge
 from primarch_fleet.health import Health
 
 _IDS = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
@@ -42,6 +35,8 @@ class Message:
     request: Request
     ticket: Ticket
     options: dict[str, Any]
+    #: Bytes of the request as JSON.
+    size: int
     #: Micro-dollars to be reserved before it is sent; 0 for a tenant whose spending is not counted.
     amount: int
     #: Tokens that count for the tenant's rate; None for one that does not, as on the batch lane.
@@ -85,30 +80,6 @@ class Message:
 def task_id(ticket: Ticket | str) -> str:
     """The id behind a ticket."""
     return ticket if isinstance(ticket, str) else ticket.id
-
-
-def reserve(messages: Sequence[Message], catalogue: Catalogue, ledger: Ledger) -> list[Message]:
-    """Reserve what messages may cost; each as it can be sent, on another lane if need be.
-
-    Raises BudgetExceeded or TenantLimited, with nothing reserved, if one of them has no room.
-    """
-    by_tenant: defaultdict[str, list[Message]] = defaultdict(list)
-    for message in messages:
-        by_tenant[message.request.tenant_id].append(message)
-    held: dict[str, tuple[str, Held]] = {}
-    try:
-        for tenant, of_it in by_tenant.items():
-            if limits := catalogue.limits(tenant):
-                orders = [message.order for message in of_it]
-                granted = ledger.reserve(tenant, limits, orders)
-                held |= {one.task_id: (tenant, one) for one in granted}
-    except (BudgetExceeded, TenantLimited):
-        for tenant, one in held.values():
-            if one.new:
-                ledger.refund(tenant, one.task_id)
-        raise
-    moved = {one.task_id for _, one in held.values() if one.instead}
-    return [one.instead if one.instead and one.ticket.id in moved else one for one in messages]
 
 
 @dataclass(frozen=True)
@@ -161,7 +132,7 @@ class _Draft:
         options = _options(request, self.body, ticket, self.now)
         if lane == "local":
             options["headers"] |= _local_headers(request, self.catalogue, self.now)
-        return Message(request, ticket, options, amount, tokens, instead)
+        return Message(request, ticket, options, self.size, amount, tokens, instead)
 
 
 def _options(

@@ -2,23 +2,29 @@
 -- amounts that fits. A task that holds a reservation gets what is missing to the amount, on the day
 -- of the reservation, and keeps what it holds beyond it.
 -- A task that is new and has tokens counts for the tenant's concurrency and rate.
+-- Messages that are given are pushed once all is reserved.
 -- Returns {now, one code a task}: 1 or 2, the amount that it was, and 2 more if the task held a
 -- reservation before; or {now, 0, 1 for the month's cap, 2 for the day's, 3 for the concurrency or 4
--- for the rate, what is left below it, what was missing}: then nothing was reserved.
+-- for the rate, what is left below it, what was missing}, or {now, 0, 5, the percentage of its memory
+-- that the server uses, 0}: then nothing was reserved, nor pushed.
 --
+-- KEYS    from 6 on: the lists to which messages are pushed, one for each message
 -- ARGV[2] monthly cap, ARGV[3] daily cap  empty for none
 -- ARGV[4] seconds after which a reservation is given back
 -- ARGV[5] days for which a period is kept, and everything of a tenant who reserves no more
 -- ARGV[6] max_concurrency, ARGV[7] tokens_per_minute  empty for none
 -- ARGV[8] seconds after which a task no longer counts for the concurrency, whatever became of it
--- ARGV    from 9 on, of each task: id, amount, the amount instead (empty for none), and the tokens
---         with which it counts for the concurrency and the rate, of the one and the other (or empty)
+-- ARGV[9] share of the server's memory above which no message is pushed
+-- ARGV    from 10 on, of each task: id, amount, the amount instead (empty for none), and the tokens
+--         with which it counts for the concurrency and the rate, of the one and the other (or empty);
+--         behind them the messages
 
 -- Reservations that one call gives back for their age: Redis does nothing else meanwhile.
 local SWEPT = 100
 -- Arguments that a call takes at a time: Lua's stack holds 8,000. An even number.
 local MANY = 5000
-local FIRST, EACH = 9, 5 -- of the tasks' arguments
+local MESSAGES = #KEYS - 5
+local FIRST, LAST, EACH = 10, #ARGV - MESSAGES, 5 -- of the tasks' arguments
 
 local now = clock(ARGV[1])
 local today = date(now)
@@ -68,6 +74,10 @@ local function take(day, amount)
   end
 end
 
+local percent = MESSAGES > 0 and too_full(tonumber(ARGV[9]))
+if percent then
+  return { now, 0, 5, percent, 0 }
+end
 sweep()
 if redis.call('HEXISTS', KEYS[1], today .. ' reserved') == 0 then
   forget()
@@ -76,7 +86,7 @@ end
 -- What every task of the call holds, by its id.
 local function holdings()
   local ids, found = {}, {}
-  for i = FIRST, #ARGV, EACH do
+  for i = FIRST, LAST, EACH do
     ids[#ids + 1] = ARGV[i]
   end
   for first = 1, #ids, MANY do
@@ -111,7 +121,7 @@ local held, answer, totals, open, ages = holdings(), { now }, {}, {}, {}
 local places, tokens_left = rooms_of_load()
 local busy, tokens_taken = {}, 0
 
-for i = FIRST, #ARGV, EACH do
+for i = FIRST, LAST, EACH do
   local mine, chosen, cap, left, missing = held[ARGV[i]], nil, nil, nil, nil
   for option = 1, ARGV[i + 2] ~= '' and 2 or 1 do
     missing = math.max(0, tonumber(ARGV[i + option]) - mine.amount)
@@ -140,6 +150,8 @@ for i = FIRST, #ARGV, EACH do
   answer[#answer + 1] = chosen + (mine.before and 2 or 0)
 end
 
+-- First of all writes: if a list cannot take its message, nothing is reserved.
+push(MESSAGES)
 for id, mine in pairs(held) do
   open[#open + 1], open[#open + 2] = id, ('%.0f %s'):format(mine.amount, mine.day)
   ages[#ages + 1], ages[#ages + 2] = now, id

@@ -338,17 +338,3 @@ def test_a_broker_that_goes_down_later_is_an_error_within_the_timeout(fleet: Fle
             with pytest.raises(errors.FleetUnavailable):
                 other.submit(request())
             assert time.monotonic() - started < 10
-
-
-def test_a_broker_that_dies_in_the_middle_of_a_pipeline_is_the_same_error(
-    valkey_url: str, server: redis.Redis
-) -> None:
-    with Fleet(valkey_url) as fleet:
-        fleet.catalogue()
-        server.config_set("maxmemory", 1)  # every write is refused, as by a full server
-        try:
-            with pytest.raises(errors.FleetUnavailable):
-                fleet.submit_many([request()] * 3)
-        finally:
-            server.config_set("maxmemory", 0)
-    assert messages(server) == []

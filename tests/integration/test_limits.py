@@ -109,17 +109,6 @@ def test_tags_that_no_deployment_has_are_refused_and_nothing_is_enqueued(
     assert fleet.submit(request(tags=["fast", "eu"])).lane == "realtime"
 
 
-def test_a_server_almost_out_of_memory_takes_nothing(store: redis.Redis) -> None:
-    catalogue = publish(store, lanes={"batch": LaneLimits(max_queued=2)})
-    used = store.info("memory")["used_memory"]
-    store.config_set("maxmemory", int(used * 1.01))
-    try:
-        with pytest.raises(LaneFull, match="memory"):
-            Watch(store).look(catalogue)
-    finally:
-        store.config_set("maxmemory", 0)
-
-
 def test_a_look_is_good_for_a_moment_and_counts_what_was_sent_since(store: redis.Redis) -> None:
     catalogue, now = publish(store, lanes={"batch": LaneLimits(max_queued=2)}), [0.0]
     watch = Watch(store, lambda: now[0])
