@@ -5,12 +5,12 @@ often as each of them; in the rounds "rush" a hundred times as often, which is m
 workers have places for: what they have no place for queues up. The rounds alternate, each from an
 empty queue. The figures are the quiet tenants' waits in the queue, by their receipts.
 
-No tenant has a limit: it is the queue that is fair. By default a call takes the provider two to six
-seconds, so that calls do not end in step, and the workers have 20 places each: 10 calls a second.
+No tenant has a limit: it is the queue that is fair. By default a call takes the provider 8 to 24
+seconds, so that calls do not end in step, and the workers have 20 places each: 2.5 calls a second.
 The quiet tenants make half of these, each of them far less than the fifth of the places that is
-kept for such. So two cores, which hold the provider, the server and the producers too, have room in
-every round. Still a wait has in it that the worker is at work on another call just then, which is
-about 10 ms of a core for each: in a rush there are twice as many as in an even round.
+kept for such. So two cores, which hold the provider, the server and the producers too, are all but
+idle in every round. With shorter calls a wait has in it that a core is at work on another call just
+then, more often in a rush, in which twice as many are served: `--latency 4 --rate 0.625` shows that.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ from primarch_fleet import CompletionRequest, Fleet
 from tests.bench.processes import process, wait_for, wait_for_worker
 
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
+#: Calls take the provider so much longer or shorter than the mean, so that they do not end in step.
+JITTER = 0.5
 #: The load of the one tenant over each other's.
 TIMES = 100
-#: Requests that the one in a rush sends at a time, as somebody with many does.
-LOT = 25
-WARM_UP = 6.0  # seconds of a round that do not count
+#: Seconds after which the one that is compared sends again what it has, as somebody with many does.
+LOT = 1.0
+#: Of the longest call, how long a round goes on before it counts: until as many end as begin.
+WARM_UP = 1.5
 
 _spawn = multiprocessing.get_context("spawn")
 
@@ -60,7 +63,7 @@ def paced(rate: float, stop: Callable[[float], bool], submit: Callable[[], Any])
 
 def rush(url: str, rate: float, stop: Event, offered: Any) -> None:
     """The tenant that is compared, in a process of its own."""
-    lot = [request("hot")] * max(1, min(LOT, int(rate / 10)))
+    lot = [request("hot")] * max(1, round(rate * LOT))
 
     def submit() -> None:
         offered.value += len(fleet.submit_many(lot))
@@ -86,8 +89,9 @@ def waits(url: str, options: argparse.Namespace) -> list[float]:
     """Seconds that the quiet tenants' requests wait, those of one after another's."""
     tenants = [f"quiet{number}" for number in range(options.tenants)]
     tickets: list[Any] = []
+    warm_up = WARM_UP * options.latency * (1 + JITTER)
     with Fleet(url) as fleet:
-        ended: float = time.monotonic() + WARM_UP + options.seconds
+        ended: float = time.monotonic() + warm_up + options.seconds
 
         def submit() -> None:
             tickets.append(fleet.submit(request(tenants[len(tickets) % len(tenants)])))
@@ -97,7 +101,7 @@ def waits(url: str, options: argparse.Namespace) -> list[float]:
             return time.monotonic() > ended
 
         paced(options.rate * len(tenants), stop, submit)
-        counted = tickets[int(WARM_UP * options.rate * len(tenants)) :]
+        counted = tickets[int(warm_up * options.rate * len(tenants)) :]
         found = [fleet.result(ticket, 600).receipt.queue_wait for ticket in counted]
     return [wait for wait in found if wait is not None]
 
@@ -126,7 +130,7 @@ def round_of(url: str, times: float, options: argparse.Namespace) -> list[float]
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
     profile, simulator = (folder / name for name in ("profile", "simulator"))
-    latency = {"mean": options.latency, "jitter": options.latency / 2}
+    latency = {"mean": options.latency, "jitter": options.latency * JITTER}
     profile.write_text(json.dumps({"latency": latency}))
     with (
         ValkeyServer(data_dir=folder / "valkey") as valkey,
@@ -159,13 +163,13 @@ def report(even: list[float], rushed: list[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tenants", type=int, default=8, help="quiet ones")
-    parser.add_argument("--rate", type=float, default=0.625, help="of each of them, a second")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of a round that count")
+    parser.add_argument("--rate", type=float, default=0.15625, help="of each of them, a second")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of a round that count")
     parser.add_argument("--rounds", type=int, default=3, help="of either kind")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--places", type=int, default=20, help="of each worker")
     parser.add_argument(
-        "--latency", type=float, default=4.0, help="of the provider, in seconds, ± half"
+        "--latency", type=float, default=16.0, help="of the provider, in seconds, ± half"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
