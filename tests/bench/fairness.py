@@ -10,7 +10,7 @@ seconds, so that calls do not end in step, and the workers have 20 places each: 
 The quiet tenants make half of these, each of them far less than the fifth of the places that is
 kept for such. So two cores, which hold the provider, the server and the producers too, are all but
 idle in every round. With shorter calls a wait has in it that a core is at work on another call just
-then, more often in a rush, in which twice as many are served: `--latency 4 --rate 0.625` shows that.
+then, more often in a rush, which serves twice as many: `--latency 4 --rate 0.625` shows that.
 """
 
 from __future__ import annotations
