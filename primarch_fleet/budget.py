@@ -27,7 +27,8 @@ import redis.asyncio
 
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
-from primarch_fleet.letter import MEMORY_SHARE, Letter, lua, out_of_memory
+from primarch_fleet.letter import MEMORY_SHARE, Letter, out_of_memory
+from primarch_fleet.lua import script
 from primarch_fleet.money import dollars
 
 #: Seconds after which a reservation that nobody settled is given back: longer than a request lives.
@@ -105,8 +106,8 @@ class _Books:
     def __init__(self, client: Any, clock: Clock | None) -> None:
         self._redis = client
         self._clock = clock
-        self._reserve = client.register_script(lua("ledger", "push", "reserve"))
-        self._settle = client.register_script(lua("ledger", "settle"))
+        self._reserve = client.register_script(script("ledger", "push", "reserve"))
+        self._settle = client.register_script(script("ledger", "settle"))
 
     def _now(self) -> float | str:
         return "" if self._clock is None else self._clock()

@@ -87,18 +87,10 @@ class Fleet:
     ) -> None:
         self._clock = clock
         self._app = wire.producer_app(url, timeout)
-        options: dict[str, Any] = {
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "decode_responses": True,
-        }
-        self._redis = redis.Redis.from_url(url, **options)
+        self._redis = redis.Redis.from_url(url, **once_options(timeout))
         self._ledger = Ledger(self._redis)
         self._watch = Watch(self._redis)
-        # What got no answer may have been done: it is not repeated.
-        options |= {"socket_keepalive": True, "retry": Retry(NoBackoff(), 0)}
-        self._once = redis.Redis.from_url(url, **options)
-        self._post = Post(self._app, self._once)
+        self._post = Post(self._app, self._ledger, self._redis)
         self._streams = redis.Redis.from_url(url, **streaming_options(timeout))
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
@@ -112,8 +104,8 @@ class Fleet:
     def close(self) -> None:
         """Give the connections back; what was submitted goes on."""
         self._app.close()
-        for client in (self._redis, self._once, self._streams):
-            client.close()
+        self._redis.close()
+        self._streams.close()
 
     @property
     def app(self) -> Celery:
@@ -339,17 +331,21 @@ def streamed(request: CompletionRequest) -> CompletionRequest:
     return type(request).parse(request.to_wire() | {"stream": True})
 
 
-def streaming_options(timeout: float) -> dict[str, Any]:
-    """Of a connection that reads streams: a reader counts itself how long the broker is away."""
+def once_options(timeout: float) -> dict[str, Any]:
+    """Of a connection on which nothing is repeated: what got no answer may have been done."""
     return {
-        "socket_timeout": LONG + timeout,
+        "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "socket_keepalive": True,
         "decode_responses": True,
-        "protocol": 2,
-        "max_connections": MAX_READERS,
         "retry": Retry(NoBackoff(), 0),
     }
+
+
+def streaming_options(timeout: float) -> dict[str, Any]:
+    """Of a connection that reads streams: a reader counts itself how long the broker is away."""
+    patience = {"socket_timeout": LONG + timeout}
+    return once_options(timeout) | patience | {"protocol": 2, "max_connections": MAX_READERS}
 
 
 def stream_id(ticket: Ticket | str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from celery import Celery
@@ -20,8 +19,6 @@ from primarch_fleet.waiting import STEPS, lists
 MEMORY_SHARE = 0.95
 #: Seconds that a producer is told to wait for room in it.
 ROOM_AGAIN = 5.0
-
-_LUA = Path(__file__).with_name("lua")
 
 
 class Letter(NamedTuple):
@@ -69,11 +66,6 @@ class _Sheet(virtual.Channel):
 
 class _Desk(virtual.Transport):
     Channel = _Sheet
-
-
-def lua(*names: str) -> str:
-    """A script that consists of these files."""
-    return "".join((_LUA / f"{name}.lua").read_text() for name in names)
 
 
 def out_of_memory(percent: int) -> LaneFull:

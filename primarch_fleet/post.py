@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import redis
 from celery import Celery
 
-from primarch_fleet.budget import Held, Ledger
+from primarch_fleet.budget import Held, Ledger, Order
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.errors import BudgetExceeded, FleetBusy
-from primarch_fleet.letter import MEMORY_SHARE, Letter, Pen, lua, out_of_memory
+from primarch_fleet.letter import MEMORY_SHARE, Letter, Pen, out_of_memory
+from primarch_fleet.lua import script
 from primarch_fleet.message import Message
 
 #: Bytes of messages that one script sends, unless the first alone is larger: Redis does nothing
@@ -20,18 +22,27 @@ from primarch_fleet.message import Message
 STEP = 2**20
 
 
+class _Lot(NamedTuple):
+    """What is to be reserved for a tenant whose spending is counted."""
+
+    tenant_id: str
+    limits: Limits
+    orders: list[Order]
+
+
 class Post:
     """Sends messages to one Redis. Safe to use from any thread.
 
     Args:
         app: Writes the messages.
+        ledger: Reserves, through the client.
         client: With `decode_responses`, and without retries: what got no answer may have been sent.
     """
 
-    def __init__(self, app: Celery, client: redis.Redis) -> None:
+    def __init__(self, app: Celery, ledger: Ledger, client: redis.Redis) -> None:
         self._pen = Pen(app)
-        self._ledger = Ledger(client)
-        self._send = client.register_script(lua("push", "send"))
+        self._ledger = ledger
+        self._send = client.register_script(script("push", "send"))
 
     def send(self, messages: Sequence[Message], catalogue: Catalogue) -> list[Message]:
         """Reserve what messages may cost and send them, on another lane if they must be.
@@ -46,9 +57,7 @@ class Post:
         """
         lots = list(_lots(messages, catalogue))
         if len(lots) == 1 and _fit_together(messages):
-            [(tenant, limits, of_it)] = lots
-            letters = self._pen.write(one.options for one in messages)
-            self._ledger.reserve(tenant, limits, [one.order for one in of_it], letters)
+            self._ledger.reserve(*lots[0], self._pen.write(one.options for one in messages))
             return list(messages)
         with self._reserved(lots) as held:
             sent = [_as_held(one, held) for one in messages]
@@ -56,17 +65,15 @@ class Post:
         return sent
 
     @contextmanager
-    def _reserved(
-        self, lots: Iterable[tuple[str, Limits, list[Message]]]
-    ) -> Iterator[dict[str, Held]]:
+    def _reserved(self, lots: Iterable[_Lot]) -> Iterator[dict[str, Held]]:
         """What tasks hold; given back when one is refused, or cannot be sent."""
         held: dict[str, Held] = {}
         new: list[tuple[str, str]] = []
         try:
-            for tenant, limits, messages in lots:
-                granted = self._ledger.reserve(tenant, limits, [one.order for one in messages])
+            for lot in lots:
+                granted = self._ledger.reserve(*lot)
                 held |= {one.task_id: one for one in granted}
-                new += [(tenant, one.task_id) for one in granted if one.new]
+                new += [(lot.tenant_id, one.task_id) for one in granted if one.new]
             yield held
         except (BudgetExceeded, FleetBusy):
             for tenant, task_id in new:
@@ -84,16 +91,13 @@ class Post:
             share = ""
 
 
-def _lots(
-    messages: Iterable[Message], catalogue: Catalogue
-) -> Iterator[tuple[str, Limits, list[Message]]]:
-    """The messages of each tenant whose spending is counted."""
-    by_tenant: defaultdict[str, list[Message]] = defaultdict(list)
+def _lots(messages: Iterable[Message], catalogue: Catalogue) -> Iterator[_Lot]:
+    by_tenant: defaultdict[str, list[Order]] = defaultdict(list)
     for message in messages:
-        by_tenant[message.request.tenant_id].append(message)
-    for tenant, of_it in by_tenant.items():
-        if limits := catalogue.limits(tenant):
-            yield tenant, limits, of_it
+        by_tenant[message.request.tenant_id].append(message.order)
+    for tenant_id, orders in by_tenant.items():
+        if limits := catalogue.limits(tenant_id):
+            yield _Lot(tenant_id, limits, orders)
 
 
 def _fit_together(messages: Iterable[Message]) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from primarch_fleet import wire
+from primarch_fleet.lua import script
 
 #: Separates a queue's name from a priority in the names of its lists:
 #: https://docs.celeryq.dev/en/stable/userguide/routing.html#redis-message-priorities
@@ -17,10 +17,9 @@ STEPS = (0, 3, 6, 9)
 #: oldest found may not be the oldest there is.
 LOOKED_AT = 100
 
-_LUA = Path(__file__).with_name("lua")
 #: What scripts begin with that know how a queue is kept.
-TURNS = (_LUA / "turns.lua").read_text()
-_COUNT = TURNS + (_LUA / "waiting.lua").read_text()
+TURNS = script("turns")
+_COUNT = script("turns", "waiting")
 
 
 class Waiting(NamedTuple):
