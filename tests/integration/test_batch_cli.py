@@ -32,7 +32,7 @@ from tests.integration.batch_bench import (
     open_bench,
     profile,
 )
-from tests.integration.conftest import REPOSITORY, StartWorker, eventually
+from tests.integration.conftest import REPOSITORY, StartWorker, eventually, is_parked
 from tests.integration.receiver import SECRET
 from tests.simulator import Simulator, VirtualClock
 from tests.simulator.profile import Webhook
@@ -173,7 +173,7 @@ def environment(folder: Path, url: str, simulator: Simulator, **policy: Any) -> 
 
 
 def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
-    provider: Simulator, valkey_url: str
+    provider: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     clock = provider.clock
     assert isinstance(clock, VirtualClock)
@@ -190,7 +190,8 @@ def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
         tickets = fleet.submit_many(chat(f"q{n}", lane="batch") for n in range(4))
         assert fleet.cancel(tickets[0]) is True, "parked or not"
         assert fleet.cancel(tickets[0]) is True
-        eventually(lambda: {fleet.status(one) for one in tickets[1:]} == {"PARKED"})
+        eventually(lambda: is_parked(store, *tickets[1:]))
+        assert {fleet.status(one) for one in tickets[1:]} == {"PARKED"}
         fleet.app.send_task("scheduler.aggregate", queue="scheduler")
         eventually(lambda: created() == 1)
         assert asyncio.run(_cancel(valkey_url, tickets[1].id)) is True
@@ -260,7 +261,7 @@ def test_a_worker_delivers_at_once_what_a_webhook_tells_of(
             Fleet(valkey_url) as fleet,
         ):
             ticket = fleet.submit(chat("hello", lane="batch"))
-            eventually(lambda: fleet.status(ticket) == "PARKED")
+            eventually(lambda: is_parked(store, ticket))
             fleet.app.send_task("scheduler.aggregate", queue="scheduler")
             eventually(lambda: "SUBMITTED" in _scheduler(valkey_url, "batches").stdout, 60)
             clock.advance(20)

@@ -25,7 +25,7 @@ import redis
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
 from primarch_fleet.stream import key
-from tests.integration.conftest import StartWorker, eventually
+from tests.integration.conftest import StartWorker, eventually, is_parked
 from tests.simulator.profile import BatchProfile, Latency, Profile
 from tests.simulator.server import Simulator
 from workers.costs import ESTIMATED
@@ -204,7 +204,7 @@ def streaming(lane: str) -> Place:
 @contextmanager
 def parked(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
     ticket = lanes.fleet.submit(question(tenant, "batch"))
-    eventually(lambda: lanes.fleet.status(ticket) == "PARKED")
+    eventually(lambda: is_parked(lanes.redis, ticket))
     yield ticket
 
 
