@@ -13,9 +13,8 @@ from workers.bell import Bell
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until the next look behind what came or the bell rang for: where messages come all the
-#: time, for this worker or for others, a look finds some of them, and the bell need not ring for
-#: each.
+#: Seconds until who came too late looks again, and only then has the bell ring for him: where many
+#: take what comes all the time, nobody is to run for each.
 SOON = 0.004
 #: Seconds between two attempts to have a bell.
 PAUSE = 10.0
@@ -37,7 +36,7 @@ class Lookout:
         self._bell_not_before = 0.0
         self._next = 0.0  # when `time.monotonic` shows that, the next look is due
         self._rung = False  # and nobody has looked since
-        self._lively = False  # it rang or something came, and no look since has found nothing
+        self._called = False  # the last look was for a ring
 
     @property
     def due(self) -> bool:
@@ -46,20 +45,20 @@ class Lookout:
 
     def looks(self) -> None:
         """Somebody looks, and will say what for."""
-        self._lively, self._rung = self._lively or self._rung, False
+        self._called, self._rung = self._rung, False
         # Half of it: the hub wakes after all of it, and is not to find that it is early.
         self._next = time.monotonic() + self._idle_delay / 2
 
-    def found(self) -> None:
-        """Something was there: there may be more."""
-        self._next, self._lively = 0.0, True
+    def found(self, lists: Iterable[str], *, more: bool) -> None:
+        """Something was in these Redis lists, and perhaps more of it."""
+        if more:
+            self._next = 0.0
+        else:
+            self._listen(lists)
 
     def found_nothing(self, lists: Iterable[str]) -> None:
         """Nothing was in these Redis lists."""
-        lively, self._lively = self._lively, False
-        if self.hub is None:
-            return
-        if lively:
+        if self._called:
             self._next = time.monotonic() + SOON / 2
             self.hub.call_later(SOON, wake)
         else:
@@ -71,6 +70,8 @@ class Lookout:
             self._bell.close()
 
     def _listen(self, lists: Iterable[str]) -> None:
+        if self.hub is None:
+            return
         now = time.monotonic()
         if (self._bell is None or self._bell.silent) and now >= self._bell_not_before:
             self._bell_not_before = now + PAUSE

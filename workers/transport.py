@@ -15,7 +15,7 @@ unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to 
 * visibility_timeout: seconds; a live worker renews six times in it.
 * max_deliveries (5): a message given back by a worker that stops is not counted.
 * idle_delay (0.02): seconds between two looks at empty queues, for what no bell rings for: what
-  was put back, or comes where the server has no bell (bell.py).
+  was put back, waits for a place that it may have, or comes where the server has no bell (bell.py).
 * fetch_limit (16): the messages of one fetch; never more than the worker may still hold.
 * affinity (""): a name that no other worker has: share the messages of the one queue that this
   worker consumes with its other workers by what their engines have cached (affinity.py).
@@ -199,7 +199,8 @@ class Channel(kombu_redis.Channel):
         if not reply:
             self._lookout.found_nothing(self._sources)
             raise Empty
-        self._lookout.found()
+        # Behind as much as was asked for there may be more.
+        self._lookout.found(self._sources, more=len(reply) == 3 * len(tags))
         fields = iter(reply)
         fetched = [
             (tag, source.decode(), tenant.decode(errors="replace"), text.decode(errors="replace"))

@@ -76,6 +76,11 @@ def bells(store: redis.Redis) -> list[Any]:
     return [client for client in store.client_list() if "t" in client["flags"]]
 
 
+def looks(store: redis.Redis) -> int:
+    """How often workers have looked at their queues."""
+    return int(store.info("commandstats")["cmdstat_eval"]["calls"])
+
+
 def test_it_rings_once_when_something_comes(bell: Bell, turned: Turned, store: redis.Redis) -> None:
     bell.listen(["one", "two"])
     assert turned.rings(0)
@@ -164,25 +169,41 @@ def watching(turned: Turned, parameters: dict[str, Any]) -> Iterator[Lookout]:
     watching.close()
 
 
-def test_behind_what_came_it_looks_soon_and_then_when_the_bell_rings(
+def test_behind_what_came_it_looks_if_there_may_be_more_and_else_when_the_bell_rings(
     watching: Lookout, turned: Turned, store: redis.Redis
 ) -> None:
     assert watching.due
     watching.looks()
-    watching.found()
-    assert watching.due  # there may be more
-    watching.looks()
-    before = turned.scheduled
-    watching.found_nothing(["one"])
-    assert not watching.due
-    assert turned.scheduled == before + 1
+    watching.found(["one"], more=True)
+    assert watching.due
     assert bells(store) == []
-    assert turned.until(lambda: watching.due)
     watching.looks()
-    watching.found_nothing(["one"])
+    watching.found(["one"], more=False)
     assert not turned.until(lambda: watching.due)
     store.lpush("one", "message")
     assert turned.until(lambda: watching.due)
+
+
+def test_what_came_while_it_looked_is_heard_of(
+    watching: Lookout, turned: Turned, store: redis.Redis
+) -> None:
+    watching.looks()
+    store.lpush("one", "message")  # behind what it found
+    watching.found(["one"], more=False)
+    assert turned.until(lambda: watching.due)
+
+
+def test_where_no_hub_turns_it_only_looks_now_and_then(
+    parameters: dict[str, Any], store: redis.Redis
+) -> None:
+    watching = Lookout(lambda: parameters, NEVER)
+    watching.looks()
+    watching.found(["one"], more=False)
+    watching.looks()
+    watching.found_nothing(["one"])
+    assert not watching.due
+    assert bells(store) == []
+    watching.close()
 
 
 def test_who_comes_too_late_looks_again_soon_and_does_not_run_for_what_comes_till_then(
@@ -236,7 +257,7 @@ def test_a_lost_bell_is_hung_anew_after_a_pause(
 
 
 def test_a_worker_takes_what_comes_though_it_never_looks_by_itself(
-    start_worker: StartWorker, producer: Producer, store: redis.Redis
+    start_worker: StartWorker, producer: Producer, store: redis.Redis, valkey_url: str
 ) -> None:
     with start_worker("rung", env={"FLEET_TEST_IDLE_DELAY": str(NEVER)}):
         eventually(lambda: len(bells(store)) == 1)
@@ -249,9 +270,22 @@ def test_a_worker_takes_what_comes_though_it_never_looks_by_itself(
                 store.client_kill_filter(_id=one["id"], skipme=True)
         eventually(lambda: [one for one in bells(store) if one["id"] != first["id"]])
         eventually(lambda: len(bells(store)) == 1)
-        for number in range(20):
-            assert producer.send("add", number, 1).get(timeout=10) == number + 1
-        calls = store.info("commandstats")["cmdstat_eval"]["calls"]
+        another = Producer(valkey_url)  # that one's subscription to results was cut off too
+        with another.app:
+            assert another.send("add", 1, 1).get(timeout=10) == 2
+            before = looks(store)
+            for number in range(20):
+                assert another.send("add", number, 1).get(timeout=10) == number + 1
+            assert looks(store) - before < 25  # one for each
+        before = looks(store)
         time.sleep(1)
-        assert store.info("commandstats")["cmdstat_eval"]["calls"] - calls < 5
+        assert looks(store) - before < 5
     eventually(lambda: bells(store) == [])
+
+
+def test_a_worker_takes_all_that_waits_though_the_bell_rings_for_none_of_it(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    waiting = [producer.send("add", number, 1) for number in range(20)]
+    with start_worker("full", concurrency=1, env={"FLEET_TEST_IDLE_DELAY": str(NEVER)}):
+        assert [one.get(timeout=10) for one in waiting] == [*range(1, 21)]
