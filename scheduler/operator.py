@@ -31,7 +31,7 @@ ANSWERS: dict[Left, Answer] = {
 #: Cancellations under way at once.
 AT_ONCE = 4
 #: Seconds between two looks at a request that is being completed, or moved, by somebody else.
-LOOK = 0.1
+LOOK = 0.02
 
 
 class Operator:
