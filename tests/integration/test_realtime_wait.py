@@ -61,7 +61,8 @@ def test_a_request_that_is_refused_waits_as_it_is_told_and_asks_again(
     caplog.set_level("INFO", "workers.realtime.router")
     simulator.profile = failing(*refusing(f"{model_of(kind)}-1", status=status, times=2))
     [answer] = ask(request(kind), config=config(max_wait=PATIENCE))
-    assert [vars(record)["action"] for record in caplog.records] == ["request_waits"] * 2
+    ours = [record for record in caplog.records if record.name.startswith("workers.")]
+    assert [vars(record)["action"] for record in ours] == ["request_waits"] * 2
     assert answer.receipt.attempts == 3
     assert answer.receipt.latency >= 2 * SOON
     assert (answer.receipt.time_to_first_token or answer.receipt.latency) >= 2 * SOON
