@@ -264,6 +264,7 @@ def test_a_worker_takes_what_comes_though_it_never_looks_by_itself(
         for number in range(20):
             result = producer.send("add", number, 1, priority=number % 10)
             assert result.get(timeout=10) == number + 1
+        eventually(lambda: not store.hlen("unacked"))  # idle, as the connections are cut
         [first] = bells(store)
         for one in store.client_list(_type="normal"):
             if one["id"] != first["id"]:  # the worker connects anew, with a new bell
