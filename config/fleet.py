@@ -18,8 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from config.agents_config import Orchestration
 from config.engine import Engine
-from config.orchestration import Orchestration
 from config.section import Kind, Priced, Section
 from config.settings import settings
 from config.targets import Targets

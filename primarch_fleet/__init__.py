@@ -9,15 +9,15 @@ with Fleet("redis://localhost:6379/0") as fleet:
         print(chunk.text, end="")
 """
 
-from primarch_fleet.aio import AsyncFleet, AsyncStream
-from primarch_fleet.budget import Budget, Spending
+from primarch_fleet.async_client import AsyncFleet, AsyncStream
+from primarch_fleet.budgets import Budget, Spending
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet, Progress
 from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Receipt
 from primarch_fleet.errors import FleetError
-from primarch_fleet.message import Ticket
 from primarch_fleet.money import Price
-from primarch_fleet.stream import Chunk, Stream
+from primarch_fleet.outgoing import Ticket
+from primarch_fleet.streaming import Chunk, Stream
 
 __all__ = [
     "AsyncFleet",

@@ -18,8 +18,8 @@ from kombu.exceptions import OperationalError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from primarch_fleet import wire
-from primarch_fleet.budget import Budget, Ledger
+from primarch_fleet import protocol
+from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import (
     PRIORITIES,
@@ -37,10 +37,10 @@ from primarch_fleet.errors import (
     RequestFailed,
     ResultTimeout,
 )
-from primarch_fleet.health import Watch
-from primarch_fleet.message import Message, Ticket, task_id
-from primarch_fleet.post import Post
-from primarch_fleet.stream import LONG, Reading, Stream
+from primarch_fleet.lane_health import Watch
+from primarch_fleet.outgoing import Message, Ticket, task_id
+from primarch_fleet.publisher import Post
+from primarch_fleet.streaming import LONG, Reading, Stream
 
 #: Seconds that a producer trusts a catalogue it has read.
 CATALOGUE_TTL = 30.0
@@ -86,7 +86,7 @@ class Fleet:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._clock = clock
-        self._app = wire.producer_app(url, timeout)
+        self._app = protocol.producer_app(url, timeout)
         self._redis = redis.Redis.from_url(url, **once_options(timeout))
         self._ledger = Ledger(self._redis)
         self._watch = Watch(self._redis)
@@ -257,7 +257,7 @@ class Fleet:
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
             late = f"no result within {timeout} s; it can still come"
-            return wire.unwrap(_wait(self._result(ticket), timeout, late))
+            return protocol.unwrap(_wait(self._result(ticket), timeout, late))
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from primarch_fleet.bodies import Reference, fetch
+from primarch_fleet.blobs import Reference, fetch
 from primarch_fleet.errors import InvalidRequest
 
 #: Version of everything below. A worker refuses a newer one with a clear error.

@@ -27,9 +27,9 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import ask
-from scheduler import board, report
-from scheduler.pace import Pause
-from scheduler.store import LANE, Store
+from scheduler.admin import cost_view, status
+from scheduler.jobs.backoff import Pause
+from scheduler.store.store import LANE, Store
 
 #: Seconds for Redis, and for a batch worker, to answer.
 TIMEOUT, ANSWER = 5.0, 60.0
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def batches(options: argparse.Namespace) -> int:
     """Show what is on the lane."""
-    seen = _with_store(board.read)
+    seen = _with_store(status.read)
     _show(seen.as_json() if options.json else seen.as_tables())
     return 0
 
@@ -74,8 +74,8 @@ def costs(options: argparse.Namespace) -> int:
     first = options.first or last - timedelta(DAYS - 1)
     if first > last:
         return _say("costs: the first day is after the last", 2)
-    days = _with_redis(lambda client: report.read(client, first, last))
-    seen, targets = report.Report.of(first, last, options.by, days), fleet_config().targets
+    days = _with_redis(lambda client: cost_view.read(client, first, last))
+    seen, targets = cost_view.Report.of(first, last, options.by, days), fleet_config().targets
     _show(seen.as_json(targets) if options.json else seen.as_tables(targets))
     return 0
 
@@ -102,7 +102,7 @@ def resume(_: argparse.Namespace) -> int:
 
 def webhook(options: argparse.Namespace) -> int:
     """Take providers' webhooks at /webhooks/<provider>, until it is stopped."""
-    from scheduler.webhook import Webhooks, asking, secrets, serve  # noqa: PLC0415 - slow: an SDK
+    from scheduler.admin.webhook import Webhooks, asking, secrets, serve  # noqa: PLC0415 - slow: an SDK
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     known = secrets(fleet_config())
@@ -127,7 +127,7 @@ def _cancel_requests(ids: list[str]) -> int:
 
 
 def _cancel_batch(beginning: str) -> int:
-    seen = _with_store(board.read)
+    seen = _with_store(status.read)
     found = [one.job.intent for one in seen.jobs if one.job.intent.startswith(beginning)]
     if len(found) != 1:
         return _say(f"{beginning}: {len(found)} live batches have an intent that begins so", 2)
@@ -186,8 +186,8 @@ def _say(words: str, status: int) -> int:
 
 def _names(text: str) -> list[str]:
     names = text.split(",")
-    if not set(names) <= set(report.NAMES):
-        raise argparse.ArgumentTypeError(f"some of {','.join(report.NAMES)} are expected")
+    if not set(names) <= set(cost_view.NAMES):
+        raise argparse.ArgumentTypeError(f"some of {','.join(cost_view.NAMES)} are expected")
     return list(dict.fromkeys(names))
 
 
@@ -220,9 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument(
         "--by",
         type=_names,
-        default=list(report.NAMES),
+        default=list(cost_view.NAMES),
         metavar="NAMES",
-        help=f"rows by some of {','.join(report.NAMES)}; without it by all",
+        help=f"rows by some of {','.join(cost_view.NAMES)}; without it by all",
     )
     reporting.add_argument("--json", action="store_true", help="one line for machines")
     cancelling = command(cancel)

@@ -19,21 +19,22 @@ from prometheus_client.registry import REGISTRY
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
-from scheduler.bodies import Bodies
-from scheduler.connection import connect
-from scheduler.desk import Desk, Observers
-from scheduler.lane import Lane
-from scheduler.lot import Lot
+from scheduler.admin.operations import Operator
+from scheduler.completion.celery_replay import Tracer
+from scheduler.intake.parking_store import Lot
+from scheduler.jobs.context import Desk, Observers
+from scheduler.local_promotion import Promotion
 from scheduler.metrics import LiveBatches, ParkedRequests
-from scheduler.operator import Operator
-from scheduler.promotion import Promotion
+from scheduler.pipeline import Lane
 from scheduler.providers.accounts import open_accounts
-from scheduler.store import Store
-from scheduler.tracer import Tracer
-from tasks import parking
-from workers import metrics, pool
-from workers.revoke import revoke as _revoke
-from workers.start import lane_worker
+from scheduler.store.blobs import Bodies
+from scheduler.store.connection import connect
+from scheduler.store.store import Store
+from tasks import deferral
+from workers.bootstrap import lane_worker
+from workers.observability import metrics
+from workers.runtime import pool
+from workers.runtime.revoke import revoke as _revoke
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ async def start() -> Lane:
         tracer,
         Observers(metrics.observe, metrics.observe_batch),
     )
-    parking.use(Lot(store, bodies, config))
+    deferral.use(Lot(store, bodies, config))
     _lanes[:] = [lane]
     _operators[:] = [Operator(store, accounts, lane.exit)]
     promotion = Promotion(connect(redis_url(), text=False), config.engines)
@@ -73,7 +74,7 @@ async def start() -> Lane:
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
-app.conf.worker_consumer = "scheduler.intake:Consumer"
+app.conf.worker_consumer = "scheduler.intake.consumer:Consumer"
 _redis = redis.Redis.from_url(redis_url(), socket_timeout=5, decode_responses=True)
 REGISTRY.register(ParkedRequests(_redis))
 REGISTRY.register(LiveBatches(_redis))

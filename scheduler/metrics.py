@@ -13,10 +13,10 @@ from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from scheduler import keys
-from scheduler.job import Group, Job
-from scheduler.lines import Retry
+from scheduler.model.job import Group, Job
+from scheduler.model.jsonl import Retry
 from scheduler.providers.base import LIVE, TERMINAL
+from scheduler.store import keys
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from celery.app.task import Context
 from celery.worker.request import Request
 
 from primarch_fleet.errors import FleetError
-from primarch_fleet.wire import HIDDEN
+from primarch_fleet.protocol import HIDDEN
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
 Runner = Callable[[Body], Any]

@@ -12,7 +12,7 @@ from celery import Task
 
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from tasks.app import app
-from tasks.parking import park
+from tasks.deferral import park
 
 
 @app.task(name="batch.complete", bind=True, track_started=False)

@@ -6,7 +6,7 @@ from celery import Task
 
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from tasks.app import app
-from tasks.servers import serve
+from tasks.serving import serve
 
 
 @app.task(name="local.complete", bind=True)

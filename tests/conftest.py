@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 # Before anything imports it: its assertions say what they found, as those of tests do.
-pytest.register_assert_rewrite("tests.integration.batch_bench")
+pytest.register_assert_rewrite("tests.support.batch_fixture")
 
 for _name in [name for name in os.environ if name.startswith(("FLEET_", "OPENAI_"))]:
     if _name != "FLEET_TEST_VLLM_MODEL":

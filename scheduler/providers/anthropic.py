@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
 from config.fleet import Provider
-from scheduler import lines
-from scheduler.providers import messages
+from scheduler.model import jsonl
+from scheduler.providers import anthropic_messages
 from scheduler.providers.base import (
     SKEW,
     Capabilities,
@@ -168,7 +168,7 @@ class AnthropicBatches:
                 custom_id = _custom_id(line)
                 if await sought.has(custom_id):
                     return True
-                if lines.request_of(custom_id) is None:
+                if jsonl.request_of(custom_id) is None:
                     return False
         return False
 
@@ -222,8 +222,8 @@ def _translate(path: Path, order: Path) -> list[Fault]:
         for number, text in enumerate(file, 1):
             line = json.loads(text)
             try:
-                params = messages.params(line["body"])
-            except messages.Untranslatable as error:
+                params = anthropic_messages.params(line["body"])
+            except anthropic_messages.Untranslatable as error:
                 faults.append(Fault("untranslatable", str(error), number))
                 continue
             betas |= params.betas
@@ -248,7 +248,7 @@ def _translate_results(part: Path, path: Path, created: int) -> None:
     with part.open("rb") as file, whole.open("wb") as ours:
         for text in file:
             try:
-                line = _json(messages.answer(json.loads(text), created))
+                line = _json(anthropic_messages.answer(json.loads(text), created))
             except (ValueError, KeyError, TypeError):
                 if not text.endswith(b"\n"):
                     raise Failure("the results end within a line") from None

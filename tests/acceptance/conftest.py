@@ -72,7 +72,7 @@ def running(folder: Path, *options: str, patience: float = 90, **env: str) -> It
     (folder / "addresses.yaml").unlink(missing_ok=True)  # of the fleet before
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.up", "--simulate", *options],
+            [sys.executable, "-m", "workers.onebox.up", "--simulate", *options],
             cwd=ROOT,
             env=os.environ | {"FLEET_DATA_DIR": str(folder)} | env,
             stdout=log,

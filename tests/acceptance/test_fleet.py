@@ -18,8 +18,8 @@ from config.fleet import load
 from config.settings import ROOT
 from primarch_fleet import Completion, CompletionRequest, Fleet, Price, errors
 from tests.acceptance.conftest import Up
-from workers.run import SAMPLE
-from workers.run import load as load_requests
+from workers.onebox.demo import SAMPLE
+from workers.onebox.demo import load as load_requests
 
 CHAT: dict[str, Any] = {
     "model": "gpt-4o-mini",

@@ -127,9 +127,9 @@ def test_a_worker_without_a_lane_says_which_command_to_use(tmp_path: Path) -> No
 
 
 def up_says(**env: str) -> subprocess.CompletedProcess[str]:
-    """What `workers.up` says when it cannot start."""
+    """What `workers.onebox.up` says when it cannot start."""
     return subprocess.run(
-        [sys.executable, "-m", "workers.up", "--simulate"],
+        [sys.executable, "-m", "workers.onebox.up", "--simulate"],
         cwd=ROOT,
         env=os.environ | env,
         capture_output=True,

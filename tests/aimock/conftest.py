@@ -19,15 +19,9 @@ from openai import AsyncOpenAI
 
 from config.settings import ROOT
 from scheduler.providers.openai import OpenAIBatches
-from tests.integration.batch_bench import (
-    Bench,
-    Dialect,
-    OpenBench,
-    fleet_app,
-    open_bench,
-)
 from tests.integration.conftest import valkey, valkey_url
-from tests.simulator.app import App
+from tests.support.batch_fixture import Bench, Dialect, OpenBench, fleet_app, open_bench
+from workers.onebox.simulator.app import App
 
 __all__ = ["anyio_backend", "fleet_app", "open_bench", "valkey", "valkey_url"]
 

@@ -12,7 +12,7 @@ from primarch_fleet import errors
 from scheduler.providers.base import INTENT, Failure, Refused
 from scheduler.providers.openai import OpenAIBatches
 from tests.aimock.conftest import AtAimock, on_aimock
-from tests.integration.batch_bench import chat, embedding
+from tests.support.batch_fixture import chat, embedding
 
 pytestmark = [pytest.mark.anyio, *on_aimock]
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from tests.aimock.conftest import on_aimock
-from tests.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
 
 pytestmark = on_aimock
 

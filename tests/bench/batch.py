@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from config.settings import ROOT
 from primarch_fleet import Completion
-from scheduler.lines import request_id
+from scheduler.model.jsonl import request_id
 from tests.bench.batch_lane import Lane, Memory
 from tests.bench.batch_producer import MODEL, prompt
 

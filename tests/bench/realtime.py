@@ -75,7 +75,7 @@ def measure(folder: Path, calls: int, rounds: int, latency: float) -> None:
     worker = folder / "worker.log"
     with (
         ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
-        process(["tests.simulator", "--profile", str(profile)], simulator),
+        process(["workers.onebox.simulator", "--profile", str(profile)], simulator),
     ):
         base = wait_for("listening on", simulator).split()[-1]
         url = f"redis://127.0.0.1:{valkey.port}/0"

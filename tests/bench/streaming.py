@@ -155,7 +155,7 @@ def both(
     celery = ["celery", "-A", "workers.realtime.app", "worker", "-c", "100"]
     with (
         ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
-        process(["tests.simulator", "--profile", str(profile)], simulator) as provider,
+        process(["workers.onebox.simulator", "--profile", str(profile)], simulator) as provider,
     ):
         base = wait_for("listening on", simulator).split()[-1]
         url = f"redis://127.0.0.1:{valkey.port}/0"

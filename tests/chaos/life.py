@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, cast
 import redis
 
 from primarch_fleet import Completion
-from scheduler.keys import PREFIX
+from scheduler.store.keys import PREFIX
 from tests.chaos.workload import REFUSED, Fate
-from tests.integration.batch_bench import profile
-from tests.simulator import Simulator, VirtualClock
-from tests.simulator.profile import Fault
+from tests.support.batch_fixture import profile
+from workers.onebox.simulator import Simulator, VirtualClock
+from workers.onebox.simulator.profile import Fault
 
 REPOSITORY = Path(__file__).parents[2]
 #: Seconds between two turns of a scheduler, and turns within which it has to come to rest.

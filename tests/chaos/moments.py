@@ -15,7 +15,7 @@ import httpx
 import redis.asyncio.connection
 import redis.connection
 
-from scheduler.scripts import texts
+from scheduler.store.scripts import texts
 
 #: Said once a connection: nothing about a batch. What is known before them is known after them.
 HANDSHAKE = frozenset({"HELLO", "CLIENT", "SELECT", "PING"})

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from scheduler.store import GUARD
+from scheduler.store.store import GUARD
 from tests.chaos.life import Dump, End, World
 from tests.chaos.workload import NAMES, Fate, answered
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from celery import Celery, Task, chord
 
 from primarch_fleet import CompletionRequest
-from tests.integration.batch_bench import chat
+from tests.support.batch_fixture import chat
 
 #: In the text of the request that the provider refuses.
 REFUSED = "refused"

@@ -31,24 +31,24 @@ from celery.result import _set_task_join_will_block  # type: ignore[attr-defined
 from openai import AsyncOpenAI
 
 from config.settings import redis_url
-from scheduler import deliver
-from scheduler.bodies import Bodies
-from scheduler.connection import connect
-from scheduler.desk import Desk, Observers
-from scheduler.exit import Exit
-from scheduler.lane import Lane
-from scheduler.lot import Lot
-from scheduler.operator import Operator
-from scheduler.pace import Pace
+from scheduler.admin.operations import Operator
+from scheduler.completion import completer
+from scheduler.completion.celery_replay import Tracer
+from scheduler.completion.withdrawal import Exit
+from scheduler.intake.parking_store import Lot
+from scheduler.jobs.backoff import Pace
+from scheduler.jobs.context import Desk, Observers
+from scheduler.pipeline import Lane
 from scheduler.providers.openai import OpenAIBatches
-from scheduler.store import Store
-from scheduler.tracer import Tracer
-from tasks import batch, parking, realtime  # noqa: F401 - promoted requests are its tasks'
+from scheduler.store.blobs import Bodies
+from scheduler.store.connection import connect
+from scheduler.store.store import Store
+from tasks import batch, deferral, realtime  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
 from tests.chaos import workload
 from tests.chaos.moments import Moments
-from tests.integration.batch_bench import config
-from workers import results
+from tests.support.batch_fixture import config
+from workers.runtime import result_backend
 
 NODE = "batch1@chaos"
 #: What libraries import only when they are first used.
@@ -97,13 +97,13 @@ class Process:
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
-        parking.use(Lot(self._store, self._bodies, self._config))
+        deferral.use(Lot(self._store, self._bodies, self._config))
         for message in self._order["messages"]:
             await asyncio.to_thread(run, app, message)
 
     async def _schedule(self) -> None:
         """Be a scheduler for some turns, or until nothing is left to do."""
-        deliver.THREADS = self._order.get("at_once", deliver.THREADS)
+        completer.THREADS = self._order.get("at_once", completer.THREADS)
         pace = Pace(15, 300, lambda: 0.5)
         desk = Desk(self._store, self._bodies, self._config.batch, pace, self._folder)
         providers = {"openai": self._provider}
@@ -159,7 +159,7 @@ def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
 def main(provider_url: str, folder: Path) -> None:
     """Carry out orders until there are no more."""
     workload.register(app)
-    app.conf["result_backend"] = results.direct(redis_url())  # as in a worker
+    app.conf["result_backend"] = result_backend.direct(redis_url())  # as in a worker
     app.finalize()
     app.set_current()
     _set_task_join_will_block(True)

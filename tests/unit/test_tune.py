@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from typing import Any
 
-from tests.engines import config
+from tests.support.engines import config
 from workers.local import engines, tune
 from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine

@@ -10,8 +10,16 @@ import yaml
 from config.fleet import load
 from config.settings import ROOT, Settings
 from primarch_fleet.errors import ConfigError
-from tests.engines import settings as engine_settings
-from workers.up import PORTS, Options, Plan, Process, engine_python, free_port, supervisor_config
+from tests.support.engines import settings as engine_settings
+from workers.onebox.up import (
+    PORTS,
+    Options,
+    Plan,
+    Process,
+    engine_python,
+    free_port,
+    supervisor_config,
+)
 
 VLLM = engine_settings("vllm") | {"path": "/models/small"}
 

@@ -5,12 +5,12 @@ import signal
 
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
-from tasks import servers
-from workers import affinity
+from tasks import serving
+from workers.bootstrap import lane_worker
 from workers.local import engines
 from workers.local.server import LocalServer
-from workers.start import lane_worker
-from workers.stream import Writer
+from workers.runtime import prefix_affinity
+from workers.stream_writer import Writer
 
 ENGINE = fleet_config().engine(settings().engine)
 
@@ -22,7 +22,7 @@ async def start() -> LocalServer:
     """Load the engine and put it behind the local tasks."""
     server = LocalServer(ENGINE, await engines.start(ENGINE), Writer(redis_url()), end_worker)
     server.start()
-    servers.use("local", server)
+    serving.use("local", server)
     return server
 
 
@@ -38,4 +38,4 @@ app.conf.worker_concurrency = ENGINE.places
 # vLLM logs by itself; Celery would repeat each line as a warning.
 app.conf.worker_redirect_stdouts = False
 if ENGINE.prefix_affinity:
-    app.conf.broker_transport_options |= {"affinity": affinity.unique_name()}
+    app.conf.broker_transport_options |= {"affinity": prefix_affinity.unique_name()}

@@ -14,12 +14,12 @@ from celery.exceptions import Reject
 from config.engine import Engine as EngineConfig
 from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Receipt, Request
 from primarch_fleet.errors import EngineError, InvalidRequest
-from tasks.charges import Meter
-from tasks.servers import Envelope
-from workers import metrics
-from workers.local.assembly import Assembly
+from tasks.accounting import Meter
+from tasks.serving import Envelope
 from workers.local.engines.base import Answer, Engine
-from workers.stream import Publish, Writer, has_token
+from workers.local.stream_assembler import Assembly
+from workers.observability import metrics
+from workers.stream_writer import Publish, Writer, has_token
 
 logger = logging.getLogger(__name__)
 

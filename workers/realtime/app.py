@@ -3,16 +3,16 @@
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet.contract import REALTIME_QUEUE
-from tasks import servers
+from tasks import serving
+from workers.bootstrap import lane_worker
 from workers.realtime.router import RealtimeServer
-from workers.start import lane_worker
 
 
 async def start() -> RealtimeServer:
     """Put the Router behind the realtime tasks."""
     server = RealtimeServer(fleet_config(), redis_url())
     await server.warm_up()
-    servers.use("realtime", server)
+    serving.use("realtime", server)
     return server
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from tasks.charges import Meter
+from tasks.accounting import Meter
 
 
 class Attempts:

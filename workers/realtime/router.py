@@ -25,14 +25,14 @@ from primarch_fleet.contract import (
     RoutingStrategy,
 )
 from primarch_fleet.errors import InvalidRequest, RequestFailed
-from tasks.servers import Envelope
-from workers import metrics
+from tasks.serving import Envelope
+from workers.observability import metrics
 from workers.realtime.attempts import LOGGER, Attempts
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import translate
-from workers.realtime.host import Host
-from workers.realtime.stream import Collector
-from workers.stream import Publish, Writer
+from workers.realtime.router_host import Host
+from workers.realtime.stream_collector import Collector
+from workers.stream_writer import Publish, Writer
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.profile import Model
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.profile import Model
 
 MODELS = {
     "m": Model(input="0.15", output="0.60"),

@@ -7,9 +7,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.profile import BatchProfile, Model
 from tests.unit.simulator.batch_file import CHAT, create, line, lines, upload
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.profile import BatchProfile, Model
 
 
 @pytest.mark.parametrize(

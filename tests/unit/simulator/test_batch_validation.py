@@ -7,10 +7,10 @@ import pytest
 from openai import OpenAI
 from openai.types import BatchError
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.profile import BatchProfile
 from tests.unit.simulator.batch_file import EMBEDDINGS, create, line, lines
 from tests.unit.simulator.conftest import MODELS
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.profile import BatchProfile
 
 
 def errors(

@@ -9,11 +9,11 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch, FileObject
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.profile import BatchProfile, Fault
 from tests.unit.simulator.batch_file import CHAT, EMBEDDINGS, create, ids, line, lines, read, upload
 from tests.unit.simulator.conformance import conforms
 from tests.unit.simulator.conftest import MODELS
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.profile import BatchProfile, Fault
 
 START = 1_000_000
 STAMPS = (

@@ -11,10 +11,10 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
 
-from tests.simulator.chat import complete
-from tests.simulator.error import ApiError
-from tests.simulator.tokens import count, cut
 from tests.unit.simulator.conformance import conforms
+from workers.onebox.simulator.chat import complete
+from workers.onebox.simulator.error import ApiError
+from workers.onebox.simulator.tokens import count, cut
 
 QUESTION = [{"role": "user", "content": "why?"}]
 TOOLS = [

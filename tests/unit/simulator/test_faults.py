@@ -8,11 +8,11 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.faults import Faults
-from tests.simulator.profile import BatchProfile, Fault
 from tests.unit.simulator.batch_file import CHAT, create, ids, lines, read, upload
 from tests.unit.simulator.conftest import MODELS
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.faults import Faults
+from workers.onebox.simulator.profile import BatchProfile, Fault
 
 
 def give(sim: Simulator, *faults: Fault, **changes: Any) -> None:

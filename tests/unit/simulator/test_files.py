@@ -8,8 +8,8 @@ import pytest
 from openai import OpenAI
 from openai.types import FileDeleted, FileObject
 
-from tests.simulator import VirtualClock
 from tests.unit.simulator.conformance import conforms
+from workers.onebox.simulator import VirtualClock
 
 DAY = 86_400
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.invoice import cost
-from tests.simulator.profile import BatchProfile, Fault, Model
-from tests.simulator.tokens import Usage
 from tests.unit.simulator.batch_file import create, lines
 from tests.unit.simulator.conftest import MODELS
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.invoice import cost
+from workers.onebox.simulator.profile import BatchProfile, Fault, Model
+from workers.onebox.simulator.tokens import Usage
 
 # A request of `lines` counts 3 + 4 + ceil(10/4) tokens, its answer ceil(31/4).
 LINE = Usage(10, 8)

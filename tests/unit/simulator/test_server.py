@@ -18,11 +18,11 @@ from openai import OpenAI
 from openai.types import Model as ListedModel
 from pydantic import ValidationError
 
-from tests.simulator import Profile, Simulator, SystemClock, VirtualClock
-from tests.simulator.profile import Fault, Latency, Model
 from tests.unit.simulator.batch_file import create, lines
 from tests.unit.simulator.conformance import conforms
 from tests.unit.simulator.conftest import MODELS
+from workers.onebox.simulator import Profile, Simulator, SystemClock, VirtualClock
+from workers.onebox.simulator.profile import Fault, Latency, Model
 
 ROOT = Path(__file__).parents[3]
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "why?"}]}
@@ -333,7 +333,7 @@ def test_a_rule_without_a_sensible_effect_is_refused(fault: dict[str, Any]) -> N
 
 
 def program(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "tests.simulator", *arguments]
+    command = [sys.executable, "-m", "workers.onebox.simulator", *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 
-from tests.simulator import Profile, Simulator, VirtualClock
-from tests.simulator.profile import BatchProfile, Webhook
 from tests.unit.simulator.batch_file import create, lines
 from tests.unit.simulator.conftest import MODELS
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.profile import BatchProfile, Webhook
 
 SECRET = "whsec_c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
 

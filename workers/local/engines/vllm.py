@@ -34,8 +34,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from config.engine import Engine as EngineConfig
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
 from workers.local.engines.base import Answer
-from workers.local.engines.leash import Leash
-from workers.local.engines.overheard import Overheard
+from workers.local.engines.process_guard import Leash
+from workers.local.engines.stderr_tail import Overheard
 
 logger = logging.getLogger(__name__)
 

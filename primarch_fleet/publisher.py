@@ -1,0 +1,124 @@
+"""The way of messages to Redis: what they may cost is reserved, and they are sent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import redis
+from celery import Celery
+
+from primarch_fleet.budgets import Held, Ledger, Order
+from primarch_fleet.catalogue import Catalogue, Limits
+from primarch_fleet.encoder import MEMORY_SHARE, Letter, Pen, out_of_memory
+from primarch_fleet.errors import BudgetExceeded, FleetBusy
+from primarch_fleet.lua import script
+from primarch_fleet.outgoing import Message
+
+#: Bytes of messages that one script sends, unless the first alone is larger: Redis does nothing
+#: else meanwhile.
+STEP = 2**20
+
+
+class _Lot(NamedTuple):
+    """What is to be reserved for a tenant whose spending is counted."""
+
+    tenant_id: str
+    limits: Limits
+    orders: list[Order]
+
+
+class Post:
+    """Sends messages to one Redis. Safe to use from any thread.
+
+    Args:
+        app: Writes the messages.
+        ledger: Reserves, through the client.
+        client: With `decode_responses`, and without retries: what got no answer may have been sent.
+    """
+
+    def __init__(self, app: Celery, ledger: Ledger, client: redis.Redis) -> None:
+        self._pen = Pen(app)
+        self._ledger = ledger
+        self._send = client.register_script(script("push", "send"))
+
+    def send(self, messages: Sequence[Message], catalogue: Catalogue) -> list[Message]:
+        """Reserve what messages may cost and send them, on another lane if they must be.
+
+        Messages of one tenant that no policy may move are sent in the step that reserves: a
+        producer that dies leaves both or none. Larger lots follow in steps of STEP bytes, once
+        everything is reserved.
+
+        Returns them as they were sent. Raises BudgetExceeded, TenantLimited, or LaneFull for a
+        Redis that is almost out of memory, with nothing reserved and nothing sent; or
+        redis.RedisError: if the connection broke, they may have been sent.
+        """
+        lots = list(_lots(messages, catalogue))
+        if len(lots) == 1 and _fit_together(messages):
+            self._ledger.reserve(*lots[0], self._pen.write(one.options for one in messages))
+            return list(messages)
+        with self._reserved(lots) as held:
+            sent = [_as_held(one, held) for one in messages]
+            self._push(self._pen.write(one.options for one in sent))
+        return sent
+
+    @contextmanager
+    def _reserved(self, lots: Iterable[_Lot]) -> Iterator[dict[str, Held]]:
+        """What tasks hold; given back when one is refused, or cannot be sent."""
+        held: dict[str, Held] = {}
+        new: list[tuple[str, str]] = []
+        try:
+            for lot in lots:
+                granted = self._ledger.reserve(*lot)
+                held |= {one.task_id: one for one in granted}
+                new += [(lot.tenant_id, one.task_id) for one in granted if one.new]
+            yield held
+        except (BudgetExceeded, FleetBusy):
+            for tenant, task_id in new:
+                self._ledger.refund(tenant, task_id)
+            raise
+
+    def _push(self, letters: Iterable[Letter]) -> None:
+        """Only before the first of them is it asked whether Redis has room: all go, or none."""
+        share: float | str = MEMORY_SHARE
+        for step in _steps(letters):
+            lists, texts = zip(*step, strict=True)
+            percent = self._send(keys=lists, args=[share, *texts])
+            if percent is not None:
+                raise out_of_memory(percent)
+            share = ""
+
+
+def _lots(messages: Iterable[Message], catalogue: Catalogue) -> Iterator[_Lot]:
+    by_tenant: defaultdict[str, list[Order]] = defaultdict(list)
+    for message in messages:
+        by_tenant[message.request.tenant_id].append(message.order)
+    for tenant_id, orders in by_tenant.items():
+        if limits := catalogue.limits(tenant_id):
+            yield _Lot(tenant_id, limits, orders)
+
+
+def _fit_together(messages: Iterable[Message]) -> bool:
+    """Whether they are sure to be sent as they are, and small enough for one step."""
+    return sum(one.size for one in messages) <= STEP and not any(one.instead for one in messages)
+
+
+def _as_held(message: Message, held: dict[str, Held]) -> Message:
+    mine = held.get(message.ticket.id)
+    return message.instead if message.instead and mine and mine.instead else message
+
+
+def _steps(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+    """Letters in their order, in lots of STEP bytes at most, or of one letter."""
+    lot: list[Letter] = []
+    size = 0
+    for letter in letters:
+        if lot and size + len(letter.text) > STEP:
+            yield lot
+            lot, size = [], 0
+        lot.append(letter)
+        size += len(letter.text)
+    if lot:
+        yield lot

@@ -1,0 +1,42 @@
+"""What the parts of the batch lane share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.fleet import Batch
+from primarch_fleet.contract import Receipt
+from scheduler.jobs.backoff import Pace
+from scheduler.store.blobs import Bodies
+from scheduler.store.store import Store
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The lane's memory, in Redis and outside of it, its policy, its waits, and the folder for
+    files that a job needs.
+    """
+
+    store: Store
+    bodies: Bodies
+    policy: Batch
+    pace: Pace
+    folder: Path
+
+    @classmethod
+    def of(cls, store: Store, bodies: Bodies, policy: Batch, folder: Path) -> Desk:
+        """A desk with the waits that the policy asks for."""
+        pace = Pace(policy.poll_interval, policy.poll_interval_max)
+        return cls(store, bodies, policy, pace, folder)
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Who is told, for the metrics."""
+
+    #: Of each answered request.
+    receipt: Callable[[Receipt], None] = lambda _: None
+    #: Of each closed job: hours since it was cut, its size, the tenants who got answers from it.
+    batch: Callable[[float, int, Iterable[str]], None] = lambda *_: None

@@ -1,0 +1,108 @@
+"""The seam between the batch tasks and the store in which their requests wait for a batch.
+
+A batch task ends without a result: its request is parked, the message is acknowledged, and hours
+later the scheduler completes the task from what was parked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from celery import Task
+from celery.app.task import Context
+from celery.exceptions import Ignore
+
+from primarch_fleet import protocol
+from primarch_fleet.contract import CompletionRequest, Request
+from primarch_fleet.errors import FleetError, InvalidRequest
+
+#: The state of a parked task. Celery does not know it, so that `get()` goes on waiting.
+PARKED = "PARKED"
+
+#: What of `task.request` its completion needs: links, chains, groups and chords live in it.
+CONTEXT = (
+    *("id", "args", "kwargs", "root_id", "parent_id", "origin", "hostname", "ignore_result"),
+    *("group", "group_index", "chord", "chain", "callbacks", "errbacks", "replaced_task_nesting"),
+    *("retries", "eta", "expires", "timelimit", "shadow", "stamped_headers", "stamps"),
+    *("reply_to", "correlation_id", "delivery_info", "headers", "properties"),
+    *(protocol.SUBMITTED_AT, protocol.LANE_REASON),
+)
+
+
+class Arrival(NamedTuple):
+    """A request that was checked and can be parked."""
+
+    request: Request
+    #: What is told of its task while it is parked.
+    meta: dict[str, Any]
+    #: What `Parking.park` takes.
+    record: Any
+
+
+class Parking(Protocol):
+    """Where requests wait. The calls block, and may be repeated."""
+
+    def knows(self, task_id: str) -> bool:
+        """True when the task is parked or was completed before."""
+
+    def record(self, request: Request, context: dict[str, Any]) -> Any:
+        """What is kept of a request. Raises InvalidRequest for one that no batch can hold."""
+
+    def park(self, records: Sequence[Any]) -> Mapping[str, FleetError]:
+        """Keep records durably; when this returns, their messages may be acknowledged, but for
+        those that were refused: their errors, by their tasks' ids.
+
+        What is known already stays as it is.
+        """
+
+
+_parkings: list[Parking] = []
+
+
+def use(parking: Parking) -> None:
+    """Put a store behind the batch tasks of this process."""
+    _parkings[:] = [parking]
+
+
+def the_parking() -> Parking:
+    """The store behind the batch tasks of this process."""
+    (parking,) = _parkings
+    return parking
+
+
+def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, Any]:
+    """Check a request, park it and leave its task in the state PARKED.
+
+    Raises Ignore: Celery then acknowledges the message and stores nothing. A message that comes
+    again changes nothing. Raises InvalidRequest for a request that no client would have let
+    through, or what it is refused for; that is returned to a request that asks for it.
+    """
+    found = arrival(task.name, kind, body, task.request)
+    parking = the_parking()
+    if not parking.knows(task.request.id or ""):
+        # The state first: once parked, the request may be completed at any moment.
+        if not task.request.ignore_result:
+            task.update_state(task.request.id, PARKED, found.meta)
+        for refusal in parking.park([found.record]).values():
+            if found.request.return_exceptions:
+                return protocol.failure(refusal)
+            raise refusal
+    raise Ignore
+
+
+def arrival(name: str, kind: type[Request], body: object, context: Context) -> Arrival:
+    """A task's request, ready to be parked. Raises InvalidRequest.
+
+    Args:
+        name: The task's.
+        body: The request in its wire form.
+        context: What Celery knows of the message.
+    """
+    request = kind.parse(body)
+    if isinstance(request, CompletionRequest) and request.stream:
+        raise InvalidRequest("stream: a batch cannot stream")
+    kept = {name: getattr(context, name, None) for name in CONTEXT}
+    hidden = {"argsrepr": protocol.HIDDEN, "kwargsrepr": protocol.HIDDEN}
+    record = the_parking().record(request, {**kept, **hidden, "task": name})
+    return Arrival(request, {"model": request.model}, record)

@@ -1,0 +1,188 @@
+"""Faults 39 and 40: many schedulers, and clocks that do not agree."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from scheduler.admin.webhook import TOLERANCE
+from scheduler.store.store import LeaseLost
+from tests.support.batch_fixture import OpenBench, chat, profile
+from tests.support.webhook_receiver import OTHER_SECRET, event, receiver
+from workers.onebox.simulator.webhooks import signed
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600
+
+
+async def test_fault_39_two_schedulers_at_once_do_the_work_of_one(
+    opened: OpenBench, app: Celery
+) -> None:
+    async with opened() as b:
+        other = b.new_scheduler()
+        text = app.tasks["test.text"].s()
+        results = await b.send(*(chat(f"q{n}") for n in range(20)), link=text)
+        for _ in range(6):
+            b.clock.advance(20)
+            lanes = (b.scheduler.lane, other.lane)
+            await asyncio.gather(*(lane.aggregate() for lane in lanes))
+            await asyncio.gather(*(lane.poll() for lane in lanes))
+        await b.settled(results, batches=1)
+        assert await b.work() == 20, "every link was called once"
+        assert len(b.scheduler.receipts) + len(other.receipts) == 20
+
+
+async def test_fault_39_a_scheduler_that_was_paused_can_change_nothing_any_more(
+    opened: OpenBench,
+) -> None:
+    async with opened(profile(in_progress=1000)) as b:
+        results = await b.send(chat("one"))
+        await b.turn()
+        b.clock.advance(100)
+        paused, other = b.scheduler.store, b.new_scheduler().store
+        (intent,) = await paused.due()
+        job = await paused.take(intent)
+        assert job is not None
+        assert await other.take(intent) is None
+        b.clock.advance(31)
+        assert await other.take(intent) is not None
+        with pytest.raises(LeaseLost):
+            await paused.advance(job, "DRAINING")
+        with pytest.raises(LeaseLost):
+            await paused.requeue(job, list((await paused.members(job)).values()), None)
+        with pytest.raises(LeaseLost):
+            await paused.close(job)
+        await b.until_idle(100)
+        await b.settled(results, batches=1)
+
+
+async def test_fault_39_a_scheduler_that_was_paused_in_an_upload_orders_no_batch(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    async with opened() as b:
+        results = await b.send(chat("one"), chat("two"))
+        other, upload = b.new_scheduler(), b.scheduler.provider.upload
+
+        async def upload_for_long(*args: Any) -> str:
+            file_id = await upload(*args)
+            b.clock.advance(31)
+            await other.lane.poll()
+            return file_id
+
+        monkeypatch.setattr(b.scheduler.provider, "upload", upload_for_long)
+        await b.turn()
+        assert b.calls("batches.create") == {"200": 1}, "the other one's"
+        assert "batch_lease_lost" in [getattr(one, "action", "") for one in caplog.records]
+        monkeypatch.undo()
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
+
+
+async def test_fault_39_a_scheduler_that_was_paused_in_a_create_takes_its_batch_back(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(profile(in_progress=5000, list_lag=1000)) as b:
+        results = await b.send(chat("one"))
+        other, create = b.new_scheduler(), b.scheduler.provider.create
+
+        async def create_for_long(*args: Any) -> Any:
+            mine = await create(*args)
+            while b.batches_created() < 2:  # not found by the other one, which waits long enough
+                b.clock.advance(40)
+                await other.lane.poll()
+            return mine
+
+        monkeypatch.setattr(b.scheduler.provider, "create", create_for_long)
+        await b.turn()
+        await b.until_idle(400)
+        assert [one.status for one in await b.batches()] == ["completed", "cancelled"]
+        (answer,) = await b.settled(results, batches=2)
+        assert answer.receipt.attempts == 1
+        assert b.answered() == 1
+
+
+@pytest.mark.parametrize("skew", [5 * HOUR, -5 * HOUR])
+async def test_fault_40_a_provider_whose_clock_is_another_is_not_cancelled_for_it(
+    opened: OpenBench, skew: float
+) -> None:
+    async with opened(profile(in_progress=22 * HOUR)) as b:
+        b.skew = skew
+        results = await b.send(chat("one"), chat("two"))
+        await b.until_idle(HOUR)
+        answers = await b.settled(results, batches=1)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert b.calls("batches.cancel") == {}
+
+
+@pytest.mark.parametrize("jump", [2 * HOUR, -2 * HOUR])
+async def test_fault_40_a_clock_that_jumps_midway_loses_and_repeats_nothing(
+    opened: OpenBench, jump: float
+) -> None:
+    async with opened(profile(in_progress=22 * HOUR)) as b:
+        results = await b.send(chat("one"), chat("two"))
+        await b.turn(HOUR)
+        b.skew = jump
+        await b.until_idle(HOUR)
+        answers = await b.settled(results, batches=1)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert all(one.receipt.latency >= 0 for one in answers)
+        assert b.calls("batches.cancel") == {}
+
+
+@pytest.mark.parametrize("seconds", [-2 * TOLERANCE, 2 * TOLERANCE])
+async def test_fault_40_a_webhook_of_another_time_changes_nothing_and_one_of_about_now_does(
+    opened: OpenBench, seconds: float
+) -> None:
+    async with opened(profile(in_progress=1000), poll_interval=300) as b, receiver(b) as r:
+        await b.send(chat("one"))
+        await b.turn()
+        (batch,) = await b.batches()
+        assert await r.tell(batch.id, at=time.time() + seconds) == 400
+        assert (await b.scheduler.store.due(), r.asked()) == ([], [])
+        assert await r.tell(batch.id, at=time.time() + seconds / 4) == 204
+        assert len(await b.scheduler.store.due()) == 1
+
+
+async def test_fault_40_a_forged_webhook_changes_nothing(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=1000), poll_interval=300) as b, receiver(b) as r:
+        await b.send(chat("one"))
+        await b.turn()
+        (batch,) = await b.batches()
+        body = event(batch.id)
+        answer = await r.answer(body, signed(OTHER_SECRET, "wh_1", body))
+        assert (answer.status_code, await b.scheduler.store.due()) == (400, [])
+
+
+async def test_fault_40_what_a_webhook_says_of_a_batch_is_not_believed(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=1000), poll_interval=300) as b, receiver(b) as r:
+        results = await b.send(chat("one"))
+        await b.turn()
+        (batch,) = await b.batches()
+        for kind in ("batch.failed", "batch.completed", "batch.expired", "batch.cancelled"):
+            assert await r.tell(batch.id, kind) == 204
+            await b.scheduler.lane.poll()
+        assert (b.calls("batches.retrieve"), b.states()) == ({"200": 4}, ["SUBMITTED"])
+        await b.until_idle(400)
+        await b.settled(results, batches=1)
+
+
+async def test_fault_40_a_webhook_that_comes_again_delivers_nothing_twice(
+    opened: OpenBench,
+) -> None:
+    async with opened(poll_interval=300) as b, receiver(b) as r:
+        results = await b.send(chat("one"), chat("two"))
+        await b.turn()
+        (batch,) = await b.batches()
+        b.clock.advance(20)
+        assert [await r.tell(batch.id) for _ in range(3)] == [204] * 3
+        await asyncio.gather(*(b.scheduler.lane.poll() for _ in range(3)))
+        assert await r.tell(batch.id) == 204, "when it is done"
+        await b.scheduler.lane.poll()
+        await b.settled(results, batches=1)
+        assert b.calls("batches.retrieve") == {"200": 1}

@@ -1,0 +1,162 @@
+"""Faults 9 to 15: what goes into a batch together, and what never does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from primarch_fleet import errors
+from tests.support.batch_fixture import OpenBench, chat, embedding, profile
+from workers.onebox.simulator.profile import Fault
+
+pytestmark = pytest.mark.anyio
+
+WIRE = chat("x").to_wire()
+
+
+async def test_fault_09_a_line_that_is_too_long_fails_alone(opened: OpenBench) -> None:
+    async with opened(max_bytes=1000) as b:
+        long, *rest = await b.send(chat("x" * 2000), chat("one"), chat("two"))
+        await b.until_idle()
+        await b.settled(rest, batches=1)
+        error = await b.outcome(long)
+        assert isinstance(error, errors.RequestTooLarge)
+        assert "1000" in str(error)
+
+
+async def test_fault_10_more_bytes_than_a_batch_holds_are_split_as_they_are_encoded(
+    opened: OpenBench,
+) -> None:
+    async with opened(profile(max_bytes=2000), max_bytes=2000) as b:
+        results = await b.send(*(chat(f"{n} " + "ü" * 100) for n in range(20)))
+        await b.until_idle()
+        sizes = [size for _, size, _ in b.scheduler.jobs]
+        assert sum(sizes) == 20
+        answers = await b.settled(results, batches=len(sizes))
+        assert {one.receipt.attempts for one in answers} == {1}
+        assert sorted(sizes) == [5, 5, 5, 5], "as many as fit"
+
+
+async def test_fault_10_more_requests_than_a_batch_holds_are_split(opened: OpenBench) -> None:
+    async with opened(profile(max_requests=4), max_requests=4) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(9)))
+        await b.until_idle()
+        await b.settled(results, batches=3)
+        assert sorted(size for _, size, _ in b.scheduler.jobs) == [1, 4, 4]
+
+
+async def test_fault_10_more_texts_to_embed_than_a_batch_holds_are_split(opened: OpenBench) -> None:
+    async with opened(profile(max_embedding_inputs=5), max_inputs=5) as b:
+        results = await b.send(*(embedding("a", "b", f"{n}") for n in range(3)), embedding("one"))
+        await b.until_idle()
+        answers = await b.settled(results, batches=3)
+        assert [len(one.body["data"]) for one in answers] == [3, 3, 3, 1]
+        assert b.batches_created() == 3, "none was refused"
+
+
+async def test_fault_11_requests_for_two_models_or_endpoints_share_no_batch(
+    opened: OpenBench,
+) -> None:
+    async with opened() as b:
+        models = ["gpt-4o", "gpt-4o-mini", "gpt-4o", "gpt-4o-mini"]
+        results = await b.send(*(chat("hello", model) for model in models), embedding("hello"))
+        await b.until_idle()
+        answers = await b.settled(results, batches=3)
+        assert [one.receipt.model for one in answers] == [*models, "vectors"]
+        assert sorted(size for _, size, _ in b.scheduler.jobs) == [1, 2, 2]
+
+
+async def test_fault_12_custom_ids_are_ours_whatever_the_task_ids(opened: OpenBench) -> None:
+    async with opened() as b:
+        ids = ["r-1-1", "Ünïcode / id \n", "x" * 500, "X" * 500]
+        results = [(await b.send(chat(f"id {n}"), task_id=one))[0] for n, one in enumerate(ids)]
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert [f"id {n}" in one.text for n, one in enumerate(answers)] == [True] * 4
+        assert [one.receipt.trace_id for one in answers] == ids
+
+
+async def test_fault_12_a_task_id_that_comes_again_is_the_same_request(opened: OpenBench) -> None:
+    bad = Fault(scope="line", status=400, message="No.")
+    async with opened(profile(bad), max_wait=300) as b:
+        (result,) = await b.send(chat("once"), task_id="again")
+        await b.send(chat("once"), task_id="again")
+        await b.turn(400)
+        await b.until_idle()
+        assert result.state == "FAILURE"
+        await b.send(chat("once"), task_id="again")
+        await b.turn(400)
+        assert result.state == "FAILURE"
+        await b.settled([result], batches=1)
+
+
+async def test_fault_13_any_text_that_is_unicode_reaches_the_model_as_it_is(
+    opened: OpenBench,
+) -> None:
+    async with opened() as b:
+        texts = ["two\nlines\r\n", "\ufeffa byte order mark", "\u2028\x85\x1c", "nul \0", "👩‍🚀"]
+        results = await b.send(*map(chat, texts))
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert [text in one.text for text, one in zip(texts, answers, strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"user_id": "\ud800"},
+        {"temperature": float("nan")},
+        {"logit_bias": {"1": float("inf")}},
+        {"response_format": {"type": "text", "x": float("nan")}},
+        {"messages": []},
+    ],
+)
+async def test_fault_13_what_is_no_strict_json_is_refused_when_it_comes(
+    opened: OpenBench, app: Celery, change: dict[str, Any]
+) -> None:
+    assert await _refused(opened, app, {**WIRE, **change}) is errors.InvalidRequest
+
+
+@pytest.mark.parametrize(
+    "change", [{"stream": True}, {"stream_options": {}}, {"background": True}, {"model": "nobody"}]
+)
+async def test_fault_14_what_no_batch_can_do_is_refused_when_it_comes(
+    opened: OpenBench, app: Celery, change: dict[str, Any]
+) -> None:
+    expected = errors.UnknownModel if "model" in change else errors.InvalidRequest
+    assert await _refused(opened, app, {**WIRE, **change}) is expected
+
+
+async def test_fault_15_a_claim_that_finds_nothing_sends_nothing(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as b:
+        results = await b.send(chat("one"), chat("two"))
+        (group,) = await b.scheduler.store.groups()
+        seen = await b.scheduler.store.waiting(group)
+        assert seen.requests == 2
+        await b.new_scheduler().lane.aggregate()
+
+        async def late(_: object) -> Any:
+            return seen
+
+        monkeypatch.setattr(b.scheduler.store, "waiting", late)
+        await b.scheduler.lane.aggregate()
+        assert b.calls("files.create") == {"200": 1}
+        monkeypatch.undo()
+        await b.until_idle()
+        await b.settled(results, batches=1)
+
+
+async def _refused(opened: OpenBench, app: Celery, wire: dict[str, Any]) -> type[Exception]:
+    """The error with which a request fails while others of its group go on."""
+    async with opened() as b:
+        refused = await asyncio.to_thread(app.tasks["batch.complete"].apply_async, (wire,))
+        results = await b.send(chat("fine"))
+        await b.until_idle()
+        await b.settled(results, batches=1)
+        return type(await b.outcome(refused))

@@ -1,0 +1,258 @@
+"""Faults 27 to 35: what stands in the files of a batch that has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from primarch_fleet import errors
+from scheduler import metrics
+from tests.integration.batch.faults.conftest import Counted
+from tests.support.batch_fixture import OpenBench, chat, profile
+from workers.onebox.simulator.profile import Fault
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_fault_27_an_expired_batch_delivers_its_part_and_the_rest_goes_again(
+    opened: OpenBench,
+) -> None:
+    offer = profile(expire_at_fraction=0.6, completion_window=600)
+    async with opened(offer, max_attempts=1) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(10)))
+        for _ in range(4):
+            await b.turn(200)
+        assert len(b.completed) == 6
+        b.simulator.profile = profile()
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert sorted(one.receipt.attempts for one in answers) == [1] * 6 + [2] * 4
+        assert b.answered() == 10
+
+
+async def test_fault_27_a_request_whose_batches_always_expire_fails_in_the_end(
+    opened: OpenBench,
+) -> None:
+    async with opened(profile(expire_at_fraction=0, completion_window=60)) as b:
+        results = await b.send(chat("never"))
+        await b.until_idle(100)
+        (error,) = await b.settled(results, batches=3)
+        assert isinstance(error, errors.BatchError)
+        assert b.answered() == 0
+
+
+@pytest.mark.parametrize("empty_ids", [False, True])
+async def test_fault_28_with_an_error_file_alone_every_request_gets_its_own_error(
+    opened: OpenBench, empty_ids: bool
+) -> None:
+    long = Fault(scope="line", contains="long", status=400, code="context_length_exceeded")
+    bad = Fault(scope="line", status=400, message="No such thing.")
+    async with opened(profile(long, bad, empty_ids=empty_ids)) as b:
+        results = await b.send(chat("long"), chat("other"))
+        await b.until_idle()
+        outcomes = await b.settled(results, batches=1)
+        assert [type(one) for one in outcomes] == [
+            errors.ContextWindowExceeded,
+            errors.ProviderError,
+        ]
+        assert str(outcomes[1]) == "No such thing."
+        assert b.answered() == 0
+
+
+@pytest.mark.parametrize("empty_ids", [False, True])
+async def test_fault_29_completed_without_a_file_is_looked_at_again_and_then_believed(
+    opened: OpenBench, empty_ids: bool
+) -> None:
+    lost = Fault(scope="line", write="missing", times=2)
+    async with opened(profile(lost, empty_ids=empty_ids)) as b:
+        results = await b.send(chat("one"), chat("two"))
+        await b.turn()
+        await b.turn()
+        assert b.states() == ["SUBMITTED"], "the files may be late"
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert [one.receipt.attempts for one in answers] == [2, 2]
+
+
+async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
+    opened: OpenBench, counted: Counted
+) -> None:
+    once = Fault(scope="line", contains="once", write="missing", times=1)
+    always = Fault(scope="line", contains="always", write="missing")
+    async with opened(profile(once, always)) as b:
+        results = await b.send(chat("once"), chat("always"), chat("fine"))
+        await b.until_idle()
+        again, error, fine = await b.settled(results, batches=3)
+        assert (again.receipt.attempts, fine.receipt.attempts) == (2, 1)
+        assert isinstance(error, errors.BatchError)
+        assert "without an answer" in str(error)
+        assert counted(metrics.odd_lines_total) == {"missing": 4}
+        assert counted(metrics.retries_total) == {"batch_error failures": 3}
+
+
+async def test_fault_31_a_line_that_nobody_asked_for_is_told_and_spoils_no_other(
+    opened: OpenBench, caplog: Any, counted: Counted
+) -> None:
+    stranger = Fault(scope="line", contains="odd", write="unknown")
+    async with opened(profile(stranger)) as b:
+        results = await b.send(chat("odd"), chat("even"))
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
+        actions = [getattr(one, "action", "") for one in caplog.records]
+        assert actions.count("batch_line_unknown") == 1
+        assert counted(metrics.odd_lines_total) == {"unknown": 1}
+
+
+async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_first_error(
+    opened: OpenBench, counted: Counted
+) -> None:
+    rules = [
+        Fault(scope="line", contains="twice", write="duplicate"),
+        Fault(scope="line", contains="both", write="both"),
+        Fault(scope="line", contains="wrong", write="duplicate", status=400, message="No."),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(chat("twice"), chat("both"), chat("wrong"))
+        await b.until_idle()
+        twice, both, bad = await b.settled(results, batches=1)
+        assert "twice" in twice.text
+        assert "both" in both.text
+        assert str(bad) == "No."
+        assert len(b.scheduler.receipts) == 2
+        assert counted(metrics.odd_lines_total) == {"duplicate": 3}
+
+
+@pytest.mark.parametrize("drop", ["mid_stream", "short"])
+async def test_fault_33_a_download_that_is_cut_is_repeated_before_anything_is_delivered(
+    opened: OpenBench, drop: Any
+) -> None:
+    cut = Fault(endpoint="files.content", drop=drop, times=2)
+    async with opened(profile(cut)) as b:
+        results = await b.send(chat("one"), chat("two"), chat("three"), chat("four"))
+        await b.turn()
+        await b.turn()
+        assert (b.states(), b.completed) == (["DRAINING"], [])
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert {one.receipt.attempts for one in answers} == {1}
+
+
+async def test_fault_33_a_file_that_was_spoiled_on_its_way_is_fetched_again_before_delivery(
+    opened: OpenBench, counted: Counted
+) -> None:
+    rules = [
+        Fault(endpoint="files.content", drop="garbled", times=1),
+        Fault(endpoint="files.content", drop="mid_stream", times=1),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(4)))
+        await b.turn()
+        await b.turn()
+        assert (b.states(), b.completed) == (["DRAINING"], [])
+        assert b.calls("files.content") == {"200": 1, "dropped": 1}
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        assert {one.receipt.attempts for one in answers} == {1}
+        assert counted(metrics.odd_lines_total) == {}
+
+
+async def test_fault_33_a_line_that_is_no_json_twice_costs_its_own_request_a_try(
+    opened: OpenBench, counted: Counted
+) -> None:
+    corrupt = Fault(scope="line", contains="odd", write="corrupt", times=1)
+    async with opened(profile(corrupt)) as b:
+        results = await b.send(chat("odd"), chat("even"), chat("more"))
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert [one.receipt.attempts for one in answers] == [2, 1, 1]
+        assert b.calls("files.content") == {"200": 3}, "the whole file once, the bad one twice"
+        assert counted(metrics.odd_lines_total) == {"bad": 1, "missing": 1}
+
+
+async def test_fault_34_a_line_that_may_work_later_is_tried_again(opened: OpenBench) -> None:
+    statuses: list[Any] = [0, 408, 409, 429, 500, 503]
+    rules = [
+        Fault(scope="line", contains=f"status {one}.", status=one, times=1) for one in statuses
+    ]
+    slow = Fault(scope="line", contains="slow.", code="request_timeout", times=1)
+    async with opened(profile(*rules, slow)) as b:
+        texts = [*(f"status {one}." for one in statuses), "slow.", "fine."]
+        results = await b.send(*map(chat, texts))
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert [one.receipt.attempts for one in answers] == [2] * 7 + [1]
+        assert b.answered() == 8
+
+
+async def test_fault_34_a_line_that_never_works_fails_after_its_tries(opened: OpenBench) -> None:
+    always = Fault(scope="line", contains="always", status=500, message="Try later.")
+    async with opened(profile(always)) as b:
+        results = await b.send(chat("always"), chat("fine"))
+        await b.until_idle()
+        error, fine = await b.settled(results, batches=3)
+        assert (type(error), str(error)) == (errors.ProviderUnavailable, "Try later.")
+        assert fine.receipt.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (400, None, errors.ProviderError),
+        (400, "context_length_exceeded", errors.ContextWindowExceeded),
+        (400, "content_policy_violation", errors.ContentPolicyViolation),
+        (422, None, errors.ProviderError),
+    ],
+)
+async def test_fault_34_a_line_that_would_fail_again_fails_at_once_and_alone(
+    opened: OpenBench, status: int, code: str | None, error: type[Exception]
+) -> None:
+    refuse = Fault(scope="line", contains="wrong", status=status, code=code, message="Never.")
+    async with opened(profile(refuse)) as b:
+        results = await b.send(chat("good"), chat("wrong"))
+        await b.until_idle()
+        good, bad = await b.settled(results, batches=1)
+        assert "good" in good.text
+        assert (type(bad), str(bad)) == (error, "Never.")
+
+
+async def test_fault_35_a_status_of_200_is_no_success_by_itself(opened: OpenBench) -> None:
+    rules = [
+        Fault(scope="line", contains="text", write="as_text"),
+        Fault(scope="line", contains="error", write="error_body"),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(chat("text"), chat("error"))
+        await b.until_idle()
+        text, error = await b.settled(results, batches=1)
+        assert "text" in text.text
+        assert (type(error), str(error)) == (errors.ProviderError, "Something went wrong.")
+
+
+async def test_fault_35_an_answer_that_is_no_text_is_an_answer_that_its_caller_can_see(
+    opened: OpenBench,
+) -> None:
+    """As with OpenAI's own SDK: it is paid, and the body, unchanged, says what it is.
+
+    Another try would be paid too, and a model that refused or ran out of tokens does so again.
+    """
+    rules = [
+        Fault(scope="line", contains="bomb", write="refusal"),
+        Fault(scope="line", contains="rude", write="filtered"),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(
+            chat("bomb"), chat("rude"), chat("a long answer", max_completion_tokens=1)
+        )
+        await b.until_idle()
+        answers = await b.settled(results, batches=1)
+        refused, filtered, cut = (one.body["choices"][0] for one in answers)
+        assert (refused["message"]["refusal"], refused["message"]["content"]) == (
+            "I cannot help with that.",
+            None,
+        )
+        assert (filtered["finish_reason"], filtered["message"]["content"]) == ("content_filter", "")
+        assert cut["finish_reason"] == "length"
+        assert [one.text for one in answers[:2]] == ["", ""]
+        assert all(one.receipt.cost > 0 and one.receipt.attempts == 1 for one in answers)

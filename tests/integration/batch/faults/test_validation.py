@@ -1,0 +1,198 @@
+"""Faults 16 to 19: a batch that the provider does not accept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from primarch_fleet import errors
+from scheduler.jobs import finisher
+from scheduler.jobs.backoff import Pause, Pauses
+from tests.support.batch_fixture import OpenBench, chat, profile
+from workers.onebox.simulator.profile import Fault, Profile
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600
+ENQUEUED = "Enqueued token limit reached for gpt-4o-mini."
+
+
+async def test_fault_16_a_refused_batch_that_names_a_line_fails_that_request_alone(
+    opened: OpenBench,
+) -> None:
+    wrong = Fault(scope="validation", contains="wrong", code="invalid_request", message="Wrong.")
+    async with opened(profile(wrong)) as b:
+        results = await b.send(chat("one"), chat("wrong"), chat("three"))
+        await b.until_idle()
+        one, bad, three = await b.settled(results, batches=1)
+        assert (type(bad), str(bad)) == (errors.ProviderError, "Wrong.")
+        assert (one.receipt.attempts, three.receipt.attempts) == (1, 1), "nothing is counted"
+        assert b.batches_created() == 2
+
+
+async def test_fault_16_a_request_that_is_not_named_is_found_by_halves(opened: OpenBench) -> None:
+    wrong = Fault(scope="validation", contains="wrong", code="odd", message="?", names_line=False)
+    async with opened(profile(wrong)) as b:
+        results = await b.send(chat("wrong"), *(chat(f"q{n}") for n in range(7)))
+        await b.until_idle()
+        bad, *good = await b.settled(results, batches=3)
+        assert (type(bad), str(bad)) == (errors.BatchError, "?")
+        assert [one.receipt.attempts for one in good] == [1] * 7
+        assert b.batches_created() == 7
+
+
+async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_other(
+    opened: OpenBench, caplog: Any
+) -> None:
+    wrong = Fault(scope="validation", contains="wrong", code="invalid_request", message="Wrong.")
+    async with opened(profile(wrong)) as b:
+        results = await b.send(chat("one"), chat("wrong"), chat("three"))
+        b.scheduler.store.dies_after = 1
+        await b.die()
+        await b.until_idle()
+        one, bad, three = await b.settled(results, batches=1)
+        assert (type(bad), one.receipt.attempts, three.receipt.attempts) == (
+            errors.ProviderError,
+            1,
+            1,
+        )
+        assert "batch_halved" not in _actions(caplog)
+
+
+async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finisher, "MOST_HALVINGS", 3)
+    wrong = Fault(scope="validation", code="odd", message="Not for you.", names_line=False)
+    async with opened(profile(wrong)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(8)))
+        await b.until_idle()
+        outcomes = await b.settled(results, batches=0)
+        assert {str(one) for one in outcomes} == {"Not for you."}
+        assert b.batches_created() == 7, "1 of 8, 2 of 4, 4 of 2, none of 1"
+
+
+async def test_fault_16_batches_that_are_refused_at_the_same_moment_count_each(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Pauses.get
+
+    async def late(pauses: Pauses, name: str) -> Pause:
+        pause = await known(pauses, name)
+        await asyncio.sleep(0.05)  # so that the other job looks before this one has written
+        return pause
+
+    monkeypatch.setattr(finisher, "MOST_HALVINGS", 3)
+    monkeypatch.setattr(Pauses, "get", late)
+    wrong = Fault(scope="validation", code="odd", message="Not for you.", names_line=False)
+    async with opened(profile(wrong)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(8)))
+        await b.until_idle()
+        await b.settled(results, batches=0)
+        assert b.batches_created() == 7
+
+
+async def test_fault_17_too_many_enqueued_tokens_are_waited_out_in_smaller_batches(
+    opened: OpenBench,
+) -> None:
+    async with opened(_limited(40, in_progress=100)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(8)))
+        await b.until_idle()
+        accepted = [one for one in await b.batches() if one.status == "completed"]
+        answers = await b.settled(results, batches=len(accepted))
+        assert {one.receipt.attempts for one in answers} == {1}
+        assert b.answered() == 8
+
+
+async def test_fault_17_a_create_that_is_refused_for_too_many_tokens_is_waited_out_too(
+    opened: OpenBench,
+) -> None:
+    full = Fault(endpoint="batches.create", status=400, message=ENQUEUED, times=1)
+    async with opened(profile(full)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(4)))
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert {one.receipt.attempts for one in answers} == {1}
+
+
+async def test_fault_17_a_request_that_is_too_much_all_alone_fails(opened: OpenBench) -> None:
+    async with opened(_limited(20)) as b:
+        results = await b.send(chat("x" * 400), chat("small"))
+        await b.until_idle(400)
+        large, small = await b.settled(results, batches=1)
+        assert isinstance(large, errors.RateLimited)
+        assert small.receipt.attempts == 1
+
+
+async def test_fault_17_refusals_for_tokens_leave_all_halvings_to_the_search_for_a_bad_request(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finisher, "MOST_HALVINGS", 2)
+    full = Fault(endpoint="batches.create", status=400, message=ENQUEUED, times=2)
+    wrong = Fault(scope="validation", contains="wrong", code="odd", message="?", names_line=False)
+    async with opened(profile(full, wrong)) as b:
+        results = await b.send(chat("wrong"), *(chat(f"q{n}") for n in range(7)))
+        await b.until_idle()
+        bad, *good = [await b.outcome(one) for one in results]
+        assert (type(bad), str(bad)) == (errors.BatchError, "?")
+        assert all(isinstance(one, dict) for one in good)
+
+
+async def test_fault_17_halvings_leave_a_request_all_its_waits_for_tokens(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finisher, "MOST_REFUSALS", 1)
+    rules = [
+        Fault(scope="validation", code="odd", message="?", names_line=False, times=1),
+        Fault(endpoint="batches.create", status=400, message=ENQUEUED, every=2, times=1),
+    ]
+    async with opened(profile(*rules)) as b:
+        results = await b.send(chat("one"), chat("two"))
+        await b.until_idle()
+        answers = await b.settled(results, batches=2)
+        assert [one.receipt.attempts for one in answers] == [1, 1]
+
+
+async def test_fault_18_a_model_that_is_gone_fails_its_requests_once(opened: OpenBench) -> None:
+    async with opened() as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(110)))  # more than are named
+        offer = profile()
+        b.simulator.profile = offer.model_copy(update={"models": {"x": offer.models["gpt-4o"]}})
+        await b.until_idle()
+        outcomes = await b.settled(results, batches=0)
+        assert {type(one) for one in outcomes} == {errors.ProviderError}
+        assert all("not supported by the Batch API" in str(one) for one in outcomes)
+        assert b.batches_created() == 1
+
+
+async def test_fault_19_a_validation_without_end_is_told_and_at_last_cancelled(
+    opened: OpenBench, caplog: Any
+) -> None:
+    async with opened(profile(validating=1e9)) as b:
+        results = await b.send(chat("one"), chat("two"))
+        await b.turn()
+        b.simulator.profile = profile()
+        await b.turn(HOUR / 2)
+        assert "batch_validation_slow" not in _actions(caplog)
+        await b.turn(HOUR)
+        assert "batch_validation_slow" in _actions(caplog)
+        assert b.calls("batches.cancel") == {}
+        await b.turn(24 * HOUR)
+        assert b.calls("batches.cancel") == {"200": 1}
+        await b.until_idle(400)
+        answers = await b.settled(results, batches=2)
+        assert [one.receipt.attempts for one in answers] == [2, 2]
+        assert b.answered() == 2, "only the second one is charged"
+
+
+def _limited(tokens: int, **batch: Any) -> Profile:
+    """A provider that takes so many prompt tokens at once."""
+    offer = profile(**batch)
+    mini = offer.models["gpt-4o-mini"].model_copy(update={"enqueued_token_limit": tokens})
+    return offer.model_copy(update={"models": {**offer.models, "gpt-4o-mini": mini}})
+
+
+def _actions(caplog: Any) -> list[str]:
+    return [getattr(one, "action", "") for one in caplog.records]

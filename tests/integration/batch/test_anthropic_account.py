@@ -1,0 +1,103 @@
+"""An account at Anthropic: what its refusals mean, and what the simulated one refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from scheduler.providers.base import Failure, Refused
+from tests.integration.batch.test_providers import account, anyio_backend
+from tests.support.batch_fixture import profile
+from workers.onebox.simulator.anthropic import AnthropicApp
+from workers.onebox.simulator.profile import Fault, Profile
+from workers.onebox.simulator.server import Simulator
+
+__all__ = ["anyio_backend"]
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "of_account"),
+    [
+        ({"status": 429, "retry_after": 30}, "rate_limit_error", True),
+        ({"status": 404}, "not_found_error", False),
+        ({"status": 402}, "billing_error", True),
+        ({"status": 400, "message": "Your credit balance is too low"}, "billing_error", True),
+        ({"status": 400}, "invalid_request_error", False),
+    ],
+)
+async def test_a_refusal_had_no_effect_and_says_whose_fault_it_is(
+    fault: dict[str, Any], code: str, of_account: bool
+) -> None:
+    refuse = Fault(endpoint="batches.retrieve", **fault)
+    with Simulator(profile(refuse), app=AnthropicApp) as simulator:
+        provider = account("anthropic", "", simulator.url)
+        with pytest.raises(Refused) as refused:
+            await provider.retrieve("msgbatch_1")
+        assert (refused.value.status, refused.value.code) == (fault["status"], code)
+        assert refused.value.of_account is of_account
+        assert refused.value.retry_after == fault.get("retry_after")
+        await provider.close()
+
+
+@pytest.mark.parametrize(
+    "fault", [{"status": 500}, {"status": 529}, {"status": 409}, {"drop": "before_response"}]
+)
+async def test_after_any_other_failure_nobody_knows(fault: dict[str, Any]) -> None:
+    fail = Fault(endpoint="batches.cancel", **fault)
+    with Simulator(profile(fail), app=AnthropicApp) as simulator:
+        provider = account("anthropic", "", simulator.url)
+        with pytest.raises(Failure) as failure:
+            await provider.cancel("msgbatch_1")
+        assert not isinstance(failure.value, Refused)
+        assert simulator.stats()["calls"]["batches.cancel"].popitem()[1] == 1
+        await provider.close()
+
+
+async def test_a_wrong_key_is_the_accounts() -> None:
+    with Simulator(Profile(api_keys=frozenset({"another"})), app=AnthropicApp) as simulator:
+        provider = account("anthropic", "", simulator.url)
+        with pytest.raises(Refused) as refused:
+            await provider.list(None)
+        assert (refused.value.status, refused.value.of_account) == (401, True)
+        await provider.close()
+
+
+async def test_what_the_simulated_anthropic_refuses() -> None:
+    """What the class for Anthropic must not do, so that the tests above mean something."""
+    params = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
+    dated = {"x-api-key": "sk", "anthropic-version": "2023-06-01"}
+    with Simulator(app=AnthropicApp) as simulator:
+        url = f"{simulator.url}/messages/batches"
+        async with httpx.AsyncClient() as client:
+
+            async def ordered(*requests: Any) -> Any:
+                return await client.post(url, json={"requests": requests}, headers=dated)
+
+            for headers in ({}, {"x-api-key": "sk"}):
+                assert (await client.get(url, headers=headers)).status_code in (400, 401)
+            good = {"custom_id": "a-1", "params": params}
+            endless = {key: value for key, value in params.items() if key != "max_tokens"}
+            system = {**params, "messages": [{"role": "system", "content": "hi"}]}
+            for wrong in (
+                [{"custom_id": "a b", "params": params}],
+                [{"custom_id": "a" * 65, "params": params}],
+                [good, good],
+                [{"custom_id": "a", "params": endless}],
+                [{"custom_id": "a", "params": system}],
+                [],
+            ):
+                answer = await ordered(*wrong)
+                assert answer.status_code == 400
+                assert answer.json()["error"]["type"] == "invalid_request_error"
+            made = (await ordered(good)).json()
+            assert made["request_counts"]["processing"] == 1
+            early = await client.get(f"{url}/{made['id']}/results", headers=dated)
+            assert early.status_code == 404
+            later = [(await ordered(good)).json()["id"] for _ in range(2)]
+            before = {"before_id": made["id"], "limit": 1}
+            page = (await client.get(url, params=before, headers=dated)).json()
+            assert (page["last_id"], page["has_more"]) == (later[0], True)

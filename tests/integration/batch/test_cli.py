@@ -1,0 +1,282 @@
+"""What operators do with `python -m scheduler`, and producers with their client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from primarch_fleet import AsyncFleet, Fleet, Progress, errors
+from scheduler.store.store import LANE
+from tests.integration.conftest import REPOSITORY, StartWorker, eventually, is_parked
+from tests.support.batch_fixture import (
+    Bench,
+    OpenBench,
+    chat,
+    config,
+    fleet_app,
+    open_bench,
+    profile,
+)
+from tests.support.webhook_receiver import SECRET
+from workers.onebox.simulator import Simulator, VirtualClock
+from workers.onebox.simulator.profile import Webhook
+
+pytestmark = pytest.mark.anyio
+
+__all__ = ["fleet_app", "open_bench"]  # fixtures
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]:
+    """`python -m scheduler`, with the fleet's Redis and no key."""
+    return await asyncio.to_thread(_scheduler, b.url, *command)
+
+
+def _scheduler(url: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scheduler", *command],
+        cwd=REPOSITORY,
+        env=os.environ | {"FLEET_REDIS_URL": url, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+async def test_the_board_shows_live_batches_and_what_waits(opened: OpenBench) -> None:
+    async with opened() as b:
+        await b.send(chat("one"), chat("two"))
+        await b.turn()
+        ((job, *_),) = await b.scheduler.store.live()
+        slow = (await b.scheduler.store.members(job))[1]
+        await b.scheduler.store.begin([slow])  # by another scheduler, which takes its time
+        for _ in range(3):
+            await b.turn()
+        deadline = datetime.fromtimestamp(int(b.clock.now()) + 90_000, UTC)
+        await b.send(chat("three", "gpt-4o", deadline=deadline), chat("four", "gpt-4o"))
+        shown, told = await scheduler(b, "batches"), await scheduler(b, "batches", "--json")
+        board = json.loads(told.stdout)
+        (live,), (waiting,) = board["jobs"], board["waiting"]
+        (receipt,) = b.scheduler.receipts
+        assert {
+            "intent": job.intent,
+            "provider": "openai",
+            "model": "gpt-4o-mini",
+            "endpoint": "/v1/chat/completions",
+            "state": "DRAINING",
+            "status": "completed",
+            "batch_id": receipt.batch_id,
+            "requests": 2,
+            "done": 1,
+            "cost": receipt.cost,
+            "saving": receipt.saving,
+        }.items() <= live.items()
+        assert waiting["requests"] == 2
+        assert waiting["deadline"] == deadline.timestamp()
+        assert waiting["oldest_age"] >= 0
+        for words in (job.intent[:8], "DRAINING", "gpt-4o", "live batches: 1", "a batch: 2"):
+            assert words in shown.stdout
+        assert (shown.returncode, shown.stderr) == (0, "")
+
+
+async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: OpenBench) -> None:
+    async with opened() as b:
+        (first,) = await b.send(chat("first"))
+        await b.turn()
+        drained = await scheduler(b, "drain", "--no-wait")
+        assert drained.returncode == 0
+        (second,) = await b.send(chat("second"))
+        following = asyncio.create_task(scheduler(b, "drain"))
+        for _ in range(5):
+            await b.turn(100)
+        assert "no batch is live" in (await following).stderr
+        assert "first" in (await b.completion(first)).text
+        assert (second.state, b.batches_created()) == ("PARKED", 1)
+        assert json.loads((await scheduler(b, "batches", "--json")).stdout)["drained"] is True
+        assert "until `resume`" in (await scheduler(b, "batches")).stdout
+        assert (await scheduler(b, "resume")).returncode == 0
+        assert (await b.scheduler.store.pauses.get(LANE)).until == 0
+        await b.until_idle()
+        assert "second" in (await b.completion(second)).text
+
+
+async def test_nonsense_is_refused_with_status_2(opened: OpenBench) -> None:
+    async with opened() as b:
+        for command, words in {
+            ("cancel",): "give the ids",
+            ("cancel", "x", "--batch", "y"): "give the ids",
+            ("cancel", "--batch", "feed"): "feed: 0 live batches",
+            ("explode",): "invalid choice",
+            (): "COMMAND",
+        }.items():
+            result = await scheduler(b, *command)
+            assert result.returncode == 2
+            assert words in result.stderr
+            assert "Traceback" not in result.stderr
+
+
+def test_a_broker_that_is_down_is_said_in_one_line() -> None:
+    for command in (("batches",), ("drain",), ("cancel", "x"), ("cancel", "--batch", "x")):
+        result = _scheduler("redis://127.0.0.1:1/0", *command)
+        assert result.returncode == 1
+        assert "the broker did not answer" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def provider(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> Iterator[Simulator]:
+    """Of a real batch worker."""
+    with Simulator(profile(in_progress=1000), VirtualClock(time.time())) as simulator:
+        env = environment(tmp_path, valkey_url, simulator, poll_interval=0.1, poll_interval_max=0.1)
+        with start_worker("operated", app="scheduler.app", concurrency=None, env=env):
+            yield simulator
+
+
+def environment(folder: Path, url: str, simulator: Simulator, **policy: Any) -> dict[str, str]:
+    """Of the processes of a fleet with a simulated provider."""
+    section = config(**policy).model_dump(mode="json")
+    section["providers"]["openai"] |= {
+        "api_base": "os.environ/BASE",
+        "webhook_secret": "os.environ/HOOK",
+    }
+    path = folder / "fleet.yaml"
+    path.write_text(yaml.safe_dump(section))
+    return {
+        "FLEET_REDIS_URL": url,
+        "FLEET_CONFIG": str(path),
+        "FLEET_DATA_DIR": str(folder),
+        "KEY": "test-key",
+        "BASE": simulator.url,
+    }
+
+
+def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
+    provider: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    clock = provider.clock
+    assert isinstance(clock, VirtualClock)
+
+    def created() -> int:
+        return int(provider.stats()["batches_created"])
+
+    def ask(*command: str) -> tuple[int, str]:
+        result = _scheduler(valkey_url, *command)
+        assert "Traceback" not in result.stderr
+        return result.returncode, result.stderr
+
+    with Fleet(valkey_url) as fleet:
+        tickets = fleet.submit_many(chat(f"q{n}", lane="batch") for n in range(4))
+        assert fleet.cancel(tickets[0]) is True, "parked or not"
+        assert fleet.cancel(tickets[0]) is True
+        eventually(lambda: is_parked(store, *tickets[1:]))
+        assert {fleet.status(one) for one in tickets[1:]} == {"PARKED"}
+        fleet.app.send_task("scheduler.aggregate", queue="scheduler")
+        eventually(lambda: created() == 1)
+        assert asyncio.run(_cancel(valkey_url, tickets[1].id)) is True
+        assert fleet.progress(tickets) == Progress(done=2, total=4, failed=2)
+        code, words = ask("cancel", tickets[2].id, tickets[0].id, "nonsense")
+        assert code == 2
+        assert f"{tickets[2].id}: cancelled" in words
+        assert "nonsense: is not on the batch lane" in words
+        with pytest.raises(errors.Cancelled):
+            fleet.result(tickets[2], timeout=5)
+        clock.advance(501)
+        (live,) = json.loads(_scheduler(valkey_url, "batches", "--json").stdout)["jobs"]
+        assert ask("cancel", "--batch", live["intent"][:6]) == (
+            0,
+            f"{live['intent']}: cancelled at its provider\n",
+        )
+
+        def answered() -> bool:
+            clock.advance(1000)
+            for tick in ("scheduler.aggregate", "scheduler.poll"):
+                fleet.app.send_task(tick, queue="scheduler")
+            time.sleep(0.2)
+            return fleet.status(tickets[3]) == "SUCCESS"
+
+        eventually(answered, 60)
+        assert fleet.cancel(tickets[3]) is False
+        assert ask("cancel", tickets[3].id) == (1, f"{tickets[3].id}: has its result already\n")
+        assert fleet.progress(tickets) == Progress(done=4, total=4, failed=3)
+
+
+async def _cancel(url: str, ticket: str) -> bool:
+    async with AsyncFleet(url) as fleet:
+        assert (await fleet.progress([ticket])).done == 0
+        return await fleet.cancel(ticket)
+
+
+@contextmanager
+def webhooks(folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """The address of a server of webhooks, which is told to stop and does."""
+    log = folder / "webhook.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "scheduler", "webhook", "--port", "0"],
+            cwd=REPOSITORY,
+            env={**os.environ, **env, "HOOK": SECRET},
+            stderr=out,
+        )
+    try:
+        found = eventually(lambda: re.search(r"webhooks at (\S+),", log.read_text()), 60)
+        yield f"{found[1]}/webhooks/openai"
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+        server.wait()
+    assert SECRET not in log.read_text()
+
+
+def test_a_worker_delivers_at_once_what_a_webhook_tells_of(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    with Simulator(profile(), clock := VirtualClock(time.time())) as simulator:
+        env = environment(tmp_path, valkey_url, simulator, poll_interval=300)
+        with (
+            start_worker("told", app="scheduler.app", concurrency=None, env=env),
+            webhooks(tmp_path, env) as address,
+            Fleet(valkey_url) as fleet,
+        ):
+            ticket = fleet.submit(chat("hello", lane="batch"))
+            eventually(lambda: is_parked(store, ticket))
+            fleet.app.send_task("scheduler.aggregate", queue="scheduler")
+            eventually(lambda: "SUBMITTED" in _scheduler(valkey_url, "batches").stdout, 60)
+            clock.advance(20)
+            to = Webhook(url=address, secret=SECRET)
+            simulator.profile = simulator.profile.model_copy(update={"webhook": to})
+            assert simulator.send_webhooks() == [204]
+            assert "hello" in fleet.result(ticket, timeout=20).text
+
+
+def test_a_server_of_webhooks_that_cannot_start_says_why_in_one_line() -> None:
+    nowhere, name = "redis://127.0.0.1:1/0", "OPENAI_WEBHOOK_SECRET"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for secret, words in {"": f"{name} is not set", SECRET: "address already in use"}.items():
+            result = _scheduler(nowhere, "webhook", "--port", port, **{name: secret})
+            assert result.returncode == 1
+            assert words in result.stderr
+            assert "Traceback" not in result.stderr

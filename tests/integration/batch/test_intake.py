@@ -1,0 +1,184 @@
+"""What a real batch worker does with the messages of its lane, many at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import redis
+import yaml
+from celery import Celery, chain
+
+from primarch_fleet.errors import BudgetExceeded, InvalidRequest, UnknownModel
+from scheduler.model.jsonl import request_id
+from scheduler.store.keys import GROUPS, PREFIX, REQUESTS
+from tests.integration.conftest import StartWorker, eventually
+from tests.support.batch_fixture import chat, config
+
+LEASED = "unacked"
+
+
+def environment(folder: Path, url: str) -> dict[str, str]:
+    """Of a batch worker."""
+    file = folder / "fleet.yaml"
+    tenants = {"tenants": {"default": {"monthly_budget": "100"}}}
+    file.write_text(yaml.safe_dump(config().model_dump(mode="json") | tenants))
+    return {
+        "FLEET_REDIS_URL": url,
+        "FLEET_CONFIG": str(file),
+        "FLEET_DATA_DIR": str(folder),
+        "FLEET_VISIBILITY_TIMEOUT": "2",
+        "KEY": "simulated",
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker(
+    valkey_url: str, start_worker: StartWorker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """A batch worker, and no beat: what is parked stays where it is."""
+    env = environment(tmp_path_factory.mktemp("intake"), valkey_url)
+    with start_worker("parks", app="scheduler.app", concurrency=None, env=env):
+        yield
+
+
+@pytest.fixture
+def app(valkey_url: str, store: redis.Redis) -> Iterator[Celery]:
+    """A producer of plain Celery."""
+    with Celery("producer", broker=valkey_url, backend=valkey_url, set_as_current=False) as app:
+        app.conf.update(task_default_queue="batch", task_default_priority=3)
+        app.conf.broker_transport_options = {"queue_order_strategy": "priority"}
+        yield app
+
+
+def send(app: Celery, number: int, **options: Any) -> str:
+    body = chat(f"number {number}").to_wire()
+    return str(app.send_task("batch.complete", [body], **options).id)
+
+
+def record(store: redis.Redis, task_id: str) -> Any:
+    text: Any = store.hget(REQUESTS, request_id(task_id))
+    return json.loads(text)["context"]
+
+
+def all_done(store: redis.Redis) -> bool:
+    return not store.exists("batch", LEASED) and not store.keys("batch*")
+
+
+def states(app: Celery, ids: list[str]) -> set[str]:
+    return {app.AsyncResult(one).state for one in ids}
+
+
+def test_all_that_arrive_are_parked_and_their_messages_acknowledged(
+    app: Celery, store: redis.Redis
+) -> None:
+    ids = [send(app, number) for number in range(300)]
+    eventually(lambda: store.hlen(REQUESTS) == 300)
+    eventually(lambda: all_done(store))
+    assert states(app, ids) == {"PARKED"}
+    assert app.AsyncResult(ids[0]).info == {"model": "gpt-4o-mini"}
+    (group,) = cast(set[str], store.smembers(GROUPS))
+    assert store.zcard(f"{PREFIX}waiting:{group}") == 300
+    assert store.hget(f"{PREFIX}totals:{group}", "inputs") == "300"
+
+
+def test_one_that_no_batch_can_hold_fails_and_keeps_none_of_the_others(
+    app: Celery, store: redis.Redis
+) -> None:
+    ids = [send(app, number) for number in range(20)]
+    bodies: list[Any] = [
+        {"model": "gpt-4o-mini"},
+        chat("no such model", model="unheard-of").to_wire(),
+        "nonsense",
+    ]
+    wrong = [app.send_task("batch.complete", [body]) for body in bodies]
+    ids += [send(app, number) for number in range(20, 40)]
+    errors = [one.get(timeout=20, propagate=False) for one in wrong]
+    assert [type(error) for error in errors] == [InvalidRequest, UnknownModel, InvalidRequest]
+    eventually(lambda: store.hlen(REQUESTS) == 40)
+    eventually(lambda: all_done(store))
+    assert states(app, ids) == {"PARKED"}
+
+
+def test_one_for_which_there_is_no_money_fails_and_keeps_none_of_the_others(
+    app: Celery, store: redis.Redis
+) -> None:
+    ids = [send(app, number) for number in range(20)]
+    dear = chat("dear", max_tokens=10**9, n=128).to_wire()
+    wrong = [app.send_task("batch.complete", [dear]) for _ in range(3)]
+    ids += [send(app, number) for number in range(20, 40)]
+    errors = [one.get(timeout=20, propagate=False) for one in wrong]
+    assert [type(error) for error in errors] == [BudgetExceeded] * 3
+    eventually(lambda: store.hlen(REQUESTS) == 40)
+    eventually(lambda: all_done(store))
+    assert states(app, ids) == {"PARKED"}
+
+
+def test_a_message_of_the_wrong_shape_fails_as_celery_says(app: Celery) -> None:
+    sent = app.send_task("batch.complete", [1, 2])
+    assert isinstance(sent.get(timeout=20, propagate=False), TypeError)
+
+
+def test_what_completes_a_task_is_kept_whole(app: Celery, store: redis.Redis) -> None:
+    body = chat("linked").to_wire()
+    link = app.signature("test.text", queue="elsewhere")
+    steps = app.signature("batch.complete", [body]), app.signature("test.next", queue="elsewhere")
+    headers: Any = {"fleet_submitted_at": 1.5}
+    sent: Any = chain(*steps).apply_async(
+        link_error=link, headers=headers, priority=6, expires=86_400
+    )
+    task_id = sent.parent.id
+    eventually(lambda: store.hexists(REQUESTS, request_id(task_id)))
+    context = record(store, task_id)
+    assert context["id"] == context["root_id"] == task_id
+    assert context["task"] == "batch.complete"
+    assert context["args"] == [body]
+    assert [step["task"] for step in context["chain"]] == ["test.next"]
+    assert [one["task"] for one in context["errbacks"]] == ["test.text"]
+    assert context["fleet_submitted_at"] == 1.5
+    assert context["delivery_info"]["priority"] == 6
+    assert context["expires"].startswith("20")
+    assert body["messages"][0]["content"] not in context["argsrepr"]
+
+
+def test_a_message_that_comes_again_changes_neither_request_nor_result(
+    app: Celery, store: redis.Redis
+) -> None:
+    parked, done = send(app, 1), send(app, 2)
+    eventually(lambda: store.hlen(REQUESTS) == 2)
+    before = store.hget(REQUESTS, request_id(parked))
+    # What completing a task leaves behind.
+    app.backend.mark_as_failure(done, ValueError("no"))
+    store.hdel(REQUESTS, request_id(done))
+    store.set(f"{PREFIX}outcome:{request_id(done)}", "done")
+    send(app, 1, task_id=parked)
+    send(app, 2, task_id=done)
+    eventually(lambda: all_done(store))
+    assert store.hget(REQUESTS, request_id(parked)) == before
+    assert store.hlen(REQUESTS) == 1
+    assert (app.AsyncResult(parked).state, app.AsyncResult(done).state) == ("PARKED", "FAILURE")
+
+
+def test_one_that_comes_too_late_is_not_parked(app: Celery, store: redis.Redis) -> None:
+    late = send(app, 1, expires=-1)
+    fine = send(app, 2)
+    eventually(lambda: states(app, [late, fine]) == {"REVOKED", "PARKED"})
+    eventually(lambda: all_done(store))
+    assert store.hkeys(REQUESTS) == [request_id(fine)]
+
+
+def test_one_whose_result_nobody_wants_has_no_state(app: Celery, store: redis.Redis) -> None:
+    quiet = send(app, 1, ignore_result=True)
+    eventually(lambda: store.hlen(REQUESTS) == 1)
+    eventually(lambda: all_done(store))
+    assert states(app, [quiet]) == {"PENDING"}
+
+
+def test_when_nothing_can_be_parked_every_task_says_so(app: Celery, store: redis.Redis) -> None:
+    store.set(REQUESTS, "in the way")
+    ids = [send(app, number) for number in range(10)]
+    eventually(lambda: states(app, ids) == {"FAILURE"})
+    eventually(lambda: all_done(store))

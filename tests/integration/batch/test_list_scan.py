@@ -1,0 +1,132 @@
+"""Many live batches at one provider: its list is read in place of each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from celery.result import AsyncResult
+
+from scheduler.jobs.list_scan import SWEEP
+from scheduler.providers.base import Page
+from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
+from tests.support.mortal_store import Killed
+from workers.onebox.simulator.profile import Fault
+
+pytestmark = pytest.mark.anyio
+
+__all__ = ["fleet_app", "open_bench"]  # fixtures
+
+HOUR = 3600
+MANY = SWEEP + 1
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def order(b: Bench, number: int) -> list[AsyncResult[Any]]:
+    """So many batches, of one request each."""
+    results = await b.send(*(chat(f"q{n}") for n in range(number)))
+    await b.scheduler.lane.aggregate()
+    return results
+
+
+async def answered_once(b: Bench, results: list[AsyncResult[Any]]) -> None:
+    assert sorted(b.completed) == sorted(str(one.id) for one in results)
+    assert {one.receipt.attempts for one in await b.completions(results)} == {1}
+    assert b.batches_created() == b.answered() == len(results)
+
+
+async def test_a_pass_over_250_live_batches_is_three_calls(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=HOUR), max_requests=1) as b:
+        results = await order(b, 250)
+        b.clock.advance(400)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.list") == {"200": 3}
+        assert b.calls("batches.retrieve") == {}
+        assert await b.scheduler.store.due() == [], "each was looked at"
+        b.clock.advance(HOUR)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.retrieve") == {"200": 250}, "each that the list shows as ended"
+        await answered_once(b, results)
+
+
+async def test_no_more_live_batches_than_a_page_shows_are_asked_for_one_by_one(
+    opened: OpenBench,
+) -> None:
+    async with opened(profile(in_progress=HOUR), max_requests=1) as b:
+        await order(b, SWEEP)
+        b.clock.advance(400)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.list") == {}
+        assert b.calls("batches.retrieve") == {"200": SWEEP}
+
+
+async def test_a_batch_that_the_list_does_not_show_yet_is_asked_for(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=HOUR, list_lag=500), max_requests=1) as b:
+        results = await order(b, MANY)
+        b.clock.advance(200)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.retrieve") == {"200": MANY}, "none is in the list"
+        results += await order(b, 1)
+        b.clock.advance(400)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.retrieve") == {"200": MANY + 1}, "the new one is not"
+        b.clock.advance(HOUR)
+        await b.scheduler.lane.poll()
+        await answered_once(b, results)
+
+
+async def test_when_the_list_cannot_be_read_each_batch_is_asked_for(
+    opened: OpenBench, caplog: Any
+) -> None:
+    down = Fault(endpoint="batches.list", status=503)
+    async with opened(profile(down), max_requests=1) as b:
+        results = await order(b, MANY)
+        b.clock.advance(400)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.list") == {"503": 1}
+        await answered_once(b, results)
+        actions = [getattr(one, "action", "") for one in caplog.records]
+        assert actions.count("batch_sweep_failed") == 1
+
+
+async def test_what_the_list_said_before_another_scheduler_moved_the_job_on_is_forgotten(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(profile(in_progress=HOUR), max_requests=1) as b:
+        results = await order(b, MANY)
+        b.clock.advance(400)
+        other, read = b.new_scheduler(), b.scheduler.provider.list
+        other.store.dies_at = "DRAINING"
+
+        async def read_and_be_paused(after: str | None) -> Page:
+            page = await read(after)
+            if not page.more:
+                b.clock.advance(HOUR)
+                with pytest.raises(Killed):
+                    await other.lane.poll()
+                b.clock.advance(31)
+            return page
+
+        monkeypatch.setattr(b.scheduler.provider, "list", read_and_be_paused)
+        await b.scheduler.lane.poll()
+        monkeypatch.undo()
+        assert "DONE" in b.states(), "the job in which the other one died"
+        b.clock.advance(400)
+        await b.scheduler.lane.poll()
+        await answered_once(b, results)
+
+
+async def test_a_batch_that_the_list_shows_is_cancelled_for_its_age_by_its_own_status(
+    opened: OpenBench,
+) -> None:
+    late = profile(in_progress=HOUR * 100, expires_late=HOUR * 100)
+    async with opened(late, max_requests=1) as b:
+        await order(b, MANY)
+        b.clock.advance(HOUR * 25.5)
+        await b.scheduler.lane.poll()
+        assert b.calls("batches.list") == {"200": 2}
+        assert b.calls("batches.retrieve") == b.calls("batches.cancel") == {"200": MANY}

@@ -1,0 +1,269 @@
+"""What operators and producers do by hand on the batch lane."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from celery import Celery, chord
+from celery.result import AsyncResult
+
+from primarch_fleet import errors
+from scheduler import metrics
+from scheduler.admin.operations import Operator
+from scheduler.completion.withdrawal import CANCELLED
+from scheduler.model.jsonl import request_id
+from scheduler.store.keys import PREFIX
+from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
+from workers.onebox.simulator.profile import Fault
+
+pytestmark = pytest.mark.anyio
+
+__all__ = ["fleet_app", "open_bench"]  # fixtures
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def operator(b: Bench) -> Operator:
+    """Of a batch worker of its own."""
+    scheduler = b.new_scheduler()
+    return Operator(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.exit)
+
+
+async def cancel(b: Bench, *results: AsyncResult[Any]) -> list[str]:
+    answers = await operator(b).cancel([one.id for one in results])
+    return list(answers.values())
+
+
+async def is_cancelled(b: Bench, result: AsyncResult[Any]) -> bool:
+    return type(await b.outcome(result)) is errors.Cancelled
+
+
+def forgotten(b: Bench, result: AsyncResult[Any]) -> bool:
+    """Whether the lane keeps nothing of a request but that it was cancelled."""
+    request = request_id(result.id)
+    hashes = ("requests", "sizes", "failures", "expiries")
+    places = [*b.redis.keys(PREFIX + "waiting:*"), *b.redis.keys(PREFIX + "members:*")]
+    return (
+        not any(b.redis.hexists(PREFIX + name, request) for name in hashes)
+        and all(b.redis.zscore(place, request) is None for place in places)
+        and b.redis.get(f"{PREFIX}outcome:{request}") == "cancelled"
+    )
+
+
+async def test_a_waiting_request_is_cancelled_and_never_sent(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        first, second = await b.send(chat("first"), chat("second"))
+        assert await cancel(b, first) == ["cancelled"]
+        assert await is_cancelled(b, first)
+        assert forgotten(b, first)
+        await b.until_idle(300)
+        assert "second" in (await b.completion(second)).text
+        assert b.simulator.invoice()["requests"] == 1
+        (waiting,) = [await b.scheduler.store.waiting(g) for g in await b.scheduler.store.groups()]
+        assert (waiting.requests, waiting.inputs, waiting.bytes) == (0, 0, 0)
+
+
+async def test_a_request_of_a_job_that_is_not_sent_yet_is_cancelled(opened: OpenBench) -> None:
+    down = Fault(endpoint="files.create", status=503, times=1)
+    async with opened(profile(down)) as b:
+        first, second = await b.send(chat("first"), chat("second"))
+        await b.turn()
+        assert b.states() == ["PREPARED"]
+        assert await cancel(b, first) == ["cancelled"]
+        assert await is_cancelled(b, first)
+        await b.until_idle()
+        assert "second" in (await b.completion(second)).text
+        assert b.simulator.invoice()["requests"] == 1
+        assert forgotten(b, first)
+
+
+async def test_a_request_in_a_live_batch_is_cancelled_and_its_answer_dropped(
+    opened: OpenBench, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "scheduler")
+    async with opened() as b:
+        first, second = await b.send(chat("first"), chat("second"))
+        await b.turn()
+        assert b.states() == ["SUBMITTED"]
+        dropped = metrics.dropped_cost_total.labels("openai")._value.get()
+        assert await cancel(b, first) == ["cancelled"]
+        assert await is_cancelled(b, first)
+        assert forgotten(b, first)
+        await b.until_idle()
+        assert await is_cancelled(b, first)
+        paid = (await b.completion(second)).receipt.cost
+        lost = metrics.dropped_cost_total.labels("openai")._value.get() - dropped
+        assert paid + round(lost * 1_000_000) == b.simulator.invoice()["total"]
+        assert "batch_answer_dropped" in {getattr(one, "action", "") for one in caplog.records}
+        assert [one.status for one in await b.batches()] == ["completed"]
+        assert len(b.scheduler.receipts) == 1
+
+
+async def test_a_batch_is_cancelled_when_nobody_wants_any_of_it(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=1000)) as b:
+        results = await b.send(chat("first"), chat("second"))
+        await b.turn()
+        assert await cancel(b, results[0]) == ["cancelled"]
+        await b.turn()
+        assert [one.status for one in await b.batches()] == ["in_progress"]
+        assert await cancel(b, results[1]) == ["cancelled"]
+        await b.turn(0.1)
+        assert [one.status for one in await b.batches()] == ["cancelling"]
+        await b.until_idle(400)
+        assert [one.status for one in await b.batches()] == ["cancelled"]
+        assert b.states() == ["DONE"]
+        assert b.batches_created() == 1
+
+
+async def test_a_result_that_came_first_stands(opened: OpenBench) -> None:
+    async with opened() as b:
+        (result,) = await b.send(chat("quick"))
+        await b.until_idle()
+        assert await cancel(b, result) == ["done"]
+        assert "quick" in (await b.completion(result)).text
+
+
+async def test_a_completion_under_way_is_waited_for(opened: OpenBench) -> None:
+    async with opened() as b:
+        (result,) = await b.send(chat("quick"))
+        assert list((await b.scheduler.store.begin([request_id(result.id)])).values()) == ["ours"]
+        asking = asyncio.create_task(cancel(b, result))
+        await asyncio.sleep(0.3)
+        assert not asking.done()
+        group = (await b.scheduler.store.groups())[0]
+        await b.scheduler.store.finish([request_id(result.id)], "done", (group, ""))
+        assert await asking == ["done"]
+
+
+async def test_a_request_that_moves_while_it_is_cancelled_is_found(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as b:
+        first, second = await b.send(chat("first"), chat("second"))
+        scheduler = b.new_scheduler()
+        place, looks = scheduler.store._place, iter([True])
+
+        async def meanwhile(request: str) -> Any:
+            found = await place(request)
+            if next(looks, False):
+                await b.turn()  # claims it
+            return found
+
+        monkeypatch.setattr(scheduler.store, "_place", meanwhile)
+        assert await scheduler.lane.exit.cancel(request_id(first.id)) == "ours"
+        assert forgotten(b, first)
+        await b.until_idle()
+        assert await is_cancelled(b, first)
+        assert "second" in (await b.completion(second)).text
+
+
+async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        (result,) = await b.send(chat("one"))
+        assert await b.scheduler.store.leave(request_id(result.id), CANCELLED) == "ours"
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
+        assert await cancel(b, result) == ["cancelled"]
+        assert forgotten(b, result)
+
+
+async def test_a_cancellation_that_nobody_repeats_is_made_all_the_same(opened: OpenBench) -> None:
+    async with opened() as b:
+        (result,) = await b.send(chat("one"))
+        assert await b.scheduler.store.leave(request_id(result.id), CANCELLED) == "ours"
+        await b.turn()
+        assert b.states() == [], "no batch takes it"
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
+        await b.turn()
+        assert await is_cancelled(b, result)
+        assert forgotten(b, result)
+        assert b.answered() == 0
+
+
+async def test_cancelling_twice_at_once_or_later_is_cancelling_once(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        told = b.app.tasks["test.told"].s()
+        (result,) = await b.send(chat("one"), link_error=told)
+        answers = await asyncio.gather(*(cancel(b, result) for _ in range(5)))
+        assert answers == [["cancelled"]] * 5
+        assert await cancel(b, result) == ["cancelled"]
+        assert await b.work() == 1, "its errback was called once"
+        assert await cancel(b, b.app.AsyncResult("nobody")) == ["unknown"]
+        assert not b.redis.exists(f"{PREFIX}outcome:{request_id('nobody')}")
+
+
+async def test_cancelling_while_batches_are_cut_and_answered_gives_each_one_outcome(
+    opened: OpenBench,
+) -> None:
+    async with opened(max_requests=5) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(40)))
+
+        async def cancel_all() -> list[str]:
+            answers = []
+            for one in results[::2]:
+                answers += await cancel(b, one)
+            return answers
+
+        async def turns() -> None:
+            for _ in range(20):
+                await b.turn()
+
+        answers, _ = await asyncio.gather(cancel_all(), turns())
+        await b.until_idle()
+        for answer, result in zip(answers, results[::2], strict=True):
+            assert await is_cancelled(b, result) == (answer == "cancelled")
+        assert len(await b.completions(results[1::2])) == 20
+        assert len(b.scheduler.receipts) == 40 - answers.count("cancelled")
+        assert set(b.states()) == {"DONE"}
+
+
+async def test_a_chord_with_a_cancelled_member_calls_its_errback(
+    opened: OpenBench, app: Celery
+) -> None:
+    async with opened() as b:
+        ask, told = app.tasks["batch.complete"], app.tasks["test.told"].s().set(task_id="told")
+
+        def start() -> AsyncResult[Any]:
+            parts = [ask.s(chat(f"part {n}").to_wire()).set(task_id=f"part-{n}") for n in range(2)]
+            return chord(parts)(app.tasks["test.join"].s().on_error(told))
+
+        joined = await asyncio.to_thread(start)
+        await b.work()
+        assert await cancel(b, app.AsyncResult("part-0")) == ["cancelled"]
+        await b.until_idle()
+        await b.work()
+        assert isinstance(await b.outcome(joined), Exception)
+        assert await b.outcome(app.AsyncResult("told")) == joined.id
+
+
+async def test_a_batch_cancelled_by_the_operator_delivers_its_part_once(opened: OpenBench) -> None:
+    async with opened(profile(in_progress=1000)) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(4)))
+        await b.turn()
+        b.clock.advance(501)
+        ((job, *_),) = await b.scheduler.store.live()
+        assert await operator(b).cancel_batch(job.intent) == ""
+        b.simulator.profile = profile()
+        await b.until_idle(400)
+        answers = await b.completions(results)
+        assert sorted(one.receipt.attempts for one in answers) == [1, 1, 2, 2]
+        assert b.simulator.invoice()["requests"] == len(b.scheduler.receipts) == 4
+        assert [one.status for one in await b.batches()] == ["completed", "cancelled"]
+        assert "no batch" in await operator(b).cancel_batch(job.intent)
+
+
+async def test_a_batch_that_cannot_be_cancelled_says_why(opened: OpenBench) -> None:
+    down = Fault(endpoint="files.create", status=503, times=1)
+    refuse = Fault(endpoint="batches.cancel", status=400, message="Too late.")
+    async with opened(profile(down, refuse)) as b:
+        await b.send(chat("one"))
+        await b.turn()
+        ((job, *_),) = await b.scheduler.store.live()
+        assert "not at its provider" in await operator(b).cancel_batch(job.intent)
+        await b.turn()
+        assert b.states() == ["SUBMITTED"]
+        assert await operator(b).cancel_batch(job.intent) == "openai: Too late."

@@ -1,0 +1,146 @@
+"""Requests for which a batch would be too late, or not worth its while, go to the realtime lane."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from celery import Celery, chord
+
+from primarch_fleet import errors, protocol
+from scheduler.model.jsonl import request_id
+from tests.support.batch_fixture import (
+    Bench,
+    OpenBench,
+    chat,
+    embedding,
+    fleet_app,
+    open_bench,
+    profile,
+)
+from workers.onebox.simulator.profile import Fault
+
+__all__ = ["fleet_app", "open_bench"]  # fixtures
+
+pytestmark = pytest.mark.anyio
+
+HOUR = 3600
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def within(b: Bench, seconds: float) -> datetime:
+    return datetime.fromtimestamp(b.now() + seconds, UTC)
+
+
+def promoted(b: Bench) -> list[dict[str, Any]]:
+    """The messages on the realtime lane, taken off it."""
+    messages = []
+    for key in b.redis.keys("realtime*"):
+        while text := b.redis.rpop(key):
+            messages.append(json.loads(str(text))["headers"])
+    return messages
+
+
+async def test_a_request_near_its_deadline_goes_on_as_the_same_task(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        deadline = within(b, 600)
+        (near,) = await b.send(chat("near", deadline=deadline, tenant_id="a b"), expires=deadline)
+        (patient,) = await b.send(chat("patient"))
+        await b.turn()
+        (message,) = promoted(b)
+        assert (message["task"], message["id"]) == ("realtime.complete", near.id)
+        assert message[protocol.LANE_REASON] == "asked for; promoted: its deadline is near"
+        assert message[protocol.TENANT] == protocol.tenant("a b")
+        assert datetime.fromisoformat(message["expires"]) == deadline
+        await b.turn(300)
+        await b.until_idle()
+        assert "patient" in (await b.completion(patient)).text
+        assert b.answered() == 1
+        assert b.completed == [patient.id], "the other lane completes it"
+
+
+async def test_embeddings_are_promoted_as_embeddings(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        request = embedding("near").model_copy(update={"deadline": within(b, 600)})
+        await b.send(request)
+        await b.turn()
+        assert [one["task"] for one in promoted(b)] == ["realtime.embed"]
+
+
+async def test_too_few_requests_for_a_deadline_are_promoted_and_enough_are_cut(
+    opened: OpenBench,
+) -> None:
+    async with opened(max_wait=10 * HOUR, min_requests=3) as b:
+        await b.send(chat("patient"), chat("pressed", deadline=within(b, 24 * HOUR)))
+        await b.turn()
+        (message,) = promoted(b)
+        assert message[protocol.LANE_REASON] == "asked for; promoted: too few wait for a batch"
+        await b.send(chat("second"), chat("third", deadline=within(b, 24 * HOUR)))
+        await b.turn()
+        assert promoted(b) == []
+        assert b.states() == ["SUBMITTED"]
+
+
+async def test_what_its_cap_does_not_allow_is_not_promoted(opened: OpenBench) -> None:
+    async with opened(max_wait=0) as b:
+        (capped,) = await b.send(chat("near", deadline=within(b, 600), max_cost=1, max_tokens=500))
+        await b.until_idle()
+        assert promoted(b) == []
+        assert "near" in (await b.completion(capped)).text
+
+
+async def test_promotion_can_be_switched_off(opened: OpenBench) -> None:
+    down = Fault(endpoint="files.create", status=503)
+    async with opened(profile(down), promote_before=0) as b:
+        (late,) = await b.send(chat("late", deadline=within(b, 60)))
+        await b.until_idle()
+        assert promoted(b) == []
+        assert isinstance(await b.outcome(late), errors.DeadlineExceeded)
+
+
+async def test_links_errbacks_chords_and_groups_go_with_it(opened: OpenBench, app: Celery) -> None:
+    async with opened(max_wait=300) as b:
+        near = chat("near", deadline=within(b, 600)).to_wire()
+        head = [app.tasks["batch.complete"].s(near) for _ in range(2)]
+        chord(head)(app.tasks["test.join"].s().set(task_id="the-body"))
+        plain = app.tasks["batch.complete"].s(near)
+        plain.options["ignore_result"] = True
+        link, errback = app.tasks["test.text"].s(), app.tasks["test.told"].s()
+        (plain.on_error(errback) | link).apply_async()
+        await b.work()
+        await b.turn()
+        *parts, linked = sorted(promoted(b), key=lambda one: not one["group"])
+        assert [one["group_index"] for one in parts] in ([0, 1], [1, 0])
+        assert {one["group"] for one in parts} == {parts[0]["group"]}
+        assert linked["ignore_result"] is True
+
+
+async def test_a_scheduler_that_dies_between_sending_and_noting_it_sends_it_once(
+    opened: OpenBench,
+) -> None:
+    async with opened(max_wait=300) as b:
+        (near,) = await b.send(chat("near", deadline=within(b, 600)))
+        b.scheduler.store.dies_after = 0
+        await b.die()
+        b.redis.delete(f"fleet:batch:outcome:{request_id(near.id)}")  # as Redis does after GUARD
+        await b.turn()
+        assert [one["id"] for one in promoted(b)] == [near.id]
+        await b.until_idle()
+        assert b.completed == []
+
+
+async def test_a_message_that_comes_again_does_not_bring_it_back(opened: OpenBench) -> None:
+    async with opened(max_wait=300) as b:
+        request = chat("near", deadline=within(b, 600))
+        await b.send(request, task_id="the-same")
+        await b.turn()
+        assert [one["id"] for one in promoted(b)] == ["the-same"]
+        await b.send(request, task_id="the-same")
+        await b.until_idle()
+        assert promoted(b) == []

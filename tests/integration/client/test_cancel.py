@@ -1,0 +1,320 @@
+"""One call stops a request wherever it is, and gives its reservation back: the shipped workers.
+
+So do Celery's own `revoke` and the Terminate of a real Flower.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from config.settings import ROOT
+from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
+from primarch_fleet.streaming import key
+from tests.integration.conftest import StartWorker, eventually, is_parked
+from workers.observability.cost_report import ESTIMATED
+from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
+from workers.onebox.simulator.server import Simulator
+
+PATIENCE = 60.0
+REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
+#: Answers, and their words, are slow enough for a busy machine to cancel in the middle.
+SLOW = Profile(latency=Latency(mean=1.0, time_per_token=0.3), batch=BatchProfile(in_progress=1000))
+
+
+class Lanes(ExitStack):
+    """A worker of each lane, the provider behind them, and a Flower beside them."""
+
+    def __init__(
+        self, simulator: Simulator, url: str, start_worker: StartWorker, folder: Path
+    ) -> None:
+        super().__init__()
+        self.simulator = simulator
+        self.redis = self.enter_context(redis.Redis.from_url(url, decode_responses=True))
+        self.redis.flushall()
+        self.fleet = self.enter_context(Fleet(url))
+        config = folder / "fleet.yaml"
+        shipped = (ROOT / "config" / "fleet.yaml").read_text()
+        config.write_text(shipped.replace("max_wait: 300", "max_wait: 0"))
+        self._env = {
+            "FLEET_REDIS_URL": url,
+            "FLEET_CONFIG": str(config),
+            "FLEET_DATA_DIR": str(folder),
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+            "FLOWER_UNAUTHENTICATED_API": "true",
+        }
+        for name, app in (
+            ("realtime", "workers.realtime.app"),
+            ("local", "tests.support.apps.slow_engine_app"),
+            ("batch", "scheduler.app"),
+        ):
+            self.enter_context(start_worker(f"stop-{name}", app=app, env=self._env))
+        self.flower = self.enter_context(flower(self._env))
+
+    def reserved(self, tenant: str) -> int:
+        """Micro-dollars."""
+        return self.fleet.budget(tenant).month.reserved
+
+    def spent(self, tenant: str) -> int:
+        """Micro-dollars."""
+        return self.fleet.budget(tenant).month.spent
+
+    def cut_short(self, tenant: str) -> bool:
+        """Whether the report of costs has a run that was stopped, by what it is estimated."""
+        reports = [self.redis.hkeys(key) for key in self.redis.keys("fleet:costs:20*")]
+        rows = [json.loads(row) for report in reports for row in report]
+        return any(row[:1] == [tenant] and ESTIMATED in row for row in rows)
+
+    def calls(self) -> dict[str, int]:
+        """Chat calls that the provider is done with, by their answer's status."""
+        return dict(self.simulator.stats()["calls"].get("chat.completions", {}))
+
+
+@contextmanager
+def flower(env: dict[str, str]) -> Iterator[str]:
+    """A real one; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "tasks.app", *options],
+        cwd=ROOT,
+        env=os.environ | env,
+    )
+    address = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        assert process.poll() is None
+        try:
+            return bool(urllib.request.urlopen(f"{address}/healthcheck", timeout=5))
+        except urllib.error.URLError:
+            return False
+
+    try:
+        eventually(answers, PATIENCE)
+        yield address
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def lanes(
+    valkey_url: str, start_worker: StartWorker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Lanes]:
+    folder = tmp_path_factory.mktemp("cancel")
+    with Simulator(SLOW) as simulator, Lanes(simulator, valkey_url, start_worker, folder) as lanes:
+        yield lanes
+
+
+@pytest.fixture
+def tenant(lanes: Lanes) -> str:
+    """One that has no other request; the provider has forgotten those of other tests."""
+    eventually(lambda: lanes.redis.hlen("unacked") == 0, PATIENCE)
+    lanes.simulator.reset()
+    return f"tenant-{uuid.uuid4().hex[:8]}"
+
+
+def question(tenant: str, lane: str, **fields: Any) -> CompletionRequest:
+    text = " ".join(f"w{number}" for number in range(30))
+    return CompletionRequest.parse(
+        {
+            "model": LOCAL if lane == "local" else REALTIME,
+            "messages": [{"role": "user", "content": text}],
+            "lane": lane,
+            "tenant_id": tenant,
+            "max_tokens": 1000,
+            **fields,
+        }
+    )
+
+
+Place = Callable[[Lanes, str], AbstractContextManager[Ticket]]
+Stop = Callable[[Lanes, Ticket], object]
+
+
+def queued(lane: str) -> Place:
+    """No worker takes anything from the queue while the block lasts."""
+
+    @contextmanager
+    def place(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+        request, control = question(tenant, lane), lanes.fleet.app.control
+        queue = {"realtime": "realtime", "local": f"local.{LOCAL}", "batch": "batch"}[lane]
+        only: dict[str, Any] = {"destination": [f"stop-{lane}@test"], "reply": True}
+        control.cancel_consumer(queue, **only, timeout=PATIENCE, limit=1)
+        try:
+            ticket = lanes.fleet.submit(request)
+            yield ticket
+            assert any(lanes.redis.llen(name) for name in lanes.redis.keys(f"{queue}\x06*"))
+        finally:
+            control.add_consumer(queue, **only, timeout=PATIENCE, limit=1)
+
+    return place
+
+
+@contextmanager
+def calling(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+    ticket = lanes.fleet.submit(question(tenant, "realtime", max_tokens=5))
+    eventually(lambda: lanes.simulator.stats()["max_in_flight"])
+    yield ticket
+    eventually(lambda: lanes.calls() == {"dropped": 1}, PATIENCE)
+
+
+@contextmanager
+def in_the_engine(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+    long = [{"role": "user", "content": "word " * 500}]
+    ticket = lanes.fleet.submit(question(tenant, "local", messages=long))
+    local = lanes.fleet.app.control.inspect(["stop-local@test"], timeout=PATIENCE, limit=1)
+    eventually(lambda: ticket.id in str(local.active()))
+    yield ticket
+    eventually(lambda: lanes.cut_short(tenant), PATIENCE)
+
+
+def streaming(lane: str) -> Place:
+    """Three chunks have been read."""
+
+    @contextmanager
+    def place(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+        stream = lanes.fleet.stream(question(tenant, lane), timeout=PATIENCE)
+        assert len(list(itertools.islice(stream, 3))) == 3
+        assert isinstance(stream.ticket, Ticket)
+        yield stream.ticket
+        with pytest.raises(errors.Cancelled):
+            list(stream)
+
+    return place
+
+
+@contextmanager
+def parked(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+    ticket = lanes.fleet.submit(question(tenant, "batch"))
+    eventually(lambda: is_parked(lanes.redis, ticket))
+    yield ticket
+
+
+@contextmanager
+def in_a_live_batch(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+    with parked(lanes, tenant) as ticket:
+        lanes.fleet.app.send_task("scheduler.aggregate", queue="scheduler")
+        eventually(lambda: lanes.simulator.stats()["batches_created"] == 1)
+        yield ticket
+
+
+PLACES = {
+    "queued for realtime": queued("realtime"),
+    "queued for local": queued("local"),
+    "queued for batch": queued("batch"),
+    "in a call": calling,
+    "in a stream": streaming("realtime"),
+    "in the engine": in_the_engine,
+    "in a stream of the engine": streaming("local"),
+    "parked": parked,
+    "in a live batch": in_a_live_batch,
+}
+
+
+def by_the_fleet(lanes: Lanes, ticket: Ticket) -> None:
+    assert lanes.fleet.cancel(ticket, PATIENCE) is True
+
+
+def by_celery(lanes: Lanes, ticket: Ticket) -> None:
+    lanes.fleet.app.control.revoke(ticket.id, terminate=True)
+
+
+def by_flower(lanes: Lanes, ticket: Ticket) -> None:
+    """What its button sends."""
+    call = f"{lanes.flower}/api/task/revoke/{ticket.id}?terminate=true"
+    with urllib.request.urlopen(urllib.request.Request(call, method="POST")) as answer:
+        assert ticket.id in json.load(answer)["message"]
+
+
+@pytest.mark.parametrize("stop", [by_the_fleet, by_celery, by_flower])
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+def test_one_call_stops_a_request_wherever_it_is_and_gives_its_reservation_back(
+    place: Place, stop: Stop, lanes: Lanes, tenant: str
+) -> None:
+    with place(lanes, tenant) as ticket:
+        assert lanes.reserved(tenant) > 0
+        stop(lanes, ticket)
+        with pytest.raises(errors.Cancelled):
+            lanes.fleet.result(ticket, PATIENCE)
+    eventually(lambda: lanes.reserved(tenant) == 0)
+    assert lanes.fleet.cancel(ticket, PATIENCE) is True, "again"
+
+
+def by_a_plain_revoke(lanes: Lanes, ticket: Ticket) -> None:
+    """Returns when the three workers have done what they do about it."""
+    control = lanes.fleet.app.control
+    answers = control.revoke(ticket.id, reply=True, timeout=PATIENCE, limit=3) or []
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
+def test_a_plain_revoke_has_a_request_in_its_queue_cancelled_at_once(
+    lane: str, lanes: Lanes, tenant: str
+) -> None:
+    with queued(lane)(lanes, tenant) as ticket:
+        by_a_plain_revoke(lanes, ticket)
+        with pytest.raises(errors.Cancelled):
+            lanes.fleet.result(ticket, PATIENCE)
+    eventually(lambda: lanes.reserved(tenant) == 0)
+    assert (lanes.spent(tenant), lanes.calls()) == (0, {})
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local"])
+def test_a_plain_revoke_lets_a_request_that_runs_come_to_its_own_end(
+    lane: str, lanes: Lanes, tenant: str
+) -> None:
+    """As Celery has it; the workers of the other lanes must not say REVOKED of it."""
+    ticket = lanes.fleet.submit(question(tenant, lane, max_tokens=5))
+    own = lanes.fleet.app.control.inspect([f"stop-{lane}@test"], timeout=PATIENCE, limit=1)
+    eventually(lambda: ticket.id in str(own.active()))
+    by_a_plain_revoke(lanes, ticket)
+    receipt = lanes.fleet.result(ticket, PATIENCE).receipt
+    assert lanes.fleet.status(ticket) == "SUCCESS"
+    eventually(lambda: lanes.reserved(tenant) == 0)
+    assert lanes.spent(tenant) == receipt.cost
+
+
+def written(lanes: Lanes, ticket: Ticket) -> tuple[int, bool]:
+    """Entries that a stream has got, and whether it has ended."""
+    [(entry, fields)] = lanes.redis.xrevrange(key(ticket.id), count=1)
+    return int(entry.partition("-")[2]), "ended" in fields
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local"])
+def test_after_a_cancel_at_most_one_more_chunk_is_written(
+    lane: str, lanes: Lanes, tenant: str
+) -> None:
+    with streaming(lane)(lanes, tenant) as ticket:
+        assert lanes.fleet.cancel(ticket, PATIENCE) is True
+        before, ended = written(lanes, ticket)
+        eventually(lambda: written(lanes, ticket)[1])
+        end = 1 - ended  # is an entry too
+        assert written(lanes, ticket)[0] - end - before <= 1
+
+
+def test_after_a_cancel_the_provider_generates_at_most_one_more_chunk_and_sees_us_go(
+    lanes: Lanes, tenant: str
+) -> None:
+    with streaming("realtime")(lanes, tenant) as ticket:
+        assert lanes.fleet.cancel(ticket, PATIENCE) is True
+        before = lanes.simulator.stats()["chunks"]
+        eventually(lambda: lanes.calls() == {"dropped": 1}, PATIENCE)
+        assert lanes.simulator.stats()["chunks"] - before <= 1

@@ -1,0 +1,66 @@
+"""A tenant's concurrency through the whole fleet: whatever becomes of a request, its place is free
+again.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from config.settings import ROOT
+from primarch_fleet import CompletionRequest, Fleet, errors
+from primarch_fleet.lane_health import alive_key
+from tests.integration.conftest import StartWorker, eventually
+from workers.onebox.simulator.profile import Latency, Profile
+from workers.onebox.simulator.server import Simulator
+
+PATIENCE = 60.0
+MOST = 4
+
+
+def question(**fields: Any) -> CompletionRequest:
+    messages = [{"role": "user", "content": "Why?"}]
+    usual = {"model": "gpt-4o-mini", "messages": messages, "tenant_id": "t", "lane": "realtime"}
+    return CompletionRequest.parse(usual | fields)
+
+
+def test_no_place_is_lost_to_results_deadlines_cancelling_or_a_kill(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    file["tenants"] = {"t": {"max_concurrency": MOST}}
+    config = tmp_path / "fleet.yaml"
+    config.write_text(yaml.safe_dump(file))
+    app = "workers.realtime.app"
+    slow = Profile(latency=Latency(mean=3.0))
+    with Simulator(slow) as simulator, Fleet(valkey_url) as fleet:
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "FLEET_CONFIG": str(config),
+            "FLEET_VISIBILITY_TIMEOUT": "2",
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+        with start_worker("limited", app=app, env=env) as worker:
+            assert eventually(lambda: store.exists(alive_key("realtime")))
+            soon = datetime.now(UTC) + timedelta(seconds=1)
+            late = fleet.submit(question(deadline=soon))
+            cancelled, *others = fleet.submit_many([question()] * (MOST - 1))
+            with pytest.raises(errors.TenantLimited):
+                fleet.submit(question())
+            assert fleet.cancel(cancelled, PATIENCE)
+            with pytest.raises(errors.DeadlineExceeded):
+                fleet.result(late, PATIENCE)
+            worker.kill()
+        simulator.profile = Profile()
+        with start_worker("rescuer", app=app, env=env, wait=False):
+            for ticket in others:
+                fleet.result(ticket, PATIENCE)
+            eventually(lambda: store.zcard("fleet:budget:busy:t") == 0)
+            tickets = fleet.submit_many([question()] * MOST)
+            assert all(fleet.result(ticket, PATIENCE) for ticket in tickets)

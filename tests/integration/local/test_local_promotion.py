@@ -1,0 +1,237 @@
+"""Requests that wait for an engine go to the realtime lane when their deadline is near."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from config.fleet import FleetConfig, load
+from config.settings import ROOT
+from primarch_fleet import CompletionRequest, EmbeddingRequest, Fleet, protocol
+from primarch_fleet.contract import PRIORITIES
+from primarch_fleet.lane_health import alive_key
+from primarch_fleet.queues import SEPARATOR
+from scheduler.local_promotion import Promotion
+from scheduler.store.connection import connect
+from tasks import accounting as charging
+from tasks.accounting import Charges
+from tests.integration.conftest import StartWorker, eventually
+from workers.onebox.simulator.server import Simulator
+from workers.runtime.leases import LUA
+
+MODEL, QUEUE = "gpt-4o-mini", "local.gpt-4o-mini"
+#: The list of it that a request without a priority is pushed to.
+NORMAL = f"{QUEUE}{SEPARATOR}{PRIORITIES['normal']}"
+PATIENCE = 60.0
+
+
+def configuration(folder: Path, promote_before: float) -> Path:
+    """The shipped one; gpt-4o-mini and its embeddings are hosted here too."""
+    data = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    [engine] = data["engines"]
+    hosted = {"model": MODEL, "quality": 1.0, "promote_before": promote_before}
+    data["engines"] = [engine | hosted]
+    data["tenants"]["poor"] = {"daily_budget": "0.000010"}
+    path = folder / "fleet.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def question(seconds: float | None = None, **fields: Any) -> CompletionRequest:
+    """One whose answer is wanted within so many seconds."""
+    messages = [{"role": "user", "content": "Why?"}]
+    deadline = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+    return CompletionRequest.parse(
+        {"model": MODEL, "messages": messages, "deadline": deadline, "max_tokens": 100} | fields
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FleetConfig:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    return load(configuration(tmp_path, promote_before=10))
+
+
+@pytest.fixture
+def fleet(config: FleetConfig, store: redis.Redis, valkey_url: str) -> Iterator[Fleet]:
+    """A producer of a fleet whose workers are said to be there, and do not come."""
+    config.catalogue().publish(store)
+    for queue in ("realtime", QUEUE):
+        store.set(alive_key(queue), 1)
+    with Fleet(valkey_url) as fleet:
+        yield fleet
+
+
+def promote(config: FleetConfig, url: str) -> None:
+    """One look."""
+
+    async def look() -> None:
+        promotion = Promotion(connect(url, text=False), config.engines)
+        charges = Charges.at(url, config.catalogue(), lambda _: None)
+        charging.use(charges)
+        try:
+            await promotion.promote()
+        finally:
+            charging.use(None)
+            await charges.close()
+            await promotion.close()
+
+    asyncio.run(look())
+
+
+def waiting(store: redis.Redis, queue: str) -> dict[str, dict[str, Any]]:
+    """The messages of a queue, sorted by tenant or not, by their tasks' ids."""
+    lists: list[Any] = [key for key in store.keys(f"{queue}*") if store.type(key) == "list"]
+    texts = [
+        text for key in lists if not key.endswith("turns") for text in store.lrange(key, 0, -1)
+    ]
+    messages = map(json.loads, texts)
+    return {one["headers"]["id"]: one for one in messages if isinstance(one, dict)}
+
+
+def test_a_request_that_an_engine_does_not_come_to_is_answered_in_real_time(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    with Simulator() as simulator, ExitStack() as stack:
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "FLEET_CONFIG": str(configuration(tmp_path, promote_before=20)),
+            "FLEET_DATA_DIR": str(tmp_path),
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+        local, _, _ = (
+            stack.enter_context(start_worker(app.replace(".", "-"), app=app, env=env, wait=False))
+            for app in ("workers.local.app", "workers.realtime.app", "scheduler.app")
+        )
+        fleet = stack.enter_context(Fleet(valkey_url))
+        there = [alive_key(queue) for queue in (QUEUE, "realtime", "scheduler")]
+        assert eventually(lambda: store.exists(*there) == len(there), PATIENCE)
+        local.signal(signal.SIGSTOP)
+        near, patient = fleet.submit(question(15)), fleet.submit(question(120))
+        assert {near.lane, patient.lane} == {"local"}
+        fleet.app.send_task("scheduler.promote", queue="scheduler")
+        receipt = fleet.result(near, PATIENCE).receipt
+        assert receipt.lane == "realtime"
+        assert receipt.reason == "hosted here; promoted: its deadline is near"
+        local.signal(signal.SIGCONT)
+        assert fleet.result(patient, PATIENCE).receipt.lane == "local"
+        assert fleet.budget("default").month.reserved == 0
+
+
+def test_it_is_the_next_one_there_with_its_id_and_is_promoted_once(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    before = fleet.submit(question(lane="realtime", priority="high"))
+    near = fleet.submit(question(8, tenant_id="a tenant"))
+    for _ in range(2):
+        promote(config, valkey_url)
+    there = waiting(store, "realtime")
+    assert set(there) == {before.id, near.id}
+    assert not waiting(store, QUEUE)
+    message = there[near.id]
+    assert message["headers"]["task"] == "realtime.complete"
+    assert message["properties"]["delivery_info"]["routing_key"] == "realtime"
+    assert message["properties"]["priority"] == PRIORITIES["high"]
+    assert store.lrange(f"realtime{SEPARATOR}turns", 0, -1) == [protocol.tenant("a tenant")]
+
+
+def test_an_embedding_stays_one(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    [engine] = config.engines
+    hosted = engine.model_copy(update={"model": "text-embedding-3-small", "kind": "embedding"})
+    config = config.model_copy(update={"engines": [hosted]})
+    config.catalogue().publish(store)
+    store.set(alive_key(hosted.queue), 1)
+    soon = datetime.now(UTC) + timedelta(seconds=8)
+    request = EmbeddingRequest(model=hosted.model, input="a text", deadline=soon)
+    with Fleet(valkey_url) as producer:  # the other knows the catalogue of before
+        ticket = producer.submit(request)
+    assert ticket.lane == "local"
+    promote(config, valkey_url)
+    assert waiting(store, "realtime")[ticket.id]["headers"]["task"] == "realtime.embed"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"seconds": None}, id="that has all the time"),
+        pytest.param({"seconds": 120}, id="whose deadline is far"),
+        pytest.param({"lane": "local"}, id="that names its lane"),
+        pytest.param({"max_cost": 10}, id="whose cap the other lane exceeds"),
+        pytest.param({"tenant_id": "poor"}, id="whose tenant has no money for the other lane"),
+    ],
+)
+def test_a_request_stays(
+    fields: dict[str, Any],
+    fleet: Fleet,
+    config: FleetConfig,
+    store: redis.Redis,
+    valkey_url: str,
+) -> None:
+    ticket = fleet.submit(question(**{"seconds": 8} | fields))
+    promote(config, valkey_url)
+    assert set(waiting(store, QUEUE)) == {ticket.id}
+    assert not waiting(store, "realtime")
+
+
+def test_nothing_goes_to_a_lane_without_a_worker(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    ticket = fleet.submit(question(8))
+    store.delete(alive_key("realtime"))
+    promote(config, valkey_url)
+    assert set(waiting(store, QUEUE)) == {ticket.id}
+
+
+def test_max_latency_counts_from_the_submit(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    ticket = fleet.submit(question(max_latency=9))
+    promote(config, valkey_url)
+    assert set(waiting(store, "realtime")) == {ticket.id}
+
+
+@pytest.mark.parametrize("sorted_by_tenant", [False, True])
+def test_tenants_that_have_nothing_left_take_no_turns(
+    sorted_by_tenant: bool, fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    names = ("one", "other")
+    near = [fleet.submit(question(8, tenant_id=name)) for name in names]
+    left = fleet.submit(question(120, tenant_id="other"))
+    if sorted_by_tenant:
+        sort(store)
+    promote(config, valkey_url)
+    assert set(waiting(store, "realtime")) == {ticket.id for ticket in near}
+    assert set(waiting(store, QUEUE)) == {left.id}
+    sort(store)
+    assert store.lrange(f"{NORMAL}{SEPARATOR}turns", 0, -1) == ["other"]
+
+
+def sort(store: redis.Redis) -> None:
+    """What a worker does that has no place: sort what has come to the engine's queue by tenant."""
+    no_place: list[Any] = [0, 0, "{}", 1, "tag"]
+    assert not store.eval(LUA["fetch"], 3, "leases", "index", NORMAL, *no_place, "1")
+
+
+def test_what_cannot_be_read_keeps_nothing_else(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    header = f'"{protocol.DEADLINE}": 1.0'
+    for odd in ("", "[", "\udcff", '"headers": {"id": "x"}, "body": "no"'):
+        store.rpush(QUEUE, f"{{{header}{odd}}}".encode(errors="surrogateescape"))
+    ticket = fleet.submit(question(8))
+    promote(config, valkey_url)
+    assert store.rpop("realtime" + f"{SEPARATOR}turns{SEPARATOR}default")
+    assert store.llen(QUEUE) == 4, ticket

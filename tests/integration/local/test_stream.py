@@ -1,0 +1,132 @@
+"""Streams of the local lane: a server with the simulated engine, its readers, and a real Valkey."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis
+
+from config.engine import Engine
+from primarch_fleet import AsyncFleet, Fleet, errors
+from primarch_fleet.streaming import key
+from tasks.serving import Envelope
+from tests.integration.client.test_client import request
+from tests.integration.conftest import eventually
+from tests.support.streams import TASK, collect, run, text, writing
+from workers.local.engines.simulated import SimulatedEngine
+from workers.local.server import LocalServer
+from workers.stream_writer import Writer
+
+pytestmark = pytest.mark.usefixtures("store")
+
+CONFIG = Engine.model_validate(
+    {"model": "m", "engine": "simulated", "price": {"input": 1, "output": 2}, "max_num_seqs": 8}
+)
+ENVELOPE = Envelope(task_id=TASK, trace_id="trace", reason="hosted here", queue_wait=0.1)
+
+
+class PausedEngine(SimulatedEngine):
+    """Says one word, and the next when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG)
+        self.next = asyncio.Semaphore(0)
+
+    async def stream(
+        self, body: dict[str, Any], priority: int = 0
+    ) -> AsyncIterator[dict[str, Any]]:
+        async for one in super().stream(body, priority):
+            if one["choices"] and one["choices"][0]["delta"].get("content"):
+                await self.next.acquire()
+            yield one
+
+
+def local_server(writer: Writer, engine: SimulatedEngine) -> LocalServer:
+    return LocalServer(CONFIG, engine, writer, stop=lambda: pytest.fail("it lives"))
+
+
+def test_a_local_engines_words_are_read_one_by_one_before_its_answer_is_there(
+    valkey_url: str,
+) -> None:
+    async def work() -> tuple[str, str, float | None]:
+        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
+            engine = PausedEngine()
+            served = asyncio.create_task(
+                local_server(writer, engine).serve(request("one two", stream=True), ENVELOPE)
+            )
+            chunks = await other.stream(TASK, timeout=20)
+            assert (await anext(chunks)).body["choices"][0]["delta"]["role"] == "assistant"
+            read = ""
+            for number in range(1, 5):
+                assert not served.done()
+                engine.next.release()
+                read += (await anext(chunks)).text
+                assert len(read.split()) == number
+            engine.next.release()
+            read += text(await collect(chunks))
+            completion = await served
+            return read, completion.text, completion.receipt.time_to_first_token
+
+    read, answered, first_token = run(work())
+    assert read == answered
+    assert first_token is not None
+
+
+def test_a_cancelled_request_ends_its_stream_and_frees_its_place(
+    store: redis.Redis, valkey_url: str
+) -> None:
+    async def work() -> int:
+        async with writing(valkey_url) as writer:
+            engine = PausedEngine()
+            served = asyncio.create_task(
+                local_server(writer, engine).serve(request(stream=True), ENVELOPE)
+            )
+            while not engine.running:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.001)
+            served.cancel()
+            await asyncio.gather(served, return_exceptions=True)
+            return engine.running
+
+    assert run(work()) == 0
+    last = eventually(lambda: store.xrevrange(key(TASK), count=1))
+    assert last[0][1] == {"ended": "failed"}
+
+
+class ShortEngine(SimulatedEngine):
+    """Loses the end of its answer."""
+
+    async def stream(
+        self, body: dict[str, Any], priority: int = 0
+    ) -> AsyncIterator[dict[str, Any]]:
+        chunks = [one async for one in super().stream(body, priority)]
+        for one in chunks[: len(chunks) // 2]:
+            yield one
+
+
+def test_an_engine_that_stops_short_is_an_error_and_no_answer(
+    store: redis.Redis, valkey_url: str
+) -> None:
+    async def work() -> None:
+        async with writing(valkey_url) as writer:
+            with pytest.raises(errors.EngineError, match="before its answer was whole"):
+                await local_server(writer, ShortEngine(CONFIG)).serve(
+                    request(stream=True), ENVELOPE
+                )
+
+    run(work())
+    last: Any = store.xrevrange(key(TASK), count=1)
+    assert last[0][1] == {"ended": "failed"}
+
+
+def test_the_usage_is_in_the_receipt_and_not_among_the_chunks(valkey_url: str) -> None:
+    async def work() -> Any:
+        async with writing(valkey_url) as writer:
+            server = local_server(writer, SimulatedEngine(CONFIG))
+            return await server.serve(request(stream=True), ENVELOPE)
+
+    completion = run(work())
+    with Fleet(valkey_url) as fleet:
+        chunks = list(fleet.stream(TASK, timeout=10))
+    assert all(len(one.body["choices"]) == 1 for one in chunks)
+    assert completion.receipt.output_tokens == completion.body["usage"]["completion_tokens"] > 0

@@ -1,0 +1,295 @@
+"""vLLM behind the seam of the local lane: what only a real engine has."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import REGISTRY
+
+from config.engine import Engine
+from config.fleet import FleetConfig
+from config.settings import ROOT
+from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
+from tests.integration.conftest import eventually
+from tests.integration.local.test_engines import Subject, processes, question, text
+from tests.support.engines import END_OF_ANSWER, VLLM_MODEL, config, on_vllm
+from workers.local import engines
+from workers.onebox.up import free_port
+
+pytestmark = on_vllm
+
+ADAPTER = "tested-adapter"
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of random weights, large enough to change what the model says."""
+    torch = pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+
+    model = json.loads((Path(VLLM_MODEL) / "config.json").read_text())
+    width, rank = model["hidden_size"], 8
+    random = torch.Generator().manual_seed(1)
+    shapes = {"lora_A": (rank, width), "lora_B": (width, rank)}
+    weights = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.{name}.weight": torch.randn(
+            shape, generator=random
+        )
+        for layer in range(model["num_hidden_layers"])
+        for name, shape in shapes.items()
+    }
+    folder = tmp_path_factory.mktemp("adapter")
+    save_file(weights, folder / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(adapter: Path) -> Iterator[Subject]:
+    """The engine with much of what fleet.yaml can turn on."""
+    subject = Subject(
+        "vllm",
+        tool_call_parser="hermes",
+        lora_modules={ADAPTER: str(adapter)},
+        engine_args={"max_logprobs": 3},
+    )
+    yield subject
+    subject.close()
+
+
+def test_a_json_schema_is_kept_to(subject: Subject) -> None:
+    schema = {"name": "place", "schema": WEATHER["function"]["parameters"]}
+    response_format = {"type": "json_schema", "json_schema": schema}
+    answer = subject.chat("Where is the Colosseum?", response_format=response_format)
+    assert json.loads(text(answer))["city"] in {"Paris", "Rome"}
+
+
+def test_a_tool_that_must_be_called_is_called(subject: Subject) -> None:
+    choice = {"type": "function", "function": {"name": "weather"}}
+    body = subject.chat(
+        "How is it in Rome?", tools=[WEATHER], tool_choice=choice, max_tokens=200
+    ).body
+    (call,) = body["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"])["city"] in {"Paris", "Rome"}
+
+
+def test_tools_may_be_left_alone(subject: Subject) -> None:
+    body = subject.chat("What is 2+2?", tools=[WEATHER], tool_choice="auto").body
+    assert body["choices"][0]["finish_reason"] in {"stop", "length", "tool_calls"}
+
+
+def test_log_probabilities_come_with_each_token(subject: Subject) -> None:
+    body = subject.chat(logprobs=True, top_logprobs=2, max_tokens=3).body
+    tokens = body["choices"][0]["logprobs"]["content"]
+    assert len(tokens) == 3
+    assert all(len(token["top_logprobs"]) == 2 for token in tokens)
+
+
+def test_a_setting_that_only_vllm_knows_is_vllms_to_enforce(subject: Subject) -> None:
+    with pytest.raises(InvalidRequest, match="3"):  # engine_args: max_logprobs
+        subject.chat(logprobs=True, top_logprobs=5)
+
+
+def test_a_stop_word_ends_the_answer_before_itself(subject: Subject) -> None:
+    answer = subject.chat("Count from 1 to 9.", stop=["5"], temperature=0, max_tokens=100)
+    assert answer.body["choices"][0]["finish_reason"] == "stop"
+    assert "5" not in text(answer)
+
+
+def test_of_those_that_wait_the_most_urgent_go_first(subject: Subject) -> None:
+    """One of the engine's places changes hands; the others are taken to the end of the test."""
+    ended: list[int] = []
+
+    async def ask(priority: int) -> None:
+        await subject.engine.chat(question("Name one animal", max_tokens=2), priority)
+        ended.append(priority)
+
+    async def ask_all() -> None:
+        endless = question("Count", max_tokens=1500, logit_bias={END_OF_ANSWER: -100})
+        seats = config("vllm").max_num_seqs - 1
+        holders = [subject.engine.stream(endless) for _ in range(seats)]
+        await asyncio.gather(*map(anext, holders))  # each has its place
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(ask(0))
+            while subject.engine.running < seats + 1:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.001)
+            for priority in (6, 6, 3, 3, 0, 0):
+                group.create_task(ask(priority))
+            await first
+        await asyncio.gather(*(holder.aclose() for holder in holders))
+
+    subject.run(ask_all())
+    assert ended == [0, 0, 0, 3, 3, 6, 6]
+
+
+def test_an_adapter_answers_under_its_own_name(subject: Subject) -> None:
+    base = subject.chat(temperature=0)
+    other = subject.chat(temperature=0, model=ADAPTER)
+    assert (base.body["model"], other.body["model"]) == ("tested", ADAPTER)
+    assert text(base) != text(other)
+
+
+def test_the_engines_metrics_are_in_the_processs_registry(subject: Subject) -> None:
+    subject.chat()
+    found = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
+    assert found >= {
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prefix_cache_queries_total",
+        "vllm:prefix_cache_hits_total",
+        "vllm:time_to_first_token_seconds_count",
+        "vllm:generation_tokens_total",
+    }
+
+
+@pytest.fixture(scope="module")
+def server(adapter: Path) -> Iterator[str]:
+    """vLLM's own OpenAI server with the same model and settings."""
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += [f"--model={VLLM_MODEL}", "--served-model-name=tested", "--dtype=float32"]
+    command += ["--enforce-eager", "--max-model-len=2048", "--max-num-seqs=32"]
+    command += [f"--port={port}", "--host=127.0.0.1"]
+    command += ["--enable-auto-tool-choice", "--tool-call-parser=hermes", "--max-logprobs=3"]
+    command += [
+        "--scheduling-policy=priority",
+        "--enable-lora",
+        f"--lora-modules={ADAPTER}={adapter}",
+    ]
+    process = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+
+    def healthy() -> bool:
+        assert process.poll() is None, "vLLM's server has ended"
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    try:
+        eventually(healthy, 180)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def asked(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as response:
+        return dict(json.load(response))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 0},
+        {"temperature": 1, "seed": 7, "n": 2},
+        {"temperature": 0, "logprobs": True, "top_logprobs": 2},
+        {"temperature": 0, "tools": [WEATHER], "tool_choice": "required"},
+        {"temperature": 0, "response_format": {"type": "json_object"}},
+    ],
+)
+def test_the_body_is_that_of_vllms_own_server(
+    subject: Subject, server: str, parameters: dict[str, Any]
+) -> None:
+    body = question("What is 2+2?", **parameters)
+    assert same(subject.run(subject.engine.chat(body)).body) == same(asked(server, body))
+
+
+def same(body: dict[str, Any]) -> dict[str, Any]:
+    """A response without what differs from one call to the next: ids and times."""
+    body = json.loads(json.dumps(body))
+    del body["id"], body["created"]
+    for choice in body["choices"]:
+        for call in choice["message"].get("tool_calls") or []:
+            del call["id"]
+    return body
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"path": "/nowhere"}, "/nowhere"),
+        ({"dtype": "float13"}, "float13"),
+        ({"engine_args": {"max_seq_len": 1}}, "max-seq-len"),
+        ({"engine_args": {"block_size": "many"}}, "block-size"),
+        ({"tool_call_parser": "nobodys"}, "nobodys"),
+    ],
+)
+def test_what_vllm_refuses_is_a_configuration_error(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        asyncio.run(engines.start(config("vllm", **change)))
+    assert "tested" in str(caught.value)
+
+
+def test_too_little_memory_is_one_clear_error() -> None:
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    tested = config("vllm")
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "4000"
+    with pytest.raises(EngineError, match=r"tested: vLLM did not start: .*4000\.0 GiB"):
+        asyncio.run(engines.start(tested))
+
+
+def test_an_adapter_that_is_not_there_is_an_error_and_leaves_no_process() -> None:
+    resource_tracker.ensure_running()  # Python's own, which stays
+    before = processes()
+    with pytest.raises(EngineError, match="nowhere"):
+        asyncio.run(engines.start(config("vllm", lora_modules={ADAPTER: "/nowhere"})))
+    eventually(lambda: processes() <= before, 10)
+
+
+def test_settings_have_vllms_names_and_defaults() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
+
+    known = {field.name: field.default for field in dataclasses.fields(AsyncEngineArgs)}
+    ours = {name: field.default for name, field in Engine.model_fields.items()}
+    shared = set(known) & set(ours) - {"model", "max_num_seqs"}  # vLLM's depends on the hardware
+    assert len(shared) > 10
+    assert {name: known[name] for name in shared} == {name: ours[name] for name in shared}
+
+
+def test_the_policy_for_all_engines_is_what_vllm_is_started_with() -> None:
+    from workers.local.engines.vllm import _arguments  # noqa: PLC0415
+
+    given = yaml.safe_load((ROOT / "tests" / "data" / "routing_orchestration.yaml").read_text())
+    file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    own = {"model": "own", "engine": "vllm", "path": "any", "price": {"input": 1, "output": 2}}
+    args = _arguments(FleetConfig.model_validate(file | {"engines": [own]} | given).engine())
+    assert args.tensor_parallel_size == 4
+    assert args.max_num_seqs == 128
+    assert args.enable_prefix_caching is True
+    assert args.gpu_memory_utilization == 0.9

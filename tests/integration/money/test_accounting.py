@@ -1,0 +1,309 @@
+"""What runs of tasks are charged: the real Router, a provider over HTTP, and ledgers in Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import Redis
+
+from config.fleet import FleetConfig
+from primarch_fleet import CompletionRequest, Spending, errors, protocol, streaming
+from primarch_fleet.budgets import Ledger, Order
+from primarch_fleet.catalogue import Limits
+from tasks import accounting as charging
+from tasks import response_cache as caching
+from tasks import serving
+from tasks.accounting import Charges
+from tasks.response_cache import Cache
+from tests.support.realtime_fixture import (
+    CONFIG,
+    PROFILE,
+    chat,
+    config,
+    failing,
+    provider,
+    realtime_server,
+)
+from workers.observability import cost_report as costing
+from workers.observability.cost_report import Costs
+from workers.onebox.simulator.profile import Fault, Latency
+from workers.onebox.simulator.server import Simulator
+from workers.stream_writer import has_token
+
+TASK, TENANT = "task", "default"
+#: Of `big-1`, in micro-dollars a token.
+INPUT, OUTPUT = 2, 8
+LIMIT = {"monthly_budget": "1"}
+#: A provider that takes longer for an answer than a test waits.
+HANGS = PROFILE.model_copy(update={"latency": Latency(mean=60)})
+
+Body = Callable[["Lane"], Awaitable[Any]]
+
+
+class Context(dict[str, Any]):
+    id, root_id = TASK, None
+
+
+class Lane:
+    """The realtime lane's task, with what stands behind it in a worker."""
+
+    def __init__(self, charges: Charges) -> None:
+        self.charges = charges
+
+    async def serve(self, request: CompletionRequest) -> dict[str, Any]:
+        task: Any = SimpleNamespace(request=Context())
+        return await serving.serve("realtime", task, CompletionRequest, request.to_wire())
+
+    async def at_the_provider(
+        self, request: CompletionRequest, simulator: Simulator
+    ) -> asyncio.Task[dict[str, Any]]:
+        """A request's run, as soon as the provider has it."""
+        running = asyncio.create_task(self.serve(request))
+        while not simulator.stats()["max_in_flight"]:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
+        return running
+
+
+async def cancelled(running: asyncio.Task[dict[str, Any]]) -> None:
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def limited(base: FleetConfig = CONFIG, **limits: Any) -> FleetConfig:
+    data = base.model_dump(mode="json")
+    return FleetConfig.model_validate(data | {"tenants": {"default": LIMIT | limits}})
+
+
+@pytest.fixture
+def simulator(store: redis.Redis) -> Iterator[Simulator]:
+    with provider() as simulator:
+        yield simulator
+    charging.use(None)
+
+
+def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
+    """What `body` returns, in a process that serves, charges and reports."""
+    config = config or limited()
+
+    async def all_of_it() -> Any:
+        async with realtime_server(config, url) as server:
+            charges = Charges.at(url, config.catalogue(), costing.report_cut)
+            costs = Costs.at(url, config.catalogue())
+            serving.use("realtime", server)
+            charging.use(charges)
+            costing.use(costs)
+            try:
+                return await body(Lane(charges))
+            finally:
+                costing.use(None)
+                await charges.close()
+                await costs.close()
+
+    return asyncio.run(all_of_it())
+
+
+def spending(store: redis.Redis) -> Spending:
+    return Ledger(store).budget(TENANT, Limits()).month
+
+
+def reserve(store: redis.Redis, amount: int = 500) -> None:
+    """As a producer does at submit."""
+    Ledger(store).reserve(TENANT, Limits(), [Order(TASK, amount)])
+
+
+def estimate(request: CompletionRequest, chunks: int) -> int:
+    return INPUT * (protocol.size(request.body()) // 4 + 1) + OUTPUT * chunks
+
+
+def test_an_answer_costs_what_its_receipt_says(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    reserve(store)
+    answer = run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
+    now = spending(store)
+    assert (now.spent, now.reserved) == (answer["receipt"]["cost"], 0)
+    assert now.spent == simulator.invoice()["total"] > 0
+
+
+def test_a_request_that_nobody_reserved_for_is_reserved_before_it_is_served(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    """A plain Celery producer's; and one that its tenant has no money for never starts."""
+    run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
+    paid = spending(store).spent
+    assert paid == simulator.invoice()["total"]
+    poor = limited(monthly_budget="0.0005")
+    with pytest.raises(errors.BudgetExceeded, match="tenant 'default'"):
+        run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)), poor)
+    told = run(valkey_url, lambda lane: lane.serve(chat(return_exceptions=True)), poor)
+    assert told["error"]["code"] == "budget_exceeded"
+    assert spending(store).spent == paid == simulator.invoice()["total"]
+    assert spending(store).reserved == 0
+
+
+def test_one_that_may_cost_more_than_its_tenant_allows_never_starts(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    capped = limited(max_cost_realtime="0.0004")
+    with pytest.raises(errors.CostCapExceeded, match="max_cost_realtime"):
+        run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)), capped)
+    assert simulator.stats()["calls"] == {}
+    assert spending(store).reserved == 0
+
+
+@pytest.mark.parametrize("fault", [{"status": 400}, {"status": 500}, {"drop": "before_response"}])
+def test_a_failure_costs_nothing(
+    simulator: Simulator, store: redis.Redis, valkey_url: str, fault: dict[str, Any]
+) -> None:
+    simulator.profile = failing(Fault(**fault))
+    reserve(store)
+    with pytest.raises(errors.ProviderError):
+        run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
+    assert (spending(store).spent, spending(store).reserved) == (0, 0)
+
+
+def test_a_deadline_that_has_passed_costs_nothing(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    reserve(store)
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    with pytest.raises(errors.DeadlineExceeded):
+        run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50, deadline=past)))
+    assert (spending(store).spent, spending(store).reserved) == (0, 0)
+
+
+def test_a_call_that_is_cancelled_costs_its_prompt(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    simulator.profile = HANGS
+    request = chat(max_tokens=50)
+
+    async def body(lane: Lane) -> None:
+        await cancelled(await lane.at_the_provider(request, simulator))
+
+    run(valkey_url, body)
+    assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
+
+
+def test_a_call_that_its_deadline_cuts_short_costs_its_prompt(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    simulator.profile = HANGS
+    request = chat(max_tokens=50, deadline=datetime.now(UTC) + timedelta(seconds=5))
+    with pytest.raises(errors.DeadlineExceeded):
+        run(valkey_url, lambda lane: lane.serve(request))
+    assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
+
+
+def test_an_abandoned_stream_costs_its_prompt_and_what_had_come(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    simulator.profile = failing(Fault(drop="mid_stream"))
+    request = chat(max_tokens=50, stream=True)
+    with pytest.raises(errors.ProviderUnavailable):
+        run(valkey_url, lambda lane: lane.serve(request))
+    entries: Any = store.xrange(streaming.key(TASK))
+    came = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
+    tokens = sum(map(has_token, came))
+    assert tokens > 0
+    assert (spending(store).spent, spending(store).reserved) == (estimate(request, tokens), 0)
+
+
+def test_a_kept_answer_costs_its_tenant_nothing_and_its_reservation_is_given_back(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    """But a tenant without room for the reservation is refused: nobody knows yet that it is one."""
+    request = chat(max_tokens=50, cache_ttl=60)
+
+    async def twice(lane: Lane) -> list[dict[str, Any]]:
+        cache = Cache(Redis.from_url(valkey_url, decode_responses=True))
+        caching.use(cache)
+        try:
+            return [await lane.serve(request) for _ in range(2)]
+        finally:
+            caching.use(None)
+            await cache.close()
+
+    reserve(store)
+    first, again = run(valkey_url, twice)
+    assert (first["receipt"]["cached"], again["receipt"]["cached"]) == (False, True)
+    assert spending(store).spent == first["receipt"]["cost"] == simulator.invoice()["total"] > 0
+    assert spending(store).reserved == 0
+    poor = limited(monthly_budget=f"0.{spending(store).spent + 1:06}")
+    with pytest.raises(errors.BudgetExceeded):
+        run(valkey_url, twice, poor)
+
+
+def test_a_task_that_runs_twice_is_paid_twice(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    async def twice(lane: Lane) -> list[dict[str, Any]]:
+        return [await lane.serve(chat(max_tokens=50)) for _ in range(2)]
+
+    answers = run(valkey_url, twice)
+    assert spending(store).spent == sum(one["receipt"]["cost"] for one in answers)
+    assert spending(store).spent == simulator.invoice()["total"]
+
+
+def test_a_dearer_fallback_is_reserved_for_too(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    """`small` falls back to `big`: what is reserved would pay for that."""
+    simulator.profile = failing(Fault(model="small-1", status=500))
+    both = limited(config(fallbacks={"small": ["big"]}))
+    request = chat("small", max_tokens=50)
+    answer = run(valkey_url, lambda lane: lane.serve(request), both)
+    assert answer["receipt"]["deployment"] == "big-1"
+    needed = INPUT * protocol.size(request.to_wire()) + OUTPUT * 50
+    assert spending(store).spent == answer["receipt"]["cost"] <= needed
+    short = limited(config(fallbacks={"small": ["big"]}), monthly_budget=f"0.{needed:06}")
+    with pytest.raises(errors.BudgetExceeded):
+        run(valkey_url, lambda lane: lane.serve(request), short)
+
+
+def test_a_settlement_is_not_lost_to_a_second_cancellation(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    """The first one ends the call, the second comes while that is being settled."""
+    simulator.profile = HANGS
+    request = chat(max_tokens=50)
+
+    async def body(lane: Lane) -> None:
+        running = await lane.at_the_provider(request, simulator)
+        running.cancel()
+        while not lane.charges._settling:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        await cancelled(running)
+
+    run(valkey_url, body)
+    assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
+
+
+def test_of_many_those_are_reserved_that_fit_in_their_order(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    """As when requests are parked together: none is refused for another's sake."""
+    requests = {f"task-{i}": chat(max_tokens=90 if i % 4 == 1 else 10) for i in range(16)}
+    budget = room = 5_000
+    expected = set()
+    for task, request in requests.items():
+        needed = INPUT * protocol.size(request.to_wire()) + OUTPUT * (request.max_tokens or 0)
+        expected |= {task} if needed > room else set()
+        room -= needed if needed <= room else 0
+
+    async def body(lane: Lane) -> dict[str, errors.FleetError]:
+        return await lane.charges.reserve_many("realtime", requests)
+
+    refused = run(valkey_url, body, limited(monthly_budget=f"0.{budget:06}"))
+    assert set(refused) == expected
+    assert 0 < len(expected) < 16
+    assert {type(error) for error in refused.values()} == {errors.BudgetExceeded}
+    assert spending(store).reserved == budget - room

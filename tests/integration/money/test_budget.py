@@ -1,0 +1,281 @@
+"""Tenants' ledgers on a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+
+from primarch_fleet.budgets import KEPT_DAYS, SWEPT_AFTER, AsyncLedger, Held, Ledger, Order
+from primarch_fleet.catalogue import Limits
+from primarch_fleet.errors import BudgetExceeded
+from workers.observability.budget_metrics import BudgetGauge
+
+LIMITS = Limits(daily_budget=100, monthly_budget=250)
+#: Almost the end of February of a leap year.
+EVENING = datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = EVENING
+
+    def __call__(self) -> float:
+        return self.now.timestamp()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(store: redis.Redis, clock: Clock) -> Ledger:
+    return Ledger(store, clock)
+
+
+def reserve(ledger: Ledger, task: str, amount: int, instead: int | None = None) -> Held:
+    [held] = ledger.reserve("t", LIMITS, [Order(task, amount, instead)])
+    return held
+
+
+def figures(ledger: Ledger) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the day and of the month, what is spent and reserved."""
+    budget = ledger.budget("t", LIMITS)
+    return (budget.day.spent, budget.day.reserved), (budget.month.spent, budget.month.reserved)
+
+
+def test_what_is_settled_takes_the_place_of_what_was_reserved(ledger: Ledger) -> None:
+    assert reserve(ledger, "a", 70) == Held("a", instead=False, new=True)
+    assert figures(ledger) == ((0, 70), (0, 70))
+    assert ledger.settle("t", "a", "run", 20)
+    assert figures(ledger) == ((20, 0), (20, 0))
+    assert ledger.budget("t", LIMITS).day.left == 80
+
+
+def test_a_task_reserves_once_and_then_only_what_is_missing(ledger: Ledger) -> None:
+    reserve(ledger, "a", 60)
+    assert reserve(ledger, "a", 60) == Held("a", instead=False, new=False)
+    assert reserve(ledger, "a", 40) == Held("a", instead=False, new=False)
+    assert figures(ledger)[0] == (0, 60)
+    reserve(ledger, "a", 100)
+    assert figures(ledger)[0] == (0, 100)
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger, "a", 101)
+    assert figures(ledger)[0] == (0, 100)
+
+
+def test_what_is_missing_is_reserved_on_the_day_of_the_reservation(
+    ledger: Ledger, clock: Clock
+) -> None:
+    reserve(ledger, "a", 60)
+    clock.now += timedelta(seconds=1)
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger, "a", 101)
+    reserve(ledger, "a", 100)
+    assert figures(ledger) == ((0, 0), (0, 0))
+    clock.now -= timedelta(seconds=1)
+    assert figures(ledger) == ((0, 100), (0, 100))
+
+
+def test_a_run_counts_once_and_another_run_of_the_task_counts_too(ledger: Ledger) -> None:
+    reserve(ledger, "a", 60)
+    assert ledger.settle("t", "a", "first", 20)
+    assert not ledger.settle("t", "a", "first", 20)
+    assert ledger.settle("t", "a", "second", 15)
+    assert figures(ledger)[0] == (35, 0)
+
+
+def test_a_task_that_runs_again_reserves_again(ledger: Ledger) -> None:
+    reserve(ledger, "a", 60)
+    ledger.settle("t", "a", "first", 20)
+    assert reserve(ledger, "a", 60).new
+    assert figures(ledger)[0] == (20, 60)
+
+
+def test_more_than_was_reserved_is_counted_and_leaves_no_room(ledger: Ledger) -> None:
+    reserve(ledger, "a", 60)
+    ledger.settle("t", "a", "run", 130)
+    assert ledger.budget("t", LIMITS).day.left == -30
+    with pytest.raises(BudgetExceeded, match=re.escape("$-0.000030 is left of the daily budget")):
+        reserve(ledger, "b", 1)
+    assert reserve(ledger, "free", 0).new
+
+
+def test_a_refund_may_be_repeated(ledger: Ledger) -> None:
+    reserve(ledger, "a", 60)
+    reserve(ledger, "b", 10)
+    for _ in range(2):
+        ledger.refund("t", "a")
+    assert figures(ledger)[0] == (0, 10)
+
+
+def test_of_many_all_are_reserved_or_none(ledger: Ledger) -> None:
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("t", LIMITS, [Order("a", 60), Order("b", 50), Order("c", 1)])
+    assert figures(ledger)[0] == (0, 0)
+    held = ledger.reserve("t", LIMITS, [Order("a", 60), Order("b", 50, 40), Order("c", 0)])
+    assert [one.instead for one in held] == [False, True, False]
+    assert figures(ledger)[0] == (0, 100)
+
+
+def test_more_orders_than_one_call_of_lua_takes_are_reserved_together(ledger: Ledger) -> None:
+    limits = Limits(daily_budget=12_001)
+    held = ledger.reserve("t", limits, [Order(f"task-{i}", 1) for i in range(12_001)])
+    assert len(held) == 12_001
+    assert figures(ledger)[0] == (0, 12_001)
+
+
+def test_amounts_up_to_billions_of_dollars_are_exact(ledger: Ledger) -> None:
+    limits = Limits(daily_budget=2**52 + 1)
+    ledger.reserve("t", limits, [Order("a", 2**52), Order("b", 1)])
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("t", limits, [Order("c", 1)])
+    ledger.settle("t", "a", "run", 2**52)
+    assert figures(ledger)[0] == (2**52, 1)
+
+
+def test_a_refusal_says_which_cap_what_is_left_and_when_it_starts_anew(
+    ledger: Ledger, clock: Clock
+) -> None:
+    reserve(ledger, "a", 90)
+    with pytest.raises(BudgetExceeded) as caught:
+        reserve(ledger, "b", 20)
+    assert str(caught.value) == (
+        "tenant 't': $0.000020 is to be reserved, $0.000010 is left of the daily budget of "
+        "$0.000100, which starts anew at 2028-03-01T00:00:00Z, in 1 s"
+    )
+    with pytest.raises(BudgetExceeded, match=r"monthly budget.*2028-03-01T00:00:00Z"):
+        reserve(ledger, "b", 300)
+
+
+def test_a_new_day_and_a_new_month_start_anew_and_what_runs_stays_where_it_was(
+    ledger: Ledger, clock: Clock
+) -> None:
+    reserve(ledger, "a", 100)
+    clock.now += timedelta(seconds=1)
+    assert figures(ledger) == ((0, 0), (0, 0))
+    reserve(ledger, "b", 100)
+    ledger.settle("t", "a", "run", 99)
+    assert figures(ledger) == ((0, 100), (0, 100))
+    clock.now -= timedelta(seconds=1)
+    assert figures(ledger) == ((99, 0), (99, 0))
+
+
+def test_the_month_holds_when_each_day_would_have_room(ledger: Ledger, clock: Clock) -> None:
+    clock.now += timedelta(days=1)
+    for day in ("first", "second"):
+        reserve(ledger, day, 100)
+        clock.now += timedelta(days=1)
+    with pytest.raises(BudgetExceeded, match=r"monthly.*2028-04-01"):
+        reserve(ledger, "third", 51)
+    reserve(ledger, "third", 50)
+    assert figures(ledger) == ((0, 50), (0, 250))
+
+
+def test_a_reservation_that_nobody_settles_is_given_back_at_last(
+    ledger: Ledger, clock: Clock
+) -> None:
+    limits = Limits(monthly_budget=100)
+    clock.now = datetime(2028, 3, 1, tzinfo=UTC)
+    ledger.reserve("t", limits, [Order("a", 60), Order("alive", 40)])
+    clock.now += timedelta(seconds=SWEPT_AFTER - 1)
+    ledger.reserve("t", limits, [Order("alive", 40)])
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("t", limits, [Order("b", 1)])
+    clock.now += timedelta(seconds=1)
+    ledger.reserve("t", limits, [Order("b", 60)])
+    assert figures(ledger)[1] == (0, 100)
+    ledger.settle("t", "a", "late", 5)
+    assert figures(ledger)[1] == (5, 100)
+
+
+def test_the_ledger_forgets_old_days(ledger: Ledger, clock: Clock, store: redis.Redis) -> None:
+    for day in range(100):
+        reserve(ledger, str(day), 1)
+        ledger.settle("t", str(day), "run", 1)
+        clock.now += timedelta(days=1)
+    fields: Any = store.hkeys("fleet:budget:ledger:t")
+    assert len({field.split(" ")[0] for field in fields if len(field.split(" ")[0]) == 10}) in (
+        KEPT_DAYS,
+        KEPT_DAYS + 1,
+    )
+    assert not [field for field in fields if field.startswith("2028-03")]
+
+
+def test_a_tenant_who_comes_no_more_leaves_nothing(ledger: Ledger, store: redis.Redis) -> None:
+    reserve(ledger, "a", 1)
+    ledger.settle("t", "a", "run", 1)
+    reserve(ledger, "b", 1)
+    keys: Any = store.keys("*")
+    assert len(keys) == 4
+    assert all(0 < int(store.ttl(key)) <= KEPT_DAYS * 86_400 for key in keys)
+
+
+def test_every_date_of_four_centuries_is_right(store: redis.Redis) -> None:
+    ledger = Ledger(store, lambda: now)
+    start = datetime(2000, 1, 1, tzinfo=UTC)
+    moments = [start + timedelta(days=day) for day in range(0, 146_097, 53)]
+    moments += [datetime.fromisoformat(f"{year}-{edge}") for year in (2024, 2100) for edge in EDGES]
+    for moment in moments:
+        now = moment.timestamp()
+        ledger.settle(moment.isoformat(), "task", moment.isoformat(), 1)
+        ledgers: Any = store.hgetall(f"fleet:budget:ledger:{moment.isoformat()}")
+        assert set(ledgers) == {f"{moment:%Y-%m-%d} spent", f"{moment:%Y-%m} spent"}
+
+
+#: Days about which calendars go wrong.
+EDGES = [f"{day}+00:00" for day in ("01-01T00:00:00", "02-28T23:59:59", "03-01T00:00:00")]
+
+
+def test_the_clock_is_that_of_the_server(store: redis.Redis) -> None:
+    ledger = Ledger(store)
+    ledger.reserve("t", LIMITS, [Order("a", 5)])
+    server: Any = store.time()
+    budget = ledger.budget("t", LIMITS)
+    assert budget.month.reserved == 5
+    assert (
+        0
+        < budget.day.resets_at.timestamp() - server[0]
+        <= 86_400
+        < (budget.month.resets_at.timestamp() - server[0] + 86_400)
+    )
+
+
+def test_asyncio_sees_the_same_ledger(store: redis.Redis, valkey_url: str) -> None:
+    async def run() -> None:
+        other = AsyncLedger(redis.asyncio.Redis.from_url(valkey_url, decode_responses=True))
+        assert await other.reserve("t", LIMITS, [Order("a", 60)]) == [Held("a", False, True)]
+        with pytest.raises(BudgetExceeded):
+            Ledger(store).reserve("t", LIMITS, [Order("b", 60)])
+        await other.settle("t", "a", "run", 30)
+        await other.reserve("t", LIMITS, [Order("b", 60)])
+        await other.refund("t", "b")
+        assert await other.budget("t", LIMITS) == Ledger(store).budget("t", LIMITS)
+        await other.close()
+
+    asyncio.run(run())
+    assert figures(Ledger(store))[0] == (30, 0)
+
+
+def test_operators_see_the_budgets_of_named_tenants(ledger: Ledger) -> None:
+    reserve(ledger, "a", 60)
+    ledger.settle("t", "a", "run", 25)
+    reserve(ledger, "b", 40)
+    limits = {"t": LIMITS.model_copy(update={"daily_budget": None}), "idle": Limits()}
+    [gauge] = BudgetGauge(ledger, limits).collect()
+    told = {tuple(one.labels.values()): one.value for one in gauge.samples}
+    assert {key: value for key, value in told.items() if value} == {
+        ("t", "day", "spent"): 0.000025,
+        ("t", "day", "reserved"): 0.00004,
+        ("t", "month", "spent"): 0.000025,
+        ("t", "month", "reserved"): 0.00004,
+        ("t", "month", "cap"): 0.00025,
+    }
+    assert ("t", "day", "cap") not in told
+    assert ("idle", "month", "spent") in told

@@ -1,0 +1,130 @@
+"""Budgets through the whole fleet: a real realtime worker, and what it drops without serving it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+
+from primarch_fleet import CompletionRequest, Fleet, Spending, errors
+from tests.integration.conftest import StartWorker, Worker, eventually
+from workers.onebox.simulator.profile import Latency, Profile
+from workers.onebox.simulator.server import Simulator
+
+PATIENCE = 60.0
+#: Words of an answer come one by one.
+SLOW = Profile(latency=Latency(time_per_token=0.1))
+
+
+class Lane(ExitStack):
+    """A worker of the fleet that is shipped, and the provider behind it."""
+
+    def __init__(self, simulator: Simulator, url: str, start_worker: StartWorker) -> None:
+        super().__init__()
+        self.simulator = simulator
+        self._start_worker = start_worker
+        self._env = {
+            "FLEET_REDIS_URL": url,
+            "FLEET_VISIBILITY_TIMEOUT": "2",
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+        self.worker = self.start("budget")
+
+    def start(self, name: str, *, wait: bool = True) -> Worker:
+        app = "workers.realtime.app"
+        return self.enter_context(self._start_worker(name, app=app, env=self._env, wait=wait))
+
+
+@pytest.fixture(scope="module")
+def lane(valkey_url: str, start_worker: StartWorker) -> Iterator[Lane]:
+    with redis.Redis.from_url(valkey_url) as client:
+        client.flushall()
+    with Simulator(Profile()) as simulator, Lane(simulator, valkey_url, start_worker) as lane:
+        yield lane
+
+
+@pytest.fixture
+def simulator(lane: Lane) -> Simulator:
+    return lane.simulator
+
+
+@pytest.fixture
+def fleet(simulator: Simulator, valkey_url: str) -> Iterator[Fleet]:
+    simulator.profile = Profile()
+    with Fleet(valkey_url) as fleet:
+        yield fleet
+
+
+def question(tenant: str, **fields: Any) -> CompletionRequest:
+    text = " ".join(f"w{number}" for number in range(30))
+    messages = [{"role": "user", "content": text}]
+    usual = {"model": "gpt-4o-mini", "messages": messages, "tenant_id": tenant, "max_tokens": 100}
+    return CompletionRequest.parse(usual | fields)
+
+
+def month(fleet: Fleet, tenant: str) -> Spending:
+    return fleet.budget(tenant).month
+
+
+def settled(fleet: Fleet, tenant: str) -> bool:
+    return month(fleet, tenant).reserved == 0
+
+
+def test_what_is_reserved_at_submit_is_settled_by_the_worker(fleet: Fleet) -> None:
+    tickets = fleet.submit_many([question("answered") for _ in range(20)])
+    receipts = [fleet.result(ticket, PATIENCE).receipt for ticket in tickets]
+    assert month(fleet, "answered").cap == 10_000_000_000
+    assert month(fleet, "answered").spent == sum(receipt.cost for receipt in receipts) > 0
+    assert month(fleet, "answered").reserved == 0
+
+
+def test_a_stream_that_is_cancelled_is_paid_until_then(fleet: Fleet, simulator: Simulator) -> None:
+    simulator.profile = SLOW
+    stream = fleet.stream(question("abandoned"), timeout=PATIENCE)
+    assert len(list(itertools.islice(stream, 4))) == 4
+    assert fleet.cancel(stream.ticket, PATIENCE)
+    eventually(lambda: settled(fleet, "abandoned"))
+    whole = fleet.result(fleet.submit(question("whole")), PATIENCE).receipt.cost
+    assert 0 < month(fleet, "abandoned").spent < whole
+
+
+def test_what_expires_or_is_revoked_in_the_queue_costs_nothing(fleet: Fleet) -> None:
+    fleet.app.control.cancel_consumer("realtime", reply=True, timeout=PATIENCE, limit=1)
+    try:
+        deadline = datetime.now(UTC) + timedelta(seconds=2)
+        late = fleet.submit(question("late", deadline=deadline))
+        revoked = fleet.submit(question("revoked"))
+        assert min(month(fleet, one).reserved for one in ("late", "revoked")) > 0
+        fleet.app.control.revoke(revoked.id, reply=True, timeout=PATIENCE, limit=1)
+        eventually(lambda: datetime.now(UTC) > deadline)
+    finally:
+        fleet.app.control.add_consumer("realtime", reply=True, timeout=PATIENCE, limit=1)
+    with pytest.raises(errors.DeadlineExceeded):
+        fleet.result(late, PATIENCE)
+    with pytest.raises(errors.Cancelled):
+        fleet.result(revoked, PATIENCE)
+    for tenant in ("late", "revoked"):
+        eventually(partial(settled, fleet, tenant))
+        assert month(fleet, tenant).spent == 0
+
+
+def test_a_task_whose_worker_dies_is_settled_by_the_next_one(
+    fleet: Fleet, lane: Lane, simulator: Simulator
+) -> None:
+    """What the first run had come to is not known to anyone."""
+    simulator.profile = SLOW
+    stream = fleet.stream(question("orphaned"), timeout=PATIENCE)
+    next(stream)
+    lane.worker.kill()
+    assert month(fleet, "orphaned").reserved > 0
+    lane.worker = lane.start("budget-rescuer", wait=False)
+    receipt = fleet.result(stream.ticket, PATIENCE).receipt
+    assert month(fleet, "orphaned").spent == receipt.cost
+    assert month(fleet, "orphaned").reserved == 0

@@ -1,0 +1,164 @@
+"""The report of costs: real lanes, a provider over HTTP with an invoice, a real Valkey."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import Redis
+
+from config.fleet import FleetConfig
+from scheduler.admin import cost_view
+from scheduler.admin.operations import Operator
+from tests.integration.batch.test_cli import scheduler
+from tests.support import realtime_fixture
+from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
+from workers.observability import cost_report as costing
+from workers.observability import metrics
+from workers.observability.cost_report import Costs, Figures, Row, figures, key
+
+__all__ = ["fleet_app", "open_bench"]  # fixtures
+
+pytestmark = pytest.mark.anyio
+
+NOW = datetime(2026, 11, 25, 23, 59, tzinfo=UTC)
+DAY = NOW.date()
+CLI_DAY = ("--from", "2026-11-25", "--to", "2026-11-25")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@asynccontextmanager
+async def reported(url: str, config: FleetConfig) -> AsyncIterator[Costs]:
+    """Within the block answers are reported, as in a worker, on DAY."""
+    client = Redis.from_url(url, decode_responses=True)
+    costs = Costs(client, config.catalogue(), NOW.timestamp)
+    costing.use(costs)
+    try:
+        yield costs
+    finally:
+        costing.use(None)
+        await costs.close()
+
+
+async def total(url: str) -> Figures:
+    async with Redis.from_url(url, decode_responses=True) as client:
+        return cost_view.Report.of(DAY, DAY, [], await cost_view.read(client, DAY, DAY)).total
+
+
+def observing(b: Bench) -> None:
+    """Have the bench's scheduler tell what a worker's does."""
+    b.scheduler.lane._deliverer._observe = metrics.observe
+
+
+async def test_a_batch_is_reported_with_what_its_receipts_and_the_invoice_say(
+    opened: OpenBench,
+) -> None:
+    async with opened() as b:
+        async with reported(b.url, b.config) as costs:
+            observing(b)
+            asked = (chat(f"question {n}", tenant_id=f"t{n % 2}") for n in range(5))
+            results = await b.send(*asked)
+            await b.until_idle()
+            receipts = [one.receipt for one in await b.completions(results)]
+            assert await total(b.url) == Figures(), "nothing is written before a flush"
+            await costs.flush()
+            await costs.flush()
+        seen = await total(b.url)
+        each = [figures(one, b.config.catalogue()) for one in receipts]
+        assert seen == Figures(*map(sum, zip(*each, strict=True)))
+        assert seen.cost == b.simulator.invoice()["total"] > 0
+        assert seen.list_cost == sum(one.list_cost for one in receipts)
+        assert b.redis.ttl(key(DAY)) > 366 * 86_400, "a year can be compared with the one before"
+
+
+async def test_a_completion_that_is_asked_for_again_is_reported_once(opened: OpenBench) -> None:
+    async with opened() as b, reported(b.url, b.config) as costs:
+        observing(b)
+        await b.send(chat("one"), chat("two"))
+        await b.turn()
+        ((job, *_),) = await b.scheduler.store.live()
+        members = await b.scheduler.store.members(job)
+        body = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}, "choices": []}
+        for _ in range(3):
+            await b.scheduler.lane._deliverer.answer(job, dict.fromkeys(members.values(), body))
+        await costs.flush()
+        assert (await total(b.url)).requests == 2
+
+
+async def test_the_dropped_answer_to_a_cancelled_request_is_a_cost_and_no_request(
+    opened: OpenBench,
+) -> None:
+    async with opened(profile(in_progress=1000)) as b, reported(b.url, b.config) as costs:
+        observing(b)
+        _, cancelled = await b.send(chat("one"), chat("cancelled"))
+        await b.turn()
+        operator = Operator(
+            b.scheduler.store, {"openai": b.scheduler.provider}, b.scheduler.lane.exit
+        )
+        await operator.cancel([str(cancelled.id)])
+        await b.until_idle(1100)
+        await costs.flush()
+        seen = await total(b.url)
+        assert (seen.requests, seen.cost) == (1, b.simulator.invoice()["total"])
+
+
+async def test_what_is_added_again_because_its_answer_was_lost_counts_once(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    one = Row("t", "batch", "p", "m")
+    async with reported(valkey_url, realtime_fixture.CONFIG) as costs:
+        for _ in range(2):
+            await costs.add_dropped(one, 7, "the answer")
+        await costs.add_dropped(one, 7, "another")
+    assert await total(valkey_url) == Figures(cost=14)
+
+
+async def test_realtime_answers_are_written_at_stop(valkey_url: str, store: redis.Redis) -> None:
+    config = realtime_fixture.CONFIG
+    with realtime_fixture.provider() as simulator:
+        async with (
+            reported(valkey_url, config),
+            realtime_fixture.realtime_server(config, valkey_url) as one,
+        ):
+            for kind in realtime_fixture.KINDS:
+                await one.serve(realtime_fixture.request(kind), realtime_fixture.ENVELOPE)
+        seen = await total(valkey_url)
+        assert (seen.requests, seen.cost) == (3, simulator.invoice()["total"])
+        assert seen.realtime_cost == seen.cost
+
+
+async def test_operators_see_what_was_saved(opened: OpenBench) -> None:
+    async with opened() as b:
+        async with reported(b.url, b.config):
+            observing(b)
+            await b.send(chat("one", tenant_id="acme"), chat("two", tenant_id="other"))
+            await b.until_idle()
+        shown = await scheduler(b, "costs", *CLI_DAY)
+        told = await scheduler(b, "costs", *CLI_DAY, "--by", "lane", "--json")
+        (lane,), (saves, *_) = (json.loads(told.stdout)[part] for part in ("rows", "targets"))
+        assert (lane["lane"], lane["requests"]) == ("batch", 2)
+        assert lane["cost"] == b.simulator.invoice()["total"]
+        assert lane["saving_rate"] == pytest.approx(0.5, abs=0.1)
+        assert (saves["name"], saves["target"], saves["met"]) == ("cost_reduction", 0.4, True)
+        assert saves["actual"] == lane["saving_rate"]
+        for words in ("acme", "other", "gpt-4o-mini", "together", "costs from 2026-11-25", "yes"):
+            assert words in shown.stdout
+        assert (shown.returncode, shown.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--by", "colour"), ("--from", "soon"), ("--from", "2026-11-26", "--to", "2026-11-25")],
+)
+async def test_what_makes_no_report_is_refused(wrong: Any, opened: OpenBench) -> None:
+    async with opened() as b:
+        assert (await scheduler(b, "costs", *wrong)).returncode == 2

@@ -1,0 +1,141 @@
+"""Deployments that failed are passed over, by all processes, or by none, as the file says."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+from litellm import exceptions
+from litellm.types.router import RouterRateLimitError
+
+from config.fleet import FleetConfig
+from primarch_fleet import errors
+from tests.support.realtime_fixture import (
+    ENVELOPE,
+    Ask,
+    ask_server,
+    chat,
+    config,
+    deployment,
+    failing,
+    open_provider,
+    realtime_server,
+)
+from workers.onebox.simulator.profile import Fault
+from workers.onebox.simulator.server import Simulator
+from workers.realtime.cooldowns import AGAIN, Cooldowns
+from workers.realtime.router import build
+
+__all__ = ["ask_server", "open_provider"]  # fixtures
+
+MINUTE = 60
+#: With a Retry-After the provider's word counts, without it the file's.
+FAULTS = [{"status": 500}, {"status": 503, "retry_after": MINUTE}]
+
+
+def two(**routing: Any) -> FleetConfig:
+    """The cheaper one is asked first, and cools down for a minute when it fails."""
+    both = [deployment("big-1"), deployment("big-2")]
+    return config(
+        both,
+        routing_strategy="cost-based-routing",
+        num_retries=1,
+        allowed_fails=0,
+        cooldown_time=MINUTE,
+        **routing,
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_deployment_that_failed_is_left_alone(
+    ask: Ask, simulator: Simulator, store: redis.Redis, fault: dict[str, Any]
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", times=1, **fault))
+    answers = ask(*[chat()] * 3, config=two())
+    assert [answer.receipt.deployment for answer in answers] == ["big-2"] * 3
+    assert [answer.receipt.attempts for answer in answers] == [2, 1, 1]
+    assert store.exists("deployment:big-1:cooldown")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_without_cooldowns_one_that_failed_is_asked_again_at_once(
+    ask: Ask, simulator: Simulator, store: redis.Redis, fault: dict[str, Any]
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", times=1, **fault))
+    answers = ask(*[chat()] * 3, config=two(disable_cooldowns=True))
+    assert [answer.receipt.deployment for answer in answers] == ["big-1"] * 3
+    assert [answer.receipt.attempts for answer in answers] == [2, 1, 1]
+    assert not store.exists("deployment:big-1:cooldown")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("shared", "attempts"), [(True, [2, 1]), (False, [2, 2])])
+def test_processes_know_of_each_others_failures_if_they_share_their_state(
+    simulator: Simulator,
+    valkey_url: str,
+    fault: dict[str, Any],
+    shared: bool,
+    attempts: list[int],
+) -> None:
+    """Two Routers stand for two processes, the second made when the first has seen the failure:
+
+    LiteLLM tells all Routers that are in a process of each failure.
+    """
+    simulator.profile = failing(Fault(model="big-1", **fault))
+    each = two(shared_state=shared)
+
+    async def run() -> list[int]:
+        async with realtime_server(each, valkey_url) as first:
+            answers = [await first.serve(chat(), ENVELOPE)]
+            async with realtime_server(each, valkey_url) as second:
+                answers.append(await second.serve(chat(), ENVELOPE))
+        return [answer.receipt.attempts for answer in answers]
+
+    assert asyncio.run(asyncio.wait_for(run(), MINUTE)) == attempts
+
+
+def test_a_cooldown_lasts_no_longer_than_the_provider_said(
+    ask: Ask, simulator: Simulator, store: redis.Redis
+) -> None:
+    """Also when it is one failure too many, for which the file has a minute."""
+    simulator.profile = failing(Fault(model="big-1", status=429, retry_after=7))
+    ask(chat(), config=two())
+    assert 0 < store.ttl("deployment:big-1:cooldown") <= 7
+
+
+def test_a_part_of_a_second_is_a_second_and_not_the_files_minute(
+    ask: Ask, simulator: Simulator, store: redis.Redis
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", status=429, retry_after=0.15))
+    ask(chat(), config=two())
+    assert 0 < store.pttl("deployment:big-1:cooldown") <= 1_000
+
+
+def test_a_request_is_told_when_a_deployment_that_cools_down_is_back(
+    ask: Ask, simulator: Simulator
+) -> None:
+    simulator.profile = failing(Fault(status=500))
+    with pytest.raises(errors.ProviderUnavailable):
+        ask(chat(), config=two())
+    with pytest.raises(errors.RateLimited, match=r"\(retry after (60|59|58) s\)"):
+        ask(chat(), config=two())
+
+
+@pytest.mark.parametrize(
+    ("error", "pause"),
+    [
+        (RouterRateLimitError("big", MINUTE, False, ["big-1"]), AGAIN),
+        (exceptions.ServiceUnavailableError("no", "openai", "big-1"), None),
+    ],
+)
+def test_litellm_is_asked_again_soon_when_a_cooldown_ends_while_it_says_no(
+    simulator: Simulator, valkey_url: str, error: Exception, pause: float | None
+) -> None:
+    async def run() -> float | None:
+        router = build(two(shared_state=False), valkey_url)
+        try:
+            return await Cooldowns(router).pause({"big-1"}, set(), error)
+        finally:
+            router.retire()
+
+    assert asyncio.run(run()) == pause

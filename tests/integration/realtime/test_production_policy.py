@@ -1,0 +1,137 @@
+"""Keys of the `routing_orchestration` section, at the place where each of them matters.
+
+tests/unit/test_orchestration.py says what each becomes; what comes of that is tested with the lanes
+themselves, and here where no test of theirs does it by the key that it has become.
+"""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import yaml
+
+from config.fleet import FleetConfig, load
+from config.settings import ROOT
+from primarch_fleet import Completion, CompletionRequest, Fleet
+from primarch_fleet.errors import BudgetExceeded, CostCapExceeded, ProviderError
+from tests.integration.conftest import StartWorker, eventually
+from tests.support.batch_fixture import OpenBench, fleet_app, open_bench
+from tests.support.batch_fixture import chat as batched
+from tests.support.realtime_fixture import (
+    ONE_OF_EACH,
+    Ask,
+    ask_server,
+    chat,
+    config,
+    failing,
+    open_provider,
+)
+from workers.onebox.simulator.profile import Fault
+from workers.onebox.simulator.server import Simulator
+
+__all__ = ["ask_server", "fleet_app", "open_bench", "open_provider"]  # fixtures
+
+GIVEN = yaml.safe_load((ROOT / "tests" / "data" / "routing_orchestration.yaml").read_text())
+
+
+def routed(**litellm_router: Any) -> FleetConfig:
+    """Deployments of `big` and `small`, which answers for `big`, with a policy for the router."""
+    plain = config(ONE_OF_EACH, fallbacks={"big": ["small"]}).model_dump(mode="json")
+    return FleetConfig.model_validate(
+        plain | {"routing_orchestration": {"litellm_router": litellm_router}}
+    )
+
+
+def shipped(**orchestration: Any) -> FleetConfig:
+    """The shipped file with a policy, and no tenants of its own."""
+    file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text()) | {"tenants": {}}
+    return FleetConfig.model_validate(file | {"routing_orchestration": orchestration})
+
+
+def test_without_fallbacks_a_models_own_deployments_answer_or_nobody(
+    ask: Ask, simulator: Simulator
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", status=503))
+    [answer] = ask(chat(), config=routed(enable_fallbacks=True))
+    assert answer.receipt.deployment == "small-1"
+    with pytest.raises(ProviderError):
+        ask(chat(), config=routed(enable_fallbacks=False))
+
+
+def test_the_strategy_is_that_of_requests_which_name_none(ask: Ask) -> None:
+    policies = {"usage-based-routing": "usage-based-routing-v2", "least-busy": "least-busy"}
+    for named, strategy in policies.items():
+        answers: list[Completion] = ask(chat(), config=routed(routing_strategy=named))
+        assert [one.receipt.strategy for one in answers] == [strategy]
+
+
+def question(**fields: Any) -> CompletionRequest:
+    messages = [{"role": "user", "content": "Why?"}]
+    return CompletionRequest.parse({"model": "gpt-4o", "messages": messages} | fields)
+
+
+def test_the_limits_of_money_are_every_tenants(store: redis.Redis, valkey_url: str) -> None:
+    """A request for a thousand tokens of gpt-4o is a cent."""
+    cap = {"cost_optimization": {"realtime_cost_limit_usd": "0.009"}}
+    budget = {"performance_monitoring": {"cost_targets": {"monthly_budget_usd": "0.015"}}}
+    asked = question(lane="realtime", max_tokens=1_000, tenant_id="acme")
+    shipped(**cap).catalogue().publish(store)
+    with Fleet(valkey_url) as fleet, pytest.raises(CostCapExceeded, match="the cap is 9000"):
+        fleet.submit(asked)
+    shipped(**budget).catalogue().publish(store)
+    with Fleet(valkey_url) as fleet:
+        fleet.submit(asked)
+        with pytest.raises(BudgetExceeded):
+            fleet.submit(asked)
+        fleet.submit(asked.model_copy(update={"tenant_id": "another"}))
+
+
+@pytest.mark.anyio
+async def test_the_completion_window_is_what_the_provider_is_asked_for(opened: OpenBench) -> None:
+    """The simulator takes 24h alone, as OpenAI does."""
+    async with opened(completion_window="2d") as b:
+        [result] = await b.send(batched("Why?"))
+        await b.until_idle()
+        refused = await b.outcome(result)
+        assert isinstance(refused, ProviderError)
+        assert "Invalid value: '2d'" in str(refused)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def test_the_targets_are_metrics_of_every_worker(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    file = tmp_path / "fleet.yaml"
+    text = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    given = GIVEN["routing_orchestration"]
+    given["performance_monitoring"]["latency_targets"]["realtime_p95_ms"] = 1234
+    file.write_text(yaml.safe_dump(text | {"routing_orchestration": given}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {
+        "FLEET_REDIS_URL": valkey_url,
+        "FLEET_CONFIG": str(file),
+        "FLEET_METRICS_PORT": str(port),
+        "OPENAI_API_KEY": "x",
+    }
+    with start_worker("targeted", app="workers.realtime.app", env=env):
+        said = eventually(lambda: targets(port))
+    assert said == load(file).targets.figures()
+    assert said["realtime_p95_seconds"] == 1.234
+
+
+def targets(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line.split() for line in lines if line.startswith("primarch_target{")]
+    return {name.split('"')[1]: float(value) for name, value in found}

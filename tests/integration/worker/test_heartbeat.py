@@ -1,0 +1,157 @@
+"""What workers say of themselves, and what producers make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
+from primarch_fleet.catalogue import LaneLimits, Model, Offer
+from primarch_fleet.client import ask
+from primarch_fleet.errors import LaneFull, LaneUnavailable
+from primarch_fleet.lane_health import Watch, alive_key, rates_key
+from tests.integration.conftest import StartWorker, eventually
+from workers.observability.heartbeat import EXPIRY, Heartbeat
+from workers.onebox.simulator.profile import Latency, Profile
+from workers.onebox.simulator.server import Simulator
+
+PRICE = Price(input="1", output="2")
+OFFERS = {name: Offer(queue=f"local.{name}", price=PRICE) for name in ("one", "two")}
+CATALOGUE = Catalogue(
+    models={
+        name: Model(kind="chat", lanes={"local": offer}, list_price=PRICE)
+        for name, offer in OFFERS.items()
+    },
+    completion_window=86_400,
+    max_request_bytes=9_000,
+    heartbeats=True,
+)
+QUEUE = "local.one"
+
+
+def beat(store: redis.Redis, rate: float | None, queue: str = QUEUE) -> Heartbeat:
+    heartbeat = Heartbeat(store, [queue], lambda: rate)
+    heartbeat.beat()
+    return heartbeat
+
+
+def rates(store: redis.Redis) -> dict[str, float]:
+    health = Watch(store).look(CATALOGUE)
+    assert health is not None
+    return dict(health.rates)
+
+
+@pytest.fixture
+def fleet(valkey_url: str, store: redis.Redis) -> Iterator[Fleet]:
+    with Fleet(valkey_url) as fleet:
+        yield fleet
+
+
+def question(model: str = "one", **fields: str) -> CompletionRequest:
+    return CompletionRequest.parse(
+        {"model": model, "messages": [{"role": "user", "content": "2+2?"}], **fields}
+    )
+
+
+def test_a_queue_is_as_fast_as_its_workers_together(store: redis.Redis) -> None:
+    for rate in (1.5, None, 2.0):
+        beat(store, rate)
+    assert rates(store) == {QUEUE: 3.5}
+
+
+def test_a_worker_has_the_rate_that_it_said_last(store: redis.Redis) -> None:
+    said = [3.0, 5.0, None]
+    heartbeat = Heartbeat(store, [QUEUE], lambda: said.pop(0))
+    heartbeat.beat()
+    heartbeat.beat()
+    assert rates(store) == {QUEUE: 5.0}
+    heartbeat.beat()
+    assert rates(store) == {}
+
+
+def test_a_worker_that_says_nothing_any_more_is_forgotten(store: redis.Redis) -> None:
+    now = int(store.time()[0])
+    said: dict[Any, Any] = {"gone": f"7 {now - EXPIRY - 2}", "late": f"2 {now - EXPIRY + 5}"}
+    store.hset(rates_key(QUEUE), mapping=said)
+    beat(store, 1.0)
+    assert rates(store) == {QUEUE: 3.0}
+    assert 0 < int(store.ttl(rates_key(QUEUE))) <= EXPIRY
+    assert 0 < int(store.ttl(alive_key(QUEUE))) <= EXPIRY
+
+
+def test_a_full_lane_says_when_it_has_room_by_what_its_workers_say(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    limits = {"local": LaneLimits(max_queued=2, retry_after=7.0)}
+    CATALOGUE.model_copy(update={"lanes": limits}).publish(store)
+    beat(store, 0.25)
+    fleet.submit_many([question()] * 2)
+    with pytest.raises(LaneFull, match=r"answer about 0.25 a second; try again in 4.0 s") as full:
+        fleet.submit(question())
+    assert full.value.retry_after == 4.0
+
+
+def test_a_model_that_needs_a_worker_is_refused_without_one_and_another_is_not(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    CATALOGUE.model_copy(update={"needs_worker": {"local": 3.0}}).publish(store)
+    beat(store, None, "local.two")
+    for asked in (question(), question(lane="local")):
+        with pytest.raises(LaneUnavailable, match=r"'local.one'; try again in 3.0 s") as refused:
+            fleet.submit(asked)
+        assert refused.value.retryable
+    assert store.keys("local.one*") == []
+    assert fleet.submit(question("two", lane="local")).queue == "local.two"
+
+
+def test_a_real_worker_says_how_fast_it_is(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker
+) -> None:
+    least, places = 0.2, 3
+    slow = Profile(latency=Latency(mean=least))
+    with Simulator(slow) as simulator, Fleet(valkey_url) as fleet:
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+        app = "workers.realtime.app"
+        with start_worker("timed", app=app, env=env, concurrency=places):
+            eventually(lambda: store.exists(alive_key("realtime")))
+            tickets = fleet.submit_many([question("gpt-4o-mini", lane="realtime")] * 6)
+            assert all(fleet.result(ticket, 60) for ticket in tickets)
+            [said] = eventually(lambda: store.hvals(rates_key("realtime")))
+            assert 0 < float(said.split()[0]) <= places / least
+
+
+def test_what_is_less_urgent_is_told_apart(fleet: Fleet, store: redis.Redis) -> None:
+    CATALOGUE.publish(store)
+    counts = {"high": 1, "normal": 2, "low": 4}
+    for priority, count in counts.items():
+        fleet.submit_many([question(priority=priority)] * count)
+    beat(store, 2.0)
+    health = Watch(store).look(CATALOGUE)
+    assert health is not None
+    assert [health.wait(QUEUE, priority) for priority in counts] == [0.5, 1.5, 3.5]
+    assert health.wait("local.two", "low") is None
+
+
+def test_a_batch_worker_does_not_say_how_fast_it_is(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """What it ends in seconds are the scheduler's own tasks."""
+    env = {
+        "FLEET_REDIS_URL": valkey_url,
+        "FLEET_DATA_DIR": str(tmp_path),
+        "OPENAI_API_KEY": "x",
+    }
+    with start_worker("unasked", app="scheduler.app", env=env), Fleet(valkey_url) as fleet:
+        eventually(lambda: store.exists(alive_key("batch")))
+        ask(fleet.app, "scheduler.cancel", ["nobody"], 60)
+        store.delete(alive_key("batch"))
+        eventually(lambda: store.exists(alive_key("batch")))
+        assert store.hvals(rates_key("batch")) == []

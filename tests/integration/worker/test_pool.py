@@ -1,0 +1,277 @@
+"""The async pool in a real worker process."""
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from queue import Queue
+
+import pytest
+import redis
+from celery import chain
+from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+
+from primarch_fleet.queues import Waiting, count_waiting
+from tests.integration.conftest import Producer, StartWorker, Worker, eventually
+from workers.runtime import pool
+
+TIMEOUT = 30  # seconds; none of the results takes a tenth of it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _emptied(valkey_url: str) -> None:
+    with redis.Redis.from_url(valkey_url) as client:
+        client.flushall()
+
+
+@pytest.fixture(scope="module")
+def worker(start_worker: StartWorker, _emptied: None) -> Iterator[Worker]:
+    with start_worker("pool", concurrency=500) as worker:
+        yield worker
+
+
+@pytest.fixture
+def store(valkey_url: str) -> Iterator[redis.Redis]:
+    """A client, without emptying what the module's worker lives on."""
+    with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
+        yield client
+
+
+def waiting(store: redis.Redis, queue: str) -> int:
+    return Waiting.of(count_waiting(store, queue)).depth
+
+
+def nothing_unacked(store: redis.Redis) -> bool:
+    return not store.hlen("unacked") and not store.zcard("unacked_index")
+
+
+def ran(store: redis.Redis, task_id: str) -> int:
+    return store.lrange("runs", 0, -1).count(task_id)
+
+
+def test_five_hundred_bodies_are_inside_one_worker_at_once(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    results = [producer.send("meet", 500) for _ in range(500)]
+    assert {result.get(timeout=TIMEOUT) for result in results} == {500}
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_a_plain_def_task_runs_too(worker: Worker, producer: Producer) -> None:
+    assert producer.send("add_plainly", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_a_soft_limit_is_raised_inside_the_coroutine(worker: Worker, producer: Producer) -> None:
+    result = producer.send("rest_softly", soft_time_limit=0.2)
+    assert result.get(timeout=TIMEOUT) == "soft limit"
+
+
+def test_a_soft_limit_that_is_not_caught_fails_the_task(worker: Worker, producer: Producer) -> None:
+    with pytest.raises(SoftTimeLimitExceeded):
+        producer.send("rest", 60, soft_time_limit=0.2).get(timeout=TIMEOUT)
+
+
+def test_a_hard_limit_fails_the_task_cancels_the_body_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("rest", 60, time_limit=0.3)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=TIMEOUT)
+    eventually(lambda: result.id in store.lrange("cancelled", 0, -1))
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_a_hard_limit_does_not_wait_for_a_body_that_resists(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("never_give_in", time_limit=0.3)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=TIMEOUT)
+    eventually(lambda: "never_give_in" in store.lrange("cancelled", 0, -1))
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_revoking_a_running_task_cancels_its_body_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("rest", 60)
+    eventually(lambda: ran(store, result.id))
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=TIMEOUT)
+    eventually(lambda: result.id in store.lrange("cancelled", 0, -1))
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_revoking_a_queued_task_does_not_wait_for_its_turn(
+    start_worker: StartWorker, producer: Producer, worker: Worker, store: redis.Redis
+) -> None:
+    args = ("--prefetch-multiplier", "2", "-Q", "narrow")
+    with start_worker("narrow", concurrency=1, args=args):
+        running = producer.send("rest", 60, queue="narrow")
+        eventually(lambda: ran(store, running.id))
+        queued = producer.send("rest", 60, queue="narrow")
+        eventually(lambda: store.hlen("unacked") == 2)
+        queued.revoke(terminate=True)
+        with pytest.raises(TaskRevokedError):
+            queued.get(timeout=TIMEOUT)
+        assert not running.ready()
+        running.revoke(terminate=True)
+        eventually(lambda: nothing_unacked(store))
+        assert ran(store, queued.id) == 0
+
+
+def test_the_request_is_known_in_the_coroutine_and_its_children(
+    worker: Worker, producer: Producer
+) -> None:
+    result = producer.send("which_request")
+    assert result.get(timeout=TIMEOUT) == [result.id, result.id]
+
+
+@pytest.mark.parametrize("task", ["third_time_lucky", "retried_for_it"])
+def test_retries_work(worker: Worker, producer: Producer, task: str) -> None:
+    assert producer.send(task).get(timeout=TIMEOUT) == 2
+
+
+def test_a_chain_goes_from_body_to_body(worker: Worker, producer: Producer) -> None:
+    add = "tests.support.apps.pool_app.add"
+    signature = producer.app.signature
+    result = chain(signature(add, (1, 2)), signature(add, (3,)), app=producer.app).apply_async()
+    assert result.get(timeout=TIMEOUT) == 6
+
+
+def test_ignore_stores_nothing_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("ignore")
+    eventually(lambda: not waiting(store, "celery") and nothing_unacked(store))
+    assert result.state == "PENDING"
+
+
+def test_reject_fails_the_task_and_acknowledges(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    with pytest.raises(Exception, match="no"):
+        producer.send("reject").get(timeout=TIMEOUT)
+    eventually(lambda: nothing_unacked(store))
+
+
+def test_a_body_that_exits_fails_alone(worker: Worker, producer: Producer) -> None:
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        producer.send("leave").get(timeout=TIMEOUT)
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_a_child_of_a_body_that_exits_does_not_stop_the_loop(
+    worker: Worker, producer: Producer
+) -> None:
+    assert producer.send("leave_from_a_child").get(timeout=TIMEOUT) == "still here"
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_once(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    queue = ("-Q", "drained")
+    with start_worker("old", args=queue, env={"FLEET_TEST_DRAIN": "1"}) as old:
+        short = producer.send("rest", 0.5, queue="drained")
+        long = producer.send("rest", 2, queue="drained")
+        eventually(lambda: ran(store, short.id) and ran(store, long.id))
+        old.signal(signal.SIGTERM)
+        assert old.process.wait(20) == 0
+    assert short.get(timeout=TIMEOUT) == "rested"
+    assert store.lrange("cancelled", 0, -1).count(long.id) == 1
+    assert nothing_unacked(store)
+    assert waiting(store, "drained") == 1
+    with start_worker("new", args=queue):
+        assert long.get(timeout=TIMEOUT) == "rested"
+        eventually(lambda: nothing_unacked(store))  # the result comes before the acknowledgement
+    assert (ran(store, short.id), ran(store, long.id)) == (1, 2)
+
+
+def test_sigquit_cancels_at_once_and_gives_everything_back(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    with start_worker("quit", args=("-Q", "quit")) as worker:
+        result = producer.send("rest", 60, queue="quit")
+        eventually(lambda: ran(store, result.id))
+        worker.signal(signal.SIGQUIT)
+        worker.process.wait(20)
+    assert (waiting(store, "quit"), nothing_unacked(store)) == (1, True)
+
+
+# Jobs and the loop by themselves.
+
+
+def job() -> pool.Job:
+    ignored = dict.fromkeys(["callback", "accept_callback", "error_callback", "timeout_callback"])
+    return pool.Job(1, lambda: None, ignored | {"accept_callback": lambda *_: None})
+
+
+@pytest.fixture
+def _loop() -> Iterator[None]:
+    yield
+    pool.stop_loop()
+
+
+def test_an_outcome_is_either_the_bodys_or_the_claimants(_loop: None) -> None:
+    async def body() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    outcomes = set()
+    for number in range(300):
+        one = job()
+        assert one.accept()
+        claims: Queue[bool] = Queue()
+        claimant = threading.Thread(target=lambda one=one, claims=claims: claims.put(one.claim()))
+        if number % 2:
+            claimant.start()
+        try:
+            outcome = one.run_body(body)
+        except Ignore:
+            outcome = "claimed"
+        if not number % 2:
+            claimant.start()
+        claimant.join()
+        assert claims.get() == (outcome == "claimed")
+        outcomes.add(outcome)
+    assert "done" in outcomes
+
+
+def test_a_job_claimed_while_it_is_queued_is_not_accepted_and_makes_no_body() -> None:
+    one = job()
+    assert one.claim()
+    assert not one.accept()
+    with pytest.raises(Ignore):
+        one.run_body(lambda: pytest.fail("the body was made"))
+    assert not one.claim()
+
+
+def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none(_loop: None) -> None:
+    ran: list[object] = []
+
+    async def note() -> None:
+        ran.append(asyncio.get_running_loop())
+
+    async def fail() -> None:
+        ran.append("failed")
+        raise ValueError
+
+    loop = pool.loop()
+    pool.at_stop(note)
+    pool.at_stop(fail)
+    pool.stop_loop()
+    assert ran == ["failed", loop]
+    assert loop.is_closed()
+
+
+def test_a_hook_that_hangs_does_not_hold_up_the_end(
+    _loop: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "CLOSE_TIMEOUT", 0.1)
+    pool.at_stop(lambda: asyncio.sleep(3600))
+    started = time.monotonic()
+    pool.stop_loop()
+    assert time.monotonic() - started < 5

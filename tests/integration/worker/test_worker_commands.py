@@ -1,0 +1,101 @@
+"""Each lane alone, by the command that the README gives for another machine."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from config.settings import ROOT
+from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.catalogue import KEY
+from tests.integration.conftest import StartWorker
+from workers.onebox.simulator.profile import BatchProfile, Profile
+from workers.onebox.simulator.server import Simulator
+
+README = (ROOT / "README.md").read_text()
+QUICK = BatchProfile(validating=0, in_progress=0.2, finalizing=0)
+
+
+def command(lane: str) -> str:
+    """The app that the README starts for a lane."""
+    found = re.search(rf"celery -A (\S+) worker -n {lane}1@%h", README)
+    assert found, f"the README has no command for {lane}"
+    return found[1]
+
+
+@contextmanager
+def beat(env: dict[str, str]) -> Iterator[None]:
+    """`celery -A scheduler.beat beat`, as the README has it."""
+    assert "celery -A scheduler.beat beat" in README
+    line = [sys.executable, "-m", "celery", "-A", "scheduler.beat", "beat"]
+    process = subprocess.Popen(line, cwd=ROOT, env={**os.environ, **env})
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("lane", "model"), [("realtime", "gpt-4o-mini"), ("local", "smollm2-135m")]
+)
+def test_a_lane_started_alone_answers(
+    lane: str, model: str, start_worker: StartWorker, store: redis.Redis, valkey_url: str
+) -> None:
+    with Simulator(Profile()) as simulator:
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+        with start_worker(f"{lane}1", app=command(lane), env=env), Fleet(valkey_url) as fleet:
+            assert store.exists(KEY)
+            request = CompletionRequest(model=model, messages=[{"role": "user", "content": "Hi"}])
+            receipt = fleet.result(fleet.submit(request), timeout=30).receipt
+            assert (receipt.lane, receipt.requested_model) == (lane, model)
+
+
+def test_a_batch_worker_and_beat_are_the_batch_lane(
+    start_worker: StartWorker, store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    with Simulator(Profile(batch=QUICK)) as simulator:
+        config = tmp_path / "fleet.yaml"
+        shipped = (ROOT / "config" / "fleet.yaml").read_text()
+        config.write_text(
+            shipped.replace("max_wait: 300", "max_wait: 0")
+            .replace("aggregate_interval: 5", "aggregate_interval: 0.2")
+            .replace("poll_interval: 15", "poll_interval: 0.2")
+        )
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "FLEET_CONFIG": str(config),
+            "FLEET_DATA_DIR": str(tmp_path),
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+        with (
+            start_worker("batch1", app=command("batch"), env=env),
+            beat(env),
+            Fleet(valkey_url) as fleet,
+        ):
+            request = CompletionRequest(
+                model="gpt-4o-mini", lane="batch", messages=[{"role": "user", "content": "Hi"}]
+            )
+            receipt = fleet.result(fleet.submit(request), timeout=40).receipt
+            assert receipt.lane == "batch"
+            assert simulator.stats()["batches_created"] == 1
+
+
+def test_a_lane_without_its_providers_key_says_which_and_takes_nothing(
+    start_worker: StartWorker, store: redis.Redis, valkey_url: str
+) -> None:
+    env = {"FLEET_REDIS_URL": valkey_url}
+    with start_worker("keyless", app=command("realtime"), env=env, wait=False) as worker:
+        assert worker.process.wait(60) != 0
+        assert "OPENAI_API_KEY is not set" in worker.log.read_text()

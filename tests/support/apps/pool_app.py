@@ -1,0 +1,159 @@
+"""A Celery app on the fleet's pool and transport, with tasks that tests can look into.
+
+A body that runs adds its task id to the Redis list `runs`, one that ends in full to `ends`.
+"""
+
+import asyncio
+import os
+import signal
+
+import redis
+from celery import Celery
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+
+from tasks.base import AsyncTask
+from workers.runtime import result_backend, transport
+
+URL = os.environ["FLEET_TEST_URL"]
+_RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
+
+app = Celery("pool_app", task_cls=AsyncTask)
+app.conf.update(
+    broker_url=URL,
+    broker_read_url=URL.replace("redis://", "fleetredis://"),
+    result_backend=result_backend.direct(URL),
+    worker_pool="workers.runtime.pool:TaskPool",
+    worker_consumer=f"{transport.__name__}:Consumer",
+    task_acks_late=True,
+    worker_prefetch_multiplier=1,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_enable_prefetch_count_reduction=False,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_channel_error_retry=True,
+    broker_transport_options={
+        "visibility_timeout": 2,
+        "max_deliveries": int(os.environ.get("FLEET_TEST_MAX_DELIVERIES", "10")),
+        "idle_delay": float(os.environ.get("FLEET_TEST_IDLE_DELAY", "0.02")),
+        "socket_timeout": 5,
+        "queue_order_strategy": "priority",
+        "max_connections": 50,
+    },
+    result_backend_always_retry=True,
+    result_backend_thread_safe=True,
+    result_backend_transport_options={"retry_policy": _RETRY},
+    task_publish_retry_policy={**_RETRY, "max_retries": 100},
+    fleet_drain_timeout=float(os.environ.get("FLEET_TEST_DRAIN", "30")),
+)
+
+_redis = redis.Redis.from_url(URL)
+_guests: list[str] = []
+_everybody = asyncio.Event()
+
+
+@app.task
+async def add(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task
+def add_plainly(x: int, y: int) -> int:
+    return x + y
+
+
+@app.task(bind=True)
+async def meet(self: AsyncTask, expected: int) -> int:
+    """End when so many are inside at once; return how many there were."""
+    _guests.append(str(self.request.id))
+    if len(_guests) == expected:
+        _everybody.set()
+    await _everybody.wait()
+    return len(_guests)
+
+
+@app.task(bind=True)
+async def rest(self: AsyncTask, seconds: float) -> str:
+    """Take so many seconds."""
+    task_id = str(self.request.id)
+    await asyncio.to_thread(_redis.rpush, "runs", task_id)
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        _redis.rpush("cancelled", task_id)
+        raise
+    await asyncio.to_thread(_redis.rpush, "ends", task_id)
+    return "rested"
+
+
+@app.task
+async def rest_softly() -> str:
+    try:
+        await asyncio.sleep(60)
+    except SoftTimeLimitExceeded:
+        await asyncio.sleep(0)  # it can go on awaiting
+        return "soft limit"
+    return "slept"
+
+
+@app.task
+async def never_give_in() -> None:
+    """Swallow every cancellation."""
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            _redis.rpush("cancelled", "never_give_in")
+
+
+@app.task(bind=True)
+async def which_request(self: AsyncTask) -> list[str | None]:
+    async def child() -> str | None:
+        await asyncio.sleep(0)
+        return self.request.id
+
+    return list(await asyncio.gather(child(), child()))
+
+
+@app.task(bind=True)
+async def third_time_lucky(self: AsyncTask) -> int:
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return self.request.retries
+
+
+@app.task(bind=True, autoretry_for=(KeyError,), retry_backoff=False, default_retry_delay=0)
+async def retried_for_it(self: AsyncTask) -> int:
+    if self.request.retries < 2:
+        raise KeyError("again")
+    return self.request.retries
+
+
+@app.task
+async def ignore() -> None:
+    raise Ignore
+
+
+@app.task
+async def reject() -> None:
+    raise Reject("no", requeue=False)
+
+
+@app.task
+async def leave() -> None:
+    raise SystemExit(3)
+
+
+@app.task
+async def leave_from_a_child() -> str:
+    async def child() -> None:
+        raise SystemExit(3)
+
+    await asyncio.wait([asyncio.create_task(child())])
+    return "still here"
+
+
+@app.task(bind=True)
+async def die(self: AsyncTask) -> None:
+    """Kill the worker."""
+    _redis.rpush("runs", str(self.request.id))
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,361 @@
+"""The batch lane in one process: real Valkey, real Celery tracer, real SDK, simulated provider."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+from celery import Celery
+from celery.app.trace import trace_task
+from celery.result import AsyncResult
+from openai import AsyncOpenAI
+
+from config.fleet import FleetConfig
+from config.settings import settings
+from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, protocol
+from primarch_fleet.contract import Receipt, Request
+from scheduler.intake.parking_store import Lot
+from scheduler.jobs.context import Desk, Observers
+from scheduler.pipeline import Lane
+from scheduler.providers.base import Remote
+from scheduler.providers.openai import OpenAIBatches
+from scheduler.store.blobs import Bodies
+from scheduler.store.connection import connect
+from scheduler.store.keys import PREFIX
+from tasks import deferral
+from tests.support.mortal_store import Killed, MortalStore, Witness
+from workers.onebox.simulator import Profile, Simulator, VirtualClock
+from workers.onebox.simulator.app import App
+from workers.onebox.simulator.profile import BatchProfile, Fault, Model
+from workers.onebox.simulator.provider import Provider
+
+#: Seconds for which the fleet keeps results.
+KEPT = 3 * 86_400.0
+PRICES = {"gpt-4o": ("2.50", "10.00"), "gpt-4o-mini": ("0.15", "0.60"), "vectors": ("0.02", "0")}
+
+
+def profile(*faults: Fault, **batch: Any) -> Profile:
+    """A provider with the models of PRICES."""
+    models = {
+        name: Model(kind="embedding" if name == "vectors" else "chat", input=paid, output=made)
+        for name, (paid, made) in PRICES.items()
+    }
+    return Profile(models=models, faults=faults, batch=BatchProfile(**batch))
+
+
+def config(token_limit: int | None = None, **policy: Any) -> FleetConfig:
+    """A fleet that serves them by batch, and cuts at once; `token_limit` is that of each model."""
+    return FleetConfig.model_validate(
+        {
+            "providers": {"openai": {"litellm_provider": "openai", "api_key": "os.environ/KEY"}},
+            "deployments": [
+                {
+                    "id": f"openai-{name}",
+                    "model": name,
+                    "provider": "openai",
+                    "upstream": name,
+                    "kind": "embedding" if name == "vectors" else "chat",
+                    "price": {"input": paid, "output": made},
+                    "batch": True,
+                    "batch_enqueued_token_limit": token_limit,
+                }
+                for name, (paid, made) in PRICES.items()
+            ],
+            "batch": {"max_wait": 0, **policy},
+        }
+    )
+
+
+def chat(text: str, model: str = "gpt-4o-mini", **more: Any) -> CompletionRequest:
+    return CompletionRequest(model=model, messages=[{"role": "user", "content": text}], **more)
+
+
+def embedding(*texts: str) -> EmbeddingRequest:
+    return EmbeddingRequest(model="vectors", input=list(texts), dimensions=8)
+
+
+class Dialect(NamedTuple):
+    """Which provider is simulated, and how the lane speaks to one at an address."""
+
+    app: Callable[[Provider], App]
+    account: Callable[[str], OpenAIBatches]
+
+
+OPENAI = Dialect(App, lambda url: OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=url)))
+
+
+class Scheduler:
+    """One scheduler process's worth of objects."""
+
+    def __init__(self, bench: Bench) -> None:
+        client, limit = connect(bench.url), bench.config.batch.body_limit
+        self.store = MortalStore(client, bench.now)
+        self.bodies = Bodies(client, self.store.now, bench.place, limit=limit, kept=KEPT)
+        self.provider = bench.account(bench.simulator.url)
+        self.receipts: list[Receipt] = []
+        self.jobs: list[tuple[float, int, set[str]]] = []
+        observers = Observers(
+            self.receipts.append, lambda *seen: self.jobs.append((*seen[:2], set(seen[2])))
+        )
+        self.lane = Lane(
+            Desk.of(self.store, self.bodies, bench.config.batch, bench.folder),
+            bench.config,
+            {"openai": self.provider},
+            Witness(bench.app, bench.completed),
+            observers,
+        )
+
+    async def close(self) -> None:
+        await self.lane.close()
+
+
+class Bench:
+    """Everything that a test needs. Its clock is the provider's; the store's is `skew` ahead."""
+
+    skew = 0.0
+
+    def __init__(
+        self,
+        app: Celery,
+        url: str,
+        folder: Path,
+        simulator: Simulator,
+        config: FleetConfig,
+        *,
+        account: Callable[[str], OpenAIBatches] = OPENAI.account,
+        place: str = "",
+    ) -> None:
+        assert isinstance(simulator.clock, VirtualClock)
+        self.account, self.place = account, place
+        self.app, self.url, self.folder = app, url, folder
+        self.simulator, self.clock, self.config = simulator, simulator.clock, config
+        self.redis = redis.Redis.from_url(url, decode_responses=True)
+        #: Ids of the tasks completed by any scheduler, in this order, as often as that was done.
+        self.completed: list[str] = []
+        self.schedulers: list[Scheduler] = []
+        self.scheduler = self.new_scheduler()
+        deferral.use(Lot(self.scheduler.store, self.scheduler.bodies, config))
+
+    def now(self) -> float:
+        """The store's time."""
+        return self.clock.now() + self.skew
+
+    def new_scheduler(self) -> Scheduler:
+        """Another scheduler process."""
+        self.schedulers.append(Scheduler(self))
+        return self.schedulers[-1]
+
+    async def send(self, *requests: Request, **options: Any) -> list[AsyncResult[Any]]:
+        """Enqueue requests as messages, and park them."""
+        results = await asyncio.to_thread(self._send, requests, options)
+        await self.work()
+        return results
+
+    def _send(self, requests: Any, options: dict[str, Any]) -> list[AsyncResult[Any]]:
+        tasks = self.app.tasks
+        return [
+            tasks[protocol.task_name("batch", one.verb)].apply_async((one.to_wire(),), **options)
+            for one in requests
+        ]
+
+    async def work(self) -> int:
+        """Run every waiting message, of any queue, as a worker would; their number."""
+        return await asyncio.to_thread(self._work)
+
+    def _work(self) -> int:
+        self.app.set_current()
+        done = 0
+        with self.app.connection_for_read() as connection, connection.channel() as channel:
+            for name in ("batch", "realtime"):
+                while (message := self.app.amqp.queues[name](channel).get()) is not None:
+                    self.run(message)
+                    message.ack()
+                    done += 1
+        return done
+
+    def run(self, message: Any) -> None:
+        """Run one message with Celery's tracer."""
+        args, kwargs, embed = message.payload
+        headers = message.headers
+        request = {
+            **headers,
+            **(embed or {}),
+            "delivery_info": message.delivery_info,
+            "hostname": "batch1@test",
+            "args": args,
+            "kwargs": kwargs,
+        }
+        task = self.app.tasks[headers["task"]]
+        trace_task(task, headers["id"], args, kwargs, request, app=self.app)
+
+    async def turn(self, seconds: float = 20.0) -> None:
+        """One tick of beat, `seconds` after the last."""
+        self.clock.advance(seconds)
+        await self.scheduler.lane.aggregate()
+        await self.scheduler.lane.poll()
+
+    async def until_idle(self, seconds: float = 20.0, turns: int = 60) -> None:
+        """Tick until nothing waits and no job is live."""
+        for _ in range(turns):
+            await self.turn(seconds)
+            waits = sum(self.redis.zcard(key) for key in self.redis.keys(PREFIX + "waiting:*"))
+            if not waits and not self.redis.zcard(PREFIX + "jobs"):
+                return
+        raise AssertionError("the lane did not come to rest")
+
+    async def die(self) -> None:
+        """Tick until the scheduler dies, as its store was told to; another one takes its place."""
+        with pytest.raises(Killed):
+            await self.until_idle()
+        self.scheduler = self.new_scheduler()
+
+    async def outcome(self, result: AsyncResult[Any]) -> Any:
+        """What `get()` gives, or the exception it raises."""
+        return await asyncio.to_thread(result.get, timeout=5, propagate=False)
+
+    async def completion(self, result: AsyncResult[Any]) -> Completion:
+        return Completion.model_validate(await self.outcome(result))
+
+    async def completions(self, results: list[AsyncResult[Any]]) -> list[Completion]:
+        return [await self.completion(one) for one in results]
+
+    async def settled(self, results: list[AsyncResult[Any]], batches: int) -> list[Any]:
+        """What every task got, a Completion or an exception: each once, by so many paid batches."""
+        assert sorted(self.completed) == sorted(str(one.id) for one in results)
+        assert len([one for one in await self.batches() if one.status != "failed"]) == batches
+        outcomes = [await self.outcome(one) for one in results]
+        return [
+            Completion.model_validate(one) if isinstance(one, dict) else one for one in outcomes
+        ]
+
+    def calls(self, endpoint: str) -> dict[str, int]:
+        """How often an endpoint of the provider was called, by the answer's status."""
+        return dict(self.simulator.stats()["calls"].get(endpoint, {}))
+
+    def answered(self) -> int:
+        """How many requests the provider has put on the invoice."""
+        return int(self.simulator.invoice()["requests"])
+
+    def states(self) -> list[str]:
+        """The states of all jobs ever."""
+        keys = sorted(self.redis.keys(PREFIX + "job:*"))
+        return [str(self.redis.hget(key, "state")) for key in keys]
+
+    def batches_created(self) -> int:
+        return int(self.simulator.stats()["batches_created"])
+
+    async def batches(self) -> list[Remote]:
+        """All batches at the provider."""
+        return (await self.scheduler.provider.list(None)).batches
+
+
+@asynccontextmanager
+async def bench(
+    app: Celery,
+    url: str,
+    folder: Path,
+    offer: Profile,
+    dialect: Dialect = OPENAI,
+    *,
+    place: str = "",
+    **policy: Any,
+) -> AsyncIterator[Bench]:
+    """A bench on an empty Valkey; large bodies lie at a `place`, if there is one."""
+    with (
+        redis.Redis.from_url(url) as client,
+        Simulator(offer, VirtualClock(time.time()), app=dialect.app) as simulator,
+    ):
+        client.flushall()
+        with _closed_backends(app):
+            made = Bench(
+                app,
+                url,
+                folder,
+                simulator,
+                config(**policy),
+                account=dialect.account,
+                place=place,
+            )
+            try:
+                yield made
+            finally:
+                for scheduler in made.schedulers:
+                    await scheduler.close()
+                made.redis.close()
+
+
+@contextmanager
+def _closed_backends(app: Any) -> Iterator[None]:
+    """Celery makes a result backend for each thread and leaves its sockets to the collector."""
+    make, made = app._get_backend, []
+
+    def record() -> Any:
+        made.append(make())
+        return made[-1]
+
+    app._get_backend = record
+    vars(app._local).clear()
+    try:
+        yield
+    finally:
+        del app._get_backend
+        vars(app._local).clear()
+        for backend in made:
+            backend.result_consumer.stop()
+            backend.result_consumer._pubsub = None  # or a result that is collected reopens it
+            backend.client.connection_pool.disconnect()
+
+
+OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture(name="app", scope="module")
+def fleet_app(valkey_url: str) -> Iterator[Celery]:
+    """The fleet's own app, on the test's Valkey."""
+    before = os.environ.get("FLEET_REDIS_URL")
+    os.environ["FLEET_REDIS_URL"] = valkey_url
+    settings.cache_clear()
+    from tasks import batch, realtime  # noqa: F401, PLC0415 - configured by the environment
+    from tasks.app import app  # noqa: PLC0415
+
+    app.conf.update(broker_url=valkey_url, result_backend=valkey_url)
+    app.task(name="test.text")(_text)
+    app.task(name="test.join")(_join)
+    app.task(name="test.told")(_told)
+    app.finalize()
+    with app:
+        yield app
+    if before is None:
+        del os.environ["FLEET_REDIS_URL"]
+    else:
+        os.environ["FLEET_REDIS_URL"] = before
+    settings.cache_clear()
+
+
+def _text(answer: dict[str, Any]) -> str:
+    return Completion.model_validate(answer).text
+
+
+def _join(parts: list[str]) -> list[str]:
+    return parts
+
+
+def _told(task_id: str) -> str:
+    return task_id
+
+
+@pytest.fixture(name="opened")
+def open_bench(app: Celery, valkey_url: str, tmp_path: Path) -> OpenBench:
+    """`async with opened(profile(...), max_wait=300) as b:`"""
+
+    def open_bench(offer: Profile | None = None, **policy: Any) -> Any:
+        return bench(app, valkey_url, tmp_path / "batches", offer or profile(), **policy)
+
+    return open_bench

@@ -1,0 +1,72 @@
+"""A scheduler that dies where a test wants it, and a tracer that remembers what it completed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from scheduler.completion.celery_replay import Tracer
+from scheduler.model.job import State
+from scheduler.store.store import Store
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the scheduler that meets it runs on, not even clean-up."""
+
+
+class MortalStore(Store):
+    """A store whose scheduler dies once a job was brought into the state `dies_at`, before it is
+    written down that one is in the state `dies_before`, or when so many completions are written
+    down, of those that were made.
+    """
+
+    dies_at: State | None = None
+    dies_before: State | None = None
+    dies_after: int | None = None
+    dead = False
+    finished = 0
+
+    async def advance(self, job: Any, state: Any = None, after: float = 0.0, **fields: Any) -> Any:
+        if state is not None and state == self.dies_before:
+            self._die()
+        job = await super().advance(job, state, after, **fields)
+        self._die_in(job.state)
+        return job
+
+    async def claim(self, *args: Any) -> Any:
+        job = await super().claim(*args)
+        self._die_in("PREPARED")
+        return job
+
+    async def finish(self, requests: Any, *args: Any) -> None:
+        left = None if self.dies_after is None else self.dies_after - self.finished
+        self.finished += len(requests)
+        await super().finish(requests[:left], *args)
+        if left is not None and len(requests) >= left:
+            self._die()
+
+    async def _run(self, script: str, keys: Any, args: Any) -> Any:
+        if self.dead:
+            raise Killed
+        return await super()._run(script, keys, args)
+
+    def _die_in(self, state: str) -> None:
+        if state == self.dies_at:
+            self._die()
+
+    def _die(self) -> None:
+        self.dead = True
+        raise Killed
+
+
+class Witness(Tracer):
+    """A tracer that writes down the id of every task that it completes."""
+
+    def __init__(self, app: Celery, completed: list[str]) -> None:
+        super().__init__(app, "batch1@test")
+        self._completed = completed
+
+    def complete(self, context: dict[str, Any], *args: Any) -> Any:
+        self._completed.append(context["id"])
+        return super().complete(context, *args)

@@ -1,0 +1,140 @@
+"""Bodies outside of Redis: what is read is what was put, and what is wrong says what to do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from config.settings import Settings, settings
+from primarch_fleet import Completion
+from primarch_fleet.blobs import Reference, fetch
+from primarch_fleet.contract import Receipt
+from primarch_fleet.errors import BodyUnavailable, ConfigError
+from scheduler.store.blobs import Bodies
+from scheduler.store.connection import connect
+
+pytestmark = pytest.mark.anyio
+
+BODY = b'{"choices":[{"message":{"content":"long"}}]}'
+RECEIPT = Receipt(
+    lane="batch",
+    reason="asked for",
+    requested_model="m",
+    model="m",
+    provider="p",
+    deployment="d",
+    strategy="batch",
+    latency=1.0,
+    input_tokens=1,
+    output_tokens=1,
+    cost=1,
+    list_cost=2,
+    trace_id="t",
+    tenant_id="default",
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def answer(tmp_path: Path) -> Completion:
+    """A completion whose body lies in a file."""
+    (tmp_path / "body.json").write_bytes(BODY)
+    reference = Reference.to(f"file://{tmp_path}/body.json", BODY)
+    return Completion(body_ref=reference, receipt=RECEIPT)
+
+
+def test_a_body_that_lies_elsewhere_is_fetched_by_whoever_asks(answer: Completion) -> None:
+    got = Completion.model_validate(answer.to_wire())
+    assert (got.body, got.text) == ({}, "long")
+    whole = got.fetched()
+    assert whole.body == {"choices": [{"message": {"content": "long"}}]}
+    assert whole.body_ref is None
+    assert whole.fetched() is whole
+    assert Completion.model_validate(whole.to_wire()) == whole
+
+
+def test_a_producer_that_knows_no_references_takes_none_for_an_empty_answer(
+    answer: Completion,
+) -> None:
+    class Before(BaseModel):
+        body: dict[str, Any]
+        receipt: Receipt
+
+    with pytest.raises(ValidationError, match="body"):
+        Before.model_validate(answer.to_wire())
+    assert Before.model_validate(answer.fetched().to_wire()).body
+    assert "body_ref" not in answer.fetched().to_wire()
+
+
+@pytest.mark.parametrize("what", ["changed", "cut short", "gone"])
+def test_a_body_that_is_not_what_was_put_is_an_error(
+    answer: Completion, tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "body.json"
+    if what == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(BODY.replace(b"long", b"lost") if what == "changed" else BODY[:-1])
+    with pytest.raises(BodyUnavailable, match=f"44 bytes at file://{path}: FileNotFoundError"):
+        answer.fetched()
+
+
+def test_a_producer_without_the_packages_is_told_which(
+    answer: Completion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BodyUnavailable, match=r"pip install fsspec, .*Install s3fs"):
+        fetch(Reference.to("s3://bucket/body.json", BODY))
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(BodyUnavailable, match="pip install fsspec"):
+        answer.fetched()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("s3://bucket/fleet", "Install s3fs"),
+        ("nowhere://bucket", "nowhere"),
+        ("file://{file}/below", "Not a directory"),
+    ],
+)
+async def test_a_place_that_cannot_be_used_is_a_configuration_error(
+    tmp_path: Path, place: str, words: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    client = connect("redis://127.0.0.1:1")
+    with pytest.raises(ConfigError, match=f"FLEET_BODIES: .*{words}"):
+        await Bodies(client, _now, place.format(file=tmp_path / "file")).check()
+    await Bodies(client, _now, "").check()
+    await Bodies(client, _now, f"file://{tmp_path}/new/one").check()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("/srv/bodies", "with its protocol"),
+        ("ftp://me:hunter2@host/bodies", "leave credentials out"),
+        ("https://host/bodies?token=hunter2", "leave credentials out"),
+    ],
+)
+def test_a_place_with_credentials_is_refused_without_saying_them(
+    monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    monkeypatch.setenv("FLEET_BODIES", url)
+    settings.cache_clear()
+    with pytest.raises(ConfigError, match=f"FLEET_BODIES: .*{words}") as caught:
+        settings()
+    assert "hunter2" not in str(caught.value)
+    settings.cache_clear()
+    assert "bucket" not in repr(Settings(bodies="s3://bucket/fleet"))
+
+
+async def _now() -> float:
+    return 0.0

@@ -1,0 +1,155 @@
+"""What a line of a batch's result files means, and how a request's line is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from primarch_fleet import CompletionRequest, errors
+from scheduler.model import jsonl
+from scheduler.model.jsonl import Answered, BadLine, Refused, Retry
+
+BODY = {"id": "chatcmpl-1", "choices": []}
+
+
+def line(response: Any = None, error: Any = None) -> str:
+    return json.dumps({"id": "b", "custom_id": "r-1-1", "response": response, "error": error})
+
+
+def answer(status: int, **error: Any) -> str:
+    return line({"status_code": status, "request_id": "", "body": {"error": error}})
+
+
+def test_an_answer_is_status_200_with_a_body_and_no_error() -> None:
+    assert jsonl.read(line({"status_code": 200, "body": BODY})).outcome == Answered(BODY)
+
+
+def test_a_body_that_is_json_text_is_an_answer_too() -> None:
+    response = {"status_code": 200, "body": json.dumps(BODY)}
+    assert jsonl.read(line(response)).outcome == Answered(BODY)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}]},
+        {"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]},
+        {"choices": [{"message": {"content": "An"}, "finish_reason": "length"}]},
+        {"object": "response", "status": "incomplete", "error": None, "output": []},
+    ],
+)
+def test_an_answer_that_is_refused_held_back_or_cut_short_stays_as_it_is(body: Any) -> None:
+    assert jsonl.read(line({"status_code": 200, "body": body})).outcome == Answered(body)
+
+
+def test_a_line_that_does_not_name_response_or_error_is_read() -> None:
+    outcome = jsonl.read('{"custom_id": "r-1-1"}').outcome
+    assert isinstance(outcome, Retry)
+
+
+RETRIES = [
+    (line({"status_code": 0, "request_id": "", "body": {}}), errors.ProviderUnavailable),
+    (line({"status_code": 200, "body": {}}), errors.ProviderUnavailable),
+    (answer(408, message="m"), errors.ProviderTimeout),
+    (answer(409, message="m"), errors.ProviderUnavailable),
+    (answer(429, message="m"), errors.RateLimited),
+    (answer(500, message="m"), errors.ProviderUnavailable),
+    (answer(503, message="m"), errors.ProviderUnavailable),
+    (line(error={"code": "request_timeout", "message": "m"}), errors.ProviderTimeout),
+    (line(error={"code": "something_new", "message": "m"}), errors.ProviderUnavailable),
+]
+
+
+@pytest.mark.parametrize(("text", "error"), RETRIES)
+def test_what_may_work_later_is_tried_again(text: str, error: type[Exception]) -> None:
+    outcome = jsonl.read(text).outcome
+    assert isinstance(outcome, Retry)
+    assert type(outcome.error) is error
+    assert outcome.counter == "failures"
+
+
+@pytest.mark.parametrize("code", ["batch_expired", "batch_cancelled"])
+def test_what_was_never_executed_is_counted_apart(code: str) -> None:
+    outcome = jsonl.read(line(error={"code": code, "message": "m"})).outcome
+    assert isinstance(outcome, Retry)
+    assert outcome.counter == "expiries"
+
+
+REFUSALS = [
+    (answer(400, message="m"), errors.ProviderError),
+    (answer(404, message="m", code="model_not_found"), errors.ProviderError),
+    (answer(422, message="m"), errors.ProviderError),
+    (answer(401, message="m"), errors.AuthenticationFailed),
+    (answer(403, message="m"), errors.AuthenticationFailed),
+    (answer(400, message="m", code="context_length_exceeded"), errors.ContextWindowExceeded),
+    (answer(400, message="the maximum context length is 8"), errors.ContextWindowExceeded),
+    (answer(400, message="m", code="content_policy_violation"), errors.ContentPolicyViolation),
+    (answer(200, message="m"), errors.ProviderError),
+    (line({"status_code": 200, "body": "no json"}), errors.ProviderError),
+    (line({"status_code": 200, "body": BODY}, "words"), errors.ProviderError),
+]
+
+
+@pytest.mark.parametrize(("text", "error"), REFUSALS)
+def test_what_would_fail_again_fails(text: str, error: type[Exception]) -> None:
+    outcome = jsonl.read(text).outcome
+    assert isinstance(outcome, Refused)
+    assert type(outcome.error) is error
+
+
+def test_the_error_is_in_the_providers_words() -> None:
+    outcome = jsonl.read(answer(400, message="No such thing.")).outcome
+    assert isinstance(outcome, Refused)
+    assert str(outcome.error) == "No such thing."
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "{}", '{"custom_id": 1}', b"\xff\xfe"])
+def test_what_is_no_result_is_a_bad_line(text: str | bytes) -> None:
+    with pytest.raises(BadLine):
+        jsonl.read(text)
+
+
+keys = st.sampled_from(["status_code", "body", "error", "code", "message"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 600) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=3),
+)
+
+
+@given(json_values, json_values)
+def test_whatever_a_line_says_it_means_something(response: Any, error: Any) -> None:
+    assert jsonl.read(line(response, error)).custom_id == "r-1-1"
+
+
+@given(st.text(), st.integers(1, 9999))
+def test_any_task_id_becomes_a_custom_id_that_every_provider_takes(
+    task_id: str, attempt: int
+) -> None:
+    request = jsonl.request_id(task_id)
+    custom_id = jsonl.custom_id(request, attempt)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", custom_id)
+    assert jsonl.request_of(custom_id) == request
+
+
+@pytest.mark.parametrize("custom_id", ["", "unknown-1", "r-1", "x-1-1", "r-1-1-1"])
+def test_a_custom_id_of_somebody_else_is_not_ours(custom_id: str) -> None:
+    assert jsonl.request_of(custom_id) is None
+
+
+def test_a_line_is_one_line_of_utf_8_with_the_providers_name_of_the_model() -> None:
+    messages = [{"role": "user", "content": "two\nlines\u2028and ünïcode"}]
+    request = CompletionRequest(model="ours", messages=messages, tenant_id="acme", temperature=0.5)
+    written = jsonl.write("r-1-1", request, "theirs")
+    assert written.count(b"\n") == 1
+    assert "ünïcode".encode() in written
+    assert json.loads(written) == {
+        "custom_id": "r-1-1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "theirs", "messages": messages, "temperature": 0.5},
+    }

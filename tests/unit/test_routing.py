@@ -1,0 +1,353 @@
+"""The choice of a lane: which one, and why."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Price
+from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
+from primarch_fleet.contract import Lane
+from primarch_fleet.errors import (
+    CostCapExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    LaneFull,
+    LaneUnavailable,
+    UnknownModel,
+)
+from primarch_fleet.lane_health import Health
+from primarch_fleet.routing import check_cost, choose, degraded, estimate_cost, most_cost
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = 86_400.0
+PRICE = Price(input="2", output="8")
+
+
+def model(*lanes: Lane, quality: float = 1.0, kind: str = "chat") -> Model:
+    offers = {
+        lane: Offer(queue=lane, price=PRICE, quality=quality if lane == "local" else 1.0)
+        for lane in lanes
+    }
+    return Model(kind=kind, lanes=offers, list_price=PRICE)
+
+
+CATALOGUE = Catalogue(
+    models={
+        "everywhere": model("realtime", "local", "batch", quality=0.5),
+        "remote": model("realtime", "batch"),
+        "hosted": model("local"),
+        "vectors": model("realtime", kind="embedding"),
+    },
+    completion_window=DAY,
+    max_request_bytes=1000,
+)
+
+
+def request(model: str = "everywhere", **fields: Any) -> CompletionRequest:
+    return CompletionRequest(model=model, messages=[{"role": "user", "content": "x"}], **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lane", "reason"),
+    [
+        ({"priority": "high"}, "realtime", "urgent"),
+        ({"cost_preference": "speed"}, "realtime", "urgent"),
+        ({"cost_preference": "cost"}, "batch", "cost-sensitive"),
+        ({"cost_preference": "cost", "max_latency": DAY}, "batch", "patient"),
+        ({"cost_preference": "cost", "max_latency": DAY - 1}, "local", "hosted"),
+        ({"cost_preference": "cost", "deadline": NOW + timedelta(hours=1)}, "local", "hosted"),
+        ({"cost_preference": "cost", "stream": True}, "local", "hosted"),
+        ({"cost_preference": "cost", "max_latency": 5.0, "quality": 0.9}, "realtime", "no cheaper"),
+        ({"service_tier": "flex"}, "realtime", "no cheaper"),
+        ({}, "local", "hosted"),
+        ({"quality": 0.9}, "realtime", "no cheaper"),
+        ({"model": "remote"}, "realtime", "no cheaper"),
+        ({"model": "hosted", "priority": "high"}, "local", "hosted"),
+        ({"lane": "batch"}, "batch", "asked for"),
+        ({"cost_preference": "cost", "tags": ["eu"]}, "realtime", "no cheaper"),
+        ({"cost_preference": "cost", "routing_strategy": "least-busy"}, "realtime", "no cheaper"),
+    ],
+)
+def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
+    fields: dict[str, Any], lane: Lane, reason: str
+) -> None:
+    choice = choose(request(**fields), CATALOGUE, NOW)
+    assert choice.lane == lane
+    assert reason in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"model": "nobody"}, UnknownModel, "model.*nobody.*everywhere, remote, hosted"),
+        ({"model": "vectors"}, InvalidRequest, "model.*embedding"),
+        ({"model": "remote", "lane": "local"}, InvalidRequest, "lane.*realtime and batch"),
+        ({"lane": "local", "quality": 0.9}, InvalidRequest, "quality"),
+        ({"lane": "local", "service_tier": "flex"}, InvalidRequest, "service_tier"),
+        ({"lane": "realtime", "stream": True, "n": 2}, InvalidRequest, "n: a stream"),
+        ({"model": "remote", "stream": True, "n": 2}, InvalidRequest, "n: a stream"),
+        ({"model": "hosted", "service_tier": "flex"}, InvalidRequest, "model.*service_tier"),
+        ({"lane": "local", "tags": ["eu"]}, InvalidRequest, "tags: only the realtime lane"),
+        ({"lane": "batch", "routing_strategy": "least-busy"}, InvalidRequest, "routing_strategy"),
+        ({"model": "hosted", "tags": ["eu"]}, InvalidRequest, "model.*tags"),
+        ({"deadline": NOW}, DeadlineExceeded, "deadline"),
+    ],
+)
+def test_what_no_lane_can_serve_is_refused_by_the_name_of_the_field(
+    fields: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        choose(request(**fields), CATALOGUE, NOW)
+
+
+def test_no_lane_is_left_when_quality_excludes_the_only_one() -> None:
+    models = {"poor": model("local", quality=0.2)}
+    with pytest.raises(InvalidRequest, match="quality"):
+        choose(request("poor", quality=0.5), CATALOGUE.model_copy(update={"models": models}), NOW)
+
+
+def test_an_embedding_goes_to_a_model_for_embeddings() -> None:
+    assert choose(EmbeddingRequest(model="vectors", input="x"), CATALOGUE, NOW).lane == "realtime"
+
+
+@pytest.mark.parametrize("lane", ["local", "batch"])
+def test_embeddings_are_not_served_where_their_tags_mean_nothing(lane: Lane) -> None:
+    vectors = EmbeddingRequest(model="vectors", input="x", lane=lane, tags=["eu"])
+    with pytest.raises(InvalidRequest, match="tags"):
+        choose(vectors, CATALOGUE, NOW)
+
+
+def test_an_estimate_over_the_cap_is_refused_and_one_at_the_cap_is_not() -> None:
+    capped = request(max_cost=1000, max_tokens=100)
+    expected = estimate_cost(capped, 400, CATALOGUE.models["remote"], "realtime")
+    assert expected == 101 * 2 + 100 * 8
+    check_cost(capped.model_copy(update={"max_cost": expected}), expected)
+    with pytest.raises(CostCapExceeded, match="max_cost"):
+        check_cost(capped, expected)
+
+
+def test_the_cap_of_a_tenant_is_for_the_realtime_lane() -> None:
+    limits = Limits(max_cost_realtime=10)
+    check_cost(request(), 11, "batch", limits)
+    check_cost(request(), 10, "realtime", limits)
+    with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
+        check_cost(request(), 11, "realtime", limits)
+
+
+def with_policy(over_budget: str) -> Catalogue:
+    limits = Limits.model_validate({"over_budget": over_budget})
+    return CATALOGUE.model_copy(update={"tenants": {"default": limits}})
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "lane"),
+    [
+        ("batch", {}, "batch"),
+        ("local", {}, "local"),
+        ("refuse", {}, None),
+        ("local", {"model": "remote"}, None),
+        ("local", {"quality": 0.9}, None),
+        ("batch", {"stream": True}, None),
+        ("batch", {"max_latency": DAY - 1}, None),
+        ("batch", {"lane": "realtime"}, None),
+    ],
+)
+def test_over_budget_a_request_goes_where_the_policy_says_if_it_can(
+    policy: str, fields: dict[str, Any], lane: Lane | None
+) -> None:
+    choice = degraded(request(**fields), with_policy(policy), NOW)
+    assert (choice and choice.lane) == lane
+    assert choice is None or choice.reason == f"over budget: degraded to {lane}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit", "tokens"),
+    [
+        ({"max_tokens": 10}, 50, 10),
+        ({"max_tokens": 10, "n": 3}, 50, 30),
+        ({}, 50, 50),
+        ({"n": 2}, 50, 100),
+        ({}, None, 7),
+        ({"n": 2}, None, 14),
+    ],
+)
+def test_what_is_reserved_is_a_token_a_byte_and_the_longest_answer_at_the_dearest_price(
+    fields: dict[str, Any], limit: int | None, tokens: int
+) -> None:
+    dearest = Price(input="3", output="11")
+    offer = Offer(queue="q", price=PRICE, ceiling=dearest, max_output_tokens=limit)
+    served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
+    limits = Limits(default_output_tokens=7)
+    assert most_cost(request(**fields), 1000, served, "realtime", limits) == (
+        3 * 1000 + 11 * tokens
+    )
+
+
+ALL = frozenset({"local", "realtime", "batch"})
+
+
+def waiting(
+    local: int = 0, realtime: int = 0, deserted: Iterable[str] = (), /, **rates: float
+) -> Health:
+    """So many wait on the local and the realtime lane; the rates are of their workers."""
+    queued = Counter({"local": local, "realtime": realtime})
+    return Health(queued=queued, deserted=frozenset(deserted), rates=rates)
+
+
+def waited(seconds: float | None, **rates: float) -> Health:
+    return replace(waiting(1, **rates), oldest_wait={"local": seconds})
+
+
+#: Of 30 messages 20 are of low priority; one is answered in a second.
+LOW_WAITS = replace(waiting(30, local=1.0), behind={("local", "normal"): 20, ("local", "low"): 0})
+HURRIED, PATIENT = {"max_latency": 60.0}, {"max_latency": 61.0}
+SOON = {"deadline": NOW + timedelta(seconds=20)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "health", "lane", "reason"),
+    [
+        # Nothing is known of how fast the lanes are: a rule of thumb.
+        (HURRIED, waiting(100), "realtime", "; local is slow: its queue is long"),
+        (PATIENT, waiting(100), "local", "hosted here"),
+        (HURRIED, waiting(99), "local", "hosted here"),
+        # Their workers say how fast they are: 60 s of waiting fit into 60 s, 61 do not.
+        (HURRIED, waiting(120, local=2.0), "local", "hosted here"),
+        (HURRIED, waiting(122, local=2.0), "realtime", "slow: about 61 s to wait, 60 s are left"),
+        (PATIENT, waiting(1, local=0.01), "realtime", "about 100 s to wait, 61 s are left"),
+        (SOON, waiting(21, local=1.0), "realtime", "about 21 s to wait, 20 s are left"),
+        (SOON, waiting(20, local=1.0), "local", "hosted here"),
+        (HURRIED, waiting(100_000, local=10_000.0), "local", "hosted here"),
+        ({}, waiting(100_000, local=0.001), "local", "hosted here"),
+        # What is less urgent does not hold it up.
+        (SOON, LOW_WAITS, "local", "hosted here"),
+        ({"priority": "low", **SOON}, LOW_WAITS, "realtime", "about 30 s to wait, 20 s are left"),
+        # How fast they are is not known, but how long the oldest has waited.
+        (SOON, waited(20.5), "realtime", "its oldest request has waited 20.5 s, 20 s are left"),
+        (SOON, waited(20.0), "local", "hosted here"),
+        (SOON, waited(None), "local", "hosted here"),
+        (SOON, waited(99.0, local=0.5), "local", "hosted here"),
+        # Both are slow: the first of them, as it would be with neither.
+        (SOON, waiting(30, 40, local=1.0, realtime=1.0), "local", "20 s are left"),
+        # Nobody is there.
+        ({}, waiting(0, 0, {"local"}), "realtime", "; local is without a worker"),
+        ({}, waiting(0, 0, ALL), "local", "hosted here; local is without a worker"),
+        (
+            SOON,
+            waiting(0, 40, {"local"}, realtime=1.0),
+            "realtime",
+            "realtime is slow: about 40 s to wait, 20 s are left",
+        ),
+        # A lane that is named is taken as it is.
+        ({"lane": "local"}, waiting(0, 0, {"local"}), "local", "asked for"),
+        ({"lane": "local", **SOON}, waiting(30, local=1.0), "local", "asked for"),
+    ],
+)
+def test_the_health_of_the_lanes_is_heeded(
+    fields: dict[str, Any], health: Health, lane: Lane, reason: str
+) -> None:
+    choice = choose(request(**fields), CATALOGUE, NOW, health)
+    assert choice.lane == lane
+    assert choice.reason.endswith(reason)
+
+
+def with_(**fields: Any) -> Catalogue:
+    return CATALOGUE.model_copy(update=fields)
+
+
+@pytest.mark.parametrize(
+    ("queued", "rates", "seconds"),
+    [
+        (10, {}, 7.0),
+        (10, {"realtime": 4.0}, 7.0),
+        (10, {"local": 0.5}, 2.0),
+        (12, {"local": 0.5}, 6.0),
+        (10, {"local": 100.0}, 1.0),
+        (99, {"local": 0.5}, 60.0),
+    ],
+)
+def test_a_full_lane_says_when_there_is_room_by_how_fast_it_is(
+    queued: int, rates: dict[str, float], seconds: float
+) -> None:
+    full = with_(lanes={"local": LaneLimits(max_queued=10, retry_after=7.0)})
+    with pytest.raises(LaneFull, match=f"try again in {seconds:.1f} s") as refused:
+        choose(request(lane="local"), full, NOW, waiting(queued, **rates))
+    assert refused.value.retry_after == seconds
+    assert ("answer about" in str(refused.value)) == ("local" in rates)
+
+
+def test_a_lane_that_needs_a_worker_is_closed_without_one() -> None:
+    strict = with_(needs_worker={"local": 3.0})
+    alone = waiting(0, 0, {"local"})
+    with pytest.raises(
+        LaneUnavailable, match=r"none serves 'local'; try again in 3.0 s"
+    ) as refused:
+        choose(request(lane="local"), strict, NOW, alone)
+    assert refused.value.retry_after == 3.0
+    assert choose(request(lane="local"), strict, NOW, waiting()).lane == "local"
+    assert choose(request(), strict, NOW, alone).reason.endswith("local is without a worker")
+    with pytest.raises(LaneUnavailable):
+        choose(request("hosted"), strict, NOW, alone)
+
+
+def test_where_every_lane_is_closed_the_refusal_is_of_the_one_that_is_wanted_most() -> None:
+    both = with_(needs_worker={"local": 3.0}, lanes={"realtime": LaneLimits(max_queued=5)})
+    health = waiting(0, 5, {"local"})
+    with pytest.raises(LaneUnavailable):
+        choose(request(max_latency=9.0), both, NOW, health)
+    with pytest.raises(LaneFull):
+        choose(request(max_latency=9.0, priority="high"), both, NOW, health)
+
+
+def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() -> None:
+    strict = with_(needs_worker={"local": 3.0})
+    choice = choose(request(), strict, NOW, waiting(0, 0, ALL))
+    assert choice.lane == "realtime"
+    assert choice.reason.endswith("local is without a worker; realtime is without a worker")
+
+
+def test_batch_is_not_chosen_where_it_has_to_be_named() -> None:
+    named = with_(auto_batch=False, tenants={"default": Limits(over_budget="batch")})
+    cheap = request("remote", cost_preference="cost")
+    assert choose(cheap, named, NOW).lane == "realtime"
+    assert choose(cheap.model_copy(update={"lane": "batch"}), named, NOW).lane == "batch"
+    assert degraded(cheap, named, NOW) is not None
+
+
+def tagged(tags: Any, **fields: Any) -> Catalogue:
+    offers = {**CATALOGUE.models["everywhere"].lanes}
+    offers["realtime"] = offers["realtime"].model_copy(update={"tags": tags})
+    models = {"everywhere": Model(kind="chat", lanes=offers, list_price=PRICE)}
+    return with_(models=models, **fields)
+
+
+DEPLOYMENTS = ((), ("eu", "fast"), ("us",))
+
+
+@pytest.mark.parametrize("lane", ["auto", "realtime"])
+def test_tags_that_no_deployment_has_all_of_are_refused_with_those_there_are(lane: str) -> None:
+    words = r"^tags: no deployment of 'everywhere' .*\[\] or \[eu, fast\] or \[us\]"
+    with pytest.raises(InvalidRequest, match=words):
+        choose(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS), NOW)
+    for tags in (["fast", "eu"], ["us"]):
+        assert choose(request(tags=tags, lane=lane), tagged(DEPLOYMENTS), NOW).lane == "realtime"
+
+
+def test_tags_are_refused_where_nobody_goes_by_them_and_let_through_where_none_are_known() -> None:
+    asked = request(tags=["eu"])
+    with pytest.raises(InvalidRequest, match=r"^tags: this fleet does not go by them"):
+        choose(asked, tagged(DEPLOYMENTS, tag_filtering=False), NOW)
+    assert choose(asked, tagged(None), NOW).lane == "realtime"
+    assert choose(request(), tagged((), tag_filtering=False), NOW).lane == "local"
+
+
+def test_a_lane_that_is_full_is_none_to_be_degraded_to() -> None:
+    catalogue = with_policy("batch").model_copy(
+        update={"lanes": {"batch": LaneLimits(max_queued=1)}}
+    )
+    assert degraded(request(), catalogue, NOW, Health()) is not None
+    assert degraded(request(), catalogue, NOW, Health(queued=Counter({"batch": 1}))) is None

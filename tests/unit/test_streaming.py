@@ -1,0 +1,203 @@
+"""What a reader makes of what it reads from a stream, without Redis and without waiting."""
+
+import json
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors
+from primarch_fleet.client import streamed
+from primarch_fleet.streaming import GRACE, LONG, RECONNECT_TIMEOUT, SHORT, Reading
+from workers.stream_writer import has_token
+
+BACKEND: Any = Celery(set_as_current=False, backend="cache+memory://").backend
+ANSWER = json.dumps({"status": "SUCCESS", "result": {"body": {}}})
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def reading(
+    after: str | None = None, timeout: float | None = None, clock: Clock | None = None
+) -> Reading:
+    return Reading(BACKEND, "task", after, timeout, clock or Clock())
+
+
+def entries(*some: tuple[str, str]) -> list[Any]:
+    """An answer to XREAD; "opened", "ok" and "failed" are what they say, all else is text."""
+    kinds = {"opened": {"opened": ""}, "ok": {"ended": "ok"}, "failed": {"ended": "failed"}}
+    return [
+        ("key", [(one, kinds.get(what, {"chunk": json.dumps(body(what))})) for one, what in some])
+    ]
+
+
+def body(text: str) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+def test_a_run_is_read_in_order_to_its_end() -> None:
+    reader = reading()
+    first = reader.take(entries(("7-0", "opened"), ("7-1", "a")))
+    assert not reader.ended
+    rest = reader.take(entries(("7-2", "b"), ("7-3", "ok")))
+    assert [(chunk.id, chunk.text) for chunk in first + rest] == [("7-1", "a"), ("7-2", "b")]
+    assert reader.ended
+    assert reader.after == "7-3"
+
+
+def test_a_reader_resumes_behind_a_chunk() -> None:
+    reader = reading(after="7-1")
+    assert reader.after == "7-1"
+    [chunk] = reader.take(entries(("7-2", "b")))
+    assert chunk.text == "b"
+
+
+@pytest.mark.parametrize("after", ["", "7", "7-", "$", "7-1-2", "-7-1"])
+def test_what_is_no_id_of_a_chunk_is_refused_by_name(after: str) -> None:
+    with pytest.raises(errors.InvalidRequest, match=r"^after"):
+        reading(after=after)
+
+
+def test_a_reader_without_a_chunk_follows_a_run_that_starts_over() -> None:
+    reader = reading()
+    reader.take(entries(("7-0", "opened"), ("7-1", "failed")))
+    [chunk] = reader.take(entries(("8-0", "opened"), ("8-1", "b")))
+    assert chunk.text == "b"
+
+
+@pytest.mark.parametrize("after", [None, "7-1"])
+def test_a_reader_with_a_chunk_is_told_that_the_run_starts_over(after: str | None) -> None:
+    reader = reading(after)
+    if after is None:
+        reader.take(entries(("7-0", "opened"), ("7-1", "a")))
+    with pytest.raises(errors.StreamInterrupted, match="started over"):
+        reader.take(entries(("8-0", "opened")))
+
+
+@pytest.mark.parametrize(
+    ("after", "next_id"), [("7-1", "7-3"), ("7-1", "7-1"), (None, "7-5"), (None, "7-1")]
+)
+def test_a_gap_is_an_error_and_never_a_shorter_answer(after: str | None, next_id: str) -> None:
+    with pytest.raises(errors.StreamInterrupted, match="part of the stream"):
+        reading(after).take(entries((next_id, "c")))
+
+
+def test_a_failed_run_has_the_reason_looked_up_at_once() -> None:
+    reader = reading()
+    assert reader.block == LONG * 1000
+    reader.take(entries(("7-0", "opened"), ("7-1", "failed")))
+    assert not reader.ended
+    assert reader.block == SHORT * 1000
+    for _ in range(20):
+        reader.idle(None)
+    assert reader.block == LONG * 1000
+
+
+def test_a_task_that_failed_fails_its_readers_alike() -> None:
+    failure = BACKEND.prepare_exception(errors.RateLimited("slow down"), "json")
+    with pytest.raises(errors.RateLimited, match="slow down"):
+        reading().idle(json.dumps({"status": "FAILURE", "result": failure}))
+
+
+def test_a_result_without_the_end_of_a_stream_is_waited_out_and_then_said() -> None:
+    clock = Clock()
+    reader = reading(clock=clock)
+    reader.idle(ANSWER)
+    clock.now += GRACE - 0.1
+    reader.idle(ANSWER)
+    reader.take(entries(("7-0", "opened")))  # the writer was behind: it has its time anew
+    clock.now += GRACE - 0.1
+    reader.idle(ANSWER)
+    clock.now += GRACE
+    with pytest.raises(errors.StreamInterrupted, match="its stream is not"):
+        reader.idle(ANSWER)
+
+
+def test_the_timeout_is_between_two_chunks_and_only_while_somebody_waits() -> None:
+    clock = Clock()
+    reader = reading(timeout=5, clock=clock)
+    clock.now += 60  # the consumer was busy
+    reader.start()
+    reader.idle(None)
+    clock.now += 4.9
+    assert reader.block <= 100
+    reader.take(entries(("7-0", "opened"), ("7-1", "a")))
+    clock.now += 4.9
+    reader.idle(None)
+    clock.now += 0.1
+    with pytest.raises(errors.ResultTimeout, match=r"within 5 s"):
+        reader.idle(None)
+    assert reader.block == 1  # 0 would be for ever
+
+
+@pytest.mark.parametrize(("timeout", "limit"), [(3.0, 3.0), (None, RECONNECT_TIMEOUT)])
+def test_a_broker_that_is_away_is_waited_for_as_long_as_said(
+    timeout: float | None, limit: float
+) -> None:
+    clock = Clock()
+    reader = reading(timeout=timeout, clock=clock)
+    assert reader.lost(redis.ConnectionError()) > 0
+    clock.now += limit - 0.1
+    assert reader.lost(redis.BusyLoadingError()) > 0
+    reader.take(entries(("7-0", "opened")))
+    clock.now += limit - 0.1
+    assert reader.lost(OSError()) > 0
+    clock.now += limit
+    with pytest.raises(errors.FleetUnavailable):
+        reader.lost(redis.TimeoutError())
+
+
+def test_a_broker_that_refuses_is_not_asked_again() -> None:
+    with pytest.raises(errors.FleetUnavailable, match="WRONGTYPE"):
+        reading().lost(redis.ResponseError("WRONGTYPE"))
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [
+        ([{"index": 0, "delta": {"content": "a"}}], "a"),
+        ([{"index": 1, "delta": {"content": "b"}}], ""),
+        ([{"index": 0, "delta": {"content": None}}], ""),
+        ([{"index": 0, "delta": {}}], ""),
+        ([], ""),
+    ],
+)
+def test_the_text_of_a_chunk_is_what_the_first_choice_gains(
+    choices: list[dict[str, Any]], text: str
+) -> None:
+    assert Chunk("7-1", {"choices": choices}).text == text
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ({"role": "assistant", "content": ""}, False),
+        ({"content": "a"}, True),
+        ({"tool_calls": [{"index": 0}]}, True),
+        ({"reasoning_content": "hm"}, True),
+        ({}, False),
+    ],
+)
+def test_the_first_token_is_text_reasoning_or_a_tool_call(
+    delta: dict[str, Any], expected: bool
+) -> None:
+    assert has_token({"choices": [{"index": 0, "delta": delta}]}) is expected
+
+
+def test_streaming_is_asked_for_whatever_the_request_says() -> None:
+    hello = [{"role": "user", "content": "Hi"}]
+    for stream in (None, False, True):
+        request = streamed(CompletionRequest(model="m", messages=hello, stream=stream))
+        assert request.stream is True
+        assert request.to_wire()["stream"] is True
+    with pytest.raises(errors.InvalidRequest, match="batch cannot stream"):
+        streamed(CompletionRequest(model="m", messages=hello, lane="batch"))
+    with pytest.raises(errors.InvalidRequest, match="stream"):
+        streamed(EmbeddingRequest(model="m", input="x"))  # type: ignore[arg-type]

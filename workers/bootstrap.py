@@ -1,0 +1,140 @@
+"""How a lane's worker starts: its queues, the leased transport, its server, its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import redis
+from celery import Celery, bootsteps
+from celery.signals import task_revoked
+from kombu import Queue
+from prometheus_client.registry import REGISTRY
+
+from config.fleet import fleet_config
+from config.settings import redis_url
+from primarch_fleet.budgets import Ledger
+from primarch_fleet.contract import Lane
+from primarch_fleet.errors import FleetError
+from tasks import accounting as charging
+from tasks import response_cache as caching
+from tasks.accounting import Charges
+from tasks.app import app
+from tasks.response_cache import Cache
+from workers.observability import cost_report as costing
+from workers.observability import metrics
+from workers.observability.budget_metrics import BudgetGauge
+from workers.observability.cost_report import Costs
+from workers.observability.heartbeat import Heartbeat
+from workers.observability.throughput import Throughput
+from workers.runtime import (
+    pool,
+    result_backend,
+    revoke,  # noqa: F401 - its command takes the place of Celery's
+    transport,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Served(Protocol):
+    """What a lane holds while its worker runs."""
+
+    async def close(self) -> None:
+        """Give everything back; called once, after the last task."""
+
+
+def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Served]]) -> Celery:
+    """The fleet's Celery app as one lane's worker: what `celery -A` is given.
+
+    Args:
+        queues: The only queues it takes tasks from.
+        start: Makes the lane ready; runs on the worker's event loop before the first task is
+            taken. When it raises, the worker stops with that error and takes no task.
+    """
+    url = redis_url()
+    app.conf.update(
+        fleet_lane=lane,
+        task_queues=[Queue(name) for name in queues],
+        broker_read_url=transport.leased(url),
+        broker_write_url=url,
+        result_backend=result_backend.direct(url),
+        worker_consumer="workers.runtime.transport:Consumer",
+    )
+
+    class ServeLane(bootsteps.StartStopStep):
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, worker: Any) -> None:
+            client = redis.Redis.from_url(url, socket_timeout=5)
+            catalogue = fleet_config().catalogue()
+            catalogue.publish(client)
+            _charge(Charges.at(url, catalogue, costing.report_cut))
+            _report(Costs.at(url, catalogue))
+            _keep(Cache.at(url, metrics.report))
+            ledger = Ledger(redis.Redis.from_url(url, socket_timeout=5, decode_responses=True))
+            REGISTRY.register(BudgetGauge(ledger, catalogue.tenants))
+            metrics.show_targets(fleet_config().targets.figures())
+            metrics.serve(client, lane, queues)
+            heartbeat = Heartbeat(client, queues, _rate(lane, worker))
+            pool.at_stop(heartbeat.stop)
+            try:
+                served = asyncio.run_coroutine_threadsafe(_run(start), pool.loop()).result()
+            except FleetError as error:
+                logger.critical("%s", error, extra={"action": "lane_not_started"})
+                raise SystemExit(1) from None
+            pool.at_stop(served.close)
+            _settle_down()
+            heartbeat.start()
+
+    app.steps["worker"].add(ServeLane)
+    return app
+
+
+def _rate(lane: Lane, worker: Any) -> Callable[[], float | None]:
+    """How fast the worker is, at each call; of the batch lane, where all ends hours later, None."""
+    if lane == "batch":
+        return lambda: None
+    throughput = Throughput(lambda: worker.pool.num_processes)
+    throughput.watch()
+    return throughput.measure
+
+
+def _settle_down() -> None:
+    """Have the garbage collector leave alone what is loaded by now, for good.
+
+    It would look through all of that, a quarter of a second of it with LiteLLM, while everybody's
+    next token waits.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _charge(charges: Charges) -> None:
+    """Have this worker's tasks charged, and what it drops unserved refunded."""
+    charging.use(charges)
+    pool.at_stop(charges.close)
+
+    @task_revoked.connect(weak=False)
+    def refund(request: Any, **_: object) -> None:
+        asyncio.run_coroutine_threadsafe(charges.refund(request), pool.loop())
+
+
+def _keep(cache: Cache) -> None:
+    """Have answers kept for those who ask for that."""
+    caching.use(cache)
+    pool.at_stop(cache.close)
+
+
+def _report(costs: Costs) -> None:
+    """Have what this worker's answers cost reported, to the last one."""
+    costing.use(costs)
+    asyncio.run_coroutine_threadsafe(costs.start(), pool.loop()).result()
+    pool.at_stop(costs.close)
+
+
+async def _run(start: Callable[[], Awaitable[Served]]) -> Served:
+    return await start()

@@ -1,0 +1,210 @@
+"""OpenAI's routes: authorization, faults on calls, and one handler per endpoint."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterator
+
+from aiohttp import web
+
+from workers.onebox.simulator import chat
+from workers.onebox.simulator.batches import Batches
+from workers.onebox.simulator.error import ApiError, JsonObject
+from workers.onebox.simulator.faults import refusal
+from workers.onebox.simulator.files import Files
+from workers.onebox.simulator.profile import Endpoint, Fault
+from workers.onebox.simulator.provider import Provider
+from workers.onebox.simulator.stats import Stats
+from workers.onebox.simulator.transport import (
+    Call,
+    Dropped,
+    Reply,
+    as_json,
+    cut_off,
+    garbled,
+    half,
+    read,
+    refuse,
+    send,
+    send_half,
+)
+from workers.onebox.simulator.webhooks import Webhooks
+
+_LARGEST_BODY = 512 * 1024 * 1024
+
+Handler = Callable[[Call], Awaitable[Reply]]
+WebHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class App:
+    """A provider with its files, batches and stats, reached over HTTP."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self.stats = Stats()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget files, batches, charges and counts; profile and clock stay."""
+        self.provider.reset()
+        self.stats.reset()
+        self._files = Files(self.provider)
+        self._webhooks = Webhooks(self.provider)
+        self._batches = Batches(self.provider, self._files, self._webhooks.ended)
+
+    async def send_webhooks(self) -> list[int]:
+        """Tell of the batches that have ended; the statuses of the answers, 0 for none.
+
+        What was not taken is sent again with the next call.
+        """
+        self._batches.catch_up()
+        return await self._webhooks.send()
+
+    def application(self) -> web.Application:
+        """An application with OpenAI's routes."""
+        application = web.Application(client_max_size=_LARGEST_BODY)
+        application.add_routes(self._routes())
+        return application
+
+    def _routes(self) -> Iterator[web.RouteDef]:
+        table: tuple[tuple[str, str, Endpoint, Handler], ...] = (
+            ("POST", "/v1/chat/completions", "chat.completions", self._complete),
+            ("POST", "/v1/embeddings", "embeddings", self._embed),
+            ("GET", "/v1/models", "models.list", self._list_models),
+            ("POST", "/v1/files", "files.create", self._create_file),
+            ("GET", "/v1/files", "files.list", self._list_files),
+            ("GET", "/v1/files/{id}", "files.retrieve", self._retrieve_file),
+            ("DELETE", "/v1/files/{id}", "files.delete", self._delete_file),
+            ("GET", "/v1/files/{id}/content", "files.content", self._file_content),
+            ("POST", "/v1/batches", "batches.create", self._create_batch),
+            ("GET", "/v1/batches", "batches.list", self._list_batches),
+            ("GET", "/v1/batches/{id}", "batches.retrieve", self._retrieve_batch),
+            ("POST", "/v1/batches/{id}/cancel", "batches.cancel", self._cancel_batch),
+        )
+        for method, path, endpoint, handler in table:
+            yield web.route(method, path, self._counted(endpoint, handler))
+
+    def _counted(self, endpoint: Endpoint, handler: Handler) -> WebHandler:
+        async def serve(request: web.Request) -> web.StreamResponse:
+            self.stats.enter(endpoint)
+            status = "dropped"
+            try:
+                response = await self._serve(endpoint, handler, request)
+                if request.transport is not None:  # else the caller has gone meanwhile
+                    status = str(response.status)
+            except ApiError as error:
+                response = refuse(error, self.provider.ids.new("req_"))
+                status = str(error.status)
+            except Dropped:
+                response = cut_off(request)
+            finally:
+                self.stats.leave(endpoint, status)
+            return response
+
+        return serve
+
+    async def _serve(
+        self, endpoint: Endpoint, handler: Handler, request: web.Request
+    ) -> web.StreamResponse:
+        self._authorize(request)
+        call = await read(endpoint, request)
+        fault = self._pick(call)
+        if fault is not None:
+            await self.provider.clock.sleep(fault.delay)
+            _strike(fault, committed=False)
+        reply = await handler(call)
+        if fault is not None:
+            _strike(fault, committed=True)
+            if fault.drop == "mid_stream":
+                await send_half(request, reply, self.provider.clock)
+            if fault.drop == "short":
+                reply = half(reply)
+            if fault.drop == "garbled":
+                reply = garbled(reply)
+        return await send(request, reply, self.provider.ids.new("req_"), self.provider.clock)
+
+    def _authorize(self, request: web.Request) -> None:
+        kind, _, key = request.headers.get("Authorization", "").partition(" ")
+        if kind != "Bearer" or not key.strip():
+            text = (
+                "You didn't provide an API key. You need to provide your API key in an "
+                "Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+            )
+            raise ApiError(401, text)
+        accepted = self.provider.profile.api_keys
+        if accepted and key.strip() not in accepted:
+            raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
+
+    def _pick(self, call: Call) -> Fault | None:
+        model = call.body.get("model")
+        name = model if isinstance(model, str) else None
+        return self.provider.faults.pick("call", call.endpoint, name, call.raw)
+
+    async def _complete(self, call: Call) -> Reply:
+        answer = self.provider.complete(call.body)
+        wait = self.provider.latency(answer.model, call.raw)
+        pace = self.provider.profile.latency_of(answer.model).time_per_token
+        writing = pace * answer.usage.output_tokens
+        streamed = call.body.get("stream") is True
+        await self.provider.clock.sleep(wait if streamed else wait + writing)
+        self.provider.charge(answer, "realtime")
+        if not streamed:
+            return as_json(self.provider.write(answer))
+        chunks = self.provider.write_chunks(answer, include_usage=chat.include_usage(call.body))
+        parts = [*map(_event, chunks), b"data: [DONE]\n\n"]
+        pause = writing / len(parts)
+        return Reply(parts, "text/event-stream", True, pause, self.stats.chunk)
+
+    async def _embed(self, call: Call) -> Reply:
+        answer = self.provider.answer("embeddings", call.body)
+        await self.provider.clock.sleep(self.provider.latency(answer.model, call.raw))
+        self.provider.charge(answer, "realtime")
+        return as_json(self.provider.write(answer))
+
+    async def _list_models(self, call: Call) -> Reply:
+        models = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "simulator"}
+            for name in self.provider.profile.models
+        ]
+        return as_json({"object": "list", "data": models})
+
+    async def _create_file(self, call: Call) -> Reply:
+        return as_json(self._files.upload(call.body).as_json())
+
+    async def _list_files(self, call: Call) -> Reply:
+        return as_json(self._files.list(call.query))
+
+    async def _retrieve_file(self, call: Call) -> Reply:
+        return as_json(self._files.find(call.query["id"]).as_json())
+
+    async def _delete_file(self, call: Call) -> Reply:
+        return as_json(self._files.delete(call.query["id"]))
+
+    async def _file_content(self, call: Call) -> Reply:
+        content = self._files.find(call.query["id"]).content
+        return Reply((content,), "application/octet-stream")
+
+    async def _create_batch(self, call: Call) -> Reply:
+        batch = self._batches.create(call.body)
+        self.stats.batch_created()
+        return as_json(batch)
+
+    async def _list_batches(self, call: Call) -> Reply:
+        return as_json(self._batches.list(call.query))
+
+    async def _retrieve_batch(self, call: Call) -> Reply:
+        return as_json(self._batches.retrieve(call.query["id"]))
+
+    async def _cancel_batch(self, call: Call) -> Reply:
+        return as_json(self._batches.cancel(call.query["id"]))
+
+
+def _strike(fault: Fault, *, committed: bool) -> None:
+    if (fault.drop == "after_commit") is not committed:
+        return
+    if fault.status is not None:
+        raise refusal(fault, fault.status)
+    if fault.drop in ("before_response", "after_commit"):
+        raise Dropped
+
+
+def _event(chunk: JsonObject) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"

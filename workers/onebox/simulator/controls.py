@@ -1,0 +1,77 @@
+"""The simulator's own routes: what it charged, what it was asked, and how it shall go on."""
+
+import json
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from workers.onebox.simulator.app import App
+from workers.onebox.simulator.clock import VirtualClock
+from workers.onebox.simulator.error import ApiError, JsonObject, invalid
+from workers.onebox.simulator.profile import Profile
+from workers.onebox.simulator.transport import refuse
+
+
+class Controls:
+    """Routes under /simulator; they need no key, and no fault rule meets them."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def add_to(self, application: web.Application) -> None:
+        """Add the routes, and last of all the answer to every other."""
+        application.add_routes(
+            [
+                web.get("/simulator/invoice", self._invoice),
+                web.get("/simulator/stats", self._stats),
+                web.put("/simulator/profile", self._replace_profile),
+                web.post("/simulator/clock", self._advance_clock),
+                web.post("/simulator/webhooks", self._send_webhooks),
+                web.post("/simulator/reset", self._reset),
+                web.route("*", "/{path:.*}", self._no_such_route),
+            ]
+        )
+
+    async def _invoice(self, request: web.Request) -> web.Response:
+        return web.json_response(self._app.provider.invoice.as_json())
+
+    async def _stats(self, request: web.Request) -> web.Response:
+        return web.json_response(self._app.stats.as_json())
+
+    async def _replace_profile(self, request: web.Request) -> web.Response:
+        try:
+            profile = Profile.model_validate_json(await request.read())
+        except ValidationError as error:
+            return refuse(invalid(one_line(error), None), "")
+        self._app.provider.profile = profile
+        return web.json_response(profile.model_dump(mode="json"))
+
+    async def _advance_clock(self, request: web.Request) -> web.Response:
+        clock = self._app.provider.clock
+        if not isinstance(clock, VirtualClock):
+            return refuse(ApiError(409, "Only a virtual clock can be advanced."), "")
+        try:
+            clock.advance(float(json.loads(await request.read())["advance"]))
+        except (ValueError, TypeError, KeyError):
+            return refuse(invalid("Expected {'advance': seconds >= 0}.", "advance"), "")
+        return web.json_response({"now": clock.now()})
+
+    async def _send_webhooks(self, request: web.Request) -> web.Response:
+        return web.json_response({"answers": await self._app.send_webhooks()})
+
+    async def _reset(self, request: web.Request) -> web.Response:
+        self._app.reset()
+        empty: JsonObject = {}
+        return web.json_response(empty)
+
+    async def _no_such_route(self, request: web.Request) -> web.Response:
+        text = f"Invalid URL ({request.method} {request.path})"
+        return refuse(ApiError(404, text), self._app.provider.ids.new("req_"))
+
+
+def one_line(error: ValidationError) -> str:
+    """All that is wrong with a profile, on one line and without the values."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'profile'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)
+    )
