@@ -67,7 +67,7 @@ def answered(*content: dict[str, Any], reason: str = "end_turn") -> dict[str, An
 
 
 def test_the_workers_of_other_providers_pay_neither_for_litellm_nor_for_the_sdk() -> None:
-    code = "import sys, scheduler.lane, scheduler.providers.accounts; print(*sys.modules)"
+    code = "import sys, scheduler.pipeline, scheduler.providers.accounts; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     imported = set(run.stdout.split())
     assert "scheduler.providers.anthropic" in imported, run.stderr
