@@ -11,10 +11,10 @@ from primarch_fleet.contract import JsonObject
 from primarch_fleet.money import Price
 
 #: What a local worker tells vLLM by itself.
-OURS = {"served_model_name", "runner", "enable_lora", "enable_auto_tool_choice"}
+RESERVED_ENGINE_ARGS = {"served_model_name", "runner", "enable_lora", "enable_auto_tool_choice"}
 
 
-class Engine(Priced):
+class EngineConfig(Priced):
     """A model on own hardware. Settings that vLLM knows have vLLM's names and defaults.
 
     A worker process runs one engine; `data_parallel_size` workers take from one queue.
@@ -70,7 +70,9 @@ class Engine(Priced):
 
     @model_validator(mode="after")
     def _says_nothing_twice(self) -> Self:
-        if twice := sorted(set(self.engine_args) & {*type(self).model_fields, *OURS}):
+        if twice := sorted(
+            set(self.engine_args) & {*type(self).model_fields, *RESERVED_ENGINE_ARGS}
+        ):
             raise ValueError(f"engine_args: {', '.join(twice)}: it follows from the engine's keys")
         return self
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from config.agents_config import Orchestration
-from config.engine import Engine
+from config.engine import EngineConfig
 from config.section import Kind, Priced, Section
 from config.settings import settings
 from config.targets import Targets
@@ -32,14 +32,16 @@ from primarch_fleet.contract import (
     RoutingStrategy,
 )
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.money import Price, dearest
+from primarch_fleet.money import Price, max_price
 
-ENV = "os.environ/"
+ENVIRONMENT_PREFIX = "os.environ/"
 
 
 def _only_from_environment(value: str) -> str:
-    if not value.startswith(ENV):
-        raise ValueError(f"write {ENV}NAME: no key and no address of yours belongs into this file")
+    if not value.startswith(ENVIRONMENT_PREFIX):
+        raise ValueError(
+            f"write {ENVIRONMENT_PREFIX}NAME: no key and no address of yours belongs into this file"
+        )
     return value
 
 
@@ -65,14 +67,18 @@ class Provider(Section):
 
     def key(self) -> str:
         """The secret itself. Raises ConfigError, which names the variable to set."""
-        name = self.api_key.removeprefix(ENV)
+        name = self.api_key.removeprefix(ENVIRONMENT_PREFIX)
         try:
             return os.environ[name]
         except KeyError:
             raise ConfigError(f"{name} is not set: the provider's key is read from it") from None
 
     def base_url(self) -> str | None:
-        return os.environ.get(self.api_base.removeprefix(ENV)) if self.api_base else None
+        return (
+            os.environ.get(self.api_base.removeprefix(ENVIRONMENT_PREFIX))
+            if self.api_base
+            else None
+        )
 
     def address(self) -> str:
         """The address of a provider that has none of its own. Raises ConfigError without it."""
@@ -82,7 +88,7 @@ class Provider(Section):
             )
         address = self.base_url()
         if not address:
-            name = self.api_base.removeprefix(ENV)
+            name = self.api_base.removeprefix(ENVIRONMENT_PREFIX)
             raise ConfigError(f"{name} is not set: the provider's address is read from it")
         return address
 
@@ -241,7 +247,7 @@ class FleetConfig(Section):
     providers: dict[str, Provider]
     deployments: list[Deployment]
     routing: Routing = Routing()
-    engines: list[Engine] = []
+    engines: list[EngineConfig] = []
     batch: Batch = Batch()
     #: Budgets by tenant; "default" is for each that is not named. Without both there is no limit.
     tenants: dict[str, Tenant] = {}
@@ -288,7 +294,7 @@ class FleetConfig(Section):
         """The deployment that serves a model on the batch lane. Raises KeyError."""
         return {one.model: one for one in reversed(self.deployments) if one.batch}[model]
 
-    def engine(self, model: str = "") -> Engine:
+    def engine(self, model: str = "") -> EngineConfig:
         """The engine of a model, or the first. Raises ConfigError when there is none."""
         for engine in self.engines:
             if model in ("", engine.model):
@@ -305,7 +311,7 @@ class FleetConfig(Section):
         for deployment in self.deployments:
             offers: dict[Lane, Offer] = {"realtime": self._realtime(deployment)}
             if deployment.batch:
-                price = deployment.price.times(self.batch.discount)
+                price = deployment.price.scaled(self.batch.discount)
                 offers["batch"] = Offer(
                     queue=BATCH_QUEUE, price=price, max_output_tokens=deployment.max_output_tokens
                 )
@@ -350,7 +356,7 @@ class FleetConfig(Section):
         return Offer(
             queue=REALTIME_QUEUE,
             price=deployment.price,
-            ceiling=dearest(one.price for one in others),
+            ceiling=max_price(one.price for one in others),
             max_output_tokens=None if None in lengths else max(filter(None, lengths)),
             tags=tuple(sorted(tags)),
         )

@@ -25,14 +25,20 @@ from primarch_fleet.client import (
 from primarch_fleet.contract import Completion, CompletionRequest, Request
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.outgoing import Ticket, task_id
-from primarch_fleet.streaming import LOST, READ, Chunk, Reading, outcome
+from primarch_fleet.streaming import (
+    CONNECTION_ERRORS,
+    MAX_CHUNKS_PER_READ,
+    Chunk,
+    StreamCursor,
+    outcome,
+)
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between attempts to reach the broker again.
-RECONNECT_PAUSE = 0.5
+RECONNECT_SECONDS = 0.5
 #: To the broker: one to listen on, the others to look up what came before.
-CONNECTIONS = 8
+MAX_CONNECTIONS = 8
 
 
 class AsyncFleet:
@@ -94,7 +100,7 @@ class AsyncFleet:
                     came_to = await self._results.outcome(task_id(ticket))
             except TimeoutError:
                 raise ResultTimeout(f"no result within {timeout} s; it can still come") from None
-        completion = protocol.unwrap(came_to)
+        completion = protocol.completion_or_raise(came_to)
         away = completion.body_ref is not None
         return await asyncio.to_thread(completion.fetched) if away else completion
 
@@ -106,13 +112,15 @@ class AsyncFleet:
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.stream
     ) -> AsyncStream:
         ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
-        reading = Reading(self._fleet.app.backend, stream_id(ticket), after, timeout)
+        reading = StreamCursor(self._fleet.app.backend, stream_id(ticket), after, timeout)
         return AsyncStream(ticket, self._read, reading, self.result)
 
-    async def _read(self, reading: Reading) -> tuple[Any, Any]:
+    async def _read(self, reading: StreamCursor) -> tuple[Any, Any]:
         """What XREAD answers, and if that is nothing what the task's result is."""
         async with asyncio.timeout(self._patience):
-            reply = await self._streams.xread({reading.key: reading.after}, READ, reading.block)
+            reply = await self._streams.xread(
+                {reading.key: reading.after}, MAX_CHUNKS_PER_READ, reading.block_milliseconds
+            )
             return reply, None if reply else await self._streams.get(reading.result_key)
 
 
@@ -122,8 +130,8 @@ class AsyncStream(AsyncIterator[Chunk]):
     def __init__(
         self,
         ticket: Ticket | str,
-        read: Callable[[Reading], Awaitable[tuple[Any, Any]]],
-        reading: Reading,
+        read: Callable[[StreamCursor], Awaitable[tuple[Any, Any]]],
+        reading: StreamCursor,
         result: Callable[[Ticket | str, float | None], Awaitable[Completion]],
     ) -> None:
         self.ticket = ticket
@@ -144,10 +152,10 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def _more(self) -> list[Chunk]:
         try:
             reply, result = await self._read(self._reading)
-        except LOST as error:
-            await asyncio.sleep(self._reading.lost(error))
+        except CONNECTION_ERRORS as error:
+            await asyncio.sleep(self._reading.connection_lost(error))
             return []
-        return self._reading.take(reply) if reply else self._reading.idle(result)
+        return self._reading.read(reply) if reply else self._reading.read_nothing(result)
 
 
 class _Submits:
@@ -213,7 +221,7 @@ class _Results:
         # A few connections for however many callers: the others wait for one.
         self._redis = redis.asyncio.Redis.from_pool(
             redis.asyncio.BlockingConnectionPool.from_url(
-                url, max_connections=CONNECTIONS, timeout=None, health_check_interval=10
+                url, max_connections=MAX_CONNECTIONS, timeout=None, health_check_interval=10
             )
         )
         self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
@@ -265,7 +273,7 @@ class _Results:
                     self._settle(message["channel"].decode(), message["data"])
             except redis.RedisError as error:
                 logger.warning("results: %s", error, extra={"action": "results_reconnect"})
-                await asyncio.sleep(RECONNECT_PAUSE)
+                await asyncio.sleep(RECONNECT_SECONDS)
                 await self._catch_up()
 
     async def _catch_up(self) -> None:

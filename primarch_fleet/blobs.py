@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from primarch_fleet.errors import BodyUnavailable
 
 
-class Reference(BaseModel):
+class BlobRef(BaseModel):
     """Where a body lies, and what it is. There are no credentials in it: fsspec has its own."""
 
     model_config = ConfigDict(frozen=True)
@@ -23,12 +23,12 @@ class Reference(BaseModel):
     sha256: str
 
     @classmethod
-    def to(cls, url: str, data: bytes) -> Self:
+    def for_data(cls, url: str, data: bytes) -> Self:
         """The reference to what lies, or is to lie, at an address."""
         return cls(url=url, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def read(reference: Reference) -> dict[str, Any]:
+def read_blob(reference: BlobRef) -> dict[str, Any]:
     """The body that was put there. Blocks.
 
     Raises FileNotFoundError when it is gone or is not what was put there, ImportError when a
@@ -38,16 +38,16 @@ def read(reference: Reference) -> dict[str, Any]:
 
     files, path = url_to_fs(reference.url)
     data = files.cat_file(path)
-    if Reference.to(reference.url, data) != reference:
+    if BlobRef.for_data(reference.url, data) != reference:
         raise FileNotFoundError("what lies there is not what was put there")
     body: dict[str, Any] = json.loads(data)
     return body
 
 
-def fetch(reference: Reference) -> dict[str, Any]:
+def fetch_blob(reference: BlobRef) -> dict[str, Any]:
     """`read` for producers. Blocks. Raises BodyUnavailable, which says what to do."""
     try:
-        return read(reference)
+        return read_blob(reference)
     except ImportError as error:
         what = f"pip install fsspec, and the package for its protocol ({error})"
     except Exception as error:  # each kind of place has errors of its own

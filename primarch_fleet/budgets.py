@@ -26,21 +26,21 @@ import redis
 import redis.asyncio
 
 from primarch_fleet.catalogue import Limits
-from primarch_fleet.encoder import MEMORY_SHARE, Letter, out_of_memory
+from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, redis_full
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
 from primarch_fleet.lua import script
 from primarch_fleet.money import dollars
 
 #: Seconds after which a reservation that nobody settled is given back: longer than a request lives.
 #: On the batch lane that is three windows of a day at most, and two days for what waits between.
-SWEPT_AFTER = 5 * 86_400
+RESERVATION_TTL_SECONDS = 5 * 86_400
 #: Seconds after which a request no longer counts for its tenant's concurrency, whatever became of
 #: it: its submit may have broken off before it was sent. Longer than a queue of people who wait.
-BUSY_AT_MOST = 3_600
+MAX_CONCURRENCY_SECONDS = 3_600
 #: Seconds that a producer is told to wait for one of its tenant's requests to end.
-SOON = 1.0
+CONCURRENCY_RETRY_SECONDS = 1.0
 #: Seconds for which the cost of a run is known: longer than anyone repeats himself.
-REMEMBERED = 3 * 86_400
+SETTLED_TTL_SECONDS = 3 * 86_400
 #: Days after which a period is dropped from the ledger.
 KEPT_DAYS = 62
 
@@ -74,12 +74,12 @@ class Budget:
     month: Spending
 
 
-class Order(NamedTuple):
+class ReservationRequest(NamedTuple):
     """A task, and the micro-dollars to reserve for it; `instead` if the amount does not fit."""
 
     task_id: str
     amount: int
-    instead: int | None = None
+    fallback: int | None = None
     #: Tokens with which it counts for the tenant's concurrency and rate if it is new, for the one
     #: amount and the other; None does not count.
     tokens: tuple[int | None, int | None] = (None, None)
@@ -87,20 +87,20 @@ class Order(NamedTuple):
     @property
     def args(self) -> list[Any]:
         """The same as lua/reserve.lua reads it."""
-        return [self.task_id, self.amount, *map(_given, (self.instead, *self.tokens))]
+        return [self.task_id, self.amount, *map(_given, (self.fallback, *self.tokens))]
 
 
-class Held(NamedTuple):
+class Reservation(NamedTuple):
     """A task that has its reservation."""
 
     task_id: str
     #: True when it is for `instead`.
-    instead: bool
+    is_fallback: bool
     #: False when the task held a reservation before.
-    new: bool
+    is_new: bool
 
 
-class _Books:
+class _LedgerScripts:
     """What both ledgers share: how the scripts are asked, and what their answers mean."""
 
     def __init__(self, client: Any, clock: Clock | None) -> None:
@@ -113,18 +113,34 @@ class _Books:
         return "" if self._clock is None else self._clock()
 
     def _ask(
-        self, tenant_id: str, limits: Limits, orders: Sequence[Order], letters: Sequence[Letter]
+        self,
+        tenant_id: str,
+        limits: Limits,
+        orders: Sequence[ReservationRequest],
+        letters: Sequence[EncodedMessage],
     ) -> Any:
         caps = [_given(limits.monthly_budget), _given(limits.daily_budget)]
-        load = [_given(limits.max_concurrency), _given(limits.tokens_per_minute), BUSY_AT_MOST]
+        load = [
+            _given(limits.max_concurrency),
+            _given(limits.tokens_per_minute),
+            MAX_CONCURRENCY_SECONDS,
+        ]
         tasks = [arg for one in orders for arg in one.args]
-        args = [self._now(), *caps, SWEPT_AFTER, KEPT_DAYS, *load, MEMORY_SHARE, *tasks]
-        lists, texts = [one.list for one in letters], [one.text for one in letters]
+        args = [
+            self._now(),
+            *caps,
+            RESERVATION_TTL_SECONDS,
+            KEPT_DAYS,
+            *load,
+            MAX_MEMORY_FRACTION,
+            *tasks,
+        ]
+        lists, texts = [one.list_key for one in letters], [one.text for one in letters]
         return self._reserve(keys=[*_keys(tenant_id), *lists], args=[*args, *texts])
 
     def _tell(self, tenant_id: str, task_id: str, run: str, cost: int, client: Any = None) -> Any:
         settled = f"fleet:budget:settled:{task_id}:{run}"
-        args = [self._now(), task_id, cost, REMEMBERED]
+        args = [self._now(), task_id, cost, SETTLED_TTL_SECONDS]
         return self._settle(keys=[*_keys(tenant_id), settled], args=args, client=client)
 
     def _look(self, tenant_id: str) -> Any:
@@ -141,7 +157,7 @@ class _Books:
         )
 
 
-class Ledger(_Books):
+class Ledger(_LedgerScripts):
     """The tenants' ledgers at one Redis.
 
     Args:
@@ -156,9 +172,9 @@ class Ledger(_Books):
         self,
         tenant_id: str,
         limits: Limits,
-        orders: Sequence[Order],
-        letters: Sequence[Letter] = (),
-    ) -> list[Held]:
+        orders: Sequence[ReservationRequest],
+        letters: Sequence[EncodedMessage] = (),
+    ) -> list[Reservation]:
         """Reserve money for tasks of one tenant, for all or for none, in one round trip.
 
         Letters are pushed in the same step, once everything is reserved. Have no client that
@@ -200,13 +216,15 @@ class Ledger(_Books):
         return self._budget(limits, self._look(tenant_id).execute())
 
 
-class AsyncLedger(_Books):
+class AsyncLedger(_LedgerScripts):
     """`Ledger` for asyncio; see there."""
 
     def __init__(self, client: redis.asyncio.Redis, clock: Clock | None = None) -> None:
         super().__init__(client, clock)
 
-    async def reserve(self, tenant_id: str, limits: Limits, orders: Sequence[Order]) -> list[Held]:
+    async def reserve(
+        self, tenant_id: str, limits: Limits, orders: Sequence[ReservationRequest]
+    ) -> list[Reservation]:
         return _held(tenant_id, limits, orders, await self._ask(tenant_id, limits, orders, ()))
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
@@ -240,12 +258,14 @@ def _given(amount: int | None) -> str:
     return "" if amount is None else str(amount)
 
 
-def _held(tenant_id: str, limits: Limits, orders: Sequence[Order], answer: list[int]) -> list[Held]:
+def _held(
+    tenant_id: str, limits: Limits, orders: Sequence[ReservationRequest], answer: list[int]
+) -> list[Reservation]:
     now, *codes = answer
     if codes[:1] == [0]:
         raise _refused(f"tenant {tenant_id!r}", limits, now, codes[1:])
     return [
-        Held(order.task_id, instead=code in (2, 4), new=code <= 2)
+        Reservation(order.task_id, is_fallback=code in (2, 4), is_new=code <= 2)
         for order, code in zip(orders, codes, strict=True)
     ]
 
@@ -253,10 +273,10 @@ def _held(tenant_id: str, limits: Limits, orders: Sequence[Order], answer: list[
 def _refused(whose: str, limits: Limits, now: int, codes: list[int]) -> FleetError:
     cap, left, missing = codes
     if cap == _MEMORY:
-        return out_of_memory(left)
+        return redis_full(left)
     if cap == _CONCURRENCY:
         most = f"{limits.max_concurrency} of its requests may be under way at once"
-        return TenantLimited.until(f"{whose}: {most}", SOON)
+        return TenantLimited.until(f"{whose}: {most}", CONCURRENCY_RETRY_SECONDS)
     if cap == _RATE:
         rate = f"{missing} tokens, {left} are left of its {limits.tokens_per_minute} a minute"
         return TenantLimited.until(f"{whose}: {rate}", 60.0 - now % 60)

@@ -12,7 +12,7 @@ from primarch_fleet.errors import NoCatalogue, UnknownModel
 from primarch_fleet.money import Price
 
 #: Redis key of the catalogue: one JSON text.
-KEY = "fleet:catalogue"
+CATALOGUE_KEY = "fleet:catalogue"
 
 
 class Offer(BaseModel):
@@ -31,7 +31,7 @@ class Offer(BaseModel):
     tags: tuple[tuple[str, ...], ...] | None = None
 
     @property
-    def dearest(self) -> Price:
+    def max_price(self) -> Price:
         return self.ceiling or self.price
 
 
@@ -80,7 +80,7 @@ class LaneLimits(BaseModel):
 
 
 #: The tenant whose limits are those of all who are not named, of each for itself.
-DEFAULT = "default"
+DEFAULT_TENANT = "default"
 
 
 class Catalogue(BaseModel):
@@ -109,7 +109,7 @@ class Catalogue(BaseModel):
 
     def limits(self, tenant_id: str) -> Limits | None:
         """A tenant's limits; None for one whose spending is neither limited nor counted."""
-        return self.tenants.get(tenant_id) or self.tenants.get(DEFAULT)
+        return self.tenants.get(tenant_id) or self.tenants.get(DEFAULT_TENANT)
 
     def model(self, name: str) -> Model:
         """The model, or UnknownModel, which lists the ones there are."""
@@ -122,12 +122,12 @@ class Catalogue(BaseModel):
 
     def publish(self, client: redis.Redis) -> None:
         """Make it the fleet's catalogue; producers see it within their cache time."""
-        client.set(KEY, self.model_dump_json())
+        client.set(CATALOGUE_KEY, self.model_dump_json())
 
     @classmethod
     def fetch(cls, client: redis.Redis) -> Catalogue:
         """The published catalogue. Raises NoCatalogue when no worker ever started here."""
-        text = client.get(KEY)
+        text = client.get(CATALOGUE_KEY)
         if text is None:
             raise NoCatalogue
         return cls.model_validate_json(text)

@@ -37,25 +37,25 @@ from primarch_fleet.errors import (
     RequestFailed,
     ResultTimeout,
 )
-from primarch_fleet.lane_health import Watch
-from primarch_fleet.outgoing import Message, Ticket, task_id
-from primarch_fleet.publisher import Post
-from primarch_fleet.streaming import LONG, Reading, Stream
+from primarch_fleet.lane_health import LaneMonitor
+from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
+from primarch_fleet.publisher import Publisher
+from primarch_fleet.streaming import LONG, Stream, StreamCursor
 
 #: Seconds that a producer trusts a catalogue it has read.
-CATALOGUE_TTL = 30.0
+CATALOGUE_TTL_SECONDS = 30.0
 #: Seconds for which an idempotency key is remembered: longer than the longest batch.
-IDEMPOTENCY_TTL = 3 * 86_400
+IDEMPOTENCY_TTL_SECONDS = 3 * 86_400
 #: Seconds after which a key whose submit died half-way may be submitted again.
-IDEMPOTENCY_CLAIM = 60
+IDEMPOTENCY_CLAIM_SECONDS = 60
 #: Streams that one client reads at the same time; each takes a connection while it waits.
 MAX_READERS = 5_000
 #: Of a stored result, the bytes by which its state is known: it is the first field.
-STATE_BYTES = 32
+STATUS_PREFIX_BYTES = 32
 #: States of tasks that have their outcome.
 SUCCEEDED, FAILED = "SUCCESS", ("FAILURE", "REVOKED")
 #: Seconds after which the batch lane is asked again about a request that it does not have yet.
-ASK_AGAIN = 0.5
+CANCEL_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Fleet:
     ) -> None:
         self._clock = clock
         self._app = protocol.producer_app(url, timeout)
-        self._redis = redis.Redis.from_url(url, **once_options(timeout))
+        self._redis = redis.Redis.from_url(url, **no_retry_options(timeout))
         self._ledger = Ledger(self._redis)
-        self._watch = Watch(self._redis)
-        self._post = Post(self._app, self._ledger, self._redis)
+        self._watch = LaneMonitor(self._redis)
+        self._post = Publisher(self._app, self._ledger, self._redis)
         self._streams = redis.Redis.from_url(url, **streaming_options(timeout))
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
@@ -121,7 +121,7 @@ class Fleet:
         if self._catalogue is None or time.monotonic() > self._catalogue_until:
             with reachable():
                 self._catalogue = Catalogue.fetch(self._redis)
-            self._catalogue_until = time.monotonic() + CATALOGUE_TTL
+            self._catalogue_until = time.monotonic() + CATALOGUE_TTL_SECONDS
         return self._catalogue
 
     def submit(self, request: Request) -> Ticket:
@@ -144,7 +144,7 @@ class Fleet:
         messages = self._messages(list(requests))
         with reachable():
             fresh = self._send([message for message in messages if self._claim(message)])
-            self._watch.sent(message.ticket.queue for message in fresh)
+            self._watch.record_sent(message.ticket.queue for message in fresh)
             for message in fresh:
                 self._keep(message)
         tickets = {message.ticket.id: message.ticket for message in fresh}
@@ -192,7 +192,7 @@ class Fleet:
         ten minutes after the last; `result` has the whole answer for days.
         """
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
-        reading = Reading(self._app.backend, stream_id(ticket), after, timeout)
+        reading = StreamCursor(self._app.backend, stream_id(ticket), after, timeout)
         return Stream(ticket, self._streams, reading, self.result)
 
     def status(self, ticket: Ticket | str) -> str:
@@ -204,7 +204,7 @@ class Fleet:
         """How many requests have their outcome: one round trip. Raises FleetUnavailable."""
         pipe, backend = self._redis.pipeline(transaction=False), cast(Any, self._app.backend)
         for ticket in tickets:
-            pipe.getrange(backend.get_key_for_task(task_id(ticket)), 0, STATE_BYTES - 1)
+            pipe.getrange(backend.get_key_for_task(task_id(ticket)), 0, STATUS_PREFIX_BYTES - 1)
         with reachable():
             states = [_state(text) for text in pipe.execute()]
         failed = sum(state in FAILED for state in states)
@@ -236,14 +236,16 @@ class Fleet:
             self._app.control.revoke(task_id(ticket), terminate=not batch)
             while batch:
                 left = until - time.monotonic()
-                [answer] = ask(self._app, "scheduler.cancel", [task_id(ticket)], left).values()
+                [answer] = call_scheduler(
+                    self._app, "scheduler.cancel", [task_id(ticket)], left
+                ).values()
                 if answer == "promoted":
                     self._app.control.revoke(task_id(ticket), terminate=True)
                     break
                 if answer != "unknown":
                     return bool(answer == "cancelled")
                 with suppress(ResultTimeout):
-                    return self._came_to_nothing(ticket, ASK_AGAIN)
+                    return self._came_to_nothing(ticket, CANCEL_POLL_SECONDS)
         return self._came_to_nothing(ticket, timeout)
 
     def _came_to_nothing(self, ticket: Ticket | str, timeout: float) -> bool:
@@ -257,44 +259,44 @@ class Fleet:
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
             late = f"no result within {timeout} s; it can still come"
-            return protocol.unwrap(_wait(self._result(ticket), timeout, late))
+            return protocol.completion_or_raise(_wait(self._result(ticket), timeout, late))
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _messages(self, requests: Sequence[Request]) -> list[Message]:
+    def _messages(self, requests: Sequence[Request]) -> list[OutgoingMessage]:
         """Each counts in its queue for those behind it."""
         catalogue, now = self.catalogue(), self._clock()
         with reachable():
-            health = self._watch.look(catalogue, {request.lane for request in requests})
+            health = self._watch.snapshot(catalogue, {request.lane for request in requests})
         messages = []
         for request in requests:
-            messages.append(Message.of(request, catalogue, now, health))
+            messages.append(OutgoingMessage.build(request, catalogue, now, health))
             if health is not None:
                 health.queued[messages[-1].ticket.queue] += 1
         return messages
 
-    def _send(self, messages: list[Message]) -> list[Message]:
+    def _send(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
         try:
-            return self._post.send(messages, self.catalogue())
+            return self._post.publish(messages, self.catalogue())
         except (BudgetExceeded, FleetBusy):
             if keys := [key for message in messages if (key := message.idempotency_key)]:
                 self._redis.delete(*keys)
             raise
 
-    def _claim(self, message: Message) -> bool:
+    def _claim(self, message: OutgoingMessage) -> bool:
         """True when this submit is the one that enqueues, False for a repeated key."""
         key = message.idempotency_key
         return key is None or bool(
-            self._redis.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM)
+            self._redis.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM_SECONDS)
         )
 
-    def _keep(self, message: Message) -> None:
+    def _keep(self, message: OutgoingMessage) -> None:
         if message.idempotency_key is not None:
-            self._redis.expire(message.idempotency_key, IDEMPOTENCY_TTL)
+            self._redis.expire(message.idempotency_key, IDEMPOTENCY_TTL_SECONDS)
 
 
-def ask(app: Celery, task: str, argument: Any, timeout: float) -> Any:
+def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any:
     """What a batch worker answers to one of the scheduler's tasks.
 
     Raises ResultTimeout when none did within `timeout` seconds (the first that starts will do it)
@@ -331,7 +333,7 @@ def streamed(request: CompletionRequest) -> CompletionRequest:
     return type(request).parse(request.to_wire() | {"stream": True})
 
 
-def once_options(timeout: float) -> dict[str, Any]:
+def no_retry_options(timeout: float) -> dict[str, Any]:
     """Of a connection on which nothing is repeated: what got no answer may have been done."""
     return {
         "socket_timeout": timeout,
@@ -345,7 +347,7 @@ def once_options(timeout: float) -> dict[str, Any]:
 def streaming_options(timeout: float) -> dict[str, Any]:
     """Of a connection that reads streams: a reader counts itself how long the broker is away."""
     patience = {"socket_timeout": LONG + timeout}
-    return once_options(timeout) | patience | {"protocol": 2, "max_connections": MAX_READERS}
+    return no_retry_options(timeout) | patience | {"protocol": 2, "max_connections": MAX_READERS}
 
 
 def stream_id(ticket: Ticket | str) -> str:

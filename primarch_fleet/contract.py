@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from primarch_fleet.blobs import Reference, fetch
+from primarch_fleet.blobs import BlobRef, fetch_blob
 from primarch_fleet.errors import InvalidRequest
 
 #: Version of everything below. A worker refuses a newer one with a clear error.
@@ -61,7 +61,7 @@ def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
 
 
 #: One message of a chat, with all the keys that OpenAI knows.
-Message = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
+ChatMessage = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
 
 
 class Request(BaseModel):
@@ -121,7 +121,7 @@ class Request(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise InvalidRequest(_explain(error)) from None
+            raise InvalidRequest(_explain_validation(error)) from None
 
     @classmethod
     def parse(cls, data: object) -> Self:
@@ -139,7 +139,7 @@ class Request(BaseModel):
 
     def body(self) -> dict[str, Any]:
         """The OpenAI request body: the fields that are the provider's, without nulls."""
-        wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ENVELOPE)
+        wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
         return {key: value for key, value in wire.items() if value is not None}
 
     def max_output_tokens(self) -> int | None:
@@ -160,7 +160,7 @@ class Request(BaseModel):
         return (self.deadline - (now or datetime.now(UTC))).total_seconds()
 
 
-_ENVELOPE = set(Request.model_fields) - {"model"}
+_ROUTING_FIELDS = set(Request.model_fields) - {"model"}
 
 
 class CompletionRequest(Request):
@@ -171,7 +171,7 @@ class CompletionRequest(Request):
 
     verb, kind, endpoint = "complete", "chat", "/v1/chat/completions"
 
-    messages: Annotated[Sequence[Message], Field(min_length=1, repr=False)]
+    messages: Annotated[Sequence[ChatMessage], Field(min_length=1, repr=False)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -312,7 +312,7 @@ class Completion(BaseModel):
     schema_version: int = SCHEMA_VERSION
     #: Empty as long as `body_ref` says where it is.
     body: dict[str, Any] = {}
-    body_ref: Reference | None = None
+    body_ref: BlobRef | None = None
     receipt: Receipt
 
     @property
@@ -329,7 +329,7 @@ class Completion(BaseModel):
         """
         if self.body_ref is None:
             return self
-        return self.model_copy(update={"body": fetch(self.body_ref), "body_ref": None})
+        return self.model_copy(update={"body": fetch_blob(self.body_ref), "body_ref": None})
 
     def to_wire(self) -> dict[str, Any]:
         """The JSON form that is a task's result: with the body, or with the reference to it."""
@@ -341,7 +341,7 @@ class Completion(BaseModel):
 _RAISED = "Value error, "
 
 
-def _explain(error: ValidationError) -> str:
+def _explain_validation(error: ValidationError) -> str:
     """Each wrong field with what is wrong about it, without the values: prompts stay private."""
     items = error.errors(include_input=False, include_url=False, include_context=False)
     lines = (f"{_path(item['loc'])}: {item['msg'].removeprefix(_RAISED)}" for item in items)

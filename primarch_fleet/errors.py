@@ -186,7 +186,7 @@ class RateLimited(ProviderError):
     retryable = True
 
 
-def error_by(code: str) -> type[FleetError]:
+def error_class(code: str) -> type[FleetError]:
     """The class of an error by its code; RequestFailed for one that is not known here."""
     return _BY_CODE.get(code, RequestFailed)
 

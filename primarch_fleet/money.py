@@ -29,14 +29,14 @@ class Price(BaseModel):
         exact = self.input * input_tokens + self.output * output_tokens
         return int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
-    def times(self, factor: Decimal) -> Self:
+    def scaled(self, factor: Decimal) -> Self:
         """The same price list scaled, e.g. by 0.5 for a batch."""
         return self.model_copy(
             update={"input": self.input * factor, "output": self.output * factor}
         )
 
 
-def dearest(prices: Iterable[Price]) -> Price:
+def max_price(prices: Iterable[Price]) -> Price:
     """The price that is at least each of these, of which there is one or more."""
     known = list(prices)
     return Price(input=max(one.input for one in known), output=max(one.output for one in known))

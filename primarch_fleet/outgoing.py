@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 
 from primarch_fleet import protocol, routing
-from primarch_fleet.budgets import Order
+from primarch_fleet.budgets import ReservationRequest
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import PRIORITIES, Lane, Request
 from primarch_fleet.errors import CostCapExceeded, RequestTooLarge
-from primarch_fleet.lane_health import Health
+from primarch_fleet.lane_health import LaneHealth
 
 _IDS = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
 
@@ -29,32 +29,32 @@ class Ticket:
 
 
 @dataclass(frozen=True)
-class Message:
+class OutgoingMessage:
     """What is sent: `options` are the arguments of Celery's `send_task`."""
 
     request: Request
     ticket: Ticket
     options: dict[str, Any]
     #: Bytes of the request as JSON.
-    size: int
+    size_bytes: int
     #: Micro-dollars to be reserved before it is sent; 0 for a tenant whose spending is not counted.
-    amount: int
+    max_cost: int
     #: Tokens that count for the tenant's rate; None for one that does not, as on the batch lane.
     tokens: int | None = None
     #: The same request on another lane, to be sent instead if the budget has no room for this.
-    instead: Message | None = None
+    fallback: OutgoingMessage | None = None
 
     @classmethod
-    def of(
-        cls, request: Request, catalogue: Catalogue, now: datetime, health: Health | None = None
-    ) -> Message:
+    def build(
+        cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
+    ) -> OutgoingMessage:
         """The message of a request on the lane that is chosen for it.
 
         Raises InvalidRequest, which names the field, for one that the fleet does not serve,
         LaneFull or LaneUnavailable.
         """
-        choice = routing.choose(request, catalogue, now, health)
-        draft = _Draft.of(request, catalogue, now, health)
+        choice = routing.choose_lane(request, catalogue, now, health)
+        draft = _MessageBuilder.of(request, catalogue, now, health)
         instead = draft.instead_of(choice.lane)
         try:
             return draft.on(choice, instead)
@@ -64,12 +64,12 @@ class Message:
             return instead
 
     @property
-    def order(self) -> Order:
+    def reservation(self) -> ReservationRequest:
         """What is to be reserved for it."""
-        if self.instead is None:
-            return Order(self.ticket.id, self.amount, None, (self.tokens, None))
-        tokens = (self.tokens, self.instead.tokens)
-        return Order(self.ticket.id, self.amount, self.instead.amount, tokens)
+        if self.fallback is None:
+            return ReservationRequest(self.ticket.id, self.max_cost, None, (self.tokens, None))
+        tokens = (self.tokens, self.fallback.tokens)
+        return ReservationRequest(self.ticket.id, self.max_cost, self.fallback.max_cost, tokens)
 
     @property
     def idempotency_key(self) -> str | None:
@@ -83,7 +83,7 @@ def task_id(ticket: Ticket | str) -> str:
 
 
 @dataclass(frozen=True)
-class _Draft:
+class _MessageBuilder:
     """A request that can become a message on one lane or another."""
 
     request: Request
@@ -91,48 +91,50 @@ class _Draft:
     now: datetime
     task_id: str
     body: dict[str, Any]
-    size: int
-    health: Health | None
+    size_bytes: int
+    health: LaneHealth | None
 
     @classmethod
     def of(
-        cls, request: Request, catalogue: Catalogue, now: datetime, health: Health | None
-    ) -> _Draft:
+        cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None
+    ) -> _MessageBuilder:
         """Raises RequestTooLarge."""
         body = request.to_wire()
-        size = protocol.size(body)
+        size = protocol.wire_size_bytes(body)
         if size > catalogue.max_request_bytes:
             raise RequestTooLarge(
                 f"request: {size} bytes of JSON, the limit is {catalogue.max_request_bytes}"
             )
         return cls(request, catalogue, now, _task_id(request), body, size, health)
 
-    def instead_of(self, lane: Lane) -> Message | None:
+    def instead_of(self, lane: Lane) -> OutgoingMessage | None:
         """The message on the lane to which the tenant's policy moves it, if there is one."""
-        other = routing.degraded(self.request, self.catalogue, self.now, self.health)
+        other = routing.over_budget_lane(self.request, self.catalogue, self.now, self.health)
         if other is not None and other.lane != lane:
             with suppress(CostCapExceeded):
                 return self.on(other)
         return None
 
-    def on(self, choice: routing.Choice, instead: Message | None = None) -> Message:
+    def on(
+        self, choice: routing.LaneChoice, instead: OutgoingMessage | None = None
+    ) -> OutgoingMessage:
         """The message on a lane. Raises CostCapExceeded."""
         request, (lane, reason) = self.request, choice
         model, limits = (
             self.catalogue.model(request.model),
             self.catalogue.limits(request.tenant_id),
         )
-        expected = routing.estimate_cost(request, self.size, model, lane, limits)
+        expected = routing.estimate_cost(request, self.size_bytes, model, lane, limits)
         routing.check_cost(request, expected, lane, limits)
-        amount = routing.most_cost(request, self.size, model, lane, limits) if limits else 0
+        amount = routing.max_cost_of(request, self.size_bytes, model, lane, limits) if limits else 0
         tokens = None
         if limits is not None and lane != "batch":
-            tokens = routing.most_tokens(request, self.size, model, lane, limits)
+            tokens = routing.max_tokens_of(request, self.size_bytes, model, lane, limits)
         ticket = Ticket(self.task_id, lane, reason, model.lanes[lane].queue)
         options = _options(request, self.body, ticket, self.now)
         if lane == "local":
             options["headers"] |= _local_headers(request, self.catalogue, self.now)
-        return Message(request, ticket, options, self.size, amount, tokens, instead)
+        return OutgoingMessage(request, ticket, options, self.size_bytes, amount, tokens, instead)
 
 
 def _options(
@@ -148,16 +150,16 @@ def _options(
         "headers": {
             protocol.SUBMITTED_AT: now.timestamp(),
             protocol.LANE_REASON: ticket.reason,
-            protocol.TENANT: protocol.tenant(request.tenant_id),
+            protocol.TENANT: protocol.tenant_header(request.tenant_id),
         },
-        "argsrepr": protocol.HIDDEN,
+        "argsrepr": protocol.HIDDEN_ARGUMENTS,
     }
 
 
 def _local_headers(request: Request, catalogue: Catalogue, now: datetime) -> dict[str, Any]:
     headers = {
         protocol.PREFIXES: ",".join(request.prefixes()) or None,
-        protocol.DEADLINE: routing.promotable(request, catalogue, now),
+        protocol.DEADLINE: routing.promote_at(request, catalogue, now),
     }
     return {name: value for name, value in headers.items() if value is not None}
 

@@ -18,7 +18,7 @@ from primarch_fleet.errors import (
     FleetError,
     InvalidRequest,
     RequestFailed,
-    error_by,
+    error_class,
 )
 
 #: Message headers: when it was submitted (Unix time, seconds) and why this lane.
@@ -32,7 +32,7 @@ TENANT = "fleet_tenant"
 #: may serve in its place.
 DEADLINE = "fleet_deadline"
 #: What logs and Flower show in place of a prompt.
-HIDDEN = "<hidden>"
+HIDDEN_ARGUMENTS = "<hidden>"
 
 
 def task_name(lane: Lane, verb: str) -> str:
@@ -40,12 +40,12 @@ def task_name(lane: Lane, verb: str) -> str:
     return f"{lane}.{verb}"
 
 
-def tenant(tenant_id: str) -> str:
+def tenant_header(tenant_id: str) -> str:
     """A tenant as the header says it: in JSON, just its text between quotes."""
     return quote(tenant_id, safe="")
 
 
-def size(body: dict[str, Any]) -> int:
+def wire_size_bytes(body: dict[str, Any]) -> int:
     """Bytes of a wire form as JSON. Raises InvalidRequest for text that is not Unicode."""
     try:
         return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
@@ -53,16 +53,16 @@ def size(body: dict[str, Any]) -> int:
         raise InvalidRequest("request: its text holds a lone surrogate, not Unicode") from None
 
 
-def failure(error: FleetError) -> dict[str, Any]:
+def error_value(error: FleetError) -> dict[str, Any]:
     """An error as the value of a task: `{"error": {"code", "message", "retryable"}}`."""
     of = {"code": error.code, "message": str(error), "retryable": error.retryable}
     return {"schema_version": SCHEMA_VERSION, "error": of}
 
 
-def unwrap(outcome: object) -> Completion:
+def completion_or_raise(outcome: object) -> Completion:
     """A task's outcome, as the completion or as one of the fleet's errors, raised."""
     if isinstance(outcome, dict) and "error" in outcome:
-        raise error_by(outcome["error"]["code"])(outcome["error"]["message"])
+        raise error_class(outcome["error"]["code"])(outcome["error"]["message"])
     if isinstance(outcome, FleetError):
         raise outcome
     if isinstance(outcome, TaskRevokedError):
@@ -72,7 +72,7 @@ def unwrap(outcome: object) -> Completion:
     return Completion.model_validate(outcome)
 
 
-class Results(RedisBackend):
+class ProducerResultBackend(RedisBackend):
     """Celery's result store, which `get()` asks; submitting alone does not subscribe to it.
 
     Celery makes one for each thread, and leaves it to the garbage collector.
@@ -99,7 +99,7 @@ class _ProducerApp(Celery):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         #: That its threads have waited for results with.
-        self.result_stores: WeakSet[Results] = WeakSet()
+        self.result_stores: WeakSet[ProducerResultBackend] = WeakSet()
 
     def close(self) -> None:
         """Give the connections back.
@@ -113,7 +113,7 @@ class _ProducerApp(Celery):
 
 def producer_app(url: str, timeout: float) -> Celery:
     """A Celery app that only sends: JSON, and errors within `timeout` seconds, never a hang."""
-    backend = f"{Results.__module__}:{Results.__qualname__}+{url}"
+    backend = f"{ProducerResultBackend.__module__}:{ProducerResultBackend.__qualname__}+{url}"
     app = _ProducerApp("primarch_fleet", broker=url, backend=backend, set_as_current=False)
     app.conf.update(
         task_serializer="json",

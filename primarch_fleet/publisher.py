@@ -10,27 +10,27 @@ from typing import NamedTuple
 import redis
 from celery import Celery
 
-from primarch_fleet.budgets import Held, Ledger, Order
+from primarch_fleet.budgets import Ledger, Reservation, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.encoder import MEMORY_SHARE, Letter, Pen, out_of_memory
+from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, MessageEncoder, redis_full
 from primarch_fleet.errors import BudgetExceeded, FleetBusy
 from primarch_fleet.lua import script
-from primarch_fleet.outgoing import Message
+from primarch_fleet.outgoing import OutgoingMessage
 
 #: Bytes of messages that one script sends, unless the first alone is larger: Redis does nothing
 #: else meanwhile.
-STEP = 2**20
+MAX_PUSH_BYTES = 2**20
 
 
-class _Lot(NamedTuple):
+class _TenantReservation(NamedTuple):
     """What is to be reserved for a tenant whose spending is counted."""
 
     tenant_id: str
     limits: Limits
-    orders: list[Order]
+    orders: list[ReservationRequest]
 
 
-class Post:
+class Publisher:
     """Sends messages to one Redis. Safe to use from any thread.
 
     Args:
@@ -40,11 +40,13 @@ class Post:
     """
 
     def __init__(self, app: Celery, ledger: Ledger, client: redis.Redis) -> None:
-        self._pen = Pen(app)
+        self._pen = MessageEncoder(app)
         self._ledger = ledger
         self._send = client.register_script(script("push", "send"))
 
-    def send(self, messages: Sequence[Message], catalogue: Catalogue) -> list[Message]:
+    def publish(
+        self, messages: Sequence[OutgoingMessage], catalogue: Catalogue
+    ) -> list[OutgoingMessage]:
         """Reserve what messages may cost and send them, on another lane if they must be.
 
         Messages of one tenant that no policy may move are sent in the step that reserves: a
@@ -57,65 +59,69 @@ class Post:
         """
         lots = list(_lots(messages, catalogue))
         if len(lots) == 1 and _fit_together(messages):
-            self._ledger.reserve(*lots[0], self._pen.write(one.options for one in messages))
+            self._ledger.reserve(*lots[0], self._pen.encode(one.options for one in messages))
             return list(messages)
         with self._reserved(lots) as held:
             sent = [_as_held(one, held) for one in messages]
-            self._push(self._pen.write(one.options for one in sent))
+            self._push(self._pen.encode(one.options for one in sent))
         return sent
 
     @contextmanager
-    def _reserved(self, lots: Iterable[_Lot]) -> Iterator[dict[str, Held]]:
+    def _reserved(self, lots: Iterable[_TenantReservation]) -> Iterator[dict[str, Reservation]]:
         """What tasks hold; given back when one is refused, or cannot be sent."""
-        held: dict[str, Held] = {}
+        held: dict[str, Reservation] = {}
         new: list[tuple[str, str]] = []
         try:
             for lot in lots:
                 granted = self._ledger.reserve(*lot)
                 held |= {one.task_id: one for one in granted}
-                new += [(lot.tenant_id, one.task_id) for one in granted if one.new]
+                new += [(lot.tenant_id, one.task_id) for one in granted if one.is_new]
             yield held
         except (BudgetExceeded, FleetBusy):
             for tenant, task_id in new:
                 self._ledger.refund(tenant, task_id)
             raise
 
-    def _push(self, letters: Iterable[Letter]) -> None:
+    def _push(self, letters: Iterable[EncodedMessage]) -> None:
         """Only before the first of them is it asked whether Redis has room: all go, or none."""
-        share: float | str = MEMORY_SHARE
+        share: float | str = MAX_MEMORY_FRACTION
         for step in _steps(letters):
             lists, texts = zip(*step, strict=True)
             percent = self._send(keys=lists, args=[share, *texts])
             if percent is not None:
-                raise out_of_memory(percent)
+                raise redis_full(percent)
             share = ""
 
 
-def _lots(messages: Iterable[Message], catalogue: Catalogue) -> Iterator[_Lot]:
-    by_tenant: defaultdict[str, list[Order]] = defaultdict(list)
+def _lots(
+    messages: Iterable[OutgoingMessage], catalogue: Catalogue
+) -> Iterator[_TenantReservation]:
+    by_tenant: defaultdict[str, list[ReservationRequest]] = defaultdict(list)
     for message in messages:
-        by_tenant[message.request.tenant_id].append(message.order)
+        by_tenant[message.request.tenant_id].append(message.reservation)
     for tenant_id, orders in by_tenant.items():
         if limits := catalogue.limits(tenant_id):
-            yield _Lot(tenant_id, limits, orders)
+            yield _TenantReservation(tenant_id, limits, orders)
 
 
-def _fit_together(messages: Iterable[Message]) -> bool:
+def _fit_together(messages: Iterable[OutgoingMessage]) -> bool:
     """Whether they are sure to be sent as they are, and small enough for one step."""
-    return sum(one.size for one in messages) <= STEP and not any(one.instead for one in messages)
+    return sum(one.size_bytes for one in messages) <= MAX_PUSH_BYTES and not any(
+        one.fallback for one in messages
+    )
 
 
-def _as_held(message: Message, held: dict[str, Held]) -> Message:
+def _as_held(message: OutgoingMessage, held: dict[str, Reservation]) -> OutgoingMessage:
     mine = held.get(message.ticket.id)
-    return message.instead if message.instead and mine and mine.instead else message
+    return message.fallback if message.fallback and mine and mine.is_fallback else message
 
 
-def _steps(letters: Iterable[Letter]) -> Iterator[list[Letter]]:
+def _steps(letters: Iterable[EncodedMessage]) -> Iterator[list[EncodedMessage]]:
     """Letters in their order, in lots of STEP bytes at most, or of one letter."""
-    lot: list[Letter] = []
+    lot: list[EncodedMessage] = []
     size = 0
     for letter in letters:
-        if lot and size + len(letter.text) > STEP:
+        if lot and size + len(letter.text) > MAX_PUSH_BYTES:
             yield lot
             lot, size = [], 0
         lot.append(letter)

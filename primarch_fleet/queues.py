@@ -12,46 +12,48 @@ from primarch_fleet.lua import script
 #: https://docs.celeryq.dev/en/stable/userguide/routing.html#redis-message-priorities
 SEPARATOR = "\x06\x16"
 #: The priorities that the Redis transport has lists for, most urgent first.
-STEPS = (0, 3, 6, 9)
+PRIORITY_STEPS = (0, 3, 6, 9)
 #: Tenants of one list at whose messages is looked for the oldest, in their turns: with more, the
 #: oldest found may not be the oldest there is.
-LOOKED_AT = 100
+MAX_SCANNED_MESSAGES = 100
 
 #: What scripts begin with that know how a queue is kept.
 TURNS = script("turns")
 _COUNT = script("turns", "waiting")
 
 
-class Waiting(NamedTuple):
+class QueueDepth(NamedTuple):
     """What waits in one queue."""
 
     depth: int
     #: Unix seconds at which the oldest was submitted; None when nothing waits that says.
-    since: float | None
+    oldest_at: float | None
     #: How many of them wait in each of its `lists`.
     counts: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, answer: Sequence[Any]) -> Self:
+    def from_reply(cls, answer: Sequence[Any]) -> Self:
         """From what `count_waiting` is told of a queue."""
         times = [float(one) for one in answer[1::2] if one]
         return cls(sum(answer[::2]), min(times, default=None), tuple(answer[::2]))
 
-    def behind(self, step: int) -> int:
+    def lower_priority(self, step: int) -> int:
         """How many are less urgent than a message of this priority."""
-        return sum(self.counts[STEPS.index(step) + 1 :])
+        return sum(self.counts[PRIORITY_STEPS.index(step) + 1 :])
 
-    def wait(self, now: tuple[int, int]) -> float | None:
+    def oldest_wait_seconds(self, now: tuple[int, int]) -> float | None:
         """Seconds that the oldest has waited, by what TIME said; None as in `since`."""
-        return None if self.since is None else max(0.0, now[0] + now[1] / 1e6 - self.since)
+        return None if self.oldest_at is None else max(0.0, now[0] + now[1] / 1e6 - self.oldest_at)
 
 
-def lists(queue: str) -> list[str]:
+def priority_lists(queue: str) -> list[str]:
     """Those of a queue to which producers send, one a priority."""
-    return [f"{queue}{SEPARATOR}{step}" if step else queue for step in STEPS]
+    return [f"{queue}{SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
 
 
 def count_waiting(client: Any, queue: str) -> Any:
     """Ask a client of Redis, or a pipeline, what waits in a queue; `Waiting.of` the answer."""
-    names = lists(queue)
-    return client.eval(_COUNT, len(names), *names, f'"{protocol.SUBMITTED_AT}"', LOOKED_AT)
+    names = priority_lists(queue)
+    return client.eval(
+        _COUNT, len(names), *names, f'"{protocol.SUBMITTED_AT}"', MAX_SCANNED_MESSAGES
+    )

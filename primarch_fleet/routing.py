@@ -8,24 +8,24 @@ from typing import NamedTuple
 from primarch_fleet.catalogue import Catalogue, Limits, Model
 from primarch_fleet.contract import CompletionRequest, Lane, Request
 from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest
-from primarch_fleet.lane_assessment import Outlook
-from primarch_fleet.lane_health import Health
+from primarch_fleet.lane_assessment import LaneAssessment
+from primarch_fleet.lane_health import LaneHealth
 
 #: Bytes of JSON a prompt token takes at least, on average over English text (an estimate, used
 #: for the caps of one request): https://platform.openai.com/tokenizer says four characters.
 BYTES_PER_TOKEN = 4
 
 
-class Choice(NamedTuple):
+class LaneChoice(NamedTuple):
     """A lane and why it was chosen."""
 
     lane: Lane
     reason: str
 
 
-def choose(
-    request: Request, catalogue: Catalogue, now: datetime, health: Health | None = None
-) -> Choice:
+def choose_lane(
+    request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
+) -> LaneChoice:
     """The lane for a request, and the reason that its receipt will show.
 
     With the lanes' health, one that is full, that no worker serves, or whose queue takes longer
@@ -45,18 +45,18 @@ def choose(
         raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
     _check_tags(request, model, catalogue)
     patience = _patience(request, left)
-    outlook = Outlook(model, catalogue, health or Health(), patience, request.priority)
+    outlook = LaneAssessment(model, catalogue, health or LaneHealth(), patience, request.priority)
     if request.lane == "auto":
         return _healthiest(_suitable(request, outlook), outlook)
     choice = _asked_for(request, model, request.lane)
-    if refusal := outlook.trouble(choice.lane).refusal:
+    if refusal := outlook.problem(choice.lane).refusal:
         raise refusal
     return choice
 
 
-def degraded(
-    request: Request, catalogue: Catalogue, now: datetime, health: Health | None = None
-) -> Choice | None:
+def over_budget_lane(
+    request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
+) -> LaneChoice | None:
     """The lane on which its tenant has a request served for which the budget has no room.
 
     None when it is refused then: by the policy, because the request names its lane, or because the
@@ -67,19 +67,19 @@ def degraded(
         return None
     lane, model = limits.over_budget, catalogue.model(request.model)
     patience = _patience(request, request.time_left(now))
-    outlook = Outlook(model, catalogue, health or Health(), patience)
-    if lane not in _offers(request, outlook) or outlook.trouble(lane).refusal:
+    outlook = LaneAssessment(model, catalogue, health or LaneHealth(), patience)
+    if lane not in _offers(request, outlook) or outlook.problem(lane).refusal:
         return None
-    return Choice(lane, f"over budget: degraded to {lane}")
+    return LaneChoice(lane, f"over budget: degraded to {lane}")
 
 
-def promotable(request: Request, catalogue: Catalogue, now: datetime) -> float | None:
+def promote_at(request: Request, catalogue: Catalogue, now: datetime) -> float | None:
     """The Unix time by which a request for the local lane is to be served on realtime, if it must.
 
     None for one that has all the time, that names its lane, or that realtime cannot serve.
     """
     patience, model = _patience(request, request.time_left(now)), catalogue.model(request.model)
-    outlook = Outlook(model, catalogue, Health(), patience)
+    outlook = LaneAssessment(model, catalogue, LaneHealth(), patience)
     if request.lane != "auto" or "realtime" not in _offers(request, outlook):
         return None
     return now.timestamp() + patience if patience < float("inf") else None
@@ -130,7 +130,7 @@ def _check_tags(request: Request, model: Model, catalogue: Catalogue) -> None:
         )
 
 
-def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
+def _asked_for(request: Request, model: Model, lane: Lane) -> LaneChoice:
     if why := _ruled_out(request).get(lane):
         raise InvalidRequest(why)
     if lane not in model.lanes:
@@ -138,10 +138,10 @@ def _asked_for(request: Request, model: Model, lane: Lane) -> Choice:
         raise InvalidRequest(f"lane: {request.model!r} is not served on {lane}, only on {offers}")
     if model.lanes[lane].quality < request.quality:
         raise InvalidRequest(f"quality: {request.model!r} on {lane} does not reach it")
-    return Choice(lane, "asked for")
+    return LaneChoice(lane, "asked for")
 
 
-def _suitable(request: Request, outlook: Outlook) -> list[Choice]:
+def _suitable(request: Request, outlook: LaneAssessment) -> list[LaneChoice]:
     """The lanes that can serve a request, in the order in which it wants them; one at least."""
     offers = _offers(request, outlook)
     if not outlook.catalogue.auto_batch:
@@ -152,35 +152,35 @@ def _suitable(request: Request, outlook: Outlook) -> list[Choice]:
     raise InvalidRequest("; ".join([why, *_ruled_out(request).values()]))
 
 
-def _healthiest(choices: list[Choice], outlook: Outlook) -> Choice:
+def _healthiest(choices: list[LaneChoice], outlook: LaneAssessment) -> LaneChoice:
     """The first of those with which the least is wrong. Raises why it is closed, if it is."""
-    troubles = {one: outlook.trouble(one.lane) for one in choices}
-    best = min(choices, key=lambda one: troubles[one].grade)
+    troubles = {one: outlook.problem(one.lane) for one in choices}
+    best = min(choices, key=lambda one: troubles[one].severity)
     if refusal := troubles[best].refusal:
         raise refusal
     up_to_it = choices[: choices.index(best) + 1]
-    wrong = [f"{one.lane} is {what}" for one in up_to_it if (what := troubles[one].what)]
-    return Choice(best.lane, "; ".join([best.reason, *wrong]))
+    wrong = [f"{one.lane} is {what}" for one in up_to_it if (what := troubles[one].description)]
+    return LaneChoice(best.lane, "; ".join([best.reason, *wrong]))
 
 
-def _offers(request: Request, outlook: Outlook) -> set[Lane]:
+def _offers(request: Request, outlook: LaneAssessment) -> set[Lane]:
     """The lanes that can serve a request within its quality and time."""
     lanes = outlook.model.lanes
     offers = {lane for lane, offer in lanes.items() if offer.quality >= request.quality}
-    if outlook.patience < outlook.catalogue.completion_window:
+    if outlook.max_wait_seconds < outlook.catalogue.completion_window:
         offers.discard("batch")
     return offers - set(_ruled_out(request))
 
 
-def _preferences(request: Request) -> list[Choice]:
+def _preferences(request: Request) -> list[LaneChoice]:
     """The lanes in the order in which this request wants them."""
-    realtime = Choice("realtime", "no cheaper lane fits")
-    local = Choice("local", "hosted here")
-    batch = Choice("batch", "only lane of the model")
+    realtime = LaneChoice("realtime", "no cheaper lane fits")
+    local = LaneChoice("local", "hosted here")
+    batch = LaneChoice("batch", "only lane of the model")
     if request.priority == "high" or request.cost_preference == "speed":
-        return [Choice("realtime", "urgent"), local, batch]
+        return [LaneChoice("realtime", "urgent"), local, batch]
     if request.cost_preference == "cost":
-        return [Choice("batch", "cost-sensitive, patient"), local, realtime]
+        return [LaneChoice("batch", "cost-sensitive, patient"), local, realtime]
     return [local, realtime, batch]
 
 
@@ -195,10 +195,10 @@ def estimate_cost(
 ) -> int:
     """Micro-dollars expected at most for a request of `size` bytes, if it fills its token limit."""
     tokens = size // BYTES_PER_TOKEN + 1
-    return model.lanes[lane].dearest.cost(tokens, _output_tokens(request, model, lane, limits))
+    return model.lanes[lane].max_price.cost(tokens, _output_tokens(request, model, lane, limits))
 
 
-def most_cost(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
+def max_cost_of(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
     """Micro-dollars that are reserved for a request of `size` bytes: the most that it can cost.
 
     A token of text is a byte at least, in every model's vocabulary. Two things have no bound: a
@@ -206,10 +206,10 @@ def most_cost(request: Request, size: int, model: Model, lane: Lane, limits: Lim
     limits, for which the tenant's `default_output_tokens` are reserved.
     """
     output = _output_tokens(request, model, lane, limits)
-    return model.lanes[lane].dearest.cost(size, output)
+    return model.lanes[lane].max_price.cost(size, output)
 
 
-def most_tokens(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
+def max_tokens_of(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
     """Tokens with which a request of `size` bytes counts for its tenant's rate."""
     return size // BYTES_PER_TOKEN + 1 + _output_tokens(request, model, lane, limits)
 

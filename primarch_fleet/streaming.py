@@ -43,30 +43,30 @@ if TYPE_CHECKING:
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"
 OK, FAILED = "ok", "failed"
 #: Seconds that a stream is kept after the last write.
-KEPT = 600
+TTL_SECONDS = 600
 #: Chunks that a stream holds at least; an answer that has more is not for readers who come late.
 MAX_CHUNKS = 100_000
 
 #: Entries that one read takes at most.
-READ = 1_000
+MAX_CHUNKS_PER_READ = 1_000
 #: Seconds that one read waits, between looks at the task's result: at first where a run has failed,
 #: so that the reason is being stored, and otherwise.
 SHORT, LONG = 0.05, 1.0
 #: Seconds between attempts to reach the broker again, and how long to try without a `timeout`.
 RECONNECT_PAUSE, RECONNECT_TIMEOUT = 0.2, 60.0
 #: Seconds that the end of a stream may come later than the task's result.
-GRACE = 3.0
+RESULT_GRACE_SECONDS = 3.0
 
 GAP = "A part of the stream is not there any more: ask result() for the whole answer"
 GONE = "The answer is there but its stream is not, or was never: ask result() for it"
 
 #: What a driver hands to `Reading.lost`.
-LOST = (OSError, redis.RedisError)
+CONNECTION_ERRORS = (OSError, redis.RedisError)
 #: Of these, what a broker says that may be there again in a moment.
 _AWAY = (OSError, redis.ConnectionError, redis.TimeoutError)
 
 
-def key(task_id: str) -> str:
+def stream_key(task_id: str) -> str:
     """Where a task's stream is."""
     return f"fleet:stream:{task_id}"
 
@@ -98,7 +98,7 @@ def outcome(backend: Any, text: bytes | str | None) -> Any:
     return value if meta["status"] == SUCCESS else backend.exception_to_python(value)
 
 
-class Reading:
+class StreamCursor:
     """Where one reader is in a stream, and what follows from what it reads. Does no I/O itself.
 
     Args:
@@ -116,7 +116,7 @@ class Reading:
         timeout: float | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.key, self.result_key = key(task_id), backend.get_key_for_task(task_id)
+        self.key, self.result_key = stream_key(task_id), backend.get_key_for_task(task_id)
         self.after, self.ended = "0" if after is None else after, False
         self._run, self._number = (0, 0) if after is None else _place(after)
         self._has_chunks = after is not None
@@ -127,7 +127,7 @@ class Reading:
         self._away_since: float | None = None
 
     @property
-    def block(self) -> int:
+    def block_milliseconds(self) -> int:
         """Milliseconds that the next read may wait."""
         left = self._slice
         if self._timeout is not None:
@@ -138,7 +138,7 @@ class Reading:
         """The reader waits for the next chunk from now on."""
         self._moved()
 
-    def take(self, reply: Any) -> list[Chunk]:
+    def read(self, reply: Any) -> list[Chunk]:
         """The chunks in an answer to XREAD. Raises StreamInterrupted for what is not the next."""
         chunks = []
         ((_, entries),) = reply
@@ -153,7 +153,7 @@ class Reading:
         self._slice = SHORT if fields.get(ENDED) == FAILED else LONG
         return chunks
 
-    def idle(self, result: bytes | str | None) -> list[Chunk]:
+    def read_nothing(self, result: bytes | str | None) -> list[Chunk]:
         """No chunks: nothing was there to read, and this is stored as the task's result.
 
         Raises the error that the task failed with, StreamInterrupted when it has an answer to
@@ -162,17 +162,17 @@ class Reading:
         now, self._away_since = self._clock(), None
         came_to = outcome(self._backend, result)
         if isinstance(came_to, BaseException):
-            protocol.unwrap(came_to)
+            protocol.completion_or_raise(came_to)
         if came_to is not None:
             self._done_since = now if self._done_since is None else self._done_since
-            if now - self._done_since >= GRACE:
+            if now - self._done_since >= RESULT_GRACE_SECONDS:
                 raise StreamInterrupted(GONE)
         if self._timeout is not None and now - self._since >= self._timeout:
             raise ResultTimeout(f"no chunk within {self._timeout} s; the next can still come")
         self._slice = min(2 * self._slice, LONG)
         return []
 
-    def lost(self, error: Exception) -> float:
+    def connection_lost(self, error: Exception) -> float:
         """The broker did not answer: seconds to wait before the next read.
 
         Raises FleetUnavailable when it has been away for too long, or refuses.
@@ -219,7 +219,7 @@ class Stream(Iterator[Chunk]):
         self,
         ticket: Ticket | str,
         client: redis.Redis,
-        reading: Reading,
+        reading: StreamCursor,
         result: Callable[[Ticket | str, float | None], Completion],
     ) -> None:
         #: What it was asked for with, or what submitting returned.
@@ -242,12 +242,14 @@ class Stream(Iterator[Chunk]):
     def _read(self) -> list[Chunk]:
         reading = self._reading
         try:
-            reply = self._redis.xread({reading.key: reading.after}, READ, reading.block)
+            reply = self._redis.xread(
+                {reading.key: reading.after}, MAX_CHUNKS_PER_READ, reading.block_milliseconds
+            )
             result = None if reply else self._redis.get(reading.result_key)
-        except LOST as error:
-            time.sleep(reading.lost(error))
+        except CONNECTION_ERRORS as error:
+            time.sleep(reading.connection_lost(error))
             return []
-        return reading.take(reply) if reply else reading.idle(result)
+        return reading.read(reply) if reply else reading.read_nothing(result)
 
 
 def _place(identity: str) -> tuple[int, int]:

@@ -26,10 +26,10 @@ from rich.console import Console, RenderableType
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
-from primarch_fleet.client import ask
+from primarch_fleet.client import call_scheduler
 from scheduler.admin import cost_view, status
 from scheduler.jobs.backoff import Pause
-from scheduler.store.store import LANE, Store
+from scheduler.store.store import WHOLE_LANE, Store
 
 #: Seconds for Redis, and for a batch worker, to answer.
 TIMEOUT, ANSWER = 5.0, 60.0
@@ -89,20 +89,20 @@ def cancel(options: argparse.Namespace) -> int:
 
 def drain(options: argparse.Namespace) -> int:
     """Cut no more batches, and follow the live ones to their end."""
-    _with_store(lambda store: store.pauses.set(LANE, Pause(until=FOREVER)))
+    _with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause(until=FOREVER)))
     _say("no batch is cut any more, until `python -m scheduler resume`", 0)
     return 0 if options.no_wait else _with_store(_follow)
 
 
 def resume(_: argparse.Namespace) -> int:
     """End a drain."""
-    _with_store(lambda store: store.pauses.set(LANE, Pause()))
+    _with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause()))
     return _say("batches are cut again", 0)
 
 
 def webhook(options: argparse.Namespace) -> int:
     """Take providers' webhooks at /webhooks/<provider>, until it is stopped."""
-    from scheduler.admin.webhook import Webhooks, asking, secrets, serve  # noqa: PLC0415 - slow: an SDK
+    from scheduler.admin.webhook import WebhookReceiver, asking, secrets, serve  # noqa: PLC0415 - slow: an SDK
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     known = secrets(fleet_config())
@@ -110,7 +110,7 @@ def webhook(options: argparse.Namespace) -> int:
         with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
             look = asking(fleet.app)
             _with_store(
-                lambda store: serve(Webhooks(store, known, look), options.host, options.port)
+                lambda store: serve(WebhookReceiver(store, known, look), options.host, options.port)
             )
     except OSError as error:
         return _say(f"webhook: {error.strerror}", 1)
@@ -119,7 +119,7 @@ def webhook(options: argparse.Namespace) -> int:
 
 def _cancel_requests(ids: list[str]) -> int:
     with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
-        answers = ask(fleet.app, "scheduler.cancel", ids, ANSWER)
+        answers = call_scheduler(fleet.app, "scheduler.cancel", ids, ANSWER)
     words = {"done": "has its result already", "unknown": "is not on the batch lane, or not yet"}
     for one in ids:
         _say(f"{one}: {words.get(answers[one], 'cancelled')}", 0)
@@ -132,7 +132,7 @@ def _cancel_batch(beginning: str) -> int:
     if len(found) != 1:
         return _say(f"{beginning}: {len(found)} live batches have an intent that begins so", 2)
     with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
-        why_not = ask(fleet.app, "scheduler.cancel_batch", found[0], ANSWER)
+        why_not = call_scheduler(fleet.app, "scheduler.cancel_batch", found[0], ANSWER)
     return _say(f"{found[0]}: {why_not or 'cancelled at its provider'}", int(bool(why_not)))
 
 

@@ -19,15 +19,15 @@ from prometheus_client.registry import REGISTRY
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
-from scheduler.admin.operations import Operator
-from scheduler.completion.celery_replay import Tracer
-from scheduler.intake.parking_store import Lot
-from scheduler.jobs.context import Desk, Observers
-from scheduler.local_promotion import Promotion
+from scheduler.admin.operations import Operations
+from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.intake.parking_store import ParkingStore
+from scheduler.jobs.context import BatchContext, Observers
+from scheduler.local_promotion import LocalPromotion
 from scheduler.metrics import LiveBatches, ParkedRequests
-from scheduler.pipeline import Lane
+from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
-from scheduler.store.blobs import Bodies
+from scheduler.store.blobs import BlobStore
 from scheduler.store.connection import connect
 from scheduler.store.store import Store
 from tasks import deferral
@@ -38,16 +38,16 @@ from workers.runtime.revoke import revoke as _revoke
 
 logger = logging.getLogger(__name__)
 
-_lanes: list[Lane] = []
-_operators: list[Operator] = []
-_promotions: list[Promotion] = []
+_lanes: list[BatchPipeline] = []
+_operators: list[Operations] = []
+_promotions: list[LocalPromotion] = []
 
 
-async def start() -> Lane:
+async def start() -> BatchPipeline:
     """Put the store behind the batch tasks and make the lane. Raises ConfigError."""
     config, client = fleet_config(), connect(redis_url())
     store = Store(client)
-    bodies = Bodies(
+    bodies = BlobStore(
         client,
         store.now,
         settings().bodies,
@@ -56,18 +56,18 @@ async def start() -> Lane:
     )
     await bodies.check()
     accounts = open_accounts(config)
-    tracer = Tracer(app, app.conf.get("fleet_node") or "batch")
-    lane = Lane(
-        Desk.of(store, bodies, config.batch, settings().data_dir / "batches"),
+    tracer = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
+    lane = BatchPipeline(
+        BatchContext.of(store, bodies, config.batch, settings().data_dir / "batches"),
         config,
         accounts,
         tracer,
         Observers(metrics.observe, metrics.observe_batch),
     )
-    deferral.use(Lot(store, bodies, config))
+    deferral.use_store(ParkingStore(store, bodies, config))
     _lanes[:] = [lane]
-    _operators[:] = [Operator(store, accounts, lane.exit)]
-    promotion = Promotion(connect(redis_url(), text=False), config.engines)
+    _operators[:] = [Operations(store, accounts, lane.exit)]
+    promotion = LocalPromotion(connect(redis_url(), text=False), config.engines)
     pool.at_stop(promotion.close)
     _promotions[:] = [promotion]
     return lane

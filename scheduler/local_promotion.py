@@ -16,33 +16,33 @@ from typing import Any
 import redis
 from redis.asyncio import Redis
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from primarch_fleet import protocol
 from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE, REQUESTS
 from primarch_fleet.errors import FleetError
-from primarch_fleet.lane_health import alive_key
-from primarch_fleet.queues import lists
+from primarch_fleet.lane_health import heartbeat_key
+from primarch_fleet.queues import priority_lists
 from scheduler import metrics
-from tasks.accounting import the_charges
+from tasks.accounting import current_accountant
 from workers.runtime.leases import LUA
 
 logger = logging.getLogger(__name__)
 
 #: Messages of a tenant that one look reads, the next ones first: those behind them are nearer when
 #: it is their turn.
-LOOKED_AT = 1000
+MAX_SCANNED_MESSAGES = 1000
 #: The list of the realtime lane for what is most urgent.
-TARGET = lists(REALTIME_QUEUE)[PRIORITIES["high"]]
+TARGET = priority_lists(REALTIME_QUEUE)[PRIORITIES["high"]]
 
 
-class Promotion:
+class LocalPromotion:
     """Moves requests from engines' queues to the realtime lane. Many may, at once, anywhere.
 
     Args:
         client: Without `decode_responses`: what waits in a queue may be anything.
     """
 
-    def __init__(self, client: Redis, engines: list[Engine]) -> None:
+    def __init__(self, client: Redis, engines: list[EngineConfig]) -> None:
         self._redis: Any = client  # its types are those of both its faces at once
         self._engines = [engine for engine in engines if engine.promote_before]
         self._near = client.register_script(LUA["near"])
@@ -53,8 +53,8 @@ class Promotion:
         seconds, micros = await self._redis.time()
         for engine in self._engines:
             until = seconds + micros / 1e6 + engine.promote_before
-            arguments = [f'"{protocol.DEADLINE}"', until, LOOKED_AT]
-            found = await self._near(lists(engine.queue), arguments)
+            arguments = [f'"{protocol.DEADLINE}"', until, MAX_SCANNED_MESSAGES]
+            found = await self._near(priority_lists(engine.queue), arguments)
             for source, text in zip(found[::2], found[1::2], strict=True):
                 with _alone():
                     await self._promote(source, text)
@@ -69,14 +69,14 @@ class Promotion:
         if not await _affordable(message):
             return
         sent = json.dumps(_on_realtime(message))
-        if await self._move([source, TARGET, alive_key(REALTIME_QUEUE)], [text, sent]):
+        if await self._move([source, TARGET, heartbeat_key(REALTIME_QUEUE)], [text, sent]):
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
 
 
 async def _affordable(message: dict[str, Any]) -> bool:
     """Whether its caps and its tenant's budget have room for the other lane, which is reserved."""
-    charges, headers = the_charges(), message["headers"]
+    charges, headers = current_accountant(), message["headers"]
     if charges is None:
         return True
     [body], _, _ = json.loads(base64.b64decode(message["body"]))

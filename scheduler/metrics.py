@@ -13,8 +13,8 @@ from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from scheduler.model.job import Group, Job
-from scheduler.model.jsonl import Retry
+from scheduler.model.job import Job, RequestGroup
+from scheduler.model.jsonl import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL
 from scheduler.store import keys
 
@@ -56,21 +56,21 @@ retries_total = Counter(
     ["provider", "error", "counter"],
 )
 
-Odd = Literal["unknown", "duplicate", "bad", "missing"]
-Found = Literal["file", "batch", "duplicate"]
+LineAnomaly = Literal["unknown", "duplicate", "bad", "missing"]
+Recovered = Literal["file", "batch", "duplicate"]
 
 
-def observe_odd(job: Job, kind: Odd, lines: int = 1) -> None:
+def observe_anomaly(job: Job, kind: LineAnomaly, lines: int = 1) -> None:
     """Count lines of a job's result files that should not be, or should be and are not."""
     odd_lines_total.labels(job.group.provider, kind).inc(lines)
 
 
-def observe_found(job: Job, kind: Found) -> None:
+def observe_recovered(job: Job, kind: Recovered) -> None:
     """Count what was found at the provider of a job whose last step had an unknown end."""
     found_total.labels(job.group.provider, kind).inc()
 
 
-def observe_retry(job: Job, retry: Retry) -> None:
+def observe_retry(job: Job, retry: LineRetry) -> None:
     """Count a request that waits for another batch."""
     retries_total.labels(job.group.provider, retry.error.code, retry.counter).inc()
 
@@ -130,7 +130,9 @@ class LiveBatches(Collector):
         for group, state, status, created_at in pipe.execute():
             if group is not None:
                 known = status if status in {None, "", *LIVE, *TERMINAL} else "other"
-                found[Group.parse(group).provider, state, known or ""].append(float(created_at))
+                found[RequestGroup.parse(group).provider, state, known or ""].append(
+                    float(created_at)
+                )
         return found
 
 

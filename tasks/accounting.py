@@ -18,7 +18,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from primarch_fleet import protocol, routing
-from primarch_fleet.budgets import AsyncLedger, Order
+from primarch_fleet.budgets import AsyncLedger, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Model
 from primarch_fleet.contract import Lane, Request
 from primarch_fleet.errors import (
@@ -32,13 +32,13 @@ from primarch_fleet.errors import (
 logger = logging.getLogger(__name__)
 
 #: To the ledgers, of all tasks of a process together.
-CONNECTIONS = 20
+MAX_CONNECTIONS = 20
 #: Seconds that one round trip may take before it is tried again.
-TIMEOUT = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
 @dataclass
-class Meter:
+class UsageMeter:
     """What was used for the request of the current asyncio task, known before it has its answer."""
 
     #: True once a provider or an engine was asked.
@@ -47,22 +47,22 @@ class Meter:
     chunks: int = 0
 
     @classmethod
-    def current(cls) -> Meter:
+    def current(cls) -> UsageMeter:
         """The meter of the request at hand; of no request, one that nobody reads."""
         return _meter.get() or cls()
 
 
-_meter: ContextVar[Meter | None] = ContextVar("meter", default=None)
+_meter: ContextVar[UsageMeter | None] = ContextVar("meter", default=None)
 
 
 @dataclass
-class Bill:
+class RunCost:
     """What a run has cost, in micro-dollars."""
 
     cost: int = 0
 
 
-class Cut(NamedTuple):
+class AbortedRun(NamedTuple):
     """A run that was cut short, and the micro-dollars that it has cost, by estimate."""
 
     tenant_id: str
@@ -71,7 +71,7 @@ class Cut(NamedTuple):
     cost: int
 
 
-class Charges:
+class Accountant:
     """The worker's side of budgets. Use it on one loop.
 
     A Redis that is away is waited for. A tenant without limits costs no round trip.
@@ -84,7 +84,7 @@ class Charges:
         self,
         ledger: AsyncLedger,
         catalogue: Catalogue,
-        observe: Callable[[Cut], None] = lambda _: None,
+        observe: Callable[[AbortedRun], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
@@ -92,14 +92,14 @@ class Charges:
         self._settling: set[asyncio.Task[None]] = set()
 
     @classmethod
-    def at(cls, url: str, catalogue: Catalogue, observe: Callable[[Cut], None]) -> Self:
+    def at(cls, url: str, catalogue: Catalogue, observe: Callable[[AbortedRun], None]) -> Self:
         """Charges to the ledgers at a Redis URL."""
         pool = BlockingConnectionPool.from_url(
             url,
-            max_connections=CONNECTIONS,
+            max_connections=MAX_CONNECTIONS,
             timeout=None,
             decode_responses=True,
-            socket_timeout=TIMEOUT,
+            socket_timeout=TIMEOUT_SECONDS,
             health_check_interval=10,
             retry=Retry(ExponentialBackoff(cap=2, base=0.1), -1),
         )
@@ -129,7 +129,7 @@ class Charges:
         reserved, and the call may be repeated.
         """
         refused: dict[str, FleetError] = {}
-        by_tenant: defaultdict[str, list[Order]] = defaultdict(list)
+        by_tenant: defaultdict[str, list[ReservationRequest]] = defaultdict(list)
         for task_id, request in requests.items():
             try:
                 by_tenant[request.tenant_id] += self._orders(lane, request, task_id)
@@ -139,19 +139,23 @@ class Charges:
             refused |= await self._grant(tenant_id, orders)
         return refused
 
-    def _orders(self, lane: Lane, request: Request, task_id: str) -> list[Order]:
+    def _orders(self, lane: Lane, request: Request, task_id: str) -> list[ReservationRequest]:
         """What is to be reserved for a task, if anything. Raises CostCapExceeded."""
         limits, model = self._catalogue.limits(request.tenant_id), self._model(lane, request)
         if model is None:
             return []
-        size = protocol.size(request.to_wire())
+        size = protocol.wire_size_bytes(request.to_wire())
         expected = routing.estimate_cost(request, size, model, lane, limits)
         routing.check_cost(request, expected, lane, limits)
         if limits is None:
             return []
-        return [Order(task_id, routing.most_cost(request, size, model, lane, limits))]
+        return [
+            ReservationRequest(task_id, routing.max_cost_of(request, size, model, lane, limits))
+        ]
 
-    async def _grant(self, tenant_id: str, orders: list[Order]) -> dict[str, FleetError]:
+    async def _grant(
+        self, tenant_id: str, orders: list[ReservationRequest]
+    ) -> dict[str, FleetError]:
         """Reserve for those that fit, in their order; the refusals of the others."""
         limits = self._catalogue.limits(tenant_id)
         if limits is None or not orders:
@@ -199,7 +203,7 @@ class Charges:
             await self.settle(str(tenant), message.id, "", 0)
 
     @asynccontextmanager
-    async def run(self, lane: Lane, request: Request, task_id: str) -> AsyncIterator[Bill]:
+    async def run(self, lane: Lane, request: Request, task_id: str) -> AsyncIterator[RunCost]:
         """Reserve before a run of a task and settle after it, with the bill that is then written.
 
         Of a run that fails nothing is paid, as far as anyone knows. One that is cut short, by its
@@ -207,7 +211,7 @@ class Charges:
         prompt, if it had got to a provider, and a token for each chunk, by estimate.
         """
         await self.reserve(lane, request, task_id)
-        bill, meter = Bill(), Meter()
+        bill, meter = RunCost(), UsageMeter()
         token = _meter.set(meter)
         try:
             yield bill
@@ -228,12 +232,12 @@ class Charges:
         settling.add_done_callback(self._settling.discard)
         await asyncio.shield(settling)
 
-    def _used(self, lane: Lane, request: Request, task_id: str, meter: Meter) -> int:
+    def _used(self, lane: Lane, request: Request, task_id: str, meter: UsageMeter) -> int:
         """Micro-dollars that a run without an answer has cost, by estimate."""
         model = self._model(lane, request)
         if model is None or not meter.called:
             return 0
-        prompt = protocol.size(request.body()) // routing.BYTES_PER_TOKEN + 1
+        prompt = protocol.wire_size_bytes(request.body()) // routing.BYTES_PER_TOKEN + 1
         cost = model.lanes[lane].price.cost(prompt, meter.chunks)
         logger.info(
             "%s: cut short after %s chunks, about %s micro-dollars",
@@ -242,7 +246,7 @@ class Charges:
             cost,
             extra={"action": "run_cut_short", "task_id": task_id},
         )
-        self._observe(Cut(request.tenant_id, lane, request.model, cost))
+        self._observe(AbortedRun(request.tenant_id, lane, request.model, cost))
         return cost
 
     def _model(self, lane: Lane, request: Request) -> Model | None:
@@ -250,14 +254,14 @@ class Charges:
         return model if model and lane in model.lanes else None
 
 
-_charges: list[Charges] = []
+_charges: list[Accountant] = []
 
 
-def use(charges: Charges | None) -> None:
+def use_accountant(charges: Accountant | None) -> None:
     """Have what this process serves reserved and settled; None has nothing."""
     _charges[:] = [charges] if charges else []
 
 
-def the_charges() -> Charges | None:
+def current_accountant() -> Accountant | None:
     """Those of this process."""
     return _charges[0] if _charges else None

@@ -20,7 +20,7 @@ from celery.app.task import Context
 from celery.worker.request import Request
 
 from primarch_fleet.errors import FleetError
-from primarch_fleet.protocol import HIDDEN
+from primarch_fleet.protocol import HIDDEN_ARGUMENTS
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
 Runner = Callable[[Body], Any]
@@ -58,8 +58,8 @@ class PrivateRequest(Request):
         super().__init__(message, *args, **options)
         #: When the worker had it, by `time.monotonic`.
         self.received_at = time.monotonic()
-        self._argsrepr = self._kwargsrepr = HIDDEN
-        self._request_dict |= {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN}  # type: ignore[attr-defined]
+        self._argsrepr = self._kwargsrepr = HIDDEN_ARGUMENTS
+        self._request_dict |= {"argsrepr": HIDDEN_ARGUMENTS, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
 
 
 class AsyncTask(Task):  # type: ignore[type-arg]
@@ -111,6 +111,6 @@ class AsyncTask(Task):  # type: ignore[type-arg]
 
     def apply_async(self, *args: Any, **options: Any) -> Any:
         """Celery's own, except that the message does not show its arguments in logs and events."""
-        options.setdefault("argsrepr", HIDDEN)
-        options.setdefault("kwargsrepr", HIDDEN)
+        options.setdefault("argsrepr", HIDDEN_ARGUMENTS)
+        options.setdefault("kwargsrepr", HIDDEN_ARGUMENTS)
         return super().apply_async(*args, **options)

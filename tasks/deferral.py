@@ -21,7 +21,7 @@ from primarch_fleet.errors import FleetError, InvalidRequest
 PARKED = "PARKED"
 
 #: What of `task.request` its completion needs: links, chains, groups and chords live in it.
-CONTEXT = (
+CONTEXT_FIELDS = (
     *("id", "args", "kwargs", "root_id", "parent_id", "origin", "hostname", "ignore_result"),
     *("group", "group_index", "chord", "chain", "callbacks", "errbacks", "replaced_task_nesting"),
     *("retries", "eta", "expires", "timelimit", "shadow", "stamped_headers", "stamps"),
@@ -30,7 +30,7 @@ CONTEXT = (
 )
 
 
-class Arrival(NamedTuple):
+class PreparedRequest(NamedTuple):
     """A request that was checked and can be parked."""
 
     request: Request
@@ -40,7 +40,7 @@ class Arrival(NamedTuple):
     record: Any
 
 
-class Parking(Protocol):
+class DeferralStore(Protocol):
     """Where requests wait. The calls block, and may be repeated."""
 
     def knows(self, task_id: str) -> bool:
@@ -57,15 +57,15 @@ class Parking(Protocol):
         """
 
 
-_parkings: list[Parking] = []
+_parkings: list[DeferralStore] = []
 
 
-def use(parking: Parking) -> None:
+def use_store(parking: DeferralStore) -> None:
     """Put a store behind the batch tasks of this process."""
     _parkings[:] = [parking]
 
 
-def the_parking() -> Parking:
+def current_store() -> DeferralStore:
     """The store behind the batch tasks of this process."""
     (parking,) = _parkings
     return parking
@@ -78,20 +78,20 @@ def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, A
     again changes nothing. Raises InvalidRequest for a request that no client would have let
     through, or what it is refused for; that is returned to a request that asks for it.
     """
-    found = arrival(task.name, kind, body, task.request)
-    parking = the_parking()
+    found = prepare(task.name, kind, body, task.request)
+    parking = current_store()
     if not parking.knows(task.request.id or ""):
         # The state first: once parked, the request may be completed at any moment.
         if not task.request.ignore_result:
             task.update_state(task.request.id, PARKED, found.meta)
         for refusal in parking.park([found.record]).values():
             if found.request.return_exceptions:
-                return protocol.failure(refusal)
+                return protocol.error_value(refusal)
             raise refusal
     raise Ignore
 
 
-def arrival(name: str, kind: type[Request], body: object, context: Context) -> Arrival:
+def prepare(name: str, kind: type[Request], body: object, context: Context) -> PreparedRequest:
     """A task's request, ready to be parked. Raises InvalidRequest.
 
     Args:
@@ -102,7 +102,7 @@ def arrival(name: str, kind: type[Request], body: object, context: Context) -> A
     request = kind.parse(body)
     if isinstance(request, CompletionRequest) and request.stream:
         raise InvalidRequest("stream: a batch cannot stream")
-    kept = {name: getattr(context, name, None) for name in CONTEXT}
-    hidden = {"argsrepr": protocol.HIDDEN, "kwargsrepr": protocol.HIDDEN}
-    record = the_parking().record(request, {**kept, **hidden, "task": name})
-    return Arrival(request, {"model": request.model}, record)
+    kept = {name: getattr(context, name, None) for name in CONTEXT_FIELDS}
+    hidden = {"argsrepr": protocol.HIDDEN_ARGUMENTS, "kwargsrepr": protocol.HIDDEN_ARGUMENTS}
+    record = current_store().record(request, {**kept, **hidden, "task": name})
+    return PreparedRequest(request, {"model": request.model}, record)

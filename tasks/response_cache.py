@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 #: Answers kept at once at most, and bytes of the largest: 256 MiB together, with what Redis needs
 #: around them. Its allocator rounds to 56 KiB, and anything over 64 KiB to 80.
-SLOTS, LARGEST = 4096, 57_000
+MAX_ENTRIES, MAX_ENTRY_BYTES = 4096, 57_000
 #: Seconds that Redis may take, before an answer is asked for without it.
 TIMEOUT = 0.5
 #: How a choice ends that is as whole as it will get: not one that a filter has cut.
 #: https://platform.openai.com/docs/api-reference/chat/object (finish_reason)
-WHOLE = {"stop", "length", "tool_calls", "function_call"}
+COMPLETE_FINISH_REASONS = {"stop", "length", "tool_calls", "function_call"}
 
 lookups_total = Counter(
     "primarch_cache_lookups_total",
@@ -59,7 +59,7 @@ class _Entry(BaseModel):
     answer: Completion
 
 
-class Cache:
+class ResponseCache:
     """The answers kept at one Redis. Use it on one loop.
 
     Args:
@@ -101,7 +101,7 @@ class Cache:
             own: Fields of the receipt that are the present request's.
         """
         started = time.perf_counter()
-        entry = await self._read(digest(lane, request))
+        entry = await self._read(cache_key(lane, request))
         found = entry is not None and self._clock() - entry.at <= (request.cache_ttl or 0)
         lookups_total.labels(lane, "hit" if found else "miss").inc()
         if entry is None or not found:
@@ -122,13 +122,13 @@ class Cache:
 
     async def keep(self, lane: Lane, request: Request, answer: Completion) -> None:
         """Keep a whole answer for the request's `cache_ttl`, unless it is too large."""
-        if not whole(answer):
+        if not is_complete(answer):
             return
         receipt = answer.receipt.model_copy(update={"metadata": {}, "user_id": None})
-        name = digest(lane, request)
+        name = cache_key(lane, request)
         kept = answer.model_copy(update={"receipt": receipt})
         text = _Entry(request=name, at=self._clock(), answer=kept).model_dump_json()
-        if len(text.encode()) > LARGEST:
+        if len(text.encode()) > MAX_ENTRY_BYTES:
             return
         try:
             await self._redis.set(_key(name), text, px=math.ceil(1000 * (request.cache_ttl or 0)))
@@ -146,20 +146,23 @@ class Cache:
         return entry if entry and entry.request == name else None
 
 
-def digest(lane: Lane, request: Request) -> str:
+def cache_key(lane: Lane, request: Request) -> str:
     """What equal requests have in common and no others: a hash, of which no text can be read."""
     same = [request.tenant_id, lane, sorted(set(request.tags)), request.body()]
     text = json.dumps(same, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def whole(answer: Completion) -> bool:
+def is_complete(answer: Completion) -> bool:
     """Whether every choice came to its end; embeddings have none."""
-    return all(choice.get("finish_reason") in WHOLE for choice in answer.body.get("choices", []))
+    return all(
+        choice.get("finish_reason") in COMPLETE_FINISH_REASONS
+        for choice in answer.body.get("choices", [])
+    )
 
 
 def _key(name: str) -> str:
-    return f"fleet:cache:{int(name, 16) % SLOTS}"
+    return f"fleet:cache:{int(name, 16) % MAX_ENTRIES}"
 
 
 def _warn(error: Exception) -> None:
@@ -167,15 +170,15 @@ def _warn(error: Exception) -> None:
     logger.warning("the cache failed: %s", type(error).__name__, extra={"action": "cache_failed"})
 
 
-_cache: list[Cache] = []
+_cache: list[ResponseCache] = []
 
 
-def use(cache: Cache | None) -> None:
+def use_cache(cache: ResponseCache | None) -> None:
     """Have what this process serves kept and found; None has nothing."""
     _cache[:] = [cache] if cache else []
 
 
-def cache_for(request: Request) -> Cache | None:
+def cache_for(request: Request) -> ResponseCache | None:
     """That of this process, for a request that asks for it and is not streamed."""
     asked = request.cache_ttl is not None and not getattr(request, "stream", False)
     return _cache[0] if _cache and asked else None

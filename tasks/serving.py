@@ -12,12 +12,12 @@ from celery import Task
 from primarch_fleet import protocol
 from primarch_fleet.contract import Completion, Lane, Request
 from primarch_fleet.errors import DeadlineExceeded, RequestFailed
-from tasks.accounting import the_charges
+from tasks.accounting import current_accountant
 from tasks.response_cache import cache_for
 
 
 @dataclass(frozen=True)
-class Envelope:
+class RequestMetadata:
     """What came around a request: who sent it, when and why here."""
 
     task_id: str
@@ -27,7 +27,7 @@ class Envelope:
     queue_wait: float | None
 
     @classmethod
-    def of(cls, request: Any) -> Envelope:
+    def of(cls, request: Any) -> RequestMetadata:
         """The envelope of a Celery task request (`task.request`)."""
         submitted_at = request.get(protocol.SUBMITTED_AT)
         return cls(
@@ -42,20 +42,20 @@ class Envelope:
         return {"trace_id": self.trace_id, "reason": self.reason, "queue_wait": self.queue_wait}
 
 
-class Server(Protocol):
+class LaneBackend(Protocol):
     """What a lane's worker puts behind the lane's tasks."""
 
-    async def serve(self, request: Request, envelope: Envelope) -> Completion:
+    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
         """Answer one request; many run at once on the worker's loop.
 
         Raises one of the fleet's errors, never a library's: those do not travel.
         """
 
 
-_servers: dict[Lane, Server] = {}
+_servers: dict[Lane, LaneBackend] = {}
 
 
-def use(lane: Lane, server: Server) -> None:
+def use(lane: Lane, server: LaneBackend) -> None:
     """Put a server behind a lane's tasks in this process."""
     _servers[lane] = server
 
@@ -71,16 +71,16 @@ async def serve(
     """
     request = kind.parse(body)
     try:
-        completion = await _charged(lane, request, Envelope.of(task.request))
+        completion = await _charged(lane, request, RequestMetadata.of(task.request))
     except RequestFailed as error:
         if not request.return_exceptions:
             raise
-        return protocol.failure(error)
+        return protocol.error_value(error)
     return completion.to_wire()
 
 
-async def _charged(lane: Lane, request: Request, envelope: Envelope) -> Completion:
-    charges = the_charges()
+async def _charged(lane: Lane, request: Request, envelope: RequestMetadata) -> Completion:
+    charges = current_accountant()
     if charges is None:
         return await _in_time(lane, request, envelope)
     async with charges.run(lane, request, envelope.task_id) as bill:
@@ -89,7 +89,7 @@ async def _charged(lane: Lane, request: Request, envelope: Envelope) -> Completi
         return completion
 
 
-async def _in_time(lane: Lane, request: Request, envelope: Envelope) -> Completion:
+async def _in_time(lane: Lane, request: Request, envelope: RequestMetadata) -> Completion:
     left = request.time_left()
     if left is not None and left <= 0:
         raise DeadlineExceeded("deadline: it passed before a worker took the request")
@@ -100,7 +100,7 @@ async def _in_time(lane: Lane, request: Request, envelope: Envelope) -> Completi
         raise DeadlineExceeded from None
 
 
-async def _answer(lane: Lane, request: Request, envelope: Envelope) -> Completion:
+async def _answer(lane: Lane, request: Request, envelope: RequestMetadata) -> Completion:
     """The answer kept from an equal request, if this one asks for that, or else the server's."""
     cache = cache_for(request)
     if cache is None:

@@ -21,13 +21,13 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError
 from tasks import accounting as charging
 from tasks import response_cache as caching
-from tasks.accounting import Charges
+from tasks.accounting import Accountant
 from tasks.app import app
-from tasks.response_cache import Cache
+from tasks.response_cache import ResponseCache
 from workers.observability import cost_report as costing
 from workers.observability import metrics
-from workers.observability.budget_metrics import BudgetGauge
-from workers.observability.cost_report import Costs
+from workers.observability.budget_metrics import BudgetCollector
+from workers.observability.cost_report import CostReport
 from workers.observability.heartbeat import Heartbeat
 from workers.observability.throughput import Throughput
 from workers.runtime import (
@@ -40,14 +40,16 @@ from workers.runtime import (
 logger = logging.getLogger(__name__)
 
 
-class Served(Protocol):
+class LaneRuntime(Protocol):
     """What a lane holds while its worker runs."""
 
     async def close(self) -> None:
         """Give everything back; called once, after the last task."""
 
 
-def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Served]]) -> Celery:
+def lane_worker(
+    lane: Lane, queues: list[str], start: Callable[[], Awaitable[LaneRuntime]]
+) -> Celery:
     """The fleet's Celery app as one lane's worker: what `celery -A` is given.
 
     Args:
@@ -72,11 +74,11 @@ def lane_worker(lane: Lane, queues: list[str], start: Callable[[], Awaitable[Ser
             client = redis.Redis.from_url(url, socket_timeout=5)
             catalogue = fleet_config().catalogue()
             catalogue.publish(client)
-            _charge(Charges.at(url, catalogue, costing.report_cut))
-            _report(Costs.at(url, catalogue))
-            _keep(Cache.at(url, metrics.report))
+            _charge(Accountant.at(url, catalogue, costing.report_cut))
+            _report(CostReport.at(url, catalogue))
+            _keep(ResponseCache.at(url, metrics.report))
             ledger = Ledger(redis.Redis.from_url(url, socket_timeout=5, decode_responses=True))
-            REGISTRY.register(BudgetGauge(ledger, catalogue.tenants))
+            REGISTRY.register(BudgetCollector(ledger, catalogue.tenants))
             metrics.show_targets(fleet_config().targets.figures())
             metrics.serve(client, lane, queues)
             heartbeat = Heartbeat(client, queues, _rate(lane, worker))
@@ -113,9 +115,9 @@ def _settle_down() -> None:
     gc.freeze()
 
 
-def _charge(charges: Charges) -> None:
+def _charge(charges: Accountant) -> None:
     """Have this worker's tasks charged, and what it drops unserved refunded."""
-    charging.use(charges)
+    charging.use_accountant(charges)
     pool.at_stop(charges.close)
 
     @task_revoked.connect(weak=False)
@@ -123,18 +125,18 @@ def _charge(charges: Charges) -> None:
         asyncio.run_coroutine_threadsafe(charges.refund(request), pool.loop())
 
 
-def _keep(cache: Cache) -> None:
+def _keep(cache: ResponseCache) -> None:
     """Have answers kept for those who ask for that."""
-    caching.use(cache)
+    caching.use_cache(cache)
     pool.at_stop(cache.close)
 
 
-def _report(costs: Costs) -> None:
+def _report(costs: CostReport) -> None:
     """Have what this worker's answers cost reported, to the last one."""
     costing.use(costs)
     asyncio.run_coroutine_threadsafe(costs.start(), pool.loop()).result()
     pool.at_stop(costs.close)
 
 
-async def _run(start: Callable[[], Awaitable[Served]]) -> Served:
+async def _run(start: Callable[[], Awaitable[LaneRuntime]]) -> LaneRuntime:
     return await start()

@@ -19,8 +19,17 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from primarch_fleet.streaming import CHUNK, ENDED, FAILED, KEPT, MAX_CHUNKS, OK, OPENED, key
-from tasks.accounting import Meter
+from primarch_fleet.streaming import (
+    CHUNK,
+    ENDED,
+    FAILED,
+    MAX_CHUNKS,
+    OK,
+    OPENED,
+    TTL_SECONDS,
+    stream_key,
+)
+from tasks.accounting import UsageMeter
 from workers.runtime.leases import LUA
 
 logger = logging.getLogger(__name__)
@@ -47,7 +56,7 @@ CLOSE_TIMEOUT = 1.0
 class _Run:
     """One run; its number is the server's to give, when it is opened there."""
 
-    key: str
+    stream_key: str
     number: str | None = None
     entries: int = 0
     speaks: bool = False
@@ -61,7 +70,7 @@ class _Entry:
     value: str
 
 
-class Writer:
+class StreamWriter:
     """Writes the streams of all tasks of a process, on a thread of its own.
 
     The tasks' loop is as good as never idle where many answer at once: what had to wait for its
@@ -96,7 +105,7 @@ class Writer:
     @contextmanager
     def run(self, task_id: str) -> Iterator[Publish]:
         """A run of the task's stream: it ends with the block, well or by its exception."""
-        run = _Run(key(task_id))
+        run = _Run(stream_key(task_id))
         self._put(run, OPENED, "")
         try:
             yield lambda chunk: self._publish(run, chunk)
@@ -118,7 +127,7 @@ class Writer:
         token = has_token(chunk)
         first = token and not run.speaks
         run.speaks |= token
-        Meter.current().chunks += token
+        UsageMeter.current().chunks += token
         # ASCII: a chunk may end in the middle of a character, which UTF-8 could not carry.
         text = json.dumps(chunk, separators=(",", ":"))
         if self._size + len(text) <= MAX_PENDING:
@@ -178,7 +187,7 @@ class Writer:
             return
         pipeline = self._redis.pipeline(transaction=False)
         for run in new:
-            pipeline.eval(LUA["open_stream"], 1, run.key, KEPT)
+            pipeline.eval(LUA["open_stream"], 1, run.stream_key, TTL_SECONDS)
         for run, number in zip(new, pipeline.execute(), strict=True):
             run.number = number
 
@@ -188,10 +197,10 @@ class Writer:
         # All or nothing: if one were refused for want of memory, those behind it must be too.
         pipeline = self._redis.pipeline(transaction=True)
         for entry in entries:
-            name, identity = entry.run.key, f"{entry.run.number}-{entry.number}"
+            name, identity = entry.run.stream_key, f"{entry.run.number}-{entry.number}"
             pipeline.xadd(name, {entry.field: entry.value}, identity, MAX_CHUNKS, approximate=True)
-        for name in {entry.run.key for entry in entries}:
-            pipeline.expire(name, KEPT)
+        for name in {entry.run.stream_key for entry in entries}:
+            pipeline.expire(name, TTL_SECONDS)
         for answer in pipeline.execute(raise_on_error=False):
             # An id that is not greater than the last: it is there, or a later run has the stream.
             if isinstance(answer, Exception) and "equal or smaller" not in str(answer):

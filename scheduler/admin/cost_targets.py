@@ -17,7 +17,7 @@ MONTH = 30
 
 
 @dataclass(frozen=True)
-class Measure:
+class CostTarget:
     """One target: its name and unit are those of `primarch_target`, a share or dollars."""
 
     name: str
@@ -46,7 +46,7 @@ class Measure:
         return self.name, bound, actual, {True: "yes", False: "no", None: "-"}[self.met]
 
 
-def measures(targets: Targets, total: Figures, days: int) -> list[Measure]:
+def cost_targets(targets: Targets, total: Figures, days: int) -> list[CostTarget]:
     """Of a report's total and its days, 1 or more. A month costs 30 days at their rate."""
     spent, goals = total.cost / MICROS, targets.figures()
     saved = _ratio(total.list_cost - total.cost, total.list_cost)
@@ -55,12 +55,12 @@ def measures(targets: Targets, total: Figures, days: int) -> list[Measure]:
         "cost_per_request_usd": _ratio(spent, total.requests),
     }
     return [
-        Measure("cost_reduction", goals["cost_reduction"], saved, least=True),
-        *(Measure(name, goals[name], one) for name, one in actual.items()),
+        CostTarget("cost_reduction", goals["cost_reduction"], saved, least=True),
+        *(CostTarget(name, goals[name], one) for name, one in actual.items()),
     ]
 
 
-def as_table(measured: list[Measure]) -> Table:
+def as_table(measured: list[CostTarget]) -> Table:
     """For people."""
     columns = ("name", "target", "actual", "met")
     title = "targets of fleet.yaml"

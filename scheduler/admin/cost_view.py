@@ -17,7 +17,7 @@ from rich.text import Text
 from config.targets import Targets
 from primarch_fleet.money import dollars
 from scheduler.admin import cost_targets
-from scheduler.admin.cost_targets import Measure
+from scheduler.admin.cost_targets import CostTarget
 from workers.observability.cost_report import Figures, Row, key, parse
 
 #: What a report can be by.
@@ -47,9 +47,9 @@ class Report:
     def total(self) -> Figures:
         return reduce(Figures.plus, self.rows.values(), Figures())
 
-    def measures(self, targets: Targets) -> list[Measure]:
+    def measures(self, targets: Targets) -> list[CostTarget]:
         """The total beside the targets that are about money."""
-        return cost_targets.measures(targets, self.total, (self.last - self.first).days + 1)
+        return cost_targets.cost_targets(targets, self.total, (self.last - self.first).days + 1)
 
     def as_json(self, targets: Targets) -> dict[str, Any]:
         """For machines: money in micro-dollars, rates of saving from 0 to 1 or null.

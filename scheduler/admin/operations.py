@@ -7,19 +7,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from scheduler.completion.withdrawal import Exit
+from scheduler.completion.withdrawal import Withdrawal
 from scheduler.model.job import Job
 from scheduler.model.jsonl import request_id
-from scheduler.providers.base import BatchProvider, Failure
+from scheduler.providers.base import BatchProvider, ProviderCallFailed
 from scheduler.store.store import Left, Store
 
 logger = logging.getLogger(__name__)
 
 #: "cancelled": its result is `Cancelled`; "done": it had its result before; "promoted": it went to
 #: the realtime lane; "unknown": the lane never had it, or not yet.
-Answer = Literal["cancelled", "done", "promoted", "unknown"]
+CancelResult = Literal["cancelled", "done", "promoted", "unknown"]
 
-ANSWERS: dict[Left, Answer] = {
+CANCEL_RESULTS: dict[Left, CancelResult] = {
     "ours": "cancelled",
     "done": "done",
     "cancelled": "cancelled",
@@ -29,21 +29,23 @@ ANSWERS: dict[Left, Answer] = {
 }
 
 #: Cancellations under way at once.
-AT_ONCE = 4
+MAX_CONCURRENT_CANCELS = 4
 #: Seconds between two looks at a request that is being completed, or moved, by somebody else.
 LOOK = 0.02
 
 
-class Operator:
+class Operations:
     """Cancels requests and batches. Many may, at once, anywhere, and any call may be repeated."""
 
-    def __init__(self, store: Store, providers: Mapping[str, BatchProvider], exit: Exit) -> None:
+    def __init__(
+        self, store: Store, providers: Mapping[str, BatchProvider], exit: Withdrawal
+    ) -> None:
         self._store = store
         self._providers = providers
         self._exit = exit
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CANCELS)
 
-    async def cancel(self, task_ids: Sequence[str]) -> dict[str, Answer]:
+    async def cancel(self, task_ids: Sequence[str]) -> dict[str, CancelResult]:
         """Complete requests with `Cancelled`, wherever on the lane they are, and say of each how.
 
         A request has one outcome: one that is just being completed keeps what it gets. A batch
@@ -72,7 +74,7 @@ class Operator:
             return f"provider {job.group.provider!r} is not configured any more"
         try:
             await provider.cancel(job.batch_id)
-        except Failure as error:
+        except ProviderCallFailed as error:
             return f"{job.group.provider}: {error}"
         finally:
             await self._store.hasten(job.intent)
@@ -81,9 +83,9 @@ class Operator:
         )
         return ""
 
-    async def _cancel(self, task_id: str) -> Answer:
+    async def _cancel(self, task_id: str) -> CancelResult:
         request = request_id(task_id)
         async with self._slots:
             while (left := await self._exit.cancel(request)) == "theirs":  # noqa: ASYNC110
                 await asyncio.sleep(LOOK)
-        return ANSWERS[left]
+        return CANCEL_RESULTS[left]

@@ -12,22 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from primarch_fleet.money import dollars
-from scheduler.jobs.flush_policy import Waiting
-from scheduler.model.job import Group, Live
-from scheduler.store.store import LANE, Store
+from scheduler.jobs.flush_policy import GroupBacklog
+from scheduler.model.job import JobProgress, RequestGroup
+from scheduler.store.store import WHOLE_LANE, Store
 
 #: Of an intent, what people are shown and may type.
 SHORT = 8
 
 
 @dataclass(frozen=True)
-class Board:
+class LaneStatus:
     """The lane at one moment. Times in Unix seconds by the store's clock."""
 
     now: float
     drained: bool
-    jobs: list[Live]
-    waiting: dict[Group, Waiting]
+    jobs: list[JobProgress]
+    waiting: dict[RequestGroup, GroupBacklog]
 
     def as_json(self) -> dict[str, Any]:
         """For machines: ages in seconds, money in micro-dollars, moments in Unix seconds."""
@@ -72,13 +72,13 @@ class Board:
         return view
 
 
-async def read(store: Store) -> Board:
+async def read(store: Store) -> LaneStatus:
     """The lane as it is now; groups in which nothing waits are left out."""
     now, groups = await store.now(), await store.groups()
     waiting = {group: await store.waiting(group) for group in groups}
-    return Board(
+    return LaneStatus(
         now=now,
-        drained=(await store.pauses.get(LANE)).until > now,
+        drained=(await store.pauses.get(WHOLE_LANE)).until > now,
         jobs=await store.live(),
         waiting={group: one for group, one in waiting.items() if one.requests},
     )
@@ -88,7 +88,7 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
-def _job(live: Live, now: float) -> dict[str, Any]:
+def _job(live: JobProgress, now: float) -> dict[str, Any]:
     job = live.job
     return {
         "intent": job.intent,
@@ -106,7 +106,7 @@ def _job(live: Live, now: float) -> dict[str, Any]:
     }
 
 
-def _waiting(group: Group, waiting: Waiting, now: float) -> dict[str, Any]:
+def _waiting(group: RequestGroup, waiting: GroupBacklog, now: float) -> dict[str, Any]:
     age = None if waiting.oldest is None else max(0.0, now - waiting.oldest)
     own = asdict(waiting)
     del own["oldest"]

@@ -24,7 +24,7 @@ from celery import Celery
 from prometheus_client import Counter, start_http_server
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from config.fleet import ENV, FleetConfig
+from config.fleet import ENVIRONMENT_PREFIX, FleetConfig
 from config.settings import settings
 from primarch_fleet.client import reachable
 from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE
@@ -34,10 +34,10 @@ from scheduler.store.store import Store
 logger = logging.getLogger(__name__)
 
 #: Bytes of the largest event; OpenAI's have less than 1 KB.
-LARGEST = 64 * 1024
+MAX_WEBHOOK_BYTES = 64 * 1024
 #: Seconds by which the provider's clock and ours may differ, and for which an event can be
 #: repeated: https://platform.openai.com/docs/guides/webhooks asks for five minutes.
-TOLERANCE = 300
+TIMESTAMP_TOLERANCE_SECONDS = 300
 #: How a secret begins whose rest is base64.
 PREFIX = "whsec_"
 #: Seconds for which asking for a look is worth something: then beat has asked again.
@@ -51,7 +51,7 @@ refused_total = Counter(
 )
 
 
-class Event(BaseModel):
+class WebhookEvent(BaseModel):
     """What is read of an event."""
 
     model_config = ConfigDict(frozen=True)
@@ -66,7 +66,7 @@ class Event(BaseModel):
         return self.data.get("id") if known else None
 
 
-class Webhooks:
+class WebhookReceiver:
     """Answers a webhook as soon as its batch is due.
 
     Args:
@@ -92,7 +92,7 @@ class Webhooks:
         413  for more than LARGEST bytes
         503  when Redis is away: the provider sends the event again, for 72 hours
         """
-        application = web.Application(client_max_size=LARGEST)
+        application = web.Application(client_max_size=MAX_WEBHOOK_BYTES)
         application.add_routes([web.post("/webhooks/{provider}", self._answer)])
         return application
 
@@ -123,18 +123,18 @@ class Webhooks:
         except (redis.RedisError, FleetUnavailable) as error:
             raise web.HTTPServiceUnavailable(text="the broker did not answer") from error
 
-    def _event(self, body: bytes, request: web.Request, secret: str) -> Event:
+    def _event(self, body: bytes, request: web.Request, secret: str) -> WebhookEvent:
         try:
             self._sdk.verify_signature(
-                body, dict(request.headers), secret=secret, tolerance=TOLERANCE
+                body, dict(request.headers), secret=secret, tolerance=TIMESTAMP_TOLERANCE_SECONDS
             )
-            return Event.model_validate_json(body)
+            return WebhookEvent.model_validate_json(body)
         except ValidationError:
             raise web.HTTPBadRequest(text="this is no event") from None
         except (ValueError, TypeError) as error:  # TypeError: a signature that is not ASCII
             raise web.HTTPBadRequest(text=f"bad signature: {error}") from None
 
-    async def _hasten(self, provider: str, event: Event) -> None:
+    async def _hasten(self, provider: str, event: WebhookEvent) -> None:
         """At most one event comes for a batch, and providers take 2,000 batches an hour: it may
         read all jobs.
         """
@@ -160,7 +160,7 @@ def secrets(config: FleetConfig) -> dict[str, str]:
 
 
 def _secret(provider: str, variable: str) -> str:
-    name = variable.removeprefix(ENV)
+    name = variable.removeprefix(ENVIRONMENT_PREFIX)
     secret = os.environ.get(name, "")
     if not secret:
         raise ConfigError(f"{name} is not set: {provider}'s webhook_secret is read from it")
@@ -172,7 +172,7 @@ def _secret(provider: str, variable: str) -> str:
     return secret
 
 
-async def serve(webhooks: Webhooks, host: str, port: int) -> None:
+async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:
     """Take webhooks until SIGINT or SIGTERM. Raises OSError when the port is taken.
 
     No TLS: providers reach it through a proxy that has it. Port 0 takes a free one. The metrics

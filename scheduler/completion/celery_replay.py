@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _outcome: ContextVar[dict[str, Any] | Exception] = ContextVar("outcome")
 
 
-class Tracer:
+class CeleryReplay:
     """One tracer a task name and one event dispatcher, kept. Blocks: call it on a thread.
 
     The thread must not be running a task of its own: Celery would take that one's request.
@@ -57,7 +57,7 @@ class Tracer:
         try:
             request = {**context, "is_eager": False}
             trace = self._tracer(context["task"])
-            with publish_once.once(context["id"]):
+            with publish_once.publish_once(context["id"]):
                 _, info, _, shown = trace(
                     context["id"], context["args"] or [], context["kwargs"] or {}, request
                 )
@@ -67,7 +67,7 @@ class Tracer:
             return self._event("task-succeeded", context, result=shown, runtime=runtime)
         return self._event("task-failed", context, exception=repr(info.retval), traceback="")
 
-    def tell(self, events: list[Any]) -> None:
+    def publish_events(self, events: list[Any]) -> None:
         """Send events of completions, all at once."""
         if not events:
             return
@@ -77,7 +77,7 @@ class Tracer:
         except (OSError, OperationalError) as error:  # only Flower misses it
             logger.warning("event: %s", error, extra={"action": "batch_event_not_sent"})
 
-    def hand_over(self, context: dict[str, Any], name: str, headers: dict[str, Any]) -> None:
+    def republish(self, context: dict[str, Any], name: str, headers: dict[str, Any]) -> None:
         """Send a task on as another one of the same arguments, id, links and place in a canvas.
 
         Args:
@@ -93,7 +93,7 @@ class Tracer:
             queue=queue,
             headers={**(request.headers or {}), **headers},
         )
-        with publish_once.once(context["id"]):
+        with publish_once.publish_once(context["id"]):
             sent.apply_async(priority=PRIORITIES["high"])
 
     def _tracer(self, name: str) -> Any:

@@ -15,22 +15,22 @@ import redis
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import BatchError, RequestFailed
 from scheduler.completion import accounting
-from scheduler.completion.celery_replay import Tracer
+from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.completion.receipt import completion
-from scheduler.model.job import Group, Job, Parked, Tries
-from scheduler.store.blobs import Bodies
+from scheduler.model.job import AttemptCounts, Job, ParkedRequest, RequestGroup
+from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Place, Store
 
 logger = logging.getLogger(__name__)
 
 #: Completions under way at once: what Celery does for each is mostly waiting for Redis.
-THREADS = 4
+MAX_THREADS = 4
 
 Outcome = Completion | RequestFailed
-Make = Callable[[Parked, Tries, float], Outcome]
+Make = Callable[[ParkedRequest, AttemptCounts, float], Outcome]
 
 
-class Deliverer:
+class Completer:
     """Gives requests their outcomes.
 
     A request is completed once, however often it is asked for and by how many schedulers; only one
@@ -43,14 +43,18 @@ class Deliverer:
     """
 
     def __init__(
-        self, store: Store, bodies: Bodies, tracer: Tracer, observe: Callable[[Receipt], None]
+        self,
+        store: Store,
+        bodies: BlobStore,
+        tracer: CeleryReplay,
+        observe: Callable[[Receipt], None],
     ) -> None:
         self._store = store
         self._bodies = bodies
         self._tracer = tracer
         self._observe = observe
         # Plain threads, not asyncio.to_thread: that would carry the running task's context along.
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="deliver")
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="deliver")
 
     async def answer(self, job: Job, answers: Mapping[str, dict[str, Any]]) -> set[str]:
         """Complete requests with the provider's answers; the tenants of those that were not done
@@ -69,7 +73,7 @@ class Deliverer:
         return {receipt.tenant_id for receipt in receipts}
 
     async def fail(
-        self, errors: Mapping[str, RequestFailed], group: Group, intent: str = ""
+        self, errors: Mapping[str, RequestFailed], group: RequestGroup, intent: str = ""
     ) -> None:
         """Complete requests with errors: those of a job, or some that wait."""
         makes: dict[str, Make] = {
@@ -106,14 +110,16 @@ class Deliverer:
                 continue
             outcome = _outcome(request, makes[request], parked, tries, now)
             if isinstance(outcome, Completion):
-                outcome = await self._bodies.away(request, outcome)
+                outcome = await self._bodies.offload_result(request, outcome)
             made[request] = parked, outcome, now - parked.parked_at
         return made
 
     async def _trace(self, made: Mapping[str, Made]) -> set[str]:
         """Have Celery complete tasks; the requests for which that failed."""
         loop, requests = asyncio.get_running_loop(), list(made)
-        parts = [{one: made[one] for one in requests[nth::THREADS]} for nth in range(THREADS)]
+        parts = [
+            {one: made[one] for one in requests[nth::MAX_THREADS]} for nth in range(MAX_THREADS)
+        ]
         traced = [loop.run_in_executor(self._threads, self._trace_some, part) for part in parts]
         failed = dict(chain.from_iterable(await asyncio.gather(*traced)))
         for request, error in failed.items():
@@ -135,12 +141,12 @@ class Deliverer:
                 events.append(self._tracer.complete(parked.context, value, runtime))
             except Exception as error:
                 failed.append((request, error))
-        self._tracer.tell(events)
+        self._tracer.publish_events(events)
         return failed
 
 
 #: A record, what becomes of its request, and seconds since it was parked.
-Made = tuple[Parked, Outcome, float]
+Made = tuple[ParkedRequest, Outcome, float]
 
 
 def _cost(outcome: Outcome) -> int:
@@ -151,7 +157,9 @@ def _same(error: RequestFailed, *_: object) -> Outcome:
     return error
 
 
-def _outcome(request: str, make: Make, parked: Parked, tries: Tries, now: float) -> Outcome:
+def _outcome(
+    request: str, make: Make, parked: ParkedRequest, tries: AttemptCounts, now: float
+) -> Outcome:
     """The outcome, or an error when the provider's answer makes no sense."""
     try:
         return make(parked, tries, now)

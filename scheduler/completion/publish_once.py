@@ -20,7 +20,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
-from scheduler.store.keys import MEMORY, PREFIX
+from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
 from scheduler.store.scripts import texts
 
 SENT = PREFIX + "sent:"
@@ -29,7 +29,7 @@ _places: ContextVar[Iterator[str] | None] = ContextVar("places", default=None)
 
 
 @contextmanager
-def once(task_id: str) -> Iterator[None]:
+def publish_once(task_id: str) -> Iterator[None]:
     """Within the block, what this thread publishes is sent if no block for the task sent it.
 
     The messages are told apart by their order, and by their ids where two tasks may send the same
@@ -60,7 +60,9 @@ class Channel(kombu_redis.Channel):
         marks = (next(places), SENT + str(message["headers"].get("id")))
         names = [prefix + name for name in (self._q_for_pri(queue, priority), *marks)]
         with self.conn_or_acquire() as client:
-            client.execute_command("EVAL", texts()["push_once"], 3, *names, dumps(message), MEMORY)
+            client.execute_command(
+                "EVAL", texts()["push_once"], 3, *names, dumps(message), OUTCOME_TTL_SECONDS
+            )
 
 
 class Transport(kombu_redis.Transport):

@@ -6,11 +6,11 @@ from typing import Any
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import Completion, Receipt
-from scheduler.model.job import Job, Parked, Tries
+from scheduler.model.job import AttemptCounts, Job, ParkedRequest
 
 
 def completion(
-    job: Job, body: dict[str, Any], parked: Parked, tries: Tries, now: float
+    job: Job, body: dict[str, Any], parked: ParkedRequest, tries: AttemptCounts, now: float
 ) -> Completion:
     """What the request's task returns.
 
@@ -44,6 +44,6 @@ def completion(
     return Completion(body=body, receipt=receipt)
 
 
-def _queue_wait(parked: Parked) -> float | None:
+def _queue_wait(parked: ParkedRequest) -> float | None:
     submitted_at = parked.context.get(protocol.SUBMITTED_AT)
     return None if submitted_at is None else max(0.0, parked.parked_at - float(submitted_at))

@@ -19,9 +19,9 @@ from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.errors import BatchError, Cancelled, RequestFailed
 from scheduler import metrics
 from scheduler.completion import accounting
-from scheduler.completion.celery_replay import Tracer
-from scheduler.model.job import Group, Parked
-from scheduler.store.blobs import Bodies
+from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.model.job import ParkedRequest, RequestGroup
+from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Left, Store
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,12 @@ logger = logging.getLogger(__name__)
 CANCELLED, PROMOTED = "cancelled", "promoted: "
 
 
-class Exit:
+class Withdrawal:
     """Completes requests otherwise than by a batch, each once. Many may, at once, anywhere."""
 
-    def __init__(self, store: Store, bodies: Bodies, tracer: Tracer, catalogue: Catalogue) -> None:
+    def __init__(
+        self, store: Store, bodies: BlobStore, tracer: CeleryReplay, catalogue: Catalogue
+    ) -> None:
         self._store = store
         self._bodies = bodies
         self._tracer = tracer
@@ -47,7 +49,7 @@ class Exit:
             await self.resume(request)
         return left
 
-    async def promote(self, requests: Iterable[str], group: Group, why: str) -> None:
+    async def promote(self, requests: Iterable[str], group: RequestGroup, why: str) -> None:
         """Hand requests that wait in a group over to the realtime lane, where their tasks go on
         under the same ids. Those whose `max_cost` does not allow it stay.
         """
@@ -91,24 +93,24 @@ class Exit:
             headers = {
                 protocol.SUBMITTED_AT: context.get(protocol.SUBMITTED_AT),
                 protocol.LANE_REASON: f"{reason}; promoted: {why}",
-                protocol.TENANT: protocol.tenant(parked.payer[0]),
+                protocol.TENANT: protocol.tenant_header(parked.payer[0]),
             }
             name = protocol.task_name("realtime", context["task"].partition(".")[2])
-            await _run(self._tracer.hand_over, context, name, headers)
+            await _run(self._tracer.republish, context, name, headers)
         await self._store.finish([request], "promoted")
         metrics.promoted_total.inc()
         logger.info("%s: promoted: %s", request, why, extra={"action": "batch_request_promoted"})
 
-    async def _fail(self, parked: Parked, error: RequestFailed) -> None:
+    async def _fail(self, parked: ParkedRequest, error: RequestFailed) -> None:
         runtime = await self._store.now() - parked.parked_at
         await _run(self._complete, parked.context, parked.value(error), runtime)
         await accounting.settle(accounting.UNSENT, [(parked, 0)])
 
     def _complete(self, *args: Any) -> None:
-        self._tracer.tell([self._tracer.complete(*args)])
+        self._tracer.publish_events([self._tracer.complete(*args)])
 
-    async def _load(self, request: str) -> Parked | None:
-        loaded = await self._bodies.filled(await self._store.load([request]))
+    async def _load(self, request: str) -> ParkedRequest | None:
+        loaded = await self._bodies.hydrate(await self._store.load([request]))
         return loaded[request][0]
 
     async def _affordable(self, request_id: str) -> bool:
@@ -120,7 +122,10 @@ class Exit:
         request = parked.parse()
         if request.max_cost is None:
             return True
-        size, model = protocol.size(request.to_wire()), self._catalogue.model(request.model)
+        size, model = (
+            protocol.wire_size_bytes(request.to_wire()),
+            self._catalogue.model(request.model),
+        )
         return routing.estimate_cost(request, size, model, "realtime") <= request.max_cost
 
 

@@ -15,17 +15,17 @@ from celery.worker.request import Request
 from celery.worker.state import task_accepted, task_ready
 
 from scheduler.model.job import KINDS
-from tasks.deferral import PARKED, Arrival, arrival, the_parking
+from tasks.deferral import PARKED, PreparedRequest, current_store, prepare
 from workers.runtime.leases import LEASES
 from workers.runtime.transport import Consumer as LeasedConsumer
 
 logger = logging.getLogger(__name__)
 
 #: Messages that are parked at a time, at most: it bounds a pipeline.
-MOST = 500
+MAX_PARKED_AT_ONCE = 500
 
 
-class Consumer(LeasedConsumer):
+class IntakeConsumer(LeasedConsumer):
     """The leased consumer, except that requests of the batch lane are parked together.
 
     One thread of the pool parks what has arrived, then what arrived meanwhile, until nothing has:
@@ -66,7 +66,10 @@ class Consumer(LeasedConsumer):
     def _groups(self) -> Iterator[list[Request]]:
         while True:
             with self._lock:
-                group, self._arrived = self._arrived[:MOST], self._arrived[MOST:]
+                group, self._arrived = (
+                    self._arrived[:MAX_PARKED_AT_ONCE],
+                    self._arrived[MAX_PARKED_AT_ONCE:],
+                )
                 self._parking = bool(group)
             if not group:
                 return
@@ -81,7 +84,7 @@ class Consumer(LeasedConsumer):
             for one, found in arrivals.items()
             if not one.ignore_result
         )
-        refused = the_parking().park([found.record for found in arrivals.values()])
+        refused = current_store().park([found.record for found in arrivals.values()])
         self._run_alone(*(one for one in arrivals if one.id in refused))  # it is told its error
         with LEASES.together():
             for request in (one for one in arrivals if one.id not in refused):
@@ -89,13 +92,13 @@ class Consumer(LeasedConsumer):
                 task_ready(request)
                 request.acknowledge()
 
-    def _arrival(self, request: Request) -> Arrival | None:
+    def _arrival(self, request: Request) -> PreparedRequest | None:
         """A request to be parked; None for one that was revoked, or that has to run by itself."""
         if request.revoked():
             return None
         try:
             [body] = request.args
-            return arrival(request.type, KINDS[request.type], body, context_of(request))
+            return prepare(request.type, KINDS[request.type], body, context_of(request))
         except Exception:  # whatever it is, it happens again there, where it is told
             self._run_alone(request)
             return None

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 
 from config.fleet import Deployment, FleetConfig
 from primarch_fleet.errors import DeadlineExceeded
-from scheduler.completion.completer import Deliverer
-from scheduler.completion.withdrawal import Exit
+from scheduler.completion.completer import Completer
+from scheduler.completion.withdrawal import Withdrawal
 from scheduler.jobs.backoff import pauses
-from scheduler.jobs.flush_policy import decide, promote
-from scheduler.model.job import Group, Job, Terms
-from scheduler.store.store import LANE, Store
+from scheduler.jobs.flush_policy import flush, promote
+from scheduler.model.job import Job, JobPricing, RequestGroup
+from scheduler.store.store import WHOLE_LANE, Store
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ class Aggregator:
         self,
         store: Store,
         config: FleetConfig,
-        deliverer: Deliverer,
-        exit: Exit,
+        deliverer: Completer,
+        exit: Withdrawal,
         work: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -53,7 +53,7 @@ class Aggregator:
             if error is not None:
                 raise error
 
-    async def _group(self, group: Group) -> None:
+    async def _group(self, group: RequestGroup) -> None:
         late = await self._store.pressed(group, await self._store.now())
         error = DeadlineExceeded("deadline: it passed before a batch was cut")
         await self._deliverer.fail(dict.fromkeys(late, error), group)
@@ -61,14 +61,14 @@ class Aggregator:
         while (job := await self._cut(group)) is not None:
             await self._work(job)
 
-    async def _promote(self, group: Group) -> None:
+    async def _promote(self, group: RequestGroup) -> None:
         now, waiting = await self._store.now(), await self._store.waiting(group)
         promotion = promote(waiting, self._config.batch, now)
         if promotion is not None:
             requests = await self._store.pressed(group, promotion.until)
             await self._exit.promote(requests, group, promotion.reason)
 
-    async def _cut(self, group: Group) -> Job | None:
+    async def _cut(self, group: RequestGroup) -> Job | None:
         waiting = await self._store.waiting(group)
         if not waiting.requests:
             return None
@@ -79,21 +79,21 @@ class Aggregator:
             )
             return None
         now, policy = await self._store.now(), self._config.batch
-        cut = decide(waiting, policy, now, terms.token_budget)
-        held = [await self._store.pauses.get(name) for name in (LANE, *pauses(group))]
+        cut = flush(waiting, policy, now, terms.token_budget)
+        held = [await self._store.pauses.get(name) for name in (WHOLE_LANE, *pauses(group))]
         if cut is None or any(pause.until > now for pause in held):
             return None
         limits = [pause.limit for pause in held if pause.limit]
         cut = cut._replace(requests=min([cut.requests, *limits]))
         return await self._store.claim(group, cut, policy, terms, uuid.uuid4().hex)
 
-    def _terms(self, group: Group) -> Terms | None:
+    def _terms(self, group: RequestGroup) -> JobPricing | None:
         for deployment in self._config.deployments:
             if deployment.batch and _serves(deployment, group):
-                return Terms(
+                return JobPricing(
                     deployment=deployment.id,
                     upstream=deployment.upstream,
-                    price=deployment.price.times(self._config.batch.discount),
+                    price=deployment.price.scaled(self._config.batch.discount),
                     list_price=self._config.list_price(group.model),
                     simulated=self._config.providers[group.provider].simulated,
                     token_budget=self._budget(deployment),
@@ -105,5 +105,5 @@ class Aggregator:
         return int(limit * self._config.batch.token_share)
 
 
-def _serves(deployment: Deployment, group: Group) -> bool:
+def _serves(deployment: Deployment, group: RequestGroup) -> bool:
     return (deployment.provider, deployment.model) == (group.provider, group.model)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from redis.asyncio import Redis
 
-from scheduler.model.job import Group
+from scheduler.model.job import RequestGroup
 from scheduler.store import keys
 
 GROWTH = 1.5
@@ -17,7 +17,7 @@ GROWTH = 1.5
 JITTER = 0.1
 
 
-class Pace:
+class Backoff:
     """Waits that grow from `first` to `most` seconds; `chance` gives numbers in [0, 1)."""
 
     def __init__(
@@ -64,22 +64,22 @@ class Pauses:
             await self._redis.hset(keys.PAUSES, name, pause.model_dump_json())
 
 
-def rate_pause(group: Group) -> str:
+def rate_pause(group: RequestGroup) -> str:
     """The name of the pause of a group of which the provider got too many batches too fast."""
     return f"rate of {group}"
 
 
-def token_pause(group: Group) -> str:
+def token_pause(group: RequestGroup) -> str:
     """The name of the pause of a group of which the provider has too many tokens enqueued."""
     return f"tokens of {group}"
 
 
-def search_pause(group: Group) -> str:
+def search_pause(group: RequestGroup) -> str:
     """The name of the pause, which only limits, of a group in which a bad request is looked for."""
     return f"search in {group}"
 
 
-def pauses(group: Group) -> tuple[str, ...]:
+def pauses(group: RequestGroup) -> tuple[str, ...]:
     """The names of all pauses that can keep back or limit a group's next batch.
 
     It is cut when `until` of all has passed, with at most the smallest `limit` that is not 0.

@@ -8,27 +8,27 @@ from pathlib import Path
 
 from config.fleet import Batch
 from primarch_fleet.contract import Receipt
-from scheduler.jobs.backoff import Pace
-from scheduler.store.blobs import Bodies
+from scheduler.jobs.backoff import Backoff
+from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
 
 
 @dataclass(frozen=True)
-class Desk:
+class BatchContext:
     """The lane's memory, in Redis and outside of it, its policy, its waits, and the folder for
     files that a job needs.
     """
 
     store: Store
-    bodies: Bodies
+    bodies: BlobStore
     policy: Batch
-    pace: Pace
+    pace: Backoff
     folder: Path
 
     @classmethod
-    def of(cls, store: Store, bodies: Bodies, policy: Batch, folder: Path) -> Desk:
+    def of(cls, store: Store, bodies: BlobStore, policy: Batch, folder: Path) -> BatchContext:
         """A desk with the waits that the policy asks for."""
-        pace = Pace(policy.poll_interval, policy.poll_interval_max)
+        pace = Backoff(policy.poll_interval, policy.poll_interval_max)
         return cls(store, bodies, policy, pace, folder)
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from primarch_fleet.errors import RateLimited, RequestFailed
 from scheduler import metrics
-from scheduler.completion.completer import Deliverer
+from scheduler.completion.completer import Completer
 from scheduler.jobs.backoff import Pause, search_pause, token_pause
-from scheduler.jobs.context import Desk
-from scheduler.model.job import Job, Tries
-from scheduler.model.jsonl import Answered, Outcome, Refused, Retry
+from scheduler.jobs.context import BatchContext
+from scheduler.model.job import AttemptCounts, Job
+from scheduler.model.jsonl import LineAnswered, LineOutcome, LineRefused, LineRetry
 from scheduler.store.store import Counter
 
 logger = logging.getLogger(__name__)
@@ -21,21 +21,21 @@ logger = logging.getLogger(__name__)
 #: Requests that are settled at once, in a few round trips.
 CHUNK = 100
 #: Batches of a request that may end before it was executed.
-MOST_EXPIRIES = 3
+MAX_EXPIRIES = 3
 #: Refusals for too many enqueued tokens after which a request that is alone in its batch fails.
-MOST_REFUSALS = 8
+MAX_REFUSALS = 8
 #: Batches in a row that may be refused in search of the request that is to blame: twice over, what
 #: it takes to find one among the most that a batch can hold.
-MOST_HALVINGS = 32
+MAX_BISECTIONS = 32
 
 
-class Ending:
+class JobFinisher:
     """Ends jobs that the caller holds; `observe_batch` is told of each."""
 
     def __init__(
         self,
-        desk: Desk,
-        deliverer: Deliverer,
+        desk: BatchContext,
+        deliverer: Completer,
         observe_batch: Callable[[float, int, Iterable[str]], None],
     ) -> None:
         self._store = desk.store
@@ -43,12 +43,12 @@ class Ending:
         self._folder = desk.folder
         self._deliverer = deliverer
         self._observe_batch = observe_batch
-        self._limits = Tries(desk.policy.max_attempts, MOST_EXPIRIES)
+        self._limits = AttemptCounts(desk.policy.max_attempts, MAX_EXPIRIES)
         self._tenants: defaultdict[str, set[str]] = defaultdict(set)
         #: Of two jobs of a group that end at the same moment, each counts.
         self._counting = asyncio.Lock()
 
-    async def settle(self, job: Job, outcomes: Mapping[str, Outcome]) -> None:
+    async def settle(self, job: Job, outcomes: Mapping[str, LineOutcome]) -> None:
         """Complete or requeue requests, by what became of each."""
         requests = list(outcomes)
         for start in range(0, len(requests), CHUNK):
@@ -58,24 +58,24 @@ class Ending:
     async def fail(self, job: Job, error: RequestFailed) -> None:
         """Complete every request of a job with the same error, and close it."""
         members = await self._store.members(job)
-        await self.settle(job, dict.fromkeys(members.values(), Refused(error)))
+        await self.settle(job, dict.fromkeys(members.values(), LineRefused(error)))
         await self.close(job)
 
     async def requeue(self, job: Job, requests: Sequence[str]) -> None:
         """Let requests wait again; nothing is counted against them."""
         await self._store.requeue(job, requests, None)
 
-    async def dissolve(self, job: Job) -> None:
+    async def release_requests(self, job: Job) -> None:
         """Let every request of a job wait again, and close it."""
         await self.requeue(job, list((await self._store.members(job)).values()))
         await self.close(job)
 
-    async def hold_back(self, job: Job, message: str) -> None:
+    async def back_off(self, job: Job, message: str) -> None:
         """The provider has too many tokens of ours enqueued: wait, and send half as much."""
         name, half = token_pause(job.group), max(1, job.requests // 2)
         async with self._counting:
             count = (await self._store.pauses.get(name)).count
-            given_up = job.requests == 1 and count >= MOST_REFUSALS
+            given_up = job.requests == 1 and count >= MAX_REFUSALS
             if not given_up:
                 until = await self._store.now() + self._pace.after(count)
                 pause = Pause(until=until, count=count + 1, limit=half)
@@ -84,9 +84,9 @@ class Ending:
             await self.fail(job, RateLimited(message))
             return
         logger.warning("%s: %s", job.intent, message, extra={"action": "batch_held_back"})
-        await self.dissolve(job)
+        await self.release_requests(job)
 
-    async def halve(self, job: Job, error: RequestFailed) -> None:
+    async def bisect(self, job: Job, error: RequestFailed) -> None:
         """The provider refused the batch and named no request: look for it in smaller batches.
 
         When too many were refused without a good one, the error is everyone's.
@@ -94,16 +94,16 @@ class Ending:
         name, half = search_pause(job.group), (job.requests + 1) // 2
         async with self._counting:
             count = (await self._store.pauses.get(name)).count
-            given_up = job.requests == 1 or count >= MOST_HALVINGS
+            given_up = job.requests == 1 or count >= MAX_BISECTIONS
             if not given_up:
                 await self._store.pauses.set(name, Pause(count=count + 1, limit=half))
         if given_up:
             await self.fail(job, error)
             return
         logger.warning("%s: %s", job.intent, error, extra={"action": "batch_halved"})
-        await self.dissolve(job)
+        await self.release_requests(job)
 
-    async def relax(self, job: Job) -> None:
+    async def clear_backoff(self, job: Job) -> None:
         """A batch went well: its group is not held back any more, nor kept to smaller ones."""
         for name in (token_pause(job.group), search_pause(job.group)):
             limit = (await self._store.pauses.get(name)).limit
@@ -122,14 +122,14 @@ class Ending:
         self._observe_batch(hours, job.requests, self._tenants.pop(job.intent, set()))
         logger.info("%s is done", job.intent, extra={"action": "batch_done"})
 
-    async def _settle(self, job: Job, outcomes: Mapping[str, Outcome]) -> None:
+    async def _settle(self, job: Job, outcomes: Mapping[str, LineOutcome]) -> None:
         answers, errors = {}, {}
         retries: defaultdict[Counter, list[str]] = defaultdict(list)
         tries = await self._store.tries(list(outcomes))
         for request, outcome in outcomes.items():
-            if isinstance(outcome, Answered):
+            if isinstance(outcome, LineAnswered):
                 answers[request] = outcome.body
-            elif isinstance(outcome, Retry) and not self._exhausted(tries[request], outcome):
+            elif isinstance(outcome, LineRetry) and not self._exhausted(tries[request], outcome):
                 metrics.observe_retry(job, outcome)
                 retries[outcome.counter].append(request)
             else:
@@ -139,7 +139,7 @@ class Ending:
             await self._store.requeue(job, requests, counter)
         await self._deliverer.fail(errors, job.group, job.intent)
 
-    def _exhausted(self, tries: Tries, retry: Retry) -> bool:
+    def _exhausted(self, tries: AttemptCounts, retry: LineRetry) -> bool:
         if retry.counter == "expiries":
             return tries.expiries + 1 >= self._limits.expiries
         return tries.failures + 1 >= self._limits.failures

@@ -11,14 +11,14 @@ Reason = Literal["count", "bytes", "tokens", "age", "deadline"]
 
 
 @dataclass(frozen=True)
-class Waiting:
+class GroupBacklog:
     """What waits in one group. Times in Unix seconds, None when nothing waits or has one."""
 
     requests: int = 0
     #: What the provider's limit counts: an embedding request may hold many.
     inputs: int = 0
     #: The lines of the file, encoded.
-    bytes: int = 0
+    size_bytes: int = 0
     #: Of the prompts, as estimated.
     tokens: int = 0
     oldest: float | None = None
@@ -27,21 +27,23 @@ class Waiting:
     reserved: int = 0
 
 
-class Cut(NamedTuple):
+class FlushDecision(NamedTuple):
     """How many requests to put into a batch, at most, and why now."""
 
     requests: int
     reason: Reason
 
 
-class Promotion(NamedTuple):
+class PromotionDecision(NamedTuple):
     """Requests with a deadline up to `until`, a Unix time, go to the realtime lane, and why."""
 
     until: float
     reason: str
 
 
-def decide(waiting: Waiting, policy: Batch, now: float, budget: int = 0) -> Cut | None:
+def flush(
+    waiting: GroupBacklog, policy: Batch, now: float, budget: int = 0
+) -> FlushDecision | None:
     """The batch to cut now, or None to wait: for more requests, or for live batches to end.
 
     A batch is cut when it is full by count, by bytes or by tokens, when its oldest request has
@@ -53,25 +55,25 @@ def decide(waiting: Waiting, policy: Batch, now: float, budget: int = 0) -> Cut 
     reason = _reason(waiting, policy, now, budget)
     if reason is None or not waiting.requests or 0 < budget <= waiting.reserved:
         return None
-    return Cut(min(waiting.requests, policy.max_requests), reason)
+    return FlushDecision(min(waiting.requests, policy.max_requests), reason)
 
 
-def promote(waiting: Waiting, policy: Batch, now: float) -> Promotion | None:
+def promote(waiting: GroupBacklog, policy: Batch, now: float) -> PromotionDecision | None:
     """The requests for which a batch is too late or not worth its while, or None."""
     if waiting.deadline is None:
         return None
     if waiting.deadline <= now + policy.promote_before:
-        return Promotion(now + policy.promote_before, "its deadline is near")
+        return PromotionDecision(now + policy.promote_before, "its deadline is near")
     until = now + policy.window + policy.margin
     if waiting.deadline <= until and waiting.requests < policy.min_requests:
-        return Promotion(until, "too few wait for a batch")
+        return PromotionDecision(until, "too few wait for a batch")
     return None
 
 
-def _reason(waiting: Waiting, policy: Batch, now: float, budget: int) -> Reason | None:
+def _reason(waiting: GroupBacklog, policy: Batch, now: float, budget: int) -> Reason | None:
     if waiting.requests >= policy.max_requests or waiting.inputs >= policy.max_inputs:
         return "count"
-    if waiting.bytes >= policy.max_bytes:
+    if waiting.size_bytes >= policy.max_bytes:
         return "bytes"
     if 0 < budget <= waiting.tokens:
         return "tokens"

@@ -11,12 +11,12 @@ from pathlib import Path
 from primarch_fleet.errors import BatchError, RequestFailed
 from scheduler import metrics
 from scheduler.completion import accounting
-from scheduler.jobs.context import Desk
-from scheduler.jobs.finisher import Ending
+from scheduler.jobs.context import BatchContext
+from scheduler.jobs.finisher import JobFinisher
 from scheduler.model import jsonl
 from scheduler.model.job import Job
-from scheduler.model.jsonl import Answered, BadLine, Line, Outcome, Refused, Retry
-from scheduler.providers.base import BatchProvider, Fault, Remote
+from scheduler.model.jsonl import BadLine, Line, LineAnswered, LineOutcome, LineRefused, LineRetry
+from scheduler.providers.base import BatchFault, BatchProvider, ProviderBatch
 
 logger = logging.getLogger(__name__)
 
@@ -28,29 +28,29 @@ MODEL_NOT_FOUND = "model_not_found"
 
 
 @dataclass
-class Found:
+class ReadProgress:
     """What the files of a job have said so far, by request."""
 
     #: Those that are without an answer.
     left: set[str]
-    errors: dict[str, Outcome] = field(default_factory=dict)
+    errors: dict[str, LineOutcome] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
 
-class Drain:
+class ResultReader:
     """Gives every request of an ended batch its outcome. May be begun again at any point."""
 
-    def __init__(self, desk: Desk, ending: Ending) -> None:
+    def __init__(self, desk: BatchContext, ending: JobFinisher) -> None:
         self._store = desk.store
         self._folder = desk.folder
         self._ending = ending
 
-    async def drain(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+    async def read_results(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
         """Deliver what was answered, retry or fail the rest, and close the job.
 
         Raises Failure when a file cannot be read whole; nothing of it was delivered then.
         """
-        found = Found(set((await self._store.members(job)).values()))
+        found = ReadProgress(set((await self._store.members(job)).values()))
         for number, file_id in enumerate(remote.files):
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{job.intent}.{number}.jsonl"
@@ -61,25 +61,25 @@ class Drain:
         if remote.status == "failed":
             await self._failed(job, remote.faults)
             return
-        await self._ending.relax(job)
+        await self._ending.clear_backoff(job)
         missing = left - set(errors)
-        metrics.observe_odd(job, "missing", len(missing))
+        metrics.observe_anomaly(job, "missing", len(missing))
         await self._ending.settle(job, dict.fromkeys(missing, _unanswered(remote)))
         await self._ending.close(job)
 
-    async def _read(self, job: Job, path: Path, found: Found) -> None:
+    async def _read(self, job: Job, path: Path, found: ReadProgress) -> None:
         """Deliver the answers in a file and note its errors: an answer may still come for them."""
         for chunk in _chunks(path):
-            answers: dict[str, Outcome] = {}
+            answers: dict[str, LineOutcome] = {}
             for line in _lines(job, chunk):
                 request = jsonl.request_of(line.custom_id)
                 if request in found.seen:
-                    metrics.observe_odd(job, "duplicate")
+                    metrics.observe_anomaly(job, "duplicate")
                 if request not in found.left:
                     await self._stranger(job, line, request)
                     continue
                 found.seen.add(request)
-                if isinstance(line.outcome, Answered):
+                if isinstance(line.outcome, LineAnswered):
                     answers[request] = line.outcome
                     found.left.discard(request)
                 else:
@@ -92,27 +92,27 @@ class Drain:
         What nobody asked for is not kept: its file is, at the provider, and its id is in the log.
         """
         if request is None or not await self._store.known([request]):
-            metrics.observe_odd(job, "unknown")
+            metrics.observe_anomaly(job, "unknown")
             logger.warning(
                 "%s: nobody asked for line %r",
                 job.intent,
                 line.custom_id[:64],
                 extra={"action": "batch_line_unknown"},
             )
-        elif isinstance(line.outcome, Answered) and await self._store.cancelled(request):
+        elif isinstance(line.outcome, LineAnswered) and await self._store.cancelled(request):
             cost = metrics.observe_dropped(job, line.outcome.body)
             payer = await self._store.costs.payer(request)
             if payer is not None:
                 await accounting.settle_dropped(payer, job, request, cost)
 
-    async def _failed(self, job: Job, faults: tuple[Fault, ...]) -> None:
+    async def _failed(self, job: Job, faults: tuple[BatchFault, ...]) -> None:
         """The provider refused the batch as a whole: no request of it was executed."""
         members = await self._store.members(job)
         if not members:  # each had its own error, in a file
             return await self._ending.close(job)
         for fault in faults:
             if of_token_limit(fault.code, fault.message):
-                return await self._ending.hold_back(job, fault.message)
+                return await self._ending.back_off(job, fault.message)
             if fault.code == MODEL_NOT_FOUND:  # all lines have the same: no other one would do
                 return await self._ending.fail(job, _refusal(fault))
         named = blamed(members, faults)
@@ -123,7 +123,7 @@ class Drain:
             return await self._ending.close(job)
         reasons = "; ".join(dict.fromkeys(fault.message or fault.code for fault in faults))
         error = BatchError(reasons or "the provider refused the batch")
-        return await self._ending.halve(job, error)
+        return await self._ending.bisect(job, error)
 
 
 def of_token_limit(code: str, message: str) -> bool:
@@ -131,21 +131,23 @@ def of_token_limit(code: str, message: str) -> bool:
     return code == TOKEN_LIMIT or TOKEN_LIMIT_WORDS in message.lower()
 
 
-def blamed(members: dict[int, str], faults: Iterable[Fault]) -> dict[str, Outcome]:
+def blamed(members: dict[int, str], faults: Iterable[BatchFault]) -> dict[str, LineOutcome]:
     """The errors of the requests whose lines are named."""
     return {
-        members[fault.line]: Refused(_refusal(fault)) for fault in faults if fault.line in members
+        members[fault.line]: LineRefused(_refusal(fault))
+        for fault in faults
+        if fault.line in members
     }
 
 
-def _refusal(fault: Fault) -> RequestFailed:
-    return jsonl.refusal(400, fault.code, fault.message)
+def _refusal(fault: BatchFault) -> RequestFailed:
+    return jsonl.permanent_error(400, fault.code, fault.message)
 
 
-def _unanswered(remote: Remote) -> Retry:
+def _unanswered(remote: ProviderBatch) -> LineRetry:
     if remote.status == "completed":
-        return Retry(BatchError("the batch was completed without an answer to this request"))
-    return Retry(BatchError(f"the batch was {remote.status} before this request"), "expiries")
+        return LineRetry(BatchError("the batch was completed without an answer to this request"))
+    return LineRetry(BatchError(f"the batch was {remote.status} before this request"), "expiries")
 
 
 async def _fetch(job: Job, provider: BatchProvider, file_id: str, path: Path) -> None:
@@ -164,7 +166,7 @@ def _makes_sense(path: Path) -> bool:
     try:
         for chunk in _chunks(path):
             for text in chunk:
-                jsonl.read(text)
+                jsonl.decode_line(text)
     except BadLine:
         return False
     return True
@@ -173,9 +175,9 @@ def _makes_sense(path: Path) -> bool:
 def _lines(job: Job, chunk: list[bytes]) -> Iterator[Line]:
     for text in chunk:
         try:
-            yield jsonl.read(text)
+            yield jsonl.decode_line(text)
         except BadLine as error:  # its request counts as unanswered
-            metrics.observe_odd(job, "bad")
+            metrics.observe_anomaly(job, "bad")
             logger.error("%s: bad line: %s", job.intent, error, extra={"action": "batch_line_bad"})
 
 

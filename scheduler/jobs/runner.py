@@ -10,40 +10,47 @@ import redis
 
 from primarch_fleet.errors import BatchError
 from scheduler.jobs.backoff import Pause, rate_pause
-from scheduler.jobs.context import Desk
-from scheduler.jobs.finisher import Ending
-from scheduler.jobs.list_scan import SWEEP, Seen, sweep
-from scheduler.jobs.result_reader import Drain
+from scheduler.jobs.context import BatchContext
+from scheduler.jobs.finisher import JobFinisher
+from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN, SeenBatches, scan_lists
+from scheduler.jobs.result_reader import ResultReader
 from scheduler.jobs.submitter import Submitter
 from scheduler.model.job import Job
-from scheduler.model.jsonl import Retry
-from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, Failure, Refused, Remote
+from scheduler.model.jsonl import LineRetry
+from scheduler.providers.base import (
+    LIVE,
+    TERMINAL,
+    BatchProvider,
+    ProviderBatch,
+    ProviderCallFailed,
+    ProviderRefused,
+)
 from scheduler.store.store import LeaseLost
 
 logger = logging.getLogger(__name__)
 
 #: Jobs worked on at once in one pass.
-AT_ONCE = 8
+MAX_CONCURRENT_JOBS = 8
 #: Seconds by which a batch may outlive its window before it is cancelled, and then once more before
 #: its requests go on without it.
-OVERTIME = 3600.0
+OVERDUE_SECONDS = 3600.0
 #: Seconds for which a batch may be validated before somebody should look.
-LONG_VALIDATION = 3600.0
+MAX_VALIDATION_SECONDS = 3600.0
 #: Statuses in which a batch of which every request was cancelled is cancelled too.
 STOPPABLE = frozenset({"validating", "in_progress"})
-NOTHING: Seen = {}
+NOTHING: SeenBatches = {}
 
 
-class Poller:
+class JobRunner:
     """Moves jobs on, whatever state they were left in. Many may run at once, anywhere."""
 
     def __init__(
         self,
-        desk: Desk,
+        desk: BatchContext,
         providers: Mapping[str, BatchProvider],
         submitter: Submitter,
-        drain: Drain,
-        ending: Ending,
+        drain: ResultReader,
+        ending: JobFinisher,
     ) -> None:
         self._store = desk.store
         self._pace = desk.pace
@@ -52,15 +59,15 @@ class Poller:
         self._submitter = submitter
         self._drain = drain
         self._ending = ending
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_JOBS)
 
     async def poll(self) -> None:
         """Work on every job that is due and that no other scheduler works on."""
         due = await self._store.due()
-        seen = await self._sweep(due) if len(due) > SWEEP else NOTHING
+        seen = await self._sweep(due) if len(due) > MIN_DUE_FOR_SCAN else NOTHING
         await asyncio.gather(*(self._look(intent, seen) for intent in due))
 
-    async def work(self, job: Job, seen: Seen = NOTHING) -> None:
+    async def run(self, job: Job, seen: SeenBatches = NOTHING) -> None:
         """Move a job on that is leased to us, and give the lease back.
 
         A batch that was `seen` on its way is not asked for. What fails at the provider is logged
@@ -72,21 +79,21 @@ class Poller:
             except LeaseLost:
                 logger.warning("%s: taken over", job.intent, extra={"action": "batch_lease_lost"})
 
-    async def _sweep(self, due: list[str]) -> Seen:
+    async def _sweep(self, due: list[str]) -> SeenBatches:
         wanted = set(due)
         jobs = (one.job for one in await self._store.live() if one.job.intent in wanted)
-        return await sweep((job for job in jobs if job.state == "SUBMITTED"), self._providers)
+        return await scan_lists((job for job in jobs if job.state == "SUBMITTED"), self._providers)
 
-    async def _look(self, intent: str, seen: Seen) -> None:
+    async def _look(self, intent: str, seen: SeenBatches) -> None:
         async with self._slots:
             job = await self._store.take(intent)
             if job is not None:
-                await self.work(job, seen)
+                await self.run(job, seen)
 
-    async def _try(self, job: Job, seen: Seen) -> None:
+    async def _try(self, job: Job, seen: SeenBatches) -> None:
         try:
             await self._step(job, seen)
-        except Refused as error:
+        except ProviderRefused as error:
             logger.error(
                 "%s: %s: %s",
                 job.group.provider,
@@ -96,7 +103,7 @@ class Poller:
             )
             pause = await self._pause(job, error) if error.of_account else None
             await self._put_off(job, pause)
-        except Failure as error:
+        except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_call_failed"})
             await self._put_off(job)
         except (LeaseLost, redis.RedisError):
@@ -105,7 +112,7 @@ class Poller:
             logger.exception("%s: failed", job.intent, extra={"action": "batch_job_failed"})
             await self._put_off(job)
 
-    async def _step(self, job: Job, seen: Seen) -> None:
+    async def _step(self, job: Job, seen: SeenBatches) -> None:
         provider = self._providers.get(job.group.provider)
         if provider is None:
             raise LookupError(f"provider {job.group.provider!r} is not configured any more")
@@ -114,16 +121,16 @@ class Poller:
             return
         try:
             await self._follow(job, provider, seen)
-        except Refused as error:
+        except ProviderRefused as error:
             if error.status != 404:
                 raise
             await self._missing(await self._store.reload(job))
 
-    async def _follow(self, job: Job, provider: BatchProvider, seen: Seen) -> None:
+    async def _follow(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> None:
         age = await self._store.now() - job.since
         remote = _on_its_way(job, seen, age) or await provider.retrieve(job.batch_id)
         if not _ended(job, remote):
-            if age < _window(remote) + 2 * OVERTIME:
+            if age < _window(remote) + 2 * OVERDUE_SECONDS:
                 await self._wait(job, provider, remote, age)
                 return
             logger.error(
@@ -131,9 +138,11 @@ class Poller:
             )
         if job.state == "SUBMITTED":
             job = await self._store.advance(job, "DRAINING", status=remote.status)
-        await self._drain.drain(job, provider, remote)
+        await self._drain.read_results(job, provider, remote)
 
-    async def _wait(self, job: Job, provider: BatchProvider, remote: Remote, age: float) -> None:
+    async def _wait(
+        self, job: Job, provider: BatchProvider, remote: ProviderBatch, age: float
+    ) -> None:
         if remote.status not in LIVE | TERMINAL and remote.status != job.status:
             logger.warning(
                 "%s: unknown status %r",
@@ -141,7 +150,7 @@ class Poller:
                 remote.status[:64],
                 extra={"action": "batch_status_unknown"},
             )
-        if remote.status == "validating" and age > LONG_VALIDATION:
+        if remote.status == "validating" and age > MAX_VALIDATION_SECONDS:
             logger.error(
                 "%s: %s is being validated for %.0f s",
                 job.intent,
@@ -149,7 +158,7 @@ class Poller:
                 age,
                 extra={"action": "batch_validation_slow"},
             )
-        if remote.status != "cancelling" and age > _window(remote) + OVERTIME:
+        if remote.status != "cancelling" and age > _window(remote) + OVERDUE_SECONDS:
             logger.error("%s: overdue", job.intent, extra={"action": "batch_overdue"})
             await provider.cancel(remote.id)
         elif remote.status in STOPPABLE and not await self._store.left(job.intent):
@@ -168,12 +177,12 @@ class Poller:
             await self._store.advance(job, after=wait, waits=job.waits + 1, missing_since=since)
             return
         logger.error("%s: %s is lost", job.intent, job.batch_id, extra={"action": "batch_lost"})
-        lost = Retry(BatchError("the provider lost the batch"), "expiries")
+        lost = LineRetry(BatchError("the provider lost the batch"), "expiries")
         members = await self._store.members(job)
         await self._ending.settle(job, dict.fromkeys(members.values(), lost))
         await self._ending.close(job)
 
-    async def _pause(self, job: Job, error: Refused) -> float:
+    async def _pause(self, job: Job, error: ProviderRefused) -> float:
         """No new batch for a while; returns the seconds.
 
         For the group that comes too fast, or for the whole account that is refused.
@@ -194,23 +203,23 @@ class Poller:
             await self._store.advance(job, after=after, waits=job.waits + 1)
 
 
-def _on_its_way(job: Job, seen: Seen, age: float) -> Remote | None:
+def _on_its_way(job: Job, seen: SeenBatches, age: float) -> ProviderBatch | None:
     """What was seen, if it is enough to wait on: a job that has moved on since, or whose batch is
     given up for its age, needs the status of now.
     """
     remote = seen.get((job.group.provider, job.batch_id))
-    if remote is None or job.state != "SUBMITTED" or age > _window(remote) + OVERTIME:
+    if remote is None or job.state != "SUBMITTED" or age > _window(remote) + OVERDUE_SECONDS:
         return None
     return remote
 
 
-def _ended(job: Job, remote: Remote) -> bool:
+def _ended(job: Job, remote: ProviderBatch) -> bool:
     """Completed without a file is believed only when it is said twice: the files may be late."""
     if remote.status in ("completed", "expired") and not remote.files:
         return job.status == remote.status or job.state == "DRAINING"
     return remote.status in TERMINAL or job.state == "DRAINING"
 
 
-def _window(remote: Remote) -> float:
+def _window(remote: ProviderBatch) -> float:
     """Seconds that a batch may take, by the provider's clock alone: ours may be another."""
     return (remote.expires_at or float("inf")) - remote.created_at

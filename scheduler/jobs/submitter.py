@@ -10,29 +10,29 @@ from primarch_fleet.contract import Request
 from primarch_fleet.errors import BatchError
 from scheduler import metrics
 from scheduler.jobs.backoff import Pause, rate_pause
-from scheduler.jobs.context import Desk
-from scheduler.jobs.finisher import Ending
+from scheduler.jobs.context import BatchContext
+from scheduler.jobs.finisher import JobFinisher
 from scheduler.jobs.result_reader import blamed, of_token_limit
 from scheduler.model import jsonl
-from scheduler.model.job import Job, Parked, State, Tries
-from scheduler.model.jsonl import Outcome
+from scheduler.model.job import AttemptCounts, Job, JobState, ParkedRequest
+from scheduler.model.jsonl import LineOutcome
 from scheduler.providers.base import (
+    BatchFingerprint,
     BatchProvider,
-    Elsewhere,
-    Failure,
-    Refused,
-    Remote,
-    Sought,
-    find,
+    InputFileNotLocal,
+    ProviderBatch,
+    ProviderCallFailed,
+    ProviderRefused,
+    find_batches,
 )
 from scheduler.store.store import LeaseLost
 
 logger = logging.getLogger(__name__)
 
 #: Scans of the provider's list that must not show a batch before it is ordered again.
-CLEAN_SCANS = 3
+REQUIRED_CLEAN_SCANS = 3
 #: Times that the provider may not find a job's file, and after how many it is uploaded again.
-MOST_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
+MAX_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
 #: Requests in memory at once.
 CHUNK = 16
 
@@ -44,7 +44,7 @@ class Submitter:
     state from which it can be moved on later.
     """
 
-    def __init__(self, desk: Desk, ending: Ending) -> None:
+    def __init__(self, desk: BatchContext, ending: JobFinisher) -> None:
         self._store = desk.store
         self._bodies = desk.bodies
         self._pace = desk.pace
@@ -59,7 +59,9 @@ class Submitter:
         if job.state not in ("PREPARED", "UPLOADED"):
             return
         if await self._spoiled(job):
-            await self._ending.dissolve(job)  # the next pass fails what is late and cuts the rest
+            await self._ending.release_requests(
+                job
+            )  # the next pass fails what is late and cuts the rest
         else:
             await self._send(job, provider)
 
@@ -80,7 +82,7 @@ class Submitter:
             remote = await provider.create(
                 job.file_id, job.group.endpoint, job.group.window, job.intent
             )
-        except Refused as error:
+        except ProviderRefused as error:
             await self._refused(job, error)
         else:
             await self._submitted(job, provider, remote)
@@ -102,28 +104,28 @@ class Submitter:
         """
         try:
             file_id = await provider.uploaded(job.filename, self._path(job).stat().st_size)
-        except Failure as error:
+        except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_files_not_listed"})
             return None
         if file_id is not None:
-            metrics.observe_found(job, "file")
+            metrics.observe_recovered(job, "file")
             logger.warning("%s: adopted %s", job.intent, file_id, extra={"action": "file_adopted"})
         return file_id
 
     def _path(self, job: Job) -> Path:
         return self._folder / f"{job.intent}.jsonl"
 
-    async def _write(self, job: Job) -> dict[str, Outcome]:
+    async def _write(self, job: Job) -> dict[str, LineOutcome]:
         """Write the job's file; what becomes of the requests that cannot be written."""
         requests, unreadable = list((await self._store.members(job)).values()), {}
         await asyncio.to_thread(_clear, self._path(job))
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            loaded = await self._bodies.filled(await self._store.load(chunk))
+            loaded = await self._bodies.hydrate(await self._store.load(chunk))
             unreadable.update(await asyncio.to_thread(_append, self._path(job), job, loaded))
         return unreadable
 
-    async def _submitted(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+    async def _submitted(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
         try:
             await self._store.advance(
                 job, "SUBMITTED", after=self._pace.after(0), batch_id=remote.id
@@ -142,7 +144,7 @@ class Submitter:
             extra={"action": "batch_submitted"},
         )
 
-    async def _disown(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
+    async def _disown(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
         """We were too slow: whoever took over may have ordered another batch for the job."""
         theirs = (await self._store.reload(job)).batch_id
         if theirs not in ("", remote.id):
@@ -150,23 +152,23 @@ class Submitter:
 
     async def _reconcile(self, job: Job, provider: BatchProvider) -> Job:
         """Find out whether a batch was made: adopt it, or be sure enough that there is none."""
-        found = await find(provider, await self._sought(job))
+        found = await find_batches(provider, await self._sought(job))
         for extra in found[1:]:
             await self._cancel(job, provider, extra)
         if found:
-            metrics.observe_found(job, "batch")
+            metrics.observe_recovered(job, "batch")
             logger.warning(
                 "%s: adopted %s", job.intent, found[0].id, extra={"action": "batch_adopted"}
             )
             return await self._store.advance(job, "SUBMITTED", batch_id=found[0].id)
         scans = job.scans + 1
-        if scans >= CLEAN_SCANS and await self._store.now() - job.since >= self._list_lag:
+        if scans >= REQUIRED_CLEAN_SCANS and await self._store.now() - job.since >= self._list_lag:
             logger.warning("%s: was not made", job.intent, extra={"action": "batch_not_made"})
             return await self._store.advance(job, "UPLOADED", scans=0)
         wait = self._pace.after(job.waits)
         return await self._store.advance(job, after=wait, waits=job.waits + 1, scans=scans)
 
-    async def _sought(self, job: Job) -> Sought:
+    async def _sought(self, job: Job) -> BatchFingerprint:
         members = set((await self._store.members(job)).values())
 
         async def has(custom_id: str) -> bool:
@@ -178,10 +180,10 @@ class Submitter:
             return custom_id == jsonl.custom_id(request, sum(tries) + 1)
 
         others = frozenset(one.job.batch_id for one in await self._store.live())
-        return Sought(job.intent, job.file_id, job.created_at, job.requests, others, has)
+        return BatchFingerprint(job.intent, job.file_id, job.created_at, job.requests, others, has)
 
-    async def _cancel(self, job: Job, provider: BatchProvider, remote: Remote) -> None:
-        metrics.observe_found(job, "duplicate")
+    async def _cancel(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
+        metrics.observe_recovered(job, "duplicate")
         logger.error(
             "%s: %s is one batch too many",
             job.intent,
@@ -190,42 +192,44 @@ class Submitter:
         )
         try:
             await provider.cancel(remote.id)
-        except Failure as error:
+        except ProviderCallFailed as error:
             logger.error(
                 "%s: %s", remote.id, error, extra={"action": "batch_duplicate_not_cancelled"}
             )
 
-    async def _refused(self, job: Job, error: Refused) -> None:
+    async def _refused(self, job: Job, error: ProviderRefused) -> None:
         """The provider said no, so that nothing was made: wait, or tell the callers."""
         job = await self._store.reload(job)
         if job.state == "SUBMITTING":
             job = await self._store.advance(job, "UPLOADED")
         if of_token_limit(error.code, error.message):
-            await self._ending.hold_back(job, error.message)
+            await self._ending.back_off(job, error.message)
         elif error.of_account:
             raise error
         elif error.faults:
             await self._without(job, blamed(await self._store.members(job), error.faults))
-        elif isinstance(error, Elsewhere):
+        elif isinstance(error, InputFileNotLocal):
             await self._store.advance(job, "PREPARED")
-        elif _file_not_found(error) and job.lost_files < MOST_LOST_FILES:
+        elif _file_not_found(error) and job.lost_files < MAX_LOST_FILES:
             await self._wait_for_file(job)
         else:
-            await self._ending.fail(job, jsonl.refusal(error.status, error.code, error.message))
+            await self._ending.fail(
+                job, jsonl.permanent_error(error.status, error.code, error.message)
+            )
 
-    async def _without(self, job: Job, errors: dict[str, Outcome]) -> None:
+    async def _without(self, job: Job, errors: dict[str, LineOutcome]) -> None:
         """Fail the requests that cannot be sent; the next pass cuts the others again."""
         await self._ending.settle(job, errors)
-        await self._ending.dissolve(job)
+        await self._ending.release_requests(job)
 
     async def _wait_for_file(self, job: Job) -> None:
         """Just after an upload its file may not be found yet; after a while it is gone."""
         lost = job.lost_files + 1
-        state: State = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
+        state: JobState = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
         await self._store.advance(job, state, after=self._pace.after(lost), lost_files=lost)
 
 
-def _file_not_found(error: Refused) -> bool:
+def _file_not_found(error: ProviderRefused) -> bool:
     return "cannot find file" in error.message.lower() or "no such file" in error.message.lower()
 
 
@@ -235,21 +239,21 @@ def _clear(path: Path) -> None:
 
 
 def _append(
-    path: Path, job: Job, loaded: dict[str, tuple[Parked | None, Tries]]
-) -> dict[str, Outcome]:
-    unreadable: dict[str, Outcome] = {}
+    path: Path, job: Job, loaded: dict[str, tuple[ParkedRequest | None, AttemptCounts]]
+) -> dict[str, LineOutcome]:
+    unreadable: dict[str, LineOutcome] = {}
     with path.open("ab") as file:
         for request, (parked, tries) in loaded.items():
             custom_id = jsonl.custom_id(request, sum(tries) + 1)
             try:
-                file.write(jsonl.write(custom_id, _read(parked), job.terms.upstream))
+                file.write(jsonl.encode_line(custom_id, _read(parked), job.terms.upstream))
             except (ValueError, LookupError) as error:
                 message = f"the request cannot be read any more: {error}"
-                unreadable[request] = jsonl.Refused(BatchError(message))
+                unreadable[request] = jsonl.LineRefused(BatchError(message))
     return unreadable
 
 
-def _read(parked: Parked | None) -> Request:
+def _read(parked: ParkedRequest | None) -> Request:
     if parked is None:
         raise LookupError("its record is gone")
     return parked.parse()

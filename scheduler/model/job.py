@@ -8,17 +8,17 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict
 
 from primarch_fleet import protocol
-from primarch_fleet.blobs import Reference
+from primarch_fleet.blobs import BlobRef
 from primarch_fleet.contract import REQUESTS, Completion, Request
 from primarch_fleet.errors import RequestFailed
 from primarch_fleet.money import Price
 
 KINDS = {f"batch.{verb}": kind for verb, kind in REQUESTS.items()}
 
-State = Literal["PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING", "DONE"]
+JobState = Literal["PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING", "DONE"]
 
 
-class Group(NamedTuple):
+class RequestGroup(NamedTuple):
     """Requests that may share a batch: one account, endpoint, model and window."""
 
     provider: str
@@ -35,38 +35,38 @@ class Group(NamedTuple):
         return cls(*json.loads(text))
 
     @property
-    def queue(self) -> str:
+    def quota_scope(self) -> str:
         """What its provider counts enqueued tokens for: one model of one account."""
         return json.dumps([self.provider, self.model])
 
 
-class Size(NamedTuple):
+class RequestSize(NamedTuple):
     """What a request takes of a batch's limits, and its deadline (Unix seconds, 0 for none)."""
 
-    bytes: int
+    size_bytes: int
     inputs: int
     #: Of its prompt, as estimated.
     tokens: int
     deadline: float
 
 
-class Record(NamedTuple):
+class ParkedRecord(NamedTuple):
     """A request as it is parked."""
 
     request: str
-    parked: Parked
-    group: Group
-    size: Size
+    parked: ParkedRequest
+    group: RequestGroup
+    size: RequestSize
 
 
-class Tries(NamedTuple):
+class AttemptCounts(NamedTuple):
     """How often a request failed, and how often its batch ended before it was executed."""
 
     failures: int
     expiries: int
 
 
-class Terms(BaseModel):
+class JobPricing(BaseModel):
     """Who serves a job, and at which prices: kept with it, whatever the configuration becomes."""
 
     model_config = ConfigDict(frozen=True)
@@ -98,9 +98,9 @@ class Job(BaseModel):
 
     intent: str
     token: str
-    state: State
-    group: Group
-    terms: Terms
+    state: JobState
+    group: RequestGroup
+    terms: JobPricing
     requests: int
     #: Of its prompts, as estimated: reserved in its provider's queue until it is DONE.
     tokens: int = 0
@@ -133,12 +133,15 @@ class Job(BaseModel):
     @classmethod
     def load(cls, intent: str, token: str, fields: dict[str, str]) -> Self:
         """A job from its stored fields. Raises ValidationError."""
-        group, terms = Group.parse(fields["group"]), Terms.model_validate_json(fields["terms"])
+        group, terms = (
+            RequestGroup.parse(fields["group"]),
+            JobPricing.model_validate_json(fields["terms"]),
+        )
         own = {"intent": intent, "token": token, "group": group, "terms": terms}
         return cls.model_validate({**fields, **own})
 
 
-class Live(NamedTuple):
+class JobProgress(NamedTuple):
     """A job, its requests without an outcome, micro-dollars paid and saved by those delivered."""
 
     job: Job
@@ -147,7 +150,7 @@ class Live(NamedTuple):
     saving: int
 
 
-class Parked(BaseModel):
+class ParkedRequest(BaseModel):
     """A request as it waits: what completes its task, and when it came."""
 
     model_config = ConfigDict(frozen=True)
@@ -155,7 +158,7 @@ class Parked(BaseModel):
     context: dict[str, Any]
     parked_at: float
     #: Where the body lies that the request is without; None when it is whole.
-    body_ref: Reference | None = None
+    body_ref: BlobRef | None = None
 
     @property
     def request(self) -> Any:
@@ -163,7 +166,7 @@ class Parked(BaseModel):
         args, kwargs = self.context["args"] or (), self.context["kwargs"] or {}
         return next(iter([*args, *kwargs.values()]))
 
-    def with_request(self, request: dict[str, Any], body_ref: Reference | None) -> Self:
+    def with_request(self, request: dict[str, Any], body_ref: BlobRef | None) -> Self:
         """The same with another wire form of its request."""
         context = {**self.context, "args": [request], "kwargs": {}}
         return self.model_copy(update={"context": context, "body_ref": body_ref})
@@ -178,7 +181,7 @@ class Parked(BaseModel):
         """What its task returns or raises for an outcome."""
         if isinstance(outcome, Completion):
             return outcome.to_wire()
-        return protocol.failure(outcome) if self.request.get("return_exceptions") else outcome
+        return protocol.error_value(outcome) if self.request.get("return_exceptions") else outcome
 
     def parse(self) -> Request:
         """The request itself. Raises InvalidRequest, or LookupError when it is without its body."""

@@ -12,36 +12,36 @@ from primarch_fleet.contract import Request
 #: Statuses that another try may change; 0 is OpenAI's for a line that it lost.
 RETRYABLE = frozenset({0, 408, 409, 429})
 #: Codes of lines that were never executed: not the request's fault, and not charged.
-UNEXECUTED = frozenset({"batch_expired", "batch_cancelled"})
+NOT_EXECUTED_CODES = frozenset({"batch_expired", "batch_cancelled"})
 
 
-class Answered(NamedTuple):
+class LineAnswered(NamedTuple):
     """OpenAI's response body."""
 
     body: dict[str, Any]
 
 
-class Retry(NamedTuple):
+class LineRetry(NamedTuple):
     """Worth another batch, as long as its counter allows; after that this is its error."""
 
     error: errors.RequestFailed
     counter: Literal["failures", "expiries"] = "failures"
 
 
-class Refused(NamedTuple):
+class LineRefused(NamedTuple):
     """The same request would get the same answer again."""
 
     error: errors.RequestFailed
 
 
-Outcome = Answered | Retry | Refused
+LineOutcome = LineAnswered | LineRetry | LineRefused
 
 
 class Line(NamedTuple):
     """A line of a result file."""
 
     custom_id: str
-    outcome: Outcome
+    outcome: LineOutcome
 
 
 class BadLine(ValueError):
@@ -64,14 +64,14 @@ def request_of(custom: str) -> str | None:
     return parts[1] if len(parts) == 3 and parts[0] == "r" else None
 
 
-def write(custom: str, request: Request, upstream: str) -> bytes:
+def encode_line(custom: str, request: Request, upstream: str) -> bytes:
     """A request's line, with its newline, for the provider's model `upstream`."""
     body = {**request.body(), "model": upstream}
     line = {"custom_id": custom, "method": "POST", "url": request.endpoint, "body": body}
     return json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def read(text: str | bytes) -> Line:
+def decode_line(text: str | bytes) -> Line:
     """What a line of an output or an error file says. Raises BadLine."""
     try:
         line = json.loads(text)
@@ -82,12 +82,12 @@ def read(text: str | bytes) -> Line:
     return Line(line["custom_id"], _outcome(line))
 
 
-def _outcome(line: dict[str, Any]) -> Outcome:
+def _outcome(line: dict[str, Any]) -> LineOutcome:
     response = _object(line.get("response"))
     status, body = response.get("status_code"), _body(response)
     error = line.get("error") or body.get("error") or {}
     if status == 200 and body and not error:
-        return Answered(body)
+        return LineAnswered(body)
     known = error if isinstance(error, dict) else {"message": str(error)}
     return classify(status if isinstance(status, int) else 0, known)
 
@@ -106,22 +106,22 @@ def _body(response: dict[str, Any]) -> dict[str, Any]:
     return _object(body)
 
 
-def classify(status: int, error: dict[str, Any]) -> Outcome:
+def classify(status: int, error: dict[str, Any]) -> LineOutcome:
     """What a line without an answer means, by its HTTP status and OpenAI's error object."""
     code = str(error.get("code") or "")
     message = str(error.get("message") or code or f"the provider answered {status} without a word")
-    if code in UNEXECUTED:
-        return Retry(errors.BatchError(message), "expiries")
+    if code in NOT_EXECUTED_CODES:
+        return LineRetry(errors.BatchError(message), "expiries")
     if code == "request_timeout" or status == 408:
-        return Retry(errors.ProviderTimeout(message))
+        return LineRetry(errors.ProviderTimeout(message))
     if status == 429:
-        return Retry(errors.RateLimited(message))
+        return LineRetry(errors.RateLimited(message))
     if status in RETRYABLE or status >= 500 or (status == 200 and not error):
-        return Retry(errors.ProviderUnavailable(message))
-    return Refused(refusal(status, code, message))
+        return LineRetry(errors.ProviderUnavailable(message))
+    return LineRefused(permanent_error(status, code, message))
 
 
-def refusal(status: int, code: str, message: str) -> errors.RequestFailed:
+def permanent_error(status: int, code: str, message: str) -> errors.RequestFailed:
     """The fleet's error for a refusal that stays."""
     if status in (401, 403):
         return errors.AuthenticationFailed(message)

@@ -28,16 +28,16 @@ from config.fleet import Provider
 from scheduler.model import jsonl
 from scheduler.providers import anthropic_messages
 from scheduler.providers.base import (
-    SKEW,
+    CLOCK_SKEW_SECONDS,
+    BatchFault,
+    BatchFingerprint,
+    BatchPage,
     Capabilities,
-    Elsewhere,
-    Failure,
-    Fault,
-    Page,
-    Refused,
-    Remote,
-    Sought,
-    answered,
+    InputFileNotLocal,
+    ProviderBatch,
+    ProviderCallFailed,
+    ProviderRefused,
+    error_from_status,
 )
 from scheduler.providers.openai import CHAT
 
@@ -95,22 +95,24 @@ class AnthropicBatches:
         order = path.with_suffix(".order")
         faults = await asyncio.to_thread(_translate, path, order)
         if faults:
-            raise Refused("Anthropic cannot be asked for all of it", 400, faults=tuple(faults))
+            raise ProviderRefused(
+                "Anthropic cannot be asked for all of it", 400, faults=tuple(faults)
+            )
         return str(order)
 
     async def uploaded(self, name: str, size: int) -> None:
         """None: what is "uploaded" stays here, and is as soon written again as found."""
 
-    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
+    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Order a batch, streamed from disk; one translated on another machine is not found."""
         from anthropic.types.messages import MessageBatch  # noqa: PLC0415
 
         if endpoint != CHAT or window != WINDOW:
-            raise Refused(f"Anthropic has no batches of {endpoint} within {window}", 400)
+            raise ProviderRefused(f"Anthropic has no batches of {endpoint} within {window}", 400)
         try:
             file = await asyncio.to_thread(open, file_id, "rb")
         except FileNotFoundError:
-            raise Elsewhere(file_id) from None
+            raise InputFileNotLocal(file_id) from None
         with failures(), file:
             headers = json.loads(file.readline())
             size = os.fstat(file.fileno()).st_size - file.tell()
@@ -123,18 +125,18 @@ class AnthropicBatches:
             )
             return remote(batch)
 
-    async def retrieve(self, batch_id: str) -> Remote:
+    async def retrieve(self, batch_id: str) -> ProviderBatch:
         """A batch as it is now."""
         with failures():
             return remote(await self._client.messages.batches.retrieve(batch_id))
 
-    async def list(self, after: str | None) -> Page:
+    async def list(self, after: str | None) -> BatchPage:
         """PAGE batches, newest first."""
         from anthropic import omit  # noqa: PLC0415
 
         with failures():
             page = await self._client.messages.batches.list(limit=PAGE, after_id=after or omit)
-            return Page([remote(batch) for batch in page.data], page.has_more is not False)
+            return BatchPage([remote(batch) for batch in page.data], page.has_more is not False)
 
     async def cancel(self, batch_id: str) -> None:
         """Start cancelling a batch."""
@@ -152,13 +154,13 @@ class AnthropicBatches:
         ended_at = batch.ended_at or batch.created_at
         await asyncio.to_thread(_translate_results, part, path, int(ended_at.timestamp()))
 
-    async def made_for(self, remote: Remote, sought: Sought) -> bool | None:
+    async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> bool | None:
         """By its time and number of requests while it runs: not, or nobody knows.
 
         By its custom_ids once it has ended. A request of the job may have been cancelled since: one
         that is left is enough.
         """
-        early = remote.created_at < sought.since - SKEW
+        early = remote.created_at < sought.since - CLOCK_SKEW_SECONDS
         if early or remote.requests != sought.requests or remote.id in sought.others:
             return False
         if not remote.files:
@@ -190,10 +192,10 @@ class AnthropicBatches:
                     yield rest
 
 
-def remote(batch: MessageBatch) -> Remote:
+def remote(batch: MessageBatch) -> ProviderBatch:
     """Anthropic's batch as ours. It does not say how a batch ended: the counts do."""
     counts = batch.request_counts
-    return Remote(
+    return ProviderBatch(
         id=batch.id,
         status=_status(batch),
         created_at=batch.created_at.timestamp(),
@@ -213,10 +215,10 @@ def _status(batch: MessageBatch) -> str:
     return "cancelled" if batch.request_counts.canceled else "completed"
 
 
-def _translate(path: Path, order: Path) -> list[Fault]:
+def _translate(path: Path, order: Path) -> list[BatchFault]:
     """Write an order, complete or not at all: a line of headers, then the body of the call."""
     part, betas = order.with_suffix(".order.part"), set[str]()
-    faults: list[Fault] = []
+    faults: list[BatchFault] = []
     with path.open("rb") as file, part.open("wb") as body:
         body.write(b" " * HEAD + b'\n{"requests":[')
         for number, text in enumerate(file, 1):
@@ -224,7 +226,7 @@ def _translate(path: Path, order: Path) -> list[Fault]:
             try:
                 params = anthropic_messages.params(line["body"])
             except anthropic_messages.Untranslatable as error:
-                faults.append(Fault("untranslatable", str(error), number))
+                faults.append(BatchFault("untranslatable", str(error), number))
                 continue
             betas |= params.betas
             request = {"custom_id": line["custom_id"], "params": params.params}
@@ -251,7 +253,7 @@ def _translate_results(part: Path, path: Path, created: int) -> None:
                 line = _json(anthropic_messages.answer(json.loads(text), created))
             except (ValueError, KeyError, TypeError):
                 if not text.endswith(b"\n"):
-                    raise Failure("the results end within a line") from None
+                    raise ProviderCallFailed("the results end within a line") from None
                 line = text.rstrip(b"\n")
             ours.write(line + b"\n")
     part.unlink()
@@ -266,7 +268,7 @@ def _custom_id(line: bytes) -> str:
     try:
         return str(json.loads(line)["custom_id"])
     except (ValueError, KeyError, TypeError):
-        raise Failure("the results cannot be read") from None
+        raise ProviderCallFailed("the results cannot be read") from None
 
 
 async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
@@ -285,6 +287,6 @@ def failures() -> Iterator[None]:
     except anthropic.APIStatusError as error:
         message = error.api_message or error.message
         code = "billing_error" if NO_CREDIT in message else error.type or ""
-        raise answered(error.status_code, message, code, error.response.headers) from error
+        raise error_from_status(error.status_code, message, code, error.response.headers) from error
     except (anthropic.AnthropicError, httpx2.HTTPError) as error:
-        raise Failure(f"{type(error).__name__}: {error}") from error
+        raise ProviderCallFailed(f"{type(error).__name__}: {error}") from error

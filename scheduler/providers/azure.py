@@ -20,7 +20,7 @@ import httpx
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
 from config.fleet import Provider
-from scheduler.providers.base import Capabilities, Refused, Remote
+from scheduler.providers.base import Capabilities, ProviderBatch, ProviderRefused
 from scheduler.providers.openai import CHAT, DAY, OpenAIBatches, failures
 
 #: LiteLLM reads the version for the realtime lane from the same variable.
@@ -56,18 +56,18 @@ class AzureBatches(OpenAIBatches):
             return cls(AsyncOpenAI(api_key=key, base_url=f"{resource}/openai/v1/"))
         return cls(AsyncAzureOpenAI(api_key=key, azure_endpoint=resource, api_version=version))
 
-    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
+    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Order a batch of a file that is processed; one that is not yet counts as not found."""
         status = await self._status(file_id)
         if status in UNPROCESSED:
-            raise Refused(f"Cannot find file {file_id} yet: it is {status}", 404)
+            raise ProviderRefused(f"Cannot find file {file_id} yet: it is {status}", 404)
         return await super().create(file_id, endpoint, window, intent)
 
     async def _status(self, file_id: str) -> str:
         try:
             with failures():
                 return (await self._client.files.retrieve(file_id)).status
-        except Refused as error:
+        except ProviderRefused as error:
             if error.status != 404:
                 raise
             return "missing"

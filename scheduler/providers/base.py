@@ -14,7 +14,7 @@ INTENT = "fleet_intent"
 #: Statuses after which nobody knows whether the call took effect, besides all of 500 and more.
 UNKNOWN = frozenset({408, 409})
 #: Pages that a search may take before it is given up, and seconds by which clocks may differ.
-PAGES, SKEW = 100, 3600.0
+MAX_PAGES, CLOCK_SKEW_SECONDS = 100, 3600.0
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 LIVE = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
@@ -37,11 +37,11 @@ class Capabilities:
     input_life: int | None = None
 
 
-class Failure(Exception):
+class ProviderCallFailed(Exception):
     """A call to a provider failed; whether it took effect is not known."""
 
 
-class Fault(NamedTuple):
+class BatchFault(NamedTuple):
     """Why a whole batch failed; `line` counts from 1 in its file, None when none is named."""
 
     code: str
@@ -49,7 +49,7 @@ class Fault(NamedTuple):
     line: int | None
 
 
-class Refused(Failure):
+class ProviderRefused(ProviderCallFailed):
     """The provider said no: the call had no effect."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Refused(Failure):
         status: int,
         code: str = "",
         retry_after: float | None = None,
-        faults: tuple[Fault, ...] = (),
+        faults: tuple[BatchFault, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -76,18 +76,20 @@ class Refused(Failure):
         return billing or self.status in (401, 402, 403, 429)
 
 
-class Elsewhere(Refused):
+class InputFileNotLocal(ProviderRefused):
     """The input file is kept where it was written, which is another machine: write it here."""
 
     def __init__(self, file_id: str) -> None:
         super().__init__(f"{file_id} is not on this machine", 404)
 
 
-def answered(status: int, message: str, code: str, headers: Mapping[str, str]) -> Failure:
+def error_from_status(
+    status: int, message: str, code: str, headers: Mapping[str, str]
+) -> ProviderCallFailed:
     """What an answer with an HTTP error status says: Refused, or a Failure that leaves it open."""
     if status >= 500 or status in UNKNOWN:
-        return Failure(f"HTTP {status}: {message}")
-    return Refused(message, status, code, _retry_after(headers))
+        return ProviderCallFailed(f"HTTP {status}: {message}")
+    return ProviderRefused(message, status, code, _retry_after(headers))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -99,7 +101,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Remote:
+class ProviderBatch:
     """A batch as the provider describes it. Times in Unix seconds by the provider's clock."""
 
     id: str
@@ -109,7 +111,7 @@ class Remote:
     input_file_id: str = ""
     output_file_id: str = ""
     error_file_id: str = ""
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[BatchFault, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     #: How many requests it has; None where only its input file tells.
     requests: int | None = None
@@ -120,15 +122,15 @@ class Remote:
         return [one for one in (self.output_file_id, self.error_file_id) if one]
 
 
-class Page(NamedTuple):
+class BatchPage(NamedTuple):
     """Some batches of the provider's list, and whether it goes on."""
 
-    batches: list[Remote]
+    batches: list[ProviderBatch]
     more: bool
 
 
 @dataclass(frozen=True)
-class Sought:
+class BatchFingerprint:
     """A batch that may have been made for a job: all that it can be known by."""
 
     intent: str
@@ -163,16 +165,16 @@ class BatchProvider(Protocol):
         None when there is none among the newest files, or when the account cannot list them.
         """
 
-    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
+    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Order a batch, which carries `intent` if it can. This is what costs money.
 
         Raises Elsewhere when the file cannot be had on this machine.
         """
 
-    async def retrieve(self, batch_id: str) -> Remote:
+    async def retrieve(self, batch_id: str) -> ProviderBatch:
         """A batch as it is now."""
 
-    async def list(self, after: str | None) -> Page:
+    async def list(self, after: str | None) -> BatchPage:
         """Batches of the account, those after the batch `after`."""
 
     async def cancel(self, batch_id: str) -> None:
@@ -181,40 +183,42 @@ class BatchProvider(Protocol):
     async def download(self, file_id: str, path: Path) -> None:
         """Write a result file to `path`, complete or not at all."""
 
-    async def made_for(self, remote: Remote, sought: Sought) -> bool | None:
+    async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> bool | None:
         """Whether a batch of the list is the one sought; None while nobody can know."""
 
     async def close(self) -> None:
         """Give the connections back."""
 
 
-async def find(provider: BatchProvider, sought: Sought) -> list[Remote]:
+async def find_batches(provider: BatchProvider, sought: BatchFingerprint) -> list[ProviderBatch]:
     """Every batch that was made for a job since a moment, oldest first.
 
     Raises Failure when none was found and that is no proof of absence: the provider's list could
     not be read that far, or only the end of a batch will tell whether it is the one.
     """
-    found: dict[str, Remote] = {}
+    found: dict[str, ProviderBatch] = {}
     doubtful: list[str] = []
-    async for batch in listed(provider, sought.since - SKEW):
-        made = await provider.made_for(batch, sought)
+    async for batch in scan_list(provider, sought.since - CLOCK_SKEW_SECONDS):
+        made = await provider.matches(batch, sought)
         if made:
             found[batch.id] = batch
         elif made is None:
             doubtful.append(batch.id)
     if doubtful and not found:
-        raise Failure(f"{len(doubtful)} batches may be it until they end: {doubtful[0]} is one")
+        raise ProviderCallFailed(
+            f"{len(doubtful)} batches may be it until they end: {doubtful[0]} is one"
+        )
     return sorted(found.values(), key=lambda one: (one.created_at, one.id))
 
 
-async def listed(provider: BatchProvider, since: float) -> AsyncGenerator[Remote, None]:
+async def scan_list(provider: BatchProvider, since: float) -> AsyncGenerator[ProviderBatch, None]:
     """The batches of the list, each once, at least those made since a moment.
 
     Raises Failure when it does not end within PAGES.
     """
     seen: set[str] = set()
     after: str | None = None
-    for _ in range(PAGES):
+    for _ in range(MAX_PAGES):
         page = await provider.list(after)
         fresh = [batch for batch in page.batches if batch.id not in seen]
         for batch in fresh:
@@ -223,10 +227,10 @@ async def listed(provider: BatchProvider, since: float) -> AsyncGenerator[Remote
         if not fresh or not page.more or _past(fresh, since):
             return
         after = fresh[-1].id
-    raise Failure(f"the list of batches did not end within {PAGES} pages")
+    raise ProviderCallFailed(f"the list of batches did not end within {MAX_PAGES} pages")
 
 
-def _past(page: list[Remote], since: float) -> bool:
+def _past(page: list[ProviderBatch], since: float) -> bool:
     """Whether nothing after this page can be of `since` or later.
 
     Azure does not say in which order it lists: only a page that goes back in time ends a search.

@@ -20,26 +20,26 @@ from config.fleet import Provider
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from scheduler.providers.base import (
     INTENT,
+    BatchFault,
+    BatchFingerprint,
+    BatchPage,
     Capabilities,
-    Failure,
-    Fault,
-    Page,
-    Remote,
-    Sought,
-    answered,
+    ProviderBatch,
+    ProviderCallFailed,
+    error_from_status,
 )
 
 #: Seconds for one call; an upload of 200 MB has to fit.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=300.0, write=300.0)
 #: Seconds.
 DAY = 86_400
-PAGE = 100
+PAGE_SIZE = 100
 #: Input files that a search for one just uploaded looks at: the list holds up to 10,000 a page, and
 #: 1,000 uploads a minute are allowed.
 #: https://github.com/openai/openai-openapi/blob/master/openapi.yaml
-FILES = 1000
+MAX_LISTED_FILES = 1000
 #: Anthropic's and Microsoft's samples' spelling, as ours.
-SPELLING = {"canceled": "cancelled", "canceling": "cancelling"}
+STATUS_SPELLINGS = {"canceled": "cancelled", "canceling": "cancelling"}
 
 CHAT, EMBEDDINGS = CompletionRequest.endpoint, EmbeddingRequest.endpoint
 Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
@@ -80,11 +80,13 @@ class OpenAIBatches:
     async def uploaded(self, name: str, size: int) -> str | None:
         """The newest file of this name and size among the newest FILES."""
         with failures():
-            page = await self._client.files.list(purpose="batch", order="desc", limit=FILES)
+            page = await self._client.files.list(
+                purpose="batch", order="desc", limit=MAX_LISTED_FILES
+            )
         found = (file.id for file in page.data if (file.filename, file.bytes) == (name, size))
         return next(found, None)
 
-    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> Remote:
+    async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Order a batch."""
         with failures():
             batch = await self._client.batches.create(
@@ -93,19 +95,21 @@ class OpenAIBatches:
                 completion_window=cast(Literal["24h"], window),
                 metadata={INTENT: intent} if self.capabilities.metadata else openai.omit,
             )
-            return remote(batch)
+            return provider_batch(batch)
 
-    async def retrieve(self, batch_id: str) -> Remote:
+    async def retrieve(self, batch_id: str) -> ProviderBatch:
         """A batch as it is now."""
         with failures():
-            return remote(await self._client.batches.retrieve(batch_id))
+            return provider_batch(await self._client.batches.retrieve(batch_id))
 
-    async def list(self, after: str | None) -> Page:
+    async def list(self, after: str | None) -> BatchPage:
         """PAGE batches, newest first as far as is known."""
         with failures():
-            page = await self._client.batches.list(limit=PAGE, after=after or openai.omit)
+            page = await self._client.batches.list(limit=PAGE_SIZE, after=after or openai.omit)
             # `has_more` may be missing: then only an empty page is the last.
-            return Page([remote(batch) for batch in page.data], page.has_more is not False)
+            return BatchPage(
+                [provider_batch(batch) for batch in page.data], page.has_more is not False
+            )
 
     async def cancel(self, batch_id: str) -> None:
         """Start cancelling a batch."""
@@ -123,10 +127,10 @@ class OpenAIBatches:
             async with content as response:
                 await response.stream_to_file(part)
         if size is not None and part.stat().st_size != size:
-            raise Failure(f"{file_id}: {part.stat().st_size} of {size} bytes came")
+            raise ProviderCallFailed(f"{file_id}: {part.stat().st_size} of {size} bytes came")
         os.replace(part, path)
 
-    async def made_for(self, remote: Remote, sought: Sought) -> bool:
+    async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> bool:
         """By our intent, where batches carry it, and by the input file."""
         by_intent = remote.metadata.get(INTENT) == sought.intent
         return by_intent or remote.input_file_id == sought.file_id
@@ -136,18 +140,18 @@ class OpenAIBatches:
         await self._client.close()
 
 
-def remote(batch: Batch) -> Remote:
+def provider_batch(batch: Batch) -> ProviderBatch:
     """OpenAI's batch as ours; what compatible servers leave out or write as "" is none."""
     faults = (batch.errors.data if batch.errors else None) or []
-    return Remote(
+    return ProviderBatch(
         id=batch.id,
-        status=SPELLING.get(batch.status, batch.status),
+        status=STATUS_SPELLINGS.get(batch.status, batch.status),
         created_at=batch.created_at,
         expires_at=batch.expires_at,
         input_file_id=batch.input_file_id or "",
         output_file_id=batch.output_file_id or "",
         error_file_id=batch.error_file_id or "",
-        faults=tuple(Fault(one.code or "", one.message or "", one.line) for one in faults),
+        faults=tuple(BatchFault(one.code or "", one.message or "", one.line) for one in faults),
         metadata=dict(batch.metadata or {}),
     )
 
@@ -158,11 +162,11 @@ def failures() -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        raise answered(
+        raise error_from_status(
             error.status_code, _message(error), error.code or "", error.response.headers
         ) from error
     except (openai.OpenAIError, httpx.HTTPError) as error:
-        raise Failure(f"{type(error).__name__}: {error}") from error
+        raise ProviderCallFailed(f"{type(error).__name__}: {error}") from error
 
 
 def _message(error: openai.APIStatusError) -> str:

@@ -12,32 +12,32 @@ from typing import Any
 from fsspec.core import url_to_fs
 from redis.asyncio import Redis
 
-from primarch_fleet.blobs import Reference, read
+from primarch_fleet.blobs import BlobRef, read_blob
 from primarch_fleet.contract import Completion, Request
 from primarch_fleet.errors import BatchError, ConfigError
-from scheduler.model.job import Parked, Record, Tries
+from scheduler.model.job import AttemptCounts, ParkedRecord, ParkedRequest
 from scheduler.store import keys
 
 logger = logging.getLogger(__name__)
 
 #: Seconds after which a body whose request was never parked is swept.
-ORPHANED = 86_400.0
+ORPHAN_SECONDS = 86_400.0
 #: Seconds between two looks whether a request still needs its body.
 LOOK = 900.0
 #: Bodies that one sweep looks at.
-SWEEP = 1000
+MAX_SWEPT = 1000
 #: Requests whose bodies are put at once: each is in memory twice meanwhile.
-AT_ONCE = 16
+MAX_CONCURRENT_WRITES = 16
 #: Bytes of the largest answer that goes into Redis. A string there has 512 MB
 #: (https://redis.io/docs/latest/develop/data-types/strings/): this leaves room for the receipt.
-MOST = 500_000_000
+MAX_BLOB_BYTES = 500_000_000
 #: Lies beside the bodies: where it is missing, they are not gone, but their place is away.
 MARK, MARKED = "primarch-fleet.json", b"{}"
 
-Loaded = dict[str, tuple[Parked | None, Tries]]
+Loaded = dict[str, tuple[ParkedRequest | None, AttemptCounts]]
 
 
-class Bodies:
+class BlobStore:
     """Puts large bodies into a place of fsspec's, and finds them again.
 
     A body that cannot be put stays in Redis, as if it were small. One that was put is swept when
@@ -65,7 +65,7 @@ class Bodies:
         self._now = now
         self._place = place and place.removesuffix("/") + "/"
         self._kept = kept + LOOK  # longer than the result
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
         #: Bytes of the largest body that stays in Redis.
         self.limit = limit if place else float("inf")
 
@@ -74,7 +74,7 @@ class Bodies:
         if self._place:
             await asyncio.to_thread(_check, self._place)
 
-    async def aside(self, request: str, parked: Parked) -> Parked:
+    async def offload_request(self, request: str, parked: ParkedRequest) -> ParkedRequest:
         """A record of a request about to be parked, without the request's body if it is large.
 
         What the fleet itself reads of a request stays: all but the provider's part.
@@ -82,12 +82,12 @@ class Bodies:
         wire: dict[str, Any] = parked.request
         body = {key: value for key, value in wire.items() if key not in Request.model_fields}
         async with self._slots:
-            reference = await self._put(request, _encoded(body), ORPHANED)
+            reference = await self._put(request, _encoded(body), ORPHAN_SECONDS)
         if reference is None:
             return parked
         return parked.with_request({key: wire[key] for key in wire if key not in body}, reference)
 
-    async def parked(self, records: Iterable[Record]) -> None:
+    async def confirm_parked(self, records: Iterable[ParkedRecord]) -> None:
         """Requests were parked: from now on their bodies are looked at as often as others."""
         soon = await self._now() + LOOK
         looks = {
@@ -98,7 +98,7 @@ class Bodies:
         if looks:
             await self._redis.zadd(keys.BODIES, looks)
 
-    async def filled(self, loaded: Loaded) -> Loaded:
+    async def hydrate(self, loaded: Loaded) -> Loaded:
         """Records with their requests' bodies; one whose body is gone, which is logged, stays
         without.
 
@@ -112,14 +112,16 @@ class Bodies:
         whole = await asyncio.gather(*(_filled(*one) for one in away.values()))
         return loaded | dict(zip(away, whole, strict=True))
 
-    async def away(self, request: str, completion: Completion) -> Completion | BatchError:
+    async def offload_result(self, request: str, completion: Completion) -> Completion | BatchError:
         """A completion without its body if that is large; BatchError if nothing can hold it."""
         data = _encoded(completion.body)
         reference = await self._put(request, data, self._kept)
         if reference is not None:
             return completion.model_copy(update={"body": {}, "body_ref": reference})
-        if len(data) > MOST:
-            return BatchError(f"the answer has {len(data)} bytes, a result in Redis {MOST} at most")
+        if len(data) > MAX_BLOB_BYTES:
+            return BatchError(
+                f"the answer has {len(data)} bytes, a result in Redis {MAX_BLOB_BYTES} at most"
+            )
         return completion
 
     async def sweep(self) -> None:
@@ -128,7 +130,7 @@ class Bodies:
         One that is still needed, or cannot be removed, is looked at again after LOOK seconds.
         """
         now = await self._now()
-        due = await self._redis.zrangebyscore(keys.BODIES, 0, now, start=0, num=SWEEP)
+        due = await self._redis.zrangebyscore(keys.BODIES, 0, now, start=0, num=MAX_SWEPT)
         pipe = self._redis.pipeline(transaction=False)
         for one in due:
             pipe.zadd(keys.BODIES, {one: now + LOOK}, xx=True)
@@ -142,11 +144,11 @@ class Bodies:
                 pipe.zrem(keys.BODIES, one)
         await pipe.execute()
 
-    async def _put(self, request: str, data: bytes, seconds: float) -> Reference | None:
+    async def _put(self, request: str, data: bytes, seconds: float) -> BlobRef | None:
         """Put a body that may be swept after so many seconds; None when it stays in Redis."""
         if len(data) <= self.limit:
             return None
-        reference = Reference.to(f"{self._place}{request}-{uuid.uuid4().hex}.json", data)
+        reference = BlobRef.for_data(f"{self._place}{request}-{uuid.uuid4().hex}.json", data)
         # First: what is put and then forgotten is swept.
         member = keys.body(request, reference.url)
         await self._redis.zadd(keys.BODIES, {member: await self._now() + seconds})
@@ -163,10 +165,10 @@ def _encoded(body: dict[str, Any]) -> bytes:
 
 
 def _check(place: str) -> None:
-    mark = Reference.to(place + MARK, MARKED)
+    mark = BlobRef.for_data(place + MARK, MARKED)
     try:
         _write(mark.url, MARKED)
-        read(mark)
+        read_blob(mark)
     except Exception as error:  # each kind of place has errors of its own
         raise ConfigError(
             f"FLEET_BODIES: bodies cannot be kept there: {type(error).__name__}: {error}"
@@ -182,19 +184,21 @@ def _write(url: str, data: bytes) -> None:
         files.pipe_file(path, data)
 
 
-async def _filled(parked: Parked, lies: Reference, tries: Tries) -> tuple[Parked, Tries]:
+async def _filled(
+    parked: ParkedRequest, lies: BlobRef, tries: AttemptCounts
+) -> tuple[ParkedRequest, AttemptCounts]:
     body = await asyncio.to_thread(_found, lies)
     if body is not None:
         parked = parked.with_request({**parked.request, **body}, None)
     return parked, tries
 
 
-def _found(reference: Reference) -> dict[str, Any] | None:
+def _found(reference: BlobRef) -> dict[str, Any] | None:
     """A body; None when it is gone, while its place is there."""
     try:
-        return read(reference)
+        return read_blob(reference)
     except FileNotFoundError as error:
-        read(Reference.to(reference.url.rpartition("/")[0] + "/" + MARK, MARKED))
+        read_blob(BlobRef.for_data(reference.url.rpartition("/")[0] + "/" + MARK, MARKED))
         logger.error("%s: %s", reference.url, error, extra={"action": "body_gone"})
         return None
 

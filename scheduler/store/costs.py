@@ -26,7 +26,7 @@ class Costs:
 
     async def remember_payer(self, request: str, payer: tuple[str, str]) -> None:
         """Keep whose request it is that leaves: a batch may answer it all the same."""
-        await self._redis.set(keys.payer(request), json.dumps(payer), ex=keys.MEMORY)
+        await self._redis.set(keys.payer(request), json.dumps(payer), ex=keys.OUTCOME_TTL_SECONDS)
 
     async def payer(self, request: str) -> tuple[str, str] | None:
         """The tenant and the task of a request that has left, if they were kept."""

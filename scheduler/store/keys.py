@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from scheduler.model.job import Group
+from scheduler.model.job import RequestGroup
 
 PREFIX = "fleet:batch:"
 #: Seconds for which what is over is remembered: longer than a message or a job lives.
-MEMORY = 7 * 86_400
+OUTCOME_TTL_SECONDS = 7 * 86_400
 #: Hash of every request that was parked and has no outcome yet.
 REQUESTS = PREFIX + "requests"
 SIZES = PREFIX + "sizes"
@@ -48,6 +48,6 @@ def members(intent: str) -> str:
     return f"{PREFIX}members:{intent}"
 
 
-def places(group: Group) -> tuple[str, str, str]:
+def places(group: RequestGroup) -> tuple[str, str, str]:
     """Of one group: what waits, its deadlines, its totals."""
     return f"{PREFIX}waiting:{group}", f"{PREFIX}deadlines:{group}", f"{PREFIX}totals:{group}"

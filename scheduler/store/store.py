@@ -20,8 +20,17 @@ from redis.asyncio import Redis
 
 from config.fleet import Batch
 from scheduler.jobs.backoff import Pauses
-from scheduler.jobs.flush_policy import Cut, Waiting
-from scheduler.model.job import Group, Job, Live, Parked, Record, State, Terms, Tries
+from scheduler.jobs.flush_policy import FlushDecision, GroupBacklog
+from scheduler.model.job import (
+    AttemptCounts,
+    Job,
+    JobPricing,
+    JobProgress,
+    JobState,
+    ParkedRecord,
+    ParkedRequest,
+    RequestGroup,
+)
 from scheduler.store import keys
 from scheduler.store.costs import Costs
 from scheduler.store.scripts import texts
@@ -29,11 +38,11 @@ from scheduler.store.scripts import texts
 logger = logging.getLogger(__name__)
 
 #: Seconds after which another scheduler may take over a job whose holder says nothing.
-LEASE = 30.0
+LEASE_SECONDS = 30.0
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
-GUARD = 60
+COMPLETION_GUARD_SECONDS = 60
 #: The pause by this name, of no group or provider, is the whole lane's.
-LANE = "*"
+WHOLE_LANE = "*"
 #: Ids that one script call carries: Redis does nothing else meanwhile. Requests, and jobs, that one
 #: pass takes on.
 CHUNK, PASS, DUE = 1000, 100, 1000
@@ -50,8 +59,8 @@ Turn = Literal["ours", "theirs", "done"]
 #: Whose a request is that shall leave the lane: "ours" to complete, or not, and why not.
 Left = Literal["ours", "theirs", "done", "cancelled", "promoted", "unknown", "elsewhere"]
 #: The group and the job of a request, "" while it waits; NOWHERE when it has none.
-Place = tuple[Group, str]
-NOWHERE: Place = (Group("", "", "", ""), "")
+Place = tuple[RequestGroup, str]
+NOWHERE: Place = (RequestGroup("", "", "", ""), "")
 
 
 class LeaseLost(Exception):
@@ -94,7 +103,7 @@ class Store:
         here, *left = await pipe.execute()
         return {one for one, *found in zip(requests, here, left, strict=True) if any(found)}
 
-    async def park(self, records: Sequence[Record]) -> list[bool]:
+    async def park(self, records: Sequence[ParkedRecord]) -> list[bool]:
         """Let requests wait; False for each that was known already. 1 round trip."""
         pipe = self._redis.pipeline(transaction=False)
         for request, parked, group, size in records:
@@ -105,24 +114,28 @@ class Store:
             await self._scripts["park"]([*_waiting(group), *own], args, client=pipe)
         return [bool(parked) for parked in await pipe.execute()]
 
-    async def load(self, requests: Sequence[str]) -> dict[str, tuple[Parked | None, Tries]]:
+    async def load(
+        self, requests: Sequence[str]
+    ) -> dict[str, tuple[ParkedRequest | None, AttemptCounts]]:
         """The records of requests, None for those that are gone, and their counters."""
         pipe = self._redis.pipeline(transaction=False)
         for name in (keys.REQUESTS, keys.FAILURES, keys.EXPIRIES):
             pipe.hmget(name, list(requests))
         return {
-            request: (_parked(record), Tries(int(failures or 0), int(expiries or 0)))
+            request: (_parked(record), AttemptCounts(int(failures or 0), int(expiries or 0)))
             for request, record, failures, expiries in zip(
                 requests, *await pipe.execute(), strict=True
             )
         }
 
-    async def tries(self, requests: Sequence[str]) -> dict[str, Tries]:
+    async def tries(self, requests: Sequence[str]) -> dict[str, AttemptCounts]:
         """The counters of requests."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.hmget(keys.FAILURES, list(requests)).hmget(keys.EXPIRIES, list(requests))
         counts = zip(*await pipe.execute(), strict=True)
-        tries = (Tries(int(failures or 0), int(expiries or 0)) for failures, expiries in counts)
+        tries = (
+            AttemptCounts(int(failures or 0), int(expiries or 0)) for failures, expiries in counts
+        )
         return dict(zip(requests, tries, strict=True))
 
     async def begin(self, requests: Sequence[str]) -> dict[str, Turn]:
@@ -130,7 +143,7 @@ class Store:
         pipe = self._redis.pipeline(transaction=False)
         for request in requests:
             places = [keys.outcome(request), keys.LEAVING]
-            await self._scripts["begin"](places, [request, GUARD], client=pipe)
+            await self._scripts["begin"](places, [request, COMPLETION_GUARD_SECONDS], client=pipe)
         return dict(zip(requests, await pipe.execute(), strict=True))
 
     async def finish(
@@ -153,9 +166,11 @@ class Store:
     async def _finish(self, request: str, outcome: Outcome, place: Place, client: Any) -> Any:
         own = [keys.REQUESTS, keys.FAILURES, keys.EXPIRIES, keys.LEAVING, keys.outcome(request)]
         places = [*_waiting(place[0]), *own, keys.members(place[1])]
-        return await self._scripts["finish"](places, [request, outcome, keys.MEMORY], client=client)
+        return await self._scripts["finish"](
+            places, [request, outcome, keys.OUTCOME_TTL_SECONDS], client=client
+        )
 
-    async def leave(self, request: str, decision: str, group: Group | None = None) -> Left:
+    async def leave(self, request: str, decision: str, group: RequestGroup | None = None) -> Left:
         """Take a request out of its place, to be completed as decided, by us for GUARD seconds.
 
         From then on no batch completes it. `finish` makes it done; until then it is `leaving`.
@@ -167,7 +182,9 @@ class Store:
         left: Left = "elsewhere"
         async for at in self._look_for(request, place):
             own = [keys.REQUESTS, keys.LEAVING, keys.outcome(request), keys.members(at[1])]
-            left = await self._run("leave", [*_waiting(at[0]), *own], [request, decision, GUARD])
+            left = await self._run(
+                "leave", [*_waiting(at[0]), *own], [request, decision, COMPLETION_GUARD_SECONDS]
+            )
             if left == "ours" and at[1] and not await self.left(at[1]):
                 await self.hasten(at[1])
             if left != "elsewhere" or group is not None:
@@ -180,22 +197,26 @@ class Store:
 
     async def resume(self, request: str) -> bool:
         """Whether a request that is leaving is ours to complete: nobody does any more."""
-        return bool(await self._redis.set(keys.outcome(request), "begun", nx=True, ex=GUARD))
+        return bool(
+            await self._redis.set(
+                keys.outcome(request), "begun", nx=True, ex=COMPLETION_GUARD_SECONDS
+            )
+        )
 
-    async def groups(self) -> list[Group]:
+    async def groups(self) -> list[RequestGroup]:
         """Every group that ever had a request."""
-        return sorted(Group.parse(text) for text in await self._redis.smembers(keys.GROUPS))
+        return sorted(RequestGroup.parse(text) for text in await self._redis.smembers(keys.GROUPS))
 
-    async def waiting(self, group: Group) -> Waiting:
+    async def waiting(self, group: RequestGroup) -> GroupBacklog:
         """What waits in a group."""
         waiting, deadlines, totals = keys.places(group)
         pipe = self._redis.pipeline(transaction=True)
         pipe.zcard(waiting).hmget(totals, ["inputs", "bytes", "tokens"])
         pipe.zrange(waiting, 0, 0, withscores=True).zrange(deadlines, 0, 0, withscores=True)
-        pipe.hget(keys.RESERVED, group.queue)
+        pipe.hget(keys.RESERVED, group.quota_scope)
         requests, sums, oldest, deadline, reserved = await pipe.execute()
         inputs, size, tokens = (int(total or 0) for total in sums)
-        return Waiting(
+        return GroupBacklog(
             requests,
             inputs,
             size,
@@ -205,7 +226,7 @@ class Store:
             reserved=int(reserved or 0),
         )
 
-    async def pressed(self, group: Group, until: float) -> list[str]:
+    async def pressed(self, group: RequestGroup, until: float) -> list[str]:
         """Waiting requests whose deadline is not after `until`, the first PASS by deadline."""
         _, deadlines, _ = keys.places(group)
         return list(await self._redis.zrangebyscore(deadlines, 0, until, start=0, num=PASS))
@@ -213,7 +234,7 @@ class Store:
     # Jobs
 
     async def claim(
-        self, group: Group, cut: Cut, policy: Batch, terms: Terms, intent: str
+        self, group: RequestGroup, cut: FlushDecision, policy: Batch, terms: JobPricing, intent: str
     ) -> Job | None:
         """Cut a job in state PREPARED, leased to us; None when there is nothing that may be cut.
 
@@ -226,7 +247,7 @@ class Store:
         limits = [CHUNK, *most, terms.token_budget or UNLIMITED]
         fields = ["group", str(group), "terms", terms.model_dump_json(), "reason", cut.reason]
         while taken == CHUNK:
-            head = [intent, token, now, now + LEASE, *limits, group.queue]
+            head = [intent, token, now, now + LEASE_SECONDS, *limits, group.quota_scope]
             held, taken = await self._run("claim", places, [*head, *fields])
             token = held or ""
         return await self._load(intent, token) if token else None
@@ -238,7 +259,7 @@ class Store:
 
     async def take(self, intent: str) -> Job | None:
         """Lease a job; None when another scheduler has it or it is done."""
-        token = await self._hold(intent, "", LEASE)
+        token = await self._hold(intent, "", LEASE_SECONDS)
         return await self._load(intent, token) if token else None
 
     @asynccontextmanager
@@ -253,7 +274,7 @@ class Store:
             await self._hold(job.intent, job.token, 0.0)
 
     async def advance(
-        self, job: Job, state: State | None = None, after: float = 0.0, **fields: Any
+        self, job: Job, state: JobState | None = None, after: float = 0.0, **fields: Any
     ) -> Job:
         """Write down a job's state and fields; it is due `after` seconds from now.
 
@@ -291,7 +312,13 @@ class Store:
     async def close(self, job: Job) -> int:
         """End a job; the number of requests it still has, 0 when it is done. Raises LeaseLost."""
         own = [keys.job(job.intent), keys.members(job.intent), keys.JOBS, keys.RESERVED]
-        args = [job.token, job.intent, await self.now(), keys.MEMORY, job.group.queue]
+        args = [
+            job.token,
+            job.intent,
+            await self.now(),
+            keys.OUTCOME_TTL_SECONDS,
+            job.group.quota_scope,
+        ]
         left = int(await self._run("close", own, args))
         if left < 0:
             raise LeaseLost(job.intent)
@@ -299,7 +326,7 @@ class Store:
 
     # What operators see and do: all of it without a lease
 
-    async def live(self) -> list[Live]:
+    async def live(self) -> list[JobProgress]:
         """Every job that has not ended, oldest first. 2 round trips."""
         intents = await self._redis.zrange(keys.JOBS, 0, -1)
         pipe = self._redis.pipeline(transaction=False)
@@ -307,7 +334,9 @@ class Store:
             pipe.hgetall(keys.job(intent)).zcard(keys.members(intent))
         found = await pipe.execute()
         jobs = [
-            Live(Job.load(intent, "", of), left, int(of.get("cost", 0)), int(of.get("saving", 0)))
+            JobProgress(
+                Job.load(intent, "", of), left, int(of.get("cost", 0)), int(of.get("saving", 0))
+            )
             for intent, of, left in zip(intents, found[::2], found[1::2], strict=True)
             if of
         ]
@@ -345,7 +374,9 @@ class Store:
         for intent in intents:
             pipe.hget(keys.job(intent), "group")
         found = await pipe.execute()
-        jobs = zip(map(Group.parse, found[len(groups) + len(intents) :]), intents, strict=True)
+        jobs = zip(
+            map(RequestGroup.parse, found[len(groups) + len(intents) :]), intents, strict=True
+        )
         places = [*((group, "") for group in groups), *jobs]
         where = (one for one, score in zip(places, found, strict=False) if score is not None)
         return next(where, None)
@@ -362,9 +393,9 @@ class Store:
 
     async def _keep(self, job: Job) -> None:
         while True:
-            await asyncio.sleep(LEASE / 3)
+            await asyncio.sleep(LEASE_SECONDS / 3)
             try:
-                if not await self._hold(job.intent, job.token, LEASE):
+                if not await self._hold(job.intent, job.token, LEASE_SECONDS):
                     return  # the next change that we try to make says so
             except redis.RedisError as error:
                 logger.warning("lease: %s", error, extra={"action": "batch_lease_not_renewed"})
@@ -373,13 +404,13 @@ class Store:
         return await self._scripts[script](touched, args)
 
 
-def _waiting(group: Group) -> list[str]:
+def _waiting(group: RequestGroup) -> list[str]:
     """The keys of lua/waiting.lua."""
     return [*keys.places(group), keys.SIZES]
 
 
-def _parked(record: str | None) -> Parked | None:
-    return Parked.model_validate_json(record) if record else None
+def _parked(record: str | None) -> ParkedRequest | None:
+    return ParkedRequest.model_validate_json(record) if record else None
 
 
 def _first_score(found: list[tuple[str, float]]) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from primarch_fleet import errors
-from scheduler.providers.base import INTENT, Failure, Refused
+from scheduler.providers.base import INTENT, ProviderCallFailed, ProviderRefused
 from scheduler.providers.openai import OpenAIBatches
 from tests.aimock.conftest import AtAimock, on_aimock
 from tests.support.batch_fixture import chat, embedding
@@ -109,9 +109,9 @@ async def test_a_batch_is_cancelled_until_it_has_ended(account: Account, tmp_pat
     await provider.cancel(batch.id)
     statuses = [(await provider.retrieve(batch.id)).status for _ in range(2)]
     assert statuses == ["cancelled", "cancelled"]
-    with pytest.raises(Refused):
+    with pytest.raises(ProviderRefused):
         await provider.cancel(batch.id)
-    with pytest.raises(Failure, match="batch_unknown"):
+    with pytest.raises(ProviderCallFailed, match="batch_unknown"):
         await provider.retrieve("batch_unknown")
     await provider.close()
 

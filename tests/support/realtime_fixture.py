@@ -14,13 +14,13 @@ import redis
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest
 from primarch_fleet.contract import Request
-from tasks.serving import Envelope
+from tasks.serving import RequestMetadata
 from workers.onebox.simulator.profile import Fault, Model, Profile
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.router import RealtimeServer
 
 KEY = "sk-secret-of-the-test"
-ENVELOPE = Envelope(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)
+ENVELOPE = RequestMetadata(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)
 #: Of two deployments of a model the first is the cheaper.
 PROFILE = Profile(
     models={

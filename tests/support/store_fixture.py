@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from primarch_fleet.money import Price
-from scheduler.model.job import Group, Size, Terms, Tries
+from scheduler.model.job import AttemptCounts, JobPricing, RequestGroup, RequestSize
 from scheduler.store import keys
-from scheduler.store.keys import MEMORY
-from scheduler.store.store import GUARD, Store
+from scheduler.store.keys import OUTCOME_TTL_SECONDS
+from scheduler.store.store import COMPLETION_GUARD_SECONDS, Store
 from tests.support.store_model import Keyspace, Model
 
 CHUNK = 2
@@ -17,11 +17,11 @@ CHUNK = 2
 BUDGET, LARGE = 7, 20
 #: Two groups that share their provider's queue, and one of a queue without a budget.
 GROUPS = [
-    Group("a", "/v1/chat/completions", "m", "24h"),
-    Group("a", "/v1/embeddings", "m", "24h"),
-    Group("b", "/v1/chat/completions", "m", "24h"),
+    RequestGroup("a", "/v1/chat/completions", "m", "24h"),
+    RequestGroup("a", "/v1/embeddings", "m", "24h"),
+    RequestGroup("b", "/v1/chat/completions", "m", "24h"),
 ]
-SHARED = GROUPS[0].queue
+SHARED = GROUPS[0].quota_scope
 TOTALS = keys.PREFIX + "totals:"
 
 Then = Callable[[], Awaitable[None]]
@@ -30,10 +30,12 @@ NOTHING: Mapping[int, Then] = {}
 PLACE = -1
 
 
-def terms(group: Group) -> Terms:
+def terms(group: RequestGroup) -> JobPricing:
     price = Price(input="1")
-    budget = BUDGET if group.queue == SHARED else 0
-    return Terms(deployment="d", upstream="u", price=price, list_price=price, token_budget=budget)
+    budget = BUDGET if group.quota_scope == SHARED else 0
+    return JobPricing(
+        deployment="d", upstream="u", price=price, list_price=price, token_budget=budget
+    )
 
 
 class Died(Exception):
@@ -75,7 +77,14 @@ def keyspace(redis: Any) -> Keyspace:
     }
     for name, kind in zip(names, found[::2], strict=True):
         read[kind](name)
-    kept = [ttl if ttl < 0 else GUARD if ttl <= GUARD else MEMORY for ttl in found[1::2]]
+    kept = [
+        ttl
+        if ttl < 0
+        else COMPLETION_GUARD_SECONDS
+        if ttl <= COMPLETION_GUARD_SECONDS
+        else OUTCOME_TTL_SECONDS
+        for ttl in found[1::2]
+    ]
     space = {}
     for name, value, ttl in zip(names, pipe.execute(), kept, strict=True):
         space[name] = (dict(value) if isinstance(value, list) else value), ttl if ttl > 0 else None
@@ -113,9 +122,9 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
         assert waiting.requests == len(since)
         assert waiting.oldest == min(since.values(), default=None)
         assert waiting.deadline == min(deadlines.values(), default=None)
-        for name in Size._fields[:3]:
+        for name in RequestSize._fields[:3]:
             assert getattr(waiting, name) == totals.get(name, 0)
-        assert waiting.reserved == model.reserved()[group.queue]
+        assert waiting.reserved == model.reserved()[group.quota_scope]
         late = {one for one, until in deadlines.items() if until <= model.now}
         assert set(await store.pressed(group, model.now)) == late
     due = {one for one in model.live() if (model.jobs[one].due or 0) <= model.now}
@@ -132,7 +141,7 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
         request = model.requests.get(name)
         assert (parked and parked.model_dump_json()) == (request and request.record)
         counts = request.tries if request else {}
-        assert tries == Tries(counts.get("failures", 0), counts.get("expiries", 0))
+        assert tries == AttemptCounts(counts.get("failures", 0), counts.get("expiries", 0))
     name = names[0]
     assert bool(await store.known([name])) == model.knows(name)
     leaving = {one: of.leaving for one, of in model.requests.items() if of.leaving}

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from config.fleet import Batch
 from scheduler.jobs.backoff import Pause
-from scheduler.jobs.flush_policy import Cut
+from scheduler.jobs.flush_policy import FlushDecision
 from scheduler.model import job
-from scheduler.model.job import Group, Size, State, Terms
+from scheduler.model.job import JobPricing, JobState, RequestGroup, RequestSize
 from scheduler.store import keys
-from scheduler.store.keys import MEMORY
-from scheduler.store.store import GUARD, LEASE, LeaseLost, Left, Outcome
+from scheduler.store.keys import OUTCOME_TTL_SECONDS
+from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost, Left, Outcome
 
 #: Of each key: what is there, zeros left out of sums, and for how many seconds it was written.
 Keyspace = dict[str, tuple[Any, int | None]]
@@ -30,8 +30,8 @@ class Request:
     """A request in the lane: it waits in its group, is a member of one job, or leaves the lane."""
 
     record: str
-    group: Group
-    size: Size
+    group: RequestGroup
+    size: RequestSize
     #: Since when it waits.
     since: float
     #: The job, "" while it waits; its line there.
@@ -47,7 +47,7 @@ class Request:
 class Job:
     """A job: what is stored of it, and when it is due; never again once it is DONE."""
 
-    group: Group
+    group: RequestGroup
     fields: dict[str, Any]
     due: float | None
     #: When a DONE one is forgotten.
@@ -57,10 +57,10 @@ class Job:
 class Order(NamedTuple):
     """What is asked of a claim."""
 
-    group: Group
-    cut: Cut
+    group: RequestGroup
+    cut: FlushDecision
     policy: Batch
-    terms: Terms
+    terms: JobPricing
     intent: str
 
 
@@ -86,7 +86,7 @@ class Model:
         self.requests: dict[str, Request] = {}
         self.jobs: dict[str, Job] = {}
         self.marks: dict[str, Mark] = {}
-        self.groups: set[Group] = set()
+        self.groups: set[RequestGroup] = set()
         self.pauses: dict[str, Pause] = {}
 
     # Requests
@@ -94,7 +94,7 @@ class Model:
     def knows(self, name: str) -> bool:
         return name in self.requests or name in self.marks
 
-    def park(self, name: str, record: str, group: Group, size: Size) -> bool:
+    def park(self, name: str, record: str, group: RequestGroup, size: RequestSize) -> bool:
         """Only what is not known already begins to wait."""
         if self.knows(name):
             return False
@@ -114,10 +114,10 @@ class Model:
         """A completion is the caller's for GUARD seconds; then another may be begun."""
         if name in self.marks:
             return False
-        self.marks[name] = Mark("begun", self.now + GUARD)
+        self.marks[name] = Mark("begun", self.now + COMPLETION_GUARD_SECONDS)
         return True
 
-    def leave(self, name: str, decision: str, group: Group | None) -> Left:
+    def leave(self, name: str, decision: str, group: RequestGroup | None) -> Left:
         """Out of its place, unless it is being completed, and only if it waits in that group."""
         one: Any = self.requests.get(name)
         if name in self.marks:
@@ -138,9 +138,9 @@ class Model:
     def finish(self, name: str, outcome: Outcome) -> None:
         """What is in the lane leaves it for good, from wherever it is."""
         if self.requests.pop(name, None) is not None:
-            self.marks[name] = Mark(outcome, self.now + MEMORY)
+            self.marks[name] = Mark(outcome, self.now + OUTCOME_TTL_SECONDS)
 
-    def waiting(self, group: Group) -> list[str]:
+    def waiting(self, group: RequestGroup) -> list[str]:
         """Those who wait in a group, oldest first."""
         found = [
             (one.since, name)
@@ -178,14 +178,14 @@ class Model:
             taken += 1
         return taken
 
-    def _fits(self, order: Order, size: Size) -> bool:
+    def _fits(self, order: Order, size: RequestSize) -> bool:
         """A request that is larger than a limit fits where nothing else is."""
-        reserved, budget = self.reserved()[order.group.queue], order.terms.token_budget
+        reserved, budget = self.reserved()[order.group.quota_scope], order.terms.token_budget
         if budget and reserved and reserved + size.tokens > budget:
             return False
         job = self.jobs.get(order.intent)
         return job is None or (
-            job.fields["bytes"] + size.bytes <= order.policy.max_bytes
+            job.fields["bytes"] + size.size_bytes <= order.policy.max_bytes
             and job.fields["inputs"] + size.inputs <= order.policy.max_inputs
         )
 
@@ -196,7 +196,7 @@ class Model:
             "terms": order.terms.model_dump_json(),
             "reason": order.cut.reason,
             "token": self._token(),
-            "lease_until": self.now + LEASE,
+            "lease_until": self.now + LEASE_SECONDS,
             "created_at": self.now,
             "since": self.now,
             **dict.fromkeys(["requests", "bytes", "inputs", "tokens", "deadline"], 0),
@@ -205,7 +205,9 @@ class Model:
 
     def _join(self, one: Request, intent: str) -> None:
         fields = self.jobs[intent].fields
-        for name, amount in zip(["requests", *Size._fields[:3]], [1, *one.size[:3]], strict=True):
+        for name, amount in zip(
+            ["requests", *RequestSize._fields[:3]], [1, *one.size[:3]], strict=True
+        ):
             fields[name] += amount
         if one.size.deadline:
             fields["deadline"] = min(one.size.deadline, fields["deadline"] or one.size.deadline)
@@ -216,10 +218,10 @@ class Model:
         one = self.jobs.get(intent)
         if one is None or one.due is None or one.fields["lease_until"] > self.now:
             return None
-        one.fields.update(token=self._token(), lease_until=self.now + LEASE)
+        one.fields.update(token=self._token(), lease_until=self.now + LEASE_SECONDS)
         return str(self.fence)
 
-    def renew(self, lease: job.Job, seconds: float = LEASE) -> bool:
+    def renew(self, lease: job.Job, seconds: float = LEASE_SECONDS) -> bool:
         """The holder keeps a live job's lease, or gives it back (0); nothing for anybody else."""
         one = self.jobs.get(lease.intent)
         if one is None or one.due is None or one.fields["token"] != lease.token:
@@ -228,7 +230,7 @@ class Model:
         return True
 
     def advance(
-        self, lease: job.Job, state: State | None, after: float, fields: dict[str, Any]
+        self, lease: job.Job, state: JobState | None, after: float, fields: dict[str, Any]
     ) -> None:
         """From the state in which the holder knows the job; a repetition finds it there."""
         held, then = self._held(lease), state or lease.state
@@ -253,7 +255,7 @@ class Model:
         held, left = self._held(lease), len(self.members(lease.intent))
         if not left and held.due is not None:
             held.fields.update(state="DONE", since=self.now)
-            held.due, held.until = None, self.now + MEMORY
+            held.due, held.until = None, self.now + OUTCOME_TTL_SECONDS
         return left
 
     def hasten(self, intent: str) -> None:
@@ -273,7 +275,7 @@ class Model:
         """Tokens by queue: those of its live jobs, whatever has left them."""
         tokens: Counter[str] = Counter()
         for one in map(self.jobs.__getitem__, self.live()):
-            tokens[one.group.queue] += one.fields["tokens"]
+            tokens[one.group.quota_scope] += one.fields["tokens"]
         return tokens
 
     def _held(self, lease: job.Job) -> Job:
@@ -321,9 +323,12 @@ class Model:
             space[keys.job(intent)] = self.jobs[intent].fields
         kept: Keyspace = {key: (value, None) for key, value in space.items() if value}
         for intent in self.jobs.keys() - set(live):
-            kept[keys.job(intent)] = self.jobs[intent].fields, MEMORY
+            kept[keys.job(intent)] = self.jobs[intent].fields, OUTCOME_TTL_SECONDS
         for name, mark in self.marks.items():
-            kept[keys.outcome(name)] = mark.outcome, GUARD if mark.outcome == "begun" else MEMORY
+            kept[keys.outcome(name)] = (
+                mark.outcome,
+                COMPLETION_GUARD_SECONDS if mark.outcome == "begun" else OUTCOME_TTL_SECONDS,
+            )
         return kept
 
     def _tries(self, counter: str) -> dict[str, int]:
@@ -331,11 +336,13 @@ class Model:
             name: one.tries[counter] for name, one in self.requests.items() if one.tries[counter]
         }
 
-    def _places(self, group: Group) -> tuple[dict[str, float], dict[str, float], Counter[str]]:
+    def _places(
+        self, group: RequestGroup
+    ) -> tuple[dict[str, float], dict[str, float], Counter[str]]:
         waiting = {name: self.requests[name] for name in self.waiting(group)}
         totals: Counter[str] = Counter()
         for one in waiting.values():
-            totals.update(dict(zip(Size._fields[:3], one.size[:3], strict=True)))
+            totals.update(dict(zip(RequestSize._fields[:3], one.size[:3], strict=True)))
         return (
             {name: one.since for name, one in waiting.items()},
             {name: one.size.deadline for name, one in waiting.items() if one.size.deadline},

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from primarch_fleet import Chunk
-from workers.stream_writer import Publish, Writer
+from workers.stream_writer import Publish, StreamWriter
 
 #: Seconds that no test here should take.
 PATIENCE = 60.0
@@ -25,8 +25,8 @@ def words(count: int, start: int = 0) -> list[str]:
 
 
 @asynccontextmanager
-async def writing(url: str) -> AsyncIterator[Writer]:
-    writer = Writer(url)
+async def writing(url: str) -> AsyncIterator[StreamWriter]:
+    writer = StreamWriter(url)
     try:
         yield writer
     finally:
@@ -37,7 +37,9 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, PATIENCE))
 
 
-async def write(writer: Writer, texts: list[str], task: str = TASK, pause: float = 0.0) -> None:
+async def write(
+    writer: StreamWriter, texts: list[str], task: str = TASK, pause: float = 0.0
+) -> None:
     """What a server does with an answer."""
     with writer.run(task) as publish:
         for text in texts:

@@ -8,11 +8,11 @@ from typing import Any
 import redis
 
 from primarch_fleet.protocol import TENANT
-from primarch_fleet.queues import Waiting, count_waiting, lists
+from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
 from workers.runtime.leases import LUA, Leases, Terms
 
 QUEUE = "q"
-URGENT, LATER, *_ = lists(QUEUE)
+URGENT, LATER, *_ = priority_lists(QUEUE)
 KEYS = ["unacked", "unacked_index", URGENT, LATER]
 TERMS = Terms("unacked", "unacked_index", "dead", visibility_timeout=60, max_deliveries=99)
 
@@ -54,7 +54,7 @@ class Queue:
         self.leases.beat()
 
     def count(self) -> int:
-        return Waiting.of(count_waiting(self.store, QUEUE)).depth
+        return QueueDepth.from_reply(count_waiting(self.store, QUEUE)).depth
 
 
 @dataclass

@@ -12,7 +12,7 @@ import httpx
 from aiohttp import web
 
 from primarch_fleet import Fleet
-from scheduler.admin.webhook import Webhooks, asking
+from scheduler.admin.webhook import WebhookReceiver, asking
 from scheduler.store.store import Store
 from tests.support.batch_fixture import Bench
 from workers.onebox.simulator.profile import Webhook
@@ -67,7 +67,7 @@ async def receiver(
 ) -> AsyncIterator[Receiver]:
     """A server that the simulator sends its webhooks to."""
     with Fleet(bench.url) as fleet:
-        webhooks = Webhooks(
+        webhooks = WebhookReceiver(
             store or bench.scheduler.store,
             {"openai": SECRET, "other": OTHER_SECRET},
             look or asking(fleet.app),

@@ -13,7 +13,7 @@ from config.fleet import FleetConfig, load
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.routing import choose
+from primarch_fleet.routing import choose_lane
 
 #: A production configuration of the Primarch agents, as it stands.
 GIVEN = ROOT / "tests" / "data" / "routing_orchestration.yaml"
@@ -70,8 +70,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     "batch_processing.enable_cost_optimization": (
         False,
         lambda c: (
-            choose(cheap(), c.catalogue(), NOW).lane,
-            choose(cheap(lane="batch"), c.catalogue(), NOW).lane,
+            choose_lane(cheap(), c.catalogue(), NOW).lane,
+            choose_lane(cheap(lane="batch"), c.catalogue(), NOW).lane,
         ),
         ("batch", "batch"),
         ("realtime", "batch"),

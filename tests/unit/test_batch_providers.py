@@ -15,8 +15,14 @@ from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.azure import AzureBatches
-from scheduler.providers.base import Failure, Page, Remote, Sought, find
-from scheduler.providers.openai import OpenAIBatches, remote
+from scheduler.providers.base import (
+    BatchFingerprint,
+    BatchPage,
+    ProviderBatch,
+    ProviderCallFailed,
+    find_batches,
+)
+from scheduler.providers.openai import OpenAIBatches, provider_batch
 
 HOUR = 3600.0
 
@@ -135,10 +141,10 @@ def test_no_client_repeats_a_call_by_itself() -> None:
     assert [client(kind, "https://ours").max_retries for kind in PROVIDERS] == [0] * len(PROVIDERS)
 
 
-def batch(**fields: Any) -> Remote:
+def batch(**fields: Any) -> ProviderBatch:
     """What the SDK reads, as ours."""
     known = {"id": "b", "created_at": 1, "status": "completed", "input_file_id": "in"}
-    return remote(Batch.construct(None, **{**known, **fields}))
+    return provider_batch(Batch.construct(None, **{**known, **fields}))
 
 
 def test_what_azure_leaves_empty_is_none() -> None:
@@ -165,34 +171,34 @@ def test_a_status_has_one_spelling(said: str, meant: str) -> None:
 class Listing(AzureBatches):
     """An account whose list has these batches, two a page, in this order."""
 
-    def __init__(self, *batches: Remote) -> None:
+    def __init__(self, *batches: ProviderBatch) -> None:
         super().__init__(AsyncOpenAI(api_key="sk"))
-        self._batches: Sequence[Remote] = batches
+        self._batches: Sequence[ProviderBatch] = batches
         self.pages = 0
 
-    async def list(self, after: str | None) -> Page:
+    async def list(self, after: str | None) -> BatchPage:
         self.pages += 1
         start = 0
         if after is not None:
             start = [one.id for one in self._batches].index(after) + 1
-        return Page(list(self._batches[start : start + 2]), start + 2 < len(self._batches))
+        return BatchPage(list(self._batches[start : start + 2]), start + 2 < len(self._batches))
 
 
 async def none(custom_id: str) -> bool:
     return False
 
 
-SOUGHT = Sought("intent", "ours", 6 * HOUR, 1, frozenset(), none)
+SOUGHT = BatchFingerprint("intent", "ours", 6 * HOUR, 1, frozenset(), none)
 
 
-def made(hours: float, file: str = "another") -> Remote:
-    return Remote(f"made-{hours}", "completed", hours * HOUR, input_file_id=file)
+def made(hours: float, file: str = "another") -> ProviderBatch:
+    return ProviderBatch(f"made-{hours}", "completed", hours * HOUR, input_file_id=file)
 
 
 @pytest.mark.anyio
 async def test_a_search_ends_on_the_first_page_that_is_too_old_and_goes_back_in_time() -> None:
     listing = Listing(made(9), made(8, "ours"), made(3), made(2), made(1), made(0))
-    (found,) = await find(listing, SOUGHT)
+    (found,) = await find_batches(listing, SOUGHT)
     assert (found.id, listing.pages) == ("made-8", 2)
 
 
@@ -201,42 +207,42 @@ async def test_a_search_ends_on_the_first_page_that_is_too_old_and_goes_back_in_
 async def test_a_list_that_does_not_go_back_in_time_is_read_to_its_end(
     times: Sequence[int],
 ) -> None:
-    others = [Remote(f"b{n}", "completed", hours * HOUR) for n, hours in enumerate(times)]
-    (found,) = await find(Listing(*others, made(8, "ours")), SOUGHT)
+    others = [ProviderBatch(f"b{n}", "completed", hours * HOUR) for n, hours in enumerate(times)]
+    (found,) = await find_batches(Listing(*others, made(8, "ours")), SOUGHT)
     assert found.id == "made-8"
 
 
 @pytest.mark.anyio
 async def test_a_list_that_gives_the_same_page_for_ever_has_been_read() -> None:
     class Stuck(OpenAIBatches):
-        async def list(self, after: str | None) -> Page:
-            return Page([made(8, "ours"), made(7)], True)
+        async def list(self, after: str | None) -> BatchPage:
+            return BatchPage([made(8, "ours"), made(7)], True)
 
-    (found,) = await find(Stuck(AsyncOpenAI(api_key="sk")), SOUGHT)
+    (found,) = await find_batches(Stuck(AsyncOpenAI(api_key="sk")), SOUGHT)
     assert found.id == "made-8"
 
 
 @pytest.mark.anyio
 async def test_a_list_that_cannot_be_read_is_no_proof_of_absence() -> None:
     class Endless(OpenAIBatches):
-        async def list(self, after: str | None) -> Page:
-            return Page([Remote(f"after-{after}", "completed", 9 * HOUR)], True)
+        async def list(self, after: str | None) -> BatchPage:
+            return BatchPage([ProviderBatch(f"after-{after}", "completed", 9 * HOUR)], True)
 
-    with pytest.raises(Failure, match="did not end"):
-        await find(Endless(AsyncOpenAI(api_key="sk")), SOUGHT)
+    with pytest.raises(ProviderCallFailed, match="did not end"):
+        await find_batches(Endless(AsyncOpenAI(api_key="sk")), SOUGHT)
 
 
 class Doubting(Listing):
     """An account that cannot know its running batches yet."""
 
-    async def made_for(self, remote: Remote, sought: Sought) -> Any:
-        return None if remote.status == "in_progress" else await super().made_for(remote, sought)
+    async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> Any:
+        return None if remote.status == "in_progress" else await super().matches(remote, sought)
 
 
 @pytest.mark.anyio
 async def test_a_batch_that_may_be_the_one_is_no_proof_of_absence() -> None:
-    doubtful = Remote("doubtful", "in_progress", 9 * HOUR)
-    with pytest.raises(Failure, match="doubtful is one"):
-        await find(Doubting(made(9), doubtful), SOUGHT)
-    (found,) = await find(Doubting(doubtful, made(8, "ours")), SOUGHT)
+    doubtful = ProviderBatch("doubtful", "in_progress", 9 * HOUR)
+    with pytest.raises(ProviderCallFailed, match="doubtful is one"):
+        await find_batches(Doubting(made(9), doubtful), SOUGHT)
+    (found,) = await find_batches(Doubting(doubtful, made(8, "ours")), SOUGHT)
     assert found.id == "made-8"

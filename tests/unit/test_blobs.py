@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from config.settings import Settings, settings
 from primarch_fleet import Completion
-from primarch_fleet.blobs import Reference, fetch
+from primarch_fleet.blobs import BlobRef, fetch_blob
 from primarch_fleet.contract import Receipt
 from primarch_fleet.errors import BodyUnavailable, ConfigError
-from scheduler.store.blobs import Bodies
+from scheduler.store.blobs import BlobStore
 from scheduler.store.connection import connect
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +47,7 @@ def anyio_backend() -> str:
 def answer(tmp_path: Path) -> Completion:
     """A completion whose body lies in a file."""
     (tmp_path / "body.json").write_bytes(BODY)
-    reference = Reference.to(f"file://{tmp_path}/body.json", BODY)
+    reference = BlobRef.for_data(f"file://{tmp_path}/body.json", BODY)
     return Completion(body_ref=reference, receipt=RECEIPT)
 
 
@@ -91,7 +91,7 @@ def test_a_producer_without_the_packages_is_told_which(
     answer: Completion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BodyUnavailable, match=r"pip install fsspec, .*Install s3fs"):
-        fetch(Reference.to("s3://bucket/body.json", BODY))
+        fetch_blob(BlobRef.for_data("s3://bucket/body.json", BODY))
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(BodyUnavailable, match="pip install fsspec"):
         answer.fetched()
@@ -111,9 +111,9 @@ async def test_a_place_that_cannot_be_used_is_a_configuration_error(
     (tmp_path / "file").write_text("")
     client = connect("redis://127.0.0.1:1")
     with pytest.raises(ConfigError, match=f"FLEET_BODIES: .*{words}"):
-        await Bodies(client, _now, place.format(file=tmp_path / "file")).check()
-    await Bodies(client, _now, "").check()
-    await Bodies(client, _now, f"file://{tmp_path}/new/one").check()
+        await BlobStore(client, _now, place.format(file=tmp_path / "file")).check()
+    await BlobStore(client, _now, "").check()
+    await BlobStore(client, _now, f"file://{tmp_path}/new/one").check()
 
 
 @pytest.mark.parametrize(

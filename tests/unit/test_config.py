@@ -142,8 +142,8 @@ def test_an_offer_tells_the_dearest_price_that_may_answer_for_it() -> None:
         if "realtime" in model.lanes
     }
     assert offers["a"].price == Price(input=1, output=5)
-    assert offers["a"].dearest == Price(input=3, output=9)
-    assert offers["c"].dearest == offers["c"].price == Price(input=1, output=9)
+    assert offers["a"].max_price == Price(input=3, output=9)
+    assert offers["c"].max_price == offers["c"].price == Price(input=1, output=9)
     assert offers["a"].max_output_tokens == 700
     assert offers["d"].max_output_tokens is None
 

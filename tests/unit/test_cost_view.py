@@ -14,7 +14,7 @@ from config.targets import Targets
 from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.contract import Receipt
 from primarch_fleet.money import Price
-from scheduler.admin.cost_targets import Measure, measures
+from scheduler.admin.cost_targets import CostTarget, cost_targets
 from scheduler.admin.cost_view import Report, saving
 from workers.observability.cost_report import Figures, Row, figures, parse, row
 
@@ -125,8 +125,8 @@ def test_a_report_for_machines_says_all_of_it() -> None:
 MONTH = Figures(requests=4, cost=60, list_cost=100)
 
 
-def measured(total: Figures = MONTH, days: int = 30, **targets: Any) -> dict[str, Measure]:
-    return {one.name: one for one in measures(Targets(**targets), total, days)}
+def measured(total: Figures = MONTH, days: int = 30, **targets: Any) -> dict[str, CostTarget]:
+    return {one.name: one for one in cost_targets(Targets(**targets), total, days)}
 
 
 @pytest.mark.parametrize(

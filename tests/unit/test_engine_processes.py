@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.local.engines.process_guard import NAME, Leash
-from workers.local.engines.stderr_tail import Overheard
+from workers.local.engines.process_guard import NAME, KillOnParentExit
+from workers.local.engines.stderr_tail import StderrTail
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -21,7 +21,7 @@ def run(code: str) -> None:
 
 
 def test_the_last_error_of_a_child_is_its_cause(capfd: pytest.CaptureFixture[str]) -> None:
-    with Overheard() as overheard:
+    with StderrTail() as overheard:
         run(
             """
             try:
@@ -35,7 +35,7 @@ def test_the_last_error_of_a_child_is_its_cause(capfd: pytest.CaptureFixture[str
 
 
 def test_a_child_that_says_nothing_has_no_cause() -> None:
-    with Overheard() as overheard:
+    with StderrTail() as overheard:
         run("import sys; sys.stderr.write('loading\\n')")
     assert overheard.cause() == ""
 
@@ -43,7 +43,7 @@ def test_a_child_that_says_nothing_has_no_cause() -> None:
 def test_a_child_that_outlives_the_block_can_still_speak(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with Overheard():
+    with StderrTail():
         code = "import sys, time; time.sleep(0.3); sys.stderr.write('late\\n')"
         child = subprocess.Popen([sys.executable, "-c", code])
     assert child.wait(10) == 0
@@ -57,7 +57,7 @@ def test_a_child_that_outlives_the_block_can_still_speak(
 
 def test_closing_a_leash_kills_what_was_started_within_and_nothing_else() -> None:
     free = subprocess.Popen(SLEEP)
-    with Leash() as leash:
+    with KillOnParentExit() as leash:
         bound = subprocess.Popen(SLEEP)
     after = subprocess.Popen(SLEEP)
     try:
@@ -72,7 +72,7 @@ def test_closing_a_leash_kills_what_was_started_within_and_nothing_else() -> Non
 
 
 def test_a_block_that_raises_leaves_nothing_running() -> None:
-    with pytest.raises(RuntimeError), Leash():
+    with pytest.raises(RuntimeError), KillOnParentExit():
         bound = subprocess.Popen(SLEEP)
         raise RuntimeError
     assert bound.wait(5) == -signal.SIGKILL

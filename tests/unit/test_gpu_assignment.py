@@ -4,20 +4,20 @@ from typing import Any
 
 import pytest
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError
-from workers.local.gpu_assignment import VISIBLE_DEVICES, seats
+from workers.local.gpu_assignment import VISIBLE_DEVICES, assign_gpus
 
 
-def engine(model: str = "m", **fields: Any) -> Engine:
+def engine(model: str = "m", **fields: Any) -> EngineConfig:
     defaults = {"model": model, "engine": "vllm", "path": "/m", "price": {"input": 1, "output": 2}}
-    return Engine.model_validate(defaults | fields)
+    return EngineConfig.model_validate(defaults | fields)
 
 
-def pinned(*engines: Engine, workers: int | None = None) -> list[tuple[str, str | None]]:
+def pinned(*engines: EngineConfig, workers: int | None = None) -> list[tuple[str, str | None]]:
     return [
         (seat.env["FLEET_ENGINE"], seat.env.get(VISIBLE_DEVICES))
-        for seat in seats(engines, workers)
+        for seat in assign_gpus(engines, workers)
     ]
 
 
@@ -40,17 +40,17 @@ def test_the_number_of_workers_can_be_said_at_the_start() -> None:
 def test_more_workers_than_gpus_are_refused() -> None:
     one = engine(gpus=[0, 1], tensor_parallel_size=2)
     with pytest.raises(ConfigError, match="m: 2 workers of 2 GPUs need 4, gpus names 2"):
-        seats([one], workers=2)
+        assign_gpus([one], workers=2)
 
 
 def test_two_engines_on_one_gpu_are_refused() -> None:
     with pytest.raises(ConfigError, match="m and n are both given GPU 1"):
-        seats([engine(gpus=[0, 1], data_parallel_size=2), engine("n", gpus=[1])])
+        assign_gpus([engine(gpus=[0, 1], data_parallel_size=2), engine("n", gpus=[1])])
 
 
 def test_an_engine_that_would_see_the_others_gpus_must_name_its_own() -> None:
     with pytest.raises(ConfigError, match="n: name its gpus too, or it takes those of m"):
-        seats([engine(gpus=[0]), engine("n")])
+        assign_gpus([engine(gpus=[0]), engine("n")])
 
 
 def test_a_simulated_engine_needs_no_gpu() -> None:

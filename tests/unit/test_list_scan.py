@@ -9,9 +9,15 @@ from typing import Any, cast
 import pytest
 
 from primarch_fleet.money import Price
-from scheduler.jobs.list_scan import SWEEP, sweep
-from scheduler.model.job import Group, Job, Terms
-from scheduler.providers.base import PAGES, SKEW, BatchProvider, Page, Remote
+from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN, scan_lists
+from scheduler.model.job import Job, JobPricing, RequestGroup
+from scheduler.providers.base import (
+    CLOCK_SKEW_SECONDS,
+    MAX_PAGES,
+    BatchPage,
+    BatchProvider,
+    ProviderBatch,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -26,15 +32,15 @@ def anyio_backend() -> str:
 class Listing:
     """A provider of which only the list is asked for, newest first and two batches a page."""
 
-    def __init__(self, batches: Sequence[Remote], endless: bool = False) -> None:
+    def __init__(self, batches: Sequence[ProviderBatch], endless: bool = False) -> None:
         self._batches, self._endless = list(batches), endless
         self.calls = 0
 
-    async def list(self, after: str | None) -> Page:
+    async def list(self, after: str | None) -> BatchPage:
         self.calls += 1
         ids = [one.id for one in self._batches]
         start = 0 if after is None or self._endless else ids.index(after) + 1
-        return Page(self._batches[start : start + 2], start + 2 < len(ids))
+        return BatchPage(self._batches[start : start + 2], start + 2 < len(ids))
 
 
 def job(batch_id: str, provider: str = "here") -> Job:
@@ -43,8 +49,8 @@ def job(batch_id: str, provider: str = "here") -> Job:
         intent=f"intent of {batch_id}",
         token="1",
         state="SUBMITTED",
-        group=Group(provider, "/v1/embeddings", "m", "24h"),
-        terms=Terms(deployment="d", upstream="m", price=price, list_price=price),
+        group=RequestGroup(provider, "/v1/embeddings", "m", "24h"),
+        terms=JobPricing(deployment="d", upstream="m", price=price, list_price=price),
         requests=1,
         reason="age",
         created_at=NOW,
@@ -55,11 +61,11 @@ def job(batch_id: str, provider: str = "here") -> Job:
 
 def jobs(provider: str = "here") -> list[Job]:
     """As many as it takes, of which only b0 to b9 are ever listed here."""
-    return [job(f"b{n}", provider) for n in range(SWEEP + 1)]
+    return [job(f"b{n}", provider) for n in range(MIN_DUE_FOR_SCAN + 1)]
 
 
-def remote(batch_id: str, status: str = "in_progress", age: float = 0.0) -> Remote:
-    return Remote(batch_id, status, created_at=NOW - age)
+def remote(batch_id: str, status: str = "in_progress", age: float = 0.0) -> ProviderBatch:
+    return ProviderBatch(batch_id, status, created_at=NOW - age)
 
 
 def provider(listing: Any) -> BatchProvider:
@@ -70,7 +76,7 @@ async def test_only_what_is_on_its_way_counts() -> None:
     statuses = ["in_progress", "validating", "finalizing", "cancelling"]
     ended = ["completed", "failed", "expired", "cancelled", "something_new"]
     here = Listing([remote(f"b{n}", one) for n, one in enumerate(statuses + ended)])
-    seen = await sweep(jobs(), {"here": provider(here)})
+    seen = await scan_lists(jobs(), {"here": provider(here)})
     assert {name: one.status for name, one in seen.items()} == {
         ("here", f"b{n}"): one for n, one in enumerate(statuses)
     }
@@ -78,7 +84,7 @@ async def test_only_what_is_on_its_way_counts() -> None:
 
 async def test_batches_of_others_do_not_count() -> None:
     here = Listing([remote("of somebody"), remote("b1")])
-    assert list(await sweep(jobs(), {"here": provider(here)})) == [("here", "b1")]
+    assert list(await scan_lists(jobs(), {"here": provider(here)})) == [("here", "b1")]
 
 
 async def test_reading_ends_when_every_batch_was_seen() -> None:
@@ -86,61 +92,64 @@ async def test_reading_ends_when_every_batch_was_seen() -> None:
     here = Listing(
         [remote(one.batch_id) for one in wanted] + [remote(f"old {n}") for n in range(9)]
     )
-    assert len(await sweep(wanted, {"here": provider(here)})) == len(wanted)
+    assert len(await scan_lists(wanted, {"here": provider(here)})) == len(wanted)
     assert here.calls == (len(wanted) + 1) // 2
 
 
 async def test_reading_ends_with_a_page_from_before_the_first_batch() -> None:
-    old = [remote(f"old {n}", age=2 * SKEW + n) for n in range(9)]
+    old = [remote(f"old {n}", age=2 * CLOCK_SKEW_SECONDS + n) for n in range(9)]
     here = Listing([remote("b0"), *old])
-    assert list(await sweep(jobs(), {"here": provider(here)})) == [("here", "b0")]
+    assert list(await scan_lists(jobs(), {"here": provider(here)})) == [("here", "b0")]
     assert here.calls == 2
 
 
 async def test_reading_ends_at_a_server_that_begins_again() -> None:
     here = Listing([remote(f"b{n}") for n in range(9)], endless=True)
-    assert set(await sweep(jobs(), {"here": provider(here)})) == {("here", "b0"), ("here", "b1")}
+    assert set(await scan_lists(jobs(), {"here": provider(here)})) == {
+        ("here", "b0"),
+        ("here", "b1"),
+    }
     assert here.calls == 2
 
 
 async def test_reading_ends_after_as_many_pages_as_are_worth_it() -> None:
     here = Listing([remote(f"of somebody {n}") for n in range(10_000)])
-    assert await sweep(jobs(), {"here": provider(here)}) == {}
-    assert here.calls == PAGES <= SWEEP
+    assert await scan_lists(jobs(), {"here": provider(here)}) == {}
+    assert here.calls == MAX_PAGES <= MIN_DUE_FOR_SCAN
 
 
 async def test_each_provider_with_many_is_read_on_its_own() -> None:
     here, there = Listing([remote("b0")]), Listing([remote("b0"), remote("b1")])
     few = Listing([remote("b0")])
     accounts = {"here": provider(here), "there": provider(there), "few": provider(few)}
-    seen = await sweep([*jobs(), *jobs("there"), *jobs("few")[:SWEEP]], accounts)
+    seen = await scan_lists([*jobs(), *jobs("there"), *jobs("few")[:MIN_DUE_FOR_SCAN]], accounts)
     assert set(seen) == {("here", "b0"), ("there", "b0"), ("there", "b1")}
     assert (here.calls, there.calls, few.calls) == (1, 1, 0)
 
 
 async def test_batches_of_a_provider_that_is_not_configured_any_more_are_not_looked_for() -> None:
-    assert await sweep(jobs("gone"), {}) == {}
+    assert await scan_lists(jobs("gone"), {}) == {}
 
 
 async def test_a_list_that_does_not_come_is_not_waited_for_long(
     monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     class Hanging:
-        async def list(self, after: str | None) -> Page:
+        async def list(self, after: str | None) -> BatchPage:
             await asyncio.Event().wait()
             raise AssertionError
 
-    monkeypatch.setattr("scheduler.jobs.list_scan.PATIENCE", 0.0)
-    assert await sweep(jobs(), {"here": provider(Hanging())}) == {}
+    monkeypatch.setattr("scheduler.jobs.list_scan.TIMEOUT_SECONDS", 0.0)
+    assert await scan_lists(jobs(), {"here": provider(Hanging())}) == {}
     assert [getattr(one, "action", "") for one in caplog.records] == ["batch_sweep_failed"]
 
 
 async def test_a_list_that_makes_no_sense_is_as_good_as_none(caplog: Any) -> None:
     class Broken:
-        async def list(self, after: str | None) -> Page:
+        async def list(self, after: str | None) -> BatchPage:
             raise TypeError("'NoneType' object is not iterable")
 
     there = Listing([remote("b0")])
     accounts = {"here": provider(Broken()), "there": provider(there)}
-    assert list(await sweep([*jobs(), *jobs("there")], accounts)) == [("there", "b0")]
+    assert list(await scan_lists([*jobs(), *jobs("there")], accounts)) == [("there", "b0")]
     assert [getattr(one, "action", "") for one in caplog.records] == ["batch_sweep_failed"]

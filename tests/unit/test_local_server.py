@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from celery.exceptions import Reject
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
-from tasks.serving import Envelope
+from tasks.serving import RequestMetadata
 from workers.local import engines
 from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.server import LocalServer
-from workers.stream_writer import Publish, Writer
+from workers.stream_writer import Publish, StreamWriter
 
-CONFIG = Engine.model_validate(
+CONFIG = EngineConfig.model_validate(
     {
         "model": "small",
         "engine": "simulated",
@@ -28,10 +28,10 @@ CONFIG = Engine.model_validate(
         "max_model_len": 100,
     }
 )
-ENVELOPE = Envelope(task_id="task", trace_id="trace", reason="hosted here", queue_wait=0.1)
+ENVELOPE = RequestMetadata(task_id="task", trace_id="trace", reason="hosted here", queue_wait=0.1)
 
 
-class Heard(Writer):
+class Heard(StreamWriter):
     """Keeps the chunks of the one stream that goes through it, and how it ended."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Heard(Writer):
 
 def local_server(
     engine: SimulatedEngine,
-    streams: Writer | None = None,
+    streams: StreamWriter | None = None,
     stop: Callable[[], None] = lambda: pytest.fail("it lives"),
 ) -> LocalServer:
     return LocalServer(CONFIG, engine, streams or Heard(), stop)

@@ -25,7 +25,9 @@ def test_half_a_micro_dollar_is_rounded_up() -> None:
 @given(tokens, tokens)
 def test_a_batch_costs_half_to_the_micro_dollar(read: int, written: int) -> None:
     price = Price(input="0.15", output="0.6")
-    assert abs(2 * price.times(Decimal("0.5")).cost(read, written) - price.cost(read, written)) <= 1
+    assert (
+        abs(2 * price.scaled(Decimal("0.5")).cost(read, written) - price.cost(read, written)) <= 1
+    )
 
 
 @pytest.mark.parametrize("wrong", ["-1", "NaN", "Infinity", "cheap"])

@@ -9,7 +9,7 @@ import pytest
 
 from primarch_fleet import Completion
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest, Request
-from tasks.response_cache import digest, whole
+from tasks.response_cache import cache_key, is_complete
 
 TAGS = ["a", "b"]
 CHAT = CompletionRequest(model="m", messages=[{"role": "user", "content": "Say hello."}], tags=TAGS)
@@ -19,7 +19,7 @@ EMBEDDING = EmbeddingRequest(model="m", input="Hello", tags=TAGS)
 def test_equal_requests_are_equal_whatever_the_order_of_their_keys() -> None:
     one, two = ({"role": "user", "content": "a"}, {"content": "a", "role": "user"})
     first, second = (CompletionRequest(model="m", messages=[each]) for each in (one, two))
-    assert digest("realtime", first) == digest("realtime", second)
+    assert cache_key("realtime", first) == cache_key("realtime", second)
 
 
 def test_tenants_lanes_and_tags_are_kept_apart() -> None:
@@ -28,8 +28,8 @@ def test_tenants_lanes_and_tags_are_kept_apart() -> None:
         EmbeddingRequest(model="m", input="a", **one)
         for one in ({"tags": ["eu"]}, {"tenant_id": "t"})
     )
-    digests = {digest("realtime", one) for one in (plain, tagged, foreign)}
-    assert len({*digests, digest("local", plain)}) == 4
+    digests = {cache_key("realtime", one) for one in (plain, tagged, foreign)}
+    assert len({*digests, cache_key("local", plain)}) == 4
 
 
 #: A value for each field that is the provider's, other than what a request without it has.
@@ -91,10 +91,10 @@ def test_each_field_of_the_providers_makes_another_request_and_no_other_field_do
     assert fields.keys() | envelope == type(plain).model_fields.keys()
 
     def asked_for(name: str, value: Any) -> str:
-        return digest("realtime", type(plain)(**plain.to_wire() | {name: value}))
+        return cache_key("realtime", type(plain)(**plain.to_wire() | {name: value}))
 
-    assert {asked_for(*one) for one in others} == {digest("realtime", plain)}
-    assert len({digest("realtime", plain), *map(asked_for, fields, fields.values())}) == 1 + len(
+    assert {asked_for(*one) for one in others} == {cache_key("realtime", plain)}
+    assert len({cache_key("realtime", plain), *map(asked_for, fields, fields.values())}) == 1 + len(
         fields
     )
 
@@ -111,4 +111,4 @@ def test_each_field_of_the_providers_makes_another_request_and_no_other_field_do
 )
 def test_only_answers_that_came_to_their_end_are_kept(reason: str | None, kept: bool) -> None:
     answer: Any = {"body": {"choices": [{"finish_reason": "stop"}, {"finish_reason": reason}]}}
-    assert whole(Completion.model_construct(**answer)) is kept
+    assert is_complete(Completion.model_construct(**answer)) is kept

@@ -19,8 +19,14 @@ from primarch_fleet.errors import (
     LaneUnavailable,
     UnknownModel,
 )
-from primarch_fleet.lane_health import Health
-from primarch_fleet.routing import check_cost, choose, degraded, estimate_cost, most_cost
+from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.routing import (
+    check_cost,
+    choose_lane,
+    estimate_cost,
+    max_cost_of,
+    over_budget_lane,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = 86_400.0
@@ -75,7 +81,7 @@ def request(model: str = "everywhere", **fields: Any) -> CompletionRequest:
 def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
     fields: dict[str, Any], lane: Lane, reason: str
 ) -> None:
-    choice = choose(request(**fields), CATALOGUE, NOW)
+    choice = choose_lane(request(**fields), CATALOGUE, NOW)
     assert choice.lane == lane
     assert reason in choice.reason
 
@@ -101,24 +107,28 @@ def test_what_no_lane_can_serve_is_refused_by_the_name_of_the_field(
     fields: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        choose(request(**fields), CATALOGUE, NOW)
+        choose_lane(request(**fields), CATALOGUE, NOW)
 
 
 def test_no_lane_is_left_when_quality_excludes_the_only_one() -> None:
     models = {"poor": model("local", quality=0.2)}
     with pytest.raises(InvalidRequest, match="quality"):
-        choose(request("poor", quality=0.5), CATALOGUE.model_copy(update={"models": models}), NOW)
+        choose_lane(
+            request("poor", quality=0.5), CATALOGUE.model_copy(update={"models": models}), NOW
+        )
 
 
 def test_an_embedding_goes_to_a_model_for_embeddings() -> None:
-    assert choose(EmbeddingRequest(model="vectors", input="x"), CATALOGUE, NOW).lane == "realtime"
+    assert (
+        choose_lane(EmbeddingRequest(model="vectors", input="x"), CATALOGUE, NOW).lane == "realtime"
+    )
 
 
 @pytest.mark.parametrize("lane", ["local", "batch"])
 def test_embeddings_are_not_served_where_their_tags_mean_nothing(lane: Lane) -> None:
     vectors = EmbeddingRequest(model="vectors", input="x", lane=lane, tags=["eu"])
     with pytest.raises(InvalidRequest, match="tags"):
-        choose(vectors, CATALOGUE, NOW)
+        choose_lane(vectors, CATALOGUE, NOW)
 
 
 def test_an_estimate_over_the_cap_is_refused_and_one_at_the_cap_is_not() -> None:
@@ -159,7 +169,7 @@ def with_policy(over_budget: str) -> Catalogue:
 def test_over_budget_a_request_goes_where_the_policy_says_if_it_can(
     policy: str, fields: dict[str, Any], lane: Lane | None
 ) -> None:
-    choice = degraded(request(**fields), with_policy(policy), NOW)
+    choice = over_budget_lane(request(**fields), with_policy(policy), NOW)
     assert (choice and choice.lane) == lane
     assert choice is None or choice.reason == f"over budget: degraded to {lane}"
 
@@ -182,7 +192,7 @@ def test_what_is_reserved_is_a_token_a_byte_and_the_longest_answer_at_the_deares
     offer = Offer(queue="q", price=PRICE, ceiling=dearest, max_output_tokens=limit)
     served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
     limits = Limits(default_output_tokens=7)
-    assert most_cost(request(**fields), 1000, served, "realtime", limits) == (
+    assert max_cost_of(request(**fields), 1000, served, "realtime", limits) == (
         3 * 1000 + 11 * tokens
     )
 
@@ -192,18 +202,20 @@ ALL = frozenset({"local", "realtime", "batch"})
 
 def waiting(
     local: int = 0, realtime: int = 0, deserted: Iterable[str] = (), /, **rates: float
-) -> Health:
+) -> LaneHealth:
     """So many wait on the local and the realtime lane; the rates are of their workers."""
     queued = Counter({"local": local, "realtime": realtime})
-    return Health(queued=queued, deserted=frozenset(deserted), rates=rates)
+    return LaneHealth(queued=queued, unserved=frozenset(deserted), rates=rates)
 
 
-def waited(seconds: float | None, **rates: float) -> Health:
-    return replace(waiting(1, **rates), oldest_wait={"local": seconds})
+def waited(seconds: float | None, **rates: float) -> LaneHealth:
+    return replace(waiting(1, **rates), oldest_wait_seconds={"local": seconds})
 
 
 #: Of 30 messages 20 are of low priority; one is answered in a second.
-LOW_WAITS = replace(waiting(30, local=1.0), behind={("local", "normal"): 20, ("local", "low"): 0})
+LOW_WAITS = replace(
+    waiting(30, local=1.0), lower_priority={("local", "normal"): 20, ("local", "low"): 0}
+)
 HURRIED, PATIENT = {"max_latency": 60.0}, {"max_latency": 61.0}
 SOON = {"deadline": NOW + timedelta(seconds=20)}
 
@@ -248,9 +260,9 @@ SOON = {"deadline": NOW + timedelta(seconds=20)}
     ],
 )
 def test_the_health_of_the_lanes_is_heeded(
-    fields: dict[str, Any], health: Health, lane: Lane, reason: str
+    fields: dict[str, Any], health: LaneHealth, lane: Lane, reason: str
 ) -> None:
-    choice = choose(request(**fields), CATALOGUE, NOW, health)
+    choice = choose_lane(request(**fields), CATALOGUE, NOW, health)
     assert choice.lane == lane
     assert choice.reason.endswith(reason)
 
@@ -275,7 +287,7 @@ def test_a_full_lane_says_when_there_is_room_by_how_fast_it_is(
 ) -> None:
     full = with_(lanes={"local": LaneLimits(max_queued=10, retry_after=7.0)})
     with pytest.raises(LaneFull, match=f"try again in {seconds:.1f} s") as refused:
-        choose(request(lane="local"), full, NOW, waiting(queued, **rates))
+        choose_lane(request(lane="local"), full, NOW, waiting(queued, **rates))
     assert refused.value.retry_after == seconds
     assert ("answer about" in str(refused.value)) == ("local" in rates)
 
@@ -286,26 +298,26 @@ def test_a_lane_that_needs_a_worker_is_closed_without_one() -> None:
     with pytest.raises(
         LaneUnavailable, match=r"none serves 'local'; try again in 3.0 s"
     ) as refused:
-        choose(request(lane="local"), strict, NOW, alone)
+        choose_lane(request(lane="local"), strict, NOW, alone)
     assert refused.value.retry_after == 3.0
-    assert choose(request(lane="local"), strict, NOW, waiting()).lane == "local"
-    assert choose(request(), strict, NOW, alone).reason.endswith("local is without a worker")
+    assert choose_lane(request(lane="local"), strict, NOW, waiting()).lane == "local"
+    assert choose_lane(request(), strict, NOW, alone).reason.endswith("local is without a worker")
     with pytest.raises(LaneUnavailable):
-        choose(request("hosted"), strict, NOW, alone)
+        choose_lane(request("hosted"), strict, NOW, alone)
 
 
 def test_where_every_lane_is_closed_the_refusal_is_of_the_one_that_is_wanted_most() -> None:
     both = with_(needs_worker={"local": 3.0}, lanes={"realtime": LaneLimits(max_queued=5)})
     health = waiting(0, 5, {"local"})
     with pytest.raises(LaneUnavailable):
-        choose(request(max_latency=9.0), both, NOW, health)
+        choose_lane(request(max_latency=9.0), both, NOW, health)
     with pytest.raises(LaneFull):
-        choose(request(max_latency=9.0, priority="high"), both, NOW, health)
+        choose_lane(request(max_latency=9.0, priority="high"), both, NOW, health)
 
 
 def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() -> None:
     strict = with_(needs_worker={"local": 3.0})
-    choice = choose(request(), strict, NOW, waiting(0, 0, ALL))
+    choice = choose_lane(request(), strict, NOW, waiting(0, 0, ALL))
     assert choice.lane == "realtime"
     assert choice.reason.endswith("local is without a worker; realtime is without a worker")
 
@@ -313,9 +325,9 @@ def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() 
 def test_batch_is_not_chosen_where_it_has_to_be_named() -> None:
     named = with_(auto_batch=False, tenants={"default": Limits(over_budget="batch")})
     cheap = request("remote", cost_preference="cost")
-    assert choose(cheap, named, NOW).lane == "realtime"
-    assert choose(cheap.model_copy(update={"lane": "batch"}), named, NOW).lane == "batch"
-    assert degraded(cheap, named, NOW) is not None
+    assert choose_lane(cheap, named, NOW).lane == "realtime"
+    assert choose_lane(cheap.model_copy(update={"lane": "batch"}), named, NOW).lane == "batch"
+    assert over_budget_lane(cheap, named, NOW) is not None
 
 
 def tagged(tags: Any, **fields: Any) -> Catalogue:
@@ -332,22 +344,27 @@ DEPLOYMENTS = ((), ("eu", "fast"), ("us",))
 def test_tags_that_no_deployment_has_all_of_are_refused_with_those_there_are(lane: str) -> None:
     words = r"^tags: no deployment of 'everywhere' .*\[\] or \[eu, fast\] or \[us\]"
     with pytest.raises(InvalidRequest, match=words):
-        choose(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS), NOW)
+        choose_lane(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS), NOW)
     for tags in (["fast", "eu"], ["us"]):
-        assert choose(request(tags=tags, lane=lane), tagged(DEPLOYMENTS), NOW).lane == "realtime"
+        assert (
+            choose_lane(request(tags=tags, lane=lane), tagged(DEPLOYMENTS), NOW).lane == "realtime"
+        )
 
 
 def test_tags_are_refused_where_nobody_goes_by_them_and_let_through_where_none_are_known() -> None:
     asked = request(tags=["eu"])
     with pytest.raises(InvalidRequest, match=r"^tags: this fleet does not go by them"):
-        choose(asked, tagged(DEPLOYMENTS, tag_filtering=False), NOW)
-    assert choose(asked, tagged(None), NOW).lane == "realtime"
-    assert choose(request(), tagged((), tag_filtering=False), NOW).lane == "local"
+        choose_lane(asked, tagged(DEPLOYMENTS, tag_filtering=False), NOW)
+    assert choose_lane(asked, tagged(None), NOW).lane == "realtime"
+    assert choose_lane(request(), tagged((), tag_filtering=False), NOW).lane == "local"
 
 
 def test_a_lane_that_is_full_is_none_to_be_degraded_to() -> None:
     catalogue = with_policy("batch").model_copy(
         update={"lanes": {"batch": LaneLimits(max_queued=1)}}
     )
-    assert degraded(request(), catalogue, NOW, Health()) is not None
-    assert degraded(request(), catalogue, NOW, Health(queued=Counter({"batch": 1}))) is None
+    assert over_budget_lane(request(), catalogue, NOW, LaneHealth()) is not None
+    assert (
+        over_budget_lane(request(), catalogue, NOW, LaneHealth(queued=Counter({"batch": 1})))
+        is None
+    )

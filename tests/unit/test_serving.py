@@ -12,7 +12,7 @@ import pytest
 from primarch_fleet import Completion, CompletionRequest, errors, protocol
 from primarch_fleet.contract import Request
 from tasks import serving
-from tasks.serving import Envelope
+from tasks.serving import RequestMetadata
 
 REQUEST = CompletionRequest(model="m", messages=[{"role": "user", "content": "Hello"}]).to_wire()
 
@@ -20,7 +20,7 @@ REQUEST = CompletionRequest(model="m", messages=[{"role": "user", "content": "He
 class Limited:
     """A server that refuses everything."""
 
-    async def serve(self, request: Request, envelope: Envelope) -> Completion:
+    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
         raise errors.RateLimited("slow down")
 
 
@@ -56,10 +56,10 @@ def test_a_request_that_is_wrong_is_an_error_all_the_same() -> None:
 
 def test_a_returned_error_is_raised_again_as_what_it_was() -> None:
     with pytest.raises(errors.RateLimited, match="slow down"):
-        protocol.unwrap(serve(return_exceptions=True))
+        protocol.completion_or_raise(serve(return_exceptions=True))
 
 
 def test_an_error_of_a_newer_fleet_is_a_failure() -> None:
     newer = {"error": {"code": "of_tomorrow", "message": "new", "retryable": False}}
     with pytest.raises(errors.RequestFailed, match="new"):
-        protocol.unwrap(newer)
+        protocol.completion_or_raise(newer)

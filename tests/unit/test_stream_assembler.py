@@ -6,7 +6,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from primarch_fleet.errors import EngineError
-from workers.local.stream_assembler import Assembly
+from workers.local.stream_assembler import StreamAssembler
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -18,7 +18,7 @@ def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[
 
 
 def assembled(*chunks: dict[str, Any]) -> dict[str, Any]:
-    assembly = Assembly()
+    assembly = StreamAssembler()
     for one in chunks:
         assembly.add(one)
     return assembly.body()

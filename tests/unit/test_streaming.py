@@ -9,7 +9,13 @@ from celery import Celery
 
 from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors
 from primarch_fleet.client import streamed
-from primarch_fleet.streaming import GRACE, LONG, RECONNECT_TIMEOUT, SHORT, Reading
+from primarch_fleet.streaming import (
+    LONG,
+    RECONNECT_TIMEOUT,
+    RESULT_GRACE_SECONDS,
+    SHORT,
+    StreamCursor,
+)
 from workers.stream_writer import has_token
 
 BACKEND: Any = Celery(set_as_current=False, backend="cache+memory://").backend
@@ -26,8 +32,8 @@ class Clock:
 
 def reading(
     after: str | None = None, timeout: float | None = None, clock: Clock | None = None
-) -> Reading:
-    return Reading(BACKEND, "task", after, timeout, clock or Clock())
+) -> StreamCursor:
+    return StreamCursor(BACKEND, "task", after, timeout, clock or Clock())
 
 
 def entries(*some: tuple[str, str]) -> list[Any]:
@@ -44,9 +50,9 @@ def body(text: str) -> dict[str, Any]:
 
 def test_a_run_is_read_in_order_to_its_end() -> None:
     reader = reading()
-    first = reader.take(entries(("7-0", "opened"), ("7-1", "a")))
+    first = reader.read(entries(("7-0", "opened"), ("7-1", "a")))
     assert not reader.ended
-    rest = reader.take(entries(("7-2", "b"), ("7-3", "ok")))
+    rest = reader.read(entries(("7-2", "b"), ("7-3", "ok")))
     assert [(chunk.id, chunk.text) for chunk in first + rest] == [("7-1", "a"), ("7-2", "b")]
     assert reader.ended
     assert reader.after == "7-3"
@@ -55,7 +61,7 @@ def test_a_run_is_read_in_order_to_its_end() -> None:
 def test_a_reader_resumes_behind_a_chunk() -> None:
     reader = reading(after="7-1")
     assert reader.after == "7-1"
-    [chunk] = reader.take(entries(("7-2", "b")))
+    [chunk] = reader.read(entries(("7-2", "b")))
     assert chunk.text == "b"
 
 
@@ -67,8 +73,8 @@ def test_what_is_no_id_of_a_chunk_is_refused_by_name(after: str) -> None:
 
 def test_a_reader_without_a_chunk_follows_a_run_that_starts_over() -> None:
     reader = reading()
-    reader.take(entries(("7-0", "opened"), ("7-1", "failed")))
-    [chunk] = reader.take(entries(("8-0", "opened"), ("8-1", "b")))
+    reader.read(entries(("7-0", "opened"), ("7-1", "failed")))
+    [chunk] = reader.read(entries(("8-0", "opened"), ("8-1", "b")))
     assert chunk.text == "b"
 
 
@@ -76,9 +82,9 @@ def test_a_reader_without_a_chunk_follows_a_run_that_starts_over() -> None:
 def test_a_reader_with_a_chunk_is_told_that_the_run_starts_over(after: str | None) -> None:
     reader = reading(after)
     if after is None:
-        reader.take(entries(("7-0", "opened"), ("7-1", "a")))
+        reader.read(entries(("7-0", "opened"), ("7-1", "a")))
     with pytest.raises(errors.StreamInterrupted, match="started over"):
-        reader.take(entries(("8-0", "opened")))
+        reader.read(entries(("8-0", "opened")))
 
 
 @pytest.mark.parametrize(
@@ -86,38 +92,38 @@ def test_a_reader_with_a_chunk_is_told_that_the_run_starts_over(after: str | Non
 )
 def test_a_gap_is_an_error_and_never_a_shorter_answer(after: str | None, next_id: str) -> None:
     with pytest.raises(errors.StreamInterrupted, match="part of the stream"):
-        reading(after).take(entries((next_id, "c")))
+        reading(after).read(entries((next_id, "c")))
 
 
 def test_a_failed_run_has_the_reason_looked_up_at_once() -> None:
     reader = reading()
-    assert reader.block == LONG * 1000
-    reader.take(entries(("7-0", "opened"), ("7-1", "failed")))
+    assert reader.block_milliseconds == LONG * 1000
+    reader.read(entries(("7-0", "opened"), ("7-1", "failed")))
     assert not reader.ended
-    assert reader.block == SHORT * 1000
+    assert reader.block_milliseconds == SHORT * 1000
     for _ in range(20):
-        reader.idle(None)
-    assert reader.block == LONG * 1000
+        reader.read_nothing(None)
+    assert reader.block_milliseconds == LONG * 1000
 
 
 def test_a_task_that_failed_fails_its_readers_alike() -> None:
     failure = BACKEND.prepare_exception(errors.RateLimited("slow down"), "json")
     with pytest.raises(errors.RateLimited, match="slow down"):
-        reading().idle(json.dumps({"status": "FAILURE", "result": failure}))
+        reading().read_nothing(json.dumps({"status": "FAILURE", "result": failure}))
 
 
 def test_a_result_without_the_end_of_a_stream_is_waited_out_and_then_said() -> None:
     clock = Clock()
     reader = reading(clock=clock)
-    reader.idle(ANSWER)
-    clock.now += GRACE - 0.1
-    reader.idle(ANSWER)
-    reader.take(entries(("7-0", "opened")))  # the writer was behind: it has its time anew
-    clock.now += GRACE - 0.1
-    reader.idle(ANSWER)
-    clock.now += GRACE
+    reader.read_nothing(ANSWER)
+    clock.now += RESULT_GRACE_SECONDS - 0.1
+    reader.read_nothing(ANSWER)
+    reader.read(entries(("7-0", "opened")))  # the writer was behind: it has its time anew
+    clock.now += RESULT_GRACE_SECONDS - 0.1
+    reader.read_nothing(ANSWER)
+    clock.now += RESULT_GRACE_SECONDS
     with pytest.raises(errors.StreamInterrupted, match="its stream is not"):
-        reader.idle(ANSWER)
+        reader.read_nothing(ANSWER)
 
 
 def test_the_timeout_is_between_two_chunks_and_only_while_somebody_waits() -> None:
@@ -125,16 +131,16 @@ def test_the_timeout_is_between_two_chunks_and_only_while_somebody_waits() -> No
     reader = reading(timeout=5, clock=clock)
     clock.now += 60  # the consumer was busy
     reader.start()
-    reader.idle(None)
+    reader.read_nothing(None)
     clock.now += 4.9
-    assert reader.block <= 100
-    reader.take(entries(("7-0", "opened"), ("7-1", "a")))
+    assert reader.block_milliseconds <= 100
+    reader.read(entries(("7-0", "opened"), ("7-1", "a")))
     clock.now += 4.9
-    reader.idle(None)
+    reader.read_nothing(None)
     clock.now += 0.1
     with pytest.raises(errors.ResultTimeout, match=r"within 5 s"):
-        reader.idle(None)
-    assert reader.block == 1  # 0 would be for ever
+        reader.read_nothing(None)
+    assert reader.block_milliseconds == 1  # 0 would be for ever
 
 
 @pytest.mark.parametrize(("timeout", "limit"), [(3.0, 3.0), (None, RECONNECT_TIMEOUT)])
@@ -143,20 +149,20 @@ def test_a_broker_that_is_away_is_waited_for_as_long_as_said(
 ) -> None:
     clock = Clock()
     reader = reading(timeout=timeout, clock=clock)
-    assert reader.lost(redis.ConnectionError()) > 0
+    assert reader.connection_lost(redis.ConnectionError()) > 0
     clock.now += limit - 0.1
-    assert reader.lost(redis.BusyLoadingError()) > 0
-    reader.take(entries(("7-0", "opened")))
+    assert reader.connection_lost(redis.BusyLoadingError()) > 0
+    reader.read(entries(("7-0", "opened")))
     clock.now += limit - 0.1
-    assert reader.lost(OSError()) > 0
+    assert reader.connection_lost(OSError()) > 0
     clock.now += limit
     with pytest.raises(errors.FleetUnavailable):
-        reader.lost(redis.TimeoutError())
+        reader.connection_lost(redis.TimeoutError())
 
 
 def test_a_broker_that_refuses_is_not_asked_again() -> None:
     with pytest.raises(errors.FleetUnavailable, match="WRONGTYPE"):
-        reading().lost(redis.ResponseError("WRONGTYPE"))
+        reading().connection_lost(redis.ResponseError("WRONGTYPE"))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from workers.bootstrap import lane_worker
 from workers.local import engines
 from workers.local.server import LocalServer
 from workers.runtime import prefix_affinity
-from workers.stream_writer import Writer
+from workers.stream_writer import StreamWriter
 
 ENGINE = fleet_config().engine(settings().engine)
 
@@ -20,7 +20,7 @@ GIVE_BACK_TIMEOUT = 2.0
 
 async def start() -> LocalServer:
     """Load the engine and put it behind the local tasks."""
-    server = LocalServer(ENGINE, await engines.start(ENGINE), Writer(redis_url()), end_worker)
+    server = LocalServer(ENGINE, await engines.start(ENGINE), StreamWriter(redis_url()), end_worker)
     server.start()
     serving.use("local", server)
     return server

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError
 
 #: What CUDA, and vLLM on AMD's GPUs too, reads.
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
-class Seat(NamedTuple):
+class WorkerPlacement(NamedTuple):
     """One worker process: the engine it runs, and what its environment says about it."""
 
-    engine: Engine
+    engine: EngineConfig
     env: dict[str, str]
 
 
-def seats(engines: Iterable[Engine], workers: int | None = None) -> list[Seat]:
+def assign_gpus(
+    engines: Iterable[EngineConfig], workers: int | None = None
+) -> list[WorkerPlacement]:
     """The local workers of one machine, each with GPUs of its own.
 
     Args:
@@ -33,7 +35,7 @@ def seats(engines: Iterable[Engine], workers: int | None = None) -> list[Seat]:
     return [seat for engine in engines for seat in _seats(engine, workers)]
 
 
-def _seats(engine: Engine, workers: int | None) -> Iterator[Seat]:
+def _seats(engine: EngineConfig, workers: int | None) -> Iterator[WorkerPlacement]:
     count, size = engine.data_parallel_size if workers is None else workers, engine.gpus_per_worker
     if engine.gpus and count * size > len(engine.gpus):
         raise ConfigError(
@@ -42,12 +44,12 @@ def _seats(engine: Engine, workers: int | None) -> Iterator[Seat]:
         )
     for start in range(0, count * size, size):
         gpus = ",".join(map(str, engine.gpus[start : start + size]))
-        yield Seat(
+        yield WorkerPlacement(
             engine, {"FLEET_ENGINE": engine.model} | ({VISIBLE_DEVICES: gpus} if gpus else {})
         )
 
 
-def _check_nothing_is_shared(engines: list[Engine]) -> None:
+def _check_nothing_is_shared(engines: list[EngineConfig]) -> None:
     real = [engine for engine in engines if engine.engine == "vllm"]
     owners: dict[str, str] = {}
     for engine in real:

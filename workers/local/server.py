@@ -11,15 +11,15 @@ from typing import Any, cast
 
 from celery.exceptions import Reject
 
-from config.engine import Engine as EngineConfig
+from config.engine import EngineConfig
 from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Receipt, Request
 from primarch_fleet.errors import EngineError, InvalidRequest
-from tasks.accounting import Meter
-from tasks.serving import Envelope
+from tasks.accounting import UsageMeter
+from tasks.serving import RequestMetadata
 from workers.local.engines.base import Answer, Engine
-from workers.local.stream_assembler import Assembly
+from workers.local.stream_assembler import StreamAssembler
 from workers.observability import metrics
-from workers.stream_writer import Publish, Writer, has_token
+from workers.stream_writer import Publish, StreamWriter, has_token
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class LocalServer:
     """
 
     def __init__(
-        self, config: EngineConfig, engine: Engine, streams: Writer, stop: Callable[[], None]
+        self, config: EngineConfig, engine: Engine, streams: StreamWriter, stop: Callable[[], None]
     ) -> None:
         self._config = config
         self._engine = engine
@@ -50,7 +50,7 @@ class LocalServer:
         """Watch over the engine from now on, also while nobody asks it anything."""
         self._watch = asyncio.create_task(self._watch_engine())
 
-    async def serve(self, request: Request, envelope: Envelope) -> Completion:
+    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
         """One answer of the engine; streamed if that is asked for.
 
         Raises InvalidRequest, EngineError if the engine fails on this request, or Reject if it has
@@ -66,7 +66,7 @@ class LocalServer:
             return await self._serve(request, envelope, publish)
 
     async def _serve(
-        self, request: Request, envelope: Envelope, publish: Publish | None = None
+        self, request: Request, envelope: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
         started = time.perf_counter()
         answer = await self._answer(request, publish)
@@ -104,7 +104,7 @@ class LocalServer:
         raise Reject("the engine has died", requeue=True)
 
     async def _ask(self, request: Request, publish: Publish | None) -> Answer:
-        Meter.current().called = True
+        UsageMeter.current().called = True
         body, priority = request.body(), PRIORITIES[request.priority]
         body.pop("stream", None)  # by the method that is called, not by the body
         if publish is not None:
@@ -116,7 +116,7 @@ class LocalServer:
     async def _collect(self, body: dict[str, Any], priority: int, publish: Publish) -> Answer:
         """An answer put together of the chunks that are published as they come."""
         started, first_token = time.perf_counter(), None
-        assembly = Assembly()
+        assembly = StreamAssembler()
         chunks = cast(AsyncGenerator[dict[str, Any]], self._engine.stream(body, priority))
         async with aclosing(chunks):
             async for chunk in chunks:
@@ -128,7 +128,7 @@ class LocalServer:
         return Answer(assembly.body(), first_token)
 
     def _receipt(
-        self, request: Request, envelope: Envelope, answer: Answer, latency: float
+        self, request: Request, envelope: RequestMetadata, answer: Answer, latency: float
     ) -> Receipt:
         usage = answer.body["usage"]
         tokens = usage["prompt_tokens"], usage.get("completion_tokens", 0)

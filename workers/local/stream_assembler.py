@@ -13,7 +13,7 @@ from primarch_fleet.errors import EngineError
 ALWAYS = {"content", "refusal"}
 
 
-class Assembly:
+class StreamAssembler:
     """OpenAI's own assembly of `chat.completion.chunk` bodies."""
 
     def __init__(self) -> None:

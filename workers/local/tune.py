@@ -22,7 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from config.engine import Engine as EngineConfig
+from config.engine import EngineConfig
 from config.fleet import fleet_config
 from config.settings import settings
 from primarch_fleet.errors import FleetError

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _MICROS = 1_000_000
 
 
-class BudgetGauge(Collector):
+class BudgetCollector(Collector):
     """The budgets of the tenants that the configuration names, read from Redis at each scrape.
 
     Every worker tells the same.

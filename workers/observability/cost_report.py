@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane, Receipt
-from tasks.accounting import Cut
+from tasks.accounting import AbortedRun
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class _Addition:
         return [part for pair in amounts for part in pair]
 
 
-class Costs:
+class CostReport:
     """A worker's side of the report. Use it on one loop.
 
     An answer counts on the UTC day on which its worker saw it, by the worker's clock: one that
@@ -166,7 +166,7 @@ class Costs:
         """Count an answered request, in memory at first."""
         self._add(row(receipt), figures(receipt, self._catalogue))
 
-    def add_cut(self, cut: Cut) -> None:
+    def add_cut(self, cut: AbortedRun) -> None:
         """Count what a run without an answer has cost, in memory at first: a cost, no request."""
         self._add(Row(cut.tenant_id, cut.lane, ESTIMATED, cut.model), Figures(cost=cut.cost))
 
@@ -217,21 +217,21 @@ class Costs:
             )
 
 
-def report_cut(cut: Cut) -> None:
+def report_cut(cut: AbortedRun) -> None:
     """Count what a run without an answer has cost, if this process writes a report."""
     costs = the_costs()
     if costs is not None:
         costs.add_cut(cut)
 
 
-_costs: list[Costs] = []
+_costs: list[CostReport] = []
 
 
-def use(costs: Costs | None) -> None:
+def use(costs: CostReport | None) -> None:
     """Have the answers of this process reported; None has none."""
     _costs[:] = [costs] if costs else []
 
 
-def the_costs() -> Costs | None:
+def the_costs() -> CostReport | None:
     """Those of this process."""
     return _costs[0] if _costs else None

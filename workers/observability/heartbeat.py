@@ -10,7 +10,7 @@ from pathlib import Path
 
 import redis
 
-from primarch_fleet.lane_health import alive_key, rates_key
+from primarch_fleet.lane_health import heartbeat_key, throughput_key
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Heartbeat:
         said = "" if rate is None else f"{rate:.6g}"
         try:
             for queue in self._queues:
-                keys = [alive_key(queue), rates_key(queue)]
+                keys = [heartbeat_key(queue), throughput_key(queue)]
                 self._script(keys=keys, args=[self._worker, said, EXPIRY])
         except redis.RedisError as error:
             logger.warning("heartbeat: %s", error, extra={"action": "heartbeat_failed"})

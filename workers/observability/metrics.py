@@ -13,7 +13,7 @@ from prometheus_client.registry import REGISTRY, Collector
 
 from config.settings import settings
 from primarch_fleet.contract import Receipt
-from primarch_fleet.queues import Waiting, count_waiting
+from primarch_fleet.queues import QueueDepth, count_waiting
 from workers.observability.cost_report import the_costs
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def observe_batch(hours: float, size: int, tenants: Iterable[str]) -> None:
         batch_duration.labels(category, tenant).observe(hours)
 
 
-class QueueDepth(Collector):
+class QueueDepthCollector(Collector):
     """What waits in a lane's queues, read from Redis at each scrape."""
 
     def __init__(self, client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
@@ -121,9 +121,11 @@ class QueueDepth(Collector):
         try:
             for queue in self._queues:
                 answer: Any = self._redis.time(), count_waiting(self._redis, queue)
-                waiting = Waiting.of(answer[1])
+                waiting = QueueDepth.from_reply(answer[1])
                 depth.add_metric([self._lane, queue], waiting.depth)
-                oldest.add_metric([self._lane, queue], waiting.wait(answer[0]) or 0.0)
+                oldest.add_metric(
+                    [self._lane, queue], waiting.oldest_wait_seconds(answer[0]) or 0.0
+                )
         except redis.RedisError as error:  # the other metrics are still worth a scrape
             logger.warning("queue depth: %s", error, extra={"action": "queue_depth_failed"})
         yield depth
@@ -132,7 +134,7 @@ class QueueDepth(Collector):
 
 def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
     """Open this process's endpoint. Raises OSError when its port is taken."""
-    REGISTRY.register(QueueDepth(client, lane, queues))
+    REGISTRY.register(QueueDepthCollector(client, lane, queues))
     server, _ = start_http_server(settings().metrics_port, settings().metrics_host)
     host, port = server.server_address[:2]
     logger.info(

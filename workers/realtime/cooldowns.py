@@ -8,10 +8,15 @@ from typing import Any
 
 from litellm.router import Router
 
-from workers.realtime.errors import NOT_NOW, kind, none_is_left, retry_after
+from workers.realtime.errors import (
+    RETRY_LATER_ERRORS,
+    all_cooling_down,
+    error_class_of,
+    retry_after,
+)
 
 #: Seconds until LiteLLM is asked again that had nobody to call a moment ago, and has again.
-AGAIN = 0.5
+MIN_RETRY_SECONDS = 0.5
 
 
 class Cooldowns:
@@ -41,7 +46,7 @@ class Cooldowns:
             failed: Those that just were called for it, in vain.
             error: What LiteLLM made of that.
         """
-        if not issubclass(kind(error), NOT_NOW):
+        if not issubclass(error_class_of(error), RETRY_LATER_ERRORS):
             return None
         left = await self._left(deployments)
         others = deployments - left.keys()
@@ -49,7 +54,7 @@ class Cooldowns:
             return 0.0
         told = retry_after(error)
         moments = [*left.values(), *([told] if told else [])]
-        return min(moments, default=AGAIN if none_is_left(error) else None)
+        return min(moments, default=MIN_RETRY_SECONDS if all_cooling_down(error) else None)
 
     async def _left(self, deployments: Set[str]) -> dict[str, float]:
         """The seconds left of each that cools down."""

@@ -15,7 +15,7 @@ from litellm.types.router import RouterErrors, RouterRateLimitError
 from primarch_fleet import errors
 
 #: The first class of an error's ancestry that stands here decides.
-TABLE: dict[type[BaseException], type[errors.RequestFailed]] = {
+FLEET_ERRORS: dict[type[BaseException], type[errors.RequestFailed]] = {
     litellm.ContextWindowExceededError: errors.ContextWindowExceeded,
     litellm.ContentPolicyViolationError: errors.ContentPolicyViolation,
     litellm.AuthenticationError: errors.AuthenticationFailed,
@@ -34,11 +34,11 @@ TABLE: dict[type[BaseException], type[errors.RequestFailed]] = {
 
 
 #: What LiteLLM says, as a ValueError, when all deployments with a request's tags cool down.
-NONE_TAGGED = RouterErrors.no_deployments_with_tag_routing.value
+NO_TAGGED_DEPLOYMENTS = RouterErrors.no_deployments_with_tag_routing.value
 #: A request that failed so may be answered a moment later.
-NOT_NOW = (errors.RateLimited, errors.ProviderUnavailable)
+RETRY_LATER_ERRORS = (errors.RateLimited, errors.ProviderUnavailable)
 #: The statuses that may say when to come again.
-REFUSALS = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+RETRY_LATER_STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def translate(
@@ -50,26 +50,26 @@ def translate(
         pause: The seconds after which to come again, if that is known: the message says so.
     """
     after = "" if pause is None else f" (retry after {math.ceil(pause)} s)"
-    if NONE_TAGGED in str(error):
+    if NO_TAGGED_DEPLOYMENTS in str(error):
         return errors.ProviderUnavailable(
             f"every deployment with the request's tags has failed{after}"
         )
     message = str(error).partition("\n")[0] + after
     for secret in secrets:
         message = message.replace(secret, "***")
-    return kind(error)(message)
+    return error_class_of(error)(message)
 
 
-def kind(error: Exception) -> type[errors.RequestFailed]:
+def error_class_of(error: Exception) -> type[errors.RequestFailed]:
     """What one of LiteLLM's errors is for the fleet."""
-    if NONE_TAGGED in str(error):
+    if NO_TAGGED_DEPLOYMENTS in str(error):
         return errors.ProviderUnavailable
-    return next(TABLE[one] for one in type(error).__mro__ if one in TABLE)
+    return next(FLEET_ERRORS[one] for one in type(error).__mro__ if one in FLEET_ERRORS)
 
 
-def none_is_left(error: Exception) -> bool:
+def all_cooling_down(error: Exception) -> bool:
     """True when LiteLLM called nobody: all cool down."""
-    return isinstance(error, RouterRateLimitError) or NONE_TAGGED in str(error)
+    return isinstance(error, RouterRateLimitError) or NO_TAGGED_DEPLOYMENTS in str(error)
 
 
 def retry_after(error: Exception) -> int | None:
@@ -78,7 +78,7 @@ def retry_after(error: Exception) -> int | None:
     They are whole, as in HTTP and in LiteLLM: a part of one counts as one.
     """
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    said = headers.get("retry-after", "") if _status(error) in REFUSALS else ""
+    said = headers.get("retry-after", "") if _status(error) in RETRY_LATER_STATUSES else ""
     seconds = float(said) if said.replace(".", "", 1).isdecimal() else _until(said)
     return math.ceil(seconds) if seconds > 0 else None
 

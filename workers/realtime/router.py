@@ -25,14 +25,14 @@ from primarch_fleet.contract import (
     RoutingStrategy,
 )
 from primarch_fleet.errors import InvalidRequest, RequestFailed
-from tasks.serving import Envelope
+from tasks.serving import RequestMetadata
 from workers.observability import metrics
 from workers.realtime.attempts import LOGGER, Attempts
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import translate
-from workers.realtime.router_host import Host
+from workers.realtime.router_host import RouterHost
 from workers.realtime.stream_collector import Collector
-from workers.stream_writer import Publish, Writer
+from workers.stream_writer import Publish, StreamWriter
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class RealtimeServer:
             litellm.callbacks.append(LOGGER)
         self._router = build(config, redis_url)
         self._cooldowns = Cooldowns(self._router)
-        self._streams = Writer(redis_url)
+        self._streams = StreamWriter(redis_url)
         self._learning = {config.routing.routing_strategy}
 
     async def warm_up(self) -> None:
@@ -74,7 +74,7 @@ class RealtimeServer:
         for model in chats[:1]:
             await self._router.acompletion(model=model, messages=[], mock_response="ready")
 
-    async def serve(self, request: Request, envelope: Envelope) -> Completion:
+    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
         """One answer, from the first deployment that gives one; streamed if that is asked for.
 
         While all refuse, it waits until one may answer: `max_wait` seconds in all, and not beyond
@@ -130,7 +130,7 @@ class RealtimeServer:
                 self._router._register_router_selector(selector)
 
     async def _serve(
-        self, request: Request, envelope: Envelope, publish: Publish | None = None
+        self, request: Request, envelope: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
         attempts = Attempts()
         self._learn(self._strategy(request))
@@ -141,7 +141,11 @@ class RealtimeServer:
         return Completion(body=response.model_dump(), receipt=receipt)
 
     async def _answer(
-        self, request: Request, envelope: Envelope, attempts: Attempts, publish: Publish | None
+        self,
+        request: Request,
+        envelope: RequestMetadata,
+        attempts: Attempts,
+        publish: Publish | None,
     ) -> Any:
         """LiteLLM's answer: it is asked again when somebody may answer, while there is time."""
         patience = self._config.routing.max_wait
@@ -173,7 +177,9 @@ class RealtimeServer:
         }
         return await self._cooldowns.pause(deployments, attempts.failed, error)
 
-    def _failure(self, error: Exception, pause: float | None, envelope: Envelope) -> RequestFailed:
+    def _failure(
+        self, error: Exception, pause: float | None, envelope: RequestMetadata
+    ) -> RequestFailed:
         failure = translate(error, self._secrets, pause)
         logger.warning(
             "request failed: %s",
@@ -205,7 +211,7 @@ class RealtimeServer:
         return response
 
     def _receipt(
-        self, request: Request, envelope: Envelope, attempts: Attempts, response: Any
+        self, request: Request, envelope: RequestMetadata, attempts: Attempts, response: Any
     ) -> Receipt:
         hidden = response._hidden_params
         deployment = self._deployments[hidden["model_id"]]
@@ -266,7 +272,7 @@ def build(config: FleetConfig, redis_url: str) -> Router:
         enable_tag_filtering=routing.enable_tag_filtering,
         **fallbacks(config),
     )
-    host = Host()
+    host = RouterHost()
     router = Router.from_config(build_router_config(arguments), host)
     host.cooldowns = Cooldowns(router)
     return router

@@ -12,12 +12,12 @@ from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns
 
 #: Seconds between two attempts at one deployment, at most.
-LONGEST_PAUSE = 1.0
+MAX_PAUSE_SECONDS = 1.0
 #: What the fleet calls.
 CALLS = ("acompletion", "aembedding")
 
 
-class Host(PythonHost):
+class RouterHost(PythonHost):
     """LiteLLM's own, with shorter pauses; deployments that ask for a pause are left alone.
 
     Where a model has one deployment, the Router does what the Retry-After of a failure says: up to
@@ -30,7 +30,7 @@ class Host(PythonHost):
     cooldowns: Cooldowns
 
     def sleep(self, seconds: float) -> Awaitable[None]:
-        return super().sleep(min(seconds, LONGEST_PAUSE))
+        return super().sleep(min(seconds, MAX_PAUSE_SECONDS))
 
     def invoke(self, op: str) -> Any:
         endpoint = super().invoke(op)

@@ -12,21 +12,21 @@ from collections import Counter
 from collections.abc import Callable
 
 #: One of so many places is kept: enough for what comes at once while as many others are busy.
-PART = 5
+RESERVED_FRACTION = 5
 #: Seconds for which a tenant is expected again.
-LATELY = 60.0
+ACTIVE_WINDOW_SECONDS = 60.0
 
 _UNLIMITED = 2**31  # the places of a worker that may hold any number
 
 
-class Places:
+class SlotReservation:
     """What the places of this worker are like at a moment, as workers/lua/take.lua is told it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._seen: dict[str, float] = {}  # tenant -> when it last had a message
 
-    def seen(self, tenant: str) -> None:
+    def record_message(self, tenant: str) -> None:
         """A tenant has had a message."""
         self._seen[tenant] = self._clock()
 
@@ -42,7 +42,7 @@ class Places:
         return [free, kept, json.dumps(held if kept else {})]
 
     def _kept(self, total: int, held: Counter[str]) -> int:
-        part = math.ceil(total / PART) if total > 1 else 0
-        since = self._clock() - LATELY
+        part = math.ceil(total / RESERVED_FRACTION) if total > 1 else 0
+        since = self._clock() - ACTIVE_WINDOW_SECONDS
         self._seen = {tenant: at for tenant, at in self._seen.items() if at > since}
         return part if any(held[tenant] < part for tenant in self._seen) else 0

@@ -9,18 +9,18 @@ from typing import Any
 
 import redis
 
-from workers.runtime.push_notifier import Bell
+from workers.runtime.push_notifier import PushNotifier
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until who came too late looks again, and only then has the bell ring for him: where many
 #: take what comes all the time, nobody is to run for each.
-SOON = 0.004
+BACKOFF_SECONDS = 0.004
 #: Seconds between two attempts to have a bell.
-PAUSE = 10.0
+RECONNECT_SECONDS = 10.0
 
 
-class Lookout:
+class FetchTimer:
     """Says when to look. For the thread of the hub.
 
     Args:
@@ -32,7 +32,7 @@ class Lookout:
         self._parameters, self._idle_delay = parameters, idle_delay
         #: kombu's, for a bell to ring in; without it there is none.
         self.hub: Any = None
-        self._bell: Bell | None = None
+        self._bell: PushNotifier | None = None
         self._bell_not_before = 0.0
         self._next = 0.0  # when `time.monotonic` shows that, the next look is due
         self._rung = False  # and nobody has looked since
@@ -43,24 +43,24 @@ class Lookout:
         """Whether to look now."""
         return self._rung or time.monotonic() >= self._next
 
-    def looks(self) -> None:
+    def on_fetch(self) -> None:
         """Somebody looks, and will say what for."""
         self._called, self._rung = self._rung, False
         # Half of it: the hub wakes after all of it, and is not to find that it is early.
         self._next = time.monotonic() + self._idle_delay / 2
 
-    def found(self, lists: Iterable[str], *, more: bool) -> None:
+    def on_messages(self, lists: Iterable[str], *, more: bool) -> None:
         """Something was in these Redis lists, and perhaps more of it."""
         if more:
             self._next = 0.0
         else:
             self._listen(lists)
 
-    def found_nothing(self, lists: Iterable[str]) -> None:
+    def on_empty(self, lists: Iterable[str]) -> None:
         """Nothing was in these Redis lists."""
         if self._called:
-            self._next = time.monotonic() + SOON / 2
-            self.hub.call_later(SOON, wake)
+            self._next = time.monotonic() + BACKOFF_SECONDS / 2
+            self.hub.call_later(BACKOFF_SECONDS, wake)
         else:
             self._listen(lists)
 
@@ -73,14 +73,14 @@ class Lookout:
         if self.hub is None:
             return
         now = time.monotonic()
-        if (self._bell is None or self._bell.silent) and now >= self._bell_not_before:
-            self._bell_not_before = now + PAUSE
+        if (self._bell is None or self._bell.closed) and now >= self._bell_not_before:
+            self._bell_not_before = now + RECONNECT_SECONDS
             try:
-                self._bell = Bell(self._parameters(), self.hub, self._ring)
+                self._bell = PushNotifier(self._parameters(), self.hub, self._ring)
             except (redis.RedisError, OSError) as error:
                 logger.warning("No bell: %s", error, extra={"action": "bell_refused"})
         if self._bell is not None:
-            self._bell.listen(lists)
+            self._bell.arm(lists)
 
     def _ring(self) -> None:
         self._rung = True

@@ -131,7 +131,7 @@ def _ended_within(future: "Future[Any]", seconds: float | None) -> bool:
     return future.done()
 
 
-class State(Enum):
+class JobState(Enum):
     """The life of a job, forwards only, each step under the job's lock."""
 
     QUEUED = auto()  # no thread has it yet
@@ -140,7 +140,7 @@ class State(Enum):
     CLAIMED = auto()  # taken from its thread: whoever claimed it decides the outcome
 
 
-class Job:
+class PoolJob:
     """One task on its way through the pool.
 
     Two sides race for its outcome: the body that ends, and a revoke, hard limit or shutdown that
@@ -158,7 +158,7 @@ class Job:
         self.on_failed = options["error_callback"]
         self.on_timeout = options["timeout_callback"]
         self.overran = False
-        self.state = State.QUEUED
+        self.state = JobState.QUEUED
         # Reentrant: accepting a job that was revoked meanwhile claims it from within.
         self.lock = threading.RLock()
         self._outcome: Future[Any] | None = None
@@ -169,27 +169,27 @@ class Job:
         """Tell Celery that the job starts, unless it is claimed; say if it is to run."""
         # Under the lock: a revoke comes before and is seen in the callback, or finds it running.
         with self.lock:
-            if self.state is State.QUEUED:
-                self.state = State.RUNNING
+            if self.state is JobState.QUEUED:
+                self.state = JobState.RUNNING
                 self.on_accepted(self.id, time.monotonic())
-            return self.state is State.RUNNING
+            return self.state is JobState.RUNNING
 
     def end(self) -> bool:
         """Fix the outcome as the body's own; False if the job was claimed before."""
         with self.lock:
-            if self.state is not State.CLAIMED:
-                self.state = State.ENDED
-            return self.state is State.ENDED
+            if self.state is not JobState.CLAIMED:
+                self.state = JobState.ENDED
+            return self.state is JobState.ENDED
 
-    def claim(self, *states: State) -> bool:
+    def claim(self, *states: JobState) -> bool:
         """Take the outcome over and cancel the body; False if it has ended or is claimed.
 
         Does not wait for the body to unwind; its thread is free at once.
         """
         with self.lock:
-            if self.state not in (states or (State.QUEUED, State.RUNNING)):
+            if self.state not in (states or (JobState.QUEUED, JobState.RUNNING)):
                 return False
-            self.state = State.CLAIMED
+            self.state = JobState.CLAIMED
             if self._outcome:
                 self._outcome.cancel()
             return True
@@ -205,9 +205,9 @@ class Job:
         Raises Ignore when the job is claimed: the tracer then stores nothing.
         """
         with self.lock:
-            if self.state is State.CLAIMED:
+            if self.state is JobState.CLAIMED:
                 raise Ignore
-            self.state = State.RUNNING  # a plain `def` task may run several bodies in turn
+            self.state = JobState.RUNNING  # a plain `def` task may run several bodies in turn
             self._loop = loop()
             self._outcome = asyncio.run_coroutine_threadsafe(self._guarded(body), self._loop)
         self._wait(self._outcome)
@@ -260,7 +260,7 @@ class Job:
                 resume, value = body.throw, self._translated(exc)
 
     def _translated(self, exc: BaseException) -> BaseException:
-        softly = self._soft_due and self.state is not State.CLAIMED
+        softly = self._soft_due and self.state is not JobState.CLAIMED
         if not (softly and isinstance(exc, asyncio.CancelledError)):
             return exc
         self._soft_due = False
@@ -293,20 +293,20 @@ class TaskPool(BasePool):
 
     def on_start(self) -> None:
         """Start the loop. Threads come with the first tasks."""
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, PoolJob] = {}
         self._ids = itertools.count(1)
-        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()
         self._threads = 0
         self._changed = threading.Condition()
         loop()
 
     def on_apply(  # type: ignore[override]
         self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any
-    ) -> Job:
+    ) -> PoolJob:
         """Queue a task. Celery keeps a weak reference to the job; the pool keeps it alive."""
         options["timeout"] = options.get("timeout") or self.options.get("timeout")
         options["soft_timeout"] = options.get("soft_timeout") or self.options.get("soft_timeout")
-        job = Job(next(self._ids), lambda: target(*args, **(kwargs or {})), options)
+        job = PoolJob(next(self._ids), lambda: target(*args, **(kwargs or {})), options)
         self.jobs[job.id] = job
         self._waiting.put(job)
         if self._threads < min(len(self.jobs), self.limit):
@@ -335,7 +335,7 @@ class TaskPool(BasePool):
                 del self.jobs[job.id]
                 self._changed.notify_all()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: PoolJob) -> None:
         if not job.accept():
             return
         with runner(job.run_body):
@@ -345,7 +345,7 @@ class TaskPool(BasePool):
         elif job.overran:
             job.on_timeout(False, job.hard)
 
-    def _run_again(self, job: Job, exc: BaseException) -> None:
+    def _run_again(self, job: PoolJob, exc: BaseException) -> None:
         """Requeue a task that Celery's tracer or callbacks failed: it may have no result."""
         logger.error("Task %s failed outside its body", job.task_id, exc_info=exc, extra=_UNTRACED)
         try:
@@ -363,7 +363,7 @@ class TaskPool(BasePool):
         """Drain, cancel what is left, run the hooks, stop the loop."""
         timeout = float(self.app.conf.get("fleet_drain_timeout", 30.0))
         for job in list(self.jobs.values()):
-            job.claim(State.QUEUED)
+            job.claim(JobState.QUEUED)
         if not self._drained(timeout):
             logger.warning("Not all done in %s s", timeout, extra={"action": "drain_timeout"})
         self.on_terminate()

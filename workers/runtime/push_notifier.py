@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 5.0
 
 
-class Bell:
+class PushNotifier:
     """Rings in a hub, on a connection of its own. For the hub's thread.
 
     It can fall silent: the server, or what stands before it, may not do this or close the
@@ -51,22 +51,22 @@ class Bell:
             raise
         self._file = self._connection._sock.fileno()
         #: Whether it will never ring again.
-        self.silent = False
+        self.closed = False
         self._lists: list[str] = []  # that it is to ring for
         self._asked = 0  # answers that are still to come
         hub.add_reader(self._file, self._hear)
 
-    def listen(self, lists: Iterable[str]) -> None:
+    def arm(self, lists: Iterable[str]) -> None:
         """Ring as soon as one of these Redis lists has something; it may have by now."""
         lists = [*lists]
-        if lists != self._lists and not self.silent:
+        if lists != self._lists and not self.closed:
             self._lists, self._asked = lists, self._asked + 1
             self._attempt(lambda: self._connection.send_command("EXISTS", *lists))
 
     def close(self) -> None:
         """Ring no more, and give the connection back."""
-        if not self.silent:
-            self.silent = True
+        if not self.closed:
+            self.closed = True
             self._hub.remove(self._file)
             self._connection.disconnect()
 
@@ -75,7 +75,7 @@ class Bell:
 
     def _read(self) -> None:
         # One answer may have come together with the next.
-        while not self.silent and self._connection.can_read(0):
+        while not self.closed and self._connection.can_read(0):
             answer = self._connection.read_response(push_request=True)
             self._asked -= isinstance(answer, int)
             # Before the last answer, a change is one of another time.

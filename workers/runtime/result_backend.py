@@ -16,7 +16,7 @@ from celery.backends.redis import RedisBackend
 from workers.runtime.leases import LUA
 
 
-class ResultBackend(RedisBackend):
+class WorkerResultBackend(RedisBackend):
     """Celery's Redis backend, with fewer round trips."""
 
     # What this relies on and Celery does not publish.
@@ -89,4 +89,4 @@ class ResultBackend(RedisBackend):
 def direct(url: str) -> str:
     """A worker's `result_backend` for the results at this `redis://` or `rediss://` URL."""
     redis = url.startswith(("redis://", "rediss://"))
-    return f"workers.runtime.result_backend:ResultBackend+{url}" if redis else url
+    return f"workers.runtime.result_backend:WorkerResultBackend+{url}" if redis else url

@@ -42,8 +42,8 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 
 from workers.runtime import prefix_affinity
-from workers.runtime.fair_share import Places
-from workers.runtime.fetch_timer import Lookout, wake
+from workers.runtime.fair_share import SlotReservation
+from workers.runtime.fetch_timer import FetchTimer, wake
 from workers.runtime.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 #: Seconds between two lots of a worker's task events.
 EVENTS_INTERVAL = 0.25
 #: The process's own.
-PLACES = Places()
+PLACES = SlotReservation()
 
 
 class QoS(virtual.QoS):
@@ -106,7 +106,7 @@ class Channel(kombu_redis.Channel):
         self._sources: dict[str, str] = {}  # list -> queue
         self._asked: list[str] = []  # the tags of a fetch whose reply is still to come
         super().__init__(*args, **kwargs)
-        self._lookout = Lookout(self._connparams, self.idle_delay)
+        self._lookout = FetchTimer(self._connparams, self.idle_delay)
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume with leases, or without for a consumer that does not acknowledge."""
@@ -169,7 +169,7 @@ class Channel(kombu_redis.Channel):
         self._asked = [f"{fetch}-{number}" for number in range(min(room, self.fetch_limit))]
         script, keys, arguments = self._question(queues, held.total())
         arguments = [*places, len(self._asked), *self._asked, *arguments]
-        self._lookout.looks()
+        self._lookout.on_fetch()
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         self._in_poll.send_command("EVAL", LUA[script], len(keys), *keys, *arguments)
@@ -197,10 +197,10 @@ class Channel(kombu_redis.Channel):
             self._flush_brpop_reauth()
         self._asked = []
         if not reply:
-            self._lookout.found_nothing(self._sources)
+            self._lookout.on_empty(self._sources)
             raise Empty
         # Behind as much as was asked for there may be more.
-        self._lookout.found(self._sources, more=len(reply) == 3 * len(tags))
+        self._lookout.on_messages(self._sources, more=len(reply) == 3 * len(tags))
         fields = iter(reply)
         fetched = [
             (tag, source.decode(), tenant.decode(errors="replace"), text.decode(errors="replace"))
@@ -213,7 +213,7 @@ class Channel(kombu_redis.Channel):
         for tag, source, tenant, _ in fetched:  # all: the last waits for the first
             if self._sources[source] not in self._unleased:
                 LEASES.hold(tag, tenant=tenant)
-                PLACES.seen(tenant)
+                PLACES.record_message(tenant)
         left = iter(fetched)
         try:
             for tag, source, _, text in left:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scheduler.providers.base import Failure, Refused
+from scheduler.providers.base import ProviderCallFailed, ProviderRefused
 from tests.integration.batch.test_providers import account, anyio_backend
 from tests.support.batch_fixture import profile
 from workers.onebox.simulator.anthropic import AnthropicApp
@@ -35,7 +35,7 @@ async def test_a_refusal_had_no_effect_and_says_whose_fault_it_is(
     refuse = Fault(endpoint="batches.retrieve", **fault)
     with Simulator(profile(refuse), app=AnthropicApp) as simulator:
         provider = account("anthropic", "", simulator.url)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ProviderRefused) as refused:
             await provider.retrieve("msgbatch_1")
         assert (refused.value.status, refused.value.code) == (fault["status"], code)
         assert refused.value.of_account is of_account
@@ -50,9 +50,9 @@ async def test_after_any_other_failure_nobody_knows(fault: dict[str, Any]) -> No
     fail = Fault(endpoint="batches.cancel", **fault)
     with Simulator(profile(fail), app=AnthropicApp) as simulator:
         provider = account("anthropic", "", simulator.url)
-        with pytest.raises(Failure) as failure:
+        with pytest.raises(ProviderCallFailed) as failure:
             await provider.cancel("msgbatch_1")
-        assert not isinstance(failure.value, Refused)
+        assert not isinstance(failure.value, ProviderRefused)
         assert simulator.stats()["calls"]["batches.cancel"].popitem()[1] == 1
         await provider.close()
 
@@ -60,7 +60,7 @@ async def test_after_any_other_failure_nobody_knows(fault: dict[str, Any]) -> No
 async def test_a_wrong_key_is_the_accounts() -> None:
     with Simulator(Profile(api_keys=frozenset({"another"})), app=AnthropicApp) as simulator:
         provider = account("anthropic", "", simulator.url)
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(ProviderRefused) as refused:
             await provider.list(None)
         assert (refused.value.status, refused.value.of_account) == (401, True)
         await provider.close()

@@ -15,7 +15,7 @@ from celery import Celery
 from primarch_fleet import AsyncFleet, Completion, Fleet, errors
 from scheduler.model.jsonl import request_id
 from scheduler.store import blobs, keys
-from scheduler.store.blobs import LOOK, MARK, ORPHANED
+from scheduler.store.blobs import LOOK, MARK, ORPHAN_SECONDS
 from tests.support.batch_fixture import (
     KEPT,
     Bench,
@@ -170,7 +170,7 @@ async def test_a_place_that_cannot_be_written_leaves_bodies_in_redis(
         assert {one.__dict__.get("action") for one in caplog.records} >= {"body_not_put"}
         assert TEXT[:100] not in caplog.text
         place.clear()
-        await swept(b, KEPT + 2 * ORPHANED)
+        await swept(b, KEPT + 2 * ORPHAN_SECONDS)
         assert not b.redis.exists(keys.BODIES), "what was never put is swept too"
 
 
@@ -218,12 +218,12 @@ async def test_a_chain_goes_on_with_a_large_answer(placed: OpenBench, app: Celer
 async def test_the_body_of_a_request_is_swept_when_that_has_left_the_lane(
     placed: OpenBench, place: Place
 ) -> None:
-    async with placed(max_wait=3 * ORPHANED) as b:
+    async with placed(max_wait=3 * ORPHAN_SECONDS) as b:
         results = await b.send(chat(TEXT), chat(TEXT))
-        for seconds in (LOOK, 2 * ORPHANED):
+        for seconds in (LOOK, 2 * ORPHAN_SECONDS):
             await swept(b, seconds)
             assert len(place.lying()) == 2, "it still waits"
-        await b.until_idle(ORPHANED)
+        await b.until_idle(ORPHAN_SECONDS)
         await swept(b, LOOK)
         assert not place.lying()
         assert not b.redis.exists(keys.BODIES)
@@ -248,7 +248,7 @@ async def test_the_body_of_an_answer_is_swept_after_its_result(
 async def test_a_sweep_is_bounded_and_stuck_bodies_keep_no_others(
     placed: OpenBench, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blobs, "SWEEP", 2)
+    monkeypatch.setattr(blobs, "MAX_SWEPT", 2)
     async with placed() as b:
         b.redis.zadd(keys.BODIES, {keys.body("r", "nowhere://x"): 1, keys.body("r", "s3://x/y"): 2})
         await b.send(*(chat(TEXT) for _ in range(3)))
@@ -315,19 +315,19 @@ async def test_while_their_place_is_away_requests_wait(placed: OpenBench, place:
 async def test_a_worker_that_dies_before_it_parks_leaves_a_body_that_is_swept(
     placed: OpenBench, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with placed(max_wait=2 * ORPHANED) as b:
+    async with placed(max_wait=2 * ORPHAN_SECONDS) as b:
         with monkeypatch.context() as patch:
             patch.setattr(blobs, "_write", _dies_after(blobs._write))
             with pytest.raises(Killed):
                 await b.send(chat(TEXT))
         assert len(place.lying()) == 1
         assert not b.redis.exists(keys.REQUESTS)
-        await swept(b, ORPHANED - 1)
+        await swept(b, ORPHAN_SECONDS - 1)
         assert len(place.lying()) == 1
         await swept(b, 1)
         assert not place.lying()
         assert await b.work() == 1, "the message comes again"
-        await b.until_idle(ORPHANED)
+        await b.until_idle(ORPHAN_SECONDS)
         assert b.answered() == 1
 
 
@@ -343,14 +343,14 @@ async def test_a_worker_that_dies_may_leave_a_body_of_a_request_that_is_parked_l
         assert len(place.lying()) == 2
         await b.until_idle()
         assert b.answered() == 1
-        await swept(b, ORPHANED)
+        await swept(b, ORPHAN_SECONDS)
         assert not place.lying()
 
 
 async def test_an_answer_that_nothing_can_hold_is_an_error(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blobs, "MOST", 5_000)
+    monkeypatch.setattr(blobs, "MAX_BLOB_BYTES", 5_000)
     async with opened() as b:
         results = await b.send(chat("many", n=128), chat("few"))
         await b.until_idle()

@@ -52,7 +52,7 @@ async def test_its_body_runs_once_with_answers_and_errors_where_that_is_asked_fo
         for number, value in enumerate(values):
             if "error" in value:
                 with pytest.raises(errors.ProviderError, match="Not this one"):
-                    protocol.unwrap(value)
+                    protocol.completion_or_raise(value)
             else:
                 assert f"question {number}" in Completion.model_validate(value).text
 

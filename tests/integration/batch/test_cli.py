@@ -22,7 +22,7 @@ import redis
 import yaml
 
 from primarch_fleet import AsyncFleet, Fleet, Progress, errors
-from scheduler.store.store import LANE
+from scheduler.store.store import WHOLE_LANE
 from tests.integration.conftest import REPOSITORY, StartWorker, eventually, is_parked
 from tests.support.batch_fixture import (
     Bench,
@@ -115,7 +115,7 @@ async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: Ope
         assert json.loads((await scheduler(b, "batches", "--json")).stdout)["drained"] is True
         assert "until `resume`" in (await scheduler(b, "batches")).stdout
         assert (await scheduler(b, "resume")).returncode == 0
-        assert (await b.scheduler.store.pauses.get(LANE)).until == 0
+        assert (await b.scheduler.store.pauses.get(WHOLE_LANE)).until == 0
         await b.until_idle()
         assert "second" in (await b.completion(second)).text
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import redis
 from celery import Celery
 
-from primarch_fleet.queues import Waiting, count_waiting
+from primarch_fleet.queues import QueueDepth, count_waiting
 from scheduler.store.keys import PREFIX, REQUESTS
 from tests.integration.batch.test_intake import LEASED, environment
 from tests.integration.conftest import StartWorker, eventually
@@ -24,7 +24,7 @@ def parked(store: redis.Redis, count: int) -> bool:
     pipe.hlen(REQUESTS).hlen(LEASED)
     count_waiting(pipe, "batch")
     requests, leased, queued = pipe.execute()
-    assert requests + leased + Waiting.of(queued).depth >= COUNT
+    assert requests + leased + QueueDepth.from_reply(queued).depth >= COUNT
     return bool(requests >= count)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from celery.result import AsyncResult
 
-from scheduler.jobs.list_scan import SWEEP
-from scheduler.providers.base import Page
+from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN
+from scheduler.providers.base import BatchPage
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.mortal_store import Killed
 from workers.onebox.simulator.profile import Fault
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 HOUR = 3600
-MANY = SWEEP + 1
+MANY = MIN_DUE_FOR_SCAN + 1
 
 
 @pytest.fixture
@@ -57,11 +57,11 @@ async def test_no_more_live_batches_than_a_page_shows_are_asked_for_one_by_one(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(in_progress=HOUR), max_requests=1) as b:
-        await order(b, SWEEP)
+        await order(b, MIN_DUE_FOR_SCAN)
         b.clock.advance(400)
         await b.scheduler.lane.poll()
         assert b.calls("batches.list") == {}
-        assert b.calls("batches.retrieve") == {"200": SWEEP}
+        assert b.calls("batches.retrieve") == {"200": MIN_DUE_FOR_SCAN}
 
 
 async def test_a_batch_that_the_list_does_not_show_yet_is_asked_for(opened: OpenBench) -> None:
@@ -102,7 +102,7 @@ async def test_what_the_list_said_before_another_scheduler_moved_the_job_on_is_f
         other, read = b.new_scheduler(), b.scheduler.provider.list
         other.store.dies_at = "DRAINING"
 
-        async def read_and_be_paused(after: str | None) -> Page:
+        async def read_and_be_paused(after: str | None) -> BatchPage:
             page = await read(after)
             if not page.more:
                 b.clock.advance(HOUR)

@@ -11,7 +11,7 @@ from celery.result import AsyncResult
 
 from primarch_fleet import errors
 from scheduler import metrics
-from scheduler.admin.operations import Operator
+from scheduler.admin.operations import Operations
 from scheduler.completion.withdrawal import CANCELLED
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import PREFIX
@@ -28,10 +28,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def operator(b: Bench) -> Operator:
+def operator(b: Bench) -> Operations:
     """Of a batch worker of its own."""
     scheduler = b.new_scheduler()
-    return Operator(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.exit)
+    return Operations(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.exit)
 
 
 async def cancel(b: Bench, *results: AsyncResult[Any]) -> list[str]:
@@ -65,7 +65,7 @@ async def test_a_waiting_request_is_cancelled_and_never_sent(opened: OpenBench) 
         assert "second" in (await b.completion(second)).text
         assert b.simulator.invoice()["requests"] == 1
         (waiting,) = [await b.scheduler.store.waiting(g) for g in await b.scheduler.store.groups()]
-        assert (waiting.requests, waiting.inputs, waiting.bytes) == (0, 0, 0)
+        assert (waiting.requests, waiting.inputs, waiting.size_bytes) == (0, 0, 0)
 
 
 async def test_a_request_of_a_job_that_is_not_sent_yet_is_cancelled(opened: OpenBench) -> None:

@@ -56,7 +56,7 @@ async def test_a_request_near_its_deadline_goes_on_as_the_same_task(opened: Open
         (message,) = promoted(b)
         assert (message["task"], message["id"]) == ("realtime.complete", near.id)
         assert message[protocol.LANE_REASON] == "asked for; promoted: its deadline is near"
-        assert message[protocol.TENANT] == protocol.tenant("a b")
+        assert message[protocol.TENANT] == protocol.tenant_header("a b")
         assert datetime.fromisoformat(message["expires"]) == deadline
         await b.turn(300)
         await b.until_idle()

@@ -17,8 +17,8 @@ from config.fleet import Provider as Entry
 from primarch_fleet import errors
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
-from scheduler.providers.base import Refused, Sought, find
-from tasks.serving import Envelope
+from scheduler.providers.base import BatchFingerprint, ProviderRefused, find_batches
+from tasks.serving import RequestMetadata
 from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.mortal_store import Killed
 from workers.onebox.simulator.anthropic import AnthropicApp
@@ -189,8 +189,8 @@ async def test_azures_batch_is_found_by_its_file_alone(opened: OpenBench) -> Non
         await b.send(chat("one"), chat("two", "gpt-4o"))
         await b.turn()
         first, second = await b.batches()
-        sought = Sought("no intent", first.input_file_id, b.now(), 1, frozenset(), _has)
-        found = await find(b.scheduler.provider, sought)
+        sought = BatchFingerprint("no intent", first.input_file_id, b.now(), 1, frozenset(), _has)
+        found = await find_batches(b.scheduler.provider, sought)
         assert [one.id for one in found] == [first.id]
         assert first.input_file_id != second.input_file_id
 
@@ -205,7 +205,7 @@ async def test_azures_own_words_for_a_wrong_key_and_a_wrong_call(tmp_path: Path)
     with Simulator(Profile(api_keys=frozenset({"another"})), app=AzureApp) as simulator:
         for version in ("v1", CLASSIC):
             provider = account("azure", version, simulator.url)
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(ProviderRefused) as refused:
                 await provider.upload(file, "input.jsonl")
             assert (refused.value.status, refused.value.of_account) == (401, True)
             await provider.close()
@@ -252,7 +252,9 @@ async def test_one_entry_for_azure_serves_the_realtime_lane_too(
         (batches,) = open_accounts(config).values()
         await batches.close()
         server = RealtimeServer(config, valkey_url)
-        envelope = Envelope(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.1)
+        envelope = RequestMetadata(
+            task_id="task", trace_id="trace", reason="asked for", queue_wait=0.1
+        )
         try:
             answers = [await server.serve(chat("hello", "m"), envelope) for _ in range(6)]
         finally:

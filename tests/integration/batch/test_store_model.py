@@ -38,11 +38,11 @@ from redis import Redis
 
 from config.fleet import Batch
 from scheduler.jobs.backoff import Pause
-from scheduler.jobs.flush_policy import Cut
-from scheduler.model.job import Group, Job, Parked, Record, Size
+from scheduler.jobs.flush_policy import FlushDecision
+from scheduler.model.job import Job, ParkedRecord, ParkedRequest, RequestGroup, RequestSize
 from scheduler.store.connection import connect
-from scheduler.store.keys import MEMORY
-from scheduler.store.store import GUARD, LEASE, LeaseLost
+from scheduler.store.keys import OUTCOME_TTL_SECONDS
+from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost
 from tests.support import store_fixture as bench
 from tests.support.store_fixture import CHUNK, GROUPS, LARGE, PLACE, Died, Shaky
 from tests.support.store_model import Model, Order
@@ -62,9 +62,13 @@ NAMES = [f"r{number}" for number in range(16)]
 POLICIES = [Batch(), Batch(max_inputs=4), Batch(max_bytes=8)]
 
 #: With a deadline in so many seconds, if any.
-DEADLINE = st.sampled_from([0.0, 0.0, 0.0, LEASE, 1.0])
+DEADLINE = st.sampled_from([0.0, 0.0, 0.0, LEASE_SECONDS, 1.0])
 SIZES = st.builds(
-    Size, st.integers(1, 4), st.integers(1, 2), st.sampled_from([1, 0, 2, 3, LARGE]), DEADLINE
+    RequestSize,
+    st.integers(1, 4),
+    st.integers(1, 2),
+    st.sampled_from([1, 0, 2, 3, LARGE]),
+    DEADLINE,
 )
 MANY = st.lists(SIZES, min_size=3, max_size=8)
 NAME, GROUP = st.sampled_from(NAMES), st.sampled_from(GROUPS)
@@ -82,9 +86,11 @@ STEP = st.tuples(
     st.sampled_from([{}, {"file_id": "f"}, {"waits": 3}, {"status": "s", "scans": 1}]),
 )
 #: Seconds: a moment, or just longer than everything that ends by itself.
-PAUSE = st.sampled_from([1.0, LEASE, LEASE + 1, GUARD, MEMORY])
+PAUSE = st.sampled_from(
+    [1.0, LEASE_SECONDS, LEASE_SECONDS + 1, COMPLETION_GUARD_SECONDS, OUTCOME_TTL_SECONDS]
+)
 #: Long enough for a completion that was begun to be given up, or not.
-AFTER = st.sampled_from([0.0, GUARD])
+AFTER = st.sampled_from([0.0, COMPLETION_GUARD_SECONDS])
 
 
 class Schedulers(RuleBasedStateMachine):
@@ -108,10 +114,12 @@ class Schedulers(RuleBasedStateMachine):
     # Requests
 
     @rule(who=WHO, name=NAME, group=GROUP, of=SIZES, again=st.booleans())
-    def park(self, who: int, name: str, group: Group, of: Size, again: bool = False) -> None:
+    def park(
+        self, who: int, name: str, group: RequestGroup, of: RequestSize, again: bool = False
+    ) -> None:
         size = of._replace(deadline=of.deadline and self.model.now + of.deadline)
-        parked = Parked(context={"id": name}, parked_at=self.model.now)
-        record, store = Record(name, parked, group, size), self._stores[who].faulty()
+        parked = ParkedRequest(context={"id": name}, parked_at=self.model.now)
+        record, store = ParkedRecord(name, parked, group, size), self._stores[who].faulty()
         for _ in range(1 + again):
             expected = self.model.park(name, parked.model_dump_json(), group, size)
             assert self._run(store.park([record])) == [expected]
@@ -129,7 +137,7 @@ class Schedulers(RuleBasedStateMachine):
 
     @rule(who=WHO, data=st.data(), group=st.none() | GROUP, after=AFTER, lost=LOST)
     def leave(
-        self, who: int, data: Any, group: Group | None, after: float, lost: int | None
+        self, who: int, data: Any, group: RequestGroup | None, after: float, lost: int | None
     ) -> None:
         self.wait(after)
         name, store, jobs = self._name(data), self._stores[who], self.model.jobs
@@ -180,7 +188,7 @@ class Schedulers(RuleBasedStateMachine):
     # Jobs
 
     @initialize(group=GROUP, arrivals=MANY)
-    def begin_at_work(self, group: Group, arrivals: list[Size]) -> None:
+    def begin_at_work(self, group: RequestGroup, arrivals: list[RequestSize]) -> None:
         self.claim(who=0, group=group, arrivals=arrivals, most=3)
 
     @rule(
@@ -196,8 +204,8 @@ class Schedulers(RuleBasedStateMachine):
         self,
         *,
         who: int,
-        group: Group,
-        arrivals: list[Size],
+        group: RequestGroup,
+        arrivals: list[RequestSize],
         most: int,
         policy: Batch = POLICIES[0],
         fate: str = "lives",
@@ -208,7 +216,9 @@ class Schedulers(RuleBasedStateMachine):
         for name, of in zip(new, arrivals, strict=False):
             self.park(who=who, name=name, group=group, of=of)
         self.jobs += 1
-        order = Order(group, Cut(most, "count"), policy, bench.terms(group), f"j{self.jobs}")
+        order = Order(
+            group, FlushDecision(most, "count"), policy, bench.terms(group), f"j{self.jobs}"
+        )
         met: list[str] = []
 
         async def interrupted() -> None:
@@ -280,7 +290,7 @@ class Schedulers(RuleBasedStateMachine):
         async def kept() -> None:
             store = self._stores[who].faulty(lost)
             if renewed:
-                held = await store._hold(lease.intent, lease.token, LEASE)
+                held = await store._hold(lease.intent, lease.token, LEASE_SECONDS)
                 assert bool(held) == self.model.renew(lease)
             else:
                 async with store.kept(lease):
@@ -378,7 +388,7 @@ class Schedulers(RuleBasedStateMachine):
         """The scheduler dies, or is paused for so long that another one takes its job over."""
         if fate == "dies":
             raise Died
-        await self._wait(LEASE)
+        await self._wait(LEASE_SECONDS)
         job = await other.faulty().take(intent)
         self._leased(job, self.model.take(intent), None)
 

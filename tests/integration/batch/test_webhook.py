@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 
 from config.fleet import FleetConfig
 from primarch_fleet.errors import ConfigError, FleetUnavailable
-from scheduler.admin.webhook import LARGEST, secrets
+from scheduler.admin.webhook import MAX_WEBHOOK_BYTES, secrets
 from scheduler.store.store import Store
 from tests.support.batch_fixture import OpenBench, chat, config, fleet_app, open_bench
 from tests.support.webhook_receiver import OTHER_SECRET, SECRET, event, receiver
@@ -101,7 +101,7 @@ async def test_what_is_no_webhook_is_refused_and_nothing_secret_is_said(
         await b.turn()
         before = counted()
         (batch,) = await b.batches()
-        good, large = event(batch.id), b" " * (LARGEST + 1)
+        good, large = event(batch.id), b" " * (MAX_WEBHOOK_BYTES + 1)
         headers = signed(SECRET, "wh_1", good)
         wrong: list[tuple[bytes, dict[str, Any], str, int]] = [
             (good, {}, "nobody", 404),

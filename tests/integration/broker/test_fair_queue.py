@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.lane_health import Watch
-from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant
-from primarch_fleet.queues import Waiting, count_waiting
+from primarch_fleet.lane_health import LaneMonitor
+from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
+from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.integration.client.test_lane_limits import publish
 from tests.integration.conftest import Producer, StartWorker, eventually
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, Queue, Rule, message
-from workers.observability.metrics import QueueDepth
+from workers.observability.metrics import QueueDepthCollector
 from workers.runtime.leases import LUA
 
 SORTED = 500  # messages that a fetch sorts
@@ -135,7 +135,7 @@ def test_a_quiet_tenant_finds_a_place_while_another_has_work_for_all(
         for number in range(3):
             assert send("quiet", 0).get(timeout=30) == "rested"
             assert store.llen("runs") == 2 + 4 + number
-            assert Waiting.of(count_waiting(store, "fair")).depth == 30 - 4
+            assert QueueDepth.from_reply(count_waiting(store, "fair")).depth == 30 - 4
 
 
 # Odd messages.
@@ -173,10 +173,10 @@ def test_a_message_is_its_tenants_or_nobodys_and_its_text_stays_as_it_is(
 
 @pytest.mark.parametrize("name", ["acme", "a b", 'a"b\\', "é\x06\x16", "🚀" * 256])
 def test_any_tenant_has_turns_of_its_own(queue: Queue, name: str) -> None:
-    queue.put(tenant("hot"), *names("hot", 3))
-    queue.put(tenant(name), "mine")
+    queue.put(tenant_header("hot"), *names("hot", 3))
+    queue.put(tenant_header(name), "mine")
     assert queue.fetch(limit=2) == ["hot0", "mine"]
-    assert queue.tenants == ["hot", tenant(name)]
+    assert queue.tenants == ["hot", tenant_header(name)]
 
 
 def test_a_server_without_memory_still_hands_out_messages(queue: Queue, store: redis.Redis) -> None:
@@ -205,10 +205,10 @@ def test_what_waits_is_counted_sorted_or_not(queue: Queue, client: redis.Redis) 
     queue.fetch(limit=2)
     queue.put("c", "c1")
     assert queue.count() == 5
-    watch = Watch(queue.store).look(publish(queue.store, heartbeats=True))
+    watch = LaneMonitor(queue.store).snapshot(publish(queue.store, heartbeats=True))
     assert watch is not None
     assert watch.queued["realtime"] == 0
-    metrics = list(QueueDepth(client, "local", [QUEUE]).collect())
+    metrics = list(QueueDepthCollector(client, "local", [QUEUE]).collect())
     assert [one.samples[0].value for one in metrics] == [5, 0]
 
 
@@ -216,17 +216,17 @@ def test_the_oldest_wait_is_that_of_the_message_that_came_first(
     store: redis.Redis, client: redis.Redis
 ) -> None:
     catalogue = publish(store, heartbeats=True)
-    assert Watch(store).look(catalogue).oldest_wait["realtime"] is None  # type: ignore[union-attr]
+    assert LaneMonitor(store).snapshot(catalogue).oldest_wait["realtime"] is None  # type: ignore[union-attr]
     now = time.time()
     for ago in (10, 1000, 100):
         text = message("", f"t{ago}").replace('"task"', f'"{SUBMITTED_AT}": {now - ago}, "task"')
         store.lpush("realtime", text)
     told: list[Any] = [9, 0, "{}", 1, "tag", "1"]
     store.eval(LUA["fetch"], 3, "u", "i", "realtime", *told)
-    health = Watch(store).look(catalogue)
+    health = LaneMonitor(store).snapshot(catalogue)
     assert health is not None
-    assert health.oldest_wait["realtime"] == pytest.approx(1000, abs=30)
-    _, oldest = QueueDepth(client, "realtime", ["realtime"]).collect()
+    assert health.oldest_wait_seconds["realtime"] == pytest.approx(1000, abs=30)
+    _, oldest = QueueDepthCollector(client, "realtime", ["realtime"]).collect()
     assert oldest.samples[0].value == pytest.approx(1000, abs=30)
 
 
@@ -239,7 +239,7 @@ def test_a_producers_message_says_whose_it_is(store: redis.Redis, valkey_url: st
             fleet.submit(asked)
     told: list[Any] = [9, 0, "{}", 2, "t1", "t2", "1"]
     reply: Any = store.eval(LUA["fetch"], 3, "u", "i", "realtime\x06\x163", *told)
-    assert reply[1::3] == ["acme", tenant("another one")]
+    assert reply[1::3] == ["acme", tenant_header("another one")]
 
 
 # Against the rule.

@@ -11,8 +11,8 @@ from kombu.asynchronous import Hub
 
 from tests.integration.conftest import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
-from workers.runtime.fetch_timer import Lookout
-from workers.runtime.push_notifier import Bell
+from workers.runtime.fetch_timer import FetchTimer
+from workers.runtime.push_notifier import PushNotifier
 
 #: Seconds in which what has happened is heard of, and that no bell has rung is believed.
 SOON = 0.1
@@ -65,8 +65,8 @@ def parameters(store: redis.Redis) -> dict[str, Any]:
 
 
 @pytest.fixture
-def bell(turned: Turned, parameters: dict[str, Any]) -> Iterator[Bell]:
-    bell = Bell(parameters, turned.hub, turned.ring)
+def bell(turned: Turned, parameters: dict[str, Any]) -> Iterator[PushNotifier]:
+    bell = PushNotifier(parameters, turned.hub, turned.ring)
     yield bell
     bell.close()
 
@@ -81,61 +81,65 @@ def looks(store: redis.Redis) -> int:
     return int(store.info("commandstats")["cmdstat_eval"]["calls"])
 
 
-def test_it_rings_once_when_something_comes(bell: Bell, turned: Turned, store: redis.Redis) -> None:
-    bell.listen(["one", "two"])
+def test_it_rings_once_when_something_comes(
+    bell: PushNotifier, turned: Turned, store: redis.Redis
+) -> None:
+    bell.arm(["one", "two"])
     assert turned.rings(0)
     store.lpush("two", "message")
     assert turned.rings()
     store.lpush("two", "message")
     assert turned.rings(0)
-    bell.listen(["one", "two"])
+    bell.arm(["one", "two"])
     assert turned.rings()  # there is something
 
 
-def test_it_is_enough_to_listen_once(bell: Bell, turned: Turned, store: redis.Redis) -> None:
+def test_it_is_enough_to_listen_once(
+    bell: PushNotifier, turned: Turned, store: redis.Redis
+) -> None:
     store.config_resetstat()
     for _ in range(10):
-        bell.listen(["one", "two"])
+        bell.arm(["one", "two"])
         turned.until(lambda: False, SOON / 10)
     assert store.info("commandstats")["cmdstat_exists"]["calls"] == 1
 
 
 def test_a_change_from_before_it_listened_is_not_taken_for_one_since(
-    bell: Bell, turned: Turned, store: redis.Redis
+    bell: PushNotifier, turned: Turned, store: redis.Redis
 ) -> None:
     store.lpush("one", "message")
-    bell.listen(["one"])
+    bell.arm(["one"])
     assert turned.rings()
     store.delete("one")  # which the server tells too: nobody has heard yet
-    bell.listen(["one"])
+    bell.arm(["one"])
     assert turned.rings(0)
     store.lpush("one", "message")
     assert turned.rings()
 
 
 def test_it_listens_to_other_lists_when_it_is_told_to(
-    bell: Bell, turned: Turned, store: redis.Redis
+    bell: PushNotifier, turned: Turned, store: redis.Redis
 ) -> None:
-    bell.listen(["one"])
-    bell.listen(["two"])
+    bell.arm(["one"])
+    bell.arm(["two"])
     assert turned.rings(0)
     store.lpush("two", "message")
     assert turned.rings()
 
 
 def test_a_bell_that_is_cut_off_is_silent_and_leaves_nothing(
-    bell: Bell, turned: Turned, store: redis.Redis, caplog: pytest.LogCaptureFixture
+    bell: PushNotifier, turned: Turned, store: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bell.listen(["one"])
+    bell.arm(["one"])
     turned.until(lambda: False)
     readers = len(turned.hub.readers)
     with caplog.at_level(logging.WARNING):
         store.client_kill_filter(_type="normal", skipme=True)
-        assert turned.until(lambda: bell.silent)
+        assert turned.until(lambda: bell.closed)
     assert [record.action for record in caplog.records] == ["bell_lost"]  # type: ignore[attr-defined]
     assert len(turned.hub.readers) == readers - 1
     assert bells(store) == []
-    bell.listen(["two"])
+    bell.arm(["two"])
     bell.close()
     store.lpush("two", "message")
     assert turned.rings(0)
@@ -146,13 +150,13 @@ def test_a_server_without_bells_is_looked_at_now_and_then(
 ) -> None:
     store.acl_setuser("deaf", True, nopass=True, keys="*", commands=["+@all", "-client|tracking"])
     try:
-        watching = Lookout(lambda: parameters | {"username": "deaf", "password": "x"}, 0.05)
+        watching = FetchTimer(lambda: parameters | {"username": "deaf", "password": "x"}, 0.05)
         watching.hub = turned.hub
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 assert turned.until(lambda: watching.due)
-                watching.looks()
-                watching.found_nothing(["one"])
+                watching.on_fetch()
+                watching.on_empty(["one"])
                 assert not watching.due
         said = [record.action for record in caplog.records]  # type: ignore[attr-defined]
         assert said == ["bell_refused"]
@@ -162,94 +166,94 @@ def test_a_server_without_bells_is_looked_at_now_and_then(
 
 
 @pytest.fixture
-def watching(turned: Turned, parameters: dict[str, Any]) -> Iterator[Lookout]:
-    watching = Lookout(lambda: parameters, 2 * NEVER)
+def watching(turned: Turned, parameters: dict[str, Any]) -> Iterator[FetchTimer]:
+    watching = FetchTimer(lambda: parameters, 2 * NEVER)
     watching.hub = turned.hub
     yield watching
     watching.close()
 
 
 def test_behind_what_came_it_looks_if_there_may_be_more_and_else_when_the_bell_rings(
-    watching: Lookout, turned: Turned, store: redis.Redis
+    watching: FetchTimer, turned: Turned, store: redis.Redis
 ) -> None:
     assert watching.due
-    watching.looks()
-    watching.found(["one"], more=True)
+    watching.on_fetch()
+    watching.on_messages(["one"], more=True)
     assert watching.due
     assert bells(store) == []
-    watching.looks()
-    watching.found(["one"], more=False)
+    watching.on_fetch()
+    watching.on_messages(["one"], more=False)
     assert not turned.until(lambda: watching.due)
     store.lpush("one", "message")
     assert turned.until(lambda: watching.due)
 
 
 def test_what_came_while_it_looked_is_heard_of(
-    watching: Lookout, turned: Turned, store: redis.Redis
+    watching: FetchTimer, turned: Turned, store: redis.Redis
 ) -> None:
-    watching.looks()
+    watching.on_fetch()
     store.lpush("one", "message")  # behind what it found
-    watching.found(["one"], more=False)
+    watching.on_messages(["one"], more=False)
     assert turned.until(lambda: watching.due)
 
 
 def test_where_no_hub_turns_it_only_looks_now_and_then(
     parameters: dict[str, Any], store: redis.Redis
 ) -> None:
-    watching = Lookout(lambda: parameters, NEVER)
-    watching.looks()
-    watching.found(["one"], more=False)
-    watching.looks()
-    watching.found_nothing(["one"])
+    watching = FetchTimer(lambda: parameters, NEVER)
+    watching.on_fetch()
+    watching.on_messages(["one"], more=False)
+    watching.on_fetch()
+    watching.on_empty(["one"])
     assert not watching.due
     assert bells(store) == []
     watching.close()
 
 
 def test_who_comes_too_late_looks_again_soon_and_does_not_run_for_what_comes_till_then(
-    watching: Lookout, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    watching: FetchTimer, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_timer, "SOON", 3 * SOON)
-    watching.looks()
-    watching.found_nothing(["one"])
+    monkeypatch.setattr(fetch_timer, "BACKOFF_SECONDS", 3 * SOON)
+    watching.on_fetch()
+    watching.on_empty(["one"])
     turned.until(lambda: False)
     store.lpush("one", "message")
     assert turned.until(lambda: watching.due)
-    watching.looks()
+    watching.on_fetch()
     store.delete("one")  # somebody else takes it
-    watching.found_nothing(["one"])
+    watching.on_empty(["one"])
     store.lpush("one", "message")
     assert not turned.until(lambda: watching.due)
     assert turned.until(lambda: watching.due, 3 * SOON)
-    watching.looks()
-    watching.found_nothing(["one"])
+    watching.on_fetch()
+    watching.on_empty(["one"])
     assert turned.until(lambda: watching.due)
 
 
 def test_a_ring_while_somebody_looks_is_not_lost(
-    watching: Lookout, turned: Turned, store: redis.Redis
+    watching: FetchTimer, turned: Turned, store: redis.Redis
 ) -> None:
-    watching.looks()
-    watching.found_nothing(["one"])
+    watching.on_fetch()
+    watching.on_empty(["one"])
     turned.until(lambda: False)
-    watching.looks()
+    watching.on_fetch()
     store.lpush("one", "message")
     assert turned.until(lambda: watching.due)
-    watching.found_nothing(["one"])  # what was looked at before
+    watching.on_empty(["one"])  # what was looked at before
     assert watching.due
 
 
 def test_a_lost_bell_is_hung_anew_after_a_pause(
-    watching: Lookout, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    watching: FetchTimer, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_timer, "PAUSE", SOON)
-    watching.looks()
-    watching.found_nothing(["one"])
+    monkeypatch.setattr(fetch_timer, "RECONNECT_SECONDS", SOON)
+    watching.on_fetch()
+    watching.on_empty(["one"])
     turned.until(lambda: False)
     store.client_kill_filter(_type="normal", skipme=True)
     turned.until(lambda: False)
-    watching.looks()
-    watching.found_nothing(["one"])
+    watching.on_fetch()
+    watching.on_empty(["one"])
     turned.until(lambda: False)
     store.lpush("one", "message")
     assert turned.until(lambda: watching.due)

@@ -24,7 +24,7 @@ import redis
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
-from primarch_fleet.streaming import key
+from primarch_fleet.streaming import stream_key
 from tests.integration.conftest import StartWorker, eventually, is_parked
 from workers.observability.cost_report import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
@@ -76,7 +76,9 @@ class Lanes(ExitStack):
 
     def cut_short(self, tenant: str) -> bool:
         """Whether the report of costs has a run that was stopped, by what it is estimated."""
-        reports = [self.redis.hkeys(key) for key in self.redis.keys("fleet:costs:20*")]
+        reports = [
+            self.redis.hkeys(stream_key) for stream_key in self.redis.keys("fleet:costs:20*")
+        ]
         rows = [json.loads(row) for report in reports for row in report]
         return any(row[:1] == [tenant] and ESTIMATED in row for row in rows)
 
@@ -294,7 +296,7 @@ def test_a_plain_revoke_lets_a_request_that_runs_come_to_its_own_end(
 
 def written(lanes: Lanes, ticket: Ticket) -> tuple[int, bool]:
     """Entries that a stream has got, and whether it has ended."""
-    [(entry, fields)] = lanes.redis.xrevrange(key(ticket.id), count=1)
+    [(entry, fields)] = lanes.redis.xrevrange(stream_key(ticket.id), count=1)
     return int(entry.partition("-")[2]), "ended" in fields
 
 

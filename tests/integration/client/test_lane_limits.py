@@ -10,11 +10,16 @@ import pytest
 import redis
 
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
-from primarch_fleet.budgets import BUSY_AT_MOST, Ledger, Order
-from primarch_fleet.catalogue import KEY, LaneLimits, Limits, Model, Offer
+from primarch_fleet.budgets import MAX_CONCURRENCY_SECONDS, Ledger, ReservationRequest
+from primarch_fleet.catalogue import CATALOGUE_KEY, LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError, InvalidRequest, LaneFull, TenantLimited
-from primarch_fleet.lane_health import PARKED, STALE, Watch, alive_key
+from primarch_fleet.lane_health import (
+    MAX_AGE_SECONDS,
+    PARKED_REQUESTS_KEY,
+    LaneMonitor,
+    heartbeat_key,
+)
 from workers.observability.heartbeat import Heartbeat
 
 PRICE = Price(input="1", output="2")
@@ -72,7 +77,7 @@ def test_of_more_than_a_lane_takes_none_is_sent(fleet: Fleet, store: redis.Redis
 
 def test_what_is_parked_counts_for_the_batch_lane(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, lanes={"batch": LaneLimits(max_queued=2)})
-    store.hset(PARKED, mapping={"a": "", "b": ""})
+    store.hset(PARKED_REQUESTS_KEY, mapping={"a": "", "b": ""})
     with pytest.raises(LaneFull, match="2 requests wait in 'batch'"):
         fleet.submit(request(lane="batch"))
 
@@ -105,19 +110,19 @@ def test_tags_that_no_deployment_has_are_refused_and_nothing_is_enqueued(
     publish(store, models={"m": model})
     with pytest.raises(InvalidRequest, match=r"tags: .* they have \[eu, fast\] or \[us\]"):
         fleet.submit_many([request(tags=["us"]), request(tags=["eu", "us"], idempotency_key="k")])
-    assert set(store.keys()) == {KEY}
+    assert set(store.keys()) == {CATALOGUE_KEY}
     assert fleet.submit(request(tags=["fast", "eu"])).lane == "realtime"
 
 
 def test_a_look_is_good_for_a_moment_and_counts_what_was_sent_since(store: redis.Redis) -> None:
     catalogue, now = publish(store, lanes={"batch": LaneLimits(max_queued=2)}), [0.0]
-    watch = Watch(store, lambda: now[0])
-    assert watch.look(catalogue).queued["realtime"] == 0  # type: ignore[union-attr]
+    watch = LaneMonitor(store, lambda: now[0])
+    assert watch.snapshot(catalogue).queued["realtime"] == 0  # type: ignore[union-attr]
     store.lpush("realtime", "one", "two")
-    watch.sent(["realtime"])
-    assert watch.look(catalogue).queued["realtime"] == 1  # type: ignore[union-attr]
-    now[0] = STALE
-    assert watch.look(catalogue).queued["realtime"] == 2  # type: ignore[union-attr]
+    watch.record_sent(["realtime"])
+    assert watch.snapshot(catalogue).queued["realtime"] == 1  # type: ignore[union-attr]
+    now[0] = MAX_AGE_SECONDS
+    assert watch.snapshot(catalogue).queued["realtime"] == 2  # type: ignore[union-attr]
 
 
 def test_auto_keeps_away_from_a_lane_whose_workers_are_gone(
@@ -128,7 +133,7 @@ def test_auto_keeps_away_from_a_lane_whose_workers_are_gone(
     ticket = fleet.submit(request())
     assert ticket.reason == "no cheaper lane fits; local is without a worker"
     assert fleet.submit(request(lane="local")).lane == "local"
-    assert 0 < int(store.ttl(alive_key("batch"))) <= 20
+    assert 0 < int(store.ttl(heartbeat_key("batch"))) <= 20
 
 
 def test_of_many_producers_no_more_get_in_than_the_tenants_concurrency(
@@ -159,7 +164,9 @@ def test_a_request_that_has_ended_makes_room_and_one_that_comes_again_takes_none
     ledger = Ledger(store, lambda: now[0])
 
     def reserve(*tasks: str) -> None:
-        ledger.reserve("t", limits, [Order(task, 0, tokens=(1, None)) for task in tasks])
+        ledger.reserve(
+            "t", limits, [ReservationRequest(task, 0, tokens=(1, None)) for task in tasks]
+        )
 
     reserve("a", "b")
     reserve("a", "b")
@@ -169,7 +176,7 @@ def test_a_request_that_has_ended_makes_room_and_one_that_comes_again_takes_none
     ledger.settle("t", "a", "run", 0)
     reserve("c")
     assert busy(store) == 2
-    now[0] += BUSY_AT_MOST
+    now[0] += MAX_CONCURRENCY_SECONDS
     reserve("d", "e")
     assert busy(store) == 2
 
@@ -179,13 +186,13 @@ def test_the_tokens_of_a_minute_are_limited_and_the_next_minute_is_free(
 ) -> None:
     now, limits = [600.0 + 45], Limits(tokens_per_minute=100)
     ledger = Ledger(store, lambda: now[0])
-    ledger.reserve("t", limits, [Order("a", 0, tokens=(60, None))])
+    ledger.reserve("t", limits, [ReservationRequest("a", 0, tokens=(60, None))])
     with pytest.raises(TenantLimited, match="41 tokens, 40 are left of its 100") as limited:
-        ledger.reserve("t", limits, [Order("b", 0, tokens=(41, None))])
+        ledger.reserve("t", limits, [ReservationRequest("b", 0, tokens=(41, None))])
     assert limited.value.retry_after == 15.0
-    ledger.reserve("t", limits, [Order("b", 0, tokens=(40, None))])
+    ledger.reserve("t", limits, [ReservationRequest("b", 0, tokens=(40, None))])
     now[0] += 15
-    ledger.reserve("t", limits, [Order("c", 0, tokens=(100, None))])
+    ledger.reserve("t", limits, [ReservationRequest("c", 0, tokens=(100, None))])
 
 
 def test_what_is_limited_may_come_again() -> None:

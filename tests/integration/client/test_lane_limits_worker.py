@@ -14,7 +14,7 @@ import yaml
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, errors
-from primarch_fleet.lane_health import alive_key
+from primarch_fleet.lane_health import heartbeat_key
 from tests.integration.conftest import StartWorker, eventually
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
@@ -47,7 +47,7 @@ def test_no_place_is_lost_to_results_deadlines_cancelling_or_a_kill(
             "OPENAI_BASE_URL": simulator.url,
         }
         with start_worker("limited", app=app, env=env) as worker:
-            assert eventually(lambda: store.exists(alive_key("realtime")))
+            assert eventually(lambda: store.exists(heartbeat_key("realtime")))
             soon = datetime.now(UTC) + timedelta(seconds=1)
             late = fleet.submit(question(deadline=soon))
             cancelled, *others = fleet.submit_many([question()] * (MOST - 1))

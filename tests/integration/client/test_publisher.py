@@ -17,11 +17,11 @@ from celery.signals import after_task_publish, before_task_publish
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price, Ticket
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import PRIORITIES, Lane
-from primarch_fleet.encoder import MEMORY_SHARE, Pen
+from primarch_fleet.encoder import MAX_MEMORY_FRACTION, MessageEncoder
 from primarch_fleet.errors import FleetUnavailable, LaneFull
-from primarch_fleet.lane_health import ANY_LANE, Watch
-from primarch_fleet.publisher import STEP
-from primarch_fleet.queues import lists
+from primarch_fleet.lane_health import ANY_LANE, LaneMonitor
+from primarch_fleet.publisher import MAX_PUSH_BYTES
+from primarch_fleet.queues import priority_lists
 from tests.integration.conftest import eventually
 
 PRICE = Price(input="1", output="2")
@@ -38,7 +38,11 @@ def request(text: str = "2+2?", **fields: Any) -> CompletionRequest:
 
 def publish(store: redis.Redis, **fields: Any) -> Catalogue:
     model = Model(kind="chat", lanes=OFFERS, list_price=PRICE)
-    usual = {"models": {"m": model}, "completion_window": 86_400, "max_request_bytes": STEP}
+    usual = {
+        "models": {"m": model},
+        "completion_window": 86_400,
+        "max_request_bytes": MAX_PUSH_BYTES,
+    }
     catalogue = Catalogue(**usual | {"tenants": {"t": BUDGET, "u": BUDGET}} | fields)
     catalogue.publish(store)
     return catalogue
@@ -54,7 +58,9 @@ def fleet(valkey_url: str, store: redis.Redis) -> Iterator[Fleet]:
 
 def waiting(store: redis.Redis, queue: str = "realtime") -> list[dict[str, Any]]:
     """The messages of a queue, oldest first."""
-    found: Any = [text for name in lists(queue) for text in store.lrange(name, 0, -1)[::-1]]
+    found: Any = [
+        text for name in priority_lists(queue) for text in store.lrange(name, 0, -1)[::-1]
+    ]
     return [json.loads(text) for text in found]
 
 
@@ -93,9 +99,9 @@ def test_a_letter_is_what_celery_sends(fleet: Fleet, store: redis.Redis, priorit
         "headers": {"fleet_tenant": "t"},
     }
     fleet.app.send_task(**options)
-    [name] = [one for one in lists("realtime") if store.exists(one)]
-    [letter] = Pen(fleet.app).write([options])
-    assert letter.list == name
+    [name] = [one for one in priority_lists("realtime") if store.exists(one)]
+    [letter] = MessageEncoder(fleet.app).encode([options])
+    assert letter.list_key == name
     sent, written = json.loads(store.lindex(name, 0) or ""), json.loads(letter.text)
     for message in (sent, written):  # what is different each time
         del message["properties"]["delivery_tag"], message["headers"]["expires"]
@@ -195,7 +201,7 @@ def test_a_submit_after_the_server_has_hung_up_is_a_submit(
 def test_large_lots_go_in_several_steps_and_keep_their_order(
     fleet: Fleet, store: redis.Redis
 ) -> None:
-    text = "x" * (STEP // 4)
+    text = "x" * (MAX_PUSH_BYTES // 4)
     tickets: list[Ticket] = []
     called = commands(
         store,
@@ -206,7 +212,7 @@ def test_large_lots_go_in_several_steps_and_keep_their_order(
 
 
 def test_one_that_is_larger_than_a_step_is_sent(fleet: Fleet, store: redis.Redis) -> None:
-    fleet.submit(request("x" * (STEP - 1_000)))  # as base64 it is a third longer
+    fleet.submit(request("x" * (MAX_PUSH_BYTES - 1_000)))  # as base64 it is a third longer
     assert len(waiting(store)) == 1
 
 
@@ -232,7 +238,10 @@ def test_what_a_queue_cannot_take_is_not_reserved_for(fleet: Fleet, store: redis
 def test_a_server_almost_out_of_memory_takes_nothing(
     fleet: Fleet, store: redis.Redis, lot: list[CompletionRequest]
 ) -> None:
-    with memory(store, MEMORY_SHARE + 0.01), pytest.raises(LaneFull, match=r"9[5-7]% of") as full:
+    with (
+        memory(store, MAX_MEMORY_FRACTION + 0.01),
+        pytest.raises(LaneFull, match=r"9[5-7]% of") as full,
+    ):
         fleet.submit_many(lot)
     assert full.value.retry_after == 5.0
     assert waiting(store) == []
@@ -270,7 +279,9 @@ def test_nothing_is_looked_at_on_which_nothing_depends(
 ) -> None:
     catalogue = publish(store, **fields)
     health: list[Any] = []
-    called = commands(store, lambda: health.append(Watch(store).look(catalogue, asked_for)))
+    called = commands(
+        store, lambda: health.append(LaneMonitor(store).snapshot(catalogue, asked_for))
+    )
     assert ("hlen" in called) is looked is (health[0] is not None)
 
 

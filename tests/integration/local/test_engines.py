@@ -20,7 +20,7 @@ from tests.integration.conftest import eventually
 from tests.support.engines import ENGINES, config
 from workers.local import engines
 from workers.local.engines.base import Answer
-from workers.local.stream_assembler import Assembly
+from workers.local.stream_assembler import StreamAssembler
 
 CONCURRENT = 16
 
@@ -154,7 +154,7 @@ def test_a_cancelled_call_frees_its_place(subject: Subject) -> None:
 )
 def test_a_stream_is_the_answer_in_pieces(subject: Subject, parameters: dict[str, Any]) -> None:
     chunks = subject.stream(**parameters)
-    assembly = Assembly()
+    assembly = StreamAssembler()
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk)
         assembly.add(chunk)

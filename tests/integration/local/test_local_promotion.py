@@ -19,12 +19,12 @@ from config.fleet import FleetConfig, load
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, EmbeddingRequest, Fleet, protocol
 from primarch_fleet.contract import PRIORITIES
-from primarch_fleet.lane_health import alive_key
+from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import SEPARATOR
-from scheduler.local_promotion import Promotion
+from scheduler.local_promotion import LocalPromotion
 from scheduler.store.connection import connect
 from tasks import accounting as charging
-from tasks.accounting import Charges
+from tasks.accounting import Accountant
 from tests.integration.conftest import StartWorker, eventually
 from workers.onebox.simulator.server import Simulator
 from workers.runtime.leases import LUA
@@ -67,7 +67,7 @@ def fleet(config: FleetConfig, store: redis.Redis, valkey_url: str) -> Iterator[
     """A producer of a fleet whose workers are said to be there, and do not come."""
     config.catalogue().publish(store)
     for queue in ("realtime", QUEUE):
-        store.set(alive_key(queue), 1)
+        store.set(heartbeat_key(queue), 1)
     with Fleet(valkey_url) as fleet:
         yield fleet
 
@@ -76,13 +76,13 @@ def promote(config: FleetConfig, url: str) -> None:
     """One look."""
 
     async def look() -> None:
-        promotion = Promotion(connect(url, text=False), config.engines)
-        charges = Charges.at(url, config.catalogue(), lambda _: None)
-        charging.use(charges)
+        promotion = LocalPromotion(connect(url, text=False), config.engines)
+        charges = Accountant.at(url, config.catalogue(), lambda _: None)
+        charging.use_accountant(charges)
         try:
             await promotion.promote()
         finally:
-            charging.use(None)
+            charging.use_accountant(None)
             await charges.close()
             await promotion.close()
 
@@ -115,7 +115,7 @@ def test_a_request_that_an_engine_does_not_come_to_is_answered_in_real_time(
             for app in ("workers.local.app", "workers.realtime.app", "scheduler.app")
         )
         fleet = stack.enter_context(Fleet(valkey_url))
-        there = [alive_key(queue) for queue in (QUEUE, "realtime", "scheduler")]
+        there = [heartbeat_key(queue) for queue in (QUEUE, "realtime", "scheduler")]
         assert eventually(lambda: store.exists(*there) == len(there), PATIENCE)
         local.signal(signal.SIGSTOP)
         near, patient = fleet.submit(question(15)), fleet.submit(question(120))
@@ -143,7 +143,7 @@ def test_it_is_the_next_one_there_with_its_id_and_is_promoted_once(
     assert message["headers"]["task"] == "realtime.complete"
     assert message["properties"]["delivery_info"]["routing_key"] == "realtime"
     assert message["properties"]["priority"] == PRIORITIES["high"]
-    assert store.lrange(f"realtime{SEPARATOR}turns", 0, -1) == [protocol.tenant("a tenant")]
+    assert store.lrange(f"realtime{SEPARATOR}turns", 0, -1) == [protocol.tenant_header("a tenant")]
 
 
 def test_an_embedding_stays_one(
@@ -153,7 +153,7 @@ def test_an_embedding_stays_one(
     hosted = engine.model_copy(update={"model": "text-embedding-3-small", "kind": "embedding"})
     config = config.model_copy(update={"engines": [hosted]})
     config.catalogue().publish(store)
-    store.set(alive_key(hosted.queue), 1)
+    store.set(heartbeat_key(hosted.queue), 1)
     soon = datetime.now(UTC) + timedelta(seconds=8)
     request = EmbeddingRequest(model=hosted.model, input="a text", deadline=soon)
     with Fleet(valkey_url) as producer:  # the other knows the catalogue of before
@@ -190,7 +190,7 @@ def test_nothing_goes_to_a_lane_without_a_worker(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     ticket = fleet.submit(question(8))
-    store.delete(alive_key("realtime"))
+    store.delete(heartbeat_key("realtime"))
     promote(config, valkey_url)
     assert set(waiting(store, QUEUE)) == {ticket.id}
 

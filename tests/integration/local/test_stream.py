@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import redis
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from primarch_fleet import AsyncFleet, Fleet, errors
-from primarch_fleet.streaming import key
-from tasks.serving import Envelope
+from primarch_fleet.streaming import stream_key
+from tasks.serving import RequestMetadata
 from tests.integration.client.test_client import request
 from tests.integration.conftest import eventually
 from tests.support.streams import TASK, collect, run, text, writing
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.server import LocalServer
-from workers.stream_writer import Writer
+from workers.stream_writer import StreamWriter
 
 pytestmark = pytest.mark.usefixtures("store")
 
-CONFIG = Engine.model_validate(
+CONFIG = EngineConfig.model_validate(
     {"model": "m", "engine": "simulated", "price": {"input": 1, "output": 2}, "max_num_seqs": 8}
 )
-ENVELOPE = Envelope(task_id=TASK, trace_id="trace", reason="hosted here", queue_wait=0.1)
+ENVELOPE = RequestMetadata(task_id=TASK, trace_id="trace", reason="hosted here", queue_wait=0.1)
 
 
 class PausedEngine(SimulatedEngine):
@@ -42,7 +42,7 @@ class PausedEngine(SimulatedEngine):
             yield one
 
 
-def local_server(writer: Writer, engine: SimulatedEngine) -> LocalServer:
+def local_server(writer: StreamWriter, engine: SimulatedEngine) -> LocalServer:
     return LocalServer(CONFIG, engine, writer, stop=lambda: pytest.fail("it lives"))
 
 
@@ -89,7 +89,7 @@ def test_a_cancelled_request_ends_its_stream_and_frees_its_place(
             return engine.running
 
     assert run(work()) == 0
-    last = eventually(lambda: store.xrevrange(key(TASK), count=1))
+    last = eventually(lambda: store.xrevrange(stream_key(TASK), count=1))
     assert last[0][1] == {"ended": "failed"}
 
 
@@ -115,7 +115,7 @@ def test_an_engine_that_stops_short_is_an_error_and_no_answer(
                 )
 
     run(work())
-    last: Any = store.xrevrange(key(TASK), count=1)
+    last: Any = store.xrevrange(stream_key(TASK), count=1)
     assert last[0][1] == {"ended": "failed"}
 
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from config.engine import Engine
+from config.engine import EngineConfig
 from config.fleet import FleetConfig
 from config.settings import ROOT
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
@@ -276,7 +276,7 @@ def test_settings_have_vllms_names_and_defaults() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
 
     known = {field.name: field.default for field in dataclasses.fields(AsyncEngineArgs)}
-    ours = {name: field.default for name, field in Engine.model_fields.items()}
+    ours = {name: field.default for name, field in EngineConfig.model_fields.items()}
     shared = set(known) & set(ours) - {"model", "max_num_seqs"}  # vLLM's depends on the hardware
     assert len(shared) > 10
     assert {name: known[name] for name in shared} == {name: ours[name] for name in shared}

@@ -15,13 +15,13 @@ from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest, Spending, errors, protocol, streaming
-from primarch_fleet.budgets import Ledger, Order
+from primarch_fleet.budgets import Ledger, ReservationRequest
 from primarch_fleet.catalogue import Limits
 from tasks import accounting as charging
 from tasks import response_cache as caching
 from tasks import serving
-from tasks.accounting import Charges
-from tasks.response_cache import Cache
+from tasks.accounting import Accountant
+from tasks.response_cache import ResponseCache
 from tests.support.realtime_fixture import (
     CONFIG,
     PROFILE,
@@ -32,7 +32,7 @@ from tests.support.realtime_fixture import (
     realtime_server,
 )
 from workers.observability import cost_report as costing
-from workers.observability.cost_report import Costs
+from workers.observability.cost_report import CostReport
 from workers.onebox.simulator.profile import Fault, Latency
 from workers.onebox.simulator.server import Simulator
 from workers.stream_writer import has_token
@@ -54,7 +54,7 @@ class Context(dict[str, Any]):
 class Lane:
     """The realtime lane's task, with what stands behind it in a worker."""
 
-    def __init__(self, charges: Charges) -> None:
+    def __init__(self, charges: Accountant) -> None:
         self.charges = charges
 
     async def serve(self, request: CompletionRequest) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def limited(base: FleetConfig = CONFIG, **limits: Any) -> FleetConfig:
 def simulator(store: redis.Redis) -> Iterator[Simulator]:
     with provider() as simulator:
         yield simulator
-    charging.use(None)
+    charging.use_accountant(None)
 
 
 def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
@@ -95,10 +95,10 @@ def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
 
     async def all_of_it() -> Any:
         async with realtime_server(config, url) as server:
-            charges = Charges.at(url, config.catalogue(), costing.report_cut)
-            costs = Costs.at(url, config.catalogue())
+            charges = Accountant.at(url, config.catalogue(), costing.report_cut)
+            costs = CostReport.at(url, config.catalogue())
             serving.use("realtime", server)
-            charging.use(charges)
+            charging.use_accountant(charges)
             costing.use(costs)
             try:
                 return await body(Lane(charges))
@@ -116,11 +116,11 @@ def spending(store: redis.Redis) -> Spending:
 
 def reserve(store: redis.Redis, amount: int = 500) -> None:
     """As a producer does at submit."""
-    Ledger(store).reserve(TENANT, Limits(), [Order(TASK, amount)])
+    Ledger(store).reserve(TENANT, Limits(), [ReservationRequest(TASK, amount)])
 
 
 def estimate(request: CompletionRequest, chunks: int) -> int:
-    return INPUT * (protocol.size(request.body()) // 4 + 1) + OUTPUT * chunks
+    return INPUT * (protocol.wire_size_bytes(request.body()) // 4 + 1) + OUTPUT * chunks
 
 
 def test_an_answer_costs_what_its_receipt_says(
@@ -210,7 +210,7 @@ def test_an_abandoned_stream_costs_its_prompt_and_what_had_come(
     request = chat(max_tokens=50, stream=True)
     with pytest.raises(errors.ProviderUnavailable):
         run(valkey_url, lambda lane: lane.serve(request))
-    entries: Any = store.xrange(streaming.key(TASK))
+    entries: Any = store.xrange(streaming.stream_key(TASK))
     came = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
     tokens = sum(map(has_token, came))
     assert tokens > 0
@@ -224,12 +224,12 @@ def test_a_kept_answer_costs_its_tenant_nothing_and_its_reservation_is_given_bac
     request = chat(max_tokens=50, cache_ttl=60)
 
     async def twice(lane: Lane) -> list[dict[str, Any]]:
-        cache = Cache(Redis.from_url(valkey_url, decode_responses=True))
-        caching.use(cache)
+        cache = ResponseCache(Redis.from_url(valkey_url, decode_responses=True))
+        caching.use_cache(cache)
         try:
             return [await lane.serve(request) for _ in range(2)]
         finally:
-            caching.use(None)
+            caching.use_cache(None)
             await cache.close()
 
     reserve(store)
@@ -262,7 +262,7 @@ def test_a_dearer_fallback_is_reserved_for_too(
     request = chat("small", max_tokens=50)
     answer = run(valkey_url, lambda lane: lane.serve(request), both)
     assert answer["receipt"]["deployment"] == "big-1"
-    needed = INPUT * protocol.size(request.to_wire()) + OUTPUT * 50
+    needed = INPUT * protocol.wire_size_bytes(request.to_wire()) + OUTPUT * 50
     assert spending(store).spent == answer["receipt"]["cost"] <= needed
     short = limited(config(fallbacks={"small": ["big"]}), monthly_budget=f"0.{needed:06}")
     with pytest.raises(errors.BudgetExceeded):
@@ -295,7 +295,9 @@ def test_of_many_those_are_reserved_that_fit_in_their_order(
     budget = room = 5_000
     expected = set()
     for task, request in requests.items():
-        needed = INPUT * protocol.size(request.to_wire()) + OUTPUT * (request.max_tokens or 0)
+        needed = INPUT * protocol.wire_size_bytes(request.to_wire()) + OUTPUT * (
+            request.max_tokens or 0
+        )
         expected |= {task} if needed > room else set()
         room -= needed if needed <= room else 0
 

@@ -13,9 +13,9 @@ from redis.asyncio import Redis
 from primarch_fleet import errors
 from primarch_fleet.budgets import AsyncLedger, Spending
 from primarch_fleet.catalogue import Limits
-from scheduler.admin.operations import Operator
+from scheduler.admin.operations import Operations
 from tasks import accounting
-from tasks.accounting import Charges
+from tasks.accounting import Accountant
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
 
@@ -36,11 +36,11 @@ async def charged(b: Bench, limits: Limits = LIMITS) -> AsyncIterator[AsyncLedge
     """Within the block, every tenant has limits, as in a worker."""
     catalogue = b.config.catalogue().model_copy(update={"tenants": {"default": limits}})
     ledger = AsyncLedger(Redis.from_url(b.url, decode_responses=True))
-    accounting.use(Charges(ledger, catalogue))
+    accounting.use_accountant(Accountant(ledger, catalogue))
     try:
         yield ledger
     finally:
-        accounting.use(None)
+        accounting.use_accountant(None)
         await ledger.close()
 
 
@@ -114,6 +114,6 @@ async def test_a_request_is_promoted_only_with_the_money_for_it(opened: OpenBenc
 
 async def _cancel(b: Bench, result: Any) -> str:
     accounts = {"openai": b.scheduler.provider}
-    operator = Operator(b.scheduler.store, accounts, b.scheduler.lane.exit)
+    operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.exit)
     (answer,) = (await operator.cancel([str(result.id)])).values()
     return answer

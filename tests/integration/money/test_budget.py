@@ -11,10 +11,17 @@ import pytest
 import redis
 import redis.asyncio
 
-from primarch_fleet.budgets import KEPT_DAYS, SWEPT_AFTER, AsyncLedger, Held, Ledger, Order
+from primarch_fleet.budgets import (
+    KEPT_DAYS,
+    RESERVATION_TTL_SECONDS,
+    AsyncLedger,
+    Ledger,
+    Reservation,
+    ReservationRequest,
+)
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
-from workers.observability.budget_metrics import BudgetGauge
+from workers.observability.budget_metrics import BudgetCollector
 
 LIMITS = Limits(daily_budget=100, monthly_budget=250)
 #: Almost the end of February of a leap year.
@@ -39,8 +46,8 @@ def ledger(store: redis.Redis, clock: Clock) -> Ledger:
     return Ledger(store, clock)
 
 
-def reserve(ledger: Ledger, task: str, amount: int, instead: int | None = None) -> Held:
-    [held] = ledger.reserve("t", LIMITS, [Order(task, amount, instead)])
+def reserve(ledger: Ledger, task: str, amount: int, instead: int | None = None) -> Reservation:
+    [held] = ledger.reserve("t", LIMITS, [ReservationRequest(task, amount, instead)])
     return held
 
 
@@ -51,7 +58,7 @@ def figures(ledger: Ledger) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def test_what_is_settled_takes_the_place_of_what_was_reserved(ledger: Ledger) -> None:
-    assert reserve(ledger, "a", 70) == Held("a", instead=False, new=True)
+    assert reserve(ledger, "a", 70) == Reservation("a", is_fallback=False, is_new=True)
     assert figures(ledger) == ((0, 70), (0, 70))
     assert ledger.settle("t", "a", "run", 20)
     assert figures(ledger) == ((20, 0), (20, 0))
@@ -60,8 +67,8 @@ def test_what_is_settled_takes_the_place_of_what_was_reserved(ledger: Ledger) ->
 
 def test_a_task_reserves_once_and_then_only_what_is_missing(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
-    assert reserve(ledger, "a", 60) == Held("a", instead=False, new=False)
-    assert reserve(ledger, "a", 40) == Held("a", instead=False, new=False)
+    assert reserve(ledger, "a", 60) == Reservation("a", is_fallback=False, is_new=False)
+    assert reserve(ledger, "a", 40) == Reservation("a", is_fallback=False, is_new=False)
     assert figures(ledger)[0] == (0, 60)
     reserve(ledger, "a", 100)
     assert figures(ledger)[0] == (0, 100)
@@ -94,7 +101,7 @@ def test_a_run_counts_once_and_another_run_of_the_task_counts_too(ledger: Ledger
 def test_a_task_that_runs_again_reserves_again(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     ledger.settle("t", "a", "first", 20)
-    assert reserve(ledger, "a", 60).new
+    assert reserve(ledger, "a", 60).is_new
     assert figures(ledger)[0] == (20, 60)
 
 
@@ -104,7 +111,7 @@ def test_more_than_was_reserved_is_counted_and_leaves_no_room(ledger: Ledger) ->
     assert ledger.budget("t", LIMITS).day.left == -30
     with pytest.raises(BudgetExceeded, match=re.escape("$-0.000030 is left of the daily budget")):
         reserve(ledger, "b", 1)
-    assert reserve(ledger, "free", 0).new
+    assert reserve(ledger, "free", 0).is_new
 
 
 def test_a_refund_may_be_repeated(ledger: Ledger) -> None:
@@ -117,25 +124,33 @@ def test_a_refund_may_be_repeated(ledger: Ledger) -> None:
 
 def test_of_many_all_are_reserved_or_none(ledger: Ledger) -> None:
     with pytest.raises(BudgetExceeded):
-        ledger.reserve("t", LIMITS, [Order("a", 60), Order("b", 50), Order("c", 1)])
+        ledger.reserve(
+            "t",
+            LIMITS,
+            [ReservationRequest("a", 60), ReservationRequest("b", 50), ReservationRequest("c", 1)],
+        )
     assert figures(ledger)[0] == (0, 0)
-    held = ledger.reserve("t", LIMITS, [Order("a", 60), Order("b", 50, 40), Order("c", 0)])
-    assert [one.instead for one in held] == [False, True, False]
+    held = ledger.reserve(
+        "t",
+        LIMITS,
+        [ReservationRequest("a", 60), ReservationRequest("b", 50, 40), ReservationRequest("c", 0)],
+    )
+    assert [one.is_fallback for one in held] == [False, True, False]
     assert figures(ledger)[0] == (0, 100)
 
 
 def test_more_orders_than_one_call_of_lua_takes_are_reserved_together(ledger: Ledger) -> None:
     limits = Limits(daily_budget=12_001)
-    held = ledger.reserve("t", limits, [Order(f"task-{i}", 1) for i in range(12_001)])
+    held = ledger.reserve("t", limits, [ReservationRequest(f"task-{i}", 1) for i in range(12_001)])
     assert len(held) == 12_001
     assert figures(ledger)[0] == (0, 12_001)
 
 
 def test_amounts_up_to_billions_of_dollars_are_exact(ledger: Ledger) -> None:
     limits = Limits(daily_budget=2**52 + 1)
-    ledger.reserve("t", limits, [Order("a", 2**52), Order("b", 1)])
+    ledger.reserve("t", limits, [ReservationRequest("a", 2**52), ReservationRequest("b", 1)])
     with pytest.raises(BudgetExceeded):
-        ledger.reserve("t", limits, [Order("c", 1)])
+        ledger.reserve("t", limits, [ReservationRequest("c", 1)])
     ledger.settle("t", "a", "run", 2**52)
     assert figures(ledger)[0] == (2**52, 1)
 
@@ -183,13 +198,13 @@ def test_a_reservation_that_nobody_settles_is_given_back_at_last(
 ) -> None:
     limits = Limits(monthly_budget=100)
     clock.now = datetime(2028, 3, 1, tzinfo=UTC)
-    ledger.reserve("t", limits, [Order("a", 60), Order("alive", 40)])
-    clock.now += timedelta(seconds=SWEPT_AFTER - 1)
-    ledger.reserve("t", limits, [Order("alive", 40)])
+    ledger.reserve("t", limits, [ReservationRequest("a", 60), ReservationRequest("alive", 40)])
+    clock.now += timedelta(seconds=RESERVATION_TTL_SECONDS - 1)
+    ledger.reserve("t", limits, [ReservationRequest("alive", 40)])
     with pytest.raises(BudgetExceeded):
-        ledger.reserve("t", limits, [Order("b", 1)])
+        ledger.reserve("t", limits, [ReservationRequest("b", 1)])
     clock.now += timedelta(seconds=1)
-    ledger.reserve("t", limits, [Order("b", 60)])
+    ledger.reserve("t", limits, [ReservationRequest("b", 60)])
     assert figures(ledger)[1] == (0, 100)
     ledger.settle("t", "a", "late", 5)
     assert figures(ledger)[1] == (5, 100)
@@ -235,7 +250,7 @@ EDGES = [f"{day}+00:00" for day in ("01-01T00:00:00", "02-28T23:59:59", "03-01T0
 
 def test_the_clock_is_that_of_the_server(store: redis.Redis) -> None:
     ledger = Ledger(store)
-    ledger.reserve("t", LIMITS, [Order("a", 5)])
+    ledger.reserve("t", LIMITS, [ReservationRequest("a", 5)])
     server: Any = store.time()
     budget = ledger.budget("t", LIMITS)
     assert budget.month.reserved == 5
@@ -250,11 +265,13 @@ def test_the_clock_is_that_of_the_server(store: redis.Redis) -> None:
 def test_asyncio_sees_the_same_ledger(store: redis.Redis, valkey_url: str) -> None:
     async def run() -> None:
         other = AsyncLedger(redis.asyncio.Redis.from_url(valkey_url, decode_responses=True))
-        assert await other.reserve("t", LIMITS, [Order("a", 60)]) == [Held("a", False, True)]
+        assert await other.reserve("t", LIMITS, [ReservationRequest("a", 60)]) == [
+            Reservation("a", False, True)
+        ]
         with pytest.raises(BudgetExceeded):
-            Ledger(store).reserve("t", LIMITS, [Order("b", 60)])
+            Ledger(store).reserve("t", LIMITS, [ReservationRequest("b", 60)])
         await other.settle("t", "a", "run", 30)
-        await other.reserve("t", LIMITS, [Order("b", 60)])
+        await other.reserve("t", LIMITS, [ReservationRequest("b", 60)])
         await other.refund("t", "b")
         assert await other.budget("t", LIMITS) == Ledger(store).budget("t", LIMITS)
         await other.close()
@@ -268,7 +285,7 @@ def test_operators_see_the_budgets_of_named_tenants(ledger: Ledger) -> None:
     ledger.settle("t", "a", "run", 25)
     reserve(ledger, "b", 40)
     limits = {"t": LIMITS.model_copy(update={"daily_budget": None}), "idle": Limits()}
-    [gauge] = BudgetGauge(ledger, limits).collect()
+    [gauge] = BudgetCollector(ledger, limits).collect()
     told = {tuple(one.labels.values()): one.value for one in gauge.samples}
     assert {key: value for key, value in told.items() if value} == {
         ("t", "day", "spent"): 0.000025,

@@ -18,7 +18,7 @@ from primarch_fleet.errors import BudgetExceeded, CostCapExceeded, InvalidReques
 PRICE = Price(input="1", output="2")
 OFFERS: dict[Lane, Offer] = {
     "realtime": Offer(queue="realtime", price=PRICE),
-    "batch": Offer(queue="batch", price=PRICE.times(Decimal("0.5"))),
+    "batch": Offer(queue="batch", price=PRICE.scaled(Decimal("0.5"))),
 }
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 

@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from primarch_fleet.budgets import Budget, Ledger, Order
+from primarch_fleet.budgets import Budget, Ledger, ReservationRequest
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
 
@@ -125,7 +125,7 @@ class Budgets(RuleBasedStateMachine):
         lefts = [one.left for one in (budget.day, budget.month) if one.left is not None]
         room = min(lefts, default=UNLIMITED)
         for order, taken in zip(orders, answers, strict=True):
-            least = order.amount if order.instead is None else min(order.amount, order.instead)
+            least = order.amount if order.fallback is None else min(order.amount, order.fallback)
             if taken is None:
                 assert least > room, f"refused {order}, and {room} is left at the end"
             elif taken != order.amount:
@@ -147,7 +147,7 @@ class Budgets(RuleBasedStateMachine):
     @rule(seed=SEEDS)
     def all_reserve_the_same_tasks_again(self, seed: int) -> None:
         """By their ids: nothing more is reserved, and nothing refused."""
-        known = [Order(task, held.amount) for task, held in self.open.items()]
+        known = [ReservationRequest(task, held.amount) for task, held in self.open.items()]
         if known:
             again = [_chance(seed + i).choice(known) for i in range(CLIENTS)]
             answers = self.crowd.at_once(self.limits, [self._reserving(one) for one in again])
@@ -176,22 +176,24 @@ class Budgets(RuleBasedStateMachine):
         }
         check(self._budget())
 
-    def _order(self, chance: Random) -> Order:
+    def _order(self, chance: Random) -> ReservationRequest:
         self.number += 1
         amount = chance.choice([0, 1, 10, 33, 100])
-        return Order(f"task-{self.number}", amount, chance.choice([None, None, amount // 2]))
+        return ReservationRequest(
+            f"task-{self.number}", amount, chance.choice([None, None, amount // 2])
+        )
 
-    def _reserving(self, order: Order) -> Callable[[Ledger], int | None]:
+    def _reserving(self, order: ReservationRequest) -> Callable[[Ledger], int | None]:
         def reserve(ledger: Ledger) -> int | None:
             try:
                 [held] = ledger.reserve(TENANT, self.limits, [order])
             except BudgetExceeded:
                 return None
-            return order.instead if held.instead else order.amount
+            return order.fallback if held.is_fallback else order.amount
 
         return reserve
 
-    def _keep(self, orders: list[Order], answers: list[Any]) -> None:
+    def _keep(self, orders: list[ReservationRequest], answers: list[Any]) -> None:
         today = datetime.fromtimestamp(self.crowd.now, UTC).date().isoformat()
         for order, taken in zip(orders, answers, strict=True):
             if taken is not None:

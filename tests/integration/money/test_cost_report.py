@@ -14,13 +14,13 @@ from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
 from scheduler.admin import cost_view
-from scheduler.admin.operations import Operator
+from scheduler.admin.operations import Operations
 from tests.integration.batch.test_cli import scheduler
 from tests.support import realtime_fixture
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.observability import cost_report as costing
 from workers.observability import metrics
-from workers.observability.cost_report import Costs, Figures, Row, figures, key
+from workers.observability.cost_report import CostReport, Figures, Row, figures, key
 
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
@@ -37,10 +37,10 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def reported(url: str, config: FleetConfig) -> AsyncIterator[Costs]:
+async def reported(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
     """Within the block answers are reported, as in a worker, on DAY."""
     client = Redis.from_url(url, decode_responses=True)
-    costs = Costs(client, config.catalogue(), NOW.timestamp)
+    costs = CostReport(client, config.catalogue(), NOW.timestamp)
     costing.use(costs)
     try:
         yield costs
@@ -101,7 +101,7 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_a_cost_and_no_reques
         observing(b)
         _, cancelled = await b.send(chat("one"), chat("cancelled"))
         await b.turn()
-        operator = Operator(
+        operator = Operations(
             b.scheduler.store, {"openai": b.scheduler.provider}, b.scheduler.lane.exit
         )
         await operator.cancel([str(cancelled.id)])

@@ -23,7 +23,7 @@ from tests.support.realtime_fixture import (
 )
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
-from workers.realtime.cooldowns import AGAIN, Cooldowns
+from workers.realtime.cooldowns import MIN_RETRY_SECONDS, Cooldowns
 from workers.realtime.router import build
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
@@ -124,7 +124,7 @@ def test_a_request_is_told_when_a_deployment_that_cools_down_is_back(
 @pytest.mark.parametrize(
     ("error", "pause"),
     [
-        (RouterRateLimitError("big", MINUTE, False, ["big-1"]), AGAIN),
+        (RouterRateLimitError("big", MINUTE, False, ["big-1"]), MIN_RETRY_SECONDS),
         (exceptions.ServiceUnavailableError("no", "openai", "big-1"), None),
     ],
 )

@@ -147,7 +147,7 @@ def test_what_was_cut_short_costs_everywhere_its_prompt_and_what_had_come(
     reserve(store)
     request = chat(max_tokens=50, stream=streamed)
     run(valkey_url, lambda lane: cutting(lane, simulator, request))
-    entries: Any = store.xrange(streaming.key("task"))
+    entries: Any = store.xrange(streaming.stream_key("task"))
     came = sum(has_token(json.loads(one["chunk"])) for _, one in entries if "chunk" in one)
     assert bool(came) is streamed
     assert spending(store).spent == estimate(request, came) > 0

@@ -15,7 +15,7 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import errors
-from primarch_fleet.streaming import key
+from primarch_fleet.streaming import stream_key
 from tasks import serving
 from tests.support.realtime_fixture import (
     ENVELOPE,
@@ -111,7 +111,7 @@ def test_a_deadline_ends_an_answer_that_is_being_streamed(
             return provider.calls
 
     assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == 1
-    entries: Any = store.xrange(key(ENVELOPE.task_id))
+    entries: Any = store.xrange(stream_key(ENVELOPE.task_id))
     fields = [name for _, entry in entries for name in entry]
     assert (fields[0], fields[-1]) == ("opened", "ended")
     assert "chunk" in fields

@@ -289,7 +289,7 @@ def test_no_pause_between_two_attempts_is_as_long_as_a_provider_likes(
     ask: Ask, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A 500 is tried again at the same deployment, and may have a Retry-After too."""
-    monkeypatch.setattr(router_host, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(router_host, "MAX_PAUSE_SECONDS", 0.01)
     simulator.profile = failing(Fault(model="big-1", status=500, retry_after=MINUTE))
     one = config(fallbacks={"big": ["small"]}, num_retries=2, allowed_fails=1_000)
     started = time.monotonic()

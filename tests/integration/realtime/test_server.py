@@ -21,7 +21,7 @@ from tests.support.realtime_fixture import (
 )
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
-from workers.realtime.errors import TABLE, translate
+from workers.realtime.errors import FLEET_ERRORS, translate
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
@@ -174,7 +174,7 @@ def test_every_error_of_litellm_has_a_meaning_here() -> None:
         kind.__name__
         for kind in kinds
         if issubclass(kind, Exception)
-        and next(one for one in kind.__mro__ if one in TABLE) is Exception
+        and next(one for one in kind.__mro__ if one in FLEET_ERRORS) is Exception
     }
     assert caught == PROXY_ONLY
     assert type(translate(ValueError("x"), [])) is errors.ProviderError

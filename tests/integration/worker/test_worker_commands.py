@@ -13,7 +13,7 @@ import redis
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.catalogue import KEY
+from primarch_fleet.catalogue import CATALOGUE_KEY
 from tests.integration.conftest import StartWorker
 from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
@@ -55,7 +55,7 @@ def test_a_lane_started_alone_answers(
             "OPENAI_BASE_URL": simulator.url,
         }
         with start_worker(f"{lane}1", app=command(lane), env=env), Fleet(valkey_url) as fleet:
-            assert store.exists(KEY)
+            assert store.exists(CATALOGUE_KEY)
             request = CompletionRequest(model=model, messages=[{"role": "user", "content": "Hi"}])
             receipt = fleet.result(fleet.submit(request), timeout=30).receipt
             assert (receipt.lane, receipt.requested_model) == (lane, model)

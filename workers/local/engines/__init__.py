@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from config.engine import Engine as EngineConfig
+from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError
 from workers.local.engines.base import Engine
 

@@ -21,7 +21,7 @@ done
 """
 
 
-class Leash:
+class KillOnParentExit:
     """Processes started within the block, and theirs, are killed at `close()` or this one's end.
 
     vLLM's would live on without their parent and keep the GPU. A block that raises closes it.

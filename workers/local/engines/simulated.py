@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from config.engine import Engine as EngineConfig
+from config.engine import EngineConfig
 from primarch_fleet.errors import InvalidRequest
 from workers.local.engines.base import Answer
 

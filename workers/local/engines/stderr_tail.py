@@ -15,7 +15,7 @@ LINES = 400
 _ERROR = re.compile(r"^[\w.]*(?:Error|Exception): .+")
 
 
-class Overheard:
+class StderrTail:
     """Within the block, standard error goes through a pipe, on which its last lines are kept.
 
     All is passed on to where it went before. Processes started within keep writing to the pipe

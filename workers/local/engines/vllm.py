@@ -31,11 +31,11 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from config.engine import Engine as EngineConfig
+from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
 from workers.local.engines.base import Answer
-from workers.local.engines.process_guard import Leash
-from workers.local.engines.stderr_tail import Overheard
+from workers.local.engines.process_guard import KillOnParentExit
+from workers.local.engines.stderr_tail import StderrTail
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ async def start(config: EngineConfig) -> VllmEngine:
     started = time.perf_counter()
     args = _arguments(config)
     settings = _settings(config, args)
-    with Overheard() as overheard:
+    with StderrTail() as overheard:
         try:
             engine = await _engine(settings, args)
         except Exception as error:
@@ -78,7 +78,7 @@ class VllmEngine:
 
     simulated = False
 
-    def __init__(self, llm: AsyncLLM, endpoints: State, leash: Leash) -> None:
+    def __init__(self, llm: AsyncLLM, endpoints: State, leash: KillOnParentExit) -> None:
         """`endpoints` holds the handlers of vLLM's OpenAI server."""
         self._llm = llm
         self._endpoints = endpoints
@@ -194,7 +194,7 @@ def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
 
 async def _engine(settings: VllmConfig, args: Namespace) -> VllmEngine:
     endpoints = State()
-    with _deaf_to_ctrl_c(), Leash() as leash:
+    with _deaf_to_ctrl_c(), KillOnParentExit() as leash:
         llm = AsyncLLM.from_vllm_config(settings)
         await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
     return VllmEngine(llm, endpoints, leash)

@@ -10,8 +10,8 @@ import pytest
 from celery import Celery
 
 from primarch_fleet import errors
-from scheduler.completion.celery_replay import Tracer
-from scheduler.completion.completer import Deliverer
+from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.completer import Completer
 from scheduler.jobs import result_reader
 from scheduler.model import jsonl
 from scheduler.model.job import Job
@@ -28,7 +28,7 @@ async def test_fault_36_many_results_are_read_from_disk_and_delivered_some_at_a_
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as b:
-        read, checked, ahead = jsonl.read, set[str | bytes](), list[int]()
+        read, checked, ahead = jsonl.decode_line, set[str | bytes](), list[int]()
 
         def watched(text: str | bytes) -> Line:
             if text in checked:  # a file is read once before, to see whether it makes sense
@@ -37,7 +37,7 @@ async def test_fault_36_many_results_are_read_from_disk_and_delivered_some_at_a_
             assert list(b.folder.glob("*.0.jsonl")), "the file is on disk"
             return read(text)
 
-        monkeypatch.setattr(jsonl, "read", watched)
+        monkeypatch.setattr(jsonl, "decode_line", watched)
         results = await b.send(*(chat(f"q{n}") for n in range(250)))
         await b.until_idle()
         await b.settled(results, batches=1)
@@ -110,8 +110,8 @@ async def test_fault_37_completing_a_task_twice_changes_nothing(
     async with opened() as b:
         (result,) = await b.send(chat("once"), link=app.tasks["test.text"].s())
         job, request = await _submitted(b)
-        scheduler, tracer = b.scheduler, Tracer(app, "batch1@test")
-        deliverer = Deliverer(scheduler.store, scheduler.bodies, tracer, lambda _: None)
+        scheduler, tracer = b.scheduler, CeleryReplay(app, "batch1@test")
+        deliverer = Completer(scheduler.store, scheduler.bodies, tracer, lambda _: None)
         assert await deliverer.answer(job, {request: {"first": True}}) == {"default"}
         assert await deliverer.answer(job, {request: {"first": False}}) == set()
         await deliverer.fail({request: errors.BatchError("too late")}, job.group, job.intent)

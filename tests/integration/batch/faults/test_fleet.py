@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from scheduler.admin.webhook import TOLERANCE
+from scheduler.admin.webhook import TIMESTAMP_TOLERANCE_SECONDS
 from scheduler.store.store import LeaseLost
 from tests.support.batch_fixture import OpenBench, chat, profile
 from tests.support.webhook_receiver import OTHER_SECRET, event, receiver
@@ -135,7 +135,9 @@ async def test_fault_40_a_clock_that_jumps_midway_loses_and_repeats_nothing(
         assert b.calls("batches.cancel") == {}
 
 
-@pytest.mark.parametrize("seconds", [-2 * TOLERANCE, 2 * TOLERANCE])
+@pytest.mark.parametrize(
+    "seconds", [-2 * TIMESTAMP_TOLERANCE_SECONDS, 2 * TIMESTAMP_TOLERANCE_SECONDS]
+)
 async def test_fault_40_a_webhook_of_another_time_changes_nothing_and_one_of_about_now_does(
     opened: OpenBench, seconds: float
 ) -> None:

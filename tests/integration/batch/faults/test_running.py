@@ -8,7 +8,7 @@ import pytest
 from celery.result import AsyncResult
 
 from primarch_fleet import errors
-from scheduler.admin.operations import Operator
+from scheduler.admin.operations import Operations
 from tests.support.batch_fixture import Bench, OpenBench, chat, embedding, profile
 from workers.onebox.simulator.profile import Fault
 
@@ -197,7 +197,7 @@ async def test_fault_26_a_cancel_that_comes_too_late_lets_the_batch_deliver(
 async def _cancel(b: Bench, result: AsyncResult[Any]) -> str:
     """Cancel a request by hand; how that went."""
     accounts = {"openai": b.scheduler.provider}
-    operator = Operator(b.scheduler.store, accounts, b.scheduler.lane.exit)
+    operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.exit)
     (answer,) = (await operator.cancel([str(result.id)])).values()
     return answer
 

@@ -64,7 +64,7 @@ async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_ot
 async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finisher, "MOST_HALVINGS", 3)
+    monkeypatch.setattr(finisher, "MAX_BISECTIONS", 3)
     wrong = Fault(scope="validation", code="odd", message="Not for you.", names_line=False)
     async with opened(profile(wrong)) as b:
         results = await b.send(*(chat(f"q{n}") for n in range(8)))
@@ -84,7 +84,7 @@ async def test_fault_16_batches_that_are_refused_at_the_same_moment_count_each(
         await asyncio.sleep(0.05)  # so that the other job looks before this one has written
         return pause
 
-    monkeypatch.setattr(finisher, "MOST_HALVINGS", 3)
+    monkeypatch.setattr(finisher, "MAX_BISECTIONS", 3)
     monkeypatch.setattr(Pauses, "get", late)
     wrong = Fault(scope="validation", code="odd", message="Not for you.", names_line=False)
     async with opened(profile(wrong)) as b:
@@ -129,7 +129,7 @@ async def test_fault_17_a_request_that_is_too_much_all_alone_fails(opened: OpenB
 async def test_fault_17_refusals_for_tokens_leave_all_halvings_to_the_search_for_a_bad_request(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finisher, "MOST_HALVINGS", 2)
+    monkeypatch.setattr(finisher, "MAX_BISECTIONS", 2)
     full = Fault(endpoint="batches.create", status=400, message=ENQUEUED, times=2)
     wrong = Fault(scope="validation", contains="wrong", code="odd", message="?", names_line=False)
     async with opened(profile(full, wrong)) as b:
@@ -143,7 +143,7 @@ async def test_fault_17_refusals_for_tokens_leave_all_halvings_to_the_search_for
 async def test_fault_17_halvings_leave_a_request_all_its_waits_for_tokens(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finisher, "MOST_REFUSALS", 1)
+    monkeypatch.setattr(finisher, "MAX_REFUSALS", 1)
     rules = [
         Fault(scope="validation", code="odd", message="?", names_line=False, times=1),
         Fault(endpoint="batches.create", status=400, message=ENQUEUED, every=2, times=1),
