@@ -81,8 +81,8 @@ def test_a_block_that_raises_leaves_nothing_running() -> None:
 def test_whoever_holds_a_leash_takes_its_children_along_when_killed(tmp_path: Path) -> None:
     code = f"""
         import subprocess, sys, time
-        from workers.local.engines.leash import Leash
-        with Leash():
+        from workers.local.engines.process_guard import KillOnParentExit
+        with KillOnParentExit():
             child = subprocess.Popen({SLEEP!r})
         print(child.pid, flush=True)
         time.sleep(60)
