@@ -57,7 +57,8 @@ def test_prometheus_reads_the_rules_that_are_mounted() -> None:
 
 def test_alerts_go_by_metrics_that_workers_have() -> None:
     code = "".join(
-        (ROOT / one).read_text() for one in ("workers/observability/metrics.py", "scheduler/metrics.py")
+        (ROOT / one).read_text()
+        for one in ("workers/observability/metrics.py", "scheduler/metrics.py")
     )
     named = set(re.findall(r'"(primarch_\w+)"', code))
     used = set(re.findall(r"primarch_\w+", " ".join(expressions())))
