@@ -1,4 +1,4 @@
-"""What operators watch of the batch lane, besides the metrics of every worker."""
+"""Metrics of the batch lane; a batch worker also has the metrics of every worker."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ from scheduler.store import keys
 logger = logging.getLogger(__name__)
 
 cancelled_total = Counter(
-    "primarch_batch_cancelled_requests_total", "Requests of the batch lane that were cancelled"
+    "primarch_batch_cancelled_requests_total", "Cancelled requests of the batch lane"
 )
 promoted_total = Counter(
     "primarch_batch_promoted_requests_total",
-    "Requests of the batch lane that went to the realtime lane, being late or too few for a batch",
+    "Requests moved from the batch lane to the realtime lane because their deadline was near or "
+    "too few requests waited for a batch",
 )
 promoted_local_total = Counter(
     "primarch_local_promoted_requests_total",
-    "Requests that went to the realtime lane, their deadline near, before an engine took them",
+    "Requests moved from an engine's queue to the realtime lane because their deadline was near",
 )
 dropped_cost_total = Counter(
     "primarch_batch_dropped_cost_usd_total",
-    "Dollars for answers to requests that were cancelled while their batch ran",
+    "Cost, in US dollars, of answers to requests that were cancelled while their batch ran, by "
+    "provider",
     ["provider"],
 )
 
-odd_lines_total = Counter(
-    "primarch_batch_odd_lines_total",
-    "What result files have beside one line for each request, each time that they are read: "
-    "unknown and bad lines, duplicate lines, and missing ones",
+anomalies_total = Counter(
+    "primarch_batch_result_anomalies_total",
+    "Lines of result files that are unknown, duplicate or bad, and requests whose line is missing, "
+    "by provider and kind; counted at each reading of the files",
     ["provider", "kind"],
 )
-found_total = Counter(
-    "primarch_batch_found_total",
-    "What schedulers that died or got no answer had left at the provider: an input file or a batch "
-    "that was adopted, a duplicate batch that was cancelled",
+recovered_total = Counter(
+    "primarch_batch_recovered_total",
+    "Objects found at the provider after a crash or a lost answer, by provider and kind: file and "
+    "batch were adopted, duplicate is a second batch that was cancelled",
     ["provider", "kind"],
 )
 retries_total = Counter(
     "primarch_batch_retries_total",
-    "Requests that go into another batch, by the error of the last one, and whether that counts as "
-    "one of their failures or of their expiries",
+    "Requests queued for another batch, by provider, error code and the retry counter that was "
+    "raised, failures or expiries",
     ["provider", "error", "counter"],
 )
 
@@ -61,31 +63,31 @@ Recovered = Literal["file", "batch", "duplicate"]
 
 
 def observe_anomaly(job: Job, kind: LineAnomaly, lines: int = 1) -> None:
-    """Count lines of a job's result files that should not be, or should be and are not."""
-    odd_lines_total.labels(job.group.provider, kind).inc(lines)
+    """Count anomalies in a job's result files."""
+    anomalies_total.labels(job.group.provider, kind).inc(lines)
 
 
 def observe_recovered(job: Job, kind: Recovered) -> None:
-    """Count what was found at the provider of a job whose last step had an unknown end."""
-    found_total.labels(job.group.provider, kind).inc()
+    """Count a file or batch found at the provider after a step with an unknown outcome."""
+    recovered_total.labels(job.group.provider, kind).inc()
 
 
 def observe_retry(job: Job, retry: LineRetry) -> None:
-    """Count a request that waits for another batch."""
+    """Count a request that is queued for another batch."""
     retries_total.labels(job.group.provider, retry.error.code, retry.counter).inc()
 
 
 def observe_dropped(job: Job, body: dict[str, Any]) -> int:
-    """Count what the answer to a request that has left cost; micro-dollars."""
+    """Count the cost of an answer to a request that has left its job; in micro-dollars."""
     try:
         usage = body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (AttributeError, TypeError, ValueError):  # nobody else will read it
+    except (AttributeError, TypeError, ValueError):  # the answer is dropped: nothing else checks it
         tokens = 0, 0
     cost = job.terms.price.cost(*tokens)
     dropped_cost_total.labels(job.group.provider).inc(cost / 1_000_000)
     logger.info(
-        "%s: an answer for %d micro-dollars was dropped, its request is cancelled",
+        "%s: dropped an answer for %d micro-dollars: its request was cancelled",
         job.intent,
         cost,
         extra={"action": "batch_answer_dropped"},
@@ -94,10 +96,13 @@ def observe_dropped(job: Job, body: dict[str, Any]) -> int:
 
 
 class LiveBatches(Collector):
-    """Batches that have not ended, read from Redis at each scrape.
+    """Metrics of batches that have not ended, read from Redis at each scrape.
 
-    `status` is the provider's last word: "" before the first, "other" for one that is not known.
-    The oldest one's age is `time()` less when it was cut. `client` decodes responses.
+    The label `status` is the provider's last reported status: "" before the first report, "other"
+    for an unknown one. The age of the oldest batch is `time()` minus its timestamp.
+
+    Args:
+        client: Must decode responses.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -106,58 +111,68 @@ class LiveBatches(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         names = ["provider", "state", "status"]
         live = GaugeMetricFamily(
-            "primarch_batch_live_batches", "Batches that have not ended", labels=names
+            "primarch_batch_live_batches",
+            "Batches that have not ended, by provider, state and the provider's status",
+            labels=names,
         )
         oldest = GaugeMetricFamily(
             "primarch_batch_oldest_live_batch_timestamp_seconds",
-            "When the oldest batch that has not ended was cut",
+            "Creation time, in Unix seconds, of the oldest batch that has not ended, by provider, "
+            "state and the provider's status",
             labels=names,
         )
         try:
-            for labels, cut_at in self._live().items():
-                live.add_metric(labels, len(cut_at))
-                oldest.add_metric(labels, min(cut_at))
-        except redis.RedisError as error:  # the other metrics are still worth a scrape
+            for labels, created_at in self._live().items():
+                live.add_metric(labels, len(created_at))
+                oldest.add_metric(labels, min(created_at))
+        except redis.RedisError as error:  # do not fail the scrape of the other metrics
             logger.warning("live batches: %s", error, extra={"action": "live_batches_failed"})
         yield live
         yield oldest
 
     def _live(self) -> dict[tuple[str, str, str], list[float]]:
-        found: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+        """Creation times of live batches by provider, state and status."""
+        created: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
         pipe = self._redis.pipeline(transaction=False)
         for intent in map(str, self._redis.zrange(keys.JOBS, 0, -1)):
             pipe.hmget(keys.job(intent), "group", "state", "status", "created_at")
         for group, state, status, created_at in pipe.execute():
-            if group is not None:
-                known = status if status in {None, "", *LIVE, *TERMINAL} else "other"
-                found[RequestGroup.parse(group).provider, state, known or ""].append(
-                    float(created_at)
-                )
-        return found
+            if group is None:
+                continue
+            known = status if status in {None, "", *LIVE, *TERMINAL} else "other"
+            labels = RequestGroup.parse(group).provider, state, known or ""
+            created[labels].append(float(created_at))
+        return created
 
 
 class ParkedRequests(Collector):
-    """Requests that left the queue and have no result yet, and the tokens that those in batches
-    hold of their providers' queues, read from Redis at each scrape. `client` decodes responses.
+    """Metrics of parked requests and of reserved tokens, read from Redis at each scrape.
+
+    A request is parked from its intake until its result.
+
+    Args:
+        client: Must decode responses.
     """
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        gauge = GaugeMetricFamily(
-            "primarch_batch_parked_requests", "Requests that wait for a batch or for its result"
+        parked = GaugeMetricFamily(
+            "primarch_batch_parked_requests",
+            "Requests of the batch lane that wait for a batch or for its result",
         )
         reserved = GaugeMetricFamily(
             "primarch_batch_reserved_tokens",
-            "Prompt tokens that live batches hold of a provider's queue, as estimated",
+            "Estimated prompt tokens of live batches, counted against the provider's limit, by "
+            "provider and model",
             labels=["provider", "model"],
         )
         try:
-            gauge.add_metric([], self._redis.hlen(keys.REQUESTS))
-            for queue, tokens in self._redis.hgetall(keys.RESERVED).items():
-                reserved.add_metric(json.loads(queue), int(tokens))
-        except redis.RedisError as error:  # the other metrics are still worth a scrape
+            parked.add_metric([], self._redis.hlen(keys.REQUESTS))
+            for scope, tokens in self._redis.hgetall(keys.RESERVED).items():
+                reserved.add_metric(json.loads(scope), int(tokens))
+        except redis.RedisError as error:  # do not fail the scrape of the other metrics
             logger.warning("parked requests: %s", error, extra={"action": "parked_requests_failed"})
-        yield gauge
+        yield parked
         yield reserved

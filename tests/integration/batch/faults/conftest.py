@@ -16,7 +16,7 @@ Counted = Callable[[Counter], dict[str, float]]
 @pytest.fixture
 def counted() -> Counted:
     """What a counter of the batch lane has counted since the test began, by its last labels."""
-    counters = (metrics.odd_lines_total, metrics.found_total, metrics.retries_total)
+    counters = (metrics.anomalies_total, metrics.recovered_total, metrics.retries_total)
     before = {counter: _values(counter) for counter in counters}
 
     def counted(counter: Counter) -> dict[str, float]:

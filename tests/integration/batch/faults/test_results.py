@@ -87,7 +87,7 @@ async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
         assert (again.receipt.attempts, fine.receipt.attempts) == (2, 1)
         assert isinstance(error, errors.BatchError)
         assert "without an answer" in str(error)
-        assert counted(metrics.odd_lines_total) == {"missing": 4}
+        assert counted(metrics.anomalies_total) == {"missing": 4}
         assert counted(metrics.retries_total) == {"batch_error failures": 3}
 
 
@@ -102,7 +102,7 @@ async def test_fault_31_a_line_that_nobody_asked_for_is_told_and_spoils_no_other
         assert [one.receipt.attempts for one in answers] == [1, 1]
         actions = [getattr(one, "action", "") for one in caplog.records]
         assert actions.count("batch_line_unknown") == 1
-        assert counted(metrics.odd_lines_total) == {"unknown": 1}
+        assert counted(metrics.anomalies_total) == {"unknown": 1}
 
 
 async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_first_error(
@@ -121,7 +121,7 @@ async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_fi
         assert "both" in both.text
         assert str(bad) == "No."
         assert len(b.scheduler.receipts) == 2
-        assert counted(metrics.odd_lines_total) == {"duplicate": 3}
+        assert counted(metrics.anomalies_total) == {"duplicate": 3}
 
 
 @pytest.mark.parametrize("drop", ["mid_stream", "short"])
@@ -155,7 +155,7 @@ async def test_fault_33_a_file_that_was_spoiled_on_its_way_is_fetched_again_befo
         await b.until_idle()
         answers = await b.settled(results, batches=1)
         assert {one.receipt.attempts for one in answers} == {1}
-        assert counted(metrics.odd_lines_total) == {}
+        assert counted(metrics.anomalies_total) == {}
 
 
 async def test_fault_33_a_line_that_is_no_json_twice_costs_its_own_request_a_try(
@@ -168,7 +168,7 @@ async def test_fault_33_a_line_that_is_no_json_twice_costs_its_own_request_a_try
         answers = await b.settled(results, batches=2)
         assert [one.receipt.attempts for one in answers] == [2, 1, 1]
         assert b.calls("files.content") == {"200": 3}, "the whole file once, the bad one twice"
-        assert counted(metrics.odd_lines_total) == {"bad": 1, "missing": 1}
+        assert counted(metrics.anomalies_total) == {"bad": 1, "missing": 1}
 
 
 async def test_fault_34_a_line_that_may_work_later_is_tried_again(opened: OpenBench) -> None:

@@ -45,7 +45,7 @@ async def test_fault_02_die_after_the_upload_before_the_file_id_is_saved(
         (batch,) = await b.batches()
         assert batch.input_file_id == uploaded
         assert (b.calls("files.create"), b.calls("files.list")) == ({"200": 1}, {"200": 2})
-        assert counted(metrics.found_total) == {"file": 1}
+        assert counted(metrics.recovered_total) == {"file": 1}
 
 
 async def test_fault_02_an_upload_without_an_answer_that_came_is_found(opened: OpenBench) -> None:
@@ -73,7 +73,7 @@ async def test_fault_02_die_before_the_upload_looks_for_the_file_and_uploads_it(
         (answer,) = await b.settled(results, batches=1)
         assert answer.receipt.attempts == 1
         assert b.calls("files.create") == {"dropped": 1, "200": 3}, "neither one was taken for it"
-        assert counted(metrics.found_total) == {}
+        assert counted(metrics.recovered_total) == {}
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
@@ -107,7 +107,7 @@ async def test_fault_03_die_after_the_create_before_the_batch_id_is_saved(
         assert [one.receipt.attempts for one in answers] == [1, 1]
         assert b.calls("batches.create") == {"200": 1}
         assert b.answered() == 2
-        assert counted(metrics.found_total) == {"batch": 1}
+        assert counted(metrics.recovered_total) == {"batch": 1}
 
 
 @pytest.mark.parametrize("status", [None, 408, 500, 504])
@@ -154,7 +154,7 @@ async def test_fault_05_of_three_batches_for_one_job_the_younger_ones_are_cancel
         await b.until_idle(100)
         statuses = [one.status for one in await b.batches()]
         assert statuses == ["cancelled", "cancelled", "completed"], "newest first"
-        assert counted(metrics.found_total) == {"batch": 1, "duplicate": 2}
+        assert counted(metrics.recovered_total) == {"batch": 1, "duplicate": 2}
         (answer,) = await b.settled(results, batches=3)
         assert (answer.receipt.batch_id, answer.receipt.attempts) == (first, 1)
         assert b.answered() == 1
