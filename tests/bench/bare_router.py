@@ -7,11 +7,11 @@ import time
 from config.fleet import fleet_config
 from config.settings import redis_url
 from tests.bench.realtime import MESSAGES, MODEL
-from workers.realtime.router import build
+from workers.realtime.router import build_router
 
 
 async def run(calls: int) -> float:
-    router = build(fleet_config(), redis_url())
+    router = build_router(fleet_config(), redis_url())
     await asyncio.gather(*(router.acompletion(model=MODEL, messages=MESSAGES) for _ in range(20)))
     started = time.perf_counter()
     await asyncio.gather(

@@ -13,7 +13,7 @@ from typing import Any
 from config.fleet import fleet_config
 from config.settings import redis_url
 from tests.bench.streaming import REQUEST, Load, lanes
-from workers.realtime.router import build
+from workers.realtime.router import build_router
 
 
 async def first_token(router: Any) -> float:
@@ -32,7 +32,7 @@ def main() -> None:
     with asyncio.Runner() as runner:
 
         async def start() -> Any:
-            return build(fleet_config(), redis_url())
+            return build_router(fleet_config(), redis_url())
 
         router = runner.run(start())
         for line in sys.stdin:

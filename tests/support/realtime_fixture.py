@@ -17,7 +17,7 @@ from primarch_fleet.contract import Request
 from tasks.serving import RequestMetadata
 from workers.onebox.simulator.profile import Fault, Model, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.realtime.router import RealtimeServer
+from workers.realtime.server import RealtimeServer
 
 KEY = "sk-secret-of-the-test"
 ENVELOPE = RequestMetadata(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)

@@ -1,15 +1,15 @@
-"""A realtime worker: `celery -A workers.realtime.app worker -n realtime1@%h`."""
+"""The realtime worker: `celery -A workers.realtime.app worker -n realtime1@%h`."""
 
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet.contract import REALTIME_QUEUE
 from tasks import serving
 from workers.bootstrap import lane_worker
-from workers.realtime.router import RealtimeServer
+from workers.realtime.server import RealtimeServer
 
 
 async def start() -> RealtimeServer:
-    """Put the Router behind the realtime tasks."""
+    """Build the Router and register it as the backend of the realtime tasks."""
     server = RealtimeServer(fleet_config(), redis_url())
     await server.warm_up()
     serving.use("realtime", server)

@@ -1,4 +1,4 @@
-"""Counting the calls that LiteLLM's Router makes for one request."""
+"""Counts the calls that LiteLLM's Router makes for one request."""
 
 from __future__ import annotations
 
@@ -12,63 +12,68 @@ from tasks.accounting import UsageMeter
 
 
 class Attempts:
-    """The calls made to providers for the request of the current asyncio task.
+    """The provider calls made for the request of the current asyncio task.
 
-    The Router's own headers count the retries of its last model group only; this counts all.
+    The Router's own headers count only the retries of its last model group; this class counts all.
     """
 
     _current: ContextVar[Attempts] = ContextVar("attempts")
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.at: list[float] = []
-        self.models: set[str] = set()
-        #: Deployments that failed since the Router was last asked.
-        self.failed: set[str] = set()
-        #: Seconds until the first token of a stream, which readers then have; None before.
-        self.first_token: float | None = None
+        self._started = time.perf_counter()
+        self._call_times: list[float] = []
+        self._models: set[str] = set()
+        #: Ids of the deployments that failed since the Router was last called.
+        self.failed_deployments: set[str] = set()
+        #: Seconds until the first token of a stream; None until it is published.
+        self.time_to_first_token: float | None = None
         self._current.set(self)
 
     @property
-    def routing(self) -> float | None:
-        """Seconds until the first call; None if there was none."""
-        return self.at[0] - self.started if self.at else None
+    def count(self) -> int:
+        """Calls made so far."""
+        return len(self._call_times)
+
+    @property
+    def routing_seconds(self) -> float:
+        """Seconds until the first call; 0 if no call was made."""
+        return self._call_times[0] - self._started if self._call_times else 0.0
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the request came."""
-        return time.perf_counter() - self.started
+        """Seconds since the request arrived."""
+        return time.perf_counter() - self._started
 
-    def fallbacks(self, requested: str) -> int:
-        """How many models were given up, of the one that was requested and those called for it.
+    def fallbacks(self, requested_model: str) -> int:
+        """The number of models that failed, counting the requested one and its fallbacks.
 
-        LiteLLM also counts a step to the next `order` of a model, and forgets all in streams.
+        LiteLLM's own count includes steps to the next `order` of a model and is lost in streams.
         """
-        return len({requested, *self.models}) - 1
+        return len({requested_model, *self._models}) - 1
 
     @classmethod
-    def called(cls, model: str) -> None:
-        """Count a call to a deployment of a model for the request at hand, if there is one."""
+    def record_call(cls, model: str) -> None:
+        """Count a call to a deployment of `model` for the current request, if there is one."""
         UsageMeter.current().called = True
         attempts = cls._current.get(None)
         if attempts is not None:
-            attempts.at.append(time.perf_counter())
-            attempts.models.add(model)
+            attempts._call_times.append(time.perf_counter())
+            attempts._models.add(model)
 
     @classmethod
-    def failed_at(cls, deployment: str) -> None:
-        """Note a call that failed for the request at hand, if there is one."""
+    def record_failure(cls, deployment_id: str) -> None:
+        """Record a failed call for the current request, if there is one."""
         attempts = cls._current.get(None)
         if attempts is not None:
-            attempts.failed.add(deployment)
+            attempts.failed_deployments.add(deployment_id)
 
 
-class _Logger(CustomLogger):
-    """LiteLLM tells it of each call, in the context of the request, just before it is made."""
+class _AttemptLogger(CustomLogger):
+    """A LiteLLM callback that runs just before each call, in the context of its request."""
 
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-        Attempts.called(kwargs["litellm_params"]["metadata"]["model_group"])
+        Attempts.record_call(kwargs["litellm_params"]["metadata"]["model_group"])
 
 
-#: One a process, however many Routers: LiteLLM's callbacks are global.
-LOGGER = _Logger()
+#: One per process, however many Routers there are: LiteLLM's callbacks are global.
+ATTEMPT_LOGGER = _AttemptLogger()

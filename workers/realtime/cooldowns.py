@@ -1,4 +1,4 @@
-"""How long deployments that refuse are left alone, and when one may be asked again."""
+"""How long a failed deployment gets no calls, and when a refused request can be retried."""
 
 from __future__ import annotations
 
@@ -15,52 +15,56 @@ from workers.realtime.errors import (
     retry_after,
 )
 
-#: Seconds until LiteLLM is asked again that had nobody to call a moment ago, and has again.
+#: Seconds until the next attempt when LiteLLM found every deployment cooling down, but the
+#: cooldown has ended since.
 MIN_RETRY_SECONDS = 0.5
 
 
 class Cooldowns:
-    """Those of LiteLLM's Router: all processes know of them, if it shares its state."""
+    """The cooldowns of a LiteLLM Router; all processes see them if the Router shares its state."""
 
     def __init__(self, router: Router) -> None:
+        # Undocumented: LiteLLM publishes no way to set a cooldown or to list the active ones.
         self._cache: Any = router.health().cooldowns
         self._disabled = bool(router.settings().disable_cooldowns)
 
-    def heed(self, deployment: str, error: Exception) -> None:
-        """Leave a deployment alone for as long as it asks for when it refuses a call.
+    def apply_retry_after(self, deployment_id: str, error: Exception) -> None:
+        """Cool a deployment down for as long as its error's Retry-After header says.
 
-        LiteLLM does so after `allowed_fails` failures, and not where a model has no other.
+        LiteLLM itself does so only after `allowed_fails` failures, and never for a model's only
+        deployment.
         """
         seconds = retry_after(error)
         if seconds and not self._disabled:
-            status: Any = error
-            self._cache.add_deployment_to_cooldown(deployment, error, status.status_code, seconds)
+            status_code = getattr(error, "status_code", None)
+            self._cache.add_deployment_to_cooldown(deployment_id, error, status_code, seconds)
 
-    async def pause(
-        self, deployments: Set[str], failed: Set[str], error: Exception
+    async def retry_delay(
+        self, deployment_ids: Set[str], failed_ids: Set[str], error: Exception
     ) -> float | None:
-        """Seconds until one of these deployments may answer, or None if nobody has said when.
+        """The seconds until one of the deployments can answer; None if that is unknown.
 
         Args:
-            deployments: Those that may answer the request.
-            failed: Those that just were called for it, in vain.
-            error: What LiteLLM made of that.
+            deployment_ids: Deployments that can answer the request.
+            failed_ids: Deployments that have just failed for the request.
+            error: The error that LiteLLM raised.
         """
         if not issubclass(error_class_of(error), RETRY_LATER_ERRORS):
             return None
-        left = await self._left(deployments)
-        others = deployments - left.keys()
-        if failed and others and not others & failed:
+        cooling_down = await self._remaining_seconds(deployment_ids)
+        available = deployment_ids - cooling_down.keys()
+        if failed_ids and available and not available & failed_ids:
             return 0.0
-        told = retry_after(error)
-        moments = [*left.values(), *([told] if told else [])]
-        return min(moments, default=MIN_RETRY_SECONDS if all_cooling_down(error) else None)
+        delays = list(cooling_down.values())
+        if (seconds := retry_after(error)) is not None:
+            delays.append(seconds)
+        return min(delays, default=MIN_RETRY_SECONDS if all_cooling_down(error) else None)
 
-    async def _left(self, deployments: Set[str]) -> dict[str, float]:
-        """The seconds left of each that cools down."""
-        active = await self._cache.async_get_active_cooldowns(list(deployments), None)
+    async def _remaining_seconds(self, deployment_ids: Set[str]) -> dict[str, float]:
+        """The seconds left for each deployment that is cooling down."""
+        active = await self._cache.async_get_active_cooldowns(list(deployment_ids), None)
         now = time.time()
         return {
-            name: max(0.0, value["timestamp"] + value["cooldown_time"] - now)
-            for name, value in active
+            deployment_id: max(0.0, cooldown["timestamp"] + cooldown["cooldown_time"] - now)
+            for deployment_id, cooldown in active
         }

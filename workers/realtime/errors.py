@@ -1,4 +1,4 @@
-"""LiteLLM's errors as the fleet's: LiteLLM's own do not survive the way through Celery."""
+"""Converts LiteLLM's errors to the fleet's: LiteLLM's own cannot be unpickled by Celery."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litellm.types.router import RouterErrors, RouterRateLimitError
 
 from primarch_fleet import errors
 
-#: The first class of an error's ancestry that stands here decides.
+#: The first class in the error's method resolution order that is listed here decides.
 FLEET_ERRORS: dict[type[BaseException], type[errors.RequestFailed]] = {
     litellm.ContextWindowExceededError: errors.ContextWindowExceeded,
     litellm.ContentPolicyViolationError: errors.ContentPolicyViolation,
@@ -32,64 +32,63 @@ FLEET_ERRORS: dict[type[BaseException], type[errors.RequestFailed]] = {
     Exception: errors.ProviderError,
 }
 
-
-#: What LiteLLM says, as a ValueError, when all deployments with a request's tags cool down.
+#: LiteLLM's ValueError when all deployments with a request's tags are cooling down.
 NO_TAGGED_DEPLOYMENTS = RouterErrors.no_deployments_with_tag_routing.value
-#: A request that failed so may be answered a moment later.
+#: After one of these errors, a retry a moment later can succeed.
 RETRY_LATER_ERRORS = (errors.RateLimited, errors.ProviderUnavailable)
-#: The statuses that may say when to come again.
+#: The statuses whose Retry-After header counts.
 RETRY_LATER_STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def translate(
-    error: Exception, secrets: Iterable[str], pause: float | None = None
+    error: Exception, secrets: Iterable[str], retry_delay: float | None = None
 ) -> errors.RequestFailed:
-    """The fleet's error for one of LiteLLM's, with its message; no secret is left in it.
+    """Convert an error of LiteLLM to one of the fleet, with its message and without any secret.
 
     Args:
-        pause: The seconds after which to come again, if that is known: the message says so.
+        secrets: Provider keys; each is replaced by *** in the message.
+        retry_delay: Seconds after which to retry, if known; the message says so.
     """
-    after = "" if pause is None else f" (retry after {math.ceil(pause)} s)"
+    hint = "" if retry_delay is None else f" (retry after {math.ceil(retry_delay)} s)"
     if NO_TAGGED_DEPLOYMENTS in str(error):
         return errors.ProviderUnavailable(
-            f"every deployment with the request's tags has failed{after}"
+            f"every deployment with the request's tags has failed{hint}"
         )
-    message = str(error).partition("\n")[0] + after
+    message = str(error).partition("\n")[0] + hint
     for secret in secrets:
         message = message.replace(secret, "***")
     return error_class_of(error)(message)
 
 
 def error_class_of(error: Exception) -> type[errors.RequestFailed]:
-    """What one of LiteLLM's errors is for the fleet."""
+    """The fleet's error class for an error of LiteLLM."""
     if NO_TAGGED_DEPLOYMENTS in str(error):
         return errors.ProviderUnavailable
-    return next(FLEET_ERRORS[one] for one in type(error).__mro__ if one in FLEET_ERRORS)
+    return next(FLEET_ERRORS[base] for base in type(error).__mro__ if base in FLEET_ERRORS)
 
 
 def all_cooling_down(error: Exception) -> bool:
-    """True when LiteLLM called nobody: all cool down."""
+    """True if LiteLLM called no deployment because all are cooling down."""
     return isinstance(error, RouterRateLimitError) or NO_TAGGED_DEPLOYMENTS in str(error)
 
 
 def retry_after(error: Exception) -> int | None:
-    """The seconds after which a provider wants to be asked again, from 1; None if it says nothing.
+    """The seconds of an error's Retry-After header, at least 1; None if it has none.
 
-    They are whole, as in HTTP and in LiteLLM: a part of one counts as one.
+    Whole seconds, as in HTTP and in LiteLLM: fractions are rounded up.
     """
+    if getattr(error, "status_code", None) not in RETRY_LATER_STATUSES:
+        return None
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    said = headers.get("retry-after", "") if _status(error) in RETRY_LATER_STATUSES else ""
-    seconds = float(said) if said.replace(".", "", 1).isdecimal() else _until(said)
+    value = headers.get("retry-after", "")
+    is_number = value.replace(".", "", 1).isdecimal()
+    seconds = float(value) if is_number else _seconds_until(value)
     return math.ceil(seconds) if seconds > 0 else None
 
 
-def _status(error: Exception) -> int | None:
-    return getattr(error, "status_code", None)
-
-
-def _until(date: str) -> float:
-    """Seconds until a date as HTTP writes it; 0 for anything else."""
+def _seconds_until(http_date: str) -> float:
+    """The seconds until an HTTP date; 0 for any other text."""
     try:
-        return parsedate_to_datetime(date).timestamp() - time.time()
+        return parsedate_to_datetime(http_date).timestamp() - time.time()
     except ValueError:
         return 0.0

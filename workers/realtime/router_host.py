@@ -1,4 +1,4 @@
-"""What LiteLLM's Router reaches outside of itself: calls to providers, and pauses."""
+"""The calls and pauses that LiteLLM's Router makes, with the fleet's handling of Retry-After."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from litellm.router_python_host import PythonHost
 from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns
 
-#: Seconds between two attempts at one deployment, at most.
+#: The longest pause between two attempts at one deployment, in seconds.
 MAX_PAUSE_SECONDS = 1.0
-#: What the fleet calls.
-CALLS = ("acompletion", "aembedding")
+#: The operations of the Router that the fleet calls.
+OPERATIONS = ("acompletion", "aembedding")
 
 
 class RouterHost(PythonHost):
-    """LiteLLM's own, with shorter pauses; deployments that ask for a pause are left alone.
+    """LiteLLM's host with shorter pauses; a failure with Retry-After cools its deployment down.
 
-    Where a model has one deployment, the Router does what the Retry-After of a failure says: up to
+    Where a model has one deployment, the Router itself pauses for the failure's Retry-After: up to
     a minute before each retry, and once more before the fallback.
+
+    `PythonHost` is undocumented; no other hook sees all calls and pauses of the Router.
     """
 
     __slots__ = ("cooldowns",)
 
-    #: Of the Router that has this host, which is made after it.
+    #: The cooldowns of this host's Router; set after the Router is built, which needs the host.
     cooldowns: Cooldowns
 
     def sleep(self, seconds: float) -> Awaitable[None]:
@@ -34,21 +36,21 @@ class RouterHost(PythonHost):
 
     def invoke(self, op: str) -> Any:
         endpoint = super().invoke(op)
-        return self._heeding(endpoint) if op in CALLS else endpoint
+        return self._with_cooldowns(endpoint) if op in OPERATIONS else endpoint
 
-    def _heeding(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    def _with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         @wraps(endpoint)
         async def call(**arguments: Any) -> Any:
             try:
                 return await endpoint(**arguments)
             except Exception as error:
-                self._heed(arguments["model_info"]["id"], error)
+                self._record_failure(arguments["model_info"]["id"], error)
                 raise
 
         return call
 
-    def _heed(self, deployment: str, error: Any) -> None:
-        # LiteLLM writes it on the errors of chats alone, and needs it to ask another deployment.
-        error.failed_deployment_id = deployment
-        Attempts.failed_at(deployment)
-        self.cooldowns.heed(deployment, error)
+    def _record_failure(self, deployment_id: str, error: Any) -> None:
+        # LiteLLM needs this attribute to try another deployment, but sets it for chats only.
+        error.failed_deployment_id = deployment_id
+        Attempts.record_failure(deployment_id)
+        self.cooldowns.apply_retry_after(deployment_id, error)

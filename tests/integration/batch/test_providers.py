@@ -27,7 +27,7 @@ from workers.onebox.simulator.azure import AzureApp
 from workers.onebox.simulator.profile import Fault, Profile
 from workers.onebox.simulator.provider import Provider
 from workers.onebox.simulator.server import Simulator
-from workers.realtime.router import RealtimeServer
+from workers.realtime.server import RealtimeServer
 
 __all__ = ["fleet_app", "open_bench"]
 

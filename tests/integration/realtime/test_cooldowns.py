@@ -24,7 +24,7 @@ from tests.support.realtime_fixture import (
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.cooldowns import MIN_RETRY_SECONDS, Cooldowns
-from workers.realtime.router import build
+from workers.realtime.router import build_router
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
@@ -132,9 +132,9 @@ def test_litellm_is_asked_again_soon_when_a_cooldown_ends_while_it_says_no(
     simulator: Simulator, valkey_url: str, error: Exception, pause: float | None
 ) -> None:
     async def run() -> float | None:
-        router = build(two(shared_state=False), valkey_url)
+        router = build_router(two(shared_state=False), valkey_url)
         try:
-            return await Cooldowns(router).pause({"big-1"}, set(), error)
+            return await Cooldowns(router).retry_delay({"big-1"}, set(), error)
         finally:
             router.retire()
 

@@ -30,7 +30,7 @@ from tests.support.realtime_fixture import (
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.errors import retry_after
-from workers.realtime.router import RealtimeServer
+from workers.realtime.server import RealtimeServer
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
@@ -58,11 +58,11 @@ def in_seconds(seconds: float) -> datetime:
 def test_a_request_that_is_refused_waits_as_it_is_told_and_asks_again(
     ask: Ask, simulator: Simulator, kind: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "workers.realtime.router")
+    caplog.set_level("INFO", "workers.realtime.server")
     simulator.profile = failing(*refusing(f"{model_of(kind)}-1", status=status, times=2))
     [answer] = ask(request(kind), config=config(max_wait=PATIENCE))
     ours = [record for record in caplog.records if record.name.startswith("workers.")]
-    assert [vars(record)["action"] for record in ours] == ["request_waits"] * 2
+    assert [vars(record)["action"] for record in ours] == ["retry_scheduled"] * 2
     assert answer.receipt.attempts == 3
     assert answer.receipt.latency >= 2 * SOON
     assert (answer.receipt.time_to_first_token or answer.receipt.latency) >= 2 * SOON

@@ -1,0 +1,142 @@
+"""Builds the LiteLLM Router of a fleet configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import litellm
+from litellm.llms.custom_httpx.async_client_cleanup import close_litellm_async_clients
+from litellm.router import Router, router_arguments
+from litellm.router_config import build_router_config
+from litellm.types.router import RetryPolicy
+
+from config.fleet import Deployment, FleetConfig, Provider
+from primarch_fleet.contract import RoutingStrategy
+from workers.realtime.cooldowns import Cooldowns
+from workers.realtime.router_host import RouterHost
+
+MICROS_PER_DOLLAR = 1_000_000
+#: How long a Redis that does not answer delays a call; LiteLLM's default is 5 s per call.
+REDIS_TIMEOUT_SECONDS = 0.2
+
+
+def build_router(config: FleetConfig, redis_url: str) -> Router:
+    """Build the Router of a configuration.
+
+    With `shared_state`, it shares cooldowns and usage with all processes that use `redis_url`.
+    """
+    routing = config.routing
+    arguments = router_arguments(
+        model_list=[
+            _deployment(deployment, config.providers[deployment.provider])
+            for deployment in config.deployments
+        ],
+        redis_url=redis_url if routing.shared_state else None,
+        cache_kwargs={
+            "socket_timeout": REDIS_TIMEOUT_SECONDS,
+            "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+        },
+        routing_strategy=routing.routing_strategy,
+        num_retries=routing.num_retries,
+        model_group_retry_policy=_retry_policies(config),
+        timeout=routing.timeout,
+        stream_timeout=routing.stream_timeout,
+        allowed_fails=routing.allowed_fails,
+        cooldown_time=routing.cooldown_time,
+        disable_cooldowns=routing.disable_cooldowns,
+        # Weighted choice can pick the same deployment for every attempt: try the others after it.
+        enable_weighted_failover=True,
+        enable_tag_filtering=routing.enable_tag_filtering,
+        **fallbacks(config),
+    )
+    host = RouterHost()
+    router = Router.from_config(build_router_config(arguments), host)
+    host.cooldowns = Cooldowns(router)
+    return router
+
+
+def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
+    """The fallback tables in LiteLLM's form, with only the models that have all of `tags`.
+
+    LiteLLM would spend seconds on a fallback model without the tags before it gives up.
+    """
+    tables = {
+        name: [
+            {model: [fallback for fallback in models if config.deployments_of(fallback, tags)]}
+            for model, models in getattr(config.routing, name).items()
+        ]
+        for name in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+    }
+    return {name: table or None for name, table in tables.items()}
+
+
+def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
+    return {
+        "model_name": deployment.model,
+        "litellm_params": {
+            "model": f"{provider.litellm_provider}/{deployment.upstream}",
+            "api_key": provider.key(),
+            "api_base": provider.base_url(),
+            **deployment.params.model_dump(exclude_none=True),
+        },
+        "model_info": {
+            # The key of cooldowns in Redis: it must be the same in every process.
+            "id": deployment.id,
+            "mode": deployment.kind,
+            # For cost-based routing. In litellm_params, LiteLLM would register the prices anew at
+            # every call, which takes a millisecond.
+            "input_cost_per_token": float(deployment.price.input) / MICROS_PER_DOLLAR,
+            "output_cost_per_token": float(deployment.price.output) / MICROS_PER_DOLLAR,
+        },
+    }
+
+
+def _retry_policies(config: FleetConfig) -> dict[str, RetryPolicy]:
+    """No retries on 429 and 503 for a model with one deployment and a fallback.
+
+    LiteLLM would pause and retry that deployment when the error has no Retry-After.
+    """
+    deployment_counts = Counter(deployment.model for deployment in config.deployments)
+    no_retries = RetryPolicy(RateLimitErrorRetries=0, ServiceUnavailableErrorRetries=0)
+    return {
+        model: no_retries for model in config.routing.fallbacks if deployment_counts[model] == 1
+    }
+
+
+# Below: LiteLLM's undocumented API, as of the exact version that the lock file pins.
+
+
+def register_strategy(router: Router, strategy: RoutingStrategy) -> None:
+    """Let a strategy observe all calls of a Router, so that it learns latencies and usage.
+
+    LiteLLM's proxy server does this for a strategy that a request names; its Router does not.
+    """
+    selector = router._get_override_strategy_selector(strategy)
+    if selector is not None:
+        router._register_router_selector(selector)
+
+
+def hidden_params(response: Any) -> dict[str, Any]:
+    """What LiteLLM records on a response or stream besides its body, `model_id` for example."""
+    params: dict[str, Any] = response._hidden_params
+    return params
+
+
+def assemble_response(stream: Any, chunks: list[Any], messages: list[Any]) -> Any:
+    """Build the response of a stream that was read to its end, with the stream's hidden params."""
+    response: Any = litellm.stream_chunk_builder(chunks, messages=messages)
+    response._hidden_params = {**stream._hidden_params, **response._hidden_params}
+    return response
+
+
+async def close_router(router: Router, *, shared_state: bool) -> None:
+    """Close the connections of a Router, and those that LiteLLM caches for the whole process."""
+    store: Any = router.health().store
+    router.retire()
+    if shared_state:
+        await store.redis_cache.disconnect()
+    clients: Any = litellm.in_memory_llm_clients_cache
+    await close_litellm_async_clients()  # type: ignore[no-untyped-call]
+    clients.flush_cache()
