@@ -27,7 +27,8 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import call_scheduler
-from scheduler.admin import cost_view, status
+from scheduler.admin import status
+from scheduler.admin.costs import DIMENSIONS, CostSummary, read_costs
 from scheduler.jobs.backoff import Pause
 from scheduler.store.store import WHOLE_LANE, Store
 
@@ -74,8 +75,8 @@ def costs(options: argparse.Namespace) -> int:
     first = options.first or last - timedelta(DAYS - 1)
     if first > last:
         return _say("costs: the first day is after the last", 2)
-    days = _with_redis(lambda client: cost_view.read(client, first, last))
-    seen, targets = cost_view.Report.of(first, last, options.by, days), fleet_config().targets
+    days = _with_redis(lambda client: read_costs(client, first, last))
+    seen, targets = CostSummary.of(first, last, options.by, days), fleet_config().targets
     _show(seen.as_json(targets) if options.json else seen.as_tables(targets))
     return 0
 
@@ -186,8 +187,8 @@ def _say(words: str, status: int) -> int:
 
 def _names(text: str) -> list[str]:
     names = text.split(",")
-    if not set(names) <= set(cost_view.NAMES):
-        raise argparse.ArgumentTypeError(f"some of {','.join(cost_view.NAMES)} are expected")
+    if not set(names) <= set(DIMENSIONS):
+        raise argparse.ArgumentTypeError(f"some of {','.join(DIMENSIONS)} are expected")
     return list(dict.fromkeys(names))
 
 
@@ -220,9 +221,9 @@ def _parser() -> argparse.ArgumentParser:
     reporting.add_argument(
         "--by",
         type=_names,
-        default=list(cost_view.NAMES),
+        default=list(DIMENSIONS),
         metavar="NAMES",
-        help=f"rows by some of {','.join(cost_view.NAMES)}; without it by all",
+        help=f"rows by some of {','.join(DIMENSIONS)}; without it by all",
     )
     reporting.add_argument("--json", action="store_true", help="one line for machines")
     cancelling = command(cancel)

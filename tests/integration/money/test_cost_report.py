@@ -13,7 +13,7 @@ import redis
 from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
-from scheduler.admin import cost_view
+from scheduler.admin.costs import CostSummary, read_costs
 from scheduler.admin.operations import Operations
 from tests.integration.batch.test_cli import scheduler
 from tests.support import realtime_fixture
@@ -51,7 +51,7 @@ async def reported(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
 
 async def total(url: str) -> Figures:
     async with Redis.from_url(url, decode_responses=True) as client:
-        return cost_view.Report.of(DAY, DAY, [], await cost_view.read(client, DAY, DAY)).total
+        return CostSummary.of(DAY, DAY, [], await read_costs(client, DAY, DAY)).total
 
 
 def observing(b: Bench) -> None:
@@ -150,7 +150,7 @@ async def test_operators_see_what_was_saved(opened: OpenBench) -> None:
         assert lane["saving_rate"] == pytest.approx(0.5, abs=0.1)
         assert (saves["name"], saves["target"], saves["met"]) == ("cost_reduction", 0.4, True)
         assert saves["actual"] == lane["saving_rate"]
-        for words in ("acme", "other", "gpt-4o-mini", "together", "costs from 2026-11-25", "yes"):
+        for words in ("acme", "other", "gpt-4o-mini", "total", "costs from 2026-11-25", "yes"):
             assert words in shown.stdout
         assert (shown.returncode, shown.stderr) == (0, "")
 

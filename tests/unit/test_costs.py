@@ -1,4 +1,4 @@
-"""What answers add to the report of costs, and what it makes of them."""
+"""The cost report: what an answer adds, and the view of `python -m scheduler costs`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from config.targets import Targets
 from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.contract import Receipt
 from primarch_fleet.money import Price
-from scheduler.admin.cost_targets import CostTarget, cost_targets
-from scheduler.admin.cost_view import Report, saving
+from scheduler.admin.costs import CostSummary, CostTarget, cost_targets, saving
 from workers.observability.cost_report import Figures, Row, figures, parse, row
 
 LIST = Price(input="2", output="8")
@@ -59,20 +58,20 @@ def receipt(**fields: Any) -> Receipt:
     return Receipt(**base | fields)
 
 
-def test_an_answer_belongs_to_its_tenant_lane_provider_and_the_model_that_gave_it() -> None:
+def test_an_answer_counts_for_its_tenant_lane_provider_and_the_model_that_answered() -> None:
     assert row(receipt()) == Row("acme", "batch", "openai", "both-2026")
 
 
-def test_an_answer_is_compared_with_the_price_of_its_model_on_the_realtime_lane() -> None:
+def test_the_realtime_cost_is_at_the_realtime_price_of_the_requested_model() -> None:
     assert figures(receipt(), CATALOGUE) == Figures(1, 10, 5, 30, 60, 10 * 3 + 5 * 9)
 
 
-def test_a_model_that_the_realtime_lane_lacks_is_compared_with_its_list_price() -> None:
+def test_the_realtime_cost_of_a_model_without_a_realtime_offer_is_at_its_list_price() -> None:
     for model in ("hosted", "gone"):
         assert figures(receipt(requested_model=model), CATALOGUE).realtime_cost == 60
 
 
-def test_what_is_stored_is_read_as_the_rows_that_it_was() -> None:
+def test_stored_figures_are_parsed_into_their_rows() -> None:
     stored = {
         '["a", "batch", "openai", "m", "requests"]': "2",
         '["a", "batch", "openai", "m", "cost"]': "9007199254740993",
@@ -84,49 +83,52 @@ def test_what_is_stored_is_read_as_the_rows_that_it_was() -> None:
     }
 
 
-def report(by: list[str]) -> Report:
+def summary(by: list[str]) -> CostSummary:
     costs = {
         Row("a", "batch", "openai", "m"): Figures(1, 10, 5, 30, 60, 75),
         Row("b", "batch", "openai", "m"): Figures(2, 20, 10, 60, 120, 150),
         Row("a", "realtime", "azure", "m"): Figures(1, 10, 5, 75, 60, 75),
     }
-    return Report.of(DAY, DAY + timedelta(1), by, costs)
+    return CostSummary.of(DAY, DAY + timedelta(1), by, costs)
 
 
-def test_a_report_by_some_names_adds_up_the_others_and_has_the_dearest_first() -> None:
-    assert report(["tenant"]).rows == {
+def test_a_summary_adds_up_the_other_dimensions_and_puts_the_most_expensive_row_first() -> None:
+    assert summary(["tenant"]).rows == {
         ("a",): Figures(2, 20, 10, 105, 120, 150),
         ("b",): Figures(2, 20, 10, 60, 120, 150),
     }
-    assert list(report(["lane"]).rows) == [("batch",), ("realtime",)]
+    assert list(summary(["lane"]).rows) == [("batch",), ("realtime",)]
 
 
-def test_a_report_has_the_same_sum_whatever_it_is_by() -> None:
+def test_the_total_is_the_same_for_every_grouping() -> None:
     total = Figures(4, 40, 20, 165, 240, 300)
-    assert [report(by).total for by in (["tenant"], ["model"], ["provider", "lane"])] == [total] * 3
+    groupings = (["tenant"], ["model"], ["provider", "lane"])
+    assert [summary(by).total for by in groupings] == [total] * 3
 
 
-def test_a_saving_is_an_amount_and_its_share_and_none_of_nothing() -> None:
+def test_a_saving_is_an_amount_and_a_share_and_has_no_share_of_zero() -> None:
     assert saving(Figures(cost=30), 60) == (30, 0.5)
     assert saving(Figures(cost=75), 60) == (-15, -0.25)
     assert saving(Figures(cost=5), 0) == (-5, None)
 
 
-def test_a_report_for_machines_says_all_of_it() -> None:
-    told = report(["model"]).as_json(Targets())
-    (one,) = told["rows"]
-    assert {"model": "m", **told["total"]} == one
-    assert (told["from"], told["to"]) == ("2026-11-25", "2026-11-26")
-    assert (one["saving"], one["saving_rate"]) == (75, 75 / 240)
-    assert (one["realtime_saving"], one["realtime_saving_rate"]) == (135, 0.45)
+def test_the_json_report_has_rows_total_days_and_savings() -> None:
+    report = summary(["model"]).as_json(Targets())
+    (row,) = report["rows"]
+    assert {"model": "m", **report["total"]} == row
+    assert (report["from"], report["to"]) == ("2026-11-25", "2026-11-26")
+    assert (row["saving"], row["saving_rate"]) == (75, 75 / 240)
+    assert (row["realtime_saving"], row["realtime_saving_rate"]) == (135, 0.45)
 
 
-#: What 30 days came to, at list price and in all.
+#: The total of 30 days, at list price and as paid.
 MONTH = Figures(requests=4, cost=60, list_cost=100)
 
 
-def measured(total: Figures = MONTH, days: int = 30, **targets: Any) -> dict[str, CostTarget]:
-    return {one.name: one for one in cost_targets(Targets(**targets), total, days)}
+def targets_by_name(
+    total: Figures = MONTH, days: int = 30, **targets: Any
+) -> dict[str, CostTarget]:
+    return {target.name: target for target in cost_targets(Targets(**targets), total, days)}
 
 
 @pytest.mark.parametrize(
@@ -137,44 +139,46 @@ def measured(total: Figures = MONTH, days: int = 30, **targets: Any) -> dict[str
         ("cost_per_request_usd", Decimal("0.000015"), Decimal("0.000014")),
     ],
 )
-def test_a_target_is_met_up_to_the_target_itself(name: str, meets: Any, misses: Any) -> None:
-    exact, missed = measured(**{name: meets})[name], measured(**{name: misses})[name]
-    assert (exact.target, exact.actual) == (float(meets), float(meets))
+def test_a_value_equal_to_its_target_meets_it(name: str, meets: Any, misses: Any) -> None:
+    met, missed = targets_by_name(**{name: meets})[name], targets_by_name(**{name: misses})[name]
+    assert (met.target, met.actual) == (float(meets), float(meets))
     assert (missed.target, missed.actual) == (float(misses), float(meets))
-    assert (exact.met, missed.met) == (True, False)
+    assert (met.met, missed.met) == (True, False)
 
 
-def test_a_month_costs_what_thirty_days_would_at_the_rate_of_the_days_reported() -> None:
+def test_the_monthly_cost_is_extrapolated_from_the_days_of_the_report() -> None:
     total = Figures(requests=1, cost=1_000_000)
-    told = [measured(total, days)["monthly_cost_usd"].actual for days in (1, 30, 60)]
-    assert told == [30.0, 1.0, 0.5]
+    actual = [targets_by_name(total, days)["monthly_cost_usd"].actual for days in (1, 30, 60)]
+    assert actual == [30.0, 1.0, 0.5]
 
 
-def test_the_first_and_the_last_day_of_a_report_count_for_its_month() -> None:
-    day = {Row("a", "batch", "openai", "m"): Figures(requests=1, cost=3_000_000)}
-    measured = Report.of(DAY, DAY + timedelta(2), [], day).measures(Targets())
-    assert [one.actual for one in measured if one.name == "monthly_cost_usd"] == [30.0]
+def test_the_days_of_a_report_include_the_first_and_the_last() -> None:
+    costs = {Row("a", "batch", "openai", "m"): Figures(requests=1, cost=3_000_000)}
+    report = CostSummary.of(DAY, DAY + timedelta(2), [], costs).as_json(Targets())
+    actual = [one["actual"] for one in report["targets"] if one["name"] == "monthly_cost_usd"]
+    assert actual == [30.0]
 
 
-def test_where_nothing_was_spent_a_target_is_neither_met_nor_missed() -> None:
-    told = Report.of(DAY, DAY, [], {}).as_json(Targets())["targets"]
-    assert {one["name"]: (one["actual"], one["met"]) for one in told} == {
+def test_a_target_is_neither_met_nor_missed_while_nothing_was_spent() -> None:
+    targets = CostSummary.of(DAY, DAY, [], {}).as_json(Targets())["targets"]
+    assert {target["name"]: (target["actual"], target["met"]) for target in targets} == {
         "cost_reduction": (None, None),
         "cost_per_request_usd": (None, None),
         "monthly_cost_usd": (0.0, True),
     }
 
 
-def shown(costs: dict[Row, Figures]) -> str:
+def rendered(costs: dict[Row, Figures]) -> str:
     out = StringIO()
-    Console(file=out, width=140).print(Report.of(DAY, DAY, [], costs).as_tables(Targets()))
+    summary = CostSummary.of(DAY, DAY, [], costs)
+    Console(file=out, width=140).print(summary.as_tables(Targets()))
     return out.getvalue()
 
 
-def test_people_are_told_which_targets_are_met() -> None:
-    told = shown({Row("a", "batch", "openai", "m"): MONTH._replace(cost=70_000_000_000)})
-    lines = [line.split() for line in told.splitlines() if "_" in line]
+def test_the_table_shows_which_targets_are_met() -> None:
+    text = rendered({Row("a", "batch", "openai", "m"): MONTH._replace(cost=70_000_000_000)})
+    lines = [line.split() for line in text.splitlines() if "_" in line]
     assert [line[-1] for line in lines] == ["no", "no", "no"]
-    assert "at most $10000.000000" in told
-    assert "yes" in shown({Row("a", "batch", "openai", "m"): MONTH})
-    assert shown({}).count("nothing was spent yet") == 2
+    assert "at most $10000.000000" in text
+    assert "yes" in rendered({Row("a", "batch", "openai", "m"): MONTH})
+    assert rendered({}).count("nothing was spent yet") == 2

@@ -1,0 +1,222 @@
+"""The view of `python -m scheduler costs`: costs of all lanes, savings and cost targets.
+
+Pure, except for `read_costs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from functools import reduce
+from typing import Any
+
+from redis.asyncio import Redis
+from rich.box import SIMPLE_HEAD
+from rich.console import Group as Stack
+from rich.table import Table
+from rich.text import Text
+
+from config.targets import Targets
+from primarch_fleet.money import dollars
+from workers.observability.cost_report import Figures, Row, key, parse
+
+#: What rows can be grouped by.
+DIMENSIONS = Row._fields
+MICRODOLLARS_PER_DOLLAR = 1_000_000
+#: Days of the month of a target; docker/prometheus/alerts.yml counts the same.
+DAYS_PER_MONTH = 30
+
+
+@dataclass(frozen=True)
+class CostTarget:
+    """A target of fleet.yaml that is about money, with its measured value.
+
+    The name is the `name` label of the metric `primarch_target` and tells the unit: US dollars, or
+    a share from 0 to 1.
+    """
+
+    name: str
+    target: float
+    #: None while there is nothing to measure.
+    actual: float | None
+    #: True when the target is a lower bound, False when it is an upper bound.
+    is_minimum: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None while there is nothing to measure."""
+        if self.actual is None:
+            return None
+        return self.actual >= self.target if self.is_minimum else self.actual <= self.target
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON object of the target."""
+        return {"name": self.name, "target": self.target, "actual": self.actual, "met": self.met}
+
+    def as_cells(self) -> tuple[str, ...]:
+        """The cells of the target's table row."""
+        bound, show = ("at least", _percent) if self.is_minimum else ("at most", _dollars)
+        actual = "nothing was spent yet" if self.actual is None else show(self.actual)
+        met = {True: "yes", False: "no", None: "-"}[self.met]
+        return self.name, f"{bound} {show(self.target)}", actual, met
+
+
+@dataclass(frozen=True)
+class CostSummary:
+    """Costs from `first` to `last`, both days included, grouped by some DIMENSIONS."""
+
+    first: date
+    last: date
+    by: Sequence[str]
+    rows: Mapping[tuple[str, ...], Figures]
+
+    @classmethod
+    def of(
+        cls, first: date, last: date, by: Sequence[str], costs: Mapping[Row, Figures]
+    ) -> CostSummary:
+        """Group costs by the dimensions `by`; the most expensive row comes first."""
+        rows: dict[tuple[str, ...], Figures] = {}
+        for row, figures in costs.items():
+            names = tuple(getattr(row, name) for name in by)
+            rows[names] = rows.get(names, Figures()).plus(figures)
+        ordered = sorted(rows.items(), key=lambda row: (-row[1].cost, row[0]))
+        return cls(first, last, by, dict(ordered))
+
+    @property
+    def total(self) -> Figures:
+        return reduce(Figures.plus, self.rows.values(), Figures())
+
+    @property
+    def days(self) -> int:
+        """Number of days, at least 1."""
+        return (self.last - self.first).days + 1
+
+    def as_json(self, targets: Targets) -> dict[str, Any]:
+        """The JSON report: money in micro-dollars, saving rates as shares.
+
+        A rate is null when its reference cost is 0. A target's `target` and `actual` have the unit of its name; `met` is null while nothing was
+        spent.
+        """
+        return {
+            "from": self.first.isoformat(),
+            "to": self.last.isoformat(),
+            "rows": [
+                dict(zip(self.by, names, strict=True)) | _figures_json(figures)
+                for names, figures in self.rows.items()
+            ],
+            "total": _figures_json(self.total),
+            "targets": [
+                target.as_json() for target in cost_targets(targets, self.total, self.days)
+            ],
+        }
+
+    def as_tables(self, targets: Targets) -> Stack:
+        """The report as tables for a terminal."""
+        return Stack(
+            self._costs_table(), _targets_table(cost_targets(targets, self.total, self.days))
+        )
+
+    def _costs_table(self) -> Table:
+        table = Table(
+            title=f"costs from {self.first} to {self.last} (UTC)",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+            show_footer=True,
+        )
+        for position, name in enumerate(self.by):
+            table.add_column(name, footer="" if position else "total", overflow="fold")
+        columns = ("requests", "tokens in", "tokens out", "cost", "saved vs list", "vs realtime")
+        for name, footer in zip(columns, _cells(self.total), strict=True):
+            table.add_column(name, footer=footer, no_wrap=True, justify="right")
+        for names, figures in self.rows.items():
+            table.add_row(*map(Text, names), *_cells(figures))
+        return table
+
+
+async def read_costs(client: Redis, first: date, last: date) -> dict[Row, Figures]:
+    """The sum of the costs from `first` to `last`, both included. One round trip."""
+    pipe: Any = client.pipeline(transaction=False)
+    for offset in range((last - first).days + 1):
+        pipe.hgetall(key(first + timedelta(offset)))
+    rows: dict[Row, Figures] = {}
+    for day in await pipe.execute():
+        for row, figures in parse(day).items():
+            rows[row] = rows.get(row, Figures()).plus(figures)
+    return rows
+
+
+def cost_targets(targets: Targets, total: Figures, days: int) -> list[CostTarget]:
+    """Compare a total with the targets about money.
+
+    Args:
+        targets: Those of fleet.yaml.
+        total: The costs of the whole period.
+        days: Length of the period, 1 or more; the month's cost is extrapolated from it.
+    """
+    spent, goals = total.cost / MICRODOLLARS_PER_DOLLAR, targets.figures()
+    saved = _ratio(total.list_cost - total.cost, total.list_cost)
+    actual = {
+        "monthly_cost_usd": spent * DAYS_PER_MONTH / days,
+        "cost_per_request_usd": _ratio(spent, total.requests),
+    }
+    return [
+        CostTarget("cost_reduction", goals["cost_reduction"], saved, is_minimum=True),
+        *(CostTarget(name, goals[name], value) for name, value in actual.items()),
+    ]
+
+
+def saving(figures: Figures, reference_cost: int) -> tuple[int, float | None]:
+    """Micro-dollars saved against a reference cost, and the share; None for a reference of 0."""
+    saved = reference_cost - figures.cost
+    return saved, _ratio(saved, reference_cost)
+
+
+def _targets_table(targets: list[CostTarget]) -> Table:
+    table = Table(
+        *("name", "target", "actual", "met"),
+        title="targets of fleet.yaml",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for target in targets:
+        table.add_row(*target.as_cells())
+    return table
+
+
+def _figures_json(figures: Figures) -> dict[str, Any]:
+    saved, rate = saving(figures, figures.list_cost)
+    realtime_saved, realtime_rate = saving(figures, figures.realtime_cost)
+    return {
+        **figures._asdict(),
+        "saving": saved,
+        "saving_rate": rate,
+        "realtime_saving": realtime_saved,
+        "realtime_saving_rate": realtime_rate,
+    }
+
+
+def _cells(figures: Figures) -> list[str]:
+    counts = figures.requests, figures.input_tokens, figures.output_tokens
+    references = figures.list_cost, figures.realtime_cost
+    savings = [_saving_cell(figures, reference) for reference in references]
+    return [*map(str, counts), dollars(figures.cost), *savings]
+
+
+def _saving_cell(figures: Figures, reference_cost: int) -> str:
+    saved, rate = saving(figures, reference_cost)
+    return dollars(saved) if rate is None else f"{dollars(saved)} {rate:.1%}"
+
+
+def _ratio(part: float, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:.6f}"
