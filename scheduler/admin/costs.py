@@ -95,8 +95,8 @@ class CostSummary:
     def as_json(self, targets: Targets) -> dict[str, Any]:
         """The JSON report: money in micro-dollars, saving rates as shares.
 
-        A rate is null when its reference cost is 0. A target's `target` and `actual` have the unit of its name; `met` is null while nothing was
-        spent.
+        A rate is null when its reference cost is 0. A target has the unit of its name; `met` is
+        null while nothing was spent.
         """
         return {
             "from": self.first.isoformat(),
