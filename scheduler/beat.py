@@ -1,4 +1,4 @@
-"""The batch lane's clock: `celery -A scheduler.beat beat`. Run one."""
+"""Sends the periodic tasks of the batch workers: `celery -A scheduler.beat beat`. Run one."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from tasks.app import app
 
 __all__ = ["app"]
 
-#: Seconds for which a tick is worth something, at least: hosts' clocks differ a little.
-SHORTEST_LIFE = 5.0
-#: Seconds between two sweeps of the bodies that lie outside of Redis.
-SWEEP_INTERVAL = 30.0
-#: Seconds between two looks for requests that wait for an engine with their deadline near.
-PROMOTE_INTERVAL = 1.0
+#: The shortest lifetime of a periodic message: the clocks of hosts differ a little.
+MIN_EXPIRY_SECONDS = 5.0
+#: Seconds between two sweeps of the bodies that are stored outside of Redis.
+SWEEP_INTERVAL_SECONDS = 30.0
+#: Seconds between two searches of the local lane for requests whose deadline is near.
+PROMOTE_INTERVAL_SECONDS = 1.0
 
 _interval = fleet_config().batch.aggregate_interval
-# Ticks that no worker took are dropped, so that they never pile up.
-_options = {"expires": max(_interval, SHORTEST_LIFE), "ignore_result": True}
+# Messages that no worker took in time expire, so that they do not pile up.
+_options = {"expires": max(_interval, MIN_EXPIRY_SECONDS), "ignore_result": True}
 
 settings().data_dir.mkdir(parents=True, exist_ok=True)
 app.conf.beat_schedule_filename = str(settings().data_dir / "beat-schedule")
@@ -26,7 +26,7 @@ app.conf.beat_schedule = {
     for name, seconds in {
         "scheduler.aggregate": _interval,
         "scheduler.poll": _interval,
-        "scheduler.promote": PROMOTE_INTERVAL,
-        "scheduler.sweep_bodies": SWEEP_INTERVAL,
+        "scheduler.promote": PROMOTE_INTERVAL_SECONDS,
+        "scheduler.sweep_bodies": SWEEP_INTERVAL_SECONDS,
     }.items()
 }

@@ -1,7 +1,7 @@
-"""Completes a Celery task of which only the request is left, with Celery's own tracer.
+"""Completes a parked task with Celery's own tracer, from its stored task context.
 
-Results, links, chains, groups, chords, errbacks and signals are Celery's doing: for it the task
-runs now, on a body that already knows its outcome.
+Celery runs the task now, with a body that returns or raises the known outcome. So results, links,
+chains, groups, chords, errbacks and signals work as for any task.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from scheduler.completion import publish_once
 
 logger = logging.getLogger(__name__)
 
-#: What the body of the task being completed returns or raises.
+#: What the replaced body of the current task returns or raises.
 _outcome: ContextVar[dict[str, Any] | Exception] = ContextVar("outcome")
 
 
 class CeleryReplay:
-    """One tracer a task name and one event dispatcher, kept. Blocks: call it on a thread.
+    """Completes and republishes tasks. Its methods block: call them on a thread.
 
-    The thread must not be running a task of its own: Celery would take that one's request.
+    The thread must not run a task of its own: Celery would take the request of that task.
 
     Args:
+        app: The fleet's app. Its producer pool is replaced, see `publish_once`.
         hostname: The worker's node name, under which Flower shows the completion.
     """
 
@@ -39,7 +40,7 @@ class CeleryReplay:
         self._app = app
         self._hostname = hostname
         self._tracers: dict[str, Any] = {}
-        # Sends through the app's pool of producers, like Celery's own events of a producer.
+        # Sends through the app's producer pool, like the events of a Celery producer.
         self._events = app.events.Dispatcher(
             hostname=hostname, enabled=False, buffer_while_offline=False
         )
@@ -47,11 +48,17 @@ class CeleryReplay:
     def complete(
         self, context: dict[str, Any], outcome: dict[str, Any] | Exception, runtime: float
     ) -> Any:
-        """Store a task's result or error and do all that follows from it; the event to `tell`.
+        """Complete a task as Celery does: store its outcome and publish what follows it.
+
+        May be repeated: the messages of one task are published once, see `publish_once`.
 
         Args:
-            context: What `tasks.deferral` kept of the request.
+            context: The task context that `tasks.deferral` stored.
+            outcome: The task's return value, or the exception that it raises.
             runtime: Seconds since the task was parked, for the event.
+
+        Returns:
+            The event of the completion, for `publish_events`.
         """
         token = _outcome.set(outcome)
         try:
@@ -68,25 +75,28 @@ class CeleryReplay:
         return self._event("task-failed", context, exception=repr(info.retval), traceback="")
 
     def publish_events(self, events: list[Any]) -> None:
-        """Send events of completions, all at once."""
+        """Publish the events of completions in one message. A broker error is only logged."""
         if not events:
             return
         try:
             with self._app.amqp.producer_pool.acquire(block=True) as producer:
                 self._events._publish(events, producer, "task.multi")
-        except (OSError, OperationalError) as error:  # only Flower misses it
-            logger.warning("event: %s", error, extra={"action": "batch_event_not_sent"})
+        except (OSError, OperationalError) as error:  # only Flower misses the events
+            logger.warning("events: %s", error, extra={"action": "batch_events_not_published"})
 
     def republish(self, context: dict[str, Any], name: str, headers: dict[str, Any]) -> None:
-        """Send a task on as another one of the same arguments, id, links and place in a canvas.
+        """Publish a parked task as another task, with its id, arguments, links and canvas.
+
+        May be repeated: the message is published once.
 
         Args:
-            name: The other task, on its own queue.
-            headers: Added to those of the message.
+            context: The task context that `tasks.deferral` stored.
+            name: The other task; the message goes to its queue, with high priority.
+            headers: Added to the headers of the message.
         """
         task, request = self._app.tasks[name], Context(context)
         queue = self._app.amqp.router.route({}, name)["queue"].name
-        sent = task.signature_from_request(
+        signature = task.signature_from_request(
             request,
             context["args"],
             context["kwargs"],
@@ -94,13 +104,13 @@ class CeleryReplay:
             headers={**(request.headers or {}), **headers},
         )
         with publish_once.publish_once(context["id"]):
-            sent.apply_async(priority=PRIORITIES["high"])
+            signature.apply_async(priority=PRIORITIES["high"])
 
     def _tracer(self, name: str) -> Any:
         if name not in self._tracers:
-            stand_in = _stand_in(self._app.tasks[name])
+            task = _with_known_outcome(self._app.tasks[name])
             self._tracers[name] = build_tracer(
-                name, stand_in, self._app.loader, self._hostname, app=self._app
+                name, task, self._app.loader, self._hostname, app=self._app
             )
         return self._tracers[name]
 
@@ -108,14 +118,14 @@ class CeleryReplay:
         return self._events._prepare_event(kind, {"uuid": context["id"], **fields})
 
 
-def _stand_in(task: Task[Any, Any]) -> Task[Any, Any]:
-    """A copy of a task with another body. Not `copy.copy`, which gives back the task itself."""
-    stand_in: Task[Any, Any] = object.__new__(type(task))
-    vars(stand_in).update(vars(task), run=_body)
-    return stand_in
+def _with_known_outcome(task: Task[Any, Any]) -> Task[Any, Any]:
+    """Copy a task and replace its body. `copy.copy` would return the task itself."""
+    copied: Task[Any, Any] = object.__new__(type(task))
+    vars(copied).update(vars(task), run=_known_outcome)
+    return copied
 
 
-def _body(*_: object, **__: object) -> dict[str, Any]:
+def _known_outcome(*_: object, **__: object) -> dict[str, Any]:
     outcome = _outcome.get()
     if isinstance(outcome, Exception):
         raise outcome

@@ -1,9 +1,9 @@
-"""What a completion sends is sent once, however often the completion is begun.
+"""Publishes the messages of a completion once, even when the completion is repeated.
 
-A scheduler may die after it has sent a task's links and before the task is known to be completed:
-the next one completes the task again. Links, chains, errbacks and the bodies of chords are messages
-that Celery publishes on the app's pool. Here that is a pool of channels which, in `once`, number
-the messages, and put each on its queue by a script that remembers them.
+A scheduler may die between publishing a task's links and storing that the task is completed; the
+next scheduler completes the task again. Celery publishes links, chains, errbacks and chord bodies
+through the app's producer pool. `publish_through` replaces that pool. Within `publish_once` its
+channels number the messages of a task and push each with a script that remembers what was pushed.
 """
 
 from __future__ import annotations
@@ -25,54 +25,58 @@ from scheduler.store.scripts import texts
 
 SENT = PREFIX + "sent:"
 
-_places: ContextVar[Iterator[str] | None] = ContextVar("places", default=None)
+#: Redis keys that mark the next messages of the current task as published; None outside of a block.
+_marks: ContextVar[Iterator[str] | None] = ContextVar("marks", default=None)
 
 
 @contextmanager
 def publish_once(task_id: str) -> Iterator[None]:
-    """Within the block, what this thread publishes is sent if no block for the task sent it.
+    """Skip, within the block, messages that an earlier block for the same task has published.
 
-    The messages are told apart by their order, and by their ids where two tasks may send the same
-    one: the body of a chord.
+    Messages are identified by their order in the block. Where two tasks may send the same message,
+    the body of a chord, its task id identifies it too. Applies to messages of this thread.
     """
-    token = _places.set(f"{SENT}{task_id}:{number}" for number in count())
+    token = _marks.set(f"{SENT}{task_id}:{number}" for number in count())
     try:
         yield
     finally:
-        _places.reset(token)
+        _marks.reset(token)
 
 
 class Channel(kombu_redis.Channel):
-    """kombu's, but for messages that are published within `once`."""
+    """kombu's Redis channel, which publishes each message of a `publish_once` block once."""
 
-    # What this relies on and kombu does not publish.
+    # Private attributes of kombu's Channel.
     _q_for_pri: Any
     _get_message_priority: Any
     conn_or_acquire: Any
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        places = _places.get()
-        if places is None:
+        marks = _marks.get()
+        if marks is None:
             super()._put(queue, message, **kwargs)
             return
         prefix = self.global_keyprefix
         priority = self._get_message_priority(message, reverse=False)
-        marks = (next(places), SENT + str(message["headers"].get("id")))
-        names = [prefix + name for name in (self._q_for_pri(queue, priority), *marks)]
+        by_order, by_task_id = next(marks), SENT + str(message["headers"].get("id"))
+        keys = [prefix + key for key in (self._q_for_pri(queue, priority), by_order, by_task_id)]
         with self.conn_or_acquire() as client:
             client.execute_command(
-                "EVAL", texts()["push_once"], 3, *names, dumps(message), OUTCOME_TTL_SECONDS
+                "EVAL", texts()["push_once"], 3, *keys, dumps(message), OUTCOME_TTL_SECONDS
             )
 
 
 class Transport(kombu_redis.Transport):
-    """Redis, with `once`."""
+    """kombu's Redis transport with the channel above."""
 
     Channel = Channel
 
 
 def publish_through(app: Celery) -> None:
-    """Make this process publish on channels that know `once`. Not for brokers other than Redis."""
+    """Replace the app's producer pool by one that supports `publish_once`.
+
+    Does nothing for brokers other than Redis.
+    """
     url = app.conf.broker_write_url or app.conf.broker_url
     if url.startswith(("redis://", "rediss://")):
         connection = app.connection_for_write(url=f"once{url}")
