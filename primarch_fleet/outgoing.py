@@ -1,71 +1,105 @@
-"""A request on its way: its ticket, and the Celery message that carries it."""
+"""Outgoing messages: a request with its ticket and the Celery message that carries it."""
 
 from __future__ import annotations
 
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from primarch_fleet import protocol, routing
 from primarch_fleet.budgets import ReservationRequest
-from primarch_fleet.catalogue import Catalogue
+from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import PRIORITIES, Lane, Request
-from primarch_fleet.errors import CostCapExceeded, RequestTooLarge
 from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.routing import LaneDecision
 
-_IDS = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
+_IDEMPOTENCY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request on its way: keep `id` to ask for its result, from any process."""
+    """A submitted request. Its `id` is enough to ask for the result, from any process."""
 
     id: str
     lane: Lane
+    #: Why this lane.
     reason: str
     queue: str
 
 
 @dataclass(frozen=True)
 class OutgoingMessage:
-    """What is sent: `options` are the arguments of Celery's `send_task`."""
+    """A message before it is published."""
 
     request: Request
     ticket: Ticket
+    #: The arguments of Celery's `send_task`.
     options: dict[str, Any]
-    #: Bytes of the request as JSON.
+    #: Size of the request's wire form as JSON.
     size_bytes: int
-    #: Micro-dollars to be reserved before it is sent; 0 for a tenant whose spending is not counted.
+    #: The tenant's limits; None for a tenant whose spending is not counted.
+    limits: Limits | None
+    #: Micro-dollars to reserve: the most that the request can cost.
     max_cost: int
-    #: Tokens that count for the tenant's rate; None for one that does not, as on the batch lane.
-    tokens: int | None = None
-    #: The same request on another lane, to be sent instead if the budget has no room for this.
+    #: Tokens that the request counts for in its tenant's rate; None on the batch lane, where
+    #: requests do not count.
+    tokens: int | None
+    #: The same request on another lane, to publish instead if the budget has no room for this one.
     fallback: OutgoingMessage | None = None
 
     @classmethod
     def build(
         cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
     ) -> OutgoingMessage:
-        """The message of a request on the lane that is chosen for it.
+        """Encode a request for the lane that `routing.route` chooses. Raises the same errors."""
+        body = request.to_wire()
+        decision = routing.route(request, body, catalogue, now, health)
+        common = {
+            "args": [body],
+            "task_id": _task_id(request),
+            "priority": PRIORITIES[request.priority],
+            "expires": request.deadline,
+            "argsrepr": protocol.HIDDEN_ARGUMENTS,
+        }
+        return cls._encode(request, decision, common, now)
 
-        Raises InvalidRequest, which names the field, for one that the fleet does not serve,
-        LaneFull or LaneUnavailable.
-        """
-        choice = routing.choose_lane(request, catalogue, now, health)
-        draft = _MessageBuilder.of(request, catalogue, now, health)
-        instead = draft.instead_of(choice.lane)
-        try:
-            return draft.on(choice, instead)
-        except CostCapExceeded:
-            if instead is None:
-                raise
-            return instead
+    @classmethod
+    def _encode(
+        cls, request: Request, decision: LaneDecision, common: dict[str, Any], now: datetime
+    ) -> OutgoingMessage:
+        """The message of a decision; `common` are the options that do not depend on the lane."""
+        headers = {
+            protocol.SUBMITTED_AT: now.timestamp(),
+            protocol.LANE_REASON: decision.reason,
+            protocol.TENANT: protocol.tenant_header(request.tenant_id),
+        }
+        if decision.lane == "local" and (prefixes := request.prefixes()):
+            headers[protocol.PREFIXES] = ",".join(prefixes)
+        if decision.promote_at is not None:
+            headers[protocol.DEADLINE] = decision.promote_at
+        lane_options = {
+            "name": protocol.task_name(decision.lane, request.verb),
+            "queue": decision.queue,
+            "headers": headers,
+        }
+        fallback = None
+        if decision.fallback is not None:
+            fallback = cls._encode(request, decision.fallback, common, now)
+        return cls(
+            request=request,
+            ticket=Ticket(common["task_id"], decision.lane, decision.reason, decision.queue),
+            options=common | lane_options,
+            size_bytes=decision.size_bytes,
+            limits=decision.limits,
+            max_cost=decision.estimate.max_cost,
+            tokens=None if decision.lane == "batch" else decision.estimate.tokens,
+            fallback=fallback,
+        )
 
     @property
     def reservation(self) -> ReservationRequest:
-        """What is to be reserved for it."""
+        """The amounts to reserve before the message is published."""
         if self.fallback is None:
             return ReservationRequest(self.ticket.id, self.max_cost, None, (self.tokens, None))
         tokens = (self.tokens, self.fallback.tokens)
@@ -73,99 +107,20 @@ class OutgoingMessage:
 
     @property
     def idempotency_key(self) -> str | None:
-        """Redis key by which a repeated submit is known; None without a key of the request's."""
-        return self.request.idempotency_key and f"fleet:idempotency:{self.ticket.id}"
+        """The Redis key of the request's idempotency key; None if the request has none."""
+        if self.request.idempotency_key is None:
+            return None
+        return f"fleet:idempotency:{self.ticket.id}"
 
 
 def task_id(ticket: Ticket | str) -> str:
-    """The id behind a ticket."""
+    """The task id of a ticket, which may be given by its id."""
     return ticket if isinstance(ticket, str) else ticket.id
 
 
-@dataclass(frozen=True)
-class _MessageBuilder:
-    """A request that can become a message on one lane or another."""
-
-    request: Request
-    catalogue: Catalogue
-    now: datetime
-    task_id: str
-    body: dict[str, Any]
-    size_bytes: int
-    health: LaneHealth | None
-
-    @classmethod
-    def of(
-        cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None
-    ) -> _MessageBuilder:
-        """Raises RequestTooLarge."""
-        body = request.to_wire()
-        size = protocol.wire_size_bytes(body)
-        if size > catalogue.max_request_bytes:
-            raise RequestTooLarge(
-                f"request: {size} bytes of JSON, the limit is {catalogue.max_request_bytes}"
-            )
-        return cls(request, catalogue, now, _task_id(request), body, size, health)
-
-    def instead_of(self, lane: Lane) -> OutgoingMessage | None:
-        """The message on the lane to which the tenant's policy moves it, if there is one."""
-        other = routing.over_budget_lane(self.request, self.catalogue, self.now, self.health)
-        if other is not None and other.lane != lane:
-            with suppress(CostCapExceeded):
-                return self.on(other)
-        return None
-
-    def on(
-        self, choice: routing.LaneChoice, instead: OutgoingMessage | None = None
-    ) -> OutgoingMessage:
-        """The message on a lane. Raises CostCapExceeded."""
-        request, (lane, reason) = self.request, choice
-        model, limits = (
-            self.catalogue.model(request.model),
-            self.catalogue.limits(request.tenant_id),
-        )
-        expected = routing.estimate_cost(request, self.size_bytes, model, lane, limits)
-        routing.check_cost(request, expected, lane, limits)
-        amount = routing.max_cost_of(request, self.size_bytes, model, lane, limits) if limits else 0
-        tokens = None
-        if limits is not None and lane != "batch":
-            tokens = routing.max_tokens_of(request, self.size_bytes, model, lane, limits)
-        ticket = Ticket(self.task_id, lane, reason, model.lanes[lane].queue)
-        options = _options(request, self.body, ticket, self.now)
-        if lane == "local":
-            options["headers"] |= _local_headers(request, self.catalogue, self.now)
-        return OutgoingMessage(request, ticket, options, self.size_bytes, amount, tokens, instead)
-
-
-def _options(
-    request: Request, body: dict[str, Any], ticket: Ticket, now: datetime
-) -> dict[str, Any]:
-    return {
-        "name": protocol.task_name(ticket.lane, request.verb),
-        "args": [body],
-        "task_id": ticket.id,
-        "queue": ticket.queue,
-        "priority": PRIORITIES[request.priority],
-        "expires": request.deadline,
-        "headers": {
-            protocol.SUBMITTED_AT: now.timestamp(),
-            protocol.LANE_REASON: ticket.reason,
-            protocol.TENANT: protocol.tenant_header(request.tenant_id),
-        },
-        "argsrepr": protocol.HIDDEN_ARGUMENTS,
-    }
-
-
-def _local_headers(request: Request, catalogue: Catalogue, now: datetime) -> dict[str, Any]:
-    headers = {
-        protocol.PREFIXES: ",".join(request.prefixes()) or None,
-        protocol.DEADLINE: routing.promote_at(request, catalogue, now),
-    }
-    return {name: value for name, value in headers.items() if value is not None}
-
-
 def _task_id(request: Request) -> str:
-    """Random, or the same for the same tenant and key."""
+    """A random id; with an idempotency key, always the same id for the same tenant and key."""
     if request.idempotency_key is None:
         return str(uuid.uuid4())
-    return str(uuid.uuid5(_IDS, f"{request.tenant_id}\n{request.idempotency_key}"))
+    name = f"{request.tenant_id}\n{request.idempotency_key}"
+    return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, name))

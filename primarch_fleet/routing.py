@@ -1,110 +1,297 @@
-"""Choosing a lane, as a pure function: the request, what the fleet offers, and the time."""
+"""Lane routing: decide once for each submit where a request goes and what it may cost.
+
+The decision is a pure function of the request, the catalogue, the health of the lanes and the time.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from enum import IntEnum
+from typing import Any, NamedTuple
 
-from primarch_fleet.catalogue import Catalogue, Limits, Model
+from primarch_fleet import estimates, protocol
+from primarch_fleet.catalogue import Catalogue, LaneLimits, Limits, Model
 from primarch_fleet.contract import CompletionRequest, Lane, Request
-from primarch_fleet.errors import CostCapExceeded, DeadlineExceeded, InvalidRequest
-from primarch_fleet.lane_assessment import LaneAssessment
-from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.errors import (
+    CostCapExceeded,
+    DeadlineExceeded,
+    FleetBusy,
+    InvalidRequest,
+    LaneFull,
+    LaneUnavailable,
+    RequestTooLarge,
+)
+from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
 
-#: Bytes of JSON a prompt token takes at least, on average over English text (an estimate, used
-#: for the caps of one request): https://platform.openai.com/tokenizer says four characters.
-BYTES_PER_TOKEN = 4
+#: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
+URGENT_SECONDS = 60.0
+#: Bounds of `retry_after` for a full lane of known speed: a producer that retries sooner sees the
+#: same snapshot, and an estimate further ahead is worth nothing.
+MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 60.0
 
 
-class LaneChoice(NamedTuple):
-    """A lane and why it was chosen."""
+class Severity(IntEnum):
+    """How bad the state of a lane is for a request, from best to worst."""
+
+    OK = 0
+    SLOW = 1
+    UNSERVED = 2
+    #: The lane rejects requests.
+    CLOSED = 3
+
+
+class LaneProblem(NamedTuple):
+    """The problem that a request would meet on a lane now; by default none."""
+
+    severity: Severity = Severity.OK
+    #: Completes the sentence "<lane> is ...".
+    description: str = ""
+    #: Why a CLOSED lane rejects requests.
+    refusal: FleetBusy | None = None
+
+
+@dataclass(frozen=True)
+class LaneDecision:
+    """The lane of a request, and all that depends on the lane."""
 
     lane: Lane
+    #: Why this lane; the receipt repeats it.
     reason: str
+    queue: str
+    #: The tenant's limits; None for a tenant whose spending is not counted.
+    limits: Limits | None
+    #: Size of the request's wire form as JSON.
+    size_bytes: int
+    estimate: estimates.Estimate
+    #: Unix seconds at which the realtime lane serves the request instead of the local lane, if it
+    #: still waits then; None for never.
+    promote_at: float | None = None
+    #: The decision to use instead if the tenant's budget has no room for this one.
+    fallback: LaneDecision | None = None
 
 
-def choose_lane(
-    request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
-) -> LaneChoice:
-    """The lane for a request, and the reason that its receipt will show.
+def route(
+    request: Request,
+    body: dict[str, Any],
+    catalogue: Catalogue,
+    now: datetime,
+    health: LaneHealth | None = None,
+) -> LaneDecision:
+    """Choose the lane of a request, and estimate its cost there.
 
-    With the lanes' health, one that is full, that no worker serves, or whose queue takes longer
-    than the request can wait, is passed over for another that can serve it; the reason says so. Of
-    lanes that all are slow or without a worker the least bad is taken, and a lane that the request
-    names whatever its state: its queue keeps the request, unless the fleet's policy is to refuse.
+    With `health`, a lane is skipped if it is full, has no worker, or has a longer queue than the
+    request can wait for, and another lane can serve the request; the reason says so. If every lane
+    is slow or has no worker, the least bad one is taken. A lane that the request names is taken in
+    any state, because its queue keeps the request, unless the lane is closed.
 
-    Raises InvalidRequest (UnknownModel included) when no lane can serve it, DeadlineExceeded when
-    its deadline has passed at `now`, and LaneFull or LaneUnavailable when every lane that could
-    serve it is closed: the one of the lane that it wants most.
+    Args:
+        body: The request's wire form.
+        health: The state of the lanes; None if nothing is known.
+
+    Raises:
+        InvalidRequest: No lane can serve the request, or a field is wrong. Includes UnknownModel,
+            RequestTooLarge, and CostCapExceeded if no fallback lane is cheaper than the cap.
+        DeadlineExceeded: The deadline has passed at `now`.
+        LaneFull: Every lane that can serve the request is closed, the preferred one for its length.
+        LaneUnavailable: The same, and the preferred lane has no worker.
     """
-    left = request.time_left(now)
-    if left is not None and left <= 0:
-        raise DeadlineExceeded("deadline: it has already passed")
-    model = catalogue.model(request.model)
-    if model.kind != request.kind:
-        raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
-    _check_tags(request, model, catalogue)
-    patience = _patience(request, left)
-    outlook = LaneAssessment(model, catalogue, health or LaneHealth(), patience, request.priority)
-    if request.lane == "auto":
-        return _healthiest(_suitable(request, outlook), outlook)
-    choice = _asked_for(request, model, request.lane)
-    if refusal := outlook.problem(choice.lane).refusal:
-        raise refusal
-    return choice
+    assessment = _Assessment.of(request, catalogue, now, health or LaneHealth())
+    lane, reason = assessment.choose()
+    size_bytes = protocol.wire_size_bytes(body)
+    if size_bytes > catalogue.max_request_bytes:
+        raise RequestTooLarge(
+            f"request: {size_bytes} bytes of JSON, the limit is {catalogue.max_request_bytes}"
+        )
+    fallback = None
+    fallback_lane = assessment.fallback_lane()
+    if fallback_lane is not None and fallback_lane != lane:
+        with suppress(CostCapExceeded):
+            degraded = f"over budget: degraded to {fallback_lane}"
+            fallback = assessment.decide(fallback_lane, degraded, size_bytes)
+    try:
+        return assessment.decide(lane, reason, size_bytes, fallback)
+    except CostCapExceeded:
+        if fallback is None:
+            raise
+        return fallback
 
 
-def over_budget_lane(
-    request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
-) -> LaneChoice | None:
-    """The lane on which its tenant has a request served for which the budget has no room.
+@dataclass(frozen=True)
+class _Assessment:
+    """A request and the lanes of its model, as they are now."""
 
-    None when it is refused then: by the policy, because the request names its lane, or because the
-    other lane cannot serve it or is closed.
-    """
-    limits = catalogue.limits(request.tenant_id)
-    if limits is None or limits.over_budget == "refuse" or request.lane != "auto":
-        return None
-    lane, model = limits.over_budget, catalogue.model(request.model)
-    patience = _patience(request, request.time_left(now))
-    outlook = LaneAssessment(model, catalogue, health or LaneHealth(), patience)
-    if lane not in _offers(request, outlook) or outlook.problem(lane).refusal:
-        return None
-    return LaneChoice(lane, f"over budget: degraded to {lane}")
+    request: Request
+    model: Model
+    limits: Limits | None
+    catalogue: Catalogue
+    health: LaneHealth
+    now: datetime
+    #: Seconds that the caller will wait at most; infinite without a limit.
+    max_wait_seconds: float
+    #: Lanes that do not support a field of the request, each with the error message.
+    unsupported: dict[Lane, str]
+    #: Lanes that can serve the request within its quality and time.
+    eligible: set[Lane]
 
+    @classmethod
+    def of(
+        cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth
+    ) -> _Assessment:
+        """Raises DeadlineExceeded and InvalidRequest, as `route` does."""
+        seconds_left = request.time_left(now)
+        if seconds_left is not None and seconds_left <= 0:
+            raise DeadlineExceeded("deadline: it has already passed")
+        model = catalogue.model(request.model)
+        if model.kind != request.kind:
+            raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
+        _check_tags(request, model, catalogue)
+        time_limits = [limit for limit in (request.max_latency, seconds_left) if limit is not None]
+        max_wait_seconds = min(time_limits, default=float("inf"))
+        unsupported = _unsupported(request)
+        eligible = {
+            lane
+            for lane, offer in model.lanes.items()
+            if offer.quality >= request.quality and lane not in unsupported
+        }
+        if max_wait_seconds < catalogue.completion_window:
+            eligible.discard("batch")
+        return cls(
+            request=request,
+            model=model,
+            limits=catalogue.limits(request.tenant_id),
+            catalogue=catalogue,
+            health=health,
+            now=now,
+            max_wait_seconds=max_wait_seconds,
+            unsupported=unsupported,
+            eligible=eligible,
+        )
 
-def promote_at(request: Request, catalogue: Catalogue, now: datetime) -> float | None:
-    """The Unix time by which a request for the local lane is to be served on realtime, if it must.
+    def choose(self) -> tuple[Lane, str]:
+        """The lane and the reason. Raises InvalidRequest, LaneFull and LaneUnavailable."""
+        if self.request.lane != "auto":
+            return self._named_lane(self.request.lane), "asked for"
+        choices = {
+            lane: reason
+            for lane, reason in _preferences(self.request).items()
+            if lane in self.eligible and (lane != "batch" or self.catalogue.auto_batch)
+        }
+        if not choices:
+            model = self.request.model
+            why = f"model: no lane serves {model!r} within the requested quality and time"
+            raise InvalidRequest("; ".join([why, *self.unsupported.values()]))
+        problems = {lane: self.problem(lane) for lane in choices}
+        best = min(choices, key=lambda lane: problems[lane].severity)
+        if refusal := problems[best].refusal:
+            raise refusal
+        considered = list(choices)[: list(choices).index(best) + 1]
+        flaws = [f"{lane} is {why}" for lane in considered if (why := problems[lane].description)]
+        return best, "; ".join([choices[best], *flaws])
 
-    None for one that has all the time, that names its lane, or that realtime cannot serve.
-    """
-    patience, model = _patience(request, request.time_left(now)), catalogue.model(request.model)
-    outlook = LaneAssessment(model, catalogue, LaneHealth(), patience)
-    if request.lane != "auto" or "realtime" not in _offers(request, outlook):
-        return None
-    return now.timestamp() + patience if patience < float("inf") else None
+    def fallback_lane(self) -> Lane | None:
+        """The lane to which the tenant's policy moves a request that its budget has no room for.
 
+        None if the request is refused instead: by the policy, because the request names its lane,
+        or because the policy's lane cannot serve it or is closed.
+        """
+        if self.limits is None or self.request.lane != "auto":
+            return None
+        lane = self.limits.over_budget
+        if lane == "refuse" or lane not in self.eligible or self.problem(lane).refusal:
+            return None
+        return lane
 
-def check_cost(
-    request: Request, price: int, lane: Lane | None = None, limits: Limits | None = None
-) -> None:
-    """Raises CostCapExceeded when the estimate, in micro-dollars, is over the request's own cap, or
-    over the one that its tenant has for a request on the lane.
-    """
-    tenants = limits.max_cost_realtime if limits and lane == "realtime" else None
-    for name, cap in {"max_cost": request.max_cost, "max_cost_realtime": tenants}.items():
-        if cap is not None and price > cap:
-            raise CostCapExceeded(
-                f"{name}: about {price} micro-dollars are expected, the cap is {cap}"
+    def decide(
+        self, lane: Lane, reason: str, size_bytes: int, fallback: LaneDecision | None = None
+    ) -> LaneDecision:
+        """Raises CostCapExceeded."""
+        estimate = estimates.estimate(self.request, size_bytes, self.model, lane, self.limits)
+        estimates.check_cost(self.request, estimate.expected_cost, lane, self.limits)
+        promote_at = None
+        may_promote = self.request.lane == "auto" and "realtime" in self.eligible
+        if lane == "local" and may_promote and self.max_wait_seconds < float("inf"):
+            promote_at = self.now.timestamp() + self.max_wait_seconds
+        queue = self.model.lanes[lane].queue
+        return LaneDecision(
+            lane, reason, queue, self.limits, size_bytes, estimate, promote_at, fallback
+        )
+
+    def problem(self, lane: Lane) -> LaneProblem:
+        """The worst problem of a lane. A lane of which nothing is known has none."""
+        queue = self.model.lanes[lane].queue
+        return max(
+            self._full(lane, queue),
+            self._unserved(lane, queue),
+            self._slow(queue),
+            key=lambda problem: problem.severity,
+        )
+
+    def _named_lane(self, lane: Lane) -> Lane:
+        model, offer = self.request.model, self.model.lanes.get(lane)
+        if why := self.unsupported.get(lane):
+            raise InvalidRequest(why)
+        if offer is None:
+            offered = " and ".join(self.model.lanes)
+            raise InvalidRequest(f"lane: {model!r} is not served on {lane}, only on {offered}")
+        if offer.quality < self.request.quality:
+            raise InvalidRequest(
+                f"quality: {model!r} on {lane} has {offer.quality}, less than requested"
             )
+        if refusal := self.problem(lane).refusal:
+            raise refusal
+        return lane
+
+    def _full(self, lane: Lane, queue: str) -> LaneProblem:
+        limits, queued = self.catalogue.lanes.get(lane), self.health.queued[queue]
+        if limits is None or queued < limits.max_queued:
+            return LaneProblem()
+        rate = self.health.rates.get(queue)
+        speed = f", its workers answer about {rate:.3g} a second" if rate else ""
+        refusal = LaneFull.until(
+            f"lane: {lane} is full: {queued} requests wait in {queue!r}, "
+            f"the limit is {limits.max_queued}{speed}",
+            _retry_after(queued, limits, rate),
+        )
+        return LaneProblem(Severity.CLOSED, "full", refusal)
+
+    def _unserved(self, lane: Lane, queue: str) -> LaneProblem:
+        if queue not in self.health.unserved:
+            return LaneProblem()
+        retry_after = self.catalogue.needs_worker.get(lane)
+        if retry_after is None:
+            return LaneProblem(Severity.UNSERVED, "without a worker")
+        message = f"lane: {lane} is without a worker: none serves {queue!r}"
+        refusal = LaneUnavailable.until(message, retry_after)
+        return LaneProblem(Severity.CLOSED, "without a worker", refusal)
+
+    def _slow(self, queue: str) -> LaneProblem:
+        """Whether the request would wait too long.
+
+        By the throughput that the workers report, if they do. Else by the time that the oldest
+        request has waited, and for an urgent request by the length of the queue.
+        """
+        health, max_wait = self.health, self.max_wait_seconds
+        wait = health.estimated_wait_seconds(queue, self.request.priority)
+        oldest = health.oldest_wait_seconds.get(queue) or 0.0
+        why = ""
+        if wait is not None:
+            if wait > max_wait:
+                why = f"about {wait:.3g} s to wait, {max_wait:.3g} s are left"
+        elif oldest > max_wait:
+            why = f"its oldest request has waited {oldest:.3g} s, {max_wait:.3g} s are left"
+        elif max_wait <= URGENT_SECONDS and health.queued[queue] >= LONG_QUEUE_LENGTH:
+            why = "its queue is long"
+        return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
 
 
-def _ruled_out(request: Request) -> dict[Lane, str]:
-    """The lanes that cannot honour a field of the request, and what to tell who asks for them."""
+def _unsupported(request: Request) -> dict[Lane, str]:
+    """The lanes that do not support a field of the request, each with the error message."""
     lanes: dict[Lane, str] = {}
     for field in ("tags", "routing_strategy"):
         if getattr(request, field):
-            lanes["local"] = lanes["batch"] = f"{field}: only the realtime lane goes by it"
+            lanes["local"] = lanes["batch"] = f"{field}: only the realtime lane supports it"
     if not isinstance(request, CompletionRequest):
         return lanes
     if request.stream:
@@ -112,112 +299,39 @@ def _ruled_out(request: Request) -> dict[Lane, str]:
     if request.stream and (request.n or 1) > 1:
         lanes["realtime"] = "n: a stream has one choice on the realtime lane"
     if request.service_tier:
-        lanes["local"] = "service_tier: own hardware has none; leave it out or choose another lane"
+        lanes["local"] = (
+            "service_tier: the local lane has none; leave it out or choose another lane"
+        )
     return lanes
 
 
 def _check_tags(request: Request, model: Model, catalogue: Catalogue) -> None:
-    """Raises InvalidRequest for tags that nobody goes by, or that no deployment has."""
+    """Raises InvalidRequest for tags that the fleet ignores, or that no deployment has."""
     if not request.tags or "realtime" not in model.lanes:
         return
     if not catalogue.tag_filtering:
-        raise InvalidRequest("tags: this fleet does not go by them (enable_tag_filtering)")
+        raise InvalidRequest("tags: not supported; set routing.enable_tag_filtering: true")
     known = model.lanes["realtime"].tags
-    if known is not None and not any(set(one).issuperset(request.tags) for one in known):
-        have = " or ".join(f"[{', '.join(one)}]" for one in known)
+    if known is not None and not any(set(tags).issuperset(request.tags) for tags in known):
+        available = " or ".join(f"[{', '.join(tags)}]" for tags in known)
         raise InvalidRequest(
-            f"tags: no deployment of {request.model!r} has all of these; they have {have}"
+            f"tags: no deployment of {request.model!r} has all of these; they have {available}"
         )
 
 
-def _asked_for(request: Request, model: Model, lane: Lane) -> LaneChoice:
-    if why := _ruled_out(request).get(lane):
-        raise InvalidRequest(why)
-    if lane not in model.lanes:
-        offers = " and ".join(model.lanes)
-        raise InvalidRequest(f"lane: {request.model!r} is not served on {lane}, only on {offers}")
-    if model.lanes[lane].quality < request.quality:
-        raise InvalidRequest(f"quality: {request.model!r} on {lane} does not reach it")
-    return LaneChoice(lane, "asked for")
-
-
-def _suitable(request: Request, outlook: LaneAssessment) -> list[LaneChoice]:
-    """The lanes that can serve a request, in the order in which it wants them; one at least."""
-    offers = _offers(request, outlook)
-    if not outlook.catalogue.auto_batch:
-        offers.discard("batch")
-    if choices := [one for one in _preferences(request) if one.lane in offers]:
-        return choices
-    why = f"model: no lane serves {request.model!r} within the quality and time asked for"
-    raise InvalidRequest("; ".join([why, *_ruled_out(request).values()]))
-
-
-def _healthiest(choices: list[LaneChoice], outlook: LaneAssessment) -> LaneChoice:
-    """The first of those with which the least is wrong. Raises why it is closed, if it is."""
-    troubles = {one: outlook.problem(one.lane) for one in choices}
-    best = min(choices, key=lambda one: troubles[one].severity)
-    if refusal := troubles[best].refusal:
-        raise refusal
-    up_to_it = choices[: choices.index(best) + 1]
-    wrong = [f"{one.lane} is {what}" for one in up_to_it if (what := troubles[one].description)]
-    return LaneChoice(best.lane, "; ".join([best.reason, *wrong]))
-
-
-def _offers(request: Request, outlook: LaneAssessment) -> set[Lane]:
-    """The lanes that can serve a request within its quality and time."""
-    lanes = outlook.model.lanes
-    offers = {lane for lane, offer in lanes.items() if offer.quality >= request.quality}
-    if outlook.max_wait_seconds < outlook.catalogue.completion_window:
-        offers.discard("batch")
-    return offers - set(_ruled_out(request))
-
-
-def _preferences(request: Request) -> list[LaneChoice]:
-    """The lanes in the order in which this request wants them."""
-    realtime = LaneChoice("realtime", "no cheaper lane fits")
-    local = LaneChoice("local", "hosted here")
-    batch = LaneChoice("batch", "only lane of the model")
+def _preferences(request: Request) -> dict[Lane, str]:
+    """The lanes in the order in which the request prefers them, each with the reason."""
+    local, realtime, batch = "hosted here", "no cheaper lane fits", "only lane of the model"
     if request.priority == "high" or request.cost_preference == "speed":
-        return [LaneChoice("realtime", "urgent"), local, batch]
+        return {"realtime": "urgent", "local": local, "batch": batch}
     if request.cost_preference == "cost":
-        return [LaneChoice("batch", "cost-sensitive, patient"), local, realtime]
-    return [local, realtime, batch]
+        return {"batch": "cost-sensitive, patient", "local": local, "realtime": realtime}
+    return {"local": local, "realtime": realtime, "batch": batch}
 
 
-def _patience(request: Request, left: float | None) -> float:
-    """Seconds that the caller will wait, at most; infinite when nothing was said."""
-    limits = (request.max_latency, left)
-    return min((limit for limit in limits if limit is not None), default=float("inf"))
-
-
-def estimate_cost(
-    request: Request, size: int, model: Model, lane: Lane, limits: Limits | None = None
-) -> int:
-    """Micro-dollars expected at most for a request of `size` bytes, if it fills its token limit."""
-    tokens = size // BYTES_PER_TOKEN + 1
-    return model.lanes[lane].max_price.cost(tokens, _output_tokens(request, model, lane, limits))
-
-
-def max_cost_of(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
-    """Micro-dollars that are reserved for a request of `size` bytes: the most that it can cost.
-
-    A token of text is a byte at least, in every model's vocabulary. Two things have no bound: a
-    picture or a file that the request names by its address, and an answer whose length nothing
-    limits, for which the tenant's `default_output_tokens` are reserved.
-    """
-    output = _output_tokens(request, model, lane, limits)
-    return model.lanes[lane].max_price.cost(size, output)
-
-
-def max_tokens_of(request: Request, size: int, model: Model, lane: Lane, limits: Limits) -> int:
-    """Tokens with which a request of `size` bytes counts for its tenant's rate."""
-    return size // BYTES_PER_TOKEN + 1 + _output_tokens(request, model, lane, limits)
-
-
-def _output_tokens(request: Request, model: Model, lane: Lane, limits: Limits | None) -> int:
-    """The request's own limit, the model's, or else the one that its tenant is reserved."""
-    own = request.max_output_tokens()
-    if own is not None or limits is None:
-        return own or 0
-    of_one = model.lanes[lane].max_output_tokens or limits.default_output_tokens
-    return of_one * (getattr(request, "n", None) or 1)
+def _retry_after(queued: int, limits: LaneLimits, rate: float | None) -> float:
+    """Seconds until a full queue has room for one more: by its rate, else as configured."""
+    if rate is None:
+        return limits.retry_after
+    seconds = (queued + 1 - limits.max_queued) / rate
+    return min(max(seconds, MIN_RETRY_AFTER_SECONDS), MAX_RETRY_AFTER_SECONDS)

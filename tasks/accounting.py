@@ -17,7 +17,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from primarch_fleet import protocol, routing
+from primarch_fleet import estimates, protocol
 from primarch_fleet.budgets import AsyncLedger, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Model
 from primarch_fleet.contract import Lane, Request
@@ -145,13 +145,9 @@ class Accountant:
         if model is None:
             return []
         size = protocol.wire_size_bytes(request.to_wire())
-        expected = routing.estimate_cost(request, size, model, lane, limits)
-        routing.check_cost(request, expected, lane, limits)
-        if limits is None:
-            return []
-        return [
-            ReservationRequest(task_id, routing.max_cost_of(request, size, model, lane, limits))
-        ]
+        estimate = estimates.estimate(request, size, model, lane, limits)
+        estimates.check_cost(request, estimate.expected_cost, lane, limits)
+        return [] if limits is None else [ReservationRequest(task_id, estimate.max_cost)]
 
     async def _grant(
         self, tenant_id: str, orders: list[ReservationRequest]
@@ -237,7 +233,7 @@ class Accountant:
         model = self._model(lane, request)
         if model is None or not meter.called:
             return 0
-        prompt = protocol.wire_size_bytes(request.body()) // routing.BYTES_PER_TOKEN + 1
+        prompt = protocol.wire_size_bytes(request.body()) // estimates.BYTES_PER_TOKEN + 1
         cost = model.lanes[lane].price.cost(prompt, meter.chunks)
         logger.info(
             "%s: cut short after %s chunks, about %s micro-dollars",

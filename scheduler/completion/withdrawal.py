@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from primarch_fleet import protocol, routing
+from primarch_fleet import estimates, protocol
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.errors import BatchError, Cancelled, RequestFailed
 from scheduler import metrics
@@ -126,7 +126,9 @@ class Withdrawal:
             protocol.wire_size_bytes(request.to_wire()),
             self._catalogue.model(request.model),
         )
-        return routing.estimate_cost(request, size, model, "realtime") <= request.max_cost
+        return (
+            estimates.estimate(request, size, model, "realtime").expected_cost <= request.max_cost
+        )
 
 
 @contextmanager

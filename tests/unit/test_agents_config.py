@@ -11,9 +11,9 @@ import yaml
 
 from config.fleet import FleetConfig, load
 from config.settings import ROOT
-from primarch_fleet import CompletionRequest
+from primarch_fleet import Catalogue, CompletionRequest
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.routing import choose_lane
+from primarch_fleet.routing import route
 
 #: A production configuration of the Primarch agents, as it stands.
 GIVEN = ROOT / "tests" / "data" / "routing_orchestration.yaml"
@@ -23,6 +23,10 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def cheap(**fields: Any) -> CompletionRequest:
     messages = [{"role": "user", "content": "x"}]
     return CompletionRequest(model="gpt-4o", messages=messages, cost_preference="cost", **fields)
+
+
+def lane_of(request: CompletionRequest, catalogue: Catalogue) -> str:
+    return route(request, request.to_wire(), catalogue, NOW).lane
 
 
 #: By key: another value than the given, what shows its effect, and that with either value.
@@ -70,8 +74,8 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     "batch_processing.enable_cost_optimization": (
         False,
         lambda c: (
-            choose_lane(cheap(), c.catalogue(), NOW).lane,
-            choose_lane(cheap(lane="batch"), c.catalogue(), NOW).lane,
+            lane_of(cheap(), c.catalogue()),
+            lane_of(cheap(lane="batch"), c.catalogue()),
         ),
         ("batch", "batch"),
         ("realtime", "batch"),

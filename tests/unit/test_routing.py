@@ -10,7 +10,7 @@ import pytest
 
 from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Price
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
-from primarch_fleet.contract import Lane
+from primarch_fleet.contract import Lane, Request
 from primarch_fleet.errors import (
     CostCapExceeded,
     DeadlineExceeded,
@@ -19,14 +19,9 @@ from primarch_fleet.errors import (
     LaneUnavailable,
     UnknownModel,
 )
+from primarch_fleet.estimates import check_cost, estimate
 from primarch_fleet.lane_health import LaneHealth
-from primarch_fleet.routing import (
-    check_cost,
-    choose_lane,
-    estimate_cost,
-    max_cost_of,
-    over_budget_lane,
-)
+from primarch_fleet.routing import LaneDecision, route
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = 86_400.0
@@ -51,6 +46,12 @@ CATALOGUE = Catalogue(
     completion_window=DAY,
     max_request_bytes=1000,
 )
+
+
+def decide(
+    request: Request, catalogue: Catalogue, health: LaneHealth | None = None
+) -> LaneDecision:
+    return route(request, request.to_wire(), catalogue, NOW, health)
 
 
 def request(model: str = "everywhere", **fields: Any) -> CompletionRequest:
@@ -81,7 +82,7 @@ def request(model: str = "everywhere", **fields: Any) -> CompletionRequest:
 def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
     fields: dict[str, Any], lane: Lane, reason: str
 ) -> None:
-    choice = choose_lane(request(**fields), CATALOGUE, NOW)
+    choice = decide(request(**fields), CATALOGUE)
     assert choice.lane == lane
     assert reason in choice.reason
 
@@ -107,40 +108,36 @@ def test_what_no_lane_can_serve_is_refused_by_the_name_of_the_field(
     fields: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        choose_lane(request(**fields), CATALOGUE, NOW)
+        decide(request(**fields), CATALOGUE)
 
 
 def test_no_lane_is_left_when_quality_excludes_the_only_one() -> None:
     models = {"poor": model("local", quality=0.2)}
     with pytest.raises(InvalidRequest, match="quality"):
-        choose_lane(
-            request("poor", quality=0.5), CATALOGUE.model_copy(update={"models": models}), NOW
-        )
+        decide(request("poor", quality=0.5), CATALOGUE.model_copy(update={"models": models}))
 
 
 def test_an_embedding_goes_to_a_model_for_embeddings() -> None:
-    assert (
-        choose_lane(EmbeddingRequest(model="vectors", input="x"), CATALOGUE, NOW).lane == "realtime"
-    )
+    assert decide(EmbeddingRequest(model="vectors", input="x"), CATALOGUE).lane == "realtime"
 
 
 @pytest.mark.parametrize("lane", ["local", "batch"])
 def test_embeddings_are_not_served_where_their_tags_mean_nothing(lane: Lane) -> None:
     vectors = EmbeddingRequest(model="vectors", input="x", lane=lane, tags=["eu"])
     with pytest.raises(InvalidRequest, match="tags"):
-        choose_lane(vectors, CATALOGUE, NOW)
+        decide(vectors, CATALOGUE)
 
 
 def test_an_estimate_over_the_cap_is_refused_and_one_at_the_cap_is_not() -> None:
     capped = request(max_cost=1000, max_tokens=100)
-    expected = estimate_cost(capped, 400, CATALOGUE.models["remote"], "realtime")
+    expected = estimate(capped, 400, CATALOGUE.models["remote"], "realtime").expected_cost
     assert expected == 101 * 2 + 100 * 8
-    check_cost(capped.model_copy(update={"max_cost": expected}), expected)
+    check_cost(capped.model_copy(update={"max_cost": expected}), expected, "realtime", None)
     with pytest.raises(CostCapExceeded, match="max_cost"):
-        check_cost(capped, expected)
+        check_cost(capped, expected, "realtime", None)
 
 
-def test_the_cap_of_a_tenant_is_for_the_realtime_lane() -> None:
+def test_the_cost_cap_of_a_tenant_is_for_the_realtime_lane_only() -> None:
     limits = Limits(max_cost_realtime=10)
     check_cost(request(), 11, "batch", limits)
     check_cost(request(), 10, "realtime", limits)
@@ -157,8 +154,9 @@ def with_policy(over_budget: str) -> Catalogue:
     ("policy", "fields", "lane"),
     [
         ("batch", {}, "batch"),
-        ("local", {}, "local"),
+        ("local", {"priority": "high"}, "local"),
         ("refuse", {}, None),
+        ("local", {}, None),  # it goes there in any case
         ("local", {"model": "remote"}, None),
         ("local", {"quality": 0.9}, None),
         ("batch", {"stream": True}, None),
@@ -166,12 +164,12 @@ def with_policy(over_budget: str) -> Catalogue:
         ("batch", {"lane": "realtime"}, None),
     ],
 )
-def test_over_budget_a_request_goes_where_the_policy_says_if_it_can(
+def test_over_budget_a_request_falls_back_to_the_lane_of_the_policy_if_it_can_serve_it(
     policy: str, fields: dict[str, Any], lane: Lane | None
 ) -> None:
-    choice = over_budget_lane(request(**fields), with_policy(policy), NOW)
-    assert (choice and choice.lane) == lane
-    assert choice is None or choice.reason == f"over budget: degraded to {lane}"
+    fallback = decide(request(**fields), with_policy(policy)).fallback
+    assert (fallback and fallback.lane) == lane
+    assert fallback is None or fallback.reason == f"over budget: degraded to {lane}"
 
 
 @pytest.mark.parametrize(
@@ -192,9 +190,9 @@ def test_what_is_reserved_is_a_token_a_byte_and_the_longest_answer_at_the_deares
     offer = Offer(queue="q", price=PRICE, ceiling=dearest, max_output_tokens=limit)
     served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
     limits = Limits(default_output_tokens=7)
-    assert max_cost_of(request(**fields), 1000, served, "realtime", limits) == (
-        3 * 1000 + 11 * tokens
-    )
+    bound = estimate(request(**fields), 1000, served, "realtime", limits)
+    assert bound.max_cost == 3 * 1000 + 11 * tokens
+    assert bound.tokens == 251 + tokens
 
 
 ALL = frozenset({"local", "realtime", "batch"})
@@ -262,7 +260,7 @@ SOON = {"deadline": NOW + timedelta(seconds=20)}
 def test_the_health_of_the_lanes_is_heeded(
     fields: dict[str, Any], health: LaneHealth, lane: Lane, reason: str
 ) -> None:
-    choice = choose_lane(request(**fields), CATALOGUE, NOW, health)
+    choice = decide(request(**fields), CATALOGUE, health)
     assert choice.lane == lane
     assert choice.reason.endswith(reason)
 
@@ -287,7 +285,7 @@ def test_a_full_lane_says_when_there_is_room_by_how_fast_it_is(
 ) -> None:
     full = with_(lanes={"local": LaneLimits(max_queued=10, retry_after=7.0)})
     with pytest.raises(LaneFull, match=f"try again in {seconds:.1f} s") as refused:
-        choose_lane(request(lane="local"), full, NOW, waiting(queued, **rates))
+        decide(request(lane="local"), full, waiting(queued, **rates))
     assert refused.value.retry_after == seconds
     assert ("answer about" in str(refused.value)) == ("local" in rates)
 
@@ -298,26 +296,26 @@ def test_a_lane_that_needs_a_worker_is_closed_without_one() -> None:
     with pytest.raises(
         LaneUnavailable, match=r"none serves 'local'; try again in 3.0 s"
     ) as refused:
-        choose_lane(request(lane="local"), strict, NOW, alone)
+        decide(request(lane="local"), strict, alone)
     assert refused.value.retry_after == 3.0
-    assert choose_lane(request(lane="local"), strict, NOW, waiting()).lane == "local"
-    assert choose_lane(request(), strict, NOW, alone).reason.endswith("local is without a worker")
+    assert decide(request(lane="local"), strict, waiting()).lane == "local"
+    assert decide(request(), strict, alone).reason.endswith("local is without a worker")
     with pytest.raises(LaneUnavailable):
-        choose_lane(request("hosted"), strict, NOW, alone)
+        decide(request("hosted"), strict, alone)
 
 
 def test_where_every_lane_is_closed_the_refusal_is_of_the_one_that_is_wanted_most() -> None:
     both = with_(needs_worker={"local": 3.0}, lanes={"realtime": LaneLimits(max_queued=5)})
     health = waiting(0, 5, {"local"})
     with pytest.raises(LaneUnavailable):
-        choose_lane(request(max_latency=9.0), both, NOW, health)
+        decide(request(max_latency=9.0), both, health)
     with pytest.raises(LaneFull):
-        choose_lane(request(max_latency=9.0, priority="high"), both, NOW, health)
+        decide(request(max_latency=9.0, priority="high"), both, health)
 
 
 def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() -> None:
     strict = with_(needs_worker={"local": 3.0})
-    choice = choose_lane(request(), strict, NOW, waiting(0, 0, ALL))
+    choice = decide(request(), strict, waiting(0, 0, ALL))
     assert choice.lane == "realtime"
     assert choice.reason.endswith("local is without a worker; realtime is without a worker")
 
@@ -325,9 +323,11 @@ def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() 
 def test_batch_is_not_chosen_where_it_has_to_be_named() -> None:
     named = with_(auto_batch=False, tenants={"default": Limits(over_budget="batch")})
     cheap = request("remote", cost_preference="cost")
-    assert choose_lane(cheap, named, NOW).lane == "realtime"
-    assert choose_lane(cheap.model_copy(update={"lane": "batch"}), named, NOW).lane == "batch"
-    assert over_budget_lane(cheap, named, NOW) is not None
+    assert decide(cheap, named).lane == "realtime"
+    assert decide(cheap.model_copy(update={"lane": "batch"}), named).lane == "batch"
+    fallback = decide(cheap, named).fallback
+    assert fallback is not None
+    assert fallback.lane == "batch"
 
 
 def tagged(tags: Any, **fields: Any) -> Catalogue:
@@ -344,27 +344,23 @@ DEPLOYMENTS = ((), ("eu", "fast"), ("us",))
 def test_tags_that_no_deployment_has_all_of_are_refused_with_those_there_are(lane: str) -> None:
     words = r"^tags: no deployment of 'everywhere' .*\[\] or \[eu, fast\] or \[us\]"
     with pytest.raises(InvalidRequest, match=words):
-        choose_lane(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS), NOW)
+        decide(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS))
     for tags in (["fast", "eu"], ["us"]):
-        assert (
-            choose_lane(request(tags=tags, lane=lane), tagged(DEPLOYMENTS), NOW).lane == "realtime"
-        )
+        assert decide(request(tags=tags, lane=lane), tagged(DEPLOYMENTS)).lane == "realtime"
 
 
 def test_tags_are_refused_where_nobody_goes_by_them_and_let_through_where_none_are_known() -> None:
     asked = request(tags=["eu"])
-    with pytest.raises(InvalidRequest, match=r"^tags: this fleet does not go by them"):
-        choose_lane(asked, tagged(DEPLOYMENTS, tag_filtering=False), NOW)
-    assert choose_lane(asked, tagged(None), NOW).lane == "realtime"
-    assert choose_lane(request(), tagged((), tag_filtering=False), NOW).lane == "local"
+    with pytest.raises(InvalidRequest, match=r"^tags: not supported; set routing"):
+        decide(asked, tagged(DEPLOYMENTS, tag_filtering=False))
+    assert decide(asked, tagged(None)).lane == "realtime"
+    assert decide(request(), tagged((), tag_filtering=False)).lane == "local"
 
 
-def test_a_lane_that_is_full_is_none_to_be_degraded_to() -> None:
+def test_a_full_lane_is_no_fallback_for_a_request_over_budget() -> None:
     catalogue = with_policy("batch").model_copy(
         update={"lanes": {"batch": LaneLimits(max_queued=1)}}
     )
-    assert over_budget_lane(request(), catalogue, NOW, LaneHealth()) is not None
-    assert (
-        over_budget_lane(request(), catalogue, NOW, LaneHealth(queued=Counter({"batch": 1})))
-        is None
-    )
+    assert decide(request(), catalogue, LaneHealth()).fallback is not None
+    full = LaneHealth(queued=Counter({"batch": 1}))
+    assert decide(request(), catalogue, full).fallback is None
