@@ -1,10 +1,36 @@
-"""When a worker looks at its queues: at once when something comes, else now and then."""
+"""When a worker fetches: at once after a push notification, otherwise every `idle_delay` seconds.
+
+A fetch asks Redis for messages (transport.py). An idle worker hears of a message at once, without
+polling hundreds of times a second, and without a fetch by every idle worker for each message:
+
+    start
+      |     fetch finds no more                push
+      v    ---------------------->         ------------>
+    POLLING                        ARMED                 WOKEN
+                                     ^                     |
+                                     | fetch after the     | fetch is empty
+                                     | short delay         v
+                                     +---------------- BACKING_OFF
+
+From every state, a fetch that takes as many messages as it asked for leads to POLLING, and one that
+takes fewer to ARMED.
+
+* POLLING: there may be more messages. Fetch at once.
+* ARMED: no message waits. A push notification starts the next fetch, or else the idle delay.
+* WOKEN: a push notification came. Fetch at once.
+* BACKING_OFF: another worker took the message. Fetch again after a short delay, and only then arm
+  the notification: where many workers take messages all the time, not every worker fetches for
+  each message (no thundering herd).
+
+Push notifications are best effort (push_notifier.py). Without them the idle delay alone decides.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterable
+from enum import Enum, auto
 from typing import Any
 
 import redis
@@ -13,78 +39,108 @@ from workers.runtime.push_notifier import PushNotifier
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until who came too late looks again, and only then has the bell ring for him: where many
-#: take what comes all the time, nobody is to run for each.
+#: Seconds between a notification that led to an empty fetch and the next fetch.
 BACKOFF_SECONDS = 0.004
-#: Seconds between two attempts to have a bell.
+#: Seconds between two attempts to connect for push notifications.
 RECONNECT_SECONDS = 10.0
 
 
+class FetchState(Enum):
+    """What the timer waits for; see the diagram above."""
+
+    POLLING = auto()
+    ARMED = auto()
+    WOKEN = auto()
+    BACKING_OFF = auto()
+
+
 class FetchTimer:
-    """Says when to look. For the thread of the hub.
+    """Decides when to fetch. For the thread of the hub.
 
     Args:
-        parameters: Gives those of a connection for the bell.
-        idle_delay: Seconds between two looks when nothing comes and no bell rings.
+        parameters: Returns those of a Redis connection, for push notifications.
+        idle_delay: Seconds between two fetches when no push notification comes.
+        clock: Seconds, as `time.monotonic`.
     """
 
-    def __init__(self, parameters: Callable[[], dict[str, Any]], idle_delay: float) -> None:
-        self._parameters, self._idle_delay = parameters, idle_delay
-        #: kombu's, for a bell to ring in; without it there is none.
+    def __init__(
+        self,
+        parameters: Callable[[], dict[str, Any]],
+        idle_delay: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._parameters, self._idle_delay, self._clock = parameters, idle_delay, clock
+        #: kombu's event loop; without it there are no push notifications.
         self.hub: Any = None
-        self._bell: PushNotifier | None = None
-        self._bell_not_before = 0.0
-        self._next = 0.0  # when `time.monotonic` shows that, the next look is due
-        self._rung = False  # and nobody has looked since
-        self._called = False  # the last look was for a ring
+        self._state = FetchState.POLLING
+        self._fetch_at = 0.0  # the next fetch of the states that wait
+        self._notifier: PushNotifier | None = None
+        self._connect_at = 0.0  # the next attempt
 
     @property
     def due(self) -> bool:
-        """Whether to look now."""
-        return self._rung or time.monotonic() >= self._next
+        """Whether to fetch now."""
+        if self._state in (FetchState.POLLING, FetchState.WOKEN):
+            return True
+        return self._clock() >= self._fetch_at
 
     def on_fetch(self) -> None:
-        """Somebody looks, and will say what for."""
-        self._called, self._rung = self._rung, False
-        # Half of it: the hub wakes after all of it, and is not to find that it is early.
-        self._next = time.monotonic() + self._idle_delay / 2
+        """Record that a fetch starts, and enter the state that holds if it finds nothing."""
+        woken = self._state is FetchState.WOKEN
+        self._state = FetchState.BACKING_OFF if woken else FetchState.ARMED
+        self._wait(self._idle_delay)
 
     def on_messages(self, lists: Iterable[str], *, more: bool) -> None:
-        """Something was in these Redis lists, and perhaps more of it."""
-        if more:
-            self._next = 0.0
-        else:
-            self._listen(lists)
+        """Record that the fetch found messages.
+
+        Args:
+            lists: The Redis lists that it asked.
+            more: Whether they may have more messages.
+        """
+        if self._state is not FetchState.WOKEN:  # by a push during the fetch
+            self._state = FetchState.POLLING if more else FetchState.ARMED
+        if not more:
+            self._arm(lists)
 
     def on_empty(self, lists: Iterable[str]) -> None:
-        """Nothing was in these Redis lists."""
-        if self._called:
-            self._next = time.monotonic() + BACKOFF_SECONDS / 2
-            self.hub.call_later(BACKOFF_SECONDS, wake)
+        """Record that the fetch found nothing in these Redis lists."""
+        if self._state is FetchState.BACKING_OFF:
+            self._wait(BACKOFF_SECONDS)
+            self.hub.call_later(BACKOFF_SECONDS, wake_hub)
         else:
-            self._listen(lists)
+            self._arm(lists)
 
     def close(self) -> None:
-        """Give the bell's connection back."""
-        if self._bell is not None:
-            self._bell.close()
+        """Close the connection for push notifications."""
+        if self._notifier is not None:
+            self._notifier.close()
 
-    def _listen(self, lists: Iterable[str]) -> None:
+    def _wait(self, seconds: float) -> None:
+        # Half the delay: the hub wakes after all of it, and the fetch must be due then.
+        self._fetch_at = self._clock() + seconds / 2
+
+    def _arm(self, lists: Iterable[str]) -> None:
         if self.hub is None:
             return
-        now = time.monotonic()
-        if (self._bell is None or self._bell.closed) and now >= self._bell_not_before:
-            self._bell_not_before = now + RECONNECT_SECONDS
-            try:
-                self._bell = PushNotifier(self._parameters(), self.hub, self._ring)
-            except (redis.RedisError, OSError) as error:
-                logger.warning("No bell: %s", error, extra={"action": "bell_refused"})
-        if self._bell is not None:
-            self._bell.arm(lists)
+        if self._notifier is None or self._notifier.closed:
+            self._connect()
+        if self._notifier is not None:
+            self._notifier.arm(lists)
 
-    def _ring(self) -> None:
-        self._rung = True
+    def _connect(self) -> None:
+        now = self._clock()
+        if now < self._connect_at:
+            return
+        self._connect_at = now + RECONNECT_SECONDS
+        try:
+            self._notifier = PushNotifier(self._parameters(), self.hub, self._on_push)
+        except (redis.RedisError, OSError) as error:
+            action = {"action": "push_notifications_refused"}
+            logger.warning("No push notifications, polling only: %s", error, extra=action)
+
+    def _on_push(self) -> None:
+        self._state = FetchState.WOKEN
 
 
-def wake() -> None:
-    """Nothing: the hub polls whenever it has woken."""
+def wake_hub() -> None:
+    """Do nothing: to call this later wakes the hub, which checks `due` whenever it wakes."""

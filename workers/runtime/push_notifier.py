@@ -1,8 +1,8 @@
-"""The bell: an idle worker hears at once that something was pushed to its queues.
+"""Best-effort notification that something was pushed to one of the Redis lists of an idle worker.
 
-A connection on which `CLIENT TRACKING` is on is told, once, when a key changes that it has read:
-https://valkey.io/topics/client-side-caching/. Whoever pushed it need not know of that, and only the
-name of the key comes, however large the message.
+On a connection with `CLIENT TRACKING`, the server sends one invalidation when a key changes that
+the connection has read: https://valkey.io/topics/client-side-caching/. The producer need not know
+of that, and the invalidation carries only the name of the key, however large the message.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ import redis
 logger = logging.getLogger(__name__)
 
 #: Seconds that the server may take to answer.
-TIMEOUT = 5.0
+TIMEOUT_SECONDS = 5.0
 
 
 class PushNotifier:
-    """Rings in a hub, on a connection of its own. For the hub's thread.
+    """Calls back from the hub's thread when a list has a message; on a connection of its own.
 
-    It can fall silent: the server, or what stands before it, may not do this or close the
-    connection. So nobody relies on it to be called; it spares the wait until the next look.
+    Best effort: a server or proxy may not support `CLIENT TRACKING` or may drop the connection.
+    Callers must poll as well; a notification only spares the wait until the next poll.
 
     Args:
         parameters: Of the connection, as redis.ConnectionPool takes them.
-        hub: kombu's.
-        ring: Called when something is there, once for each call of `listen`.
+        hub: kombu's event loop, which reads the connection.
+        on_push: Called once for each `arm`, when a list has a message.
 
-    Raises redis.RedisError or OSError when the server cannot be reached or does not do this.
+    Raises:
+        redis.RedisError: The server cannot be reached or does not support tracking; no connection
+            is left open. OSError likewise.
     """
 
-    def __init__(self, parameters: dict[str, Any], hub: Any, ring: Callable[[], None]) -> None:
+    def __init__(self, parameters: dict[str, Any], hub: Any, on_push: Callable[[], None]) -> None:
         parameters = parameters | {
             "protocol": 3,
-            "socket_timeout": TIMEOUT,
-            "socket_connect_timeout": TIMEOUT,
+            "socket_timeout": TIMEOUT_SECONDS,
+            "socket_connect_timeout": TIMEOUT_SECONDS,
             "socket_keepalive": True,
         }
-        self._hub, self._ring = hub, ring
+        self._hub, self._on_push = hub, on_push
         self._connection: Any
         self._connection = redis.ConnectionPool(**parameters).get_connection()
         try:
@@ -49,43 +51,51 @@ class PushNotifier:
         except BaseException:
             self._connection.disconnect()
             raise
-        self._file = self._connection._sock.fileno()
-        #: Whether it will never ring again.
+        self._fileno = self._connection._sock.fileno()
+        #: True once no notification can come any more.
         self.closed = False
-        self._lists: list[str] = []  # that it is to ring for
-        self._asked = 0  # answers that are still to come
-        hub.add_reader(self._file, self._hear)
+        self._armed_lists: list[str] = []
+        self._pending_replies = 0  # to EXISTS
+        hub.add_reader(self._fileno, self._on_readable)
 
     def arm(self, lists: Iterable[str]) -> None:
-        """Ring as soon as one of these Redis lists has something; it may have by now."""
+        """Notify as soon as one of these Redis lists has a message, even if it has one already."""
         lists = [*lists]
-        if lists != self._lists and not self.closed:
-            self._lists, self._asked = lists, self._asked + 1
-            self._attempt(lambda: self._connection.send_command("EXISTS", *lists))
+        if lists == self._armed_lists or self.closed:
+            return
+        self._armed_lists = lists
+        self._pending_replies += 1
+        try:
+            self._connection.send_command("EXISTS", *lists)  # also makes the server track them
+        except (redis.RedisError, OSError) as error:
+            self._lose(error)
 
     def close(self) -> None:
-        """Ring no more, and give the connection back."""
+        """Stop notifying and close the connection."""
         if not self.closed:
             self.closed = True
-            self._hub.remove(self._file)
+            self._hub.remove(self._fileno)
             self._connection.disconnect()
 
-    def _hear(self) -> None:
-        self._attempt(self._read)
-
-    def _read(self) -> None:
-        # One answer may have come together with the next.
-        while not self.closed and self._connection.can_read(0):
-            answer = self._connection.read_response(push_request=True)
-            self._asked -= isinstance(answer, int)
-            # Before the last answer, a change is one of another time.
-            if self._lists and not self._asked and answer != 0:
-                self._lists = []
-                self._ring()
-
-    def _attempt(self, do: Callable[[], Any]) -> None:
+    def _on_readable(self) -> None:
         try:
-            do()
+            # One read may have buffered several replies.
+            while not self.closed and self._connection.can_read(0):
+                self._handle(self._connection.read_response(push_request=True))
         except (redis.RedisError, OSError) as error:
-            logger.warning("The bell is silent: %s", error, extra={"action": "bell_lost"})
-            self.close()
+            self._lose(error)
+
+    def _handle(self, reply: Any) -> None:
+        """Handle the reply to an EXISTS, which is a number, or an invalidation."""
+        if isinstance(reply, int):
+            self._pending_replies -= 1
+        if self._pending_replies:
+            return  # this reply belongs to an earlier `arm`
+        if self._armed_lists and reply != 0:
+            self._armed_lists = []
+            self._on_push()
+
+    def _lose(self, error: Exception) -> None:
+        action = {"action": "push_notifications_lost"}
+        logger.warning("Push notifications lost, polling only: %s", error, extra=action)
+        self.close()

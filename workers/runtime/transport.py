@@ -43,7 +43,7 @@ from kombu.transport import redis as kombu_redis
 
 from workers.runtime import prefix_affinity
 from workers.runtime.fair_share import SlotReservation
-from workers.runtime.fetch_timer import FetchTimer, wake
+from workers.runtime.fetch_timer import FetchTimer, wake_hub
 from workers.runtime.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Channel(kombu_redis.Channel):
         self._sources: dict[str, str] = {}  # list -> queue
         self._asked: list[str] = []  # the tags of a fetch whose reply is still to come
         super().__init__(*args, **kwargs)
-        self._lookout = FetchTimer(self._connparams, self.idle_delay)
+        self._fetch_timer = FetchTimer(self._connparams, self.idle_delay)
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume with leases, or without for a consumer that does not acknowledge."""
@@ -114,7 +114,7 @@ class Channel(kombu_redis.Channel):
             self._unleased.add(queue)
         else:
             self._unleased.discard(queue)
-            self._lookout.hub = self.connection.hub
+            self._fetch_timer.hub = self.connection.hub
             self._start_leases()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -128,7 +128,7 @@ class Channel(kombu_redis.Channel):
 
     def close(self) -> None:
         """Give everything back."""
-        self._lookout.close()
+        self._fetch_timer.close()
         super().close()
 
     def _start_leases(self) -> None:
@@ -152,7 +152,7 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages; the poller calls this whenever no question is open."""
         queues = self._queue_cycle.consume(len(self.active_queues))
-        if not queues or not self._lookout.due:
+        if not queues or not self._fetch_timer.due:
             return
         held = LEASES.by_tenant()
         places = PLACES.arguments(self.qos.prefetch_count, held)
@@ -169,7 +169,7 @@ class Channel(kombu_redis.Channel):
         self._asked = [f"{fetch}-{number}" for number in range(min(room, self.fetch_limit))]
         script, keys, arguments = self._question(queues, held.total())
         arguments = [*places, len(self._asked), *self._asked, *arguments]
-        self._lookout.on_fetch()
+        self._fetch_timer.on_fetch()
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
         self._in_poll.send_command("EVAL", LUA[script], len(keys), *keys, *arguments)
@@ -197,10 +197,10 @@ class Channel(kombu_redis.Channel):
             self._flush_brpop_reauth()
         self._asked = []
         if not reply:
-            self._lookout.on_empty(self._sources)
+            self._fetch_timer.on_empty(self._sources)
             raise Empty
         # Behind as much as was asked for there may be more.
-        self._lookout.on_messages(self._sources, more=len(reply) == 3 * len(tags))
+        self._fetch_timer.on_messages(self._sources, more=len(reply) == 3 * len(tags))
         fields = iter(reply)
         fetched = [
             (tag, source.decode(), tenant.decode(errors="replace"), text.decode(errors="replace"))
@@ -276,7 +276,7 @@ class Transport(kombu_redis.Transport):
         super().register_with_event_loop(connection, loop)
         self.hub = loop
         options = connection.client.transport_options
-        loop.call_repeatedly(options.get("idle_delay", Channel.idle_delay), wake)
+        loop.call_repeatedly(options.get("idle_delay", Channel.idle_delay), wake_hub)
 
 
 class TLSTransport(Transport):
@@ -317,7 +317,7 @@ class Consumer(CeleryConsumer):
         was_full = 0 < self.qos.value <= len(LEASES)
         p(*args, **kwargs)
         if was_full:
-            self.hub.call_soon(wake)
+            self.hub.call_soon(wake_hub)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """The body cannot be decoded."""

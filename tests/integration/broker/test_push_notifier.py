@@ -1,6 +1,7 @@
-"""An idle worker hears of what comes, and does not rely on it: on a real server, in kombu's hub."""
+"""Push notifications and the fetch timer: on a real server, in kombu's hub."""
 
 import logging
+import select
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,53 +10,63 @@ import pytest
 import redis
 from kombu.asynchronous import Hub
 
+from primarch_fleet.queues import PRIORITY_STEPS
 from tests.integration.conftest import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
 from workers.runtime.fetch_timer import FetchTimer
 from workers.runtime.push_notifier import PushNotifier
 
-#: Seconds in which what has happened is heard of, and that no bell has rung is believed.
-SOON = 0.1
-#: Seconds between two looks of a worker that does not look by itself while a test lasts.
+#: Seconds between two fetches of a worker that does not poll while a test lasts.
 NEVER = 600
 
 
-class Turned:
-    """A hub that turns while a test waits."""
+class TurningHub:
+    """A hub that turns while a test waits; it counts push notifications."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: redis.Redis) -> None:
         self.hub: Any = Hub()
         self.hub.call_repeatedly(0.005, lambda: None)
         self._loop = self.hub.create_loop()
-        self.rung = 0
+        self._store = store
+        self.pushes = 0
 
-    @property
-    def scheduled(self) -> int:
-        """How often it is to wake by itself, by what it knows now."""
-        return len(self.hub.timer._queue)
+    def on_push(self) -> None:
+        self.pushes += 1
 
-    def ring(self) -> None:
-        self.rung += 1
-
-    def until(self, what: Callable[[], Any], seconds: float = SOON) -> bool:
-        """Turn until something is so; whether it came to be."""
+    def until(self, condition: Callable[[], Any], seconds: float = 5) -> bool:
+        """Turn until the condition holds; return whether it does."""
         deadline = time.monotonic() + seconds
-        while not what() and time.monotonic() < deadline:
+        while not condition() and time.monotonic() < deadline:
             next(self._loop)
-        return bool(what())
+        return bool(condition())
 
-    def rings(self, times: int = 1) -> bool:
-        """Whether it rings so often and no more."""
-        before = self.rung
-        self.until(lambda: False)
-        return self.rung - before == times
+    def settle(self) -> None:
+        """Turn until everything that the server has sent by now is read."""
+        # The server writes to all clients before it answers the second of two commands.
+        self._store.ping()
+        self._store.ping()
+        while select.select([*self.hub.readers], [], [], 0)[0]:
+            next(self._loop)
+
+    def new_pushes(self) -> int:
+        """How many notifications came since the last call."""
+        self.settle()
+        pushes, self.pushes = self.pushes, 0
+        return pushes
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 @pytest.fixture
-def turned() -> Iterator[Turned]:
-    turned = Turned()
-    yield turned
-    turned.hub.close()
+def hub(store: redis.Redis) -> Iterator[TurningHub]:
+    hub = TurningHub(store)
+    yield hub
+    hub.hub.close()
 
 
 @pytest.fixture
@@ -65,232 +76,268 @@ def parameters(store: redis.Redis) -> dict[str, Any]:
 
 
 @pytest.fixture
-def bell(turned: Turned, parameters: dict[str, Any]) -> Iterator[PushNotifier]:
-    bell = PushNotifier(parameters, turned.hub, turned.ring)
-    yield bell
-    bell.close()
+def notifier(hub: TurningHub, parameters: dict[str, Any]) -> Iterator[PushNotifier]:
+    notifier = PushNotifier(parameters, hub.hub, hub.on_push)
+    yield notifier
+    notifier.close()
 
 
-def bells(store: redis.Redis) -> list[Any]:
-    """The connections that are told of changes."""
+def tracking_connections(store: redis.Redis) -> list[Any]:
     return [client for client in store.client_list() if "t" in client["flags"]]
 
 
-def looks(store: redis.Redis) -> int:
-    """How often workers have looked at their queues."""
-    return int(store.info("commandstats")["cmdstat_eval"]["calls"])
+def fetch_count(store: redis.Redis) -> int:
+    """How often workers have fetched: each fetch, and nothing else here, reads the turns of the
+    tenants once for each priority."""
+    stats = store.info("commandstats")
+    return int(stats["cmdstat_lrange"]["calls"]) // len(PRIORITY_STEPS)
 
 
-def test_it_rings_once_when_something_comes(
-    bell: PushNotifier, turned: Turned, store: redis.Redis
+def test_one_push_notifies_once_until_the_notifier_is_armed_again(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
 ) -> None:
-    bell.arm(["one", "two"])
-    assert turned.rings(0)
+    notifier.arm(["one", "two"])
+    assert hub.new_pushes() == 0
     store.lpush("two", "message")
-    assert turned.rings()
+    assert hub.new_pushes() == 1
     store.lpush("two", "message")
-    assert turned.rings(0)
-    bell.arm(["one", "two"])
-    assert turned.rings()  # there is something
+    assert hub.new_pushes() == 0
+    notifier.arm(["one", "two"])
+    assert hub.new_pushes() == 1  # the list has a message
 
 
-def test_it_is_enough_to_listen_once(
-    bell: PushNotifier, turned: Turned, store: redis.Redis
+def test_arming_again_for_the_same_lists_sends_nothing(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
 ) -> None:
     store.config_resetstat()
     for _ in range(10):
-        bell.arm(["one", "two"])
-        turned.until(lambda: False, SOON / 10)
+        notifier.arm(["one", "two"])
+        hub.settle()
     assert store.info("commandstats")["cmdstat_exists"]["calls"] == 1
 
 
-def test_a_change_from_before_it_listened_is_not_taken_for_one_since(
-    bell: PushNotifier, turned: Turned, store: redis.Redis
+def test_a_change_from_before_the_notifier_was_armed_does_not_notify(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
 ) -> None:
     store.lpush("one", "message")
-    bell.arm(["one"])
-    assert turned.rings()
-    store.delete("one")  # which the server tells too: nobody has heard yet
-    bell.arm(["one"])
-    assert turned.rings(0)
+    notifier.arm(["one"])
+    assert hub.new_pushes() == 1
+    store.delete("one")  # the server sends this change too; the hub has not read it yet
+    notifier.arm(["one"])
+    assert hub.new_pushes() == 0
     store.lpush("one", "message")
-    assert turned.rings()
+    assert hub.new_pushes() == 1
 
 
-def test_it_listens_to_other_lists_when_it_is_told_to(
-    bell: PushNotifier, turned: Turned, store: redis.Redis
+def test_arming_for_other_lists_replaces_the_lists(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
 ) -> None:
-    bell.arm(["one"])
-    bell.arm(["two"])
-    assert turned.rings(0)
+    notifier.arm(["one"])
+    notifier.arm(["two"])
+    assert hub.new_pushes() == 0
     store.lpush("two", "message")
-    assert turned.rings()
+    assert hub.new_pushes() == 1
 
 
-def test_a_bell_that_is_cut_off_is_silent_and_leaves_nothing(
-    bell: PushNotifier, turned: Turned, store: redis.Redis, caplog: pytest.LogCaptureFixture
+def test_a_notifier_whose_connection_is_cut_closes_and_leaves_nothing(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bell.arm(["one"])
-    turned.until(lambda: False)
-    readers = len(turned.hub.readers)
+    notifier.arm(["one"])
+    hub.settle()
+    readers = len(hub.hub.readers)
     with caplog.at_level(logging.WARNING):
         store.client_kill_filter(_type="normal", skipme=True)
-        assert turned.until(lambda: bell.closed)
-    assert [record.action for record in caplog.records] == ["bell_lost"]  # type: ignore[attr-defined]
-    assert len(turned.hub.readers) == readers - 1
-    assert bells(store) == []
-    bell.arm(["two"])
-    bell.close()
+        assert hub.until(lambda: notifier.closed)
+    actions = [record.action for record in caplog.records]  # type: ignore[attr-defined]
+    assert actions == ["push_notifications_lost"]
+    assert len(hub.hub.readers) == readers - 1
+    assert tracking_connections(store) == []
+    notifier.arm(["two"])
+    notifier.close()
     store.lpush("two", "message")
-    assert turned.rings(0)
+    assert hub.new_pushes() == 0
 
 
-def test_a_server_without_bells_is_looked_at_now_and_then(
-    turned: Turned, store: redis.Redis, parameters: dict[str, Any], caplog: pytest.LogCaptureFixture
+def test_a_server_without_tracking_is_polled_every_idle_delay(
+    hub: TurningHub,
+    store: redis.Redis,
+    parameters: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store.acl_setuser("deaf", True, nopass=True, keys="*", commands=["+@all", "-client|tracking"])
+    store.acl_setuser(
+        "no_tracking", True, nopass=True, keys="*", commands=["+@all", "-client|tracking"]
+    )
     try:
-        watching = FetchTimer(lambda: parameters | {"username": "deaf", "password": "x"}, 0.05)
-        watching.hub = turned.hub
+        login = {"username": "no_tracking", "password": "x"}
+        clock = Clock()
+        timer = FetchTimer(lambda: parameters | login, 0.05, clock)
+        timer.hub = hub.hub
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
-                assert turned.until(lambda: watching.due)
-                watching.on_fetch()
-                watching.on_empty(["one"])
-                assert not watching.due
-        said = [record.action for record in caplog.records]  # type: ignore[attr-defined]
-        assert said == ["bell_refused"]
-        assert not [one for one in store.client_list() if one["user"] == "deaf"]
+                assert timer.due
+                timer.on_fetch()
+                timer.on_empty(["one"])
+                assert not timer.due
+                clock.now += 0.05
+        actions = [record.action for record in caplog.records]  # type: ignore[attr-defined]
+        assert actions == ["push_notifications_refused"]
+        users = [client["user"] for client in store.client_list()]
+        assert "no_tracking" not in users
     finally:
-        store.acl_deluser("deaf")
+        store.acl_deluser("no_tracking")
 
 
 @pytest.fixture
-def watching(turned: Turned, parameters: dict[str, Any]) -> Iterator[FetchTimer]:
-    watching = FetchTimer(lambda: parameters, 2 * NEVER)
-    watching.hub = turned.hub
-    yield watching
-    watching.close()
+def clock() -> Clock:
+    return Clock()
 
 
-def test_behind_what_came_it_looks_if_there_may_be_more_and_else_when_the_bell_rings(
-    watching: FetchTimer, turned: Turned, store: redis.Redis
+@pytest.fixture
+def timer(hub: TurningHub, parameters: dict[str, Any], clock: Clock) -> Iterator[FetchTimer]:
+    timer = FetchTimer(lambda: parameters, NEVER, clock)
+    timer.hub = hub.hub
+    yield timer
+    timer.close()
+
+
+def test_after_messages_the_next_fetch_is_due_at_once_if_there_may_be_more_else_after_a_push(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis
 ) -> None:
-    assert watching.due
-    watching.on_fetch()
-    watching.on_messages(["one"], more=True)
-    assert watching.due
-    assert bells(store) == []
-    watching.on_fetch()
-    watching.on_messages(["one"], more=False)
-    assert not turned.until(lambda: watching.due)
+    assert timer.due
+    timer.on_fetch()
+    timer.on_messages(["one"], more=True)
+    assert timer.due
+    assert tracking_connections(store) == []
+    timer.on_fetch()
+    timer.on_messages(["one"], more=False)
+    hub.settle()
+    assert not timer.due
     store.lpush("one", "message")
-    assert turned.until(lambda: watching.due)
+    hub.settle()
+    assert timer.due
 
 
-def test_what_came_while_it_looked_is_heard_of(
-    watching: FetchTimer, turned: Turned, store: redis.Redis
+def test_a_message_that_is_pushed_during_a_fetch_makes_the_next_fetch_due(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis
 ) -> None:
-    watching.on_fetch()
-    store.lpush("one", "message")  # behind what it found
-    watching.on_messages(["one"], more=False)
-    assert turned.until(lambda: watching.due)
+    timer.on_fetch()
+    store.lpush("one", "message")  # after the messages that the fetch takes
+    timer.on_messages(["one"], more=False)
+    hub.settle()
+    assert timer.due
 
 
-def test_where_no_hub_turns_it_only_looks_now_and_then(
-    parameters: dict[str, Any], store: redis.Redis
+def test_without_a_hub_only_the_idle_delay_makes_a_fetch_due(
+    parameters: dict[str, Any], store: redis.Redis, clock: Clock
 ) -> None:
-    watching = FetchTimer(lambda: parameters, NEVER)
-    watching.on_fetch()
-    watching.on_messages(["one"], more=False)
-    watching.on_fetch()
-    watching.on_empty(["one"])
-    assert not watching.due
-    assert bells(store) == []
-    watching.close()
+    timer = FetchTimer(lambda: parameters, NEVER, clock)
+    timer.on_fetch()
+    timer.on_messages(["one"], more=False)
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    assert not timer.due
+    assert tracking_connections(store) == []
+    clock.now += NEVER
+    assert timer.due
+    timer.close()
 
 
-def test_who_comes_too_late_looks_again_soon_and_does_not_run_for_what_comes_till_then(
-    watching: FetchTimer, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+def test_a_push_whose_message_another_worker_took_is_followed_by_a_backoff(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis, clock: Clock
 ) -> None:
-    monkeypatch.setattr(fetch_timer, "BACKOFF_SECONDS", 3 * SOON)
-    watching.on_fetch()
-    watching.on_empty(["one"])
-    turned.until(lambda: False)
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
     store.lpush("one", "message")
-    assert turned.until(lambda: watching.due)
-    watching.on_fetch()
-    store.delete("one")  # somebody else takes it
-    watching.on_empty(["one"])
+    hub.settle()
+    assert timer.due
+    timer.on_fetch()
+    store.delete("one")  # another worker takes it
+    timers = len(hub.hub.timer.queue)
+    timer.on_empty(["one"])
+    assert len(hub.hub.timer.queue) == timers + 1, "the hub wakes when the backoff is over"
     store.lpush("one", "message")
-    assert not turned.until(lambda: watching.due)
-    assert turned.until(lambda: watching.due, 3 * SOON)
-    watching.on_fetch()
-    watching.on_empty(["one"])
-    assert turned.until(lambda: watching.due)
+    hub.settle()
+    assert not timer.due
+    clock.now += fetch_timer.BACKOFF_SECONDS
+    assert timer.due
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
+    assert timer.due  # armed again: the list has a message
 
 
-def test_a_ring_while_somebody_looks_is_not_lost(
-    watching: FetchTimer, turned: Turned, store: redis.Redis
+def test_a_push_during_an_empty_fetch_is_not_lost(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis
 ) -> None:
-    watching.on_fetch()
-    watching.on_empty(["one"])
-    turned.until(lambda: False)
-    watching.on_fetch()
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
+    timer.on_fetch()
     store.lpush("one", "message")
-    assert turned.until(lambda: watching.due)
-    watching.on_empty(["one"])  # what was looked at before
-    assert watching.due
+    hub.settle()
+    assert timer.due
+    timer.on_empty(["one"])  # the fetch had run before the push
+    assert timer.due
 
 
-def test_a_lost_bell_is_hung_anew_after_a_pause(
-    watching: FetchTimer, turned: Turned, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+def test_lost_push_notifications_are_set_up_again_after_a_pause(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis, clock: Clock
 ) -> None:
-    monkeypatch.setattr(fetch_timer, "RECONNECT_SECONDS", SOON)
-    watching.on_fetch()
-    watching.on_empty(["one"])
-    turned.until(lambda: False)
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
     store.client_kill_filter(_type="normal", skipme=True)
-    turned.until(lambda: False)
-    watching.on_fetch()
-    watching.on_empty(["one"])
-    turned.until(lambda: False)
+    assert hub.until(lambda: not tracking_connections(store))
+    hub.settle()
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    assert tracking_connections(store) == []
+    clock.now += fetch_timer.RECONNECT_SECONDS
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
     store.lpush("one", "message")
-    assert turned.until(lambda: watching.due)
-    assert len(bells(store)) == 1
+    hub.settle()
+    assert timer.due
+    assert len(tracking_connections(store)) == 1
 
 
-def test_a_worker_takes_what_comes_though_it_never_looks_by_itself(
+def test_a_worker_that_never_polls_takes_every_message_with_one_fetch(
     start_worker: StartWorker, producer: Producer, store: redis.Redis, valkey_url: str
 ) -> None:
-    with start_worker("rung", env={"FLEET_TEST_IDLE_DELAY": str(NEVER)}):
-        eventually(lambda: len(bells(store)) == 1)
+    with start_worker("notified", env={"FLEET_TEST_IDLE_DELAY": str(NEVER)}):
+        eventually(lambda: len(tracking_connections(store)) == 1)
         for number in range(20):
             result = producer.send("add", number, 1, priority=number % 10)
             assert result.get(timeout=10) == number + 1
-        eventually(lambda: not store.hlen("unacked"))  # idle, as the connections are cut
-        [first] = bells(store)
-        for one in store.client_list(_type="normal"):
-            if one["id"] != first["id"]:  # the worker connects anew, with a new bell
-                store.client_kill_filter(_id=one["id"], skipme=True)
-        eventually(lambda: [one for one in bells(store) if one["id"] != first["id"]])
-        eventually(lambda: len(bells(store)) == 1)
-        another = Producer(valkey_url)  # that one's subscription to results was cut off too
+        eventually(lambda: not store.hlen("unacked"))  # idle when the connections are cut
+        [first] = tracking_connections(store)
+        for client in store.client_list(_type="normal"):
+            if client["id"] != first["id"]:  # the worker reconnects, with a new notifier
+                store.client_kill_filter(_id=client["id"], skipme=True)
+        eventually(
+            lambda: [
+                client for client in tracking_connections(store) if client["id"] != first["id"]
+            ]
+        )
+        eventually(lambda: len(tracking_connections(store)) == 1)
+        another = Producer(valkey_url)  # the first one's subscription to results was cut too
         with another.app:
             assert another.send("add", 1, 1).get(timeout=10) == 2
-            before = looks(store)
+            before = fetch_count(store)
             for number in range(20):
                 assert another.send("add", number, 1).get(timeout=10) == number + 1
-            assert looks(store) - before < 25  # one for each
-        before = looks(store)
-        time.sleep(1)
-        assert looks(store) - before < 5
-    eventually(lambda: bells(store) == [])
+            assert fetch_count(store) - before < 25  # one for each
+        before = fetch_count(store)
+        time.sleep(1)  # the window of a rate: how often an idle worker fetches
+        assert fetch_count(store) - before < 5
+    eventually(lambda: tracking_connections(store) == [])
 
 
-def test_a_worker_takes_all_that_waits_though_the_bell_rings_for_none_of_it(
+def test_a_worker_that_never_polls_takes_all_messages_that_waited_before_it_started(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
-    waiting = [producer.send("add", number, 1) for number in range(20)]
+    results = [producer.send("add", number, 1) for number in range(20)]
     with start_worker("full", concurrency=1, env={"FLEET_TEST_IDLE_DELAY": str(NEVER)}):
-        assert [one.get(timeout=10) for one in waiting] == [*range(1, 21)]
+        assert [result.get(timeout=10) for result in results] == [*range(1, 21)]
