@@ -33,7 +33,7 @@ from scheduler.store.store import Store
 from tasks import deferral
 from workers.bootstrap import lane_worker
 from workers.observability import metrics
-from workers.runtime import pool
+from workers.runtime import event_loop
 from workers.runtime.revoke import revoke as _revoke
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ async def start() -> BatchPipeline:
     _lanes[:] = [lane]
     _operators[:] = [Operations(store, accounts, lane.exit)]
     promotion = LocalPromotion(connect(redis_url(), text=False), config.engines)
-    pool.at_stop(promotion.close)
+    event_loop.at_stop(promotion.close)
     _promotions[:] = [promotion]
     return lane
 
@@ -95,7 +95,7 @@ def revoke(state: Any, task_id: Any, **options: Any) -> Any:
     is told; the first cancels.
     """
     answer = _revoke(state, task_id, **options)
-    asyncio.run_coroutine_threadsafe(_cancel_parked(maybe_list(task_id) or []), pool.loop())
+    asyncio.run_coroutine_threadsafe(_cancel_parked(maybe_list(task_id) or []), event_loop.get())
     return answer
 
 

@@ -31,7 +31,7 @@ from workers.observability.cost_report import CostReport
 from workers.observability.heartbeat import Heartbeat
 from workers.observability.throughput import Throughput
 from workers.runtime import (
-    pool,
+    event_loop,
     result_backend,
     revoke,  # noqa: F401 - its command takes the place of Celery's
     transport,
@@ -82,13 +82,13 @@ def lane_worker(
             metrics.show_targets(fleet_config().targets.figures())
             metrics.serve(client, lane, queues)
             heartbeat = Heartbeat(client, queues, _rate(lane, worker))
-            pool.at_stop(heartbeat.stop)
+            event_loop.at_stop(heartbeat.stop)
             try:
-                served = asyncio.run_coroutine_threadsafe(_run(start), pool.loop()).result()
+                served = asyncio.run_coroutine_threadsafe(_run(start), event_loop.get()).result()
             except FleetError as error:
                 logger.critical("%s", error, extra={"action": "lane_not_started"})
                 raise SystemExit(1) from None
-            pool.at_stop(served.close)
+            event_loop.at_stop(served.close)
             _settle_down()
             heartbeat.start()
 
@@ -118,24 +118,24 @@ def _settle_down() -> None:
 def _charge(charges: Accountant) -> None:
     """Have this worker's tasks charged, and what it drops unserved refunded."""
     charging.use_accountant(charges)
-    pool.at_stop(charges.close)
+    event_loop.at_stop(charges.close)
 
     @task_revoked.connect(weak=False)
     def refund(request: Any, **_: object) -> None:
-        asyncio.run_coroutine_threadsafe(charges.refund(request), pool.loop())
+        asyncio.run_coroutine_threadsafe(charges.refund(request), event_loop.get())
 
 
 def _keep(cache: ResponseCache) -> None:
     """Have answers kept for those who ask for that."""
     caching.use_cache(cache)
-    pool.at_stop(cache.close)
+    event_loop.at_stop(cache.close)
 
 
 def _report(costs: CostReport) -> None:
     """Have what this worker's answers cost reported, to the last one."""
     costing.use(costs)
-    asyncio.run_coroutine_threadsafe(costs.start(), pool.loop()).result()
-    pool.at_stop(costs.close)
+    asyncio.run_coroutine_threadsafe(costs.start(), event_loop.get()).result()
+    event_loop.at_stop(costs.close)
 
 
 async def _run(start: Callable[[], Awaitable[LaneRuntime]]) -> LaneRuntime:

@@ -1,11 +1,22 @@
-"""The worker pool of `async def` tasks: one event loop a process, one thread a task in flight.
+"""The worker pool of `async def` tasks: one event loop per process, one thread per running task.
 
-A thread runs Celery's own tracer, unchanged, and waits while the body runs on the loop. So
-acknowledgement, results, retries, chains and signals are Celery's, and its Redis calls do not hold
-up the loop.
+How a task runs:
+
+1. The consumer (consumer.py), on the main thread, receives a message and calls `apply_async`. The
+   pool makes a `PoolJob` and puts it in a queue.
+2. A pool thread takes the job and runs Celery's own tracer, unchanged: it calls the task, stores
+   the result, sends retries, chains and signals. So all of these are Celery's, and its blocking
+   calls to Redis do not hold up the event loop.
+3. The tracer calls the task; tasks/base.py hands the coroutine to `PoolJob.run_body`. That starts
+   it on the process's event loop, which has a thread of its own, and blocks the pool thread until
+   the coroutine ends or a time limit passes.
+4. The job calls Celery back, which acknowledges the message (leases.py).
+
+A revoke, a hard limit or a shutdown *claims* a job: it decides the outcome in place of the body,
+cancels the coroutine and frees the pool thread at once (`JobState`).
 
 The settings say `worker_pool = "workers.runtime.pool:TaskPool"`; `worker_concurrency` is the number
-of tasks in flight, `fleet_drain_timeout` the seconds that SIGTERM leaves them to finish.
+of running tasks, `fleet_drain_timeout` the seconds that SIGTERM leaves them to finish.
 """
 
 import asyncio
@@ -16,9 +27,8 @@ import queue
 import threading
 import time
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
@@ -27,117 +37,24 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, Terminated
 
 from tasks.base import Body, runner
+from workers.runtime import event_loop
 
 logger = logging.getLogger(__name__)
 
-Hook = Callable[[], Awaitable[Any]]
-
-#: Seconds that cancelled bodies, and after them the hooks of `at_stop`, have to end.
-UNWIND_TIMEOUT = 5.0
-CLOSE_TIMEOUT = 5.0
-
-_BODY = "fleet-body"
-_UNTRACED = {"action": "job_untraced"}
-
-
-class _LoopThread:
-    """An event loop on a daemon thread of its own."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.hooks: list[Hook] = []
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="fleet-loop", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        while not self._stopping:
-            try:
-                self.loop.run_forever()
-            except (SystemExit, KeyboardInterrupt):  # out of a task that a body started by itself
-                logger.exception("A coroutine tried to exit", extra={"action": "loop_interrupted"})
-
-    def stop(self, timeout: float) -> None:
-        """Run the hooks, cancel what still runs, end the loop: in little more than `timeout`."""
-        closing = asyncio.run_coroutine_threadsafe(self._close(timeout), self.loop)
-        _ended_within(closing, timeout + 1)
-        self._stopping = True
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(1)
-        if self._thread.is_alive():
-            logger.error("The event loop is blocked", extra={"action": "loop_abandoned"})
-        else:
-            self.loop.close()
-
-    async def _close(self, seconds: float) -> None:
-        deadline = self.loop.time() + seconds
-        if bodies := [task for task in asyncio.all_tasks() if task.get_name() == _BODY]:
-            await asyncio.wait(bodies, timeout=seconds / 2)  # they may still need what hooks close
-        for hook in reversed(self.hooks):
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await hook()
-            except Exception:
-                logger.exception("A hook failed", extra={"action": "stop_hook_failed"})
-        if rest := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in rest:
-                task.cancel()
-            await asyncio.wait(rest, timeout=max(0.1, deadline - self.loop.time()))
-        await self.loop.shutdown_asyncgens()
-
-
-_running: _LoopThread | None = None
-_lock = threading.Lock()
-
-
-def _loop_thread() -> _LoopThread:
-    global _running  # noqa: PLW0603 - one loop a process
-    with _lock:
-        _running = _running or _LoopThread()
-        return _running
-
-
-def loop() -> asyncio.AbstractEventLoop:
-    """The process's event loop, running on its own thread; started by the first call.
-
-    Task bodies run on it, so clients that outlive a task (HTTP sessions, routers) are made on it.
-    It runs until the pool has stopped.
-    """
-    return _loop_thread().loop
-
-
-def at_stop(hook: Hook) -> None:
-    """Have `hook()` awaited on the loop when the pool has stopped, before the loop does.
-
-    Hooks run newest first and share `CLOSE_TIMEOUT` seconds; one that fails is logged.
-    """
-    _loop_thread().hooks.append(hook)
-
-
-def stop_loop() -> None:
-    """Run the hooks of `at_stop` and stop the loop, if there is one. The next `loop()` is new."""
-    global _running
-    with _lock:
-        stopping, _running = _running, None
-    if stopping:
-        stopping.stop(CLOSE_TIMEOUT)
-
-
-def _ended_within(future: "Future[Any]", seconds: float | None) -> bool:
-    """Wait for the future to have a result, an exception or to be cancelled; say if it came to."""
-    with suppress(TimeoutError, CancelledError):
-        future.exception(seconds)
-    return future.done()
+#: Seconds that cancelled bodies have to end.
+UNWIND_SECONDS = 5.0
 
 
 class JobState(Enum):
-    """The life of a job, forwards only, each step under the job's lock."""
+    """The life of a job. It changes under the job's lock, and only forwards:
 
-    QUEUED = auto()  # no thread has it yet
-    RUNNING = auto()  # accepted: the tracer, and in it the body, is at work
-    ENDED = auto()  # the body is over: its outcome stands, and the tracer stores and reports it
-    CLAIMED = auto()  # taken from its thread: whoever claimed it decides the outcome
+    QUEUED -> RUNNING -> ENDED, or from QUEUED or RUNNING to CLAIMED.
+    """
+
+    QUEUED = auto()  # no thread has taken it yet
+    RUNNING = auto()  # accepted: the tracer, and in it the body, runs
+    ENDED = auto()  # the body has ended: its outcome is final, and the tracer stores it
+    CLAIMED = auto()  # a revoke, a hard limit or a shutdown decides the outcome
 
 
 class PoolJob:
@@ -151,23 +68,23 @@ class PoolJob:
         self.id = job_id
         self.call = call
         self.task_id = options.get("correlation_id")
-        self.soft: float = options.get("soft_timeout") or math.inf
-        self.hard: float | None = options.get("timeout")
+        self.soft_limit_seconds: float = options.get("soft_timeout") or math.inf
+        self.hard_limit_seconds: float = options.get("timeout") or math.inf
         self.on_accepted = options["accept_callback"]
         self.on_ended = options["callback"]
         self.on_failed = options["error_callback"]
         self.on_timeout = options["timeout_callback"]
-        self.overran = False
+        self.hard_limit_passed = False
         self.state = JobState.QUEUED
-        # Reentrant: accepting a job that was revoked meanwhile claims it from within.
+        # Reentrant: `on_accepted` claims the job if it was revoked in the meantime.
         self.lock = threading.RLock()
         self._outcome: Future[Any] | None = None
         self._body: asyncio.Task[Any] | None = None
-        self._soft_due = False
+        self._soft_limit_passed = False  # and the body has not been told yet
 
     def accept(self) -> bool:
-        """Tell Celery that the job starts, unless it is claimed; say if it is to run."""
-        # Under the lock: a revoke comes before and is seen in the callback, or finds it running.
+        """Tell Celery that the job starts; return False if it is claimed and must not run."""
+        # Under the lock: a revoke comes before, and the callback sees it, or finds the job running.
         with self.lock:
             if self.state is JobState.QUEUED:
                 self.state = JobState.RUNNING
@@ -175,16 +92,22 @@ class PoolJob:
             return self.state is JobState.RUNNING
 
     def end(self) -> bool:
-        """Fix the outcome as the body's own; False if the job was claimed before."""
+        """Make the body's outcome final; return False if the job was claimed before."""
         with self.lock:
             if self.state is not JobState.CLAIMED:
                 self.state = JobState.ENDED
             return self.state is JobState.ENDED
 
     def claim(self, *states: JobState) -> bool:
-        """Take the outcome over and cancel the body; False if it has ended or is claimed.
+        """Take over the outcome and cancel the body; its thread is free at once.
 
-        Does not wait for the body to unwind; its thread is free at once.
+        Does not wait until the body has unwound.
+
+        Args:
+            states: Claim the job only in one of these; by default, QUEUED or RUNNING.
+
+        Returns:
+            False if the job is in another state.
         """
         with self.lock:
             if self.state not in (states or (JobState.QUEUED, JobState.RUNNING)):
@@ -195,22 +118,23 @@ class PoolJob:
             return True
 
     def terminate(self, signal: object = None) -> None:
-        """Celery ends a revoke with this: report the job that Celery took for not yet accepted."""
+        """Report a job that was revoked before it was accepted; called by Celery."""
         if self.claim():
             self.on_failed(_raised(Terminated(signal)))
 
     def run_body(self, body: Body) -> Any:
-        """Run `body` on the loop and wait: the runner of this job's thread.
+        """Run a body on the loop and wait for it, within the time limits.
 
-        Raises Ignore when the job is claimed: the tracer then stores nothing.
+        Raises:
+            Ignore: The job is claimed; the tracer then stores nothing.
         """
         with self.lock:
             if self.state is JobState.CLAIMED:
                 raise Ignore
             self.state = JobState.RUNNING  # a plain `def` task may run several bodies in turn
-            self._loop = loop()
-            self._outcome = asyncio.run_coroutine_threadsafe(self._guarded(body), self._loop)
-        self._wait(self._outcome)
+            self._loop = event_loop.get()
+            self._outcome = asyncio.run_coroutine_threadsafe(self._on_loop(body), self._loop)
+        self._wait_within_limits(self._outcome)
         if not self.end():
             raise Ignore
         try:
@@ -218,55 +142,62 @@ class PoolJob:
         except CancelledError:
             raise RuntimeError("The task's body was cancelled") from None
 
-    def _wait(self, outcome: "Future[Any]") -> None:
-        """Wait for the body within its limits; on this thread, so a blocked loop hides none."""
+    def _wait_within_limits(self, outcome: "Future[Any]") -> None:
+        # On this thread, so that the limits also hold while the loop is blocked.
         started = time.monotonic()
-        if self.soft < (self.hard or math.inf) and not _ended_within(outcome, self.soft):
-            self._loop.call_soon_threadsafe(self._interrupt)
-            self.on_timeout(True, self.soft)
-        left = self.hard and max(0.0, started + self.hard - time.monotonic())
-        if not _ended_within(outcome, left):
-            self.overran = self.claim()
+        soft, hard = self.soft_limit_seconds, self.hard_limit_seconds
+        if soft < hard and not event_loop.ends_within(outcome, soft):
+            self._loop.call_soon_threadsafe(self._raise_soft_limit)
+            self.on_timeout(True, soft)
+        remaining = None if hard == math.inf else max(0.0, started + hard - time.monotonic())
+        if not event_loop.ends_within(outcome, remaining):
+            self.hard_limit_passed = self.claim()
 
-    def _interrupt(self) -> None:
-        self._soft_due = True
+    def _raise_soft_limit(self) -> None:
+        self._soft_limit_passed = True
         if self._body:
-            self._body.cancel()
+            self._body.cancel()  # `_drive` makes SoftTimeLimitExceeded of it
 
-    async def _guarded(self, body: Body) -> Any:
+    async def _on_loop(self, body: Body) -> Any:
         self._body = asyncio.current_task()
-        self._body.set_name(_BODY)  # type: ignore[union-attr]
-        if self._soft_due:
-            raise SoftTimeLimitExceeded(self.soft)
+        self._body.set_name(event_loop.BODY_TASK_NAME)  # type: ignore[union-attr]
+        if self._soft_limit_passed:
+            raise SoftTimeLimitExceeded(self.soft_limit_seconds)
         try:
-            return await self._steer(body())
+            return await self._drive(body())
         except (SystemExit, KeyboardInterrupt) as exc:
-            # asyncio would let it out of run_forever(), on everybody's loop.
+            # asyncio would let it out of run_forever() and so stop the loop of all tasks.
             raise RuntimeError(f"The task's body raised {type(exc).__name__}") from exc
 
     @types.coroutine
-    def _steer(self, body: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Await `body`; the cancellation of a soft limit reaches it as SoftTimeLimitExceeded."""
-        resume: Callable[[Any], Any] = body.send
+    def _drive(self, body: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Await a body, and replace the cancellation of a soft limit by SoftTimeLimitExceeded.
+
+        asyncio can only cancel a task, not raise another exception where it waits. So this does by
+        hand what `await body` does: it passes what the body waits for up to the loop, and the
+        loop's values and exceptions down to the body.
+        """
         value: Any = None
+        error: BaseException | None = None
         while True:
             try:
-                waits_for = resume(value)
+                awaited = body.send(value) if error is None else body.throw(error)
             except StopIteration as end:
                 return end.value
+            error = None
             try:
-                resume, value = body.send, (yield waits_for)
+                value = yield awaited
             except BaseException as exc:
-                resume, value = body.throw, self._translated(exc)
+                error = self._translated(exc)
 
     def _translated(self, exc: BaseException) -> BaseException:
-        softly = self._soft_due and self.state is not JobState.CLAIMED
-        if not (softly and isinstance(exc, asyncio.CancelledError)):
+        cancelled = isinstance(exc, asyncio.CancelledError)
+        if not cancelled or not self._soft_limit_passed or self.state is JobState.CLAIMED:
             return exc
-        self._soft_due = False
+        self._soft_limit_passed = False
         if self._body:
             self._body.uncancel()
-        return SoftTimeLimitExceeded(self.soft)
+        return SoftTimeLimitExceeded(self.soft_limit_seconds)
 
 
 def _raised(exc: BaseException) -> ExceptionInfo:
@@ -277,28 +208,28 @@ def _raised(exc: BaseException) -> ExceptionInfo:
 
 
 class TaskPool(BasePool):
-    """Celery's pool over the loop and the threads.
+    """Celery's pool, with the event loop and the threads of the module's docstring.
 
     A soft limit raises SoftTimeLimitExceeded inside the coroutine. A hard limit stores
     TimeLimitExceeded, revoke(terminate=True) stores REVOKED: both acknowledge the message, cancel
     the coroutine and free the thread at once. A plain `def` body cannot be interrupted and has no
     time limits here.
 
-    SIGTERM: queued jobs do not start; running ones have `fleet_drain_timeout` seconds (30) to end,
-    then are cancelled with their messages unacknowledged, which the transport gives back.
+    After SIGTERM, queued jobs do not start. Running jobs have `fleet_drain_timeout` seconds (30) to
+    end; then they are cancelled without an acknowledgement, and the process releases their leases.
     """
 
     body_can_be_buffer = True
     signal_safe = False
 
     def on_start(self) -> None:
-        """Start the loop. Threads come with the first tasks."""
+        """Start the loop. Threads start with the first tasks."""
         self.jobs: dict[int, PoolJob] = {}
         self._ids = itertools.count(1)
-        self._waiting: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()
+        self._queued: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()
         self._threads = 0
-        self._changed = threading.Condition()
-        loop()
+        self._job_removed = threading.Condition()
+        event_loop.get()
 
     def on_apply(  # type: ignore[override]
         self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any
@@ -308,32 +239,32 @@ class TaskPool(BasePool):
         options["soft_timeout"] = options.get("soft_timeout") or self.options.get("soft_timeout")
         job = PoolJob(next(self._ids), lambda: target(*args, **(kwargs or {})), options)
         self.jobs[job.id] = job
-        self._waiting.put(job)
+        self._queued.put(job)
         if self._threads < min(len(self.jobs), self.limit):
             self._add_thread()
         return job
 
     def _add_thread(self) -> None:
-        # Daemons: a thread that cannot store its result must not keep the process from ending.
-        thread = threading.Thread(target=self._serve, name=f"task-{self._threads}", daemon=True)
+        # A daemon: a thread that cannot store its result must not keep the process from ending.
+        thread = threading.Thread(target=self._run_jobs, name=f"task-{self._threads}", daemon=True)
         try:
             thread.start()
         except RuntimeError:
             if not self._threads:
                 raise
-            logger.exception("No further thread", extra={"action": "thread_refused"})
+            logger.exception("Cannot start a thread", extra={"action": "thread_start_failed"})
         else:
             self._threads += 1
 
-    def _serve(self) -> None:
-        while (job := self._waiting.get()) is not None:
+    def _run_jobs(self) -> None:
+        while (job := self._queued.get()) is not None:
             try:
                 self._run(job)
             except BaseException as exc:
-                self._run_again(job, exc)
-            with self._changed:
+                self._requeue(job, exc)
+            with self._job_removed:
                 del self.jobs[job.id]
-                self._changed.notify_all()
+                self._job_removed.notify_all()
 
     def _run(self, job: PoolJob) -> None:
         if not job.accept():
@@ -342,51 +273,54 @@ class TaskPool(BasePool):
             outcome = job.call()
         if job.end():
             job.on_ended(outcome)
-        elif job.overran:
-            job.on_timeout(False, job.hard)
+        elif job.hard_limit_passed:
+            job.on_timeout(False, job.hard_limit_seconds)
 
-    def _run_again(self, job: PoolJob, exc: BaseException) -> None:
-        """Requeue a task that Celery's tracer or callbacks failed: it may have no result."""
-        logger.error("Task %s failed outside its body", job.task_id, exc_info=exc, extra=_UNTRACED)
+    def _requeue(self, job: PoolJob, exc: BaseException) -> None:
+        """Requeue a task after an error in Celery's tracer or callbacks: it may have no result."""
+        action = {"action": "task_tracer_failed"}
+        logger.error("Task %s failed outside its body", job.task_id, exc_info=exc, extra=action)
         try:
-            if job.end() or job.overran:
+            if job.end() or job.hard_limit_passed:
                 job.on_failed(_raised(Reject(repr(exc), requeue=True)))
         except Exception:
-            logger.exception("Task %s was not requeued", job.task_id, extra=_UNTRACED)
+            action = {"action": "task_requeue_failed"}
+            logger.exception("Task %s was not requeued", job.task_id, extra=action)
 
     def terminate_job(self, pid: int, signal: object = None) -> None:
-        """Cancel one task by the id it was accepted with; Celery stores the outcome itself."""
+        """Cancel a task by the job id of `on_accepted`; Celery stores the outcome itself."""
         if job := self.jobs.get(pid):
             job.claim()
 
     def on_stop(self) -> None:
-        """Drain, cancel what is left, run the hooks, stop the loop."""
+        """Wait for the running tasks, cancel those that do not end, stop the loop."""
         timeout = float(self.app.conf.get("fleet_drain_timeout", 30.0))
         for job in list(self.jobs.values()):
             job.claim(JobState.QUEUED)
-        if not self._drained(timeout):
-            logger.warning("Not all done in %s s", timeout, extra={"action": "drain_timeout"})
+        if not self._empty_within(timeout):
+            action = {"action": "drain_timeout"}
+            logger.warning("Not all tasks ended within %s s", timeout, extra=action)
         self.on_terminate()
 
     def on_terminate(self) -> None:
-        """Cancel every task, without acknowledging it, and stop the loop."""
+        """Cancel every task without acknowledging its message, run the hooks, stop the loop."""
         for job in list(self.jobs.values()):
             job.claim()
-        self._drained(UNWIND_TIMEOUT)
+        self._empty_within(UNWIND_SECONDS)
         for _ in range(self._threads):
-            self._waiting.put(None)
-        stop_loop()
+            self._queued.put(None)
+        event_loop.stop()
 
-    def _drained(self, timeout: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self.jobs, timeout)
+    def _empty_within(self, seconds: float) -> bool:
+        with self._job_removed:
+            return self._job_removed.wait_for(lambda: not self.jobs, seconds)
 
     def grow(self, n: int = 1) -> None:
-        """Allow `n` more tasks in flight."""
+        """Allow `n` more running tasks."""
         self.limit += n
 
     def shrink(self, n: int = 1) -> None:
-        """Allow `n` fewer; those in flight go on, the consumer fetches fewer."""
+        """Allow `n` fewer; running tasks go on, and the consumer fetches fewer."""
         self.limit -= n
 
     def _get_info(self) -> dict[str, Any]:
@@ -395,5 +329,5 @@ class TaskPool(BasePool):
 
     @property
     def num_processes(self) -> int:
-        """What the prefetch limit is a multiple of."""
+        """The number of running tasks allowed; the prefetch limit is a multiple of it."""
         return int(self.limit)

@@ -14,7 +14,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, T
 
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.integration.conftest import Producer, StartWorker, Worker, eventually
-from workers.runtime import pool
+from workers.runtime import event_loop, pool
 
 TIMEOUT = 30  # seconds; none of the results takes a tenth of it
 
@@ -212,7 +212,7 @@ def job() -> pool.PoolJob:
 @pytest.fixture
 def _loop() -> Iterator[None]:
     yield
-    pool.stop_loop()
+    event_loop.stop()
 
 
 def test_an_outcome_is_either_the_bodys_or_the_claimants(_loop: None) -> None:
@@ -259,10 +259,10 @@ def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none(_loop:
         ran.append("failed")
         raise ValueError
 
-    loop = pool.loop()
-    pool.at_stop(note)
-    pool.at_stop(fail)
-    pool.stop_loop()
+    loop = event_loop.get()
+    event_loop.at_stop(note)
+    event_loop.at_stop(fail)
+    event_loop.stop()
     assert ran == ["failed", loop]
     assert loop.is_closed()
 
@@ -270,8 +270,8 @@ def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none(_loop:
 def test_a_hook_that_hangs_does_not_hold_up_the_end(
     _loop: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "CLOSE_TIMEOUT", 0.1)
-    pool.at_stop(lambda: asyncio.sleep(3600))
+    monkeypatch.setattr(event_loop, "CLOSE_SECONDS", 0.1)
+    event_loop.at_stop(lambda: asyncio.sleep(3600))
     started = time.monotonic()
-    pool.stop_loop()
+    event_loop.stop()
     assert time.monotonic() - started < 5
