@@ -29,8 +29,8 @@ from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import call_scheduler
 from scheduler.admin import status
 from scheduler.admin.costs import DIMENSIONS, CostSummary, read_costs
-from scheduler.jobs.backoff import Pause
-from scheduler.store.store import WHOLE_LANE, Store
+from scheduler.store.pauses import WHOLE_LANE, Pause
+from scheduler.store.store import Store
 
 #: Seconds for Redis, and for a batch worker, to answer.
 TIMEOUT, ANSWER = 5.0, 60.0
@@ -139,8 +139,8 @@ def _cancel_batch(beginning: str) -> int:
 
 async def _follow(store: Store) -> int:
     said = ""
-    while jobs := await store.live():
-        now = f"live batches: {len(jobs)}, requests in them: {sum(one.left for one in jobs)}"
+    while jobs := await store.live_jobs():
+        now = f"live batches: {len(jobs)}, requests in them: {sum(one.remaining for one in jobs)}"
         if now != said:
             said = now
             _say(now, 0)

@@ -58,7 +58,7 @@ async def start() -> BatchPipeline:
     accounts = open_accounts(config)
     tracer = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
     lane = BatchPipeline(
-        BatchContext.of(store, bodies, config.batch, settings().data_dir / "batches"),
+        BatchContext.from_policy(store, bodies, config.batch, settings().data_dir / "batches"),
         config,
         accounts,
         tracer,
@@ -66,7 +66,7 @@ async def start() -> BatchPipeline:
     )
     deferral.use_store(ParkingStore(store, bodies, config))
     _lanes[:] = [lane]
-    _operators[:] = [Operations(store, accounts, lane.exit)]
+    _operators[:] = [Operations(store, accounts, lane.withdrawal)]
     promotion = LocalPromotion(connect(redis_url(), text=False), config.engines)
     event_loop.at_stop(promotion.close)
     _promotions[:] = [promotion]

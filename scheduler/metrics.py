@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from scheduler.model.job import Job, RequestGroup
-from scheduler.model.jsonl import LineRetry
+from scheduler.model.outcomes import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL
 from scheduler.store import keys
 

@@ -30,15 +30,15 @@ class BatchPipeline:
     ) -> None:
         self._desk = desk
         self._providers = providers
-        self.sweep_bodies = desk.bodies.sweep
-        self._deliverer = Completer(desk.store, desk.bodies, tracer, observers.receipt)
-        ending = JobFinisher(desk, self._deliverer, observers.batch)
+        self.sweep_bodies = desk.blobs.sweep
+        self._deliverer = Completer(desk.store, desk.blobs, tracer, observers.on_receipt)
+        ending = JobFinisher(desk, self._deliverer, observers.on_batch_closed)
         poller = JobRunner(
             desk, providers, Submitter(desk, ending), ResultReader(desk, ending), ending
         )
         self.poll = poller.poll
-        self.exit = Withdrawal(desk.store, desk.bodies, tracer, config.catalogue())
-        aggregator = Aggregator(desk.store, config, self._deliverer, self.exit, poller.run)
+        self.withdrawal = Withdrawal(desk.store, desk.blobs, tracer, config.catalogue())
+        aggregator = Aggregator(desk.store, config, self._deliverer, self.withdrawal, poller.run)
         self.aggregate = aggregator.aggregate
 
     async def close(self) -> None:

@@ -10,8 +10,10 @@ from typing import Literal
 from scheduler.completion.withdrawal import Withdrawal
 from scheduler.model.job import Job
 from scheduler.model.jsonl import request_id
-from scheduler.providers.base import BatchProvider, ProviderCallFailed
-from scheduler.store.store import Left, Store
+from scheduler.model.outcomes import WithdrawalOutcome
+from scheduler.providers.base import BatchProvider
+from scheduler.providers.errors import ProviderCallFailed
+from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +21,13 @@ logger = logging.getLogger(__name__)
 #: the realtime lane; "unknown": the lane never had it, or not yet.
 CancelResult = Literal["cancelled", "done", "promoted", "unknown"]
 
-CANCEL_RESULTS: dict[Left, CancelResult] = {
-    "ours": "cancelled",
-    "done": "done",
-    "cancelled": "cancelled",
-    "promoted": "promoted",
-    "unknown": "unknown",
-    "elsewhere": "unknown",
+CANCEL_RESULTS: dict[WithdrawalOutcome, CancelResult] = {
+    WithdrawalOutcome.OURS: "cancelled",
+    WithdrawalOutcome.DONE: "done",
+    WithdrawalOutcome.CANCELLED: "cancelled",
+    WithdrawalOutcome.PROMOTED: "promoted",
+    WithdrawalOutcome.UNKNOWN: "unknown",
+    WithdrawalOutcome.ELSEWHERE: "unknown",
 }
 
 #: Cancellations under way at once.
@@ -60,7 +62,7 @@ class Operations:
         What was answered so far is delivered when the provider has ended the batch; the other
         requests wait for the next one.
         """
-        found = (one.job for one in await self._store.live() if one.job.intent == intent)
+        found = (one.job for one in await self._store.live_jobs() if one.job.intent == intent)
         job = next(found, None)
         if job is None:
             return "no batch by this intent is live"
@@ -77,7 +79,7 @@ class Operations:
         except ProviderCallFailed as error:
             return f"{job.group.provider}: {error}"
         finally:
-            await self._store.hasten(job.intent)
+            await self._store.make_due(job.intent)
         logger.warning(
             "%s: cancelled by hand", job.intent, extra={"action": "batch_cancelled_by_hand"}
         )
@@ -86,6 +88,9 @@ class Operations:
     async def _cancel(self, task_id: str) -> CancelResult:
         request = request_id(task_id)
         async with self._slots:
-            while (left := await self._exit.cancel(request)) == "theirs":  # noqa: ASYNC110
+            while True:
+                left = await self._exit.cancel(request)
+                if left is not WithdrawalOutcome.THEIRS:
+                    break
                 await asyncio.sleep(LOOK)
         return CANCEL_RESULTS[left]

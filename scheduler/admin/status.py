@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from primarch_fleet.money import dollars
-from scheduler.jobs.flush_policy import GroupBacklog
+from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import JobProgress, RequestGroup
-from scheduler.store.store import WHOLE_LANE, Store
+from scheduler.store.pauses import WHOLE_LANE
+from scheduler.store.store import Store
 
 #: Of an intent, what people are shown and may type.
 SHORT = 8
@@ -75,11 +76,11 @@ class LaneStatus:
 async def read(store: Store) -> LaneStatus:
     """The lane as it is now; groups in which nothing waits are left out."""
     now, groups = await store.now(), await store.groups()
-    waiting = {group: await store.waiting(group) for group in groups}
+    waiting = {group: await store.backlog(group) for group in groups}
     return LaneStatus(
         now=now,
         drained=(await store.pauses.get(WHOLE_LANE)).until > now,
-        jobs=await store.live(),
+        jobs=await store.live_jobs(),
         waiting={group: one for group, one in waiting.items() if one.requests},
     )
 
@@ -100,7 +101,7 @@ def _job(live: JobProgress, now: float) -> dict[str, Any]:
         "batch_id": job.batch_id,
         "age": max(0.0, now - job.created_at),
         "requests": job.requests,
-        "done": job.requests - live.left,
+        "done": job.requests - live.remaining,
         "cost": live.cost,
         "saving": live.saving,
     }

@@ -141,9 +141,9 @@ class WebhookReceiver:
         if not event.batch_id:
             return
         of = provider, event.batch_id
-        for job in [one.job for one in await self._store.live()]:
+        for job in [one.job for one in await self._store.live_jobs()]:
             if (job.group.provider, job.batch_id) == of:
-                await self._store.hasten(job.intent)
+                await self._store.make_due(job.intent)
                 await self._look()
 
 

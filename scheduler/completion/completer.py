@@ -18,8 +18,9 @@ from scheduler.completion import accounting
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.completion.receipt import completion
 from scheduler.model.job import AttemptCounts, Job, ParkedRequest, RequestGroup
+from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Place, Store
+from scheduler.store.store import Location, Store
 
 logger = logging.getLogger(__name__)
 
@@ -85,12 +86,12 @@ class Completer:
         """Return when no completion is under way."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def _complete(self, makes: Mapping[str, Make], place: Place) -> list[Outcome]:
+    async def _complete(self, makes: Mapping[str, Make], place: Location) -> list[Outcome]:
         """The outcomes of the requests that this call has completed."""
         if not makes:
             return []
-        turns = await self._store.begin(list(makes))
-        ours = [request for request, turn in turns.items() if turn == "ours"]
+        turns = await self._store.begin_completions(list(makes))
+        ours = [request for request, turn in turns.items() if turn is CompletionOwner.OURS]
         if not ours:
             return []
         made = await self._made(makes, ours)
@@ -98,7 +99,7 @@ class Completer:
         done = [request for request in ours if request not in failed]
         costs = [(made[one][0], _cost(made[one][1])) for one in done if one in made]
         await accounting.settle(place[1] or accounting.UNSENT, costs)
-        await self._store.finish(done, "done", place)
+        await self._store.finish(done, RequestOutcome.DONE, place)
         return [made[request][1] for request in done if request in made]
 
     async def _made(self, makes: Mapping[str, Make], ours: list[str]) -> dict[str, Made]:

@@ -21,8 +21,9 @@ from scheduler import metrics
 from scheduler.completion import accounting
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.model.job import ParkedRequest, RequestGroup
+from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Left, Store
+from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ class Withdrawal:
         self._tracer = tracer
         self._catalogue = catalogue
 
-    async def cancel(self, request: str) -> Left:
+    async def cancel(self, request: str) -> WithdrawalOutcome:
         """Complete a request with `Cancelled`, wherever on the lane it is: "ours" when it was."""
-        left = await self._store.leave(request, CANCELLED)
-        if left == "ours":
+        left = await self._store.withdraw(request, CANCELLED)
+        if left is WithdrawalOutcome.OURS:
             await self._cancel(request)
-        elif left == "theirs":
+        elif left is WithdrawalOutcome.THEIRS:
             await self.resume(request)
         return left
 
@@ -57,13 +58,14 @@ class Withdrawal:
             with _alone(request):
                 if not await self._affordable(request):
                     continue
-                if await self._store.leave(request, PROMOTED + why, group) == "ours":
+                left = await self._store.withdraw(request, PROMOTED + why, group)
+                if left is WithdrawalOutcome.OURS:
                     await self._promote(request, why)
 
     async def resume(self, only: str = "") -> None:
         """Complete the requests, or one of them, that somebody has decided on and died over."""
-        for request, decision in (await self._store.leaving()).items():
-            if only not in ("", request) or not await self._store.resume(request):
+        for request, decision in (await self._store.withdrawals()).items():
+            if only not in ("", request) or not await self._store.resume_withdrawal(request):
                 continue
             logger.warning("%s: %s", request, decision, extra={"action": "batch_exit_resumed"})
             with _alone(request):
@@ -77,7 +79,7 @@ class Withdrawal:
         if parked is not None:
             await self._fail(parked, Cancelled())
             await self._store.costs.remember_payer(request, parked.payer)
-        await self._store.finish([request], "cancelled")
+        await self._store.finish([request], RequestOutcome.CANCELLED)
         metrics.cancelled_total.inc()
         logger.info("%s: cancelled", request, extra={"action": "batch_request_cancelled"})
 
@@ -85,7 +87,7 @@ class Withdrawal:
         parked = await self._load(request)
         if parked is not None and parked.body_ref is not None:
             await self._fail(parked, BatchError("the request cannot be read: its body is gone"))
-            await self._store.finish([request], "done")
+            await self._store.finish([request], RequestOutcome.DONE)
             return
         if parked is not None:
             context = parked.context
@@ -97,7 +99,7 @@ class Withdrawal:
             }
             name = protocol.task_name("realtime", context["task"].partition(".")[2])
             await _run(self._tracer.republish, context, name, headers)
-        await self._store.finish([request], "promoted")
+        await self._store.finish([request], RequestOutcome.PROMOTED)
         metrics.promoted_total.inc()
         logger.info("%s: promoted: %s", request, why, extra={"action": "batch_request_promoted"})
 

@@ -11,10 +11,10 @@ from config.fleet import Deployment, FleetConfig
 from primarch_fleet.errors import DeadlineExceeded
 from scheduler.completion.completer import Completer
 from scheduler.completion.withdrawal import Withdrawal
-from scheduler.jobs.backoff import pauses
 from scheduler.jobs.flush_policy import flush, promote
 from scheduler.model.job import Job, JobPricing, RequestGroup
-from scheduler.store.store import WHOLE_LANE, Store
+from scheduler.store.pauses import WHOLE_LANE, pause_names
+from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Aggregator:
                 raise error
 
     async def _group(self, group: RequestGroup) -> None:
-        late = await self._store.pressed(group, await self._store.now())
+        late = await self._store.with_deadline_until(group, await self._store.now())
         error = DeadlineExceeded("deadline: it passed before a batch was cut")
         await self._deliverer.fail(dict.fromkeys(late, error), group)
         await self._promote(group)
@@ -62,14 +62,14 @@ class Aggregator:
             await self._work(job)
 
     async def _promote(self, group: RequestGroup) -> None:
-        now, waiting = await self._store.now(), await self._store.waiting(group)
+        now, waiting = await self._store.now(), await self._store.backlog(group)
         promotion = promote(waiting, self._config.batch, now)
         if promotion is not None:
-            requests = await self._store.pressed(group, promotion.until)
+            requests = await self._store.with_deadline_until(group, promotion.until)
             await self._exit.promote(requests, group, promotion.reason)
 
     async def _cut(self, group: RequestGroup) -> Job | None:
-        waiting = await self._store.waiting(group)
+        waiting = await self._store.backlog(group)
         if not waiting.requests:
             return None
         terms = self._terms(group)
@@ -80,12 +80,12 @@ class Aggregator:
             return None
         now, policy = await self._store.now(), self._config.batch
         cut = flush(waiting, policy, now, terms.token_budget)
-        held = [await self._store.pauses.get(name) for name in (WHOLE_LANE, *pauses(group))]
+        held = [await self._store.pauses.get(name) for name in (WHOLE_LANE, *pause_names(group))]
         if cut is None or any(pause.until > now for pause in held):
             return None
         limits = [pause.limit for pause in held if pause.limit]
         cut = cut._replace(requests=min([cut.requests, *limits]))
-        return await self._store.claim(group, cut, policy, terms, uuid.uuid4().hex)
+        return await self._store.create_job(group, cut, policy, terms, uuid.uuid4().hex)
 
     def _terms(self, group: RequestGroup) -> JobPricing | None:
         for deployment in self._config.deployments:

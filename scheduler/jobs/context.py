@@ -20,13 +20,15 @@ class BatchContext:
     """
 
     store: Store
-    bodies: BlobStore
+    blobs: BlobStore
     policy: Batch
-    pace: Backoff
+    backoff: Backoff
     folder: Path
 
     @classmethod
-    def of(cls, store: Store, bodies: BlobStore, policy: Batch, folder: Path) -> BatchContext:
+    def from_policy(
+        cls, store: Store, bodies: BlobStore, policy: Batch, folder: Path
+    ) -> BatchContext:
         """A desk with the waits that the policy asks for."""
         pace = Backoff(policy.poll_interval, policy.poll_interval_max)
         return cls(store, bodies, policy, pace, folder)
@@ -37,6 +39,6 @@ class Observers:
     """Who is told, for the metrics."""
 
     #: Of each answered request.
-    receipt: Callable[[Receipt], None] = lambda _: None
+    on_receipt: Callable[[Receipt], None] = lambda _: None
     #: Of each closed job: hours since it was cut, its size, the tenants who got answers from it.
-    batch: Callable[[float, int, Iterable[str]], None] = lambda *_: None
+    on_batch_closed: Callable[[float, int, Iterable[str]], None] = lambda *_: None

@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from primarch_fleet.errors import RateLimited, RequestFailed
 from scheduler import metrics
 from scheduler.completion.completer import Completer
-from scheduler.jobs.backoff import Pause, search_pause, token_pause
 from scheduler.jobs.context import BatchContext
 from scheduler.model.job import AttemptCounts, Job
-from scheduler.model.jsonl import LineAnswered, LineOutcome, LineRefused, LineRetry
-from scheduler.store.store import Counter
+from scheduler.model.outcomes import (
+    AttemptCounter,
+    LineAnswered,
+    LineOutcome,
+    LineRefused,
+    LineRetry,
+)
+from scheduler.store.pauses import Pause, bisection_pause, token_pause
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class JobFinisher:
         observe_batch: Callable[[float, int, Iterable[str]], None],
     ) -> None:
         self._store = desk.store
-        self._pace = desk.pace
+        self._pace = desk.backoff
         self._folder = desk.folder
         self._deliverer = deliverer
         self._observe_batch = observe_batch
@@ -91,7 +96,7 @@ class JobFinisher:
 
         When too many were refused without a good one, the error is everyone's.
         """
-        name, half = search_pause(job.group), (job.requests + 1) // 2
+        name, half = bisection_pause(job.group), (job.requests + 1) // 2
         async with self._counting:
             count = (await self._store.pauses.get(name)).count
             given_up = job.requests == 1 or count >= MAX_BISECTIONS
@@ -105,7 +110,7 @@ class JobFinisher:
 
     async def clear_backoff(self, job: Job) -> None:
         """A batch went well: its group is not held back any more, nor kept to smaller ones."""
-        for name in (token_pause(job.group), search_pause(job.group)):
+        for name in (token_pause(job.group), bisection_pause(job.group)):
             limit = (await self._store.pauses.get(name)).limit
             await self._store.pauses.set(name, Pause(limit=limit if limit < job.requests else 0))
 
@@ -124,8 +129,8 @@ class JobFinisher:
 
     async def _settle(self, job: Job, outcomes: Mapping[str, LineOutcome]) -> None:
         answers, errors = {}, {}
-        retries: defaultdict[Counter, list[str]] = defaultdict(list)
-        tries = await self._store.tries(list(outcomes))
+        retries: defaultdict[AttemptCounter, list[str]] = defaultdict(list)
+        tries = await self._store.attempts(list(outcomes))
         for request, outcome in outcomes.items():
             if isinstance(outcome, LineAnswered):
                 answers[request] = outcome.body

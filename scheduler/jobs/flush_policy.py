@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from config.fleet import Batch
-
-Reason = Literal["count", "bytes", "tokens", "age", "deadline"]
-
-
-@dataclass(frozen=True)
-class GroupBacklog:
-    """What waits in one group. Times in Unix seconds, None when nothing waits or has one."""
-
-    requests: int = 0
-    #: What the provider's limit counts: an embedding request may hold many.
-    inputs: int = 0
-    #: The lines of the file, encoded.
-    size_bytes: int = 0
-    #: Of the prompts, as estimated.
-    tokens: int = 0
-    oldest: float | None = None
-    deadline: float | None = None
-    #: Tokens that the live batches of the group's queue hold at the provider.
-    reserved: int = 0
-
-
-class FlushDecision(NamedTuple):
-    """How many requests to put into a batch, at most, and why now."""
-
-    requests: int
-    reason: Reason
+from scheduler.model.backlog import FlushDecision, FlushReason, GroupBacklog
 
 
 class PromotionDecision(NamedTuple):
@@ -70,7 +44,7 @@ def promote(waiting: GroupBacklog, policy: Batch, now: float) -> PromotionDecisi
     return None
 
 
-def _reason(waiting: GroupBacklog, policy: Batch, now: float, budget: int) -> Reason | None:
+def _reason(waiting: GroupBacklog, policy: Batch, now: float, budget: int) -> FlushReason | None:
     if waiting.requests >= policy.max_requests or waiting.inputs >= policy.max_inputs:
         return "count"
     if waiting.size_bytes >= policy.max_bytes:

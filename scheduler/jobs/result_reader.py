@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from primarch_fleet.errors import BatchError, RequestFailed
+from primarch_fleet.errors import BatchError
 from scheduler import metrics
 from scheduler.completion import accounting
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
 from scheduler.model import jsonl
 from scheduler.model.job import Job
-from scheduler.model.jsonl import BadLine, Line, LineAnswered, LineOutcome, LineRefused, LineRetry
-from scheduler.providers.base import BatchFault, BatchProvider, ProviderBatch
+from scheduler.model.outcomes import LineAnswered, LineOutcome, LineRetry
+from scheduler.providers import result_lines
+from scheduler.providers.base import BatchProvider, ProviderBatch
+from scheduler.providers.errors import BatchFault, refused_requests
+from scheduler.providers.result_lines import BadLine, ResultLine
 
 logger = logging.getLogger(__name__)
 
 #: Lines in memory at once, and their bytes, but for one line.
 CHUNK, CHUNK_BYTES = 100, 4_000_000
-#: How the provider says that too many tokens are enqueued: by code, or only in words.
-TOKEN_LIMIT, TOKEN_LIMIT_WORDS = "token_limit_exceeded", "enqueued token"
-MODEL_NOT_FOUND = "model_not_found"
 
 
 @dataclass
@@ -86,7 +86,7 @@ class ResultReader:
                     found.errors.setdefault(request, line.outcome)
             await self._ending.settle(job, answers)
 
-    async def _stranger(self, job: Job, line: Line, request: str | None) -> None:
+    async def _stranger(self, job: Job, line: ResultLine, request: str | None) -> None:
         """A line for none of the requests left: a repetition, a cancelled one's, or nobody's.
 
         What nobody asked for is not kept: its file is, at the provider, and its id is in the log.
@@ -99,7 +99,7 @@ class ResultReader:
                 line.custom_id[:64],
                 extra={"action": "batch_line_unknown"},
             )
-        elif isinstance(line.outcome, LineAnswered) and await self._store.cancelled(request):
+        elif isinstance(line.outcome, LineAnswered) and await self._store.is_withdrawn(request):
             cost = metrics.observe_dropped(job, line.outcome.body)
             payer = await self._store.costs.payer(request)
             if payer is not None:
@@ -111,11 +111,11 @@ class ResultReader:
         if not members:  # each had its own error, in a file
             return await self._ending.close(job)
         for fault in faults:
-            if of_token_limit(fault.code, fault.message):
+            if fault.is_token_limit:
                 return await self._ending.back_off(job, fault.message)
-            if fault.code == MODEL_NOT_FOUND:  # all lines have the same: no other one would do
-                return await self._ending.fail(job, _refusal(fault))
-        named = blamed(members, faults)
+            if fault.is_model_not_found:  # all lines have the same: no other one would do
+                return await self._ending.fail(job, fault.request_error)
+        named = refused_requests(members, faults)
         if named:
             # The others first: begun again, the lines that are named must still be found.
             await self._ending.requeue(job, [one for one in members.values() if one not in named])
@@ -124,24 +124,6 @@ class ResultReader:
         reasons = "; ".join(dict.fromkeys(fault.message or fault.code for fault in faults))
         error = BatchError(reasons or "the provider refused the batch")
         return await self._ending.bisect(job, error)
-
-
-def of_token_limit(code: str, message: str) -> bool:
-    """Whether a refusal means that too many tokens are enqueued already."""
-    return code == TOKEN_LIMIT or TOKEN_LIMIT_WORDS in message.lower()
-
-
-def blamed(members: dict[int, str], faults: Iterable[BatchFault]) -> dict[str, LineOutcome]:
-    """The errors of the requests whose lines are named."""
-    return {
-        members[fault.line]: LineRefused(_refusal(fault))
-        for fault in faults
-        if fault.line in members
-    }
-
-
-def _refusal(fault: BatchFault) -> RequestFailed:
-    return jsonl.permanent_error(400, fault.code, fault.message)
 
 
 def _unanswered(remote: ProviderBatch) -> LineRetry:
@@ -166,16 +148,16 @@ def _makes_sense(path: Path) -> bool:
     try:
         for chunk in _chunks(path):
             for text in chunk:
-                jsonl.decode_line(text)
+                result_lines.decode_line(text)
     except BadLine:
         return False
     return True
 
 
-def _lines(job: Job, chunk: list[bytes]) -> Iterator[Line]:
+def _lines(job: Job, chunk: list[bytes]) -> Iterator[ResultLine]:
     for text in chunk:
         try:
-            yield jsonl.decode_line(text)
+            yield result_lines.decode_line(text)
         except BadLine as error:  # its request counts as unanswered
             metrics.observe_anomaly(job, "bad")
             logger.error("%s: bad line: %s", job.intent, error, extra={"action": "batch_line_bad"})

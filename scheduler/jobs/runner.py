@@ -9,22 +9,16 @@ from collections.abc import Mapping
 import redis
 
 from primarch_fleet.errors import BatchError
-from scheduler.jobs.backoff import Pause, rate_pause
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
 from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN, SeenBatches, scan_lists
 from scheduler.jobs.result_reader import ResultReader
 from scheduler.jobs.submitter import Submitter
 from scheduler.model.job import Job
-from scheduler.model.jsonl import LineRetry
-from scheduler.providers.base import (
-    LIVE,
-    TERMINAL,
-    BatchProvider,
-    ProviderBatch,
-    ProviderCallFailed,
-    ProviderRefused,
-)
+from scheduler.model.outcomes import LineRetry
+from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, ProviderBatch
+from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
+from scheduler.store.pauses import Pause, rate_pause
 from scheduler.store.store import LeaseLost
 
 logger = logging.getLogger(__name__)
@@ -53,7 +47,7 @@ class JobRunner:
         ending: JobFinisher,
     ) -> None:
         self._store = desk.store
-        self._pace = desk.pace
+        self._pace = desk.backoff
         self._lost_after = desk.policy.lost_after
         self._providers = providers
         self._submitter = submitter
@@ -63,7 +57,7 @@ class JobRunner:
 
     async def poll(self) -> None:
         """Work on every job that is due and that no other scheduler works on."""
-        due = await self._store.due()
+        due = await self._store.due_jobs()
         seen = await self._sweep(due) if len(due) > MIN_DUE_FOR_SCAN else NOTHING
         await asyncio.gather(*(self._look(intent, seen) for intent in due))
 
@@ -73,7 +67,7 @@ class JobRunner:
         A batch that was `seen` on its way is not asked for. What fails at the provider is logged
         and tried again later; no request is lost by it.
         """
-        async with self._store.kept(job):
+        async with self._store.hold_lease(job):
             try:
                 await self._try(job, seen)
             except LeaseLost:
@@ -81,12 +75,12 @@ class JobRunner:
 
     async def _sweep(self, due: list[str]) -> SeenBatches:
         wanted = set(due)
-        jobs = (one.job for one in await self._store.live() if one.job.intent in wanted)
+        jobs = (one.job for one in await self._store.live_jobs() if one.job.intent in wanted)
         return await scan_lists((job for job in jobs if job.state == "SUBMITTED"), self._providers)
 
     async def _look(self, intent: str, seen: SeenBatches) -> None:
         async with self._slots:
-            job = await self._store.take(intent)
+            job = await self._store.lease(intent)
             if job is not None:
                 await self.run(job, seen)
 
@@ -101,7 +95,7 @@ class JobRunner:
                 error.message,
                 extra={"action": "batch_provider_refused"},
             )
-            pause = await self._pause(job, error) if error.of_account else None
+            pause = await self._pause(job, error) if error.is_account_error else None
             await self._put_off(job, pause)
         except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_call_failed"})
@@ -161,7 +155,7 @@ class JobRunner:
         if remote.status != "cancelling" and age > _window(remote) + OVERDUE_SECONDS:
             logger.error("%s: overdue", job.intent, extra={"action": "batch_overdue"})
             await provider.cancel(remote.id)
-        elif remote.status in STOPPABLE and not await self._store.left(job.intent):
+        elif remote.status in STOPPABLE and not await self._store.remaining(job.intent):
             logger.info("%s: abandoned", job.intent, extra={"action": "batch_abandoned"})
             await provider.cancel(remote.id)
         wait, waits = self._pace.after(job.waits), job.waits + 1

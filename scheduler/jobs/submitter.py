@@ -9,22 +9,19 @@ from pathlib import Path
 from primarch_fleet.contract import Request
 from primarch_fleet.errors import BatchError
 from scheduler import metrics
-from scheduler.jobs.backoff import Pause, rate_pause
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
-from scheduler.jobs.result_reader import blamed, of_token_limit
 from scheduler.model import jsonl
 from scheduler.model.job import AttemptCounts, Job, JobState, ParkedRequest
-from scheduler.model.jsonl import LineOutcome
-from scheduler.providers.base import (
-    BatchFingerprint,
-    BatchProvider,
+from scheduler.model.outcomes import LineOutcome, LineRefused
+from scheduler.providers.base import BatchFingerprint, BatchProvider, ProviderBatch, find_batches
+from scheduler.providers.errors import (
     InputFileNotLocal,
-    ProviderBatch,
     ProviderCallFailed,
     ProviderRefused,
-    find_batches,
+    refused_requests,
 )
+from scheduler.store.pauses import Pause, rate_pause
 from scheduler.store.store import LeaseLost
 
 logger = logging.getLogger(__name__)
@@ -46,8 +43,8 @@ class Submitter:
 
     def __init__(self, desk: BatchContext, ending: JobFinisher) -> None:
         self._store = desk.store
-        self._bodies = desk.bodies
-        self._pace = desk.pace
+        self._bodies = desk.blobs
+        self._pace = desk.backoff
         self._list_lag = desk.policy.list_lag
         self._folder = desk.folder
         self._ending = ending
@@ -103,7 +100,7 @@ class Submitter:
         requests nor their tries change while they are in it.
         """
         try:
-            file_id = await provider.uploaded(job.filename, self._path(job).stat().st_size)
+            file_id = await provider.find_input_file(job.filename, self._path(job).stat().st_size)
         except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_files_not_listed"})
             return None
@@ -176,10 +173,10 @@ class Submitter:
             if request is None or request not in members:
                 return False
             # An earlier attempt was in another batch.
-            tries = (await self._store.tries([request]))[request]
+            tries = (await self._store.attempts([request]))[request]
             return custom_id == jsonl.custom_id(request, sum(tries) + 1)
 
-        others = frozenset(one.job.batch_id for one in await self._store.live())
+        others = frozenset(one.job.batch_id for one in await self._store.live_jobs())
         return BatchFingerprint(job.intent, job.file_id, job.created_at, job.requests, others, has)
 
     async def _cancel(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
@@ -202,20 +199,18 @@ class Submitter:
         job = await self._store.reload(job)
         if job.state == "SUBMITTING":
             job = await self._store.advance(job, "UPLOADED")
-        if of_token_limit(error.code, error.message):
+        if error.is_token_limit:
             await self._ending.back_off(job, error.message)
-        elif error.of_account:
+        elif error.is_account_error:
             raise error
         elif error.faults:
-            await self._without(job, blamed(await self._store.members(job), error.faults))
+            await self._without(job, refused_requests(await self._store.members(job), error.faults))
         elif isinstance(error, InputFileNotLocal):
             await self._store.advance(job, "PREPARED")
-        elif _file_not_found(error) and job.lost_files < MAX_LOST_FILES:
+        elif error.is_file_not_found and job.lost_files < MAX_LOST_FILES:
             await self._wait_for_file(job)
         else:
-            await self._ending.fail(
-                job, jsonl.permanent_error(error.status, error.code, error.message)
-            )
+            await self._ending.fail(job, error.request_error)
 
     async def _without(self, job: Job, errors: dict[str, LineOutcome]) -> None:
         """Fail the requests that cannot be sent; the next pass cuts the others again."""
@@ -227,10 +222,6 @@ class Submitter:
         lost = job.lost_files + 1
         state: JobState = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
         await self._store.advance(job, state, after=self._pace.after(lost), lost_files=lost)
-
-
-def _file_not_found(error: ProviderRefused) -> bool:
-    return "cannot find file" in error.message.lower() or "no such file" in error.message.lower()
 
 
 def _clear(path: Path) -> None:
@@ -249,7 +240,7 @@ def _append(
                 file.write(jsonl.encode_line(custom_id, _read(parked), job.terms.upstream))
             except (ValueError, LookupError) as error:
                 message = f"the request cannot be read any more: {error}"
-                unreadable[request] = jsonl.LineRefused(BatchError(message))
+                unreadable[request] = LineRefused(BatchError(message))
     return unreadable
 
 

@@ -145,7 +145,7 @@ class JobProgress(NamedTuple):
     """A job, its requests without an outcome, micro-dollars paid and saved by those delivered."""
 
     job: Job
-    left: int
+    remaining: int
     cost: int
     saving: int
 

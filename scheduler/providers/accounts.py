@@ -62,6 +62,6 @@ def _check_limits(name: str, policy: Batch, can: Capabilities) -> None:
 
 def _open(name: str, provider: Provider, kind: type[BatchProvider]) -> BatchProvider:
     try:
-        return kind.of(provider)
+        return kind.from_config(provider)
     except ConfigError as error:
         raise ConfigError(f"providers.{name}: {error}") from None

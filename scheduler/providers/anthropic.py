@@ -29,12 +29,14 @@ from scheduler.model import jsonl
 from scheduler.providers import anthropic_messages
 from scheduler.providers.base import (
     CLOCK_SKEW_SECONDS,
-    BatchFault,
     BatchFingerprint,
     BatchPage,
     Capabilities,
-    InputFileNotLocal,
     ProviderBatch,
+)
+from scheduler.providers.errors import (
+    BatchFault,
+    InputFileNotLocal,
     ProviderCallFailed,
     ProviderRefused,
     error_from_status,
@@ -79,7 +81,7 @@ class AnthropicBatches:
         self._client = client.with_options(max_retries=0, timeout=timeout, default_headers=VERSION)
 
     @classmethod
-    def of(cls, provider: Provider) -> Self:
+    def from_config(cls, provider: Provider) -> Self:
         """The account of the configuration. Raises ConfigError when its key is not set."""
         from anthropic import AsyncAnthropic  # noqa: PLC0415
 
@@ -100,7 +102,7 @@ class AnthropicBatches:
             )
         return str(order)
 
-    async def uploaded(self, name: str, size: int) -> None:
+    async def find_input_file(self, name: str, size: int) -> None:
         """None: what is "uploaded" stays here, and is as soon written again as found."""
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:

@@ -20,7 +20,8 @@ import httpx
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
 from config.fleet import Provider
-from scheduler.providers.base import Capabilities, ProviderBatch, ProviderRefused
+from scheduler.providers.base import Capabilities, ProviderBatch
+from scheduler.providers.errors import ProviderRefused
 from scheduler.providers.openai import CHAT, DAY, OpenAIBatches, failures
 
 #: LiteLLM reads the version for the realtime lane from the same variable.
@@ -44,7 +45,7 @@ class AzureBatches(OpenAIBatches):
     )
 
     @classmethod
-    def of(cls, provider: Provider) -> Self:
+    def from_config(cls, provider: Provider) -> Self:
         """The resource of the configuration, at the version that AZURE_API_VERSION says.
 
         A date takes the classic client; "v1", or nothing, the API without versions. Raises

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 from config.fleet import Provider
+from scheduler.providers.errors import BatchFault, ProviderCallFailed
 
 #: Metadata key under which every batch carries our intent id.
 INTENT = "fleet_intent"
-#: Statuses after which nobody knows whether the call took effect, besides all of 500 and more.
-UNKNOWN = frozenset({408, 409})
 #: Pages that a search may take before it is given up, and seconds by which clocks may differ.
 MAX_PAGES, CLOCK_SKEW_SECONDS = 100, 3600.0
 
@@ -35,69 +34,6 @@ class Capabilities:
     metadata: bool = True
     #: Seconds after which it is told to forget an input file; None: it cannot be told.
     input_life: int | None = None
-
-
-class ProviderCallFailed(Exception):
-    """A call to a provider failed; whether it took effect is not known."""
-
-
-class BatchFault(NamedTuple):
-    """Why a whole batch failed; `line` counts from 1 in its file, None when none is named."""
-
-    code: str
-    message: str
-    line: int | None
-
-
-class ProviderRefused(ProviderCallFailed):
-    """The provider said no: the call had no effect."""
-
-    def __init__(
-        self,
-        message: str,
-        status: int,
-        code: str = "",
-        retry_after: float | None = None,
-        faults: tuple[BatchFault, ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.code = code
-        #: Seconds that the provider asks for.
-        self.retry_after = retry_after
-        #: The lines that are to blame; the others may be sent without them.
-        self.faults = faults
-
-    @property
-    def of_account(self) -> bool:
-        """Nothing is wrong with the call: key, rights, money or rate are."""
-        billing = "billing" in self.code or "quota" in self.code
-        return billing or self.status in (401, 402, 403, 429)
-
-
-class InputFileNotLocal(ProviderRefused):
-    """The input file is kept where it was written, which is another machine: write it here."""
-
-    def __init__(self, file_id: str) -> None:
-        super().__init__(f"{file_id} is not on this machine", 404)
-
-
-def error_from_status(
-    status: int, message: str, code: str, headers: Mapping[str, str]
-) -> ProviderCallFailed:
-    """What an answer with an HTTP error status says: Refused, or a Failure that leaves it open."""
-    if status >= 500 or status in UNKNOWN:
-        return ProviderCallFailed(f"HTTP {status}: {message}")
-    return ProviderRefused(message, status, code, _retry_after(headers))
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds; None for none, and for a date, which clocks would have to agree on."""
-    try:
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -153,13 +89,13 @@ class BatchProvider(Protocol):
     capabilities: ClassVar[Capabilities]
 
     @classmethod
-    def of(cls, provider: Provider) -> Self:
+    def from_config(cls, provider: Provider) -> Self:
         """The account of the configuration. Raises ConfigError when its key is not set."""
 
     async def upload(self, path: Path, name: str) -> str:
         """Upload an input file; its id. Refused with faults names lines that cannot be sent."""
 
-    async def uploaded(self, name: str, size: int) -> str | None:
+    async def find_input_file(self, name: str, size: int) -> str | None:
         """The newest whole input file of this name and of `size` bytes; its id.
 
         None when there is none among the newest files, or when the account cannot list them.

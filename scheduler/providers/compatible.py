@@ -22,7 +22,7 @@ class CompatibleBatches(OpenAIBatches):
     )
 
     @classmethod
-    def of(cls, provider: Provider) -> Self:
+    def from_config(cls, provider: Provider) -> Self:
         """The account of the configuration. Raises ConfigError without its key or its address."""
         return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.address()))
 
@@ -35,7 +35,7 @@ class GroqBatches(OpenAIBatches):
     )
 
     @classmethod
-    def of(cls, provider: Provider) -> Self:
+    def from_config(cls, provider: Provider) -> Self:
         """The account of the configuration. Raises ConfigError when its key is not set."""
         base_url = provider.base_url() or "https://api.groq.com/openai/v1"
         return cls(AsyncOpenAI(api_key=provider.key(), base_url=base_url))

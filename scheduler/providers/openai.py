@@ -20,14 +20,12 @@ from config.fleet import Provider
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from scheduler.providers.base import (
     INTENT,
-    BatchFault,
     BatchFingerprint,
     BatchPage,
     Capabilities,
     ProviderBatch,
-    ProviderCallFailed,
-    error_from_status,
 )
+from scheduler.providers.errors import BatchFault, ProviderCallFailed, error_from_status
 
 #: Seconds for one call; an upload of 200 MB has to fit.
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=300.0, write=300.0)
@@ -62,7 +60,7 @@ class OpenAIBatches:
         _ = self._client.files, self._client.batches  # imported here, not while the loop runs
 
     @classmethod
-    def of(cls, provider: Provider) -> Self:
+    def from_config(cls, provider: Provider) -> Self:
         """The account of the configuration. Raises ConfigError when its key is not set."""
         return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.base_url()))
 
@@ -77,7 +75,7 @@ class OpenAIBatches:
             )
         return uploaded.id
 
-    async def uploaded(self, name: str, size: int) -> str | None:
+    async def find_input_file(self, name: str, size: int) -> str | None:
         """The newest file of this name and size among the newest FILES."""
         with failures():
             page = await self._client.files.list(

@@ -91,7 +91,7 @@ class BlobStore:
         """Requests were parked: from now on their bodies are looked at as often as others."""
         soon = await self._now() + LOOK
         looks = {
-            keys.body(one.request, one.parked.body_ref.url): soon
+            keys.blob_member(one.request, one.parked.body_ref.url): soon
             for one in records
             if one.parked.body_ref is not None
         }
@@ -150,7 +150,7 @@ class BlobStore:
             return None
         reference = BlobRef.for_data(f"{self._place}{request}-{uuid.uuid4().hex}.json", data)
         # First: what is put and then forgotten is swept.
-        member = keys.body(request, reference.url)
+        member = keys.blob_member(request, reference.url)
         await self._redis.zadd(keys.BODIES, {member: await self._now() + seconds})
         try:
             await asyncio.to_thread(_write, reference.url, data)

@@ -13,7 +13,7 @@ SIZES = PREFIX + "sizes"
 FAILURES, EXPIRIES = PREFIX + "failures", PREFIX + "expiries"
 GROUPS, PAUSES = PREFIX + "groups", PREFIX + "pauses"
 #: Hash of the requests that are on their way out without a batch's answer, with what was decided.
-LEAVING = PREFIX + "leaving"
+WITHDRAWALS = PREFIX + "leaving"
 JOBS, FENCE = PREFIX + "jobs", PREFIX + "fence"
 #: Hash of the tokens that live jobs hold of each queue of a provider.
 RESERVED = PREFIX + "reserved"
@@ -23,7 +23,7 @@ RESERVED = PREFIX + "reserved"
 BODIES = PREFIX + "bodies"
 
 
-def body(request: str, url: str) -> str:
+def blob_member(request: str, url: str) -> str:
     """A member of BODIES."""
     return f"{request} {url}"
 
@@ -48,6 +48,6 @@ def members(intent: str) -> str:
     return f"{PREFIX}members:{intent}"
 
 
-def places(group: RequestGroup) -> tuple[str, str, str]:
+def group_keys(group: RequestGroup) -> tuple[str, str, str]:
     """Of one group: what waits, its deadlines, its totals."""
     return f"{PREFIX}waiting:{group}", f"{PREFIX}deadlines:{group}", f"{PREFIX}totals:{group}"

@@ -13,14 +13,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any
 
 import redis
 from redis.asyncio import Redis
 
 from config.fleet import Batch
-from scheduler.jobs.backoff import Pauses
-from scheduler.jobs.flush_policy import FlushDecision, GroupBacklog
+from scheduler.model.backlog import FlushDecision, GroupBacklog
 from scheduler.model.job import (
     AttemptCounts,
     Job,
@@ -31,8 +30,15 @@ from scheduler.model.job import (
     ParkedRequest,
     RequestGroup,
 )
+from scheduler.model.outcomes import (
+    AttemptCounter,
+    CompletionOwner,
+    RequestOutcome,
+    WithdrawalOutcome,
+)
 from scheduler.store import keys
 from scheduler.store.costs import Costs
+from scheduler.store.pauses import Pauses
 from scheduler.store.scripts import texts
 
 logger = logging.getLogger(__name__)
@@ -41,8 +47,6 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 30.0
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
 COMPLETION_GUARD_SECONDS = 60
-#: The pause by this name, of no group or provider, is the whole lane's.
-WHOLE_LANE = "*"
 #: Ids that one script call carries: Redis does nothing else meanwhile. Requests, and jobs, that one
 #: pass takes on.
 CHUNK, PASS, DUE = 1000, 100, 1000
@@ -51,16 +55,9 @@ LOOK, LOOKS = 0.1, 50
 #: More than any limit: an integer that Lua's numbers hold.
 UNLIMITED = 2**53
 
-Counter = Literal["failures", "expiries"]
-#: How a request leaves the lane: with its result, or for the realtime lane.
-Outcome = Literal["done", "cancelled", "promoted"]
-#: Whose the completion of a request is.
-Turn = Literal["ours", "theirs", "done"]
-#: Whose a request is that shall leave the lane: "ours" to complete, or not, and why not.
-Left = Literal["ours", "theirs", "done", "cancelled", "promoted", "unknown", "elsewhere"]
 #: The group and the job of a request, "" while it waits; NOWHERE when it has none.
-Place = tuple[RequestGroup, str]
-NOWHERE: Place = (RequestGroup("", "", "", ""), "")
+Location = tuple[RequestGroup, str]
+NOWHERE: Location = (RequestGroup("", "", "", ""), "")
 
 
 class LeaseLost(Exception):
@@ -128,7 +125,7 @@ class Store:
             )
         }
 
-    async def tries(self, requests: Sequence[str]) -> dict[str, AttemptCounts]:
+    async def attempts(self, requests: Sequence[str]) -> dict[str, AttemptCounts]:
         """The counters of requests."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.hmget(keys.FAILURES, list(requests)).hmget(keys.EXPIRIES, list(requests))
@@ -138,16 +135,16 @@ class Store:
         )
         return dict(zip(requests, tries, strict=True))
 
-    async def begin(self, requests: Sequence[str]) -> dict[str, Turn]:
+    async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
         """Ask to complete requests: those that are ours are so for GUARD seconds, or `finish`."""
         pipe = self._redis.pipeline(transaction=False)
         for request in requests:
-            places = [keys.outcome(request), keys.LEAVING]
+            places = [keys.outcome(request), keys.WITHDRAWALS]
             await self._scripts["begin"](places, [request, COMPLETION_GUARD_SECONDS], client=pipe)
-        return dict(zip(requests, await pipe.execute(), strict=True))
+        return dict(zip(requests, map(CompletionOwner, await pipe.execute()), strict=True))
 
     async def finish(
-        self, requests: Sequence[str], outcome: Outcome, place: Place = NOWHERE
+        self, requests: Sequence[str], outcome: RequestOutcome, place: Location = NOWHERE
     ) -> None:
         """Requests have their outcome: take them out of their place, for ever.
 
@@ -163,14 +160,18 @@ class Store:
                     if await self._finish(request, outcome, at, self._redis):
                         break
 
-    async def _finish(self, request: str, outcome: Outcome, place: Place, client: Any) -> Any:
-        own = [keys.REQUESTS, keys.FAILURES, keys.EXPIRIES, keys.LEAVING, keys.outcome(request)]
+    async def _finish(
+        self, request: str, outcome: RequestOutcome, place: Location, client: Any
+    ) -> Any:
+        own = [keys.REQUESTS, keys.FAILURES, keys.EXPIRIES, keys.WITHDRAWALS, keys.outcome(request)]
         places = [*_waiting(place[0]), *own, keys.members(place[1])]
         return await self._scripts["finish"](
             places, [request, outcome, keys.OUTCOME_TTL_SECONDS], client=client
         )
 
-    async def leave(self, request: str, decision: str, group: RequestGroup | None = None) -> Left:
+    async def withdraw(
+        self, request: str, decision: str, group: RequestGroup | None = None
+    ) -> WithdrawalOutcome:
         """Take a request out of its place, to be completed as decided, by us for GUARD seconds.
 
         From then on no batch completes it. `finish` makes it done; until then it is `leaving`.
@@ -179,23 +180,25 @@ class Store:
             group: It shall leave only while it waits there; None takes it from wherever it is.
         """
         place = NOWHERE if group is None else (group, "")
-        left: Left = "elsewhere"
+        left = WithdrawalOutcome.ELSEWHERE
         async for at in self._look_for(request, place):
-            own = [keys.REQUESTS, keys.LEAVING, keys.outcome(request), keys.members(at[1])]
-            left = await self._run(
-                "leave", [*_waiting(at[0]), *own], [request, decision, COMPLETION_GUARD_SECONDS]
+            own = [keys.REQUESTS, keys.WITHDRAWALS, keys.outcome(request), keys.members(at[1])]
+            left = WithdrawalOutcome(
+                await self._run(
+                    "leave", [*_waiting(at[0]), *own], [request, decision, COMPLETION_GUARD_SECONDS]
+                )
             )
-            if left == "ours" and at[1] and not await self.left(at[1]):
-                await self.hasten(at[1])
-            if left != "elsewhere" or group is not None:
+            if left is WithdrawalOutcome.OURS and at[1] and not await self.remaining(at[1]):
+                await self.make_due(at[1])
+            if left is not WithdrawalOutcome.ELSEWHERE or group is not None:
                 break
         return left
 
-    async def leaving(self) -> dict[str, str]:
+    async def withdrawals(self) -> dict[str, str]:
         """What was decided of the requests that are leaving."""
-        return dict(await self._redis.hgetall(keys.LEAVING))
+        return dict(await self._redis.hgetall(keys.WITHDRAWALS))
 
-    async def resume(self, request: str) -> bool:
+    async def resume_withdrawal(self, request: str) -> bool:
         """Whether a request that is leaving is ours to complete: nobody does any more."""
         return bool(
             await self._redis.set(
@@ -207,9 +210,9 @@ class Store:
         """Every group that ever had a request."""
         return sorted(RequestGroup.parse(text) for text in await self._redis.smembers(keys.GROUPS))
 
-    async def waiting(self, group: RequestGroup) -> GroupBacklog:
+    async def backlog(self, group: RequestGroup) -> GroupBacklog:
         """What waits in a group."""
-        waiting, deadlines, totals = keys.places(group)
+        waiting, deadlines, totals = keys.group_keys(group)
         pipe = self._redis.pipeline(transaction=True)
         pipe.zcard(waiting).hmget(totals, ["inputs", "bytes", "tokens"])
         pipe.zrange(waiting, 0, 0, withscores=True).zrange(deadlines, 0, 0, withscores=True)
@@ -226,14 +229,14 @@ class Store:
             reserved=int(reserved or 0),
         )
 
-    async def pressed(self, group: RequestGroup, until: float) -> list[str]:
+    async def with_deadline_until(self, group: RequestGroup, until: float) -> list[str]:
         """Waiting requests whose deadline is not after `until`, the first PASS by deadline."""
-        _, deadlines, _ = keys.places(group)
+        _, deadlines, _ = keys.group_keys(group)
         return list(await self._redis.zrangebyscore(deadlines, 0, until, start=0, num=PASS))
 
     # Jobs
 
-    async def claim(
+    async def create_job(
         self, group: RequestGroup, cut: FlushDecision, policy: Batch, terms: JobPricing, intent: str
     ) -> Job | None:
         """Cut a job in state PREPARED, leased to us; None when there is nothing that may be cut.
@@ -252,18 +255,18 @@ class Store:
             token = held or ""
         return await self._load(intent, token) if token else None
 
-    async def due(self) -> list[str]:
+    async def due_jobs(self) -> list[str]:
         """Jobs to look at now, the first DUE, longest due first."""
         found = await self._redis.zrangebyscore(keys.JOBS, 0, await self.now(), start=0, num=DUE)
         return list(found)
 
-    async def take(self, intent: str) -> Job | None:
+    async def lease(self, intent: str) -> Job | None:
         """Lease a job; None when another scheduler has it or it is done."""
         token = await self._hold(intent, "", LEASE_SECONDS)
         return await self._load(intent, token) if token else None
 
     @asynccontextmanager
-    async def kept(self, job: Job) -> AsyncIterator[None]:
+    async def hold_lease(self, job: Job) -> AsyncIterator[None]:
         """Keep a job's lease while the block runs, then give it back."""
         keeper = asyncio.create_task(self._keep(job))
         try:
@@ -299,7 +302,9 @@ class Store:
         found = await self._redis.zrange(keys.members(job.intent), 0, -1, withscores=True)
         return {int(line): request for request, line in found}
 
-    async def requeue(self, job: Job, requests: Sequence[str], counter: Counter | None) -> None:
+    async def requeue(
+        self, job: Job, requests: Sequence[str], counter: AttemptCounter | None
+    ) -> None:
         """Let requests of a job wait again, counting it against them or not. Raises LeaseLost."""
         counts = keys.EXPIRIES if counter == "expiries" else keys.FAILURES
         own = [keys.job(job.intent), keys.members(job.intent), counts]
@@ -326,7 +331,7 @@ class Store:
 
     # What operators see and do: all of it without a lease
 
-    async def live(self) -> list[JobProgress]:
+    async def live_jobs(self) -> list[JobProgress]:
         """Every job that has not ended, oldest first. 2 round trips."""
         intents = await self._redis.zrange(keys.JOBS, 0, -1)
         pipe = self._redis.pipeline(transaction=False)
@@ -342,21 +347,21 @@ class Store:
         ]
         return sorted(jobs, key=lambda one: (one.job.created_at, one.job.intent))
 
-    async def left(self, intent: str) -> int:
+    async def remaining(self, intent: str) -> int:
         """How many requests of a job have no outcome."""
         return int(await self._redis.zcard(keys.members(intent)))
 
-    async def hasten(self, intent: str) -> None:
+    async def make_due(self, intent: str) -> None:
         """Have a live job looked at now."""
         await self._redis.zadd(keys.JOBS, {intent: await self.now()}, xx=True, lt=True)
 
-    async def cancelled(self, request: str) -> bool:
+    async def is_withdrawn(self, request: str) -> bool:
         """Whether a request has left or leaves the lane without an answer from it."""
         outcome = await self._redis.get(keys.outcome(request))
-        leaving = await self._redis.hexists(keys.LEAVING, request)
-        return bool(leaving or outcome in ("cancelled", "promoted"))
+        leaving = await self._redis.hexists(keys.WITHDRAWALS, request)
+        return bool(leaving or outcome in (RequestOutcome.CANCELLED, RequestOutcome.PROMOTED))
 
-    async def _look_for(self, request: str, place: Place) -> AsyncIterator[Place]:
+    async def _look_for(self, request: str, place: Location) -> AsyncIterator[Location]:
         """Where a request may be: as expected, then as it is found, until the caller is content."""
         yield place
         for _ in range(LOOKS):
@@ -365,11 +370,11 @@ class Store:
             await asyncio.sleep(0 if found else LOOK)  # it is being moved
         logger.error("%s is nowhere", request, extra={"action": "batch_request_nowhere"})
 
-    async def _place(self, request: str) -> Place | None:
+    async def _place(self, request: str) -> Location | None:
         """Where a request is; None when it is nowhere or just moved."""
         groups, intents = await self.groups(), await self._redis.zrange(keys.JOBS, 0, -1)
         pipe = self._redis.pipeline(transaction=True)
-        for key in [*(keys.places(one)[0] for one in groups), *map(keys.members, intents)]:
+        for key in [*(keys.group_keys(one)[0] for one in groups), *map(keys.members, intents)]:
             pipe.zscore(key, request)
         for intent in intents:
             pipe.hget(keys.job(intent), "group")
@@ -406,7 +411,7 @@ class Store:
 
 def _waiting(group: RequestGroup) -> list[str]:
     """The keys of lua/waiting.lua."""
-    return [*keys.places(group), keys.SIZES]
+    return [*keys.group_keys(group), keys.SIZES]
 
 
 def _parked(record: str | None) -> ParkedRequest | None:

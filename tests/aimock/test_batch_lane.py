@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from primarch_fleet import errors
-from scheduler.providers.base import INTENT, ProviderCallFailed, ProviderRefused
+from scheduler.providers.base import INTENT
+from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
 from scheduler.providers.openai import OpenAIBatches
 from tests.aimock.conftest import AtAimock, on_aimock
 from tests.support.batch_fixture import chat, embedding

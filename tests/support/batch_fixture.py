@@ -105,7 +105,7 @@ class Scheduler:
             self.receipts.append, lambda *seen: self.jobs.append((*seen[:2], set(seen[2])))
         )
         self.lane = BatchPipeline(
-            BatchContext.of(self.store, self.bodies, bench.config.batch, bench.folder),
+            BatchContext.from_policy(self.store, self.bodies, bench.config.batch, bench.folder),
             bench.config,
             {"openai": self.provider},
             Witness(bench.app, bench.completed),

@@ -34,8 +34,8 @@ class MortalStore(Store):
         self._die_in(job.state)
         return job
 
-    async def claim(self, *args: Any) -> Any:
-        job = await super().claim(*args)
+    async def create_job(self, *args: Any) -> Any:
+        job = await super().create_job(*args)
         self._die_in("PREPARED")
         return job
 

@@ -117,8 +117,8 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
     """What a store tells is what the model says."""
     assert await store.groups() == sorted(model.groups)
     for group in model.groups:
-        waiting, space = await store.waiting(group), model.keyspace()
-        since, deadlines, totals = (space.get(key, ({}, None))[0] for key in keys.places(group))
+        waiting, space = await store.backlog(group), model.keyspace()
+        since, deadlines, totals = (space.get(key, ({}, None))[0] for key in keys.group_keys(group))
         assert waiting.requests == len(since)
         assert waiting.oldest == min(since.values(), default=None)
         assert waiting.deadline == min(deadlines.values(), default=None)
@@ -126,13 +126,13 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
             assert getattr(waiting, name) == totals.get(name, 0)
         assert waiting.reserved == model.reserved()[group.quota_scope]
         late = {one for one, until in deadlines.items() if until <= model.now}
-        assert set(await store.pressed(group, model.now)) == late
+        assert set(await store.with_deadline_until(group, model.now)) == late
     due = {one for one in model.live() if (model.jobs[one].due or 0) <= model.now}
-    assert set(await store.due()) == due
+    assert set(await store.due_jobs()) == due
     for intent in model.jobs:
-        assert await store.left(intent) == len(model.members(intent))
-    live = await store.live()
-    assert {one.job.intent: one.left for one in live} == {
+        assert await store.remaining(intent) == len(model.members(intent))
+    live = await store.live_jobs()
+    assert {one.job.intent: one.remaining for one in live} == {
         one: len(model.members(one)) for one in model.live()
     }
     for one in live:
@@ -145,6 +145,6 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
     name = names[0]
     assert bool(await store.known([name])) == model.knows(name)
     leaving = {one: of.leaving for one, of in model.requests.items() if of.leaving}
-    assert await store.leaving() == leaving
+    assert await store.withdrawals() == leaving
     left = name in model.marks and model.marks[name].outcome in ("cancelled", "promoted")
-    assert await store.cancelled(name) == (left or name in leaving)
+    assert await store.is_withdrawn(name) == (left or name in leaving)

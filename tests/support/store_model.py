@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from config.fleet import Batch
-from scheduler.jobs.backoff import Pause
-from scheduler.jobs.flush_policy import FlushDecision
 from scheduler.model import job
+from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import JobPricing, JobState, RequestGroup, RequestSize
+from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
 from scheduler.store import keys
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
-from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost, Left, Outcome
+from scheduler.store.pauses import Pause
+from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost
 
 #: Of each key: what is there, zeros left out of sums, and for how many seconds it was written.
 Keyspace = dict[str, tuple[Any, int | None]]
@@ -117,25 +118,25 @@ class Model:
         self.marks[name] = Mark("begun", self.now + COMPLETION_GUARD_SECONDS)
         return True
 
-    def leave(self, name: str, decision: str, group: RequestGroup | None) -> Left:
+    def leave(self, name: str, decision: str, group: RequestGroup | None) -> WithdrawalOutcome:
         """Out of its place, unless it is being completed, and only if it waits in that group."""
         one: Any = self.requests.get(name)
         if name in self.marks:
-            outcome: Any = self.marks[name].outcome
-            return "theirs" if outcome == "begun" else outcome
+            outcome = self.marks[name].outcome
+            return WithdrawalOutcome("theirs" if outcome == "begun" else outcome)
         if one is None:
-            return "unknown"
+            return WithdrawalOutcome.UNKNOWN
         if one.leaving:
-            return "theirs"
+            return WithdrawalOutcome.THEIRS
         if group is not None and (one.intent or one.group != group):
-            return "elsewhere"
+            return WithdrawalOutcome.ELSEWHERE
         intent, one.intent, one.leaving = one.intent, "", decision
         if intent and not self.members(intent):
             self.hasten(intent)
         self.resume(name)
-        return "ours"
+        return WithdrawalOutcome.OURS
 
-    def finish(self, name: str, outcome: Outcome) -> None:
+    def finish(self, name: str, outcome: RequestOutcome) -> None:
         """What is in the lane leaves it for good, from wherever it is."""
         if self.requests.pop(name, None) is not None:
             self.marks[name] = Mark(outcome, self.now + OUTCOME_TTL_SECONDS)
@@ -309,7 +310,7 @@ class Model:
             keys.SIZES: {name: " ".join(map(str, one.size)) for name, one in requests.items()},
             keys.FAILURES: self._tries("failures"),
             keys.EXPIRIES: self._tries("expiries"),
-            keys.LEAVING: {name: one.leaving for name, one in requests.items() if one.leaving},
+            keys.WITHDRAWALS: {name: one.leaving for name, one in requests.items() if one.leaving},
             keys.GROUPS: set(map(str, self.groups)),
             keys.PAUSES: {name: one.model_dump_json() for name, one in self.pauses.items()},
             keys.JOBS: {intent: self.jobs[intent].due for intent in live},
@@ -317,7 +318,7 @@ class Model:
             keys.RESERVED: +self.reserved(),
         }
         for group in self.groups:
-            space.update(zip(keys.places(group), self._places(group), strict=True))
+            space.update(zip(keys.group_keys(group), self._places(group), strict=True))
         for intent in live:
             space[keys.members(intent)] = {x: line for line, x in self.members(intent).items()}
             space[keys.job(intent)] = self.jobs[intent].fields

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from primarch_fleet import errors
-from scheduler.model import jsonl
+from scheduler.model.outcomes import LineAnswered, LineOutcome, LineRefused, LineRetry
 from scheduler.providers import anthropic_messages
 from scheduler.providers.anthropic_messages import Untranslatable
+from scheduler.providers.result_lines import decode_line
 
 MODEL = "claude-sonnet-4-5"
 SECRET = "what nobody else may read"
@@ -39,13 +40,13 @@ def tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
 
 
-def read(result: dict[str, Any]) -> jsonl.LineOutcome:
+def read(result: dict[str, Any]) -> LineOutcome:
     """What the lane makes of a result of Anthropic's."""
     line = anthropic_messages.answer({"custom_id": "r-1-1", "result": result}, 5)
-    return jsonl.decode_line(json.dumps(line)).outcome
+    return decode_line(json.dumps(line)).outcome
 
 
-def errored(kind: str, message: str = "no") -> jsonl.LineOutcome:
+def errored(kind: str, message: str = "no") -> LineOutcome:
     error = {"type": "error", "error": {"type": kind, "message": message}}
     return read({"type": "errored", "error": error})
 
@@ -62,7 +63,7 @@ def answered(*content: dict[str, Any], reason: str = "end_turn") -> dict[str, An
         "usage": {"input_tokens": 5, "output_tokens": 7},
     }
     outcome = read({"type": "succeeded", "message": message})
-    assert isinstance(outcome, jsonl.LineAnswered)
+    assert isinstance(outcome, LineAnswered)
     return outcome.body
 
 
@@ -172,7 +173,7 @@ def test_the_tool_that_stands_for_a_schema_is_text_again() -> None:
 
 def test_an_answer_that_cannot_be_translated_is_not_paid_for_again() -> None:
     outcome = read({"type": "succeeded", "message": {"id": "msg_1", "content": None}})
-    assert isinstance(outcome, jsonl.LineRefused)
+    assert isinstance(outcome, LineRefused)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_an_answer_that_cannot_be_translated_is_not_paid_for_again() -> None:
 )
 def test_an_error_of_the_request_stays(kind: str, error: type[Exception]) -> None:
     outcome = errored(kind)
-    assert isinstance(outcome, jsonl.LineRefused)
+    assert isinstance(outcome, LineRefused)
     assert type(outcome.error) is error
 
 
@@ -200,7 +201,7 @@ def test_an_error_of_the_request_stays(kind: str, error: type[Exception]) -> Non
 )
 def test_a_prompt_that_is_too_long_has_openais_code(message: str) -> None:
     outcome = errored("invalid_request_error", message)
-    assert isinstance(outcome, jsonl.LineRefused)
+    assert isinstance(outcome, LineRefused)
     assert isinstance(outcome.error, errors.ContextWindowExceeded)
 
 
@@ -210,12 +211,12 @@ def test_a_prompt_that_is_too_long_has_openais_code(message: str) -> None:
 )
 def test_an_error_of_anthropics_is_worth_another_try(kind: str) -> None:
     outcome = errored(kind)
-    assert isinstance(outcome, jsonl.LineRetry)
+    assert isinstance(outcome, LineRetry)
     assert outcome.counter == "failures"
 
 
 @pytest.mark.parametrize("kind", ["canceled", "expired"])
 def test_a_request_that_was_not_executed_has_not_failed(kind: str) -> None:
     outcome = read({"type": kind})
-    assert isinstance(outcome, jsonl.LineRetry)
+    assert isinstance(outcome, LineRetry)
     assert outcome.counter == "expiries"

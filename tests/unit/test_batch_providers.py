@@ -15,13 +15,8 @@ from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.azure import AzureBatches
-from scheduler.providers.base import (
-    BatchFingerprint,
-    BatchPage,
-    ProviderBatch,
-    ProviderCallFailed,
-    find_batches,
-)
+from scheduler.providers.base import BatchFingerprint, BatchPage, ProviderBatch, find_batches
+from scheduler.providers.errors import ProviderCallFailed
 from scheduler.providers.openai import OpenAIBatches, provider_batch
 
 HOUR = 3600.0
@@ -112,7 +107,7 @@ def test_a_key_that_is_not_set_is_asked_for_by_its_name_and_its_providers() -> N
 
 def client(kind: str, base: str = "", version: str = "") -> Any:
     os.environ |= {"TEST_KEY": "sk", "TEST_BASE": base, "AZURE_API_VERSION": version}
-    account: Any = PROVIDERS[kind].of(Provider.model_validate(entry(kind)))
+    account: Any = PROVIDERS[kind].from_config(Provider.model_validate(entry(kind)))
     return account._client
 
 

@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.fleet import Batch
-from scheduler.jobs.flush_policy import (
-    FlushDecision,
-    GroupBacklog,
-    PromotionDecision,
-    flush,
-    promote,
-)
+from scheduler.jobs.flush_policy import PromotionDecision, flush, promote
+from scheduler.model.backlog import FlushDecision, GroupBacklog
 
 NOW = 1_750_000_000.0
 POLICY = Batch(max_requests=100, max_inputs=100, max_bytes=1000, max_wait=300, margin=3600)

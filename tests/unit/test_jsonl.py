@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from primarch_fleet import CompletionRequest, errors
 from scheduler.model import jsonl
-from scheduler.model.jsonl import BadLine, LineAnswered, LineRefused, LineRetry
+from scheduler.model.outcomes import LineAnswered, LineRefused, LineRetry
+from scheduler.providers.result_lines import BadLine, decode_line
 
 BODY = {"id": "chatcmpl-1", "choices": []}
 
@@ -26,12 +27,12 @@ def answer(status: int, **error: Any) -> str:
 
 
 def test_an_answer_is_status_200_with_a_body_and_no_error() -> None:
-    assert jsonl.decode_line(line({"status_code": 200, "body": BODY})).outcome == LineAnswered(BODY)
+    assert decode_line(line({"status_code": 200, "body": BODY})).outcome == LineAnswered(BODY)
 
 
 def test_a_body_that_is_json_text_is_an_answer_too() -> None:
     response = {"status_code": 200, "body": json.dumps(BODY)}
-    assert jsonl.decode_line(line(response)).outcome == LineAnswered(BODY)
+    assert decode_line(line(response)).outcome == LineAnswered(BODY)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +45,11 @@ def test_a_body_that_is_json_text_is_an_answer_too() -> None:
     ],
 )
 def test_an_answer_that_is_refused_held_back_or_cut_short_stays_as_it_is(body: Any) -> None:
-    assert jsonl.decode_line(line({"status_code": 200, "body": body})).outcome == LineAnswered(body)
+    assert decode_line(line({"status_code": 200, "body": body})).outcome == LineAnswered(body)
 
 
 def test_a_line_that_does_not_name_response_or_error_is_read() -> None:
-    outcome = jsonl.decode_line('{"custom_id": "r-1-1"}').outcome
+    outcome = decode_line('{"custom_id": "r-1-1"}').outcome
     assert isinstance(outcome, LineRetry)
 
 
@@ -67,7 +68,7 @@ RETRIES = [
 
 @pytest.mark.parametrize(("text", "error"), RETRIES)
 def test_what_may_work_later_is_tried_again(text: str, error: type[Exception]) -> None:
-    outcome = jsonl.decode_line(text).outcome
+    outcome = decode_line(text).outcome
     assert isinstance(outcome, LineRetry)
     assert type(outcome.error) is error
     assert outcome.counter == "failures"
@@ -75,7 +76,7 @@ def test_what_may_work_later_is_tried_again(text: str, error: type[Exception]) -
 
 @pytest.mark.parametrize("code", ["batch_expired", "batch_cancelled"])
 def test_what_was_never_executed_is_counted_apart(code: str) -> None:
-    outcome = jsonl.decode_line(line(error={"code": code, "message": "m"})).outcome
+    outcome = decode_line(line(error={"code": code, "message": "m"})).outcome
     assert isinstance(outcome, LineRetry)
     assert outcome.counter == "expiries"
 
@@ -97,13 +98,13 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("text", "error"), REFUSALS)
 def test_what_would_fail_again_fails(text: str, error: type[Exception]) -> None:
-    outcome = jsonl.decode_line(text).outcome
+    outcome = decode_line(text).outcome
     assert isinstance(outcome, LineRefused)
     assert type(outcome.error) is error
 
 
 def test_the_error_is_in_the_providers_words() -> None:
-    outcome = jsonl.decode_line(answer(400, message="No such thing.")).outcome
+    outcome = decode_line(answer(400, message="No such thing.")).outcome
     assert isinstance(outcome, LineRefused)
     assert str(outcome.error) == "No such thing."
 
@@ -111,7 +112,7 @@ def test_the_error_is_in_the_providers_words() -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "{}", '{"custom_id": 1}', b"\xff\xfe"])
 def test_what_is_no_result_is_a_bad_line(text: str | bytes) -> None:
     with pytest.raises(BadLine):
-        jsonl.decode_line(text)
+        decode_line(text)
 
 
 keys = st.sampled_from(["status_code", "body", "error", "code", "message"])
@@ -123,7 +124,7 @@ json_values = st.recursive(
 
 @given(json_values, json_values)
 def test_whatever_a_line_says_it_means_something(response: Any, error: Any) -> None:
-    assert jsonl.decode_line(line(response, error)).custom_id == "r-1-1"
+    assert decode_line(line(response, error)).custom_id == "r-1-1"
 
 
 @given(st.text(), st.integers(1, 9999))

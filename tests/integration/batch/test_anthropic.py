@@ -170,7 +170,7 @@ async def test_a_cancelled_request_of_it_does_not_hide_that_it_is_ours(
         results = await b.send(*(chat(f"question {n}") for n in range(4)))
         await b.turn()
         accounts = {"openai": b.scheduler.provider}
-        operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.exit)
+        operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
         for one in results[:3]:
             assert list((await operator.cancel([str(one.id)])).values()) == ["cancelled"]
         await b.until_idle(100)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from scheduler.providers.base import ProviderCallFailed, ProviderRefused
+from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
 from tests.integration.batch.test_providers import account, anyio_backend
 from tests.support.batch_fixture import profile
 from workers.onebox.simulator.anthropic import AnthropicApp
@@ -38,7 +38,7 @@ async def test_a_refusal_had_no_effect_and_says_whose_fault_it_is(
         with pytest.raises(ProviderRefused) as refused:
             await provider.retrieve("msgbatch_1")
         assert (refused.value.status, refused.value.code) == (fault["status"], code)
-        assert refused.value.of_account is of_account
+        assert refused.value.is_account_error is of_account
         assert refused.value.retry_after == fault.get("retry_after")
         await provider.close()
 
@@ -62,7 +62,7 @@ async def test_a_wrong_key_is_the_accounts() -> None:
         provider = account("anthropic", "", simulator.url)
         with pytest.raises(ProviderRefused) as refused:
             await provider.list(None)
-        assert (refused.value.status, refused.value.of_account) == (401, True)
+        assert (refused.value.status, refused.value.is_account_error) == (401, True)
         await provider.close()
 
 

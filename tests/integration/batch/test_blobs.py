@@ -250,7 +250,10 @@ async def test_a_sweep_is_bounded_and_stuck_bodies_keep_no_others(
 ) -> None:
     monkeypatch.setattr(blobs, "MAX_SWEPT", 2)
     async with placed() as b:
-        b.redis.zadd(keys.BODIES, {keys.body("r", "nowhere://x"): 1, keys.body("r", "s3://x/y"): 2})
+        b.redis.zadd(
+            keys.BODIES,
+            {keys.blob_member("r", "nowhere://x"): 1, keys.blob_member("r", "s3://x/y"): 2},
+        )
         await b.send(*(chat(TEXT) for _ in range(3)))
         await b.until_idle()
         b.clock.advance(LOOK)
@@ -289,7 +292,7 @@ async def test_a_request_to_be_promoted_whose_body_is_lost_fails(
         for one in results:
             place.lose(one.id, -1)
         left, store = request_id(results[1].id), b.scheduler.store
-        assert await store.leave(left, "promoted: for a test", *await store.groups()) == "ours"
+        assert await store.withdraw(left, "promoted: for a test", *await store.groups()) == "ours"
         b.redis.delete(keys.outcome(left))  # as Redis does after GUARD seconds
         await b.until_idle()
         assert not b.redis.llen("realtime")

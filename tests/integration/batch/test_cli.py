@@ -22,7 +22,7 @@ import redis
 import yaml
 
 from primarch_fleet import AsyncFleet, Fleet, Progress, errors
-from scheduler.store.store import WHOLE_LANE
+from scheduler.store.pauses import WHOLE_LANE
 from tests.integration.conftest import REPOSITORY, StartWorker, eventually, is_parked
 from tests.support.batch_fixture import (
     Bench,
@@ -67,9 +67,11 @@ async def test_the_board_shows_live_batches_and_what_waits(opened: OpenBench) ->
     async with opened() as b:
         await b.send(chat("one"), chat("two"))
         await b.turn()
-        ((job, *_),) = await b.scheduler.store.live()
+        ((job, *_),) = await b.scheduler.store.live_jobs()
         slow = (await b.scheduler.store.members(job))[1]
-        await b.scheduler.store.begin([slow])  # by another scheduler, which takes its time
+        await b.scheduler.store.begin_completions(
+            [slow]
+        )  # by another scheduler, which takes its time
         for _ in range(3):
             await b.turn()
         deadline = datetime.fromtimestamp(int(b.clock.now()) + 90_000, UTC)

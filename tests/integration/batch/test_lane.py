@@ -13,9 +13,9 @@ from celery import Celery, chord, group
 from celery.result import AsyncResult
 
 from primarch_fleet import Completion, Fleet, errors
-from scheduler.jobs.backoff import Pause
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import PREFIX
+from scheduler.store.pauses import Pause
 from tests.support.batch_fixture import OpenBench, chat, embedding, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
 

@@ -46,7 +46,7 @@ async def test_a_pass_over_250_live_batches_is_three_calls(opened: OpenBench) ->
         await b.scheduler.lane.poll()
         assert b.calls("batches.list") == {"200": 3}
         assert b.calls("batches.retrieve") == {}
-        assert await b.scheduler.store.due() == [], "each was looked at"
+        assert await b.scheduler.store.due_jobs() == [], "each was looked at"
         b.clock.advance(HOUR)
         await b.scheduler.lane.poll()
         assert b.calls("batches.retrieve") == {"200": 250}, "each that the list shows as ended"

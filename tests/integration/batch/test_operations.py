@@ -31,7 +31,7 @@ def anyio_backend() -> str:
 def operator(b: Bench) -> Operations:
     """Of a batch worker of its own."""
     scheduler = b.new_scheduler()
-    return Operations(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.exit)
+    return Operations(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.withdrawal)
 
 
 async def cancel(b: Bench, *results: AsyncResult[Any]) -> list[str]:
@@ -64,7 +64,7 @@ async def test_a_waiting_request_is_cancelled_and_never_sent(opened: OpenBench) 
         await b.until_idle(300)
         assert "second" in (await b.completion(second)).text
         assert b.simulator.invoice()["requests"] == 1
-        (waiting,) = [await b.scheduler.store.waiting(g) for g in await b.scheduler.store.groups()]
+        (waiting,) = [await b.scheduler.store.backlog(g) for g in await b.scheduler.store.groups()]
         assert (waiting.requests, waiting.inputs, waiting.size_bytes) == (0, 0, 0)
 
 
@@ -131,7 +131,9 @@ async def test_a_result_that_came_first_stands(opened: OpenBench) -> None:
 async def test_a_completion_under_way_is_waited_for(opened: OpenBench) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("quick"))
-        assert list((await b.scheduler.store.begin([request_id(result.id)])).values()) == ["ours"]
+        assert list(
+            (await b.scheduler.store.begin_completions([request_id(result.id)])).values()
+        ) == ["ours"]
         asking = asyncio.create_task(cancel(b, result))
         await asyncio.sleep(0.3)
         assert not asking.done()
@@ -155,7 +157,7 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
             return found
 
         monkeypatch.setattr(scheduler.store, "_place", meanwhile)
-        assert await scheduler.lane.exit.cancel(request_id(first.id)) == "ours"
+        assert await scheduler.lane.withdrawal.cancel(request_id(first.id)) == "ours"
         assert forgotten(b, first)
         await b.until_idle()
         assert await is_cancelled(b, first)
@@ -165,7 +167,7 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
 async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         (result,) = await b.send(chat("one"))
-        assert await b.scheduler.store.leave(request_id(result.id), CANCELLED) == "ours"
+        assert await b.scheduler.store.withdraw(request_id(result.id), CANCELLED) == "ours"
         b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
         assert await cancel(b, result) == ["cancelled"]
         assert forgotten(b, result)
@@ -174,7 +176,7 @@ async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench)
 async def test_a_cancellation_that_nobody_repeats_is_made_all_the_same(opened: OpenBench) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("one"))
-        assert await b.scheduler.store.leave(request_id(result.id), CANCELLED) == "ours"
+        assert await b.scheduler.store.withdraw(request_id(result.id), CANCELLED) == "ours"
         await b.turn()
         assert b.states() == [], "no batch takes it"
         b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
@@ -245,7 +247,7 @@ async def test_a_batch_cancelled_by_the_operator_delivers_its_part_once(opened: 
         results = await b.send(*(chat(f"q{n}") for n in range(4)))
         await b.turn()
         b.clock.advance(501)
-        ((job, *_),) = await b.scheduler.store.live()
+        ((job, *_),) = await b.scheduler.store.live_jobs()
         assert await operator(b).cancel_batch(job.intent) == ""
         b.simulator.profile = profile()
         await b.until_idle(400)
@@ -262,7 +264,7 @@ async def test_a_batch_that_cannot_be_cancelled_says_why(opened: OpenBench) -> N
     async with opened(profile(down, refuse)) as b:
         await b.send(chat("one"))
         await b.turn()
-        ((job, *_),) = await b.scheduler.store.live()
+        ((job, *_),) = await b.scheduler.store.live_jobs()
         assert "not at its provider" in await operator(b).cancel_batch(job.intent)
         await b.turn()
         assert b.states() == ["SUBMITTED"]

@@ -17,7 +17,8 @@ from config.fleet import Provider as Entry
 from primarch_fleet import errors
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
-from scheduler.providers.base import BatchFingerprint, ProviderRefused, find_batches
+from scheduler.providers.base import BatchFingerprint, find_batches
+from scheduler.providers.errors import ProviderRefused
 from tasks.serving import RequestMetadata
 from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.mortal_store import Killed
@@ -55,7 +56,7 @@ def account(kind: str, version: str, url: str) -> Any:
     """An account as the configuration gives it."""
     address = url.removesuffix("/v1") if kind in ("azure", "anthropic") else url
     os.environ |= {"TEST_KEY": KEY, "TEST_BASE": address, "AZURE_API_VERSION": version}
-    return PROVIDERS[kind].of(Entry.model_validate(entry(kind)))
+    return PROVIDERS[kind].from_config(Entry.model_validate(entry(kind)))
 
 
 def dialect(kind: str, version: str = "", **azure: Any) -> Dialect:
@@ -207,7 +208,7 @@ async def test_azures_own_words_for_a_wrong_key_and_a_wrong_call(tmp_path: Path)
             provider = account("azure", version, simulator.url)
             with pytest.raises(ProviderRefused) as refused:
                 await provider.upload(file, "input.jsonl")
-            assert (refused.value.status, refused.value.of_account) == (401, True)
+            assert (refused.value.status, refused.value.is_account_error) == (401, True)
             await provider.close()
 
 

@@ -37,11 +37,12 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from config.fleet import Batch
-from scheduler.jobs.backoff import Pause
-from scheduler.jobs.flush_policy import FlushDecision
+from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import Job, ParkedRecord, ParkedRequest, RequestGroup, RequestSize
+from scheduler.model.outcomes import RequestOutcome
 from scheduler.store.connection import connect
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
+from scheduler.store.pauses import Pause
 from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost
 from tests.support import store_fixture as bench
 from tests.support.store_fixture import CHUNK, GROUPS, LARGE, PLACE, Died, Shaky
@@ -75,7 +76,7 @@ NAME, GROUP = st.sampled_from(NAMES), st.sampled_from(GROUPS)
 WHO = st.integers(0, 2)
 DECISION = "cancelled"
 MEANWHILE = st.sampled_from(["done", "leaves", "waits"])
-OUTCOME = st.sampled_from(["done", "cancelled", "promoted"])
+OUTCOME = st.sampled_from(list(RequestOutcome))
 LOST = st.sampled_from([None, 1, 0, None])
 FATE = st.sampled_from(["lives", "dies", "is overtaken", "lives"])
 COUNTER = st.sampled_from([None, "failures", "expiries"])
@@ -131,9 +132,9 @@ class Schedulers(RuleBasedStateMachine):
         name, store, model = self._name(data), self._stores[who].faulty(), self.model
         for _ in range(2):
             if resumed:
-                assert self._run(store.resume(name)) == model.resume(name)
+                assert self._run(store.resume_withdrawal(name)) == model.resume(name)
             else:
-                assert self._run(store.begin([name])) == {name: model.begin(name)}
+                assert self._run(store.begin_completions([name])) == {name: model.begin(name)}
 
     @rule(who=WHO, data=st.data(), group=st.none() | GROUP, after=AFTER, lost=LOST)
     def leave(
@@ -142,7 +143,7 @@ class Schedulers(RuleBasedStateMachine):
         self.wait(after)
         name, store, jobs = self._name(data), self._stores[who], self.model.jobs
         due = {intent: job.due for intent, job in jobs.items()}
-        left = self._run(store.faulty(lost).leave(name, DECISION, group))
+        left = self._run(store.faulty(lost).withdraw(name, DECISION, group))
         expected = self.model.leave(name, DECISION, group)
         if lost is not None and (left, expected) == ("theirs", "ours"):
             for intent, before in due.items():
@@ -173,16 +174,16 @@ class Schedulers(RuleBasedStateMachine):
 
         async def moved() -> None:
             if how == "done":
-                await other.faulty().finish([name], "done")
-                model.finish(name, "done")
+                await other.faulty().finish([name], RequestOutcome.DONE)
+                model.finish(name, RequestOutcome.DONE)
             elif how == "leaves":
-                await other.faulty().leave(name, DECISION)
+                await other.faulty().withdraw(name, DECISION)
                 model.leave(name, DECISION, None)
             else:
                 await other.faulty().requeue(lease, [name], None)
                 model.requeue(lease, [name], None)
 
-        left = self._run(self._stores[who].faulty(before={at: moved}).leave(name, DECISION))
+        left = self._run(self._stores[who].faulty(before={at: moved}).withdraw(name, DECISION))
         assert left == model.leave(name, DECISION, None)
 
     # Jobs
@@ -228,7 +229,7 @@ class Schedulers(RuleBasedStateMachine):
 
         before = {} if fate == "lives" or lost == 0 else {1: interrupted}
         try:
-            job = self._run(self._stores[who].faulty(lost, before).claim(*order))
+            job = self._run(self._stores[who].faulty(lost, before).create_job(*order))
         except Died:
             return
         if met:
@@ -241,7 +242,7 @@ class Schedulers(RuleBasedStateMachine):
     @rule(who=WHO, data=st.data(), lost=LOST)
     def take(self, who: int, data: Any, lost: int | None) -> None:
         intent = data.draw(st.sampled_from(list(self.model.jobs)))
-        job = self._run(self._stores[who].faulty(lost).take(intent))
+        job = self._run(self._stores[who].faulty(lost).lease(intent))
         self._leased(job, self.model.take(intent), lost)
 
     @rule(who=WHO, data=st.data(), to=STEP, lost=LOST)
@@ -293,7 +294,7 @@ class Schedulers(RuleBasedStateMachine):
                 held = await store._hold(lease.intent, lease.token, LEASE_SECONDS)
                 assert bool(held) == self.model.renew(lease)
             else:
-                async with store.kept(lease):
+                async with store.hold_lease(lease):
                     pass
                 self.model.renew(lease, 0.0)
 
@@ -304,7 +305,7 @@ class Schedulers(RuleBasedStateMachine):
     def operate(self, who: int, data: Any, name: str, count: int) -> None:
         """What needs no lease: a job is to be looked at now, a provider is paused or goes on."""
         intent, store = data.draw(st.sampled_from(list(self.model.jobs))), self._stores[who]
-        self._run(store.hasten(intent))
+        self._run(store.make_due(intent))
         self.model.hasten(intent)
         pause = Pause(count=count)
         self._run(store.pauses.set(name, pause))
@@ -389,7 +390,7 @@ class Schedulers(RuleBasedStateMachine):
         if fate == "dies":
             raise Died
         await self._wait(LEASE_SECONDS)
-        job = await other.faulty().take(intent)
+        job = await other.faulty().lease(intent)
         self._leased(job, self.model.take(intent), None)
 
 

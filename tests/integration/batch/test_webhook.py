@@ -49,9 +49,9 @@ async def test_only_the_batch_that_is_told_of_is_looked_at(opened: OpenBench) ->
     async with opened(poll_interval=300, max_requests=1) as b, receiver(b) as r:
         await b.send(chat("one"), chat("two"))
         await b.turn()
-        first, second = (one.job for one in await b.scheduler.store.live())
+        first, second = (one.job for one in await b.scheduler.store.live_jobs())
         assert await r.tell(second.batch_id, "batch.expired") == 204
-        assert await b.scheduler.store.due() == [second.intent]
+        assert await b.scheduler.store.due_jobs() == [second.intent]
         assert first.intent != second.intent
 
 
@@ -76,7 +76,7 @@ async def test_an_event_that_is_of_no_use_is_taken_and_changes_nothing(
         assert await r.tell(batch_id, kind) == 204
         bare = json.dumps({"type": kind, "data": None}).encode()
         assert (await r.answer(bare, signed(SECRET, "wh_2", bare))).status_code == 204
-        assert await b.scheduler.store.due() == []
+        assert await b.scheduler.store.due_jobs() == []
         assert r.asked() == []
 
 
@@ -89,7 +89,7 @@ async def test_an_event_of_another_account_with_a_batch_of_this_id_changes_nothi
         (batch,) = await b.batches()
         body = event(batch.id)
         answer = await r.answer(body, signed(OTHER_SECRET, "wh_1", body), "other")
-        assert (answer.status_code, await b.scheduler.store.due()) == (204, [])
+        assert (answer.status_code, await b.scheduler.store.due_jobs()) == (204, [])
 
 
 async def test_what_is_no_webhook_is_refused_and_nothing_secret_is_said(
@@ -126,7 +126,7 @@ async def test_what_is_no_webhook_is_refused_and_nothing_secret_is_said(
         for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
             rest = {key: value for key, value in headers.items() if key != name}
             assert (await r.answer(good, rest)).status_code == 400
-        assert (await b.scheduler.store.due(), r.asked()) == ([], [])
+        assert (await b.scheduler.store.due_jobs(), r.asked()) == ([], [])
         assert (await r.answer(good, headers)).status_code == 204
         said = [one.action for one in caplog.records if one.name == "scheduler.admin.webhook"]
         assert said == ["webhook_refused"] * 16 + ["webhook_received"]

@@ -114,6 +114,6 @@ async def test_a_request_is_promoted_only_with_the_money_for_it(opened: OpenBenc
 
 async def _cancel(b: Bench, result: Any) -> str:
     accounts = {"openai": b.scheduler.provider}
-    operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.exit)
+    operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
     (answer,) = (await operator.cancel([str(result.id)])).values()
     return answer

@@ -85,7 +85,7 @@ async def test_a_completion_that_is_asked_for_again_is_reported_once(opened: Ope
         observing(b)
         await b.send(chat("one"), chat("two"))
         await b.turn()
-        ((job, *_),) = await b.scheduler.store.live()
+        ((job, *_),) = await b.scheduler.store.live_jobs()
         members = await b.scheduler.store.members(job)
         body = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}, "choices": []}
         for _ in range(3):
@@ -102,7 +102,7 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_a_cost_and_no_reques
         _, cancelled = await b.send(chat("one"), chat("cancelled"))
         await b.turn()
         operator = Operations(
-            b.scheduler.store, {"openai": b.scheduler.provider}, b.scheduler.lane.exit
+            b.scheduler.store, {"openai": b.scheduler.provider}, b.scheduler.lane.withdrawal
         )
         await operator.cancel([str(cancelled.id)])
         await b.until_idle(1100)

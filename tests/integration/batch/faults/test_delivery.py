@@ -13,9 +13,10 @@ from primarch_fleet import errors
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.completion.completer import Completer
 from scheduler.jobs import result_reader
-from scheduler.model import jsonl
 from scheduler.model.job import Job
-from scheduler.model.jsonl import Line, request_id
+from scheduler.model.jsonl import request_id
+from scheduler.providers import result_lines
+from scheduler.providers.result_lines import ResultLine
 from scheduler.store.keys import PREFIX
 from tests.support.batch_fixture import Bench, OpenBench, chat, profile
 
@@ -28,16 +29,16 @@ async def test_fault_36_many_results_are_read_from_disk_and_delivered_some_at_a_
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as b:
-        read, checked, ahead = jsonl.decode_line, set[str | bytes](), list[int]()
+        read, checked, ahead = result_lines.decode_line, set[str | bytes](), list[int]()
 
-        def watched(text: str | bytes) -> Line:
+        def watched(text: str | bytes) -> ResultLine:
             if text in checked:  # a file is read once before, to see whether it makes sense
                 ahead.append(len(ahead) + 1 - len(b.scheduler.receipts))
             checked.add(text)
             assert list(b.folder.glob("*.0.jsonl")), "the file is on disk"
             return read(text)
 
-        monkeypatch.setattr(jsonl, "decode_line", watched)
+        monkeypatch.setattr(result_lines, "decode_line", watched)
         results = await b.send(*(chat(f"q{n}") for n in range(250)))
         await b.until_idle()
         await b.settled(results, batches=1)
@@ -125,7 +126,7 @@ async def test_fault_37_a_completion_that_a_dead_scheduler_began_is_begun_again(
     async with opened() as b:
         results = await b.send(chat("once"))
         _, request = await _submitted(b)
-        assert await b.scheduler.store.begin([request]) == {request: "ours"}
+        assert await b.scheduler.store.begin_completions([request]) == {request: "ours"}
         for _ in range(3):
             await b.turn()
         assert b.states() == ["DRAINING"]
@@ -181,7 +182,7 @@ async def _submitted(b: Bench) -> tuple[Job, str]:
     """The only job, ordered and leased, and one of its requests."""
     await b.turn()
     (intent,) = map(str, b.redis.zrange(PREFIX + "jobs", 0, -1))
-    job = await b.scheduler.store.take(intent)
+    job = await b.scheduler.store.lease(intent)
     assert job is not None
     await b.scheduler.store._hold(intent, job.token, 0)
     return job, (await b.scheduler.store.members(job))[1]

@@ -45,12 +45,12 @@ async def test_fault_39_a_scheduler_that_was_paused_can_change_nothing_any_more(
         await b.turn()
         b.clock.advance(100)
         paused, other = b.scheduler.store, b.new_scheduler().store
-        (intent,) = await paused.due()
-        job = await paused.take(intent)
+        (intent,) = await paused.due_jobs()
+        job = await paused.lease(intent)
         assert job is not None
-        assert await other.take(intent) is None
+        assert await other.lease(intent) is None
         b.clock.advance(31)
-        assert await other.take(intent) is not None
+        assert await other.lease(intent) is not None
         with pytest.raises(LeaseLost):
             await paused.advance(job, "DRAINING")
         with pytest.raises(LeaseLost):
@@ -146,9 +146,9 @@ async def test_fault_40_a_webhook_of_another_time_changes_nothing_and_one_of_abo
         await b.turn()
         (batch,) = await b.batches()
         assert await r.tell(batch.id, at=time.time() + seconds) == 400
-        assert (await b.scheduler.store.due(), r.asked()) == ([], [])
+        assert (await b.scheduler.store.due_jobs(), r.asked()) == ([], [])
         assert await r.tell(batch.id, at=time.time() + seconds / 4) == 204
-        assert len(await b.scheduler.store.due()) == 1
+        assert len(await b.scheduler.store.due_jobs()) == 1
 
 
 async def test_fault_40_a_forged_webhook_changes_nothing(opened: OpenBench) -> None:
@@ -158,7 +158,7 @@ async def test_fault_40_a_forged_webhook_changes_nothing(opened: OpenBench) -> N
         (batch,) = await b.batches()
         body = event(batch.id)
         answer = await r.answer(body, signed(OTHER_SECRET, "wh_1", body))
-        assert (answer.status_code, await b.scheduler.store.due()) == (400, [])
+        assert (answer.status_code, await b.scheduler.store.due_jobs()) == (400, [])
 
 
 async def test_fault_40_what_a_webhook_says_of_a_batch_is_not_believed(opened: OpenBench) -> None:

@@ -137,14 +137,14 @@ async def test_fault_15_a_claim_that_finds_nothing_sends_nothing(
     async with opened() as b:
         results = await b.send(chat("one"), chat("two"))
         (group,) = await b.scheduler.store.groups()
-        seen = await b.scheduler.store.waiting(group)
+        seen = await b.scheduler.store.backlog(group)
         assert seen.requests == 2
         await b.new_scheduler().lane.aggregate()
 
         async def late(_: object) -> Any:
             return seen
 
-        monkeypatch.setattr(b.scheduler.store, "waiting", late)
+        monkeypatch.setattr(b.scheduler.store, "backlog", late)
         await b.scheduler.lane.aggregate()
         assert b.calls("files.create") == {"200": 1}
         monkeypatch.undo()

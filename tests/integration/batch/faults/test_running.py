@@ -197,7 +197,7 @@ async def test_fault_26_a_cancel_that_comes_too_late_lets_the_batch_deliver(
 async def _cancel(b: Bench, result: AsyncResult[Any]) -> str:
     """Cancel a request by hand; how that went."""
     accounts = {"openai": b.scheduler.provider}
-    operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.exit)
+    operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
     (answer,) = (await operator.cancel([str(result.id)])).values()
     return answer
 
