@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from primarch_fleet.money import Price
-from scheduler.model.job import AttemptCounts, JobPricing, RequestGroup, RequestSize
+from scheduler.model.job import AttemptCounts, JobPricing, RequestGroup
 from scheduler.store import keys
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
 from scheduler.store.store import COMPLETION_GUARD_SECONDS, Store
+from tests.support import store_model
 from tests.support.store_model import Keyspace, Model
 
 CHUNK = 2
@@ -122,8 +123,8 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
         assert waiting.requests == len(since)
         assert waiting.oldest == min(since.values(), default=None)
         assert waiting.deadline == min(deadlines.values(), default=None)
-        for name in RequestSize._fields[:3]:
-            assert getattr(waiting, name) == totals.get(name, 0)
+        shown = waiting.size_bytes, waiting.inputs, waiting.tokens
+        assert shown == tuple(totals.get(name, 0) for name in store_model.TOTALS)
         assert waiting.reserved == model.reserved()[group.quota_scope]
         late = {one for one, until in deadlines.items() if until <= model.now}
         assert set(await store.with_deadline_until(group, model.now)) == late

@@ -25,6 +25,9 @@ from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, Lease
 #: Of each key: what is there, zeros left out of sums, and for how many seconds it was written.
 Keyspace = dict[str, tuple[Any, int | None]]
 
+#: The totals of a group, and of a job: the first three fields of a RequestSize.
+TOTALS = ("bytes", "inputs", "tokens")
+
 
 @dataclass
 class Request:
@@ -206,9 +209,7 @@ class Model:
 
     def _join(self, one: Request, intent: str) -> None:
         fields = self.jobs[intent].fields
-        for name, amount in zip(
-            ["requests", *RequestSize._fields[:3]], [1, *one.size[:3]], strict=True
-        ):
+        for name, amount in zip(["requests", *TOTALS], [1, *one.size[:3]], strict=True):
             fields[name] += amount
         if one.size.deadline:
             fields["deadline"] = min(one.size.deadline, fields["deadline"] or one.size.deadline)
@@ -343,7 +344,7 @@ class Model:
         waiting = {name: self.requests[name] for name in self.waiting(group)}
         totals: Counter[str] = Counter()
         for one in waiting.values():
-            totals.update(dict(zip(RequestSize._fields[:3], one.size[:3], strict=True)))
+            totals.update(dict(zip(TOTALS, one.size[:3], strict=True)))
         return (
             {name: one.since for name, one in waiting.items()},
             {name: one.size.deadline for name, one in waiting.items() if one.size.deadline},
