@@ -74,7 +74,7 @@ async def start() -> BatchPipeline:
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
-app.conf.worker_consumer = "scheduler.intake.consumer:Consumer"
+app.conf.worker_consumer = "scheduler.intake.consumer:IntakeConsumer"
 _redis = redis.Redis.from_url(redis_url(), socket_timeout=5, decode_responses=True)
 REGISTRY.register(ParkedRequests(_redis))
 REGISTRY.register(LiveBatches(_redis))

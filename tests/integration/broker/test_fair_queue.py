@@ -216,7 +216,7 @@ def test_the_oldest_wait_is_that_of_the_message_that_came_first(
     store: redis.Redis, client: redis.Redis
 ) -> None:
     catalogue = publish(store, heartbeats=True)
-    assert LaneMonitor(store).snapshot(catalogue).oldest_wait["realtime"] is None  # type: ignore[union-attr]
+    assert LaneMonitor(store).snapshot(catalogue).oldest_wait_seconds["realtime"] is None  # type: ignore[union-attr]
     now = time.time()
     for ago in (10, 1000, 100):
         text = message("", f"t{ago}").replace('"task"', f'"{SUBMITTED_AT}": {now - ago}, "task"')
