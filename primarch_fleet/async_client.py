@@ -8,25 +8,24 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
 
-import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+import redis
 
-from primarch_fleet import protocol
+from primarch_fleet import protocol, redis_support
 from primarch_fleet.budgets import Budget
 from primarch_fleet.client import (
+    MAX_READERS,
     Fleet,
     Progress,
     reachable,
     stream_id,
     streamed,
-    streaming_options,
 )
 from primarch_fleet.contract import Completion, CompletionRequest, Request
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.outgoing import Ticket, task_id
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
+    LONG,
     MAX_CHUNKS_PER_READ,
     Chunk,
     StreamCursor,
@@ -53,11 +52,8 @@ class AsyncFleet:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = _Results(url, self._fleet)
         self._submits = _Submits(self._fleet)
-        options = streaming_options(timeout)
-        self._patience = options["socket_timeout"]
-        # redis-py keeps that with `wait_for`, which on Python 3.11 can lose a cancellation.
-        options |= {"socket_timeout": None, "retry": Retry(NoBackoff(), 0)}
-        self._streams = redis.asyncio.Redis.from_url(url, **options)
+        self._patience = LONG + timeout
+        self._streams = redis_support.stream_reader_async(url, timeout, MAX_READERS)
 
     async def __aenter__(self) -> Self:
         return self
@@ -219,11 +215,7 @@ class _Results:
 
     def __init__(self, url: str, fleet: Fleet) -> None:
         # A few connections for however many callers: the others wait for one.
-        self._redis = redis.asyncio.Redis.from_pool(
-            redis.asyncio.BlockingConnectionPool.from_url(
-                url, max_connections=MAX_CONNECTIONS, timeout=None, health_check_interval=10
-            )
-        )
+        self._redis = redis_support.subscriber_async(url, MAX_CONNECTIONS)
         self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
         self._backend: Any = fleet.app.backend
         self._waiters: dict[str, set[asyncio.Future[Any]]] = {}

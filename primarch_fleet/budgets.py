@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
@@ -28,8 +29,8 @@ import redis.asyncio
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, redis_full
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
-from primarch_fleet.lua import script
 from primarch_fleet.money import dollars
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 
 #: Seconds after which a reservation that nobody settled is given back: longer than a request lives.
 #: On the batch lane that is three windows of a day at most, and two days for what waits between.
@@ -46,6 +47,10 @@ KEPT_DAYS = 62
 
 _CAPS = {1: "monthly", 2: "daily"}
 _CONCURRENCY, _RATE, _MEMORY = 3, 4, 5
+
+_LUA = Path(__file__).with_name("lua")
+_RESERVE = LuaScript.load(_LUA / "ledger.lua", _LUA / "push.lua", _LUA / "reserve.lua")
+_SETTLE = LuaScript.load(_LUA / "ledger.lua", _LUA / "settle.lua")
 
 Clock = Callable[[], float]
 
@@ -106,8 +111,6 @@ class _LedgerScripts:
     def __init__(self, client: Any, clock: Clock | None) -> None:
         self._redis = client
         self._clock = clock
-        self._reserve = client.register_script(script("ledger", "push", "reserve"))
-        self._settle = client.register_script(script("ledger", "settle"))
 
     def _now(self) -> float | str:
         return "" if self._clock is None else self._clock()
@@ -136,12 +139,12 @@ class _LedgerScripts:
             *tasks,
         ]
         lists, texts = [one.list_key for one in letters], [one.text for one in letters]
-        return self._reserve(keys=[*_keys(tenant_id), *lists], args=[*args, *texts])
+        return _RESERVE.run(self._redis, [*_keys(tenant_id), *lists], [*args, *texts])
 
     def _tell(self, tenant_id: str, task_id: str, run: str, cost: int, client: Any = None) -> Any:
         settled = f"fleet:budget:settled:{task_id}:{run}"
         args = [self._now(), task_id, cost, SETTLED_TTL_SECONDS]
-        return self._settle(keys=[*_keys(tenant_id), settled], args=args, client=client)
+        return _SETTLE.run(client or self._redis, [*_keys(tenant_id), settled], args)
 
     def _look(self, tenant_id: str) -> Any:
         pipe = self._redis.pipeline(transaction=False)
@@ -232,9 +235,9 @@ class AsyncLedger(_LedgerScripts):
 
     async def settle_many(self, bills: Iterable[tuple[str, str, str, int]]) -> None:
         """`settle` with the arguments of each, in one round trip."""
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = ScriptPipeline(self._redis)
         for bill in bills:
-            await self._tell(*bill, client=pipe)
+            self._tell(*bill, client=pipe)
         await pipe.execute()
 
     async def refund(self, tenant_id: str, task_id: str) -> None:

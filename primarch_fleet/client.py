@@ -15,10 +15,8 @@ from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from primarch_fleet import protocol
+from primarch_fleet import protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import (
@@ -87,11 +85,11 @@ class Fleet:
     ) -> None:
         self._clock = clock
         self._app = protocol.producer_app(url, timeout)
-        self._redis = redis.Redis.from_url(url, **no_retry_options(timeout))
+        self._redis = redis_support.once(url, timeout)
         self._ledger = Ledger(self._redis)
         self._watch = LaneMonitor(self._redis)
         self._post = Publisher(self._app, self._ledger, self._redis)
-        self._streams = redis.Redis.from_url(url, **streaming_options(timeout))
+        self._streams = redis_support.stream_reader(url, timeout, LONG, MAX_READERS)
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
 
@@ -331,23 +329,6 @@ def _state(text: str) -> str:
 def streamed(request: CompletionRequest) -> CompletionRequest:
     """The request with `stream=True`. Raises InvalidRequest for one that cannot stream."""
     return type(request).parse(request.to_wire() | {"stream": True})
-
-
-def no_retry_options(timeout: float) -> dict[str, Any]:
-    """Of a connection on which nothing is repeated: what got no answer may have been done."""
-    return {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        "socket_keepalive": True,
-        "decode_responses": True,
-        "retry": Retry(NoBackoff(), 0),
-    }
-
-
-def streaming_options(timeout: float) -> dict[str, Any]:
-    """Of a connection that reads streams: a reader counts itself how long the broker is away."""
-    patience = {"socket_timeout": LONG + timeout}
-    return no_retry_options(timeout) | patience | {"protocol": 2, "max_connections": MAX_READERS}
 
 
 def stream_id(ticket: Ticket | str) -> str:

@@ -14,6 +14,7 @@ import redis
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES
 from primarch_fleet.queues import QueueDepth, count_waiting
+from primarch_fleet.redis_support import ScriptPipeline
 
 #: Seconds for which a producer goes by what it has read, and by what it sent itself since. What
 #: other producers send meanwhile is not seen: a queue passes its limit by as much at most.
@@ -106,12 +107,12 @@ class LaneMonitor:
 
     def _read(self, catalogue: Catalogue) -> LaneHealth:
         queues = sorted({one.queue for m in catalogue.models.values() for one in m.lanes.values()})
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.time()
-        pipe.hlen(PARKED_REQUESTS_KEY)
+        pipe = ScriptPipeline(self._redis)
+        pipe.commands.time()
+        pipe.commands.hlen(PARKED_REQUESTS_KEY)
         for queue in queues:
-            pipe.exists(heartbeat_key(queue))
-            pipe.hvals(throughput_key(queue))
+            pipe.commands.exists(heartbeat_key(queue))
+            pipe.commands.hvals(throughput_key(queue))
             count_waiting(pipe, queue)
         now, parked, *answers = pipe.execute()
         found = dict(zip(queues, zip(*[iter(answers)] * 3, strict=True), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import redis
@@ -14,12 +15,15 @@ from primarch_fleet.budgets import Ledger, Reservation, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, MessageEncoder, redis_full
 from primarch_fleet.errors import BudgetExceeded, FleetBusy
-from primarch_fleet.lua import script
 from primarch_fleet.outgoing import OutgoingMessage
+from primarch_fleet.redis_support import LuaScript
 
 #: Bytes of messages that one script sends, unless the first alone is larger: Redis does nothing
 #: else meanwhile.
 MAX_PUSH_BYTES = 2**20
+
+_LUA = Path(__file__).with_name("lua")
+_SEND = LuaScript.load(_LUA / "push.lua", _LUA / "send.lua")
 
 
 class _TenantReservation(NamedTuple):
@@ -42,7 +46,7 @@ class Publisher:
     def __init__(self, app: Celery, ledger: Ledger, client: redis.Redis) -> None:
         self._pen = MessageEncoder(app)
         self._ledger = ledger
-        self._send = client.register_script(script("push", "send"))
+        self._redis = client
 
     def publish(
         self, messages: Sequence[OutgoingMessage], catalogue: Catalogue
@@ -87,7 +91,7 @@ class Publisher:
         share: float | str = MAX_MEMORY_FRACTION
         for step in _steps(letters):
             lists, texts = zip(*step, strict=True)
-            percent = self._send(keys=lists, args=[share, *texts])
+            percent = _SEND.run(self._redis, lists, [share, *texts])
             if percent is not None:
                 raise redis_full(percent)
             share = ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from primarch_fleet import protocol
-from primarch_fleet.lua import script
+from primarch_fleet.redis_support import LuaScript
 
 #: Separates a queue's name from a priority in the names of its lists:
 #: https://docs.celeryq.dev/en/stable/userguide/routing.html#redis-message-priorities
@@ -17,9 +18,10 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 #: oldest found may not be the oldest there is.
 MAX_SCANNED_MESSAGES = 100
 
-#: What scripts begin with that know how a queue is kept.
-TURNS = script("turns")
-_COUNT = script("turns", "waiting")
+_LUA = Path(__file__).with_name("lua")
+#: The part that scripts start with that know how a queue is stored.
+TURNS = _LUA / "turns.lua"
+_COUNT_WAITING = LuaScript.load(TURNS, _LUA / "waiting.lua")
 
 
 class QueueDepth(NamedTuple):
@@ -52,8 +54,10 @@ def priority_lists(queue: str) -> list[str]:
 
 
 def count_waiting(client: Any, queue: str) -> Any:
-    """Ask a client of Redis, or a pipeline, what waits in a queue; `Waiting.of` the answer."""
-    names = priority_lists(queue)
-    return client.eval(
-        _COUNT, len(names), *names, f'"{protocol.SUBMITTED_AT}"', MAX_SCANNED_MESSAGES
-    )
+    """Read the depth of a queue, for `QueueDepth.from_reply`.
+
+    Args:
+        client: Or a ScriptPipeline, whose `execute` returns the reply then.
+    """
+    arguments = [f'"{protocol.SUBMITTED_AT}"', MAX_SCANNED_MESSAGES]
+    return _COUNT_WAITING.run(client, priority_lists(queue), arguments)

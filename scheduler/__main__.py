@@ -27,6 +27,7 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import call_scheduler
+from primarch_fleet.redis_support import once_async
 from scheduler.admin import status
 from scheduler.admin.costs import DIMENSIONS, CostSummary, read_costs
 from scheduler.store.pauses import WHOLE_LANE, Pause
@@ -157,12 +158,7 @@ def _with_redis(use: Callable[[Redis], Awaitable[T]]) -> T:
     """What `use` makes of the fleet's Redis. Raises ConfigError without FLEET_REDIS_URL."""
 
     async def run() -> T:
-        client = Redis.from_url(
-            redis_url(),
-            decode_responses=True,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-        )
+        client = once_async(redis_url(), TIMEOUT)
         try:
             return await use(client)
         finally:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from typing import Any
 
-import redis
 from celery import Task
 from celery.signals import celeryd_init
 from celery.utils.functional import maybe_list
@@ -19,6 +18,7 @@ from prometheus_client.registry import REGISTRY
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
+from primarch_fleet.redis_support import once, patient_async
 from scheduler.admin.operations import Operations
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.intake.parking_store import ParkingStore
@@ -28,7 +28,6 @@ from scheduler.metrics import LiveBatches, ParkedRequests
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
-from scheduler.store.connection import connect
 from scheduler.store.store import Store
 from tasks import deferral
 from workers.bootstrap import lane_worker
@@ -45,7 +44,7 @@ _promotions: list[LocalPromotion] = []
 
 async def start() -> BatchPipeline:
     """Put the store behind the batch tasks and make the lane. Raises ConfigError."""
-    config, client = fleet_config(), connect(redis_url())
+    config, client = fleet_config(), patient_async(redis_url())
     store = Store(client)
     bodies = BlobStore(
         client,
@@ -67,7 +66,7 @@ async def start() -> BatchPipeline:
     deferral.use_store(ParkingStore(store, bodies, config))
     _lanes[:] = [lane]
     _operators[:] = [Operations(store, accounts, lane.withdrawal)]
-    promotion = LocalPromotion(connect(redis_url(), text=False), config.engines)
+    promotion = LocalPromotion(patient_async(redis_url(), text=False), config.engines)
     event_loop.at_stop(promotion.close)
     _promotions[:] = [promotion]
     return lane
@@ -75,7 +74,7 @@ async def start() -> BatchPipeline:
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
 app.conf.worker_consumer = "scheduler.intake.consumer:IntakeConsumer"
-_redis = redis.Redis.from_url(redis_url(), socket_timeout=5, decode_responses=True)
+_redis = once(redis_url())
 REGISTRY.register(ParkedRequests(_redis))
 REGISTRY.register(LiveBatches(_redis))
 

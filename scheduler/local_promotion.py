@@ -24,7 +24,7 @@ from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
 from scheduler import metrics
 from tasks.accounting import current_accountant
-from workers.runtime.leases import LUA
+from workers.runtime.scripts import MOVE, NEAR
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,6 @@ class LocalPromotion:
     def __init__(self, client: Redis, engines: list[EngineConfig]) -> None:
         self._redis: Any = client  # its types are those of both its faces at once
         self._engines = [engine for engine in engines if engine.promote_before]
-        self._near = client.register_script(LUA["near"])
-        self._move = client.register_script(LUA["move"])
 
     async def promote(self) -> None:
         """Move what is to be moved now. Raises redis.RedisError."""
@@ -54,7 +52,7 @@ class LocalPromotion:
         for engine in self._engines:
             until = seconds + micros / 1e6 + engine.promote_before
             arguments = [f'"{protocol.DEADLINE}"', until, MAX_SCANNED_MESSAGES]
-            found = await self._near(priority_lists(engine.queue), arguments)
+            found = await NEAR.run(self._redis, priority_lists(engine.queue), arguments)
             for source, text in zip(found[::2], found[1::2], strict=True):
                 with _alone():
                     await self._promote(source, text)
@@ -69,7 +67,8 @@ class LocalPromotion:
         if not await _affordable(message):
             return
         sent = json.dumps(_on_realtime(message))
-        if await self._move([source, TARGET, heartbeat_key(REALTIME_QUEUE)], [text, sent]):
+        targets = [source, TARGET, heartbeat_key(REALTIME_QUEUE)]
+        if await MOVE.run(self._redis, targets, [text, sent]):
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
 

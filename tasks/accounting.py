@@ -13,11 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import redis
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
-from primarch_fleet import estimates, protocol
+from primarch_fleet import estimates, protocol, redis_support
 from primarch_fleet.budgets import AsyncLedger, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Model
 from primarch_fleet.contract import Lane, Request
@@ -94,16 +91,8 @@ class Accountant:
     @classmethod
     def at(cls, url: str, catalogue: Catalogue, observe: Callable[[AbortedRun], None]) -> Self:
         """Charges to the ledgers at a Redis URL."""
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=None,
-            decode_responses=True,
-            socket_timeout=TIMEOUT_SECONDS,
-            health_check_interval=10,
-            retry=Retry(ExponentialBackoff(cap=2, base=0.1), -1),
-        )
-        return cls(AsyncLedger(Redis.from_pool(pool)), catalogue, observe)
+        client = redis_support.patient_async(url, MAX_CONNECTIONS)
+        return cls(AsyncLedger(client), catalogue, observe)
 
     async def close(self) -> None:
         """Return when all that is known was settled."""

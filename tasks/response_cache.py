@@ -26,9 +26,8 @@ import redis
 from prometheus_client import Counter
 from pydantic import BaseModel
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
+from primarch_fleet import redis_support
 from primarch_fleet.contract import Completion, Lane, Receipt, Request
 
 logger = logging.getLogger(__name__)
@@ -81,14 +80,7 @@ class ResponseCache:
     @classmethod
     def at(cls, url: str, observe: Callable[[Receipt], None]) -> Self:
         """Answers kept at a Redis URL."""
-        client = Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
-        )
-        return cls(client, observe)
+        return cls(redis_support.once_async(url, TIMEOUT), observe)
 
     async def close(self) -> None:
         """Give the connections back; what is kept stays."""

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-import redis
 from celery import Celery, bootsteps
 from celery.signals import task_revoked
 from kombu import Queue
@@ -16,6 +15,7 @@ from prometheus_client.registry import REGISTRY
 
 from config.fleet import fleet_config
 from config.settings import redis_url
+from primarch_fleet import redis_support
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError
@@ -71,13 +71,13 @@ def lane_worker(
         requires = ("celery.worker.components:Pool",)
 
         def start(self, worker: Any) -> None:
-            client = redis.Redis.from_url(url, socket_timeout=5)
+            client = redis_support.once(url, text=False)
             catalogue = fleet_config().catalogue()
             catalogue.publish(client)
             _charge(Accountant.at(url, catalogue, costing.report_cut))
             _report(CostReport.at(url, catalogue))
             _keep(ResponseCache.at(url, metrics.report))
-            ledger = Ledger(redis.Redis.from_url(url, socket_timeout=5, decode_responses=True))
+            ledger = Ledger(redis_support.once(url))
             REGISTRY.register(BudgetCollector(ledger, catalogue.tenants))
             metrics.show_targets(fleet_config().targets.figures())
             metrics.serve(client, lane, queues)

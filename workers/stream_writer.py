@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from primarch_fleet import redis_support
+from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.streaming import (
     CHUNK,
     ENDED,
@@ -30,7 +30,7 @@ from primarch_fleet.streaming import (
     stream_key,
 )
 from tasks.accounting import UsageMeter
-from workers.runtime.leases import LUA
+from workers.runtime.scripts import OPEN_STREAM
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +84,9 @@ class StreamWriter:
     """
 
     def __init__(self, url: str) -> None:
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),  # `_deliver` retries, and knows what it has written
-            decode_responses=True,
-        )
+        self._redis = redis_support.once(
+            url, TIMEOUT
+        )  # `_deliver` retries, and knows what it has written
         self._changed = threading.Condition()  # of the four that follow
         self._pending: list[_Entry] = []
         self._size = 0
@@ -185,9 +180,9 @@ class StreamWriter:
         new = [run for run in runs if run.number is None]
         if not new:
             return
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = ScriptPipeline(self._redis)
         for run in new:
-            pipeline.eval(LUA["open_stream"], 1, run.stream_key, TTL_SECONDS)
+            OPEN_STREAM.run(pipeline, [run.stream_key], [TTL_SECONDS])
         for run, number in zip(new, pipeline.execute(), strict=True):
             run.number = number
 

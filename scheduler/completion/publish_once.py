@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -20,10 +21,12 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
+from primarch_fleet import redis_support
+from primarch_fleet.redis_support import LuaScript
 from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
-from scheduler.store.scripts import texts
 
 SENT = PREFIX + "sent:"
+PUSH_ONCE = LuaScript.load(Path(__file__).parent.parent / "store" / "lua" / "push_once.lua")
 
 #: Redis keys that mark the next messages of the current task as published; None outside of a block.
 _marks: ContextVar[Iterator[str] | None] = ContextVar("marks", default=None)
@@ -49,7 +52,7 @@ class Channel(kombu_redis.Channel):
     # Private attributes of kombu's Channel.
     _q_for_pri: Any
     _get_message_priority: Any
-    conn_or_acquire: Any
+    pool: Any
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         marks = _marks.get()
@@ -60,10 +63,9 @@ class Channel(kombu_redis.Channel):
         priority = self._get_message_priority(message, reverse=False)
         by_order, by_task_id = next(marks), SENT + str(message["headers"].get("id"))
         keys = [prefix + key for key in (self._q_for_pri(queue, priority), by_order, by_task_id)]
-        with self.conn_or_acquire() as client:
-            client.execute_command(
-                "EVAL", texts()["push_once"], 3, *keys, dumps(message), OUTCOME_TTL_SECONDS
-            )
+        # Not kombu's client, which would add its prefix to the first key a second time.
+        client = redis_support.on_pool(self.pool)
+        PUSH_ONCE.run(client, keys, [dumps(message), OUTCOME_TTL_SECONDS])
 
 
 class Transport(kombu_redis.Transport):

@@ -13,12 +13,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import redis
 from redis.asyncio import Redis
 
 from config.fleet import Batch
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.model.backlog import FlushDecision, GroupBacklog
 from scheduler.model.job import (
     AttemptCounts,
@@ -39,7 +41,6 @@ from scheduler.model.outcomes import (
 from scheduler.store import keys
 from scheduler.store.costs import Costs
 from scheduler.store.pauses import Pauses
-from scheduler.store.scripts import texts
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,14 @@ UNLIMITED = 2**53
 Location = tuple[RequestGroup, str]
 NOWHERE: Location = (RequestGroup("", "", "", ""), "")
 
+_LUA = Path(__file__).with_name("lua")
+SCRIPTS = {
+    name: LuaScript.load(_LUA / f"{name}.lua") for name in ("begin", "hold", "advance", "close")
+} | {
+    name: LuaScript.load(_LUA / "waiting.lua", _LUA / f"{name}.lua")
+    for name in ("park", "claim", "requeue", "leave", "finish")
+}
+
 
 class LeaseLost(Exception):
     """Another scheduler has taken the job over: leave it alone."""
@@ -68,7 +77,7 @@ class Store:
     """The batch lane's state in one Redis.
 
     Args:
-        client: From `connection.connect`.
+        client: From `patient_async`, with text: every call may be repeated.
         clock: Gives Unix seconds, the same for all schedulers; None asks Redis, whose time is.
     """
 
@@ -76,7 +85,6 @@ class Store:
         self._redis: Any = client  # its types are those of both its faces at once
         self._clock = clock
         self.pauses, self.costs = Pauses(client), Costs(client)
-        self._scripts = {name: client.register_script(text) for name, text in texts().items()}
 
     async def now(self) -> float:
         """Unix seconds."""
@@ -102,13 +110,13 @@ class Store:
 
     async def park(self, records: Sequence[ParkedRecord]) -> list[bool]:
         """Let requests wait; False for each that was known already. 1 round trip."""
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = ScriptPipeline(self._redis)
         for request, parked, group, size in records:
             own = [keys.REQUESTS, keys.GROUPS, keys.outcome(request)]
             entry = " ".join(map(str, size))
             record = parked.model_dump_json()
             args: list[Any] = [request, record, parked.parked_at, str(group), entry]
-            await self._scripts["park"]([*_waiting(group), *own], args, client=pipe)
+            SCRIPTS["park"].run(pipe, [*_waiting(group), *own], args)
         return [bool(parked) for parked in await pipe.execute()]
 
     async def load(
@@ -137,10 +145,10 @@ class Store:
 
     async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
         """Ask to complete requests: those that are ours are so for GUARD seconds, or `finish`."""
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = ScriptPipeline(self._redis)
         for request in requests:
             places = [keys.outcome(request), keys.WITHDRAWALS]
-            await self._scripts["begin"](places, [request, COMPLETION_GUARD_SECONDS], client=pipe)
+            SCRIPTS["begin"].run(pipe, places, [request, COMPLETION_GUARD_SECONDS])
         return dict(zip(requests, map(CompletionOwner, await pipe.execute()), strict=True))
 
     async def finish(
@@ -151,23 +159,20 @@ class Store:
         Args:
             place: Where they are expected, unless they are leaving.
         """
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = ScriptPipeline(self._redis)
         for request in requests:
-            await self._finish(request, outcome, place, pipe)
+            self._finish(request, outcome, place, pipe)
         for request, done in zip(requests, await pipe.execute(), strict=True):
             if not done:  # it was moved
                 async for at in self._look_for(request, place):
                     if await self._finish(request, outcome, at, self._redis):
                         break
 
-    async def _finish(
-        self, request: str, outcome: RequestOutcome, place: Location, client: Any
-    ) -> Any:
+    def _finish(self, request: str, outcome: RequestOutcome, place: Location, client: Any) -> Any:
         own = [keys.REQUESTS, keys.FAILURES, keys.EXPIRIES, keys.WITHDRAWALS, keys.outcome(request)]
         places = [*_waiting(place[0]), *own, keys.members(place[1])]
-        return await self._scripts["finish"](
-            places, [request, outcome, keys.OUTCOME_TTL_SECONDS], client=client
-        )
+        arguments = [request, outcome, keys.OUTCOME_TTL_SECONDS]
+        return SCRIPTS["finish"].run(client, places, arguments)
 
     async def withdraw(
         self, request: str, decision: str, group: RequestGroup | None = None
@@ -406,7 +411,7 @@ class Store:
                 logger.warning("lease: %s", error, extra={"action": "batch_lease_not_renewed"})
 
     async def _run(self, script: str, touched: list[str], args: Sequence[Any]) -> Any:
-        return await self._scripts[script](touched, args)
+        return await SCRIPTS[script].run(self._redis, touched, args)
 
 
 def _waiting(group: RequestGroup) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import signal
@@ -15,7 +14,8 @@ import httpx
 import redis.asyncio.connection
 import redis.connection
 
-from scheduler.store.scripts import texts
+from scheduler.completion.publish_once import PUSH_ONCE
+from scheduler.store.store import SCRIPTS
 
 #: Said once a connection: nothing about a batch. What is known before them is known after them.
 HANDSHAKE = frozenset({"HELLO", "CLIENT", "SELECT", "PING"})
@@ -161,6 +161,6 @@ def _named(word: bytes) -> str:
 @cache
 def _scripts() -> dict[bytes, str]:
     """The names of our scripts by what EVAL and EVALSHA call them."""
-    named = {text.encode(): name for name, text in texts().items()}
-    by_sum = {hashlib.sha1(text).hexdigest().encode(): name for text, name in named.items()}  # noqa: S324
-    return {**by_sum, **named}
+    scripts = [PUSH_ONCE, *SCRIPTS.values()]
+    by_sha = {script.sha.encode(): script.name for script in scripts}
+    return by_sha | {script.text.encode(): script.name for script in scripts}

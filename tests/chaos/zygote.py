@@ -31,6 +31,7 @@ from celery.result import _set_task_join_will_block  # type: ignore[attr-defined
 from openai import AsyncOpenAI
 
 from config.settings import redis_url
+from primarch_fleet.redis_support import patient_async
 from scheduler.admin.operations import Operations
 from scheduler.completion import completer
 from scheduler.completion.celery_replay import CeleryReplay
@@ -41,7 +42,6 @@ from scheduler.jobs.context import BatchContext, Observers
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
-from scheduler.store.connection import connect
 from scheduler.store.store import Store
 from tasks import batch, deferral, realtime  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
@@ -79,7 +79,7 @@ class Process:
         self._provider = provider
         self._folder = folder
         self._config = config(list_lag=60)
-        client = connect(redis_url())
+        client = patient_async(redis_url())
         self._store = Store(client, lambda: self._now)
         self._bodies = BlobStore(client, self._store.now)
 

@@ -8,7 +8,7 @@ import redis
 
 from primarch_fleet.protocol import PREFIXES, TENANT
 from workers.runtime import prefix_affinity
-from workers.runtime.leases import LUA
+from workers.runtime.scripts import FETCH_NEAR
 
 SYSTEM, ONE, TWO, THREE = "aa", "b1", "b2", "b3"
 QUEUE = "local.m"
@@ -61,7 +61,7 @@ class Queue:
         knobs = KNOBS | knobs
         told: list[str | float] = [room, *places, len(tags), *tags]
         told += [worker, len(held), *knobs.values()]
-        reply: Any = self.store.eval(LUA["fetch_near"], len(KEYS), *KEYS, *told)
+        reply: Any = FETCH_NEAR.run(self.store, KEYS, told)
         assert len(reply) <= 3 * len(tags)
         taken = [json.loads(text)["body"] for text in reply[2::3]]
         for tag, source, text in zip(tags, reply[::3], reply[2::3], strict=False):

@@ -21,13 +21,13 @@ from config.fleet import FleetConfig
 from config.settings import settings
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, protocol
 from primarch_fleet.contract import Receipt, Request
+from primarch_fleet.redis_support import patient_async
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.base import ProviderBatch
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
-from scheduler.store.connection import connect
 from scheduler.store.keys import PREFIX
 from tasks import deferral
 from tests.support.mortal_store import Killed, MortalStore, Witness
@@ -95,7 +95,7 @@ class Scheduler:
     """One scheduler process's worth of objects."""
 
     def __init__(self, bench: Bench) -> None:
-        client, limit = connect(bench.url), bench.config.batch.body_limit
+        client, limit = patient_async(bench.url), bench.config.batch.body_limit
         self.store = MortalStore(client, bench.now)
         self.bodies = BlobStore(client, self.store.now, bench.place, limit=limit, kept=KEPT)
         self.provider = bench.account(bench.simulator.url)

@@ -9,7 +9,8 @@ import redis
 
 from primarch_fleet.protocol import TENANT
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
-from workers.runtime.leases import LUA, Leases, Terms
+from workers.runtime.leases import Leases, Terms
+from workers.runtime.scripts import FETCH
 
 QUEUE = "q"
 URGENT, LATER, *_ = priority_lists(QUEUE)
@@ -43,7 +44,7 @@ class Queue:
         self._fetches += 1
         tags = [f"{self._fetches}-{number}" for number in range(min(limit, free))]
         told: list[Any] = [free, kept, json.dumps(held or {}), len(tags), *tags, "1", "1"]
-        reply: Any = self.store.eval(LUA["fetch"], len(KEYS), *KEYS, *told)
+        reply: Any = FETCH.run(self.store, KEYS, told)
         texts = [json.loads(text) for text in reply[2::3]]
         self.tenants = reply[1::3]
         self.tags |= {text["body"]: tag for text, tag in zip(texts, tags, strict=False)}

@@ -14,8 +14,8 @@ from primarch_fleet import Completion
 from primarch_fleet.blobs import BlobRef, fetch_blob
 from primarch_fleet.contract import Receipt
 from primarch_fleet.errors import BodyUnavailable, ConfigError
+from primarch_fleet.redis_support import patient_async
 from scheduler.store.blobs import BlobStore
-from scheduler.store.connection import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -109,7 +109,7 @@ async def test_a_place_that_cannot_be_used_is_a_configuration_error(
     tmp_path: Path, place: str, words: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    client = connect("redis://127.0.0.1:1")
+    client = patient_async("redis://127.0.0.1:1")
     with pytest.raises(ConfigError, match=f"FLEET_BODIES: .*{words}"):
         await BlobStore(client, _now, place.format(file=tmp_path / "file")).check()
     await BlobStore(client, _now, "").check()

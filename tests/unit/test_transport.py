@@ -4,7 +4,6 @@ import base64
 import json
 import ssl
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,8 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
 from workers.runtime import transport
-from workers.runtime.leases import LUA, Leases, Terms, Undeliverable, task_request
+from workers.runtime.leases import Leases, Terms, Undeliverable, task_request
+from workers.runtime.scripts import EXPIRED, RELEASE, RENEW
 from workers.runtime.transport import Channel, QoS, Transport, leased
 
 TERMS = Terms("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
@@ -35,14 +35,10 @@ class FakeRedis:
         self.away = False
         self.replies: dict[str, Any] = {"renew": [], "expired": [], "release": 1}
 
-    def register_script(self, text: str) -> Callable[..., Any]:
-        name = next(name for name in LUA if LUA[name] == text)
-
-        def script(keys: list[str], args: list[Any]) -> Any:
-            self.called(name, (keys, args))
-            return self.replies[name]
-
-        return script
+    def execute_command(self, command: str, sha: str, count: int, *arguments: Any) -> Any:
+        name = next(script.name for script in (EXPIRED, RELEASE, RENEW) if script.sha == sha)
+        self.called(name, ([*arguments[:count]], [*arguments[count:]]))
+        return self.replies[name]
 
     def called(self, name: str, arguments: Any) -> None:
         if self.away:

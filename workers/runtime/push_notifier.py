@@ -13,10 +13,9 @@ from typing import Any
 
 import redis
 
-logger = logging.getLogger(__name__)
+from primarch_fleet import redis_support
 
-#: Seconds that the server may take to answer.
-TIMEOUT_SECONDS = 5.0
+logger = logging.getLogger(__name__)
 
 
 class PushNotifier:
@@ -36,15 +35,8 @@ class PushNotifier:
     """
 
     def __init__(self, parameters: dict[str, Any], hub: Any, on_push: Callable[[], None]) -> None:
-        parameters = parameters | {
-            "protocol": 3,
-            "socket_timeout": TIMEOUT_SECONDS,
-            "socket_connect_timeout": TIMEOUT_SECONDS,
-            "socket_keepalive": True,
-        }
         self._hub, self._on_push = hub, on_push
-        self._connection: Any
-        self._connection = redis.ConnectionPool(**parameters).get_connection()
+        self._connection = redis_support.push_connection(parameters)
         try:
             self._connection.send_command("CLIENT", "TRACKING", "ON")
             self._connection.read_response()

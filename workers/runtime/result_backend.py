@@ -7,13 +7,13 @@ backend.
 """
 
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any
 
 from celery import states
 from celery.backends.redis import RedisBackend
 
-from workers.runtime.leases import LUA
+from primarch_fleet.redis_support import ScriptPipeline
+from workers.runtime.scripts import ANNOUNCE, STORE
 
 
 class WorkerResultBackend(RedisBackend):
@@ -33,14 +33,6 @@ class WorkerResultBackend(RedisBackend):
         """
         return initial_expires
 
-    @cached_property
-    def _store(self) -> Any:
-        return self.client.register_script(LUA["store"])
-
-    @cached_property
-    def _announcement(self) -> Any:
-        return self.client.register_script(LUA["announce"])
-
     def announce(self, states: Iterable[tuple[str, str, Any, Any]]) -> None:
         """Store states of tasks of which nothing is stored yet, all in one round trip.
 
@@ -54,10 +46,10 @@ class WorkerResultBackend(RedisBackend):
         self.ensure(self._announce, (told,))
 
     def _announce(self, told: list[tuple[Any, Any]]) -> None:
-        with self.client.pipeline(transaction=False) as pipe:
-            for key, text in told:
-                self._announcement([key, key], [text, self.expires or 0], client=pipe)
-            pipe.execute()
+        pipe = ScriptPipeline(self.client)
+        for key, text in told:
+            ANNOUNCE.run(pipe, [key, key], [text, self.expires or 0])
+        pipe.execute()
 
     def _text(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
         meta = self._get_result_meta(
@@ -78,7 +70,7 @@ class WorkerResultBackend(RedisBackend):
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key = self.get_key_for_task(task_id)
         if len(text) <= self._MAX_STR_VALUE_SIZE and self.ensure(
-            self._store, ([key, key], [text, expires or 0])
+            STORE.run, (self.client, [key, key], [text, expires or 0])
         ):
             return result
         return super()._store_result(  # type: ignore[misc]

@@ -33,23 +33,28 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any
 
-import redis
 from celery.exceptions import NotRegistered
 from celery.signals import worker_shutdown
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
+from redis.exceptions import NoScriptError
 
+from primarch_fleet import redis_support
+from primarch_fleet.redis_support import LuaScript
 from workers.runtime import prefix_affinity
 from workers.runtime.fair_share import SlotReservation
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
-from workers.runtime.leases import DEAD_LETTERS, DISCONNECTED, LEASES, LUA, Terms, Undeliverable
+from workers.runtime.leases import DEAD_LETTERS, DISCONNECTED, LEASES, Terms, Undeliverable
+from workers.runtime.scripts import FETCH, FETCH_NEAR
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two lots of a worker's task events.
 EVENTS_INTERVAL = 0.25
+#: Connections that the threads of a process share for what they do to their leases.
+LEASE_CONNECTIONS = 16
 #: The process's own.
 PLACES = SlotReservation()
 
@@ -105,6 +110,7 @@ class Channel(kombu_redis.Channel):
         self._unleased: set[str] = set()  # queues whose consumer does not acknowledge
         self._sources: dict[str, str] = {}  # list -> queue
         self._asked: list[str] = []  # the tags of a fetch whose reply is still to come
+        self._script_unknown = False  # the server does not know the script of the last fetch
         super().__init__(*args, **kwargs)
         self._fetch_timer = FetchTimer(self._connparams, self.idle_delay)
 
@@ -132,12 +138,6 @@ class Channel(kombu_redis.Channel):
         super().close()
 
     def _start_leases(self) -> None:
-        # A pool that waits: many threads acknowledge at once.
-        parameters = self._connparams() | {
-            "max_connections": 16,
-            "socket_timeout": 5,
-            "socket_connect_timeout": 5,
-        }
         prefix = self.global_keyprefix
         terms = Terms(
             prefix + self.unacked_key,
@@ -146,8 +146,9 @@ class Channel(kombu_redis.Channel):
             self.visibility_timeout,
             self.max_deliveries,
         )
-        pool = redis.BlockingConnectionPool(**parameters)  # type: ignore[no-untyped-call]
-        LEASES.start(redis.Redis(connection_pool=pool), terms)
+        # Many threads acknowledge at once.
+        client = redis_support.once_on_parameters(self._connparams(), LEASE_CONNECTIONS)
+        LEASES.start(client, terms)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Ask for messages; the poller calls this whenever no question is open."""
@@ -172,23 +173,31 @@ class Channel(kombu_redis.Channel):
         self._fetch_timer.on_fetch()
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        self._in_poll.send_command("EVAL", LUA[script], len(keys), *keys, *arguments)
+        command = script.command(keys, arguments, by_text=self._script_unknown)
+        self._script_unknown = False
+        self._in_poll.send_command(*command)
 
-    def _question(self, queues: list[str], held: int) -> tuple[str, list[str], list[str | float]]:
+    def _question(
+        self, queues: list[str], held: int
+    ) -> tuple[LuaScript, list[str], list[str | float]]:
         """The script that fetches from these queues, its keys and what it alone is told."""
         prefix = self.global_keyprefix
         keys = [prefix + self.unacked_key, prefix + self.unacked_index_key]
         if self.affinity and len(queues) == 1 and queues[0] not in self._unleased:
             keys += prefix_affinity.keys(queues[0], prefix)
             told = prefix_affinity.arguments(self.affinity, held)
-            return "fetch_near", [*keys, *self._sources], told
+            return FETCH_NEAR, [*keys, *self._sources], told
         leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
-        return "fetch", [*keys, *self._sources], [*leased]
+        return FETCH, [*keys, *self._sources], [*leased]
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the answer, one message by one. Raises Empty when there was none."""
         try:
             reply = self.client.connection.read_response()
+        except NoScriptError:  # nothing was leased: fetch again at once, with the script's text
+            self._asked, self._script_unknown = [], True
+            self._fetch_timer.on_messages(self._sources, more=True)
+            raise Empty from None
         except self.connection_errors:
             self.client.connection.disconnect()
             raise

@@ -37,10 +37,10 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from config.fleet import Batch
+from primarch_fleet.redis_support import patient_async
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import Job, ParkedRecord, ParkedRequest, RequestGroup, RequestSize
 from scheduler.model.outcomes import RequestOutcome
-from scheduler.store.connection import connect
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
 from scheduler.store.pauses import Pause
 from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost
@@ -105,7 +105,7 @@ class Schedulers(RuleBasedStateMachine):
         self.leases: list[Job] = []
         self.jobs = 0
         self._runner = asyncio.Runner()
-        self._client = connect(url)
+        self._client = patient_async(url)
         self._stores = [Shaky(self._client, lambda: self.model.now) for _ in range(3)]
 
     def teardown(self) -> None:

@@ -18,7 +18,7 @@ from tests.integration.client.test_lane_limits import publish
 from tests.integration.conftest import Producer, StartWorker, eventually
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, Queue, Rule, message
 from workers.observability.metrics import QueueDepthCollector
-from workers.runtime.leases import LUA
+from workers.runtime.scripts import FETCH
 
 SORTED = 500  # messages that a fetch sorts
 
@@ -168,7 +168,7 @@ def test_a_message_is_its_tenants_or_nobodys_and_its_text_stays_as_it_is(
 ) -> None:
     store.lpush(LATER, text)
     told: list[Any] = [9, 0, "{}", 1, "tag", "1"]
-    assert store.eval(LUA["fetch"], 3, "u", "i", LATER, *told) == [LATER, whose, text]
+    assert FETCH.run(store, ["u", "i", LATER], told) == [LATER, whose, text]
 
 
 @pytest.mark.parametrize("name", ["acme", "a b", 'a"b\\', "é\x06\x16", "🚀" * 256])
@@ -222,7 +222,7 @@ def test_the_oldest_wait_is_that_of_the_message_that_came_first(
         text = message("", f"t{ago}").replace('"task"', f'"{SUBMITTED_AT}": {now - ago}, "task"')
         store.lpush("realtime", text)
     told: list[Any] = [9, 0, "{}", 1, "tag", "1"]
-    store.eval(LUA["fetch"], 3, "u", "i", "realtime", *told)
+    FETCH.run(store, ["u", "i", "realtime"], told)
     health = LaneMonitor(store).snapshot(catalogue)
     assert health is not None
     assert health.oldest_wait_seconds["realtime"] == pytest.approx(1000, abs=30)
@@ -238,7 +238,7 @@ def test_a_producers_message_says_whose_it_is(store: redis.Redis, valkey_url: st
             asked = CompletionRequest.parse(fields | {"tenant_id": whose, "lane": "realtime"})
             fleet.submit(asked)
     told: list[Any] = [9, 0, "{}", 2, "t1", "t2", "1"]
-    reply: Any = store.eval(LUA["fetch"], 3, "u", "i", "realtime\x06\x163", *told)
+    reply: Any = FETCH.run(store, ["u", "i", "realtime\x06\x163"], told)
     assert reply[1::3] == ["acme", tenant_header("another one")]
 
 

