@@ -37,7 +37,7 @@ from tests.bench.processes import process, wait_for, wait_for_worker
 WORDS = " ".join(f"w{number}" for number in range(30))
 #: An answer takes a second or more; a chunk of it comes every tenth of one, about.
 PROFILE = {"latency": {"mean": 0.05, "time_per_token": 0.05}, "batch": {"in_progress": 3600}}
-ENGINE = {"FLEET_TEST_TIME_PER_TOKEN": "0.1"}
+ENGINE = {"FLEET_TEST_SECONDS_PER_TOKEN": "0.1"}
 WORKERS = {
     "realtime": "workers.realtime.app",
     "local": "tests.support.apps.slow_engine_app",

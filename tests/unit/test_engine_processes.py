@@ -1,4 +1,4 @@
-"""What a dying child process said, and that none outlives its parent."""
+"""The last error of a child process, and children that do not outlive their parent."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.local.engines.process_guard import NAME, KillOnParentExit
+from workers.local.engines.process_guard import MARKER, KillOnParentExit
 from workers.local.engines.stderr_tail import StderrTail
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -20,8 +20,8 @@ def run(code: str) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
 
 
-def test_the_last_error_of_a_child_is_its_cause(capfd: pytest.CaptureFixture[str]) -> None:
-    with StderrTail() as overheard:
+def test_the_last_error_line_of_a_child_is_returned(capfd: pytest.CaptureFixture[str]) -> None:
+    with StderrTail() as stderr:
         run(
             """
             try:
@@ -30,17 +30,17 @@ def test_the_last_error_of_a_child_is_its_cause(capfd: pytest.CaptureFixture[str
                 raise MemoryError("no room for 500 GiB: buy some")
             """
         )
-    assert overheard.cause() == "MemoryError: no room for 500 GiB: buy some"
-    assert "KeyError" in capfd.readouterr().err, "what is overheard is passed on"
+    assert stderr.last_error() == "MemoryError: no room for 500 GiB: buy some"
+    assert "KeyError" in capfd.readouterr().err, "stderr is passed on"
 
 
-def test_a_child_that_says_nothing_has_no_cause() -> None:
-    with StderrTail() as overheard:
+def test_a_child_without_a_traceback_has_no_last_error() -> None:
+    with StderrTail() as stderr:
         run("import sys; sys.stderr.write('loading\\n')")
-    assert overheard.cause() == ""
+    assert stderr.last_error() == ""
 
 
-def test_a_child_that_outlives_the_block_can_still_speak(
+def test_a_child_that_outlives_the_block_can_still_write_to_stderr(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with StderrTail():
@@ -48,37 +48,37 @@ def test_a_child_that_outlives_the_block_can_still_speak(
         child = subprocess.Popen([sys.executable, "-c", code])
     assert child.wait(10) == 0
     deadline = time.monotonic() + 5
-    heard = ""
-    while "late" not in heard and time.monotonic() < deadline:
-        heard += capfd.readouterr().err
+    written = ""
+    while "late" not in written and time.monotonic() < deadline:
+        written += capfd.readouterr().err
         time.sleep(0.01)
-    assert "late" in heard
+    assert "late" in written
 
 
-def test_closing_a_leash_kills_what_was_started_within_and_nothing_else() -> None:
-    free = subprocess.Popen(SLEEP)
-    with KillOnParentExit() as leash:
-        bound = subprocess.Popen(SLEEP)
+def test_close_kills_only_the_processes_started_within_the_block() -> None:
+    before = subprocess.Popen(SLEEP)
+    with KillOnParentExit() as guard:
+        guarded = subprocess.Popen(SLEEP)
     after = subprocess.Popen(SLEEP)
     try:
-        leash.close()
-        assert bound.wait(5) == -signal.SIGKILL
-        assert (free.poll(), after.poll()) == (None, None)
-        assert NAME not in os.environ
+        guard.close()
+        assert guarded.wait(5) == -signal.SIGKILL
+        assert (before.poll(), after.poll()) == (None, None)
+        assert MARKER not in os.environ
     finally:
-        for process in (free, after, bound):
+        for process in (before, after, guarded):
             process.kill()
             process.wait(5)
 
 
-def test_a_block_that_raises_leaves_nothing_running() -> None:
+def test_a_block_that_raises_leaves_no_process_running() -> None:
     with pytest.raises(RuntimeError), KillOnParentExit():
-        bound = subprocess.Popen(SLEEP)
+        guarded = subprocess.Popen(SLEEP)
         raise RuntimeError
-    assert bound.wait(5) == -signal.SIGKILL
+    assert guarded.wait(5) == -signal.SIGKILL
 
 
-def test_whoever_holds_a_leash_takes_its_children_along_when_killed(tmp_path: Path) -> None:
+def test_killing_the_parent_kills_its_guarded_children(tmp_path: Path) -> None:
     code = f"""
         import subprocess, sys, time
         from workers.local.engines.process_guard import KillOnParentExit
@@ -87,13 +87,13 @@ def test_whoever_holds_a_leash_takes_its_children_along_when_killed(tmp_path: Pa
         print(child.pid, flush=True)
         time.sleep(60)
         """
-    holder = subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
     )
-    assert holder.stdout is not None
-    with holder, holder.stdout:
-        child = int(holder.stdout.readline())
-        holder.kill()
+    assert parent.stdout is not None
+    with parent, parent.stdout:
+        child = int(parent.stdout.readline())
+        parent.kill()
     deadline = time.monotonic() + 5
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -101,7 +101,7 @@ def test_whoever_holds_a_leash_takes_its_children_along_when_killed(tmp_path: Pa
 
 
 def alive(pid: int) -> bool:
-    """Running, and no zombie that nobody has waited for."""
+    """True if the process is running and not a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which local worker gets which GPUs."""
+"""The assignment of GPUs to local workers."""
 
 from typing import Any
 
@@ -14,51 +14,53 @@ def engine(model: str = "m", **fields: Any) -> EngineConfig:
     return EngineConfig.model_validate(defaults | fields)
 
 
-def pinned(*engines: EngineConfig, workers: int | None = None) -> list[tuple[str, str | None]]:
+def assigned(*engines: EngineConfig, workers: int | None = None) -> list[tuple[str, str | None]]:
     return [
-        (seat.env["FLEET_ENGINE"], seat.env.get(VISIBLE_DEVICES))
-        for seat in assign_gpus(engines, workers)
+        (placement.env["FLEET_ENGINE"], placement.env.get(VISIBLE_DEVICES))
+        for placement in assign_gpus(engines, workers)
     ]
 
 
-def test_each_worker_of_a_queue_gets_as_many_gpus_as_it_needs_and_no_other_has_them() -> None:
+def test_each_worker_gets_the_gpus_it_needs_for_itself_alone() -> None:
     wide = engine(gpus=[0, 1, 2, 3], tensor_parallel_size=2, data_parallel_size=2)
     deep = engine("n", gpus=[4, "GPU-5f2a"], pipeline_parallel_size=2)
-    assert pinned(wide, deep) == [("m", "0,1"), ("m", "2,3"), ("n", "4,GPU-5f2a")]
+    assert assigned(wide, deep) == [("m", "0,1"), ("m", "2,3"), ("n", "4,GPU-5f2a")]
 
 
-def test_an_engine_without_gpus_leaves_its_environment_as_it_is() -> None:
-    assert pinned(engine(data_parallel_size=2)) == [("m", None), ("m", None)]
+def test_an_engine_without_gpus_sets_no_visible_devices() -> None:
+    assert assigned(engine(data_parallel_size=2)) == [("m", None), ("m", None)]
 
 
-def test_the_number_of_workers_can_be_said_at_the_start() -> None:
-    one = engine(gpus=[0, 1], data_parallel_size=2)
-    assert pinned(one, workers=1) == [("m", "0")]
-    assert pinned(one, workers=0) == []
+def test_the_number_of_workers_can_be_set_at_the_start() -> None:
+    config = engine(gpus=[0, 1], data_parallel_size=2)
+    assert assigned(config, workers=1) == [("m", "0")]
+    assert assigned(config, workers=0) == []
 
 
 def test_more_workers_than_gpus_are_refused() -> None:
-    one = engine(gpus=[0, 1], tensor_parallel_size=2)
-    with pytest.raises(ConfigError, match="m: 2 workers of 2 GPUs need 4, gpus names 2"):
-        assign_gpus([one], workers=2)
+    config = engine(gpus=[0, 1], tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="m: 2 workers of 2 GPUs need 4 GPUs; gpus lists 2"):
+        assign_gpus([config], workers=2)
 
 
 def test_two_engines_on_one_gpu_are_refused() -> None:
-    with pytest.raises(ConfigError, match="m and n are both given GPU 1"):
+    with pytest.raises(ConfigError, match="m and n both list GPU 1"):
         assign_gpus([engine(gpus=[0, 1], data_parallel_size=2), engine("n", gpus=[1])])
 
 
-def test_an_engine_that_would_see_the_others_gpus_must_name_its_own() -> None:
-    with pytest.raises(ConfigError, match="n: name its gpus too, or it takes those of m"):
+def test_an_engine_without_gpus_is_refused_beside_one_that_has_gpus() -> None:
+    with pytest.raises(
+        ConfigError, match="n: set gpus; without them the workers would also use the GPUs of m"
+    ):
         assign_gpus([engine(gpus=[0]), engine("n")])
 
 
 def test_a_simulated_engine_needs_no_gpu() -> None:
-    assert pinned(engine(gpus=[0]), engine("n", engine="simulated"))[1] == ("n", None)
+    assert assigned(engine(gpus=[0]), engine("n", engine="simulated"))[1] == ("n", None)
 
 
-def test_engines_that_are_not_started_cannot_collide() -> None:
-    assert pinned(engine(gpus=[0]), engine("n", gpus=[0]), workers=0) == []
+def test_engines_without_workers_may_share_a_gpu() -> None:
+    assert assigned(engine(gpus=[0]), engine("n", gpus=[0]), workers=0) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The local lane's server with the simulated engine: one engine, fed by all requests at once."""
+"""The local lane's server with the simulated engine."""
 
 import asyncio
 import sys
@@ -12,6 +12,7 @@ from celery.exceptions import Reject
 from config.engine import EngineConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
 from tasks.serving import RequestMetadata
+from tests.support.engines import CountingSleep
 from workers.local import engines
 from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine
@@ -31,8 +32,8 @@ CONFIG = EngineConfig.model_validate(
 ENVELOPE = RequestMetadata(task_id="task", trace_id="trace", reason="hosted here", queue_wait=0.1)
 
 
-class Heard(StreamWriter):
-    """Keeps the chunks of the one stream that goes through it, and how it ended."""
+class RecordingWriter(StreamWriter):
+    """Records the chunks of its one stream, and how the stream ended."""
 
     def __init__(self) -> None:
         self.chunks: list[dict[str, Any]] = []
@@ -48,9 +49,9 @@ class Heard(StreamWriter):
 def local_server(
     engine: SimulatedEngine,
     streams: StreamWriter | None = None,
-    stop: Callable[[], None] = lambda: pytest.fail("it lives"),
+    stop: Callable[[], None] = lambda: pytest.fail("the engine is alive"),
 ) -> LocalServer:
-    return LocalServer(CONFIG, engine, streams or Heard(), stop)
+    return LocalServer(CONFIG, engine, streams or RecordingWriter(), stop)
 
 
 def request(text: str = "one two three", **fields: Any) -> CompletionRequest:
@@ -58,7 +59,7 @@ def request(text: str = "one two three", **fields: Any) -> CompletionRequest:
     return CompletionRequest(**{"model": "small", "messages": messages} | fields)
 
 
-def test_the_receipt_says_that_nothing_real_answered_and_what_it_would_have_cost() -> None:
+def test_a_simulated_engines_receipt_says_so_and_has_both_costs() -> None:
     server = local_server(SimulatedEngine(CONFIG))
     answer = asyncio.run(server.serve(request(), ENVELOPE))
     receipt = answer.receipt
@@ -72,22 +73,22 @@ def test_the_receipt_says_that_nothing_real_answered_and_what_it_would_have_cost
     assert 0 < receipt.time_to_first_token <= receipt.latency
 
 
-def test_requests_enter_the_one_engine_together_and_never_more_than_its_seats() -> None:
-    async def run() -> tuple[list[Completion], int]:
-        engine = SimulatedEngine(CONFIG)
-        server = local_server(engine)
-        answers = await asyncio.gather(
+def test_requests_run_in_the_engine_together_up_to_max_num_seqs() -> None:
+    sleep = CountingSleep()
+
+    async def run() -> list[Completion]:
+        server = local_server(SimulatedEngine(CONFIG, sleep))
+        return await asyncio.gather(
             *(server.serve(request(f"question {number}"), ENVELOPE) for number in range(40))
         )
-        return answers, engine.most_running
 
-    answers, most_running = asyncio.run(run())
+    answers = asyncio.run(run())
     assert len({answer.text for answer in answers}) == 40
-    assert most_running == CONFIG.max_num_seqs
+    assert sleep.max_running == CONFIG.max_num_seqs
 
 
 class DyingEngine(SimulatedEngine):
-    """Fails, and is alive or dead after it."""
+    """Fails on every request, and dies of it if `dies`."""
 
     def __init__(self, dies: bool) -> None:
         super().__init__(CONFIG)
@@ -106,47 +107,49 @@ class DyingEngine(SimulatedEngine):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_dead_engine_gives_its_request_back_and_ends_its_worker(stream: bool) -> None:
+def test_a_request_whose_engine_dies_is_requeued_and_the_worker_stops(
+    stream: bool,
+) -> None:
     stopped: list[bool] = []
-    heard = Heard()
-    server = local_server(DyingEngine(dies=True), heard, stop=lambda: stopped.append(True))
+    writer = RecordingWriter()
+    server = local_server(DyingEngine(dies=True), writer, stop=lambda: stopped.append(True))
     with pytest.raises(Reject) as caught:
         asyncio.run(server.serve(request(stream=stream), ENVELOPE))
     assert caught.value.requeue  # type: ignore[attr-defined]
     assert stopped == [True]
-    assert heard.ended == ("failed" if stream else None)
+    assert writer.ended == ("failed" if stream else None)
 
 
-def test_a_failure_that_the_engine_survives_is_the_requests_own() -> None:
+def test_a_failure_that_the_engine_survives_fails_only_its_request() -> None:
     server = local_server(DyingEngine(dies=False))
     with pytest.raises(errors.EngineError):
         asyncio.run(server.serve(request(), ENVELOPE))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("invalid", "message"),
     [
-        (request(model="other"), "serves small"),
-        (EmbeddingRequest(model="small", input="x"), "serves small for chat"),
+        (request(model="other"), "serves only small"),
+        (EmbeddingRequest(model="small", input="x"), "serves only small, for chat"),
         (request("word " * 200), "messages: 200 tokens"),
     ],
 )
-def test_what_the_engine_cannot_do_is_said_by_the_field(wrong: Any, words: str) -> None:
+def test_a_request_that_the_engine_cannot_serve_is_invalid(invalid: Any, message: str) -> None:
     server = local_server(SimulatedEngine(CONFIG))
-    with pytest.raises(errors.InvalidRequest, match=words):
-        asyncio.run(server.serve(wrong, ENVELOPE))
+    with pytest.raises(errors.InvalidRequest, match=message):
+        asyncio.run(server.serve(invalid, ENVELOPE))
 
 
-def test_a_streamed_answer_is_the_same_answer_and_its_chunks_are_its_text() -> None:
+def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() -> None:
     async def run() -> tuple[Completion, Completion]:
-        server = local_server(SimulatedEngine(CONFIG), heard)
+        server = local_server(SimulatedEngine(CONFIG), writer)
         plain = await server.serve(request(), ENVELOPE)
         return plain, await server.serve(request(stream=True), ENVELOPE)
 
-    heard = Heard()
+    writer = RecordingWriter()
     plain, streamed = asyncio.run(run())
-    content = [chunk["choices"][0]["delta"].get("content", "") for chunk in heard.chunks]
-    assert heard.ended == "ok"
+    content = [chunk["choices"][0]["delta"].get("content", "") for chunk in writer.chunks]
+    assert writer.ended == "ok"
     assert "".join(content) == streamed.text == plain.text
     assert streamed.body["choices"] == plain.body["choices"]
     assert streamed.receipt.cost == plain.receipt.cost
@@ -154,14 +157,14 @@ def test_a_streamed_answer_is_the_same_answer_and_its_chunks_are_its_text() -> N
     assert 0 < streamed.receipt.time_to_first_token <= streamed.receipt.latency
 
 
-def test_a_request_that_does_not_stream_writes_no_stream() -> None:
-    heard = Heard()
-    asyncio.run(local_server(SimulatedEngine(CONFIG), heard).serve(request(), ENVELOPE))
-    assert heard.ended is None
+def test_a_request_without_stream_publishes_no_stream() -> None:
+    writer = RecordingWriter()
+    asyncio.run(local_server(SimulatedEngine(CONFIG), writer).serve(request(), ENVELOPE))
+    assert writer.ended is None
 
 
-def test_a_request_that_comes_to_a_dead_engine_waits_for_the_end_of_the_worker() -> None:
-    """It has not been tried: the message must go back uncounted, as those of any worker's end."""
+def test_a_request_that_arrives_at_a_dead_engine_waits_until_the_worker_stops() -> None:
+    """It was not tried: its message returns without counting an attempt, as in any shutdown."""
     stopped: list[bool] = []
 
     async def run() -> None:
@@ -179,14 +182,14 @@ def test_a_request_that_comes_to_a_dead_engine_waits_for_the_end_of_the_worker()
     assert stopped == [True]
 
 
-def test_an_engine_that_dies_while_nobody_asks_ends_its_worker(
+def test_an_engine_that_dies_while_idle_stops_its_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.local.server.WATCH_INTERVAL", 0.001)
+    monkeypatch.setattr("workers.local.server.WATCH_INTERVAL_SECONDS", 0.001)
 
     async def run() -> None:
         engine, stopped = SimulatedEngine(CONFIG), asyncio.Event()
-        server = local_server(engine, Closed(), stop=stopped.set)
+        server = local_server(engine, ConnectionlessWriter(), stop=stopped.set)
         server.start()
         await asyncio.sleep(0.01)
         assert not stopped.is_set()
@@ -198,17 +201,17 @@ def test_an_engine_that_dies_while_nobody_asks_ends_its_worker(
     asyncio.run(run())
 
 
-class Closed(Heard):
+class ConnectionlessWriter(RecordingWriter):
     async def close(self) -> None:
-        """There is no connection."""
+        """Do nothing: there is no connection."""
 
 
-def test_of_those_that_wait_the_most_urgent_go_first_in_the_order_they_came() -> None:
-    ended: list[str] = []
+def test_waiting_requests_run_by_priority_and_then_in_order_of_arrival() -> None:
+    finished: list[str] = []
 
     async def ask(server: LocalServer, name: str, **fields: Any) -> None:
         await server.serve(request(name, **fields), ENVELOPE)
-        ended.append(name)
+        finished.append(name)
 
     async def run() -> None:
         server = local_server(SimulatedEngine(CONFIG))
@@ -220,11 +223,11 @@ def test_of_those_that_wait_the_most_urgent_go_first_in_the_order_they_came() ->
                     group.create_task(ask(server, f"{priority} {number}", priority=priority))
 
     asyncio.run(run())
-    waited = ended[CONFIG.max_num_seqs :]
+    waited = finished[CONFIG.max_num_seqs :]
     assert waited == ["high 0", "high 1", "normal 0", "normal 1", "low 0", "low 1"]
 
 
-def test_a_place_is_not_lost_with_a_caller_who_is_cancelled_while_waiting_for_it() -> None:
+def test_cancelling_a_request_that_waits_for_a_slot_loses_no_slot() -> None:
     async def run() -> None:
         engine = SimulatedEngine(CONFIG)
         server = local_server(engine)
@@ -239,8 +242,10 @@ def test_a_place_is_not_lost_with_a_caller_who_is_cancelled_while_waiting_for_it
     asyncio.run(run())
 
 
-def test_an_engine_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed_is_a_config_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "workers.local.engines.vllm", None)
     config = CONFIG.model_copy(update={"engine": "vllm"})
-    with pytest.raises(errors.ConfigError, match=r"small: this Python has no vllm.*make engine"):
+    with pytest.raises(errors.ConfigError, match=r"small: vllm is not installed.*make engine"):
         asyncio.run(engines.start(config))

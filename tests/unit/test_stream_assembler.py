@@ -1,4 +1,4 @@
-"""Chunks put together, in the forms that engines give them."""
+"""The assembly of chunks into an answer, in the forms that engines send them."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[
 
 
 def assembled(*chunks: dict[str, Any]) -> dict[str, Any]:
-    assembly = StreamAssembler()
-    for one in chunks:
-        assembly.add(one)
-    return assembly.body()
+    assembler = StreamAssembler()
+    for body in chunks:
+        assembler.add(body)
+    return assembler.body()
 
 
-def test_text_and_usage_come_together() -> None:
+def test_text_and_usage_are_assembled() -> None:
     body = assembled(
         chunk(0, {"role": "assistant", "content": ""}),
         chunk(0, {"content": "a "}),
@@ -38,7 +38,7 @@ def test_text_and_usage_come_together() -> None:
     ChatCompletion.model_validate(body)
 
 
-def test_each_choice_has_its_own() -> None:
+def test_each_choice_is_assembled_from_its_own_chunks() -> None:
     body = assembled(
         *(chunk(index, {"role": "assistant", "content": ""}) for index in (0, 1)),
         *(chunk(index, {"content": text}) for text in "ab" for index in (1, 0)),
@@ -47,7 +47,7 @@ def test_each_choice_has_its_own() -> None:
     assert [choice["message"]["content"] for choice in body["choices"]] == ["ab", "ab"]
 
 
-def test_tool_calls_are_as_in_an_answer_that_was_not_streamed() -> None:
+def test_assembled_tool_calls_equal_those_of_a_plain_answer() -> None:
     calls = [
         {"index": 0, "id": "x", "type": "function", "function": {"name": "f", "arguments": ""}},
         {"index": 0, "function": {"arguments": '{"a": '}},
@@ -70,14 +70,14 @@ def test_tool_calls_are_as_in_an_answer_that_was_not_streamed() -> None:
 
 def test_reasoning_and_log_probabilities_are_kept() -> None:
     token: dict[str, Any] = {"token": "a", "bytes": None, "logprob": -1.0, "top_logprobs": []}
-    said = chunk(0, {"content": "a"})
-    said["choices"][0]["logprobs"] = {"content": [token], "refusal": None}
+    content = chunk(0, {"content": "a"})
+    content["choices"][0]["logprobs"] = {"content": [token], "refusal": None}
     body = assembled(
         chunk(0, {"role": "assistant", "content": ""}),
         chunk(0, {"reasoning": "h"}),
         chunk(0, {"reasoning": "m"}),
-        said,
-        said,
+        content,
+        content,
         chunk(0, {}, "stop"),
     )
     [choice] = body["choices"]
@@ -94,6 +94,6 @@ def test_reasoning_and_log_probabilities_are_kept() -> None:
         [chunk(0, {"content": "a"}, "stop"), chunk(1, {"content": "b"})],
     ],
 )
-def test_what_is_not_whole_is_an_error(chunks: list[dict[str, Any]]) -> None:
+def test_an_incomplete_stream_is_an_error(chunks: list[dict[str, Any]]) -> None:
     with pytest.raises(EngineError, match="ended a stream"):
         assembled(*chunks)

@@ -1,12 +1,11 @@
-"""Choosing `max_num_seqs` from what was measured."""
+"""Choosing `max_num_seqs` from measurements."""
 
 import asyncio
 import itertools
 from typing import Any
 
-from tests.support.engines import config
+from tests.support.engines import CountingSleep, config
 from workers.local import engines, tune
-from workers.local.engines.base import Answer
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.tune import Load, Row, best, measure, p95, sizes
 
@@ -17,12 +16,12 @@ def row(size: int, speed: float, latency: float) -> Row:
     return Row(size, speed, latency, latency / 2)
 
 
-def test_the_most_tokens_a_second_within_the_target_win() -> None:
+def test_the_size_with_the_most_tokens_per_second_within_the_target_is_chosen() -> None:
     rows = [row(1, 10, 0.1), row(2, 30, 0.5), row(4, 25, 0.6), row(8, 90, 1.5)]
     assert best(rows, 1.0) == rows[1]
 
 
-def test_nothing_is_chosen_where_nothing_is_within_the_target() -> None:
+def test_no_size_is_chosen_when_none_is_within_the_target() -> None:
     assert best([row(1, 10, 2.0)], 1.0) is None
 
 
@@ -37,29 +36,29 @@ def test_the_95th_percentile_of_one_value_is_itself() -> None:
     assert 94 < p95([float(number) for number in range(101)]) < 96
 
 
-def test_measuring_keeps_as_many_requests_in_the_engine_as_it_says() -> None:
-    async def run() -> tuple[Row, int]:
-        engine = SimulatedEngine(config("simulated"))
-        return await measure(engine, LOAD, itertools.count(), 5, 0.1), engine.most_running
+def test_measuring_keeps_the_given_number_of_requests_in_the_engine() -> None:
+    sleep = CountingSleep()
 
-    found, most = asyncio.run(run())
-    assert (found.max_num_seqs, most) == (5, 5)
-    assert found.tokens_per_second > 0
-    assert 0 < found.time_to_first_token <= found.latency
+    async def run() -> Row:
+        engine = SimulatedEngine(config("simulated"), sleep)
+        return await measure(engine, LOAD, itertools.count(), 5, 0.1)
 
-
-class Crawling(SimulatedEngine):
-    """Slower with each request that is in it."""
-
-    async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        async with self._seat(priority):
-            await asyncio.sleep(0.02 * self.running)
-        return Answer({"usage": {"completion_tokens": 1}}, 0.01)
+    measured = asyncio.run(run())
+    assert (measured.max_num_seqs, sleep.max_running) == (5, 5)
+    assert measured.tokens_per_second > 0
+    assert 0 < measured.time_to_first_token <= measured.latency
 
 
-def test_measuring_ends_where_it_has_become_hopeless(monkeypatch: Any) -> None:
-    async def start(config: Any) -> Crawling:
-        return Crawling(config)
+class SlowingSleep(CountingSleep):
+    """Sleeps longer for each request that is computed at the same time."""
+
+    async def __call__(self, seconds: float) -> None:
+        await super().__call__(0.01 * (self.running + 1))
+
+
+def test_measuring_stops_after_a_size_that_is_far_too_slow(monkeypatch: Any) -> None:
+    async def start(config: Any) -> SimulatedEngine:
+        return SimulatedEngine(config, SlowingSleep())
 
     monkeypatch.setattr(engines, "start", start)
     rows = asyncio.run(tune.tune(config("simulated"), LOAD, target=0.05, seconds=0.05))

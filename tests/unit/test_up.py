@@ -64,7 +64,7 @@ def test_an_engine_that_does_not_start_is_tried_again_later_each_time(tmp_path: 
 
 def test_workers_that_would_share_a_gpu_are_not_started(tmp_path: Path) -> None:
     engines = [VLLM | {"gpus": [0]}, VLLM | {"model": "other", "gpus": [0]}]
-    with pytest.raises(ConfigError, match="tested and other are both given GPU 0"):
+    with pytest.raises(ConfigError, match="tested and other both list GPU 0"):
         plan(tmp_path, *engines)
     assert locals_of(plan(tmp_path, *engines, local=0)) == []
 

@@ -1,1 +1,1 @@
-"""The local lane: one engine on own hardware behind the tasks of its model's queue."""
+"""The local lane: one engine on this machine's hardware answers its model's queue."""

@@ -1,4 +1,4 @@
-"""A local worker: `FLEET_ENGINE=<model> celery -A workers.local.app worker -n local1@%h`."""
+"""The local worker: `FLEET_ENGINE=<model> celery -A workers.local.app worker -n local1@%h`."""
 
 import os
 import signal
@@ -14,28 +14,29 @@ from workers.stream_writer import StreamWriter
 
 ENGINE = fleet_config().engine(settings().engine)
 
-#: Seconds to give messages back when the engine has died: nothing can finish any more.
-GIVE_BACK_TIMEOUT = 2.0
+#: Seconds for the shutdown after the engine died: messages go back, no request can finish.
+DEAD_ENGINE_DRAIN_SECONDS = 2.0
 
 
 async def start() -> LocalServer:
-    """Load the engine and put it behind the local tasks."""
-    server = LocalServer(ENGINE, await engines.start(ENGINE), StreamWriter(redis_url()), end_worker)
+    """Load the engine and register it as the backend of the local tasks."""
+    engine = await engines.start(ENGINE)
+    server = LocalServer(ENGINE, engine, StreamWriter(redis_url()), stop_worker)
     server.start()
     serving.use("local", server)
     return server
 
 
-def end_worker() -> None:
-    """A warm shutdown, as by SIGTERM, that waits for nobody."""
-    app.conf.fleet_drain_timeout = GIVE_BACK_TIMEOUT
+def stop_worker() -> None:
+    """Start a warm shutdown, as SIGTERM does, that does not wait for running requests."""
+    app.conf.fleet_drain_timeout = DEAD_ENGINE_DRAIN_SECONDS
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 app = lane_worker("local", [ENGINE.queue], start)
-# It holds what the engine has places for: the rest of the queue is there for other workers.
+# The worker reserves only what its engine has slots for; other workers can take the rest.
 app.conf.worker_concurrency = ENGINE.places
-# vLLM logs by itself; Celery would repeat each line as a warning.
+# vLLM logs on its own; Celery would repeat each line as a warning.
 app.conf.worker_redirect_stdouts = False
 if ENGINE.prefix_affinity:
     app.conf.broker_transport_options |= {"affinity": prefix_affinity.unique_name()}

@@ -1,4 +1,4 @@
-"""Which worker of the local lane gets which GPUs, as a pure function."""
+"""Assigns GPUs to the local lane's workers; no I/O."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import NamedTuple
 from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError
 
-#: What CUDA, and vLLM on AMD's GPUs too, reads.
+#: CUDA reads this variable; vLLM reads it on AMD GPUs too.
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 class WorkerPlacement(NamedTuple):
-    """One worker process: the engine it runs, and what its environment says about it."""
+    """One worker process: its engine, and the environment variables that select it and its GPUs."""
 
     engine: EngineConfig
     env: dict[str, str]
@@ -22,46 +22,50 @@ class WorkerPlacement(NamedTuple):
 def assign_gpus(
     engines: Iterable[EngineConfig], workers: int | None = None
 ) -> list[WorkerPlacement]:
-    """The local workers of one machine, each with GPUs of its own.
+    """Place the local workers of one machine so that no two share a GPU.
 
     Args:
-        workers: Worker processes of each engine; None starts `data_parallel_size` of each.
+        engines: The engines of this machine.
+        workers: Worker processes per engine; None starts `data_parallel_size` of each.
 
-    Raises ConfigError when two would share a GPU, or an engine has too few for its workers.
+    Raises:
+        ConfigError: Two engines would share a GPU, or an engine has too few for its workers.
     """
     engines = list(engines)
     if workers != 0:
-        _check_nothing_is_shared(engines)
-    return [seat for engine in engines for seat in _seats(engine, workers)]
+        _check_no_shared_gpus(engines)
+    return [placement for engine in engines for placement in _placements(engine, workers)]
 
 
-def _seats(engine: EngineConfig, workers: int | None) -> Iterator[WorkerPlacement]:
-    count, size = engine.data_parallel_size if workers is None else workers, engine.gpus_per_worker
+def _placements(engine: EngineConfig, workers: int | None) -> Iterator[WorkerPlacement]:
+    count = engine.data_parallel_size if workers is None else workers
+    size = engine.gpus_per_worker
     if engine.gpus and count * size > len(engine.gpus):
         raise ConfigError(
-            f"engines: {engine.model}: {count} workers of {size} GPUs need {count * size}, "
-            f"gpus names {len(engine.gpus)}"
+            f"engines: {engine.model}: {count} workers of {size} GPUs need {count * size} GPUs; "
+            f"gpus lists {len(engine.gpus)}"
         )
     for start in range(0, count * size, size):
-        gpus = ",".join(map(str, engine.gpus[start : start + size]))
-        yield WorkerPlacement(
-            engine, {"FLEET_ENGINE": engine.model} | ({VISIBLE_DEVICES: gpus} if gpus else {})
-        )
+        env = {"FLEET_ENGINE": engine.model}
+        if gpus := engine.gpus[start : start + size]:
+            env[VISIBLE_DEVICES] = ",".join(map(str, gpus))
+        yield WorkerPlacement(engine, env)
 
 
-def _check_nothing_is_shared(engines: list[EngineConfig]) -> None:
-    real = [engine for engine in engines if engine.engine == "vllm"]
+def _check_no_shared_gpus(engines: list[EngineConfig]) -> None:
+    vllm_engines = [engine for engine in engines if engine.engine == "vllm"]
     owners: dict[str, str] = {}
-    for engine in real:
+    for engine in vllm_engines:
         for gpu in map(str, engine.gpus):
             if gpu in owners:
                 raise ConfigError(
-                    f"engines: {owners[gpu]} and {engine.model} are both given GPU {gpu}"
+                    f"engines: {owners[gpu]} and {engine.model} both list GPU {gpu}; "
+                    "give each engine its own gpus"
                 )
             owners[gpu] = engine.model
-    everywhere = [engine.model for engine in real if not engine.gpus]
-    if owners and everywhere:
+    unassigned = [engine.model for engine in vllm_engines if not engine.gpus]
+    if owners and unassigned:
         raise ConfigError(
-            f"engines: {', '.join(everywhere)}: name its gpus too, or it takes those of "
-            f"{', '.join(sorted(set(owners.values())))}"
+            f"engines: {', '.join(unassigned)}: set gpus; without them the workers would also use "
+            f"the GPUs of {', '.join(sorted(set(owners.values())))}"
         )

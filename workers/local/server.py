@@ -1,4 +1,4 @@
-"""What stands behind the local lane's tasks: one engine, fed by all of them at once."""
+"""Answers the local lane's requests with one engine, which batches all that run at once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from workers.stream_writer import Publish, StreamWriter, has_token
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks at whether the engine lives.
-WATCH_INTERVAL = 1.0
+#: Seconds between two checks that the engine is alive.
+WATCH_INTERVAL_SECONDS = 1.0
 
 
 class LocalServer:
     """Answers requests with one engine.
 
     Args:
-        streams: Where the chunks go of those requests that ask for them.
-        stop: Called once when the engine has died: ends the worker, which gives its messages back,
-            so that whoever supervises it starts another.
+        config: The engine's settings.
+        engine: The loaded engine.
+        streams: Publishes the chunks of requests that stream.
+        stop: Called once when the engine has died: stops the worker, which returns its messages
+            to the queue, and whose supervisor starts a new one.
     """
 
     def __init__(
@@ -43,23 +45,30 @@ class LocalServer:
         self._engine = engine
         self._streams = streams
         self._stop = stop
-        self._ending = False
+        self._stopping = False
         self._watch: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Watch over the engine from now on, also while nobody asks it anything."""
+        """Start checking that the engine is alive, also while it has no requests."""
         self._watch = asyncio.create_task(self._watch_engine())
 
     async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
-        """One answer of the engine; streamed if that is asked for.
+        """Return the engine's answer; publish its chunks if the request streams.
 
-        Raises InvalidRequest, EngineError if the engine fails on this request, or Reject if it has
-        died over it: the message goes back to its queue as a delivery that counts, and the worker
-        ends. A request that comes after that waits for this end, and goes back uncounted.
+        A request that arrives after the engine died waits for the worker to stop: its message then
+        returns to the queue, and the delivery does not count as an attempt.
+
+        Raises:
+            InvalidRequest: Another model or kind of request, or a parameter the engine refuses.
+            EngineError: The engine failed on this request.
+            Reject: The engine died during this request. The message returns to the queue, the
+                delivery counts as an attempt, and the worker stops.
         """
         if request.model not in self._config.models or request.kind != self._config.kind:
             names = ", ".join(self._config.models)
-            raise InvalidRequest(f"model: this queue serves {names} for {self._config.kind}")
+            raise InvalidRequest(
+                f"model: this queue serves only {names}, for {self._config.kind} requests"
+            )
         if not (isinstance(request, CompletionRequest) and request.stream):
             return await self._serve(request, envelope)
         with self._streams.run(envelope.task_id) as publish:
@@ -81,51 +90,51 @@ class LocalServer:
         await self._engine.close()
 
     async def _watch_engine(self) -> None:
-        while not self._engine.dead:  # noqa: ASYNC110 - no engine tells
-            await asyncio.sleep(WATCH_INTERVAL)
-        self._end()
+        while not self._engine.dead:  # noqa: ASYNC110 - engines send no event
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+        self._stop_once()
 
-    def _end(self) -> None:
-        if not self._ending:
-            self._ending = True
+    def _stop_once(self) -> None:
+        if not self._stopping:
+            self._stopping = True
             logger.error("the engine has died", extra={"action": "engine_died"})
             self._stop()
 
     async def _answer(self, request: Request, publish: Publish | None) -> Answer:
         if self._engine.dead:
-            self._end()
-            await asyncio.Event().wait()
+            self._stop_once()
+            await asyncio.Event().wait()  # until the stopping worker cancels this task
         try:
-            return await self._ask(request, publish)
+            return await self._call(request, publish)
         except EngineError:
             if not self._engine.dead:
                 raise
-        self._end()
+        self._stop_once()
         raise Reject("the engine has died", requeue=True)
 
-    async def _ask(self, request: Request, publish: Publish | None) -> Answer:
+    async def _call(self, request: Request, publish: Publish | None) -> Answer:
         UsageMeter.current().called = True
         body, priority = request.body(), PRIORITIES[request.priority]
-        body.pop("stream", None)  # by the method that is called, not by the body
+        body.pop("stream", None)  # the method that is called decides, not the body
         if publish is not None:
-            return await self._collect(body, priority, publish)
+            return await self._call_stream(body, priority, publish)
         if isinstance(request, CompletionRequest):
             return await self._engine.chat(body, priority)
         return await self._engine.embed(body, priority)
 
-    async def _collect(self, body: dict[str, Any], priority: int, publish: Publish) -> Answer:
-        """An answer put together of the chunks that are published as they come."""
+    async def _call_stream(self, body: dict[str, Any], priority: int, publish: Publish) -> Answer:
+        """Publish the chunks as they arrive, and return the answer that they form."""
         started, first_token = time.perf_counter(), None
-        assembly = StreamAssembler()
+        assembler = StreamAssembler()
         chunks = cast(AsyncGenerator[dict[str, Any]], self._engine.stream(body, priority))
         async with aclosing(chunks):
             async for chunk in chunks:
-                assembly.add(chunk)
+                assembler.add(chunk)
                 if first_token is None and has_token(chunk):
                     first_token = time.perf_counter() - started
-                if chunk["choices"]:  # not the usage: OpenAI sends it only to those who ask for it
+                if chunk["choices"]:  # not the usage chunk: OpenAI sends it only on request
                     publish(chunk)
-        return Answer(assembly.body(), first_token)
+        return Answer(assembler.body(), first_token)
 
     def _receipt(
         self, request: Request, envelope: RequestMetadata, answer: Answer, latency: float

@@ -1,4 +1,4 @@
-"""What every engine promises, asked of the simulated one and, where there is one, of vLLM."""
+"""What every engine guarantees, tested on the simulated one and, where installed, on vLLM."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONCURRENT = 16
 
 
 class Subject:
-    """An engine on a loop of its own beside the main thread, as in a worker."""
+    """An engine whose event loop runs on its own thread, as in a worker."""
 
     def __init__(self, name: str, **changes: Any) -> None:
         self.loop = asyncio.new_event_loop()
@@ -43,7 +43,8 @@ class Subject:
 
     def stream(self, content: str = "What is 2+2?", **parameters: Any) -> list[dict[str, Any]]:
         async def collect() -> list[dict[str, Any]]:
-            return [one async for one in self.engine.stream(question(content, **parameters))]
+            body = question(content, **parameters)
+            return [chunk async for chunk in self.engine.stream(body)]
 
         chunks: list[dict[str, Any]] = self.run(collect())
         return chunks
@@ -71,33 +72,33 @@ def text(answer: Answer) -> str:
     return str(answer.body["choices"][0]["message"]["content"])
 
 
-def test_an_answer_is_a_chat_completion_of_openai(subject: Subject) -> None:
+def test_an_answer_has_the_form_of_openais_chat_completion(subject: Subject) -> None:
     completion = ChatCompletion.model_validate(subject.chat().body)
     assert (completion.object, completion.model) == ("chat.completion", "tested")
     assert completion.choices[0].message.role == "assistant"
     assert completion.choices[0].message.content
 
 
-def test_usage_adds_up(subject: Subject) -> None:
+def test_total_tokens_is_the_sum_of_prompt_and_completion_tokens(subject: Subject) -> None:
     usage = subject.chat().body["usage"]
     assert min(usage["prompt_tokens"], usage["completion_tokens"]) > 0
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_the_first_token_comes_before_the_answer(subject: Subject) -> None:
+def test_the_time_to_first_token_is_shorter_than_the_latency(subject: Subject) -> None:
     started = time.perf_counter()
-    first = subject.chat().time_to_first_token
-    assert first is not None
-    assert 0 < first < time.perf_counter() - started
+    time_to_first_token = subject.chat().time_to_first_token
+    assert time_to_first_token is not None
+    assert 0 < time_to_first_token < time.perf_counter() - started
 
 
-def test_max_tokens_ends_an_answer_and_says_so(subject: Subject) -> None:
+def test_max_tokens_ends_an_answer_with_finish_reason_length(subject: Subject) -> None:
     body = subject.chat(max_tokens=2).body
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["usage"]["completion_tokens"] == 2
 
 
-def test_n_gives_as_many_choices(subject: Subject) -> None:
+def test_n_returns_n_choices(subject: Subject) -> None:
     choices = subject.chat(n=3, max_tokens=4, temperature=1).body["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2]
 
@@ -107,34 +108,34 @@ def test_the_same_request_gets_the_same_text(subject: Subject, parameters: dict[
     assert text(subject.chat(**parameters)) == text(subject.chat(**parameters))
 
 
-def test_concurrent_requests_are_in_the_engine_together(subject: Subject) -> None:
+def test_concurrent_requests_run_in_the_engine_together(subject: Subject) -> None:
     async def ask_all() -> tuple[list[Answer], int]:
         calls = [subject.engine.chat(question(f"Name {i} animals")) for i in range(CONCURRENT)]
-        answers, most = asyncio.gather(*calls), 0
+        answers, max_running = asyncio.gather(*calls), 0
         while not answers.done():
-            most = max(most, subject.engine.running)
+            max_running = max(max_running, subject.engine.running)
             await asyncio.sleep(0.001)
-        return await answers, most
+        return await answers, max_running
 
-    answers, most = subject.run(ask_all())
+    answers, max_running = subject.run(ask_all())
     assert all(text(answer) for answer in answers)
-    assert most == CONCURRENT
+    assert max_running == CONCURRENT
 
 
-def test_a_prompt_that_does_not_fit_is_an_invalid_request(subject: Subject) -> None:
+def test_a_prompt_longer_than_the_context_is_an_invalid_request(subject: Subject) -> None:
     with pytest.raises(InvalidRequest, match="2048"):
         subject.chat("word " * 3000)
 
 
-def test_a_parameter_that_the_engine_does_not_have_is_refused_by_name(subject: Subject) -> None:
+def test_an_unsupported_parameter_is_refused_by_name(subject: Subject) -> None:
     with pytest.raises(InvalidRequest, match="service_tier"):
         subject.chat(service_tier="flex")
 
 
-def test_a_cancelled_call_frees_its_place(subject: Subject) -> None:
+def test_a_cancelled_call_leaves_the_engine(subject: Subject) -> None:
     async def ask_and_cancel() -> None:
         call = asyncio.create_task(subject.engine.chat(question("Count to 1000", max_tokens=1500)))
-        while not subject.engine.running:  # noqa: ASYNC110 - there is no event to wait for
+        while not subject.engine.running:  # noqa: ASYNC110 - engines send no event
             await asyncio.sleep(0.001)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -152,48 +153,52 @@ def test_a_cancelled_call_frees_its_place(subject: Subject) -> None:
         {"temperature": 1, "seed": 7, "n": 2, "max_tokens": 4},
     ],
 )
-def test_a_stream_is_the_answer_in_pieces(subject: Subject, parameters: dict[str, Any]) -> None:
+def test_an_assembled_stream_equals_the_plain_answer(
+    subject: Subject, parameters: dict[str, Any]
+) -> None:
     chunks = subject.stream(**parameters)
-    assembly = StreamAssembler()
+    assembler = StreamAssembler()
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk)
-        assembly.add(chunk)
+        assembler.add(chunk)
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]
     assert all(chunk["choices"] for chunk in chunks[:-1])
     answer = subject.chat(**parameters).body
-    assert essence(assembly.body()) == essence(answer)
+    assert comparable(assembler.body()) == comparable(answer)
 
 
-def essence(body: dict[str, Any]) -> dict[str, Any]:
-    """An answer without what differs from call to call, and without nulls."""
+def comparable(body: dict[str, Any]) -> dict[str, Any]:
+    """An answer without the fields that differ between calls, and without nulls."""
     completion = ChatCompletion.model_validate(body)
     return completion.model_dump(exclude={"id", "created"}, exclude_none=True)
 
 
-def test_a_stream_of_what_cannot_be_is_an_invalid_request(subject: Subject) -> None:
+def test_a_stream_of_a_prompt_longer_than_the_context_is_an_invalid_request(
+    subject: Subject,
+) -> None:
     with pytest.raises(InvalidRequest, match="2048"):
         subject.stream("word " * 3000)
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-def test_a_stream_that_nobody_wants_any_more_frees_its_place(
+def test_a_stream_that_is_cancelled_or_closed_leaves_the_engine(
     subject: Subject, cancel: bool
 ) -> None:
     async def read_and_stop() -> None:
         chunks = subject.engine.stream(question("Count to 1000", max_tokens=1500))
         await anext(chunks)
         if cancel:
-            rest = asyncio.create_task(drain(chunks))
+            reader = asyncio.create_task(read_to_end(chunks))
             await asyncio.sleep(0)
-            rest.cancel()
+            reader.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await rest
+                await reader
         else:
             await chunks.aclose()
         assert subject.engine.running == 0
 
-    async def drain(chunks: Any) -> None:
+    async def read_to_end(chunks: Any) -> None:
         async for _ in chunks:
             pass
 
@@ -201,7 +206,7 @@ def test_a_stream_that_nobody_wants_any_more_frees_its_place(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engine_embeds_and_leaves_no_process_when_closed(name: str) -> None:
+def test_an_engine_embeds_and_leaves_no_process_after_close(name: str) -> None:
     async def embed_and_close() -> dict[str, Any]:
         engine = await engines.start(config(name, kind="embedding"))
         try:
@@ -209,22 +214,22 @@ def test_an_engine_embeds_and_leaves_no_process_when_closed(name: str) -> None:
         finally:
             await engine.close()
 
-    resource_tracker.ensure_running()  # Python's own, which stays
+    resource_tracker.ensure_running()  # Python's own process, which keeps running
     before = processes()
     response = CreateEmbeddingResponse.model_validate(asyncio.run(embed_and_close()))
     assert [data.index for data in response.data] == [0, 1]
     assert response.usage.prompt_tokens == response.usage.total_tokens > 0
-    eventually(lambda: processes() <= before, 2)  # what was killed takes a moment to end
+    eventually(lambda: processes() <= before, 2)  # killed processes take a moment to end
 
 
 def processes() -> set[int]:
-    """The living processes of this one's group: its children and theirs, whoever adopted them."""
-    found = set()
+    """The running processes of this process group: children, and orphans of children."""
+    pids = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, group = status.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it ended in between
             continue
         if state != "Z" and int(group) == os.getpgrp():
-            found.add(int(status.parent.name))
-    return found
+            pids.add(int(status.parent.name))
+    return pids

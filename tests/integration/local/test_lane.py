@@ -1,4 +1,4 @@
-"""A local worker as the README starts it: one engine, fed from its queue."""
+"""A local worker as the README starts it: one engine that serves its queue."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.integration.conftest import StartWorker, Worker, eventually
 from tests.support.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
 from workers.onebox.up import free_port
 
-LocalWorker = Callable[..., AbstractContextManager["Local"]]
+LocalWorker = Callable[..., AbstractContextManager["LocalLane"]]
 
 
-class Local:
-    """A local worker, its queue and what it says of itself."""
+class LocalLane:
+    """A local worker, a producer and the worker's metrics."""
 
     def __init__(self, worker: Worker, metrics: str, fleet: Fleet) -> None:
         self.worker, self._metrics, self.fleet = worker, metrics, fleet
@@ -39,13 +39,13 @@ class Local:
         """The sum of a metric over its labels, read from the worker's endpoint."""
         with urllib.request.urlopen(self._metrics) as response:
             text = response.read().decode()
-        found = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.M)
-        return sum(map(float, found))
+        values = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.M)
+        return sum(map(float, values))
 
     def core(self) -> psutil.Process:
-        """The process in which vLLM computes."""
+        """vLLM's engine process."""
         children = psutil.Process(self.worker.process.pid).children(recursive=True)
-        return next(one for one in children if "EngineCore" in " ".join(one.cmdline()))
+        return next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
 
 
 def request(content: str, **fields: Any) -> CompletionRequest:
@@ -60,7 +60,7 @@ def local_worker(
     """`with local_worker("vllm", max_num_seqs=4) as local:`"""
 
     @contextmanager
-    def start(engine: str, **changes: Any) -> Iterator[Local]:
+    def start(engine: str, **changes: Any) -> Iterator[LocalLane]:
         port = free_port()
         env = {
             **ENVIRONMENT,
@@ -73,7 +73,7 @@ def local_worker(
             start_worker("local", env=env, **options) as worker,
             Fleet(valkey_url) as fleet,
         ):
-            yield Local(worker, f"http://127.0.0.1:{port}/metrics", fleet)
+            yield LocalLane(worker, f"http://127.0.0.1:{port}/metrics", fleet)
             worker.signal(signal.SIGTERM)
             assert worker.process.wait(60) == 0
 
@@ -81,7 +81,7 @@ def local_worker(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_question_is_answered_with_a_receipt_that_names_the_model(
+def test_an_answers_receipt_names_the_model_and_its_cost(
     engine: str, local_worker: LocalWorker
 ) -> None:
     with local_worker(engine) as local:
@@ -92,21 +92,21 @@ def test_a_question_is_answered_with_a_receipt_that_names_the_model(
     assert receipt.cost == receipt.input_tokens + 2 * receipt.output_tokens
 
 
-def test_a_worker_holds_what_its_engine_has_places_for_and_leaves_the_rest_in_the_queue(
+def test_a_worker_reserves_only_what_its_engine_has_slots_for(
     local_worker: LocalWorker, store: redis.Redis
 ) -> None:
     with local_worker("simulated", max_num_seqs=2, max_waiting=1) as local:
         tickets = local.fleet.submit_many(request(f"{number}?") for number in range(300))
-        held = []
+        reserved = []
         while local.fleet.status(tickets[-1]) == "PENDING":
-            held.append(int(store.zcard("unacked_index")))
+            reserved.append(int(store.zcard("unacked_index")))
         for ticket in tickets:
             local.fleet.result(ticket, timeout=30)
-    assert max(held) == 3
+    assert max(reserved) == 3
 
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
-def test_cancel_and_deadline_take_a_request_out_of_the_engine_at_once(
+def test_cancel_and_deadline_abort_a_request_in_the_engine_at_once(
     engine: str, local_worker: LocalWorker
 ) -> None:
     endless = {"max_completion_tokens": 1900, "logit_bias": {END_OF_ANSWER: -100}}
@@ -135,7 +135,7 @@ def test_cancel_and_deadline_take_a_request_out_of_the_engine_at_once(
 
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
-def test_a_worker_killed_while_it_loads_leaves_no_process(
+def test_a_worker_killed_while_its_engine_loads_leaves_no_process(
     engine: str, start_worker: StartWorker, valkey_url: str, tmp_path: Path
 ) -> None:
     env = {
@@ -147,15 +147,19 @@ def test_a_worker_killed_while_it_loads_leaves_no_process(
         parent = psutil.Process(worker.process.pid)
 
         def children() -> list[psutil.Process]:
-            return [one for one in parent.children(recursive=True) if "spawn_main" in line(one)]
+            return [
+                child
+                for child in parent.children(recursive=True)
+                if "spawn_main" in command_line(child)
+            ]
 
         eventually(children, 60)
-        left = children()
+        spawned = children()
         os.kill(parent.pid, signal.SIGKILL)
-        eventually(lambda: not [one for one in left if one.is_running()], 20)
+        eventually(lambda: not any(process.is_running() for process in spawned), 20)
 
 
-def line(process: psutil.Process) -> str:
+def command_line(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""Streams of the local lane: a server with the simulated engine, its readers, and a real Valkey."""
+"""Streams of the local lane: the server, the simulated engine, readers and a real Valkey."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ ENVELOPE = RequestMetadata(task_id=TASK, trace_id="trace", reason="hosted here",
 
 
 class PausedEngine(SimulatedEngine):
-    """Says one word, and the next when it is told to."""
+    """Yields each word only after `next` is released."""
 
     def __init__(self) -> None:
         super().__init__(CONFIG)
@@ -36,26 +36,26 @@ class PausedEngine(SimulatedEngine):
     async def stream(
         self, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        async for one in super().stream(body, priority):
-            if one["choices"] and one["choices"][0]["delta"].get("content"):
+        async for chunk in super().stream(body, priority):
+            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                 await self.next.acquire()
-            yield one
+            yield chunk
 
 
 def local_server(writer: StreamWriter, engine: SimulatedEngine) -> LocalServer:
-    return LocalServer(CONFIG, engine, writer, stop=lambda: pytest.fail("it lives"))
+    return LocalServer(CONFIG, engine, writer, stop=lambda: pytest.fail("the engine is alive"))
 
 
-def test_a_local_engines_words_are_read_one_by_one_before_its_answer_is_there(
+def test_each_word_is_readable_before_the_answer_is_complete(
     valkey_url: str,
 ) -> None:
     async def work() -> tuple[str, str, float | None]:
-        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
+        async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as fleet:
             engine = PausedEngine()
             served = asyncio.create_task(
                 local_server(writer, engine).serve(request("one two", stream=True), ENVELOPE)
             )
-            chunks = await other.stream(TASK, timeout=20)
+            chunks = await fleet.stream(TASK, timeout=20)
             assert (await anext(chunks)).body["choices"][0]["delta"]["role"] == "assistant"
             read = ""
             for number in range(1, 5):
@@ -73,7 +73,7 @@ def test_a_local_engines_words_are_read_one_by_one_before_its_answer_is_there(
     assert first_token is not None
 
 
-def test_a_cancelled_request_ends_its_stream_and_frees_its_place(
+def test_a_cancelled_request_ends_its_stream_and_leaves_the_engine(
     store: redis.Redis, valkey_url: str
 ) -> None:
     async def work() -> int:
@@ -82,7 +82,7 @@ def test_a_cancelled_request_ends_its_stream_and_frees_its_place(
             served = asyncio.create_task(
                 local_server(writer, engine).serve(request(stream=True), ENVELOPE)
             )
-            while not engine.running:  # noqa: ASYNC110 - no event tells
+            while not engine.running:  # noqa: ASYNC110 - engines send no event
                 await asyncio.sleep(0.001)
             served.cancel()
             await asyncio.gather(served, return_exceptions=True)
@@ -94,22 +94,22 @@ def test_a_cancelled_request_ends_its_stream_and_frees_its_place(
 
 
 class ShortEngine(SimulatedEngine):
-    """Loses the end of its answer."""
+    """Ends its stream in the middle of the answer."""
 
     async def stream(
         self, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        chunks = [one async for one in super().stream(body, priority)]
-        for one in chunks[: len(chunks) // 2]:
-            yield one
+        chunks = [chunk async for chunk in super().stream(body, priority)]
+        for chunk in chunks[: len(chunks) // 2]:
+            yield chunk
 
 
-def test_an_engine_that_stops_short_is_an_error_and_no_answer(
+def test_a_stream_that_the_engine_ends_early_is_an_error(
     store: redis.Redis, valkey_url: str
 ) -> None:
     async def work() -> None:
         async with writing(valkey_url) as writer:
-            with pytest.raises(errors.EngineError, match="before its answer was whole"):
+            with pytest.raises(errors.EngineError, match="before its answer was complete"):
                 await local_server(writer, ShortEngine(CONFIG)).serve(
                     request(stream=True), ENVELOPE
                 )
@@ -119,7 +119,7 @@ def test_an_engine_that_stops_short_is_an_error_and_no_answer(
     assert last[0][1] == {"ended": "failed"}
 
 
-def test_the_usage_is_in_the_receipt_and_not_among_the_chunks(valkey_url: str) -> None:
+def test_the_usage_is_in_the_receipt_but_not_in_the_chunks(valkey_url: str) -> None:
     async def work() -> Any:
         async with writing(valkey_url) as writer:
             server = local_server(writer, SimulatedEngine(CONFIG))
@@ -128,5 +128,5 @@ def test_the_usage_is_in_the_receipt_and_not_among_the_chunks(valkey_url: str) -
     completion = run(work())
     with Fleet(valkey_url) as fleet:
         chunks = list(fleet.stream(TASK, timeout=10))
-    assert all(len(one.body["choices"]) == 1 for one in chunks)
+    assert all(len(chunk.body["choices"]) == 1 for chunk in chunks)
     assert completion.receipt.output_tokens == completion.body["usage"]["completion_tokens"] > 0

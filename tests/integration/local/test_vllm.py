@@ -1,4 +1,4 @@
-"""vLLM behind the seam of the local lane: what only a real engine has."""
+"""vLLM as an engine of the local lane: what the simulated engine does not have."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WEATHER: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LoRA adapter of random weights, large enough to change what the model says."""
+    """A LoRA adapter of random weights, large enough to change the model's answers."""
     torch = pytest.importorskip("torch")
     save_file = pytest.importorskip("safetensors.torch").save_file
 
@@ -72,7 +72,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(adapter: Path) -> Iterator[Subject]:
-    """The engine with much of what fleet.yaml can turn on."""
+    """The engine with many of the settings of fleet.yaml."""
     subject = Subject(
         "vllm",
         tool_call_parser="hermes",
@@ -83,14 +83,14 @@ def subject(adapter: Path) -> Iterator[Subject]:
     subject.close()
 
 
-def test_a_json_schema_is_kept_to(subject: Subject) -> None:
+def test_an_answer_follows_its_json_schema(subject: Subject) -> None:
     schema = {"name": "place", "schema": WEATHER["function"]["parameters"]}
     response_format = {"type": "json_schema", "json_schema": schema}
     answer = subject.chat("Where is the Colosseum?", response_format=response_format)
     assert json.loads(text(answer))["city"] in {"Paris", "Rome"}
 
 
-def test_a_tool_that_must_be_called_is_called(subject: Subject) -> None:
+def test_a_required_tool_is_called(subject: Subject) -> None:
     choice = {"type": "function", "function": {"name": "weather"}}
     body = subject.chat(
         "How is it in Rome?", tools=[WEATHER], tool_choice=choice, max_tokens=200
@@ -100,45 +100,45 @@ def test_a_tool_that_must_be_called_is_called(subject: Subject) -> None:
     assert json.loads(call["function"]["arguments"])["city"] in {"Paris", "Rome"}
 
 
-def test_tools_may_be_left_alone(subject: Subject) -> None:
+def test_tool_choice_auto_allows_an_answer_without_a_call(subject: Subject) -> None:
     body = subject.chat("What is 2+2?", tools=[WEATHER], tool_choice="auto").body
     assert body["choices"][0]["finish_reason"] in {"stop", "length", "tool_calls"}
 
 
-def test_log_probabilities_come_with_each_token(subject: Subject) -> None:
+def test_each_token_has_its_log_probabilities(subject: Subject) -> None:
     body = subject.chat(logprobs=True, top_logprobs=2, max_tokens=3).body
     tokens = body["choices"][0]["logprobs"]["content"]
     assert len(tokens) == 3
     assert all(len(token["top_logprobs"]) == 2 for token in tokens)
 
 
-def test_a_setting_that_only_vllm_knows_is_vllms_to_enforce(subject: Subject) -> None:
+def test_a_setting_in_engine_args_reaches_vllm(subject: Subject) -> None:
     with pytest.raises(InvalidRequest, match="3"):  # engine_args: max_logprobs
         subject.chat(logprobs=True, top_logprobs=5)
 
 
-def test_a_stop_word_ends_the_answer_before_itself(subject: Subject) -> None:
+def test_a_stop_word_ends_the_answer_and_is_left_out(subject: Subject) -> None:
     answer = subject.chat("Count from 1 to 9.", stop=["5"], temperature=0, max_tokens=100)
     assert answer.body["choices"][0]["finish_reason"] == "stop"
     assert "5" not in text(answer)
 
 
-def test_of_those_that_wait_the_most_urgent_go_first(subject: Subject) -> None:
-    """One of the engine's places changes hands; the others are taken to the end of the test."""
-    ended: list[int] = []
+def test_waiting_requests_run_by_priority(subject: Subject) -> None:
+    """All slots but one are taken until the end of the test."""
+    finished: list[int] = []
 
     async def ask(priority: int) -> None:
         await subject.engine.chat(question("Name one animal", max_tokens=2), priority)
-        ended.append(priority)
+        finished.append(priority)
 
     async def ask_all() -> None:
         endless = question("Count", max_tokens=1500, logit_bias={END_OF_ANSWER: -100})
-        seats = config("vllm").max_num_seqs - 1
-        holders = [subject.engine.stream(endless) for _ in range(seats)]
-        await asyncio.gather(*map(anext, holders))  # each has its place
+        taken = config("vllm").max_num_seqs - 1
+        holders = [subject.engine.stream(endless) for _ in range(taken)]
+        await asyncio.gather(*map(anext, holders))  # each has its slot
         async with asyncio.TaskGroup() as group:
             first = group.create_task(ask(0))
-            while subject.engine.running < seats + 1:  # noqa: ASYNC110 - nothing tells
+            while subject.engine.running < taken + 1:  # noqa: ASYNC110 - engines send no event
                 await asyncio.sleep(0.001)
             for priority in (6, 6, 3, 3, 0, 0):
                 group.create_task(ask(priority))
@@ -146,20 +146,20 @@ def test_of_those_that_wait_the_most_urgent_go_first(subject: Subject) -> None:
         await asyncio.gather(*(holder.aclose() for holder in holders))
 
     subject.run(ask_all())
-    assert ended == [0, 0, 0, 3, 3, 6, 6]
+    assert finished == [0, 0, 0, 3, 3, 6, 6]
 
 
-def test_an_adapter_answers_under_its_own_name(subject: Subject) -> None:
+def test_an_adapter_answers_by_its_own_model_name(subject: Subject) -> None:
     base = subject.chat(temperature=0)
-    other = subject.chat(temperature=0, model=ADAPTER)
-    assert (base.body["model"], other.body["model"]) == ("tested", ADAPTER)
-    assert text(base) != text(other)
+    adapted = subject.chat(temperature=0, model=ADAPTER)
+    assert (base.body["model"], adapted.body["model"]) == ("tested", ADAPTER)
+    assert text(base) != text(adapted)
 
 
-def test_the_engines_metrics_are_in_the_processs_registry(subject: Subject) -> None:
+def test_vllms_metrics_are_in_the_registry_of_the_process(subject: Subject) -> None:
     subject.chat()
-    found = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
-    assert found >= {
+    names = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
+    assert names >= {
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",
         "vllm:kv_cache_usage_perc",
@@ -188,7 +188,7 @@ def server(adapter: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
 
     def healthy() -> bool:
-        assert process.poll() is None, "vLLM's server has ended"
+        assert process.poll() is None, "vLLM's server ended"
         try:
             urllib.request.urlopen(f"{url}/health", timeout=1).close()
         except OSError:
@@ -203,7 +203,7 @@ def server(adapter: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def asked(url: str, body: dict[str, Any]) -> dict[str, Any]:
+def post_chat(url: str, body: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{url}/v1/chat/completions",
         json.dumps(body).encode(),
@@ -223,15 +223,17 @@ def asked(url: str, body: dict[str, Any]) -> dict[str, Any]:
         {"temperature": 0, "response_format": {"type": "json_object"}},
     ],
 )
-def test_the_body_is_that_of_vllms_own_server(
+def test_the_body_equals_that_of_vllms_own_server(
     subject: Subject, server: str, parameters: dict[str, Any]
 ) -> None:
     body = question("What is 2+2?", **parameters)
-    assert same(subject.run(subject.engine.chat(body)).body) == same(asked(server, body))
+    assert comparable(subject.run(subject.engine.chat(body)).body) == comparable(
+        post_chat(server, body)
+    )
 
 
-def same(body: dict[str, Any]) -> dict[str, Any]:
-    """A response without what differs from one call to the next: ids and times."""
+def comparable(body: dict[str, Any]) -> dict[str, Any]:
+    """A response without the fields that differ between calls: ids and times."""
     body = json.loads(json.dumps(body))
     del body["id"], body["created"]
     for choice in body["choices"]:
@@ -241,7 +243,7 @@ def same(body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"path": "/nowhere"}, "/nowhere"),
         ({"dtype": "float13"}, "float13"),
@@ -250,13 +252,15 @@ def same(body: dict[str, Any]) -> dict[str, Any]:
         ({"tool_call_parser": "nobodys"}, "nobodys"),
     ],
 )
-def test_what_vllm_refuses_is_a_configuration_error(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words) as caught:
+def test_a_setting_that_vllm_refuses_is_a_config_error(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
         asyncio.run(engines.start(config("vllm", **change)))
     assert "tested" in str(caught.value)
 
 
-def test_too_little_memory_is_one_clear_error() -> None:
+def test_too_little_memory_is_an_error_that_says_so() -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     tested = config("vllm")
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "4000"
@@ -264,25 +268,28 @@ def test_too_little_memory_is_one_clear_error() -> None:
         asyncio.run(engines.start(tested))
 
 
-def test_an_adapter_that_is_not_there_is_an_error_and_leaves_no_process() -> None:
-    resource_tracker.ensure_running()  # Python's own, which stays
+def test_a_missing_adapter_is_an_error_and_leaves_no_process() -> None:
+    resource_tracker.ensure_running()  # Python's own process, which keeps running
     before = processes()
     with pytest.raises(EngineError, match="nowhere"):
         asyncio.run(engines.start(config("vllm", lora_modules={ADAPTER: "/nowhere"})))
     eventually(lambda: processes() <= before, 10)
 
 
-def test_settings_have_vllms_names_and_defaults() -> None:
+def test_shared_settings_have_vllms_names_and_defaults() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: PLC0415
 
     known = {field.name: field.default for field in dataclasses.fields(AsyncEngineArgs)}
     ours = {name: field.default for name, field in EngineConfig.model_fields.items()}
-    shared = set(known) & set(ours) - {"model", "max_num_seqs"}  # vLLM's depends on the hardware
+    shared = set(known) & set(ours) - {
+        "model",
+        "max_num_seqs",
+    }  # vLLM's depends on hardware
     assert len(shared) > 10
     assert {name: known[name] for name in shared} == {name: ours[name] for name in shared}
 
 
-def test_the_policy_for_all_engines_is_what_vllm_is_started_with() -> None:
+def test_the_agents_policy_for_engines_becomes_vllms_arguments() -> None:
     from workers.local.engines.vllm import _arguments  # noqa: PLC0415
 
     given = yaml.safe_load((ROOT / "tests" / "data" / "routing_orchestration.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The local worker with a simulated engine that takes seconds for an answer."""
+"""A local worker whose simulated engine takes seconds for an answer."""
 
 import os
 
@@ -7,4 +7,4 @@ from workers.local.engines import simulated
 
 __all__ = ["app"]
 
-simulated.TIME_PER_TOKEN = float(os.environ.get("FLEET_TEST_TIME_PER_TOKEN", "0.4"))
+simulated.SECONDS_PER_TOKEN = float(os.environ.get("FLEET_TEST_SECONDS_PER_TOKEN", "0.4"))

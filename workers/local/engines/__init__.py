@@ -1,4 +1,4 @@
-"""Engines by the name that fleet.yaml gives them; each is imported only where it is used."""
+"""The engines, by their names in fleet.yaml; each is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from workers.local.engines.base import Engine
 
 
 async def start(config: EngineConfig) -> Engine:
-    """The engine of a model, loaded and ready. Raises EngineError or ConfigError if it cannot."""
+    """Load the engine of a model and return it ready.
+
+    Raises:
+        ConfigError: The engine is not installed in this Python, or refuses the settings.
+        EngineError: The engine does not start on this hardware.
+    """
     try:
         module = import_module(f"workers.local.engines.{config.engine}")
     except ImportError as error:
         raise ConfigError(
-            f"engines: {config.model}: this Python has no {config.engine} that the fleet knows: "
-            f"{error}. `make engine` makes one that has; FLEET_ENGINE_PYTHON names another"
+            f"engines: {config.model}: {config.engine} is not installed in this Python: {error}; "
+            "run `make engine`, or set FLEET_ENGINE_PYTHON to a Python that has it"
         ) from error
     engine: Engine = await module.start(config)
     return engine

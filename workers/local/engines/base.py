@@ -1,4 +1,4 @@
-"""The seam between the local lane and what generates its tokens."""
+"""The interface between the local lane and the engine that generates its tokens."""
 
 from __future__ import annotations
 
@@ -7,40 +7,46 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Answer(NamedTuple):
-    """OpenAI's response body and the seconds to its first token, None where there is none."""
+    """OpenAI's response body, and the seconds to its first token (None for embeddings)."""
 
     body: dict[str, Any]
     time_to_first_token: float | None
 
 
 class Engine(Protocol):
-    """One model on this machine. Requests given to it at the same time are batched by it.
+    """One model on this machine, which batches the requests that run at the same time.
 
-    Each request is OpenAI's body and a priority: of those that wait, the lowest goes first. The
-    answer is what OpenAI's server would give. Raises EngineError, or InvalidRequest for what the
-    engine cannot do: a parameter is honoured or refused, never ignored. Cancelling the call aborts
-    the request in the engine.
+    Each request is OpenAI's body and a priority; of the waiting requests, the lowest priority runs
+    first. The answer is what OpenAI's server would give. Cancelling a call aborts the request in
+    the engine.
+
+    Calls raise EngineError, or InvalidRequest for what the engine cannot do: a parameter is
+    honoured or refused, never ignored.
     """
 
-    #: True when no real model answers.
+    #: True if no real model answers.
     simulated: bool
 
     @property
     def dead(self) -> bool:
-        """True once it cannot answer any more: only a new process can."""
+        """True once the engine cannot answer any more and the process must be replaced."""
+
+    @property
+    def running(self) -> int:
+        """Requests in the engine now."""
 
     async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        """A chat completion."""
+        """Return a chat completion."""
 
     def stream(self, body: dict[str, Any], priority: int = 0) -> AsyncIterator[dict[str, Any]]:
-        """A chat completion as OpenAI's `chat.completion.chunk` bodies, as they come.
+        """Yield a chat completion as OpenAI's `chat.completion.chunk` bodies, as they arrive.
 
-        The last has the `usage` and no choices. Together they are what `chat` answers. Closing the
-        iterator aborts the request in the engine, as cancelling does.
+        The last chunk has the `usage` and no choices. Together the chunks form what `chat` returns.
+        Closing the iterator aborts the request in the engine, as cancelling does.
         """
 
     async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        """Embeddings."""
+        """Return embeddings."""
 
     async def close(self) -> None:
         """Shut the engine down and free its hardware."""

@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them, however that one ends (Linux)."""
+"""Kills child processes when their parent ends, however it ends (Linux)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import uuid
 from types import TracebackType
 from typing import Self
 
-#: In the environment of what is on the leash.
-NAME = "FLEET_LEASH"
-#: Waits for its standard input to close, then kills whoever has the name and its value.
+#: Environment variable that marks the guarded processes; its value is unique to each guard.
+MARKER = "FLEET_PROCESS_GUARD"
+#: Waits until its standard input closes, then kills every process whose marker has the given value.
 _SCRIPT = f"""
 read -r _
 for process in /proc/[0-9]*; do
-    if [ "${{process#/proc/}}" != $$ ] && grep -qsz "^{NAME}=$1$" "$process/environ"; then
+    if [ "${{process#/proc/}}" != $$ ] && grep -qsz "^{MARKER}=$1$" "$process/environ"; then
         kill -9 "${{process#/proc/}}" 2>/dev/null
     fi
 done
@@ -22,16 +22,17 @@ done
 
 
 class KillOnParentExit:
-    """Processes started within the block, and theirs, are killed at `close()` or this one's end.
+    """Processes started within the block, and their children, are killed with this process.
 
-    vLLM's would live on without their parent and keep the GPU. A block that raises closes it.
+    They are killed at `close()`, when the block raises, or when this process ends in any way.
+    vLLM's processes would outlive their parent and keep the GPU.
     """
 
     def __enter__(self) -> Self:
         token = uuid.uuid4().hex
-        command = ["/bin/sh", "-c", _SCRIPT, "leash", token]
+        command = ["/bin/sh", "-c", _SCRIPT, "process-guard", token]
         self._watcher = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
-        os.environ[NAME] = token
+        os.environ[MARKER] = token
         return self
 
     def __exit__(
@@ -40,10 +41,10 @@ class KillOnParentExit:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        del os.environ[NAME]
+        del os.environ[MARKER]
         if kind:
             self.close()
 
     def close(self) -> None:
-        """Kill what is left."""
+        """Kill the guarded processes that are still running."""
         self._watcher.communicate()

@@ -1,4 +1,4 @@
-"""An engine for machines without a GPU: deterministic, shaped like a real one, honest about it."""
+"""A simulated engine for machines without a GPU; its answers are deterministic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -16,11 +16,11 @@ from config.engine import EngineConfig
 from primarch_fleet.errors import InvalidRequest
 from workers.local.engines.base import Answer
 
-#: Seconds that one simulated token takes, however many sequences run: what batching is for.
-TIME_PER_TOKEN = 0.002
-DIMENSIONS = 8
-#: The parameters that make no difference to a model which is none, and those that it honours.
-KNOWN = {
+#: Time per token of each sequence; as with real batching, more sequences do not slow it down.
+SECONDS_PER_TOKEN = 0.002
+DEFAULT_DIMENSIONS = 8
+#: The parameters that it accepts; sampling parameters change nothing.
+SUPPORTED_PARAMETERS = {
     *("model", "messages", "input", "user", "seed"),
     *("temperature", "top_p", "presence_penalty", "frequency_penalty"),
     *("max_tokens", "max_completion_tokens", "n", "dimensions", "encoding_format"),
@@ -28,32 +28,43 @@ KNOWN = {
 
 
 async def start(config: EngineConfig) -> SimulatedEngine:
-    """Ready at once."""
+    """Return an engine that is ready at once."""
     return SimulatedEngine(config)
 
 
 class SimulatedEngine:
-    """Answers with words derived from the question; runs `max_num_seqs` requests at a time."""
+    """Answers with words derived from the prompt; runs `max_num_seqs` requests at a time.
+
+    Args:
+        config: The engine's settings.
+        sleep: Waits while a request is computed, for a number of seconds; tests replace it.
+    """
 
     simulated = True
     dead = False
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    ) -> None:
         self._max_model_len = config.max_model_len
-        self._seats = config.max_num_seqs
+        self._max_running = config.max_num_seqs
+        self._sleep = sleep
+        self._running = 0
+        #: A heap of (priority, arrival number, future that is resolved when a slot is free).
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
-        self.running = 0
-        #: The most requests that were ever in it at the same time.
-        self.most_running = 0
+
+    @property
+    def running(self) -> int:
+        return self._running
 
     async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
         text = self._text(body)
         started = time.perf_counter()
-        async with self._seat(priority):
-            await asyncio.sleep(TIME_PER_TOKEN)
+        async with self._slot(priority):
+            await self._sleep(SECONDS_PER_TOKEN)
             first_token = time.perf_counter() - started
-            await asyncio.sleep(TIME_PER_TOKEN * (len(text.words) - 1))
+            await self._sleep(SECONDS_PER_TOKEN * (len(text.words) - 1))
         choices = [_choice(index, text) for index in range(text.choices)]
         return Answer(text.head("chat.completion") | _body(choices, text.usage), first_token)
 
@@ -62,12 +73,12 @@ class SimulatedEngine:
     ) -> AsyncIterator[dict[str, Any]]:
         text = self._text(body)
         head, all_choices = text.head("chat.completion.chunk"), range(text.choices)
-        async with self._seat(priority):
+        async with self._slot(priority):
             role = {"role": "assistant", "content": "", "refusal": None}
             for index in all_choices:
                 yield head | _body([_delta(index, role)])
             for number, word in enumerate(text.words):
-                await asyncio.sleep(TIME_PER_TOKEN)
+                await self._sleep(SECONDS_PER_TOKEN)
                 for index in all_choices:
                     yield head | _body([_delta(index, {"content": f" {word}" if number else word})])
             for index in all_choices:
@@ -78,25 +89,25 @@ class SimulatedEngine:
         _check_parameters(body)
         inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
         if not isinstance(inputs[0], str):
-            raise InvalidRequest("input: the simulated engine has no tokens; send text")
+            raise InvalidRequest("input: the simulated engine has no tokenizer; send text")
         if body.get("encoding_format") == "base64":
-            raise InvalidRequest("encoding_format: the simulated engine only knows float")
-        async with self._seat(priority):
-            await asyncio.sleep(TIME_PER_TOKEN)
+            raise InvalidRequest("encoding_format: the simulated engine supports only float")
+        async with self._slot(priority):
+            await self._sleep(SECONDS_PER_TOKEN)
         data = [
             {"object": "embedding", "index": index, "embedding": _vector(text, body)}
             for index, text in enumerate(inputs)
         ]
-        read = sum(len(text.split()) for text in inputs)
-        usage = {"prompt_tokens": read, "total_tokens": read}
+        tokens = sum(len(text.split()) for text in inputs)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         body = {"object": "list", "model": body["model"], "data": data, "usage": usage}
         return Answer(body, None)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: it holds no hardware."""
 
     def _text(self, body: dict[str, Any]) -> _Text:
-        """What it answers. Raises InvalidRequest."""
+        """The answer to a chat request. Raises InvalidRequest."""
         _check_parameters(body)
         prompt = [word for message in body["messages"] for word in _words(message)]
         words = f"Simulated answer {_digest(' '.join(prompt))[:8]}".split() + prompt[-5:]
@@ -104,48 +115,47 @@ class SimulatedEngine:
         self._check_length(len(prompt), min(limit, len(words)))
         return _Text(body, len(prompt), words[:limit], "stop" if limit >= len(words) else "length")
 
-    def _check_length(self, read: int, written: int) -> None:
-        if self._max_model_len is not None and read + written > self._max_model_len:
+    def _check_length(self, input_tokens: int, output_tokens: int) -> None:
+        if self._max_model_len is not None and input_tokens + output_tokens > self._max_model_len:
             raise InvalidRequest(
-                f"messages: {read} tokens and {written} to write are more than the model's "
-                f"{self._max_model_len}"
+                f"messages: {input_tokens} tokens plus {output_tokens} of output exceed the "
+                f"model's {self._max_model_len}"
             )
 
     @asynccontextmanager
-    async def _seat(self, priority: int) -> AsyncIterator[None]:
-        """One of the engine's places; of those that wait the lowest priority gets the next."""
-        if self.running < self._seats:
-            self.running += 1
+    async def _slot(self, priority: int) -> AsyncIterator[None]:
+        """Hold one of the `max_num_seqs` slots; the lowest waiting priority gets the next one."""
+        if self._running < self._max_running:
+            self._running += 1
         else:
-            await self._turn(priority)
-        self.most_running = max(self.most_running, self.running)
+            await self._wait_for_slot(priority)
         try:
             yield
         finally:
-            self._leave()
+            self._release_slot()
 
-    async def _turn(self, priority: int) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (priority, next(self._arrivals), turn))
+    async def _wait_for_slot(self, priority: int) -> None:
+        slot_free = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (priority, next(self._arrivals), slot_free))
         try:
-            await turn
+            await slot_free
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it was given a place while it was being cancelled
-                self._leave()
+            if not slot_free.cancelled():  # it got the slot and was then cancelled
+                self._release_slot()
             raise
 
-    def _leave(self) -> None:
-        """Hand the place to the next that still waits for one."""
+    def _release_slot(self) -> None:
+        """Pass the slot on to the next waiting request, or free it."""
         while self._waiting:
-            turn = heapq.heappop(self._waiting)[2]
-            if not turn.done():
-                return turn.set_result(None)
-        self.running -= 1
+            slot_free = heapq.heappop(self._waiting)[2]
+            if not slot_free.done():
+                return slot_free.set_result(None)
+        self._running -= 1
 
 
 def _check_parameters(body: dict[str, Any]) -> None:
-    if unknown := sorted(set(body) - KNOWN):
-        raise InvalidRequest(f"{', '.join(unknown)}: the simulated engine does not have it")
+    if unknown := sorted(set(body) - SUPPORTED_PARAMETERS):
+        raise InvalidRequest(f"{', '.join(unknown)}: the simulated engine does not support it")
 
 
 def _words(message: dict[str, Any]) -> list[str]:
@@ -156,10 +166,10 @@ def _words(message: dict[str, Any]) -> list[str]:
 
 
 class _Text(NamedTuple):
-    """An answer before it has a form; each choice has the same words."""
+    """The text of an answer; every choice has the same words."""
 
     request: dict[str, Any]
-    read: int
+    input_tokens: int
     words: list[str]
     finish_reason: str
 
@@ -169,12 +179,11 @@ class _Text(NamedTuple):
 
     @property
     def usage(self) -> dict[str, int]:
-        written = len(self.words) * self.choices
-        total = self.read + written
+        output_tokens = len(self.words) * self.choices
         return {
-            "prompt_tokens": self.read,
-            "completion_tokens": written,
-            "total_tokens": total,
+            "prompt_tokens": self.input_tokens,
+            "completion_tokens": output_tokens,
+            "total_tokens": self.input_tokens + output_tokens,
         }
 
     def head(self, kind: str) -> dict[str, Any]:
@@ -208,8 +217,8 @@ def _digest(text: str) -> str:
 
 
 def _vector(text: str, body: dict[str, Any]) -> list[float]:
-    """A unit vector that depends on nothing but the text."""
-    size = body.get("dimensions") or DIMENSIONS
+    """A unit vector that depends only on the text."""
+    size = body.get("dimensions") or DEFAULT_DIMENSIONS
     raw = [int(_digest(f"{index}{text}")[:8], 16) - 2**31 for index in range(size)]
     length = math.hypot(*raw)
     return [number / length for number in raw]

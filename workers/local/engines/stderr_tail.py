@@ -1,4 +1,4 @@
-"""Listening to what child processes write to standard error, so that their failure has a reason."""
+"""Keeps the last lines that child processes write to standard error, to explain their failure."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from types import TracebackType
 from typing import Self
 
 #: Lines that are kept: more than the last traceback of a process that dies.
-LINES = 400
-#: How Python ends a traceback: `torch.OutOfMemoryError: CUDA out of memory.`
+MAX_LINES = 400
+#: The last line of a Python traceback: `torch.OutOfMemoryError: CUDA out of memory.`
 _ERROR = re.compile(r"^[\w.]*(?:Error|Exception): .+")
 
 
 class StderrTail:
-    """Within the block, standard error goes through a pipe, on which its last lines are kept.
+    """Routes standard error through a pipe within the block, and keeps its last lines.
 
-    All is passed on to where it went before. Processes started within keep writing to the pipe
-    when the block has ended; it is read until the last of them is gone.
+    Everything is passed on to the original standard error. Processes started within the block keep
+    writing to the pipe after it; the pipe is read until the last of them ends.
     """
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=LINES)
+        self._lines: deque[str] = deque(maxlen=MAX_LINES)
 
     def __enter__(self) -> Self:
-        self._before = os.dup(2)
+        self._stderr = os.dup(2)
         reader, writer = os.pipe()
         os.dup2(writer, 2)
         os.close(writer)
-        self._pump = threading.Thread(target=self._read, args=(reader,), daemon=True)
-        self._pump.start()
+        self._thread = threading.Thread(target=self._read, args=(reader,), daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
@@ -40,20 +40,20 @@ class StderrTail:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.dup2(self._before, 2)
+        os.dup2(self._stderr, 2)
 
-    def cause(self, patience: float = 2.0) -> str:
-        """The last error that was written, or "" if there was none.
+    def last_error(self, timeout_seconds: float = 2.0) -> str:
+        """Return the last error line of a traceback, or "" if there was none.
 
         Args:
-            patience: Seconds that the processes have to end, so that all they said is read.
+            timeout_seconds: How long to wait for the processes to end, so that all is read.
         """
-        self._pump.join(patience)
+        self._thread.join(timeout_seconds)
         return next((line for line in reversed(self._lines) if _ERROR.match(line)), "")
 
     def _read(self, reader: int) -> None:
         with open(reader, "rb") as pipe:
             for line in pipe:
-                os.write(self._before, line)
+                os.write(self._stderr, line)
                 self._lines.append(line.decode(errors="replace").rstrip())
-        os.close(self._before)
+        os.close(self._stderr)

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-not-found"
-"""A model on this machine's hardware, run by vLLM behind the code of vLLM's own OpenAI server."""
+"""Runs a model on this machine's hardware with vLLM and the handlers of its OpenAI server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from starlette.datastructures import State
+
+# vLLM documents its command line and its HTTP API only. These imports run its OpenAI server's
+# handlers without HTTP; they hold for the exact version that `make engine` installs.
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -39,34 +42,36 @@ from workers.local.engines.stderr_tail import StderrTail
 
 logger = logging.getLogger(__name__)
 
-#: What fleet.yaml and vLLM call by the same name.
-SHARED = {
+#: The settings that have the same name in fleet.yaml and in vLLM.
+SHARED_SETTINGS = {
     *("tensor_parallel_size", "pipeline_parallel_size"),
     *("max_num_seqs", "max_model_len", "gpu_memory_utilization"),
     *("enable_prefix_caching", "enable_chunked_prefill", "speculative_config", "quantization"),
     *("dtype", "enforce_eager", "tool_call_parser", "reasoning_parser", "max_lora_rank"),
 }
-#: Seconds that vLLM's processes have to end before they are killed; fewer than a worker's hooks.
-SHUTDOWN_TIMEOUT = 3.0
+#: How long vLLM's processes may take to end before they are killed; less than a worker's
+#: shutdown hooks may take.
+SHUTDOWN_TIMEOUT_SECONDS = 3.0
 
 
 async def start(config: EngineConfig) -> VllmEngine:
-    """Load the model. Blocks the loop, for seconds to minutes.
+    """Load the model. Blocks the event loop for seconds to minutes.
 
-    Raises ConfigError for a model or a setting that vLLM refuses, and EngineError when the model
-    does not start on this hardware.
+    Raises:
+        ConfigError: vLLM refuses the model or a setting.
+        EngineError: The model does not start on this hardware.
     """
-    # A worker has threads: a forked child would inherit their locks, held for ever.
+    # The worker has threads: a forked child would inherit their locks, held forever.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nobody is told who runs what
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # send no usage reports
     started = time.perf_counter()
     args = _arguments(config)
     settings = _settings(config, args)
-    with StderrTail() as overheard:
+    with StderrTail() as stderr:
         try:
             engine = await _engine(settings, args)
         except Exception as error:
-            message = f"{config.model}: vLLM did not start: {overheard.cause() or error}"
+            message = f"{config.model}: vLLM did not start: {stderr.last_error() or error}"
             raise EngineError(message) from error
     seconds = time.perf_counter() - started
     logger.info("%s loaded in %.0f s", config.model, seconds, extra={"action": "engine_started"})
@@ -74,15 +79,15 @@ async def start(config: EngineConfig) -> VllmEngine:
 
 
 class VllmEngine:
-    """One AsyncLLM. It batches by itself whatever is in it at the same time."""
+    """One AsyncLLM, which batches the requests that run at the same time."""
 
     simulated = False
 
-    def __init__(self, llm: AsyncLLM, endpoints: State, leash: KillOnParentExit) -> None:
-        """`endpoints` holds the handlers of vLLM's OpenAI server."""
+    def __init__(self, llm: AsyncLLM, handlers: State, guard: KillOnParentExit) -> None:
+        """`handlers` are those of vLLM's OpenAI server; `guard` holds vLLM's processes."""
         self._llm = llm
-        self._endpoints = endpoints
-        self._leash = leash
+        self._handlers = handlers
+        self._guard = guard
 
     @property
     def dead(self) -> bool:
@@ -91,28 +96,32 @@ class VllmEngine:
 
     @property
     def running(self) -> int:
-        """Requests in it now; each of several choices counts."""
+        """Requests in the engine now; each of several choices counts."""
         return int(self._llm.get_num_unfinished_requests())
 
     async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
         response = await self._chat(body, priority)
-        # vLLM measures for us, in a field that its server leaves empty unless told otherwise.
+        # The field `metrics` is vLLM's own: read it, and leave it out of the body.
         metrics, response.metrics = response.metrics, None
         return Answer(response.model_dump(mode="json"), _time_to_first_token(metrics))
 
     async def stream(
         self, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        name = uuid.uuid4().hex
-        streamed = {"stream": True, "stream_options": {"include_usage": True}, "request_id": name}
+        request_id = uuid.uuid4().hex
+        streamed = {
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "request_id": request_id,
+        }
         events = await self._chat(body | streamed, priority)
         try:
             async for event in events:
                 text = event.removeprefix("data: ").strip()
                 if text != "[DONE]":
                     yield _chunk(json.loads(text))
-        finally:  # vLLM would abort it only when the events are collected as garbage
-            await self._llm.abort(f"chatcmpl-{name}")
+        finally:  # vLLM would abort it only when `events` is garbage-collected
+            await self._llm.abort(f"chatcmpl-{request_id}")
 
     async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
         handler = self._handler("serving_embedding")
@@ -120,24 +129,24 @@ class VllmEngine:
         return Answer(json.loads(response.body), None)
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT)
-        self._leash.close()
-        # Collected now: at the end of the interpreter its destructor fails, noisily.
-        del self._llm, self._endpoints
+        await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_SECONDS)
+        self._guard.close()
+        # Delete now: the destructor fails with a traceback when it runs at interpreter exit.
+        del self._llm, self._handlers
 
     async def _chat(self, body: dict[str, Any], priority: int) -> Any:
         handler = self._handler("openai_serving_chat").create_chat_completion
         return await _response(handler, ChatCompletionRequest, body, priority)
 
     def _handler(self, name: str) -> Any:
-        handler = getattr(self._endpoints, name, None)
+        handler = getattr(self._handlers, name, None)
         if handler is None:
             raise InvalidRequest("model: vLLM does not serve it for this kind of request")
         return handler
 
 
 def _arguments(config: EngineConfig) -> Namespace:
-    """What `vllm serve` would be started with, read by its own parser."""
+    """The arguments of `vllm serve`, parsed by its own parser."""
     settings: dict[str, Any] = {
         "model": config.path,
         "served_model_name": config.model,
@@ -147,21 +156,21 @@ def _arguments(config: EngineConfig) -> Namespace:
         "enable_auto_tool_choice": bool(config.tool_call_parser),
         "enable_lora": bool(config.lora_modules),
         "lora_modules": [f"{name}={path}" for name, path in config.lora_modules.items()],
-        **config.model_dump(include=SHARED),
+        **config.model_dump(include=SHARED_SETTINGS),
         **config.engine_args,
     }
     parser = make_arg_parser(FlexibleArgumentParser())
 
-    def refuse(message: str) -> NoReturn:  # argparse would end the process
+    def refuse(message: str) -> NoReturn:  # argparse would exit the process
         raise ConfigError(f"engines: {config.model}: vLLM refuses: {message}")
 
     parser.error = refuse
-    args: Namespace = parser.parse_args(list(_words(settings)))
+    args: Namespace = parser.parse_args(list(_command_line(settings)))
     return args
 
 
-def _words(settings: dict[str, Any]) -> Iterator[str]:
-    """Settings as the words of a command line; what has no value is left to vLLM."""
+def _command_line(settings: dict[str, Any]) -> Iterator[str]:
+    """Settings as command-line arguments; empty ones are left to vLLM's defaults."""
     for name, value in settings.items():
         flag = name.replace("_", "-")
         match value:
@@ -180,7 +189,7 @@ def _words(settings: dict[str, Any]) -> Iterator[str]:
 def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
     try:
         validate_parsed_serve_args(args)
-        # vLLM's defaults depend on what it is used for.
+        # vLLM's defaults depend on the usage context.
         settings = AsyncEngineArgs.from_cli_args(args).create_engine_config(
             UsageContext.OPENAI_API_SERVER
         )
@@ -193,17 +202,17 @@ def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
 
 
 async def _engine(settings: VllmConfig, args: Namespace) -> VllmEngine:
-    endpoints = State()
-    with _deaf_to_ctrl_c(), KillOnParentExit() as leash:
+    handlers = State()
+    with _sigint_blocked(), KillOnParentExit() as guard:
         llm = AsyncLLM.from_vllm_config(settings)
-        await init_app_state(llm, endpoints, args, await llm.get_supported_tasks())
-    return VllmEngine(llm, endpoints, leash)
+        await init_app_state(llm, handlers, args, await llm.get_supported_tasks())
+    return VllmEngine(llm, handlers, guard)
 
 
 @contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started within do not hear the terminal's Ctrl-C: the worker ends them, drained."""
-    resource_tracker.ensure_running()  # else it starts within and unblocks the signal
+def _sigint_blocked() -> Iterator[None]:
+    """Processes started within the block ignore Ctrl-C: the worker stops them after its drain."""
+    resource_tracker.ensure_running()  # started within the block, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -214,9 +223,9 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 async def _response(
     handle: Callable[[Any], Awaitable[Any]], kind: type[Any], body: dict[str, Any], priority: int
 ) -> Any:
-    """What vLLM's server would answer. Raises as the Engine promises."""
+    """The response of vLLM's server. Raises what `Engine` documents."""
     if unknown := sorted(set(body) - set(kind.model_fields)):
-        raise InvalidRequest(f"{', '.join(unknown)}: vLLM does not have it")
+        raise InvalidRequest(f"{', '.join(unknown)}: vLLM does not support it")
     try:
         response = await handle(kind(**body, priority=priority))
     except ValidationError as error:
@@ -225,7 +234,7 @@ async def _response(
         raise _failure(create_error_response(error).error) from error
     task = asyncio.current_task()
     if task and task.cancelling():
-        # vLLM has aborted the request, but returns a cancellation like any other failure.
+        # vLLM has aborted the request, but returns the cancellation as an ordinary failure.
         raise asyncio.CancelledError
     if isinstance(response, ErrorResponse):
         raise _failure(response.error)
@@ -233,7 +242,7 @@ async def _response(
 
 
 def _chunk(event: dict[str, Any]) -> dict[str, Any]:
-    """A chunk as OpenAI has it. Raises as the Engine promises when vLLM sends an error."""
+    """A chunk in OpenAI's form. Raises what `Engine` documents if it is an error of vLLM."""
     if "error" in event:
         raise _failure(ErrorInfo(**event["error"]))
     event.pop("metrics", None)
@@ -241,7 +250,7 @@ def _chunk(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure(error: ErrorInfo) -> FleetError:
-    """By the status of vLLM's server: 501 is for parameters that it does not know to handle."""
+    """The fleet's error for vLLM's; status 501 means that a parameter is not supported."""
     refused = error.code < 500 or error.code == 501
     return InvalidRequest(error.message) if refused else EngineError(error.message)
 
@@ -254,7 +263,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _time_to_first_token(metrics: Any) -> float | None:
-    """Seconds from the engine's queue on; None for several choices, where vLLM measures none."""
+    """Seconds including the engine's queue; None for several choices: vLLM does not measure it."""
     if metrics is None or metrics.time_to_first_token_ms is None:
         return None
     return float((metrics.queue_time_ms or 0) + metrics.time_to_first_token_ms) / 1000
