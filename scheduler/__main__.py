@@ -104,16 +104,18 @@ def resume(_: argparse.Namespace) -> int:
 
 def webhook(options: argparse.Namespace) -> int:
     """Take providers' webhooks at /webhooks/<provider>, until it is stopped."""
-    from scheduler.admin.webhook import WebhookReceiver, asking, secrets, serve  # noqa: PLC0415 - slow: an SDK
+    from scheduler.admin import webhook as server  # noqa: PLC0415 - imports an SDK, which is slow
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    known = secrets(fleet_config())
+    secrets = server.webhook_secrets(fleet_config())
+
+    async def serve(store: Store) -> None:
+        receiver = server.WebhookReceiver(store, secrets, server.poll_requester(fleet.app))
+        await server.serve(receiver, options.host, options.port)
+
     try:
         with Fleet(redis_url(), timeout=TIMEOUT) as fleet:
-            look = asking(fleet.app)
-            _with_store(
-                lambda store: serve(WebhookReceiver(store, known, look), options.host, options.port)
-            )
+            _with_store(serve)
     except OSError as error:
         return _say(f"webhook: {error.strerror}", 1)
     return 0

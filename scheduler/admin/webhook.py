@@ -1,8 +1,8 @@
-"""Takes providers' webhooks: one that tells of a batch has the batch looked at at once.
+"""Receives providers' webhooks: an event about a batch makes the batch due for polling at once.
 
-OpenAI's webhooks, https://platform.openai.com/docs/guides/webhooks, which follow
-https://www.standardwebhooks.com. A webhook is a hint and nothing else: what it says of a batch is
-not believed, so one that is forged, repeated or lost does no harm, and polling goes on without it.
+The events are OpenAI's, https://platform.openai.com/docs/guides/webhooks, which follow
+https://www.standardwebhooks.com. An event is only a hint: its content is not trusted, and polling
+continues without it. So a forged, repeated or lost event does no harm.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: Bytes of the largest event; OpenAI's have less than 1 KB.
+#: OpenAI's events have less than 1 KB.
 MAX_WEBHOOK_BYTES = 64 * 1024
-#: Seconds by which the provider's clock and ours may differ, and for which an event can be
-#: repeated: https://platform.openai.com/docs/guides/webhooks asks for five minutes.
+#: Largest difference between an event's timestamp and our clock. It also bounds the replay of an
+#: event: https://platform.openai.com/docs/guides/webhooks asks for five minutes.
 TIMESTAMP_TOLERANCE_SECONDS = 300
-#: How a secret begins whose rest is base64.
-PREFIX = "whsec_"
-#: Seconds for which asking for a look is worth something: then beat has asked again.
-ASKED = 60
+#: A secret is this prefix and base64.
+KEY_PREFIX = "whsec_"
+#: Lifetime of a poll message; by then beat has sent another one.
+POLL_EXPIRY_SECONDS = 60
 
 received_total = Counter(
-    "primarch_batch_webhooks_total", "Webhooks with a good signature", ["provider"]
+    "primarch_batch_webhooks_total", "Webhooks with a valid signature, by provider", ["provider"]
 )
 refused_total = Counter(
-    "primarch_batch_refused_webhooks_total", "Webhooks that were refused, by the answer", ["status"]
+    "primarch_batch_refused_webhooks_total", "Refused webhooks, by HTTP status", ["status"]
 )
 
 
 class WebhookEvent(BaseModel):
-    """What is read of an event."""
+    """The fields of an event that are used."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,42 +61,47 @@ class WebhookEvent(BaseModel):
 
     @property
     def batch_id(self) -> Any:
-        """The batch that it tells of, if it does."""
-        known = self.type.startswith("batch.") and isinstance(self.data, dict)
-        return self.data.get("id") if known else None
+        """The id of the event's batch; None for other events. Not checked to be a string."""
+        is_batch = self.type.startswith("batch.") and isinstance(self.data, dict)
+        return self.data.get("id") if is_batch else None
 
 
 class WebhookReceiver:
-    """Answers a webhook as soon as its batch is due.
+    """Makes the batch of each valid event due, then answers the webhook.
 
     Args:
-        store: The batch lane's.
-        secrets: By the names of their providers, see `secrets`.
-        look: Has a batch worker look at the jobs that are due. May raise FleetUnavailable.
+        store: The store of the batch lane.
+        secrets: By provider name, see `webhook_secrets`.
+        request_poll: Makes a batch worker poll the due jobs. May raise FleetUnavailable.
     """
 
     def __init__(
-        self, store: Store, secrets: Mapping[str, str], look: Callable[[], Awaitable[None]]
+        self,
+        store: Store,
+        secrets: Mapping[str, str],
+        request_poll: Callable[[], Awaitable[None]],
     ) -> None:
         self._store = store
         self._secrets = secrets
-        self._look = look
-        self._sdk = openai.OpenAI(api_key="none: nothing is called").webhooks
+        self._request_poll = request_poll
+        self._sdk = openai.OpenAI(api_key="unused: only signatures are verified").webhooks
 
     def application(self) -> web.Application:
-        """POST /webhooks/<provider>, which answers
+        """The HTTP application with POST /webhooks/<provider>.
 
-        204  for every event with a good signature, whether it is of use or not: none comes again
-        400  for a bad signature, one of another time than TOLERANCE allows, and no event
-        404  for a provider that has no secret
-        413  for more than LARGEST bytes
-        503  when Redis is away: the provider sends the event again, for 72 hours
+        It answers with one of these statuses:
+
+        204  the signature is valid; also for events without a batch, which must not be sent again
+        400  bad signature, timestamp outside of TIMESTAMP_TOLERANCE_SECONDS, or not an event
+        404  the provider has no webhook_secret
+        413  more than MAX_WEBHOOK_BYTES
+        503  Redis does not answer; the provider sends the event again, for 72 hours
         """
         application = web.Application(client_max_size=MAX_WEBHOOK_BYTES)
-        application.add_routes([web.post("/webhooks/{provider}", self._answer)])
+        application.add_routes([web.post("/webhooks/{provider}", self._handle)])
         return application
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _handle(self, request: web.Request) -> web.Response:
         try:
             await self._receive(request)
         except web.HTTPException as refusal:
@@ -114,69 +119,78 @@ class WebhookReceiver:
         provider = request.match_info["provider"]
         secret = self._secrets.get(provider)
         if secret is None:
-            raise web.HTTPNotFound(text="no provider by this name has a webhook_secret")
-        event = self._event(await request.read(), request, secret)
+            raise web.HTTPNotFound(text="this provider has no webhook_secret")
+        event = self._verified_event(await request.read(), request, secret)
         received_total.labels(provider).inc()
         logger.info("%s: webhook %.64r", provider, event.type, extra={"action": "webhook_received"})
         try:
-            await self._hasten(provider, event)
+            await self._make_batch_due(provider, event)
         except (redis.RedisError, FleetUnavailable) as error:
             raise web.HTTPServiceUnavailable(text="the broker did not answer") from error
 
-    def _event(self, body: bytes, request: web.Request, secret: str) -> WebhookEvent:
+    def _verified_event(self, body: bytes, request: web.Request, secret: str) -> WebhookEvent:
         try:
             self._sdk.verify_signature(
                 body, dict(request.headers), secret=secret, tolerance=TIMESTAMP_TOLERANCE_SECONDS
             )
             return WebhookEvent.model_validate_json(body)
         except ValidationError:
-            raise web.HTTPBadRequest(text="this is no event") from None
+            raise web.HTTPBadRequest(text="the body is not an event") from None
         except (ValueError, TypeError) as error:  # TypeError: a signature that is not ASCII
             raise web.HTTPBadRequest(text=f"bad signature: {error}") from None
 
-    async def _hasten(self, provider: str, event: WebhookEvent) -> None:
-        """At most one event comes for a batch, and providers take 2,000 batches an hour: it may
-        read all jobs.
-        """
+    async def _make_batch_due(self, provider: str, event: WebhookEvent) -> None:
+        # Reads all live jobs. A batch has one event at most, and providers take 2,000 batches an
+        # hour.
         if not event.batch_id:
             return
-        of = provider, event.batch_id
-        for job in [one.job for one in await self._store.live_jobs()]:
-            if (job.group.provider, job.batch_id) == of:
+        for job in [progress.job for progress in await self._store.live_jobs()]:
+            if (job.group.provider, job.batch_id) == (provider, event.batch_id):
                 await self._store.make_due(job.intent)
-                await self._look()
+                await self._request_poll()
 
 
-def secrets(config: FleetConfig) -> dict[str, str]:
-    """The secrets of the providers that have one, by their names.
+def webhook_secrets(config: FleetConfig) -> dict[str, str]:
+    """The webhook secrets by provider name, of the providers that have one.
 
-    Raises ConfigError, which names what to set, when there is none or one is not set or no secret.
+    Raises:
+        ConfigError: No provider has a secret, or an environment variable is missing or malformed;
+            the text names it.
     """
-    named = {name: one.webhook_secret for name, one in config.providers.items()}
-    found = {name: _secret(name, variable) for name, variable in named.items() if variable}
-    if not found:
-        raise ConfigError("providers: none has a webhook_secret")
-    return found
+    variables = {name: provider.webhook_secret for name, provider in config.providers.items()}
+    secrets = {name: _read_secret(name, value) for name, value in variables.items() if value}
+    if not secrets:
+        raise ConfigError("providers: set the webhook_secret of at least one provider")
+    return secrets
 
 
-def _secret(provider: str, variable: str) -> str:
-    name = variable.removeprefix(ENVIRONMENT_PREFIX)
-    secret = os.environ.get(name, "")
+def _read_secret(provider: str, reference: str) -> str:
+    variable = reference.removeprefix(ENVIRONMENT_PREFIX)
+    secret = os.environ.get(variable, "")
     if not secret:
-        raise ConfigError(f"{name} is not set: {provider}'s webhook_secret is read from it")
+        raise ConfigError(f"{variable}: not set; it must hold the webhook_secret of {provider}")
     key = b""
     with suppress(ValueError):
-        key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
-    if not key or not secret.startswith(PREFIX):  # with an empty key, anybody could sign
-        raise ConfigError(f"{name}: a webhook secret is {PREFIX} and base64")
+        key = base64.b64decode(secret.removeprefix(KEY_PREFIX), validate=True)
+    # With an empty key, anybody could sign.
+    if not key or not secret.startswith(KEY_PREFIX):
+        raise ConfigError(f"{variable}: a webhook secret must be {KEY_PREFIX} and base64")
     return secret
 
 
 async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:
-    """Take webhooks until SIGINT or SIGTERM. Raises OSError when the port is taken.
+    """Serve webhooks until SIGINT or SIGTERM.
 
-    No TLS: providers reach it through a proxy that has it. Port 0 takes a free one. The metrics
-    are at FLEET_METRICS_HOST and FLEET_METRICS_PORT.
+    There is no TLS: put a proxy with TLS in front. Metrics are served at FLEET_METRICS_HOST and
+    FLEET_METRICS_PORT.
+
+    Args:
+        webhooks: The receiver.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+
+    Raises:
+        OSError: The port is taken.
     """
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -197,17 +211,17 @@ async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:
         await runner.cleanup()
 
 
-def asking(app: Celery) -> Callable[[], Awaitable[None]]:
-    """Has a batch worker look, by a message. The call raises FleetUnavailable."""
-    return partial(asyncio.to_thread, _ask, app)
+def poll_requester(app: Celery) -> Callable[[], Awaitable[None]]:
+    """A function that sends a poll message to the batch workers; it raises FleetUnavailable."""
+    return partial(asyncio.to_thread, _send_poll, app)
 
 
-def _ask(app: Celery) -> None:
+def _send_poll(app: Celery) -> None:
     with reachable():
         app.send_task(
             "scheduler.poll",
             queue=SCHEDULER_QUEUE,
             priority=PRIORITIES["high"],
-            expires=ASKED,
+            expires=POLL_EXPIRY_SECONDS,
             ignore_result=True,
         )

@@ -1,4 +1,4 @@
-"""The server of webhooks, between a simulated provider that sends them and a bench."""
+"""The webhook server, between a simulated provider and a bench."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 from aiohttp import web
 
 from primarch_fleet import Fleet
-from scheduler.admin.webhook import WebhookReceiver, asking
+from scheduler.admin.webhook import WebhookReceiver, poll_requester
 from scheduler.store.store import Store
 from tests.support.batch_fixture import Bench
 from workers.onebox.simulator.profile import Webhook
@@ -23,36 +23,36 @@ OTHER_SECRET = "whsec_c2VjcmV0IG9mIHNvbWVib2R5"
 
 
 class Receiver:
-    """Takes what the simulator sends, and what a test makes up."""
+    """The running server: it receives the simulator's events and a test's own requests."""
 
     def __init__(self, bench: Bench, url: str) -> None:
         self._bench = bench
         self.url = url
 
-    async def told(self) -> list[int]:
-        """Let the simulator send what there is to tell; the answers."""
+    async def send_pending(self) -> list[int]:
+        """Let the simulator send its pending events; the statuses of the answers."""
         return await asyncio.to_thread(self._bench.simulator.send_webhooks)
 
-    async def answer(
+    async def post(
         self, body: bytes, headers: dict[str, Any], provider: str = "openai"
     ) -> httpx.Response:
-        """The answer to a webhook of a test's own."""
+        """Post any body and headers."""
         async with httpx.AsyncClient() as http:
             url = self.url.removesuffix("openai") + provider
             return await http.post(url, content=body, headers=headers)
 
-    async def tell(
+    async def send(
         self, batch_id: Any, kind: str = "batch.completed", at: float | None = None
     ) -> int:
-        """The status of the answer to a well-signed event, sent `at` a Unix time."""
+        """Post an event with a valid signature, made `at` a Unix time; the answer's status."""
         body = event(batch_id, kind)
-        return (await self.answer(body, signed(SECRET, "wh_1", body, at))).status_code
+        return (await self.post(body, signed(SECRET, "wh_1", body, at))).status_code
 
-    def asked(self) -> list[str]:
-        """The tasks that batch workers were asked to do and have not begun."""
+    def queued_tasks(self) -> list[str]:
+        """The tasks that wait in the queue of the batch workers."""
         redis = self._bench.redis
-        found = [one for key in redis.keys("scheduler*") for one in redis.lrange(key, 0, -1)]
-        return [json.loads(one)["headers"]["task"] for one in found]
+        messages = [text for key in redis.keys("scheduler*") for text in redis.lrange(key, 0, -1)]
+        return [json.loads(text)["headers"]["task"] for text in messages]
 
 
 def event(batch_id: Any, kind: str = "batch.completed") -> bytes:
@@ -63,14 +63,14 @@ def event(batch_id: Any, kind: str = "batch.completed") -> bytes:
 async def receiver(
     bench: Bench,
     store: Store | None = None,
-    look: Callable[[], Awaitable[None]] | None = None,
+    request_poll: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Receiver]:
-    """A server that the simulator sends its webhooks to."""
+    """A webhook server on the bench's Redis, to which the simulator sends its events."""
     with Fleet(bench.url) as fleet:
         webhooks = WebhookReceiver(
             store or bench.scheduler.store,
             {"openai": SECRET, "other": OTHER_SECRET},
-            look or asking(fleet.app),
+            request_poll or poll_requester(fleet.app),
         )
         runner = web.AppRunner(webhooks.application(), access_log=None)
         await runner.setup()

@@ -277,7 +277,7 @@ def test_a_server_of_webhooks_that_cannot_start_says_why_in_one_line() -> None:
     nowhere, name = "redis://127.0.0.1:1/0", "OPENAI_WEBHOOK_SECRET"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for secret, words in {"": f"{name} is not set", SECRET: "address already in use"}.items():
+        for secret, words in {"": f"{name}: not set", SECRET: "address already in use"}.items():
             result = _scheduler(nowhere, "webhook", "--port", port, **{name: secret})
             assert result.returncode == 1
             assert words in result.stderr

@@ -1,4 +1,4 @@
-"""Providers that tell when a batch has ended, by `python -m scheduler webhook`."""
+"""Webhooks of providers, as `python -m scheduler webhook` receives them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 
 from config.fleet import FleetConfig
 from primarch_fleet.errors import ConfigError, FleetUnavailable
-from scheduler.admin.webhook import MAX_WEBHOOK_BYTES, secrets
+from scheduler.admin.webhook import MAX_WEBHOOK_BYTES, webhook_secrets
 from scheduler.store.store import Store
 from tests.support.batch_fixture import OpenBench, chat, config, fleet_app, open_bench
 from tests.support.webhook_receiver import OTHER_SECRET, SECRET, event, receiver
@@ -29,28 +29,28 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def test_the_results_of_a_batch_that_is_told_of_are_delivered_at_once(
+async def test_the_batch_of_an_event_is_polled_at_once(
     opened: OpenBench,
 ) -> None:
     async with opened(poll_interval=300) as b, receiver(b) as r:
         (result,) = await b.send(chat("hello"))
         await b.turn()
-        assert await r.told() == [], "it has not ended"
+        assert await r.send_pending() == [], "it has not ended"
         await b.turn()
         assert b.completed == []
         assert b.calls("batches.retrieve") == {}
-        assert await r.told() == [204]
-        assert r.asked() == ["scheduler.poll"]
+        assert await r.send_pending() == [204]
+        assert r.queued_tasks() == ["scheduler.poll"]
         await b.scheduler.lane.poll()
         assert "hello" in (await b.completion(result)).text
 
 
-async def test_only_the_batch_that_is_told_of_is_looked_at(opened: OpenBench) -> None:
+async def test_only_the_batch_of_an_event_becomes_due(opened: OpenBench) -> None:
     async with opened(poll_interval=300, max_requests=1) as b, receiver(b) as r:
         await b.send(chat("one"), chat("two"))
         await b.turn()
         first, second = (one.job for one in await b.scheduler.store.live_jobs())
-        assert await r.tell(second.batch_id, "batch.expired") == 204
+        assert await r.send(second.batch_id, "batch.expired") == 204
         assert await b.scheduler.store.due_jobs() == [second.intent]
         assert first.intent != second.intent
 
@@ -58,29 +58,29 @@ async def test_only_the_batch_that_is_told_of_is_looked_at(opened: OpenBench) ->
 @pytest.mark.parametrize(
     ("kind", "batch_id"),
     [
-        ("batch.completed", "batch_of_somebody"),
+        ("batch.completed", "batch_unknown"),
         ("batch.completed", None),
         ("batch.completed", ""),
         ("batch.completed", {"id": "batch"}),
-        ("batch.in_a_new_way", "batch_of_somebody"),
+        ("batch.unknown_event", "batch_unknown"),
         ("response.completed", "resp_1"),
-        ("", "batch_of_somebody"),
+        ("", "batch_unknown"),
     ],
 )
-async def test_an_event_that_is_of_no_use_is_taken_and_changes_nothing(
+async def test_an_event_without_a_known_batch_is_accepted_and_changes_nothing(
     opened: OpenBench, kind: str, batch_id: Any
 ) -> None:
     async with opened(poll_interval=300) as b, receiver(b) as r:
         await b.send(chat("hello"))
         await b.turn()
-        assert await r.tell(batch_id, kind) == 204
+        assert await r.send(batch_id, kind) == 204
         bare = json.dumps({"type": kind, "data": None}).encode()
-        assert (await r.answer(bare, signed(SECRET, "wh_2", bare))).status_code == 204
+        assert (await r.post(bare, signed(SECRET, "wh_2", bare))).status_code == 204
         assert await b.scheduler.store.due_jobs() == []
-        assert r.asked() == []
+        assert r.queued_tasks() == []
 
 
-async def test_an_event_of_another_account_with_a_batch_of_this_id_changes_nothing(
+async def test_an_event_of_another_provider_with_the_same_batch_id_changes_nothing(
     opened: OpenBench,
 ) -> None:
     async with opened(poll_interval=300) as b, receiver(b) as r:
@@ -88,11 +88,11 @@ async def test_an_event_of_another_account_with_a_batch_of_this_id_changes_nothi
         await b.turn()
         (batch,) = await b.batches()
         body = event(batch.id)
-        answer = await r.answer(body, signed(OTHER_SECRET, "wh_1", body), "other")
+        answer = await r.post(body, signed(OTHER_SECRET, "wh_1", body), "other")
         assert (answer.status_code, await b.scheduler.store.due_jobs()) == (204, [])
 
 
-async def test_what_is_no_webhook_is_refused_and_nothing_secret_is_said(
+async def test_an_invalid_webhook_is_refused_and_no_secret_is_logged(
     opened: OpenBench, caplog: Any
 ) -> None:
     caplog.set_level("INFO")
@@ -119,15 +119,15 @@ async def test_what_is_no_webhook_is_refused_and_nothing_secret_is_said(
             (b"{}", signed(SECRET, "wh_1", b"{}"), "openai", 400),
         ]
         for body, changes, provider, status in wrong:
-            answer = await r.answer(body, {**headers, **changes}, provider)
+            answer = await r.post(body, {**headers, **changes}, provider)
             assert answer.status_code == status, (body[:99], changes)
             assert "secret of" not in answer.text
             assert SECRET not in answer.text
         for name in ("webhook-id", "webhook-timestamp", "webhook-signature"):
             rest = {key: value for key, value in headers.items() if key != name}
-            assert (await r.answer(good, rest)).status_code == 400
-        assert (await b.scheduler.store.due_jobs(), r.asked()) == ([], [])
-        assert (await r.answer(good, headers)).status_code == 204
+            assert (await r.post(good, rest)).status_code == 400
+        assert (await b.scheduler.store.due_jobs(), r.queued_tasks()) == ([], [])
+        assert (await r.post(good, headers)).status_code == 204
         said = [one.action for one in caplog.records if one.name == "scheduler.admin.webhook"]
         assert said == ["webhook_refused"] * 16 + ["webhook_received"]
         assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 14, 1, 1]
@@ -135,7 +135,7 @@ async def test_what_is_no_webhook_is_refused_and_nothing_secret_is_said(
 
 
 def counted() -> list[float]:
-    """Webhooks that were taken, and those that were refused with 400, 404 and 413."""
+    """Counts of accepted webhooks, and of those refused with 400, 404 and 413."""
     name = "primarch_batch_webhooks_total"
     taken = REGISTRY.get_sample_value(name, {"provider": "openai"})
     name = "primarch_batch_refused_webhooks_total"
@@ -143,7 +143,9 @@ def counted() -> list[float]:
     return [count or 0.0 for count in (taken, *refused)]
 
 
-async def test_what_cannot_be_taken_because_redis_is_away_is_sent_again(opened: OpenBench) -> None:
+async def test_an_event_gets_503_while_redis_is_down_and_is_accepted_later(
+    opened: OpenBench,
+) -> None:
     async def fail() -> None:
         raise FleetUnavailable
 
@@ -153,13 +155,13 @@ async def test_what_cannot_be_taken_because_redis_is_away_is_sent_again(opened: 
         async with receiver(b, store=Store(gone)) as r:
             await b.turn()
             b.clock.advance(20)
-            assert await r.told() == [503]
-            assert await r.tell("resp_1", "response.completed") == 204, "it is for nobody here"
-        async with receiver(b, look=fail) as r:
-            assert await r.told() == [503]
+            assert await r.send_pending() == [503]
+            assert await r.send("resp_1", "response.completed") == 204, "needs no Redis"
+        async with receiver(b, request_poll=fail) as r:
+            assert await r.send_pending() == [503]
         async with receiver(b) as r:
-            assert await r.told() == [204]
-            assert await r.told() == []
+            assert await r.send_pending() == [204]
+            assert await r.send_pending() == []
         await b.scheduler.lane.poll()
         assert "hello" in (await b.completion(result)).text
 
@@ -167,28 +169,28 @@ async def test_what_cannot_be_taken_because_redis_is_away_is_sent_again(opened: 
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "HOOK is not set: openai's webhook_secret"),
-        ("", "HOOK is not set"),
-        ("whsec_", "HOOK: a webhook secret is"),
-        ("whsec_%%%", "HOOK: a webhook secret is"),
-        ("c2VjcmV0", "HOOK: a webhook secret is"),
+        (None, "HOOK: not set; it must hold the webhook_secret of openai"),
+        ("", "HOOK: not set"),
+        ("whsec_", "HOOK: a webhook secret must be"),
+        ("whsec_%%%", "HOOK: a webhook secret must be"),
+        ("c2VjcmV0", "HOOK: a webhook secret must be"),
     ],
 )
-def test_a_secret_that_is_none_is_a_configuration_error(
+def test_a_missing_or_malformed_secret_is_a_configuration_error(
     monkeypatch: pytest.MonkeyPatch, value: str | None, words: str
 ) -> None:
     if value is not None:
         monkeypatch.setenv("HOOK", value)
     with pytest.raises(ConfigError, match=words) as caught:
-        secrets(with_secret())
+        webhook_secrets(with_secret())
     assert "c2VjcmV0" not in str(caught.value)
 
 
-def test_only_providers_with_a_secret_are_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_providers_without_a_secret_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK", SECRET)
-    assert secrets(with_secret()) == {"openai": SECRET}
-    with pytest.raises(ConfigError, match="none has a webhook_secret"):
-        secrets(config())
+    assert webhook_secrets(with_secret()) == {"openai": SECRET}
+    with pytest.raises(ConfigError, match="set the webhook_secret"):
+        webhook_secrets(config())
 
 
 def with_secret() -> FleetConfig:

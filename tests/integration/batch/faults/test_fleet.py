@@ -145,9 +145,9 @@ async def test_fault_40_a_webhook_of_another_time_changes_nothing_and_one_of_abo
         await b.send(chat("one"))
         await b.turn()
         (batch,) = await b.batches()
-        assert await r.tell(batch.id, at=time.time() + seconds) == 400
-        assert (await b.scheduler.store.due_jobs(), r.asked()) == ([], [])
-        assert await r.tell(batch.id, at=time.time() + seconds / 4) == 204
+        assert await r.send(batch.id, at=time.time() + seconds) == 400
+        assert (await b.scheduler.store.due_jobs(), r.queued_tasks()) == ([], [])
+        assert await r.send(batch.id, at=time.time() + seconds / 4) == 204
         assert len(await b.scheduler.store.due_jobs()) == 1
 
 
@@ -157,7 +157,7 @@ async def test_fault_40_a_forged_webhook_changes_nothing(opened: OpenBench) -> N
         await b.turn()
         (batch,) = await b.batches()
         body = event(batch.id)
-        answer = await r.answer(body, signed(OTHER_SECRET, "wh_1", body))
+        answer = await r.post(body, signed(OTHER_SECRET, "wh_1", body))
         assert (answer.status_code, await b.scheduler.store.due_jobs()) == (400, [])
 
 
@@ -167,7 +167,7 @@ async def test_fault_40_what_a_webhook_says_of_a_batch_is_not_believed(opened: O
         await b.turn()
         (batch,) = await b.batches()
         for kind in ("batch.failed", "batch.completed", "batch.expired", "batch.cancelled"):
-            assert await r.tell(batch.id, kind) == 204
+            assert await r.send(batch.id, kind) == 204
             await b.scheduler.lane.poll()
         assert (b.calls("batches.retrieve"), b.states()) == ({"200": 4}, ["SUBMITTED"])
         await b.until_idle(400)
@@ -182,9 +182,9 @@ async def test_fault_40_a_webhook_that_comes_again_delivers_nothing_twice(
         await b.turn()
         (batch,) = await b.batches()
         b.clock.advance(20)
-        assert [await r.tell(batch.id) for _ in range(3)] == [204] * 3
+        assert [await r.send(batch.id) for _ in range(3)] == [204] * 3
         await asyncio.gather(*(b.scheduler.lane.poll() for _ in range(3)))
-        assert await r.tell(batch.id) == 204, "when it is done"
+        assert await r.send(batch.id) == 204, "when it is done"
         await b.scheduler.lane.poll()
         await b.settled(results, batches=1)
         assert b.calls("batches.retrieve") == {"200": 1}
