@@ -33,6 +33,7 @@ from primarch_fleet.contract import (
 )
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.money import Price, max_price
+from primarch_fleet.validation import explain
 
 ENVIRONMENT_PREFIX = "os.environ/"
 
@@ -377,8 +378,7 @@ def load(path: Path) -> FleetConfig:
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{path}: {explain(error)}") from None
 
 
 @cache

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.validation import Location, explain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,8 +64,12 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        lines = (f"FLEET_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        raise ConfigError("; ".join(lines)) from None
+        raise ConfigError(explain(error, _variable)) from None
+
+
+def _variable(location: Location) -> str:
+    """The environment variable of a setting."""
+    return f"FLEET_{str(location[0]).upper()}"
 
 
 def redis_url() -> str:

@@ -25,11 +25,11 @@ from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.outgoing import Ticket, task_id
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
-    LONG,
     MAX_CHUNKS_PER_READ,
+    READ_SECONDS,
     Chunk,
     StreamCursor,
-    outcome,
+    decode_result,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class AsyncFleet:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = _Results(url, self._fleet)
         self._submits = _Submits(self._fleet)
-        self._patience = LONG + timeout
+        self._patience = READ_SECONDS + timeout
         self._streams = redis_support.stream_reader_async(url, timeout, MAX_READERS)
 
     async def __aenter__(self) -> Self:
@@ -278,7 +278,7 @@ class _Results:
             logger.warning("results: %s", error, extra={"action": "results_catch_up_failed"})
 
     def _settle(self, key: str, text: bytes | str | None) -> None:
-        came_to = outcome(self._backend, text)
+        came_to = decode_result(self._backend, text)
         if came_to is not None:
             for future in self._waiters.get(key, ()):
                 if not future.done():

@@ -1,4 +1,7 @@
-"""What a running fleet offers: published by its workers, read by its producers."""
+"""The catalogue of a running fleet: its models, prices and limits.
+
+Workers publish it in Redis, producers read it.
+"""
 
 from __future__ import annotations
 
@@ -11,108 +14,114 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import NoCatalogue, UnknownModel
 from primarch_fleet.money import Price
 
-#: Redis key of the catalogue: one JSON text.
+#: Redis key of the catalogue, a string with JSON.
 CATALOGUE_KEY = "fleet:catalogue"
 
 
 class Offer(BaseModel):
-    """One lane's offer of a model: where its queue is, what it costs and how good it is."""
+    """How one lane serves a model: its queue, price and quality."""
 
     model_config = ConfigDict(frozen=True)
 
     queue: str
     price: Price
+    #: From 0 to 1; requests may ask for a minimum.
     quality: float = 1.0
-    #: The dearest that it can come to, if a fallback or another deployment answers; None: `price`.
+    #: The highest price, if a fallback or another deployment answers; None for `price`.
     ceiling: Price | None = None
-    #: The most tokens that one choice of an answer can have, if the fleet knows.
+    #: The token limit of one choice of an answer; None if it is not known.
     max_output_tokens: int | None = None
-    #: Of each deployment the tags that it has, on the realtime lane; None: they are not known.
+    #: The tags of each deployment on the realtime lane; None if they are not known.
     tags: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def max_price(self) -> Price:
+        """The price of the most expensive deployment."""
         return self.ceiling or self.price
 
 
 class Model(BaseModel):
-    """A model by the name that producers use, with the lanes that serve it."""
+    """A model and the lanes that serve it."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: Literal["chat", "embedding"]
     lanes: dict[Lane, Offer]
-    #: What the saving in a receipt is measured against.
+    #: The price with which a receipt compares the cost.
     list_price: Price
 
 
 class Limits(BaseModel):
-    """What a tenant may spend, in micro-dollars, and what happens beyond; None is no limit."""
+    """The limits of a tenant; amounts are micro-dollars, None is no limit."""
 
     model_config = ConfigDict(frozen=True)
 
-    #: By UTC's days and months, and the clock of Redis.
+    #: Per UTC day and UTC month, by the clock of Redis.
     daily_budget: int | None = None
     monthly_budget: int | None = None
-    #: The most that one request may cost on the realtime lane, by estimate.
+    #: Limit for the estimated cost of one request on the realtime lane.
     max_cost_realtime: int | None = None
-    #: What becomes of a request for which no money is left: an error, or another lane.
+    #: A request that the budget has no room for is refused or moved to this lane.
     over_budget: Literal["refuse", "batch", "local"] = "refuse"
-    #: Tokens reserved for an answer whose length neither the request nor the model limits.
+    #: Tokens to reserve for an answer whose length neither the request nor the model limits.
     default_output_tokens: int = 4096
-    #: Requests of the realtime and local lanes that may be under way at once, queued or running.
+    #: Requests of the realtime and local lanes that may be queued or running at the same time.
     max_concurrency: int | None = None
-    #: Tokens of the realtime and local lanes' requests, prompts by estimate and answers by the most
-    #: that they can have, that may be submitted within a minute of Redis's clock.
+    #: Tokens of the realtime and local lanes that may be submitted within one minute of Redis's
+    #: clock: estimated prompt tokens and the token limits of the answers.
     tokens_per_minute: int | None = None
 
 
 class LaneLimits(BaseModel):
-    """How much a lane takes."""
+    """The limits of a lane."""
 
     model_config = ConfigDict(frozen=True)
 
-    #: Requests that may wait in one of its queues, on the batch lane with those in batches.
+    #: Requests that may wait in one of its queues. Includes requests in batches on the batch lane.
     max_queued: int
-    #: Seconds that a producer is told to wait when there are as many and nothing is known of how
-    #: fast the lane is.
+    #: Seconds after which a producer may retry when the queue is full and its workers do not report
+    #: their throughput.
     retry_after: float = 5.0
 
 
-#: The tenant whose limits are those of all who are not named, of each for itself.
+#: The tenant whose limits apply to each tenant without limits of its own.
 DEFAULT_TENANT = "default"
 
 
 class Catalogue(BaseModel):
-    """Everything a producer needs to check a request before it is enqueued."""
+    """Everything that a producer needs to check and route a request."""
 
     model_config = ConfigDict(frozen=True)
 
     models: dict[str, Model]
-    #: Seconds within which a batch answers.
+    #: Seconds within which a batch is answered.
     completion_window: float
     #: The largest request accepted, in bytes of JSON.
     max_request_bytes: int
-    #: By tenant; without an entry, and without one for DEFAULT, a tenant has no limits.
+    #: Limits by tenant; a tenant that is not named has those of DEFAULT_TENANT, if there are any.
     tenants: dict[str, Limits] = {}
-    #: By lane; one without an entry takes everything.
+    #: Limits by lane; a lane without limits accepts every request.
     lanes: dict[Lane, LaneLimits] = {}
-    #: The lanes that take nothing while no worker serves the queue, with the seconds that a
-    #: producer is told to wait. The queues of the others keep it until a worker comes.
+    #: The lanes that reject requests while no worker serves their queue, with the seconds after
+    #: which a producer may retry. The queues of other lanes keep requests until a worker starts.
     needs_worker: dict[Lane, float] = {}
-    #: Whether the fleet's workers say that they are alive (`health.alive_key`).
+    #: Whether workers send heartbeats (`lane_health.heartbeat_key`).
     heartbeats: bool = False
-    #: Whether the batch lane may be chosen for a request that does not name it.
+    #: Whether `lane="auto"` may choose the batch lane.
     auto_batch: bool = True
     #: Whether requests may have tags.
     tag_filtering: bool = True
 
     def limits(self, tenant_id: str) -> Limits | None:
-        """A tenant's limits; None for one whose spending is neither limited nor counted."""
+        """Return a tenant's limits; None for a tenant whose spending is not counted."""
         return self.tenants.get(tenant_id) or self.tenants.get(DEFAULT_TENANT)
 
     def model(self, name: str) -> Model:
-        """The model, or UnknownModel, which lists the ones there are."""
+        """Return a model by name.
+
+        Raises:
+            UnknownModel: The fleet does not serve it. The message lists the models that it serves.
+        """
         try:
             return self.models[name]
         except KeyError:
@@ -121,12 +130,16 @@ class Catalogue(BaseModel):
             ) from None
 
     def publish(self, client: redis.Redis) -> None:
-        """Make it the fleet's catalogue; producers see it within their cache time."""
+        """Replace the published catalogue; producers see it when their cached copy expires."""
         client.set(CATALOGUE_KEY, self.model_dump_json())
 
     @classmethod
     def fetch(cls, client: redis.Redis) -> Catalogue:
-        """The published catalogue. Raises NoCatalogue when no worker ever started here."""
+        """Read the published catalogue.
+
+        Raises:
+            NoCatalogue: No worker has published one at this broker.
+        """
         text = client.get(CATALOGUE_KEY)
         if text is None:
             raise NoCatalogue

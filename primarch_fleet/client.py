@@ -16,7 +16,7 @@ from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
 
-from primarch_fleet import protocol, redis_support
+from primarch_fleet import celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import (
@@ -38,7 +38,7 @@ from primarch_fleet.errors import (
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.publisher import Publisher
-from primarch_fleet.streaming import LONG, Stream, StreamCursor
+from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor
 
 #: Seconds that a producer trusts a catalogue it has read.
 CATALOGUE_TTL_SECONDS = 30.0
@@ -84,12 +84,12 @@ class Fleet:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._clock = clock
-        self._app = protocol.producer_app(url, timeout)
+        self._app = celery_app.producer_app(url, timeout)
         self._redis = redis_support.once(url, timeout)
         self._ledger = Ledger(self._redis)
         self._watch = LaneMonitor(self._redis)
         self._post = Publisher(self._app, self._ledger, self._redis)
-        self._streams = redis_support.stream_reader(url, timeout, LONG, MAX_READERS)
+        self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
         self._catalogue: Catalogue | None = None
         self._catalogue_until = 0.0
 
@@ -334,7 +334,7 @@ def streamed(request: CompletionRequest) -> CompletionRequest:
 def stream_id(ticket: Ticket | str) -> str:
     """The task whose stream a ticket is for. Raises InvalidRequest for one of the batch lane."""
     if isinstance(ticket, Ticket) and ticket.lane == "batch":
-        raise InvalidRequest("stream: a batch cannot stream; ask result()")
+        raise InvalidRequest("stream: a batch cannot stream; call result()")
     return task_id(ticket)
 
 

@@ -1,4 +1,4 @@
-"""What producers send and what they get back: the fleet's wire contract."""
+"""The wire contract: the requests that producers send and the completions that they get back."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from pydantic import (
 
 from primarch_fleet.blobs import BlobRef, fetch_blob
 from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.validation import explain
 
-#: Version of everything below. A worker refuses a newer one with a clear error.
+#: Version of this contract. A worker rejects requests of a newer version.
 SCHEMA_VERSION: Literal[1] = 1
 
 Lane = Literal["realtime", "local", "batch"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 
-#: Celery priority of a message by its name: the Redis transport serves 0 first.
+#: Celery priority of a message by name. The Redis transport serves 0 first.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 
-#: Queue of the lanes that have one; the local lane has one a model.
+#: The queues of the lanes; the local lane has one queue for each model.
 REALTIME_QUEUE, BATCH_QUEUE, SCHEDULER_QUEUE = "realtime", "batch", "scheduler"
 
 RoutingStrategy = Literal[
@@ -60,12 +61,16 @@ def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return message
 
 
-#: One message of a chat, with all the keys that OpenAI knows.
+#: One message of a chat. Every key that OpenAI supports is allowed.
 ChatMessage = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
 
 
 class Request(BaseModel):
-    """What the two kinds of request share: how they are routed, capped and found again."""
+    """The fields that both kinds of request share: routing, cost limits and identity.
+
+    Raises:
+        InvalidRequest: A field is wrong. The message names the field and never contains its value.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -75,45 +80,46 @@ class Request(BaseModel):
         hide_input_in_errors=True,
         protected_namespaces=(),
     )
-    #: The task of a lane that serves this kind of request: `realtime.complete`.
+    #: The second part of the task name that serves this kind of request: `realtime.complete`.
     verb: ClassVar[str]
-    #: What a model must be to serve it.
+    #: The kind of model that can serve it.
     kind: ClassVar[Literal["chat", "embedding"]]
     endpoint: ClassVar[str]
 
     model: Name
-    #: Which lane serves it; "auto" lets the fleet choose and say why.
+    #: The lane. With "auto" the fleet chooses one; ticket and receipt say why.
     lane: Literal["auto", "realtime", "local", "batch"] = "auto"
     #: Order within a queue.
     priority: Literal["high", "normal", "low"] = "normal"
-    #: What "auto" favours: speed, money, or neither.
+    #: What "auto" optimizes for: latency, cost, or neither.
     cost_preference: Literal["speed", "balanced", "cost"] = "balanced"
     tenant_id: Name = "default"
     user_id: Name | None = None
-    #: Only deployments with all of these tags serve it, fallbacks included (realtime lane).
+    #: Only deployments with all of these tags serve the request, fallbacks included. Realtime lane.
     tags: list[Name] = []
-    #: How the realtime lane chooses among deployments of the model, by LiteLLM's names. Without it
-    #: "cost-based-routing" for cost_preference "cost", "latency-based-routing" for "speed", and
-    #: for "balanced" what the fleet's configuration says.
+    #: LiteLLM's routing strategy among the deployments of the model, on the realtime lane. Default:
+    #: "cost-based-routing" for cost_preference "cost", "latency-based-routing" for "speed", and the
+    #: configured strategy for "balanced".
     routing_strategy: RoutingStrategy | None = None
-    #: A moment with a time zone after which nobody wants the answer.
+    #: The time, with a time zone, after which the request fails with DeadlineExceeded.
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
-    #: How long the caller is willing to wait for the answer, in seconds.
+    #: Seconds that the caller is willing to wait for the answer. Only routing uses it.
     max_latency: Seconds | None = None
-    #: The most that the request may cost by estimate, in micro-dollars.
+    #: Upper limit for the estimated cost, in micro-dollars; needs max_completion_tokens.
     max_cost: Count | None = None
-    #: The least quality accepted, 0 to 1; engines declare theirs.
+    #: The minimum quality of the model, 0 to 1. The configuration sets the quality of each engine.
     quality: Annotated[float, Field(ge=0, le=1)] = 0.0
-    #: As with `asyncio.gather`: an error is the task's value, `wire.failure(error)`, and not its
-    #: exception, so that a chord or a chain goes on with it. `Fleet.result` raises it all the same.
+    #: As in `asyncio.gather`: an error becomes the value of the Celery task instead of its
+    #: exception, `{"error": {"code", "message", "retryable"}}`, so that a chain or chord continues.
+    #: `Fleet.result` still raises the error.
     return_exceptions: bool = False
-    #: A second submit with the same key and tenant returns the first one's result.
+    #: A later submit with the same key and tenant returns the ticket of the first one.
     idempotency_key: Name | None = None
-    #: Seconds, 30 days at most, for which the answer is kept, and how old a kept answer may be that
-    #: is returned instead of a new one: to an equal request of the same tenant, on the same lane
-    #: and with the same tags. A hit costs nothing. Ignored for streams and by the batch lane.
+    #: Seconds, at most 30 days: the answer is cached for so long, and a cached answer that is not
+    #: older is returned to an equal request of the same tenant, lane and tags. A cache hit costs
+    #: nothing. Ignored for streams and on the batch lane.
     cache_ttl: Annotated[float, Field(gt=0, le=2_592_000)] | None = None
-    #: Returned as it is in the receipt; never sent to a provider.
+    #: Returned unchanged in the receipt; never sent to a provider.
     metadata: dict[str, JsonValue] = {}
     schema_version: Literal[1] = SCHEMA_VERSION
 
@@ -121,40 +127,43 @@ class Request(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise InvalidRequest(_explain_validation(error)) from None
+            raise InvalidRequest(explain(error)) from None
 
     @classmethod
     def parse(cls, data: object) -> Self:
-        """A request from its wire form.
+        """Create a request from its wire form.
 
-        Raises InvalidRequest, which names the field and never repeats its value.
+        Raises:
+            InvalidRequest: A field is wrong. The message names the field and never contains its
+                value.
         """
         if not isinstance(data, dict):
             raise InvalidRequest(f"request: expected an object, got {type(data).__name__}")
         return cls(**data)
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON form that travels as the task's only argument."""
+        """Return the JSON form, which is the only argument of the Celery task."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def body(self) -> dict[str, Any]:
-        """The OpenAI request body: the fields that are the provider's, without nulls."""
+        """Return the request body for the provider: OpenAI's fields, without nulls."""
         wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
         return {key: value for key, value in wire.items() if value is not None}
 
     def max_output_tokens(self) -> int | None:
-        """The most tokens that it may generate over all choices; None when it sets no limit."""
+        """Return the token limit over all choices of the answer; None without a limit."""
         raise NotImplementedError
 
     def prefixes(self) -> list[str]:
-        """Hashes of the parts that it begins with and may share with others, longest first.
+        """Return hashes of prefixes that other requests may share, longest first.
 
-        An engine that has served one of them need not work it out again. Each is 16 hex digits.
+        An engine that has a prefix in its cache does not compute it again. Each hash has 16 hex
+        digits.
         """
         return []
 
     def time_left(self, now: datetime | None = None) -> float | None:
-        """Seconds until the deadline, negative after it; None without one."""
+        """Return the seconds until the deadline, negative after it; None without a deadline."""
         if self.deadline is None:
             return None
         return (self.deadline - (now or datetime.now(UTC))).total_seconds()
@@ -164,7 +173,7 @@ _ROUTING_FIELDS = set(Request.model_fields) - {"model"}
 
 
 class CompletionRequest(Request):
-    """A chat completion, with OpenAI's parameters under OpenAI's names.
+    """A chat completion, with the parameters of OpenAI's API.
 
     `CompletionRequest(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hello"}])`
     """
@@ -190,8 +199,8 @@ class CompletionRequest(Request):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     service_tier: str | None = None
-    #: Have the answer streamed, for `Fleet.stream` of its ticket; the whole answer is the task's
-    #: result all the same, and its receipt knows the time to first token.
+    #: Stream the answer, so that `Fleet.stream` can read it by its ticket. The whole answer is
+    #: still the result, and the receipt contains the time to first token.
     stream: bool | None = None
 
     @model_validator(mode="after")
@@ -201,20 +210,21 @@ class CompletionRequest(Request):
         return self
 
     @model_validator(mode="after")
-    def _capped_needs_a_length(self) -> Self:
+    def _max_cost_needs_a_token_limit(self) -> Self:
         if self.max_cost is not None and self.max_output_tokens() is None:
-            raise ValueError("max_cost: set max_completion_tokens too, or the cost has no bound")
+            raise ValueError("max_cost: set max_completion_tokens too, or the cost has no limit")
         return self
 
     def max_output_tokens(self) -> int | None:
         limit = self.max_completion_tokens or self.max_tokens
-        return limit and limit * (self.n or 1)
+        return None if limit is None else limit * (self.n or 1)
 
     def prefixes(self) -> list[str]:
-        """Of its conversation, the same at every turn, and of its system prompt if it has one.
+        """Return the prefix of the conversation, and of the system prompt if there is one.
 
-        The conversation is known by all up to its first user message, the system prompt by the
-        system and developer messages that it begins with; both by the tools too.
+        The conversation's prefix ends with its first user message, so it is the same at every turn.
+        The system prompt consists of the leading system and developer messages. Tools are part of
+        both.
         """
         roles = [message["role"] for message in self.messages]
         opening = roles.index("user") + 1 if "user" in roles else len(roles)
@@ -228,7 +238,7 @@ class CompletionRequest(Request):
 
 
 class EmbeddingRequest(Request):
-    """Embeddings of one or many inputs, with OpenAI's parameters under OpenAI's names."""
+    """Embeddings of one or more inputs, with the parameters of OpenAI's API."""
 
     verb, kind, endpoint = "embed", "embedding", "/v1/embeddings"
 
@@ -245,45 +255,45 @@ class EmbeddingRequest(Request):
         return 0
 
 
-#: The kinds of requests by their verbs, as tasks' names end with them.
+#: The request classes by verb, the last part of a task name.
 REQUESTS: dict[str, type[Request]] = {
     kind.verb: kind for kind in (CompletionRequest, EmbeddingRequest)
 }
 
 
 class Receipt(BaseModel):
-    """What a request became: who served it, how long it took and what it cost."""
+    """How a request was served: where, how long it took and what it cost."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
     lane: Lane
     #: Why this lane.
     reason: str
-    #: The model that was asked for, and the one that answered by the provider's own word.
+    #: The requested model, and the model that answered, as the provider names it.
     requested_model: str
     model: str
     provider: str
     deployment: str
-    #: The routing strategy, the engine or the batch mode that chose the deployment.
+    #: The routing strategy, engine or batch mode that chose the deployment.
     strategy: str
-    #: True when no real model answered.
+    #: True if a simulator answered instead of a model.
     simulated: bool = False
-    #: True when the answer was kept from an equal request: tokens and list cost are as they were,
-    #: `cost` and `attempts` are 0.
+    #: True if the answer came from the cache: `cost` and `attempts` are 0, tokens and list cost are
+    #: those of the original request.
     cached: bool = False
-    #: Calls made to providers for this request, the successful one included.
+    #: Calls to providers for this request, including the successful one.
     attempts: int = 1
-    #: Model groups that were given up before the one that answered.
+    #: Model groups that failed before the one that answered.
     fallbacks: int = 0
-    #: Seconds between submit and the worker's start; None if the producer did not say.
+    #: Seconds between submit and the start on a worker; None without a submit time.
     queue_wait: float | None = None
     #: Seconds from the start to the first token; None if the answer was not streamed.
     time_to_first_token: float | None = None
-    #: Seconds from the worker's start to the answer.
+    #: Seconds from the start on a worker to the answer.
     latency: float
     input_tokens: int
     output_tokens: int
-    #: Micro-dollars paid, and what the list price of the requested model would have been.
+    #: Micro-dollars paid, and micro-dollars at the list price of the requested model.
     cost: int
     list_cost: int
     batch_id: str | None = None
@@ -294,60 +304,45 @@ class Receipt(BaseModel):
 
     @property
     def saving(self) -> int:
-        """Micro-dollars saved against the list price; negative if a fallback cost more."""
+        """Micro-dollars saved compared with the list price; negative if a fallback cost more."""
         return self.list_cost - self.cost
 
 
 class Completion(BaseModel):
-    """A finished request: OpenAI's response body and the fleet's receipt.
+    """The result of a request: OpenAI's response body and the fleet's receipt.
 
-    `body` is exactly what OpenAI's API returns: a `chat.completion` or a `list` of embeddings;
-    `openai.types.chat.ChatCompletion.model_validate(completion.body)` gives the SDK's object.
+    `body` is exactly what OpenAI's API returns: a `chat.completion` or a `list` of embeddings.
+    `openai.types.chat.ChatCompletion.model_validate(completion.body)` returns the SDK's object.
 
-    A large body may lie outside of Redis, for as long as the result is kept: a task's result is
-    then without it and has `body_ref` in its place. `Fleet.result` fetches it by itself; a link or
-    the next task of a chain says `Completion.model_validate(answer).fetched()`.
+    A large body may be stored outside Redis, for as long as the result is kept. The task's result
+    then has a `body_ref` instead of the body. `Fleet.result` fetches the body; a link or the next
+    task of a chain calls `Completion.model_validate(answer).fetched()`.
     """
 
     schema_version: int = SCHEMA_VERSION
-    #: Empty as long as `body_ref` says where it is.
+    #: Empty while `body_ref` is set.
     body: dict[str, Any] = {}
     body_ref: BlobRef | None = None
     receipt: Receipt
 
     @property
     def text(self) -> str:
-        """The text of the first choice, fetched if need be; empty for tool calls and embeddings."""
+        """The text of the first choice, fetched if necessary; "" for tool calls and embeddings."""
         choices = self.fetched().body.get("choices") or [{}]
         return choices[0].get("message", {}).get("content") or ""
 
     def fetched(self) -> Self:
-        """The same with its body, wherever that lay.
+        """Return the completion with its body, fetched from where it is stored.
 
-        Blocks while it is fetched, which takes fsspec and the package for the place's protocol.
-        Raises BodyUnavailable; it may be called again.
+        Blocks during the download. Needs fsspec and its package for the protocol of the URL.
+
+        Raises:
+            BodyUnavailable: The body could not be read; the call may be repeated.
         """
         if self.body_ref is None:
             return self
         return self.model_copy(update={"body": fetch_blob(self.body_ref), "body_ref": None})
 
     def to_wire(self) -> dict[str, Any]:
-        """The JSON form that is a task's result: with the body, or with the reference to it."""
-        left_out = "body" if self.body_ref else "body_ref"
-        return self.model_dump(mode="json", exclude={left_out})
-
-
-#: What pydantic puts before the message of a validator's own ValueError.
-_RAISED = "Value error, "
-
-
-def _explain_validation(error: ValidationError) -> str:
-    """Each wrong field with what is wrong about it, without the values: prompts stay private."""
-    items = error.errors(include_input=False, include_url=False, include_context=False)
-    lines = (f"{_path(item['loc'])}: {item['msg'].removeprefix(_RAISED)}" for item in items)
-    return "; ".join(line.removeprefix(": ") for line in lines)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """`messages.0.content`, without the names that pydantic gives to the arms of a union."""
-    return ".".join(str(part) for part in location if str(part).isalnum() or "_" in str(part))
+        """Return the JSON form, which is the result of the Celery task: with body or `body_ref`."""
+        return self.model_dump(mode="json", exclude={"body" if self.body_ref else "body_ref"})

@@ -1,21 +1,21 @@
 """Every error that the fleet raises, in one tree.
 
     FleetError
-    ├── InvalidRequest           the producer's input is wrong; nothing was enqueued
+    ├── InvalidRequest           a field of the request is wrong; nothing was enqueued
     │   ├── UnknownModel
     │   ├── RequestTooLarge
     │   └── CostCapExceeded
     ├── FleetUnavailable         the broker did not answer in time
     │   └── NoCatalogue
-    ├── FleetBusy                not now: nothing was enqueued; `retry_after` says when
+    ├── FleetBusy                nothing was enqueued; retry after `retry_after` seconds
     │   ├── LaneFull
     │   ├── LaneUnavailable
     │   └── TenantLimited
-    ├── ResultTimeout            the result is not there yet; the request goes on
-    ├── BodyUnavailable          the answer lies outside of Redis, where it could not be read
+    ├── ResultTimeout            no result yet; the request continues
+    ├── BodyUnavailable          the answer is stored outside Redis and could not be read
     ├── ConfigError              the operator's configuration is wrong
-    └── RequestFailed            stored as the task's result by a worker
-        ├── BudgetExceeded       raised by submit too: nothing was enqueued then
+    └── RequestFailed            stored by a worker as the result of the task
+        ├── BudgetExceeded       also raised by submit, which has then enqueued nothing
         ├── Cancelled
         ├── DeadlineExceeded
         ├── EngineError
@@ -29,8 +29,8 @@
             ├── ProviderUnavailable
             └── RateLimited
 
-The first line of a class's docstring is its default message. Every error travels as JSON: its only
-argument is its message, `code` and `retryable` belong to the class.
+The first line of a class's docstring is its default message. Errors travel as JSON: the message is
+the only argument of an error, `code` and `retryable` belong to its class.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from typing import ClassVar, Self
 
 
 class FleetError(Exception):
-    """The fleet could not do what was asked."""
+    """The fleet could not execute the call."""
 
     code: ClassVar[str] = "fleet_error"
-    #: True when the same request may succeed later without being changed.
+    #: True if the same request may succeed later, unchanged.
     retryable: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -66,29 +66,30 @@ class RequestTooLarge(InvalidRequest):
 
 
 class CostCapExceeded(InvalidRequest):
-    """The estimated cost is over the request's max_cost."""
+    """The estimated cost exceeds the request's max_cost."""
 
 
 class FleetUnavailable(FleetError):
-    """The broker did not answer: check its address and that it runs, then submit again."""
+    """The broker did not answer: check its URL and that it runs, then submit again."""
 
     retryable = True
 
 
 class NoCatalogue(FleetUnavailable):
-    """No fleet has published its models at this broker: start a worker, then submit again."""
+    """No worker has published its models at this broker: start a worker, then submit again."""
 
 
 class FleetBusy(FleetError):
-    """The fleet takes no more of this now; nothing was enqueued: submit again later."""
+    """The fleet accepts no more of these requests now; nothing was enqueued: submit again later."""
 
     retryable = True
-    #: Seconds after which the same submit may succeed; only known where it was refused.
+    #: Seconds after which the same submit may succeed. Set by the process that refused it; a copy
+    #: that travelled as JSON has the default.
     retry_after: float = 1.0
 
     @classmethod
     def until(cls, message: str, retry_after: float) -> Self:
-        """The error with its `retry_after`, in seconds, which the message says too."""
+        """Create the error with `retry_after` seconds, which are also appended to the message."""
         error = cls(f"{message}; try again in {retry_after:.1f} s")
         error.retry_after = retry_after
         return error
@@ -103,17 +104,17 @@ class LaneUnavailable(FleetBusy):
 
 
 class TenantLimited(FleetBusy):
-    """The tenant has reached its concurrency or its rate; nothing was enqueued."""
+    """The tenant has reached its limit of concurrency or rate; nothing was enqueued."""
 
 
 class ResultTimeout(FleetError, TimeoutError):
-    """The result is not there yet; the request goes on and can be waited for again."""
+    """The result is not available yet; the request continues, and result() may be called again."""
 
     retryable = True
 
 
 class BodyUnavailable(FleetError):
-    """The answer lies outside of Redis and could not be read there; result() may be asked again."""
+    """The answer is stored outside Redis and could not be read; result() may be called again."""
 
 
 class ConfigError(FleetError, ValueError):
@@ -121,11 +122,11 @@ class ConfigError(FleetError, ValueError):
 
 
 class RequestFailed(FleetError):
-    """The request was taken by a worker and failed."""
+    """A worker started the request, and it failed."""
 
 
 class BudgetExceeded(RequestFailed):
-    """The tenant's budget has no room for the request."""
+    """The tenant's budget is too small for the request."""
 
     retryable = True
 
@@ -139,7 +140,7 @@ class DeadlineExceeded(RequestFailed):
 
 
 class EngineError(RequestFailed):
-    """The local engine could not answer the request."""
+    """The local engine failed to answer the request."""
 
 
 class BatchError(RequestFailed):
@@ -147,7 +148,7 @@ class BatchError(RequestFailed):
 
 
 class StreamInterrupted(RequestFailed):
-    """The stream started over on another worker: ask result() for the whole answer."""
+    """The stream started over on another worker: call result() for the whole answer."""
 
     retryable = True
 
@@ -161,11 +162,11 @@ class AuthenticationFailed(ProviderError):
 
 
 class ContentPolicyViolation(ProviderError):
-    """The provider refused the request by its content policy."""
+    """The provider refused the request because of its content policy."""
 
 
 class ContextWindowExceeded(ProviderError):
-    """The prompt and the answer do not fit into the model's context window."""
+    """Prompt and answer do not fit into the model's context window."""
 
 
 class ProviderTimeout(ProviderError):
@@ -181,19 +182,21 @@ class ProviderUnavailable(ProviderError):
 
 
 class RateLimited(ProviderError):
-    """The provider's rate limit was reached on every deployment."""
+    """Every deployment has reached the provider's rate limit."""
 
     retryable = True
 
 
 def error_class(code: str) -> type[FleetError]:
-    """The class of an error by its code; RequestFailed for one that is not known here."""
-    return _BY_CODE.get(code, RequestFailed)
+    """Return the class of an error code; RequestFailed for an unknown code."""
+    return _CLASSES.get(code, RequestFailed)
 
 
-def _tree(root: type[FleetError]) -> dict[str, type[FleetError]]:
-    branches = [_tree(one) for one in root.__subclasses__()]
-    return {root.code: root} | {code: one for branch in branches for code, one in branch.items()}
+def _by_code(root: type[FleetError]) -> dict[str, type[FleetError]]:
+    classes = {root.code: root}
+    for child in root.__subclasses__():
+        classes |= _by_code(child)
+    return classes
 
 
-_BY_CODE = _tree(FleetError)
+_CLASSES = _by_code(FleetError)

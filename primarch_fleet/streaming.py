@@ -1,17 +1,17 @@
-"""How the chunks of an answer reach their readers while it is being written.
+"""Streams: how the chunks of an answer reach their readers while the answer is generated.
 
-A task that streams has a Redis stream of its own, `fleet:stream:<task id>`, with the entries
+Each streaming task has a Redis stream `fleet:stream:<task id>` with these entries:
 
     <run>-0   opened  ""               a worker starts to answer
     <run>-N   chunk   JSON             the N-th chunk, N = 1, 2, ...: a `chat.completion.chunk`
-    <run>-N   ended   "ok" | "failed"  nothing follows in this run
+    <run>-N   ended   "ok" | "failed"  the last entry of the run
 
-A run is one worker's attempt at the task; its number is greater than that of any run before, and
-what an earlier run wrote is removed when it opens. Redis takes no id that is not greater than the
-last: so no chunk is there twice, and a worker that has lost its task cannot write any more. The
-numbers have no gaps: so no chunk is missed without notice.
+A run is one execution of the task by a worker. Its number is greater than that of every earlier
+run, whose entries are removed when it opens. Redis rejects an id that is not greater than the last
+one, so no chunk is written twice, and a worker that has lost its task cannot write any more. The
+numbers have no gaps, so a reader notices a missing chunk.
 
-The stream says what the answer is, not what became of the task: that is in its result.
+The stream contains the answer, not the outcome of the task: that is the task's result.
 """
 
 from __future__ import annotations
@@ -39,58 +39,59 @@ from primarch_fleet.errors import (
 if TYPE_CHECKING:
     from primarch_fleet.outgoing import Ticket
 
-#: The one field of an entry, and what `ended` says.
+#: The only field of an entry, and the values of `ended`.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"
 OK, FAILED = "ok", "failed"
-#: Seconds that a stream is kept after the last write.
+#: Seconds for which a stream is kept after the last write.
 TTL_SECONDS = 600
-#: Chunks that a stream holds at least; an answer that has more is not for readers who come late.
+#: Chunks that a stream keeps, at least. Late readers cannot read a longer answer from its start.
 MAX_CHUNKS = 100_000
 
-#: Entries that one read takes at most.
+#: Entries that one read returns at most.
 MAX_CHUNKS_PER_READ = 1_000
-#: Seconds that one read waits, between looks at the task's result: at first where a run has failed,
-#: so that the reason is being stored, and otherwise.
-SHORT, LONG = 0.05, 1.0
-#: Seconds between attempts to reach the broker again, and how long to try without a `timeout`.
-RECONNECT_PAUSE, RECONNECT_TIMEOUT = 0.2, 60.0
-#: Seconds that the end of a stream may come later than the task's result.
+#: Seconds for which one read blocks, before the reader checks the task's result.
+READ_SECONDS = 1.0
+#: The same after a failed run, whose error is about to be stored; doubles up to READ_SECONDS.
+FAILED_READ_SECONDS = 0.05
+#: Seconds between two attempts to reach the broker, and seconds after which a reader without a
+#: `timeout` gives up.
+RECONNECT_SECONDS, RECONNECT_TIMEOUT_SECONDS = 0.2, 60.0
+#: Seconds by which the end of a stream may follow the task's result.
 RESULT_GRACE_SECONDS = 3.0
 
-GAP = "A part of the stream is not there any more: ask result() for the whole answer"
-GONE = "The answer is there but its stream is not, or was never: ask result() for it"
+CHUNKS_MISSING = "Part of the stream is no longer stored: call result() for the whole answer"
+STREAM_MISSING = "The answer exists but its stream does not: call result() for the answer"
 
-#: What a driver hands to `Reading.lost`.
+#: Errors that a reader passes to `StreamCursor.connection_lost`.
 CONNECTION_ERRORS = (OSError, redis.RedisError)
-#: Of these, what a broker says that may be there again in a moment.
-_AWAY = (OSError, redis.ConnectionError, redis.TimeoutError)
+#: The ones among them after which a retry may succeed.
+_RETRYABLE = (OSError, redis.ConnectionError, redis.TimeoutError)
 
 
 def stream_key(task_id: str) -> str:
-    """Where a task's stream is."""
+    """Return the Redis key of a task's stream."""
     return f"fleet:stream:{task_id}"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer: OpenAI's `chat.completion.chunk`, as it is.
+    """A piece of an answer."""
 
-    `id` is its offset in the stream: given as `after`, reading goes on behind it.
-    """
-
+    #: Position in the stream. Pass it as `after` to continue with the next chunk.
     id: str
+    #: OpenAI's `chat.completion.chunk`, unchanged.
     body: dict[str, Any]
 
     @property
     def text(self) -> str:
-        """What it adds to the text of the first choice; empty if it adds something else."""
+        """The text that the chunk adds to the first choice; may be empty."""
         choices: list[dict[str, Any]] = self.body.get("choices") or []
         first = [choice for choice in choices if choice.get("index", 0) == 0]
         return "".join((choice.get("delta") or {}).get("content") or "" for choice in first)
 
 
-def outcome(backend: Any, text: bytes | str | None) -> Any:
-    """What a task came to, by its stored result: a value, an exception, or None if it goes on."""
+def decode_result(backend: Any, text: bytes | str | None) -> Any:
+    """Decode a stored result: the task's value, its exception, or None while it has neither."""
     meta = json.loads(text) if text else {}
     if meta.get("status") not in READY_STATES:
         return None
@@ -99,13 +100,16 @@ def outcome(backend: Any, text: bytes | str | None) -> Any:
 
 
 class StreamCursor:
-    """Where one reader is in a stream, and what follows from what it reads. Does no I/O itself.
+    """The position of one reader in a stream. Decodes replies of Redis, does no I/O itself.
 
     Args:
-        backend: Celery's, which knows where a task's result is.
+        backend: Celery's result backend, which knows the key of a task's result.
         after: The id of the last chunk that the reader has; None to start at the beginning.
-        timeout: Seconds without a chunk that are too many; None for no limit.
-        clock: Seconds, monotonic.
+        timeout: Seconds without a chunk after which reading fails; None for no limit.
+        clock: Monotonic seconds.
+
+    Raises:
+        InvalidRequest: `after` is not the id of a chunk.
     """
 
     def __init__(
@@ -118,143 +122,155 @@ class StreamCursor:
     ) -> None:
         self.key, self.result_key = stream_key(task_id), backend.get_key_for_task(task_id)
         self.after, self.ended = "0" if after is None else after, False
-        self._run, self._number = (0, 0) if after is None else _place(after)
+        self._run, self._number = (0, 0) if after is None else _parse_id(after)
         self._has_chunks = after is not None
         self._backend, self._timeout, self._clock = backend, timeout, clock
-        self._slice = LONG
-        self._since = clock()
-        self._done_since: float | None = None
-        self._away_since: float | None = None
+        self._read_seconds = READ_SECONDS
+        self._progress_at = clock()
+        self._result_at: float | None = None
+        self._disconnected_at: float | None = None
 
     @property
     def block_milliseconds(self) -> int:
-        """Milliseconds that the next read may wait."""
-        left = self._slice
+        """Milliseconds for which the next read may block; never 0, which would be without limit."""
+        seconds = self._read_seconds
         if self._timeout is not None:
-            left = min(left, self._since + self._timeout - self._clock())
-        return max(1, int(left * 1000))
+            seconds = min(seconds, self._progress_at + self._timeout - self._clock())
+        return max(1, int(seconds * 1000))
 
     def start(self) -> None:
-        """The reader waits for the next chunk from now on."""
-        self._moved()
+        """Start the timeout for the next chunk."""
+        self._restart_timers()
 
     def read(self, reply: Any) -> list[Chunk]:
-        """The chunks in an answer to XREAD. Raises StreamInterrupted for what is not the next."""
+        """Decode the chunks of a reply to XREAD.
+
+        Raises:
+            StreamInterrupted: An entry does not follow the last one.
+        """
         chunks = []
         ((_, entries),) = reply
-        for identity, fields in entries:
-            self._follow(identity)
+        for entry_id, fields in entries:
+            self._advance(entry_id)
             if CHUNK in fields:
                 self._has_chunks = True
-                chunks.append(Chunk(identity, json.loads(fields[CHUNK])))
+                chunks.append(Chunk(entry_id, json.loads(fields[CHUNK])))
             elif ENDED in fields:
                 self.ended = fields[ENDED] == OK
-        self._moved()
-        self._slice = SHORT if fields.get(ENDED) == FAILED else LONG
+        self._restart_timers()
+        failed = fields.get(ENDED) == FAILED
+        self._read_seconds = FAILED_READ_SECONDS if failed else READ_SECONDS
         return chunks
 
     def read_nothing(self, result: bytes | str | None) -> list[Chunk]:
-        """No chunks: nothing was there to read, and this is stored as the task's result.
+        """Handle a read that returned no entry. Returns no chunks.
 
-        Raises the error that the task failed with, StreamInterrupted when it has an answer to
-        which no chunk will come any more, or ResultTimeout.
+        Args:
+            result: The stored result of the task, if there is one.
+
+        Raises:
+            FleetError: The task has failed with this error.
+            StreamInterrupted: The task has a result, and its stream has not ended in time.
+            ResultTimeout: No chunk within the timeout.
         """
-        now, self._away_since = self._clock(), None
-        came_to = outcome(self._backend, result)
-        if isinstance(came_to, BaseException):
-            protocol.completion_or_raise(came_to)
-        if came_to is not None:
-            self._done_since = now if self._done_since is None else self._done_since
-            if now - self._done_since >= RESULT_GRACE_SECONDS:
-                raise StreamInterrupted(GONE)
-        if self._timeout is not None and now - self._since >= self._timeout:
-            raise ResultTimeout(f"no chunk within {self._timeout} s; the next can still come")
-        self._slice = min(2 * self._slice, LONG)
+        now, self._disconnected_at = self._clock(), None
+        outcome = decode_result(self._backend, result)
+        if isinstance(outcome, BaseException):
+            protocol.completion_or_raise(outcome)
+        if outcome is not None:
+            self._result_at = now if self._result_at is None else self._result_at
+            if now - self._result_at >= RESULT_GRACE_SECONDS:
+                raise StreamInterrupted(STREAM_MISSING)
+        if self._timeout is not None and now - self._progress_at >= self._timeout:
+            raise ResultTimeout(f"no chunk within {self._timeout} s; the request continues")
+        self._read_seconds = min(2 * self._read_seconds, READ_SECONDS)
         return []
 
     def connection_lost(self, error: Exception) -> float:
-        """The broker did not answer: seconds to wait before the next read.
+        """Handle a read that the broker did not answer. Returns the seconds before the next read.
 
-        Raises FleetUnavailable when it has been away for too long, or refuses.
+        Raises:
+            FleetUnavailable: The broker has been unreachable for too long, or rejects the read.
         """
         now = self._clock()
-        self._away_since = now if self._away_since is None else self._away_since
-        since, limit = self._since, self._timeout
+        self._disconnected_at = now if self._disconnected_at is None else self._disconnected_at
+        since, limit = self._progress_at, self._timeout
         if limit is None:
-            since, limit = self._away_since, RECONNECT_TIMEOUT
-        if now - since >= limit or not isinstance(error, _AWAY):
+            since, limit = self._disconnected_at, RECONNECT_TIMEOUT_SECONDS
+        if now - since >= limit or not isinstance(error, _RETRYABLE):
             raise FleetUnavailable(f"the broker did not answer: {error}") from error
-        return RECONNECT_PAUSE
+        return RECONNECT_SECONDS
 
-    def _follow(self, identity: str) -> None:
-        run, number = _place(identity)
+    def _advance(self, entry_id: str) -> None:
+        run, number = _parse_id(entry_id)
         opens = number == 0 and not self._has_chunks
         if not opens and run != self._run:
-            raise StreamInterrupted if self._has_chunks else StreamInterrupted(GAP)
+            raise StreamInterrupted if self._has_chunks else StreamInterrupted(CHUNKS_MISSING)
         if not opens and number != self._number + 1:
-            raise StreamInterrupted(GAP)
-        self._run, self._number, self.after = run, number, identity
+            raise StreamInterrupted(CHUNKS_MISSING)
+        self._run, self._number, self.after = run, number, entry_id
 
-    def _moved(self) -> None:
-        self._since = self._clock()
-        self._done_since = self._away_since = None
+    def _restart_timers(self) -> None:
+        self._progress_at = self._clock()
+        self._result_at = self._disconnected_at = None
 
 
 class Stream(Iterator[Chunk]):
-    """The chunks of one answer, as they come: `for chunk in stream: print(chunk.text, end="")`.
+    """Iterate over the chunks of one answer: `for chunk in stream: print(chunk.text, end="")`.
 
-    It ends when the answer is whole, and in no other way. Until then a lost connection is made
-    anew, without a chunk lost or repeated. Iterating raises
+    The iteration ends normally only if the answer is complete. A lost connection is reconnected;
+    no chunk is lost or repeated. The stream holds no connection between two chunks. Use it in one
+    thread only.
 
-    - the error that `Fleet.result` would, when the task has failed;
-    - ResultTimeout when no chunk comes within `timeout`; iterate again to go on waiting;
-    - FleetUnavailable when the broker is away for `timeout` (RECONNECT_TIMEOUT if that is None);
-    - StreamInterrupted when chunks that this reader has are not those of the answer, because
-      another worker has started it over, or when chunks it needs are not kept any more.
-
-    Holds no connection between two chunks. For one thread.
+    Raises:
+        ResultTimeout: No chunk within `timeout`. Iterate again to continue waiting.
+        FleetUnavailable: The broker was unreachable for `timeout` seconds, or for
+            RECONNECT_TIMEOUT_SECONDS if `timeout` is None.
+        StreamInterrupted: The chunks that were read do not belong to the final answer, because
+            another worker has started it over; or the next chunks are no longer stored.
+        FleetError: The task has failed; the same error that `Fleet.result` raises.
     """
 
     def __init__(
         self,
         ticket: Ticket | str,
         client: redis.Redis,
-        reading: StreamCursor,
+        cursor: StreamCursor,
         result: Callable[[Ticket | str, float | None], Completion],
     ) -> None:
-        #: What it was asked for with, or what submitting returned.
+        #: The ticket, or its id.
         self.ticket = ticket
-        self._redis, self._reading, self._result = client, reading, result
+        self._redis, self._cursor, self._result = client, cursor, result
         self._chunks: deque[Chunk] = deque()
 
     def __next__(self) -> Chunk:
-        self._reading.start()
-        while not self._chunks and not self._reading.ended:
+        self._cursor.start()
+        while not self._chunks and not self._cursor.ended:
             self._chunks.extend(self._read())
         if not self._chunks:
             raise StopIteration
         return self._chunks.popleft()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """The whole answer with its receipt: `Fleet.result` of this ticket."""
+        """Return the whole answer with its receipt: `Fleet.result` of this ticket."""
         return self._result(self.ticket, timeout)
 
     def _read(self) -> list[Chunk]:
-        reading = self._reading
+        cursor = self._cursor
         try:
             reply = self._redis.xread(
-                {reading.key: reading.after}, MAX_CHUNKS_PER_READ, reading.block_milliseconds
+                {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
             )
-            result = None if reply else self._redis.get(reading.result_key)
+            result = None if reply else self._redis.get(cursor.result_key)
         except CONNECTION_ERRORS as error:
-            time.sleep(reading.connection_lost(error))
+            time.sleep(cursor.connection_lost(error))
             return []
-        return reading.read(reply) if reply else reading.read_nothing(result)
+        return cursor.read(reply) if reply else cursor.read_nothing(result)
 
 
-def _place(identity: str) -> tuple[int, int]:
-    """The run and the number that an id is made of. Raises InvalidRequest if it is no id."""
-    if not re.fullmatch(r"\d{1,19}-\d{1,19}", identity):
-        raise InvalidRequest("after: it is not the id of a chunk")
-    run, _, number = identity.partition("-")
+def _parse_id(entry_id: str) -> tuple[int, int]:
+    """Split an id into run and number. Raises InvalidRequest."""
+    if not re.fullmatch(r"\d{1,19}-\d{1,19}", entry_id):
+        raise InvalidRequest("after: not the id of a chunk")
+    run, _, number = entry_id.partition("-")
     return int(run), int(number)

@@ -10,10 +10,10 @@ from celery import Celery
 from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors
 from primarch_fleet.client import streamed
 from primarch_fleet.streaming import (
-    LONG,
-    RECONNECT_TIMEOUT,
+    FAILED_READ_SECONDS,
+    READ_SECONDS,
+    RECONNECT_TIMEOUT_SECONDS,
     RESULT_GRACE_SECONDS,
-    SHORT,
     StreamCursor,
 )
 from workers.stream_writer import has_token
@@ -91,19 +91,19 @@ def test_a_reader_with_a_chunk_is_told_that_the_run_starts_over(after: str | Non
     ("after", "next_id"), [("7-1", "7-3"), ("7-1", "7-1"), (None, "7-5"), (None, "7-1")]
 )
 def test_a_gap_is_an_error_and_never_a_shorter_answer(after: str | None, next_id: str) -> None:
-    with pytest.raises(errors.StreamInterrupted, match="part of the stream"):
+    with pytest.raises(errors.StreamInterrupted, match="Part of the stream"):
         reading(after).read(entries((next_id, "c")))
 
 
 def test_a_failed_run_has_the_reason_looked_up_at_once() -> None:
     reader = reading()
-    assert reader.block_milliseconds == LONG * 1000
+    assert reader.block_milliseconds == READ_SECONDS * 1000
     reader.read(entries(("7-0", "opened"), ("7-1", "failed")))
     assert not reader.ended
-    assert reader.block_milliseconds == SHORT * 1000
+    assert reader.block_milliseconds == FAILED_READ_SECONDS * 1000
     for _ in range(20):
         reader.read_nothing(None)
-    assert reader.block_milliseconds == LONG * 1000
+    assert reader.block_milliseconds == READ_SECONDS * 1000
 
 
 def test_a_task_that_failed_fails_its_readers_alike() -> None:
@@ -122,7 +122,7 @@ def test_a_result_without_the_end_of_a_stream_is_waited_out_and_then_said() -> N
     clock.now += RESULT_GRACE_SECONDS - 0.1
     reader.read_nothing(ANSWER)
     clock.now += RESULT_GRACE_SECONDS
-    with pytest.raises(errors.StreamInterrupted, match="its stream is not"):
+    with pytest.raises(errors.StreamInterrupted, match="its stream does not"):
         reader.read_nothing(ANSWER)
 
 
@@ -143,7 +143,7 @@ def test_the_timeout_is_between_two_chunks_and_only_while_somebody_waits() -> No
     assert reader.block_milliseconds == 1  # 0 would be for ever
 
 
-@pytest.mark.parametrize(("timeout", "limit"), [(3.0, 3.0), (None, RECONNECT_TIMEOUT)])
+@pytest.mark.parametrize(("timeout", "limit"), [(3.0, 3.0), (None, RECONNECT_TIMEOUT_SECONDS)])
 def test_a_broker_that_is_away_is_waited_for_as_long_as_said(
     timeout: float | None, limit: float
 ) -> None:

@@ -209,7 +209,7 @@ def test_readers_are_told_when_a_redis_away_for_too_long_has_cost_chunks(
 ) -> None:
     monkeypatch.setattr(stream_writer, "MAX_PENDING", 1_000)
     written(valkey_url, words(200))  # all of it before the first round trip is over
-    with pytest.raises(errors.StreamInterrupted, match="part of the stream"):
+    with pytest.raises(errors.StreamInterrupted, match="Part of the stream"):
         list(fleet.stream(TASK, timeout=10))
 
 
@@ -315,7 +315,7 @@ def test_a_stream_is_kept_for_a_while_after_the_last_write(
 def test_a_stream_that_is_gone_is_no_empty_answer(fleet: Fleet, server: redis.Redis) -> None:
     ticket = fleet.submit(request(stream=True))
     finish(fleet, ticket.id)
-    with pytest.raises(errors.StreamInterrupted, match="ask result"):
+    with pytest.raises(errors.StreamInterrupted, match="call result"):
         list(fleet.stream(ticket, timeout=20))
     assert fleet.stream(ticket).result(5) == DONE
 
@@ -423,5 +423,5 @@ def test_streaming_a_request_submits_it_as_one_that_streams(
     with pytest.raises(errors.InvalidRequest, match="stream"):
         fleet.stream(request(lane="batch"))
     batch = fleet.submit(request(lane="batch"))
-    with pytest.raises(errors.InvalidRequest, match="ask result"):
+    with pytest.raises(errors.InvalidRequest, match="call result"):
         fleet.stream(batch)

@@ -36,6 +36,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
+from primarch_fleet.validation import Location, explain
 from workers.local.engines.base import Answer
 from workers.local.engines.process_guard import KillOnParentExit
 from workers.local.engines.stderr_tail import StderrTail
@@ -195,7 +196,7 @@ def _settings(config: EngineConfig, args: Namespace) -> VllmConfig:
         )
         validate_api_server_args(args)
     except Exception as error:  # pydantic's, Hugging Face's, torch's or vLLM's own
-        why = _explain(error) if isinstance(error, ValidationError) else str(error)
+        why = explain(error, _field) if isinstance(error, ValidationError) else str(error)
         message = f"engines: {config.model}: vLLM refuses {config.path!r}: {why}"
         raise ConfigError(message) from error
     return settings
@@ -229,7 +230,7 @@ async def _response(
     try:
         response = await handle(kind(**body, priority=priority))
     except ValidationError as error:
-        raise InvalidRequest(_explain(error)) from None
+        raise InvalidRequest(explain(error, _field)) from None
     except Exception as error:
         raise _failure(create_error_response(error).error) from error
     task = asyncio.current_task()
@@ -255,11 +256,9 @@ def _failure(error: ErrorInfo) -> FleetError:
     return InvalidRequest(error.message) if refused else EngineError(error.message)
 
 
-def _explain(error: ValidationError) -> str:
-    """What is wrong with which field, without its value: prompts stay private."""
-    items = error.errors(include_input=False, include_url=False, include_context=False)
-    lines = (": ".join([*map(str, item["loc"][:1]), item["msg"]]) for item in items)
-    return "; ".join(dict.fromkeys(lines))
+def _field(location: Location) -> str:
+    """The field alone: the rest of the path is what vLLM tried for it."""
+    return str(location[0]) if location else ""
 
 
 def _time_to_first_token(metrics: Any) -> float | None:

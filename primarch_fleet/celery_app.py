@@ -1,0 +1,78 @@
+"""The Celery app of producers: it sends messages and waits for results."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakSet
+
+from celery import Celery
+from celery.backends.redis import RedisBackend
+
+
+class ProducerResultBackend(RedisBackend):
+    """Celery's Redis result backend, without a subscription for each submitted task.
+
+    Celery creates a backend for each thread, and leaves it to the garbage collector.
+    """
+
+    # Not in celery-types.
+    app: _ProducerApp
+    result_consumer: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.app.result_backends.add(self)
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Do nothing: saves two round trips for each submit, each of which could hang."""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.result_consumer.stop()
+        self.client.connection_pool.disconnect()
+
+
+class _ProducerApp(Celery):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        #: The backends with which threads of this app have waited for results.
+        self.result_backends: WeakSet[ProducerResultBackend] = WeakSet()
+
+    def close(self) -> None:
+        """Close the connections of the result backends.
+
+        Connections to the broker stay: kombu shares a few between all apps of the process.
+        """
+        for backend in list(self.result_backends):
+            backend.close()
+        super().close()
+
+
+def producer_app(url: str, timeout: float) -> Celery:
+    """Return a Celery app that only sends, as JSON.
+
+    Args:
+        timeout: Seconds after which an unreachable broker is an error.
+    """
+    backend = f"{ProducerResultBackend.__module__}:{ProducerResultBackend.__qualname__}+{url}"
+    app = _ProducerApp("primarch_fleet", broker=url, backend=backend, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        result_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_create_missing_queues=True,
+        task_default_queue="realtime",
+        broker_connection_timeout=timeout,
+        broker_transport_options={
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "socket_keepalive": True,
+            "max_retries": 1,
+        },
+        task_publish_retry=False,
+        redis_socket_timeout=timeout,
+        redis_socket_connect_timeout=timeout,
+        redis_backend_health_check_interval=10,
+    )
+    return app

@@ -1,0 +1,34 @@
+"""Messages for input that pydantic rejects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+#: The path to a value in the input: names of fields, keys and indexes.
+Location = tuple[int | str, ...]
+
+#: What pydantic puts before the message of a validator's own ValueError.
+_VALUE_ERROR = "Value error, "
+#: Names that pydantic gives to the members of a union; they are no part of the input.
+_UNION_MEMBER = re.compile(r"[\w-]+\[.*\]|constrained-\w+")
+
+
+def dotted_path(location: Location) -> str:
+    """The path of a wrong value, such as `messages.0.content`."""
+    return ".".join(str(part) for part in location if not _UNION_MEMBER.fullmatch(str(part)))
+
+
+def explain(error: ValidationError, path: Callable[[Location], str] = dotted_path) -> str:
+    """List each wrong field with its problem, without the values: they may be private.
+
+    Args:
+        path: Returns the name to print for a location; "" prints the problem alone.
+    """
+    problems = []
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        name, problem = path(item["loc"]), item["msg"].removeprefix(_VALUE_ERROR)
+        problems.append(f"{name}: {problem}" if name else problem)
+    return "; ".join(dict.fromkeys(problems))
