@@ -9,6 +9,7 @@ from pydantic import Field
 
 from config.section import Section
 from primarch_fleet.catalogue import Limits
+from primarch_fleet.money import to_micros
 
 #: US dollars to the micro-dollar, far below what Redis's scripts count exactly.
 Dollars = Annotated[Decimal, Field(ge=0, lt=1_000_000_000, decimal_places=6, allow_inf_nan=False)]
@@ -34,15 +35,11 @@ class Tenant(Section):
     def limits(self) -> Limits:
         """The same in micro-dollars, as producers are told."""
         return Limits(
-            daily_budget=_micros(self.daily_budget),
-            monthly_budget=_micros(self.monthly_budget),
-            max_cost_realtime=_micros(self.max_cost_realtime),
+            daily_budget=to_micros(self.daily_budget),
+            monthly_budget=to_micros(self.monthly_budget),
+            max_cost_realtime=to_micros(self.max_cost_realtime),
             over_budget=self.over_budget,
             default_output_tokens=self.default_output_tokens,
             max_concurrency=self.max_concurrency,
             tokens_per_minute=self.tokens_per_minute,
         )
-
-
-def _micros(amount: Decimal | None) -> int | None:
-    return None if amount is None else int(amount * 1_000_000)

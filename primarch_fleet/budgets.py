@@ -29,7 +29,7 @@ import redis.asyncio
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, redis_full
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
-from primarch_fleet.money import dollars
+from primarch_fleet.money import format_dollars
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 
 #: Seconds after which a reservation that nobody settled is given back: longer than a request lives.
@@ -290,9 +290,9 @@ def _refusal(limits: Limits, now: int, cap: int, left: int, missing: int) -> str
     name = _CAPS[cap]
     anew = _resets(datetime.fromtimestamp(now, UTC), name)
     return (
-        f"{dollars(missing)} is to be reserved, {dollars(left)} is left of the {name} budget of "
-        f"{dollars(getattr(limits, f'{name}_budget'))}, which starts anew at "
-        f"{anew:%Y-%m-%dT%H:%M:%SZ}, in {anew.timestamp() - now:.0f} s"
+        f"{format_dollars(missing)} is to be reserved, {format_dollars(left)} is left of the "
+        f"{name} budget of {format_dollars(getattr(limits, f'{name}_budget'))}, which starts "
+        f"anew at {anew:%Y-%m-%dT%H:%M:%SZ}, in {anew.timestamp() - now:.0f} s"
     )
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MICROS_PER_DOLLAR = 1_000_000
+
 #: Decimals travel as text, so that both sides have exactly the same price.
 Rate = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
@@ -46,6 +48,16 @@ def max_price(prices: Iterable[Price]) -> Price:
     return Price(input=max(inputs), output=max(outputs))
 
 
-def dollars(micros: int) -> str:
-    """Format micro-dollars as dollars: `dollars(1234)` returns `"$0.001234"`."""
-    return f"${Decimal(micros) / 1_000_000:.6f}"
+def to_dollars(micros: float | Decimal) -> float:
+    """Convert micro-dollars, rounded to a float, for metrics and reports."""
+    return float(micros) / MICROS_PER_DOLLAR
+
+
+def to_micros(dollars: Decimal | None) -> int | None:
+    """Convert dollars to whole micro-dollars; None stays None."""
+    return None if dollars is None else int(dollars * MICROS_PER_DOLLAR)
+
+
+def format_dollars(micros: int) -> str:
+    """Format micro-dollars as dollars: `format_dollars(1234)` returns `"$0.001234"`."""
+    return f"${Decimal(micros) / MICROS_PER_DOLLAR:.6f}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Task
@@ -29,7 +30,8 @@ from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
-from tasks import deferral
+from tasks import services
+from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.observability import metrics
 from workers.runtime import event_loop
@@ -37,13 +39,26 @@ from workers.runtime.revoke import revoke as _revoke
 
 logger = logging.getLogger(__name__)
 
-_lanes: list[BatchPipeline] = []
-_operators: list[Operations] = []
-_promotions: list[LocalPromotion] = []
+
+@dataclass(frozen=True, kw_only=True)
+class BatchServices(Services):
+    """The services of a batch worker: what the scheduler's tasks call."""
+
+    pipeline: BatchPipeline
+    operations: Operations
+    promotion: LocalPromotion
+
+    @classmethod
+    def current(cls) -> BatchServices:
+        """The services of this process. Raises RuntimeError before its worker has started."""
+        current = services.current()
+        if not isinstance(current, cls):
+            raise RuntimeError("no batch services: the batch worker has not started")
+        return current
 
 
-async def start() -> BatchPipeline:
-    """Put the store behind the batch tasks and make the lane. Raises ConfigError."""
+async def start(shared: Services) -> BatchPipeline:
+    """Put the store behind the batch tasks and build the pipeline. Raises ConfigError."""
     config, client = fleet_config(), patient_async(redis_url())
     store = Store(client)
     bodies = BlobStore(
@@ -56,20 +71,25 @@ async def start() -> BatchPipeline:
     await bodies.check()
     accounts = open_accounts(config)
     tracer = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
-    lane = BatchPipeline(
+    pipeline = BatchPipeline(
         BatchContext.from_policy(store, bodies, config.batch, settings().data_dir / "batches"),
         config,
         accounts,
         tracer,
-        Observers(metrics.observe, metrics.observe_batch),
+        Observers(metrics.record_answer, metrics.observe_batch),
     )
-    deferral.use_store(ParkingStore(store, bodies, config))
-    _lanes[:] = [lane]
-    _operators[:] = [Operations(store, accounts, lane.withdrawal)]
     promotion = LocalPromotion(patient_async(redis_url(), text=False), config.engines)
     event_loop.at_stop(promotion.close)
-    _promotions[:] = [promotion]
-    return lane
+    shared = replace(shared, deferral_store=ParkingStore(store, bodies, config))
+    services.install(
+        BatchServices(
+            **vars(shared),
+            pipeline=pipeline,
+            operations=Operations(store, accounts, pipeline.withdrawal),
+            promotion=promotion,
+        )
+    )
+    return pipeline
 
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
@@ -100,7 +120,7 @@ def revoke(state: Any, task_id: Any, **options: Any) -> Any:
 
 async def _cancel_parked(task_ids: list[str]) -> None:
     try:
-        await _operators[0].cancel(task_ids)
+        await BatchServices.current().operations.cancel(task_ids)
     except Exception:
         logger.exception("revoked requests stay parked", extra={"action": "batch_revoke_failed"})
 
@@ -108,34 +128,34 @@ async def _cancel_parked(task_ids: list[str]) -> None:
 @app.task(name="scheduler.aggregate", bind=True, ignore_result=True, send_events=False)
 async def aggregate(task: Task[Any, Any]) -> None:
     """Cut the batches that are to be cut now."""
-    await _lanes[0].aggregate()
+    await BatchServices.current().pipeline.aggregate()
 
 
 @app.task(name="scheduler.poll", bind=True, ignore_result=True, send_events=False)
 async def poll(task: Task[Any, Any]) -> None:
     """Look at the jobs that are due."""
-    await _lanes[0].poll()
+    await BatchServices.current().pipeline.poll()
 
 
 @app.task(name="scheduler.promote", bind=True, ignore_result=True, send_events=False)
 async def promote(task: Task[Any, Any]) -> None:
     """Move what waits for an engine, its deadline near, to the realtime lane."""
-    await _promotions[0].promote()
+    await BatchServices.current().promotion.promote()
 
 
 @app.task(name="scheduler.sweep_bodies", bind=True, ignore_result=True, send_events=False)
 async def sweep_bodies(task: Task[Any, Any]) -> None:
     """Remove large bodies that nobody needs any more."""
-    await _lanes[0].sweep_bodies()
+    await BatchServices.current().pipeline.sweep_bodies()
 
 
 @app.task(name="scheduler.cancel", bind=True, send_events=False)
 async def cancel(task: Task[Any, Any], task_ids: list[str]) -> dict[str, str]:
     """Cancel requests; of each whether it is "cancelled", was "done" before, or is "unknown"."""
-    return {**await _operators[0].cancel(task_ids)}
+    return {**await BatchServices.current().operations.cancel(task_ids)}
 
 
 @app.task(name="scheduler.cancel_batch", bind=True, send_events=False)
 async def cancel_batch(task: Task[Any, Any], intent: str) -> str:
     """Cancel a live batch at its provider; "" when that is under way, else why not."""
-    return await _operators[0].cancel_batch(intent)
+    return await BatchServices.current().operations.cancel_batch(intent)

@@ -23,7 +23,7 @@ from primarch_fleet.errors import FleetError
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
 from scheduler import metrics
-from tasks.accounting import current_accountant
+from tasks import services
 from workers.runtime.scripts import MOVE, NEAR
 
 logger = logging.getLogger(__name__)
@@ -75,13 +75,13 @@ class LocalPromotion:
 
 async def _affordable(message: dict[str, Any]) -> bool:
     """Whether its caps and its tenant's budget have room for the other lane, which is reserved."""
-    charges, headers = current_accountant(), message["headers"]
-    if charges is None:
+    accountant, headers = services.current().accountant, message["headers"]
+    if accountant is None:
         return True
     [body], _, _ = json.loads(base64.b64decode(message["body"]))
     request = REQUESTS[headers["task"].partition(".")[2]].parse(body)
     try:
-        await charges.reserve("realtime", request, headers["id"])
+        await accountant.reserve("realtime", request, headers["id"])
     except FleetError as refusal:
         logger.info(
             "%s: stays: %s",

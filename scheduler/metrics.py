@@ -13,6 +13,7 @@ from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from primarch_fleet.money import to_dollars
 from scheduler.model.job import Job, RequestGroup
 from scheduler.model.outcomes import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL
@@ -85,7 +86,7 @@ def observe_dropped(job: Job, body: dict[str, Any]) -> int:
     except (AttributeError, TypeError, ValueError):  # the answer is dropped: nothing else checks it
         tokens = 0, 0
     cost = job.terms.price.cost(*tokens)
-    dropped_cost_total.labels(job.group.provider).inc(cost / 1_000_000)
+    dropped_cost_total.labels(job.group.provider).inc(to_dollars(cost))
     logger.info(
         "%s: dropped an answer for %d micro-dollars: its request was cancelled",
         job.intent,

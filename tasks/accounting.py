@@ -68,6 +68,19 @@ class AbortedRun(NamedTuple):
     cost: int
 
 
+class DroppedAnswer(NamedTuple):
+    """A provider's answer to a request that was cancelled before it came."""
+
+    tenant_id: str
+    lane: Lane
+    provider: str
+    model: str
+    #: Micro-dollars.
+    cost: int
+    #: The same at each repetition, so that the answer counts once.
+    answer_id: str
+
+
 class Accountant:
     """The worker's side of budgets. Use it on one loop.
 
@@ -237,16 +250,3 @@ class Accountant:
     def _model(self, lane: Lane, request: Request) -> Model | None:
         model = self._catalogue.models.get(request.model)
         return model if model and lane in model.lanes else None
-
-
-_charges: list[Accountant] = []
-
-
-def use_accountant(charges: Accountant | None) -> None:
-    """Have what this process serves reserved and settled; None has nothing."""
-    _charges[:] = [charges] if charges else []
-
-
-def current_accountant() -> Accountant | None:
-    """Those of this process."""
-    return _charges[0] if _charges else None

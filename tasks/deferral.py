@@ -6,8 +6,7 @@ later the scheduler completes the task from what was parked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from celery import Task
 from celery.app.task import Context
@@ -15,7 +14,9 @@ from celery.exceptions import Ignore
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import CompletionRequest, Request
-from primarch_fleet.errors import FleetError, InvalidRequest
+from primarch_fleet.errors import InvalidRequest
+from tasks import services
+from tasks.services import DeferralStore
 
 #: The state of a parked task. Celery does not know it, so that `get()` goes on waiting.
 PARKED = "PARKED"
@@ -40,35 +41,12 @@ class PreparedRequest(NamedTuple):
     record: Any
 
 
-class DeferralStore(Protocol):
-    """Where requests wait. The calls block, and may be repeated."""
-
-    def knows(self, task_id: str) -> bool:
-        """True when the task is parked or was completed before."""
-
-    def record(self, request: Request, context: dict[str, Any]) -> Any:
-        """What is kept of a request. Raises InvalidRequest for one that no batch can hold."""
-
-    def park(self, records: Sequence[Any]) -> Mapping[str, FleetError]:
-        """Keep records durably; when this returns, their messages may be acknowledged, but for
-        those that were refused: their errors, by their tasks' ids.
-
-        What is known already stays as it is.
-        """
-
-
-_parkings: list[DeferralStore] = []
-
-
-def use_store(parking: DeferralStore) -> None:
-    """Put a store behind the batch tasks of this process."""
-    _parkings[:] = [parking]
-
-
-def current_store() -> DeferralStore:
-    """The store behind the batch tasks of this process."""
-    (parking,) = _parkings
-    return parking
+def deferral_store() -> DeferralStore:
+    """The store of this process. Raises RuntimeError in a process that is no batch worker."""
+    store = services.current().deferral_store
+    if store is None:
+        raise RuntimeError("no deferral store: only a batch worker parks requests")
+    return store
 
 
 def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, Any]:
@@ -79,12 +57,12 @@ def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, A
     through, or what it is refused for; that is returned to a request that asks for it.
     """
     found = prepare(task.name, kind, body, task.request)
-    parking = current_store()
-    if not parking.knows(task.request.id or ""):
+    store = deferral_store()
+    if not store.knows(task.request.id or ""):
         # The state first: once parked, the request may be completed at any moment.
         if not task.request.ignore_result:
             task.update_state(task.request.id, PARKED, found.meta)
-        for refusal in parking.park([found.record]).values():
+        for refusal in store.park([found.record]).values():
             if found.request.return_exceptions:
                 return protocol.error_value(refusal)
             raise refusal
@@ -104,5 +82,5 @@ def prepare(name: str, kind: type[Request], body: object, context: Context) -> P
         raise InvalidRequest("stream: a batch cannot stream")
     kept = {name: getattr(context, name, None) for name in CONTEXT_FIELDS}
     hidden = {"argsrepr": protocol.HIDDEN_ARGUMENTS, "kwargsrepr": protocol.HIDDEN_ARGUMENTS}
-    record = current_store().record(request, {**kept, **hidden, "task": name})
+    record = deferral_store().record(request, {**kept, **hidden, "task": name})
     return PreparedRequest(request, {"model": request.model}, record)

@@ -160,17 +160,3 @@ def _key(name: str) -> str:
 def _warn(error: Exception) -> None:
     """Of the error only its kind: its words may be those of an answer."""
     logger.warning("the cache failed: %s", type(error).__name__, extra={"action": "cache_failed"})
-
-
-_cache: list[ResponseCache] = []
-
-
-def use_cache(cache: ResponseCache | None) -> None:
-    """Have what this process serves kept and found; None has nothing."""
-    _cache[:] = [cache] if cache else []
-
-
-def cache_for(request: Request) -> ResponseCache | None:
-    """That of this process, for a request that asks for it and is not streamed."""
-    asked = request.cache_ttl is not None and not getattr(request, "stream", False)
-    return _cache[0] if _cache and asked else None

@@ -1,4 +1,4 @@
-"""How a lane's worker starts: its queues, the leased transport, its server, its metrics."""
+"""How a lane's worker starts: its queues, the leased transport, its services, its metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+import redis
 from celery import Celery, bootsteps
 from celery.signals import task_revoked
 from kombu import Queue
@@ -17,23 +18,21 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import redis_support
 from primarch_fleet.budgets import Ledger
+from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError
-from tasks import accounting as charging
-from tasks import response_cache as caching
 from tasks.accounting import Accountant
 from tasks.app import app
 from tasks.response_cache import ResponseCache
-from workers.observability import cost_report as costing
+from tasks.services import Services
 from workers.observability import metrics
-from workers.observability.budget_metrics import BudgetCollector
 from workers.observability.cost_report import CostReport
 from workers.observability.heartbeat import Heartbeat
 from workers.observability.throughput import Throughput
 from workers.runtime import (
     event_loop,
     result_backend,
-    revoke,  # noqa: F401 - its command takes the place of Celery's
+    revoke,  # noqa: F401 - registers our revoke command in place of Celery's
     transport,
 )
 
@@ -44,18 +43,20 @@ class LaneRuntime(Protocol):
     """What a lane holds while its worker runs."""
 
     async def close(self) -> None:
-        """Give everything back; called once, after the last task."""
+        """Release everything. Called once, after the last task."""
 
 
-def lane_worker(
-    lane: Lane, queues: list[str], start: Callable[[], Awaitable[LaneRuntime]]
-) -> Celery:
-    """The fleet's Celery app as one lane's worker: what `celery -A` is given.
+#: Makes a lane ready and installs its services (tasks/services.py), which include the given ones.
+StartLane = Callable[[Services], Awaitable[LaneRuntime]]
+
+
+def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
+    """Make the fleet's Celery app one lane's worker: what `celery -A` is given.
 
     Args:
-        queues: The only queues it takes tasks from.
-        start: Makes the lane ready; runs on the worker's event loop before the first task is
-            taken. When it raises, the worker stops with that error and takes no task.
+        queues: The only queues that the worker takes tasks from.
+        start_lane: Runs on the worker's event loop before the first task is taken. If it raises,
+            the worker stops with that error and takes no task.
     """
     url = redis_url()
     app.conf.update(
@@ -67,37 +68,61 @@ def lane_worker(
         worker_consumer="workers.runtime.transport:Consumer",
     )
 
-    class ServeLane(bootsteps.StartStopStep):
+    class LaneStep(bootsteps.StartStopStep):
         requires = ("celery.worker.components:Pool",)
 
         def start(self, worker: Any) -> None:
-            client = redis_support.once(url, text=False)
-            catalogue = fleet_config().catalogue()
-            catalogue.publish(client)
-            _charge(Accountant.at(url, catalogue, costing.report_cut))
-            _report(CostReport.at(url, catalogue))
-            _keep(ResponseCache.at(url, metrics.report))
-            ledger = Ledger(redis_support.once(url))
-            REGISTRY.register(BudgetCollector(ledger, catalogue.tenants))
-            metrics.show_targets(fleet_config().targets.figures())
-            metrics.serve(client, lane, queues)
-            heartbeat = Heartbeat(client, queues, _rate(lane, worker))
-            event_loop.at_stop(heartbeat.stop)
-            try:
-                served = asyncio.run_coroutine_threadsafe(_run(start), event_loop.get()).result()
-            except FleetError as error:
-                logger.critical("%s", error, extra={"action": "lane_not_started"})
-                raise SystemExit(1) from None
-            event_loop.at_stop(served.close)
-            _settle_down()
-            heartbeat.start()
+            _start_worker(lane, queues, start_lane, worker)
 
-    app.steps["worker"].add(ServeLane)
+    app.steps["worker"].add(LaneStep)
     return app
 
 
-def _rate(lane: Lane, worker: Any) -> Callable[[], float | None]:
-    """How fast the worker is, at each call; of the batch lane, where all ends hours later, None."""
+def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: Any) -> None:
+    """Start everything but the tasks, the heartbeat last: it says that the worker is ready."""
+    url, catalogue = redis_url(), fleet_config().catalogue()
+    client = redis_support.once(url, text=False)
+    catalogue.publish(client)
+    services = _start_services(url, catalogue)
+    _serve_metrics(client, lane, queues, catalogue)
+    heartbeat = Heartbeat(client, queues, _throughput(lane, worker))
+    event_loop.at_stop(heartbeat.stop)
+    _start_lane(start_lane, services)
+    _freeze_garbage_collection()
+    heartbeat.start()
+
+
+def _start_services(url: str, catalogue: Catalogue) -> Services:
+    """Open the services that every lane has. They close when the pool has stopped, last one first.
+
+    The reservations of tasks that are revoked before they run are returned.
+    """
+    cost_report = CostReport.at(url, catalogue)
+    accountant = Accountant.at(url, catalogue, cost_report.add_aborted)
+    response_cache = ResponseCache.at(url, cost_report.add)
+    event_loop.at_stop(accountant.close)
+
+    @task_revoked.connect(weak=False)
+    def refund(request: Any, **_: object) -> None:
+        asyncio.run_coroutine_threadsafe(accountant.refund(request), event_loop.get())
+
+    asyncio.run_coroutine_threadsafe(cost_report.start(), event_loop.get()).result()
+    event_loop.at_stop(cost_report.close)
+    event_loop.at_stop(response_cache.close)
+    return Services(accountant, response_cache, cost_report)
+
+
+def _serve_metrics(
+    client: redis.Redis, lane: Lane, queues: list[str], catalogue: Catalogue
+) -> None:
+    ledger = Ledger(redis_support.once(redis_url()))
+    REGISTRY.register(metrics.BudgetCollector(ledger, catalogue.tenants))
+    metrics.show_targets(fleet_config().targets.figures())
+    metrics.serve(client, lane, queues)
+
+
+def _throughput(lane: Lane, worker: Any) -> Callable[[], float | None]:
+    """Return what measures the worker's throughput; None on batch, where answers take hours."""
     if lane == "batch":
         return lambda: None
     throughput = Throughput(lambda: worker.pool.num_processes)
@@ -105,38 +130,24 @@ def _rate(lane: Lane, worker: Any) -> Callable[[], float | None]:
     return throughput.measure
 
 
-def _settle_down() -> None:
-    """Have the garbage collector leave alone what is loaded by now, for good.
+def _start_lane(start_lane: StartLane, services: Services) -> None:
+    """Run the lane's own start on the event loop. Raises SystemExit when it fails."""
 
-    It would look through all of that, a quarter of a second of it with LiteLLM, while everybody's
-    next token waits.
+    async def start() -> LaneRuntime:
+        return await start_lane(services)
+
+    try:
+        runtime = asyncio.run_coroutine_threadsafe(start(), event_loop.get()).result()
+    except FleetError as error:
+        logger.critical("%s", error, extra={"action": "lane_not_started"})
+        raise SystemExit(1) from None
+    event_loop.at_stop(runtime.close)
+
+
+def _freeze_garbage_collection() -> None:
+    """Exclude all objects that exist by now from garbage collection, for good.
+
+    With LiteLLM loaded, a full collection takes a quarter of a second, in which every stream stops.
     """
     gc.collect()
     gc.freeze()
-
-
-def _charge(charges: Accountant) -> None:
-    """Have this worker's tasks charged, and what it drops unserved refunded."""
-    charging.use_accountant(charges)
-    event_loop.at_stop(charges.close)
-
-    @task_revoked.connect(weak=False)
-    def refund(request: Any, **_: object) -> None:
-        asyncio.run_coroutine_threadsafe(charges.refund(request), event_loop.get())
-
-
-def _keep(cache: ResponseCache) -> None:
-    """Have answers kept for those who ask for that."""
-    caching.use_cache(cache)
-    event_loop.at_stop(cache.close)
-
-
-def _report(costs: CostReport) -> None:
-    """Have what this worker's answers cost reported, to the last one."""
-    costing.use(costs)
-    asyncio.run_coroutine_threadsafe(costs.start(), event_loop.get()).result()
-    event_loop.at_stop(costs.close)
-
-
-async def _run(start: Callable[[], Awaitable[LaneRuntime]]) -> LaneRuntime:
-    return await start()

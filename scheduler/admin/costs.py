@@ -18,12 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from config.targets import Targets
-from primarch_fleet.money import dollars
+from primarch_fleet.money import format_dollars, to_dollars
 from workers.observability.cost_report import Figures, Row, key, parse
 
 #: What rows can be grouped by.
 DIMENSIONS = Row._fields
-MICRODOLLARS_PER_DOLLAR = 1_000_000
 #: Days of the month of a target; docker/prometheus/alerts.yml counts the same.
 DAYS_PER_MONTH = 30
 
@@ -155,7 +154,7 @@ def cost_targets(targets: Targets, total: Figures, days: int) -> list[CostTarget
         total: The costs of the whole period.
         days: Length of the period, 1 or more; the month's cost is extrapolated from it.
     """
-    spent, goals = total.cost / MICRODOLLARS_PER_DOLLAR, targets.figures()
+    spent, goals = to_dollars(total.cost), targets.figures()
     saved = _ratio(total.list_cost - total.cost, total.list_cost)
     actual = {
         "monthly_cost_usd": spent * DAYS_PER_MONTH / days,
@@ -202,12 +201,12 @@ def _cells(figures: Figures) -> list[str]:
     counts = figures.requests, figures.input_tokens, figures.output_tokens
     references = figures.list_cost, figures.realtime_cost
     savings = [_saving_cell(figures, reference) for reference in references]
-    return [*map(str, counts), dollars(figures.cost), *savings]
+    return [*map(str, counts), format_dollars(figures.cost), *savings]
 
 
 def _saving_cell(figures: Figures, reference_cost: int) -> str:
     saved, rate = saving(figures, reference_cost)
-    return dollars(saved) if rate is None else f"{dollars(saved)} {rate:.1%}"
+    return format_dollars(saved) if rate is None else f"{format_dollars(saved)} {rate:.1%}"
 
 
 def _ratio(part: float, whole: int) -> float | None:

@@ -11,7 +11,7 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-from primarch_fleet.money import dollars
+from primarch_fleet.money import format_dollars
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import JobProgress, RequestGroup
 from scheduler.store.pauses import WHOLE_LANE
@@ -54,7 +54,7 @@ class LaneStatus:
         for one in (_job(job, self.now) for job in self.jobs):
             names = (Text(one[name]) for name in ("provider", "model", "state", "status"))
             counts = (str(one["requests"]), str(one["done"]))
-            money = (dollars(one["cost"]), dollars(one["saving"]))
+            money = (format_dollars(one["cost"]), format_dollars(one["saving"]))
             view.add_row(one["intent"][:SHORT], *names, _span(one["age"]), *counts, *money)
         return view
 

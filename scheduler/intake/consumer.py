@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_accepted, task_ready
 
 from scheduler.model.job import KINDS
-from tasks.deferral import PARKED, PreparedRequest, current_store, prepare
+from tasks.deferral import PARKED, PreparedRequest, deferral_store, prepare
 from workers.runtime.leases import LEASES
 from workers.runtime.transport import Consumer as LeasedConsumer
 
@@ -84,7 +84,7 @@ class IntakeConsumer(LeasedConsumer):
             for one, found in arrivals.items()
             if not one.ignore_result
         )
-        refused = current_store().park([found.record for found in arrivals.values()])
+        refused = deferral_store().park([found.record for found in arrivals.values()])
         self._run_alone(*(one for one in arrivals if one.id in refused))  # it is told its error
         with LEASES.together():
             for request in (one for one in arrivals if one.id not in refused):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import Any
 
-from tasks import serving
+from tasks import services
 from workers.local.app import app
 from workers.local.engines.base import Answer
 from workers.local.server import LocalServer
@@ -17,7 +17,7 @@ __all__ = ["app"]
 @app.task(name="bench.direct")
 async def direct(bodies: list[dict[str, Any]]) -> dict[str, Any]:
     """Give all to the engine at once: seconds until the last answer, tokens, first tokens."""
-    server = serving._servers["local"]
+    server = services.current().backends["local"]
     assert isinstance(server, LocalServer)
     started = time.perf_counter()
     answers: list[Answer] = await asyncio.gather(*map(server._engine.chat, bodies))

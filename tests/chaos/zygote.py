@@ -21,6 +21,7 @@ import threading
 import traceback
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from scheduler.pipeline import BatchPipeline
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
-from tasks import batch, deferral, realtime  # noqa: F401 - promoted requests are its tasks'
+from tasks import batch, realtime, services  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
 from tests.chaos import workload
 from tests.chaos.moments import Moments
@@ -97,7 +98,8 @@ class Process:
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
-        deferral.use_store(ParkingStore(self._store, self._bodies, self._config))
+        store = ParkingStore(self._store, self._bodies, self._config)
+        services.install(replace(services.current(), deferral_store=store))
         for message in self._order["messages"]:
             await asyncio.to_thread(run, app, message)
 

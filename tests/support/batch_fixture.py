@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from scheduler.providers.base import ProviderBatch
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
 from scheduler.store.keys import PREFIX
-from tasks import deferral
+from tasks import services
 from tests.support.mortal_store import Killed, MortalStore, Witness
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.app import App
@@ -141,7 +142,8 @@ class Bench:
         self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
-        deferral.use_store(ParkingStore(self.scheduler.store, self.scheduler.bodies, config))
+        store = ParkingStore(self.scheduler.store, self.scheduler.bodies, config)
+        services.install(replace(services.current(), deferral_store=store))
 
     def now(self) -> float:
         """The store's time."""

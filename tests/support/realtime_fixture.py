@@ -14,7 +14,7 @@ import redis
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest
 from primarch_fleet.contract import Request
-from tasks.serving import RequestMetadata
+from tasks.receipts import RequestMetadata
 from workers.onebox.simulator.profile import Fault, Model, Profile
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.server import RealtimeServer

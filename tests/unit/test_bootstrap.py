@@ -2,12 +2,12 @@
 
 import gc
 
-from workers.bootstrap import _settle_down
+from workers.bootstrap import _freeze_garbage_collection
 
 
 def test_what_is_loaded_is_looked_through_for_garbage_no_more() -> None:
     try:
-        _settle_down()
+        _freeze_garbage_collection()
         assert gc.get_freeze_count() > len(gc.get_objects())
     finally:
         gc.unfreeze()

@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 
 from config.engine import EngineConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
-from tasks.serving import RequestMetadata
+from tasks.receipts import RequestMetadata
 from tests.support.engines import CountingSleep
 from workers.local import engines
 from workers.local.engines.base import Answer

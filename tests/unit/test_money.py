@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from primarch_fleet import Price
-from primarch_fleet.money import dollars
+from primarch_fleet.money import format_dollars
 
 tokens = st.integers(0, 10_000_000)
 
@@ -37,5 +37,5 @@ def test_a_price_that_is_no_price_is_refused(wrong: str) -> None:
 
 
 def test_people_read_dollars() -> None:
-    assert dollars(1_234_567) == "$1.234567"
-    assert dollars(-5) == "$-0.000005"
+    assert format_dollars(1_234_567) == "$1.234567"
+    assert format_dollars(-5) == "$-0.000005"

@@ -11,8 +11,8 @@ import pytest
 
 from primarch_fleet import Completion, CompletionRequest, errors, protocol
 from primarch_fleet.contract import Request
-from tasks import serving
-from tasks.serving import RequestMetadata
+from tasks import services, serving
+from tasks.receipts import RequestMetadata
 
 REQUEST = CompletionRequest(model="m", messages=[{"role": "user", "content": "Hello"}]).to_wire()
 
@@ -29,9 +29,9 @@ class Context(dict[str, Any]):
 
 
 def serve(**fields: Any) -> dict[str, Any]:
-    serving.use("realtime", Limited())
     task: Any = SimpleNamespace(request=Context())
-    return asyncio.run(serving.serve("realtime", task, CompletionRequest, REQUEST | fields))
+    with services.override(backends={"realtime": Limited()}):
+        return asyncio.run(serving.serve("realtime", task, CompletionRequest, REQUEST | fields))
 
 
 def test_an_error_is_raised_by_the_task() -> None:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+from dataclasses import replace
 
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
-from tasks import serving
+from tasks import services
+from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.local import engines
 from workers.local.server import LocalServer
@@ -18,12 +20,12 @@ ENGINE = fleet_config().engine(settings().engine)
 DEAD_ENGINE_DRAIN_SECONDS = 2.0
 
 
-async def start() -> LocalServer:
+async def start(shared: Services) -> LocalServer:
     """Load the engine and register it as the backend of the local tasks."""
     engine = await engines.start(ENGINE)
     server = LocalServer(ENGINE, engine, StreamWriter(redis_url()), stop_worker)
     server.start()
-    serving.use("local", server)
+    services.install(replace(shared, backends={"local": server}))
     return server
 
 

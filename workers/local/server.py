@@ -15,7 +15,7 @@ from config.engine import EngineConfig
 from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Receipt, Request
 from primarch_fleet.errors import EngineError, InvalidRequest
 from tasks.accounting import UsageMeter
-from tasks.serving import RequestMetadata
+from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.local.engines.base import Answer, Engine
 from workers.local.stream_assembler import StreamAssembler
 from workers.observability import metrics
@@ -80,7 +80,7 @@ class LocalServer:
         started = time.perf_counter()
         answer = await self._answer(request, publish)
         receipt = self._receipt(request, envelope, answer, time.perf_counter() - started)
-        metrics.observe(receipt)
+        metrics.record_answer(receipt)
         return Completion(body=answer.body, receipt=receipt)
 
     async def close(self) -> None:
@@ -139,27 +139,21 @@ class LocalServer:
     def _receipt(
         self, request: Request, envelope: RequestMetadata, answer: Answer, latency: float
     ) -> Receipt:
-        usage = answer.body["usage"]
-        tokens = usage["prompt_tokens"], usage.get("completion_tokens", 0)
-        price = self._config.price
-        return Receipt(
+        usage, price = answer.body["usage"], self._config.price
+        source = AnswerSource(
             lane="local",
-            reason=envelope.reason,
-            requested_model=request.model,
-            model=answer.body["model"],
             provider="local",
             deployment=self._config.queue,
             strategy=self._config.engine,
+            price=price,
+            list_price=self._config.list_price or price,
             simulated=self._engine.simulated,
-            queue_wait=envelope.queue_wait,
-            time_to_first_token=answer.time_to_first_token,
-            latency=latency,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
-            cost=price.cost(*tokens),
-            list_cost=(self._config.list_price or price).cost(*tokens),
-            trace_id=envelope.trace_id,
-            tenant_id=request.tenant_id,
-            user_id=request.user_id,
-            metadata=request.metadata,
         )
+        facts = AnswerFacts(
+            model=answer.body["model"],
+            input_tokens=usage["prompt_tokens"],
+            output_tokens=usage.get("completion_tokens", 0),
+            latency=latency,
+            time_to_first_token=answer.time_to_first_token,
+        )
+        return build_receipt(request, envelope, source, facts)

@@ -29,7 +29,7 @@ from primarch_fleet import redis_support
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane, Receipt
 from primarch_fleet.redis_support import LuaScript
-from tasks.accounting import AbortedRun
+from tasks.accounting import AbortedRun, DroppedAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -164,26 +164,31 @@ class CostReport:
         await self._redis.aclose()
 
     def add(self, receipt: Receipt) -> None:
-        """Count an answered request, in memory at first."""
+        """Count an answered request, in memory until the next flush."""
         self._add(row(receipt), figures(receipt, self._catalogue))
 
-    def add_cut(self, cut: AbortedRun) -> None:
-        """Count what a run without an answer has cost, in memory at first: a cost, no request."""
-        self._add(Row(cut.tenant_id, cut.lane, ESTIMATED, cut.model), Figures(cost=cut.cost))
+    def add_aborted(self, run: AbortedRun) -> None:
+        """Count the cost of a run without an answer, in memory until the next flush.
 
-    def _add(self, one: Row, more: Figures) -> None:
-        day = self._seen.setdefault(self._today(), {})
-        day[one] = day.get(one, Figures()).plus(more)
-
-    async def add_dropped(self, row: Row, cost: int, answer: str) -> None:
-        """Write what an answer has cost that came for nobody: a cost, and no request.
-
-        Args:
-            answer: What tells it from all others; one that is repeated counts once.
-
-        Raises redis.RedisError; it may be repeated then.
+        It adds a cost and no request.
         """
-        await self._write(_Addition(answer, self._today(), {row: Figures(cost=cost)}))
+        self._add(Row(run.tenant_id, run.lane, ESTIMATED, run.model), Figures(cost=run.cost))
+
+    def _add(self, row: Row, more: Figures) -> None:
+        day = self._seen.setdefault(self._today(), {})
+        day[row] = day.get(row, Figures()).plus(more)
+
+    async def add_dropped(self, answer: DroppedAnswer) -> None:
+        """Store the cost of an answer to a cancelled request: a cost and no request.
+
+        A repeated `answer_id` counts once.
+
+        Raises:
+            redis.RedisError: The call may be repeated.
+        """
+        row = Row(answer.tenant_id, answer.lane, answer.provider, answer.model)
+        figures = {row: Figures(cost=answer.cost)}
+        await self._write(_Addition(answer.answer_id, self._today(), figures))
 
     async def flush(self) -> None:
         """Write what was seen. Raises redis.RedisError; what is not written is kept then."""
@@ -216,23 +221,3 @@ class CostReport:
                 type(error).__name__,
                 extra={"action": "costs_not_written"},
             )
-
-
-def report_cut(cut: AbortedRun) -> None:
-    """Count what a run without an answer has cost, if this process writes a report."""
-    costs = the_costs()
-    if costs is not None:
-        costs.add_cut(cut)
-
-
-_costs: list[CostReport] = []
-
-
-def use(costs: CostReport | None) -> None:
-    """Have the answers of this process reported; None has none."""
-    _costs[:] = [costs] if costs else []
-
-
-def the_costs() -> CostReport | None:
-    """Those of this process."""
-    return _costs[0] if _costs else None

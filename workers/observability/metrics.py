@@ -12,13 +12,14 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector
 
 from config.settings import settings
+from primarch_fleet.budgets import Ledger, Spending
+from primarch_fleet.catalogue import Limits
 from primarch_fleet.contract import Receipt
+from primarch_fleet.money import to_dollars
 from primarch_fleet.queues import QueueDepth, count_waiting
-from workers.observability.cost_report import the_costs
+from tasks import services
 
 logger = logging.getLogger(__name__)
-
-_MICROS = 1_000_000
 
 requests_total = Counter(
     "primarch_routing_requests_total",
@@ -63,25 +64,25 @@ batch_duration = Histogram(
 )
 
 
-def observe(receipt: Receipt) -> None:
-    """Count an answered request by its receipt, also in the report of costs."""
+def record_answer(receipt: Receipt) -> None:
+    """Count an answered request in the metrics and in the cost report.
+
+    The one entry for all lanes. A cached answer is in the cost report alone.
+    """
     tenant = receipt.tenant_id
     requests_total.labels(receipt.provider, receipt.model, receipt.strategy, tenant).inc()
     usage_total.labels(receipt.provider, receipt.model, tenant).inc(
         receipt.input_tokens + receipt.output_tokens
     )
-    cost_total.labels(receipt.provider, receipt.lane, tenant).inc(receipt.cost / _MICROS)
-    list_cost_total.labels(receipt.provider, receipt.lane, tenant).inc(receipt.list_cost / _MICROS)
+    cost_total.labels(receipt.provider, receipt.lane, tenant).inc(to_dollars(receipt.cost))
+    list_cost_total.labels(receipt.provider, receipt.lane, tenant).inc(
+        to_dollars(receipt.list_cost)
+    )
     seconds = (receipt.queue_wait or 0.0) + receipt.latency
     request_duration.labels(receipt.lane, tenant).observe(seconds)
-    report(receipt)
-
-
-def report(receipt: Receipt) -> None:
-    """Count an answer in the report of costs, if this process writes one."""
-    costs = the_costs()
-    if costs is not None:
-        costs.add(receipt)
+    cost_report = services.current().cost_report
+    if cost_report is not None:
+        cost_report.add(receipt)
 
 
 def show_targets(figures: Mapping[str, float]) -> None:
@@ -130,6 +131,37 @@ class QueueDepthCollector(Collector):
             logger.warning("queue depth: %s", error, extra={"action": "queue_depth_failed"})
         yield depth
         yield oldest
+
+
+class BudgetCollector(Collector):
+    """The budgets of the tenants that fleet.yaml names, read from Redis at each scrape.
+
+    Every worker reports the same figures.
+    """
+
+    def __init__(self, ledger: Ledger, tenants: Mapping[str, Limits]) -> None:
+        self._ledger, self._tenants = ledger, tenants
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        gauge = GaugeMetricFamily(
+            "primarch_budget_usd",
+            "Dollars spent, reserved, and the cap, of this day or month by UTC",
+            labels=["tenant_id", "period", "state"],
+        )
+        try:
+            for tenant, limits in self._tenants.items():
+                budget = self._ledger.budget(tenant, limits)
+                for period, spending in {"day": budget.day, "month": budget.month}.items():
+                    for state, micros in _amounts(spending).items():
+                        gauge.add_metric([tenant, period, state], to_dollars(micros))
+        except redis.RedisError as error:  # the other metrics are still worth a scrape
+            logger.warning("budgets: %s", error, extra={"action": "budget_metrics_failed"})
+        yield gauge
+
+
+def _amounts(spending: Spending) -> dict[str, int]:
+    cap = {} if spending.cap is None else {"cap": spending.cap}
+    return {"spent": spending.spent, "reserved": spending.reserved, **cap}
 
 
 def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:

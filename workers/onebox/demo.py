@@ -28,7 +28,7 @@ from rich.table import Table
 from config.settings import ROOT, settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, EmbeddingRequest, FleetError
 from primarch_fleet.contract import LANES, Request
-from primarch_fleet.money import dollars
+from primarch_fleet.money import format_dollars
 from primarch_fleet.outgoing import Ticket
 
 SAMPLE = ROOT / "examples" / "requests.jsonl"
@@ -150,8 +150,8 @@ def _row(ticket: Ticket, outcome: Outcome) -> tuple[str, ...]:
         receipt.model,
         f"{receipt.latency:.2f} s",
         f"{receipt.input_tokens} + {receipt.output_tokens}",
-        dollars(receipt.cost),
-        dollars(receipt.saving),
+        format_dollars(receipt.cost),
+        format_dollars(receipt.saving),
     )
 
 
@@ -167,9 +167,9 @@ def totals(outcomes: list[Outcome]) -> Table:
             lane,
             str(len(some)),
             str(tokens),
-            dollars(cost),
-            dollars(listed),
-            dollars(listed - cost),
+            format_dollars(cost),
+            format_dollars(listed),
+            format_dollars(listed - cost),
         )
     return view
 

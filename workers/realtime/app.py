@@ -1,18 +1,21 @@
 """The realtime worker: `celery -A workers.realtime.app worker -n realtime1@%h`."""
 
+from dataclasses import replace
+
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet.contract import REALTIME_QUEUE
-from tasks import serving
+from tasks import services
+from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.realtime.server import RealtimeServer
 
 
-async def start() -> RealtimeServer:
+async def start(shared: Services) -> RealtimeServer:
     """Build the Router and register it as the backend of the realtime tasks."""
     server = RealtimeServer(fleet_config(), redis_url())
     await server.warm_up()
-    serving.use("realtime", server)
+    services.install(replace(shared, backends={"realtime": server}))
     return server
 
 

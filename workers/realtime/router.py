@@ -14,10 +14,10 @@ from litellm.types.router import RetryPolicy
 
 from config.fleet import Deployment, FleetConfig, Provider
 from primarch_fleet.contract import RoutingStrategy
+from primarch_fleet.money import to_dollars
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.router_host import RouterHost
 
-MICROS_PER_DOLLAR = 1_000_000
 #: How long a Redis that does not answer delays a call; LiteLLM's default is 5 s per call.
 REDIS_TIMEOUT_SECONDS = 0.2
 
@@ -87,8 +87,8 @@ def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
             "mode": deployment.kind,
             # For cost-based routing. In litellm_params, LiteLLM would register the prices anew at
             # every call, which takes a millisecond.
-            "input_cost_per_token": float(deployment.price.input) / MICROS_PER_DOLLAR,
-            "output_cost_per_token": float(deployment.price.output) / MICROS_PER_DOLLAR,
+            "input_cost_per_token": to_dollars(deployment.price.input),
+            "output_cost_per_token": to_dollars(deployment.price.output),
         },
     }
 

@@ -19,7 +19,7 @@ from primarch_fleet.contract import (
     RoutingStrategy,
 )
 from primarch_fleet.errors import InvalidRequest, RequestFailed
-from tasks.serving import RequestMetadata
+from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
 from workers.realtime.cooldowns import Cooldowns
@@ -123,7 +123,7 @@ class RealtimeServer:
             register_strategy(self._router, strategy)
         response = await self._call_until_answered(request, envelope, attempts, publish)
         receipt = self._receipt(request, envelope, attempts, response)
-        metrics.observe(receipt)
+        metrics.record_answer(receipt)
         metrics.observe_routing(receipt.strategy, request.tenant_id, attempts.routing_seconds)
         return Completion(body=response.model_dump(), receipt=receipt)
 
@@ -200,30 +200,25 @@ class RealtimeServer:
     ) -> Receipt:
         deployment = self._deployments[hidden_params(response)["model_id"]]
         usage = response.usage
-        tokens = usage.prompt_tokens, usage.completion_tokens or 0
-        return Receipt(
+        source = AnswerSource(
             lane="realtime",
-            reason=envelope.reason,
-            requested_model=request.model,
-            model=response.model or deployment.upstream,
             provider=deployment.provider,
             deployment=deployment.id,
             strategy=self._strategy(request),
+            price=deployment.price,
+            list_price=self._catalogue.model(request.model).list_price,
             simulated=self._config.providers[deployment.provider].simulated,
+        )
+        answer = AnswerFacts(
+            model=response.model or deployment.upstream,
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens or 0,
+            latency=attempts.elapsed,
+            time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
             fallbacks=attempts.fallbacks(request.model),
-            queue_wait=envelope.queue_wait,
-            time_to_first_token=attempts.time_to_first_token,
-            latency=attempts.elapsed,
-            input_tokens=tokens[0],
-            output_tokens=tokens[1],
-            cost=deployment.price.cost(*tokens),
-            list_cost=self._catalogue.model(request.model).list_price.cost(*tokens),
-            trace_id=envelope.trace_id,
-            tenant_id=request.tenant_id,
-            user_id=request.user_id,
-            metadata=request.metadata,
         )
+        return build_receipt(request, envelope, source, answer)
 
 
 def _configure_litellm() -> None:

@@ -19,7 +19,7 @@ from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.base import BatchFingerprint, find_batches
 from scheduler.providers.errors import ProviderRefused
-from tasks.serving import RequestMetadata
+from tasks.receipts import RequestMetadata
 from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.mortal_store import Killed
 from workers.onebox.simulator.anthropic import AnthropicApp

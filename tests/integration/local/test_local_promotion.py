@@ -23,7 +23,7 @@ from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import SEPARATOR
 from primarch_fleet.redis_support import patient_async
 from scheduler.local_promotion import LocalPromotion
-from tasks import accounting as charging
+from tasks import services
 from tasks.accounting import Accountant
 from tests.integration.conftest import StartWorker, eventually
 from workers.onebox.simulator.server import Simulator
@@ -78,11 +78,10 @@ def promote(config: FleetConfig, url: str) -> None:
     async def look() -> None:
         promotion = LocalPromotion(patient_async(url, text=False), config.engines)
         charges = Accountant.at(url, config.catalogue(), lambda _: None)
-        charging.use_accountant(charges)
         try:
-            await promotion.promote()
+            with services.override(accountant=charges):
+                await promotion.promote()
         finally:
-            charging.use_accountant(None)
             await charges.close()
             await promotion.close()
 

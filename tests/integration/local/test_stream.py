@@ -10,7 +10,7 @@ import redis
 from config.engine import EngineConfig
 from primarch_fleet import AsyncFleet, Fleet, errors
 from primarch_fleet.streaming import stream_key
-from tasks.serving import RequestMetadata
+from tasks.receipts import RequestMetadata
 from tests.integration.client.test_client import request
 from tests.integration.conftest import eventually
 from tests.support.streams import TASK, collect, run, text, writing

@@ -17,9 +17,7 @@ from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest, Spending, errors, protocol, streaming
 from primarch_fleet.budgets import Ledger, ReservationRequest
 from primarch_fleet.catalogue import Limits
-from tasks import accounting as charging
-from tasks import response_cache as caching
-from tasks import serving
+from tasks import services, serving
 from tasks.accounting import Accountant
 from tasks.response_cache import ResponseCache
 from tests.support.realtime_fixture import (
@@ -31,7 +29,6 @@ from tests.support.realtime_fixture import (
     provider,
     realtime_server,
 )
-from workers.observability import cost_report as costing
 from workers.observability.cost_report import CostReport
 from workers.onebox.simulator.profile import Fault, Latency
 from workers.onebox.simulator.server import Simulator
@@ -86,7 +83,6 @@ def limited(base: FleetConfig = CONFIG, **limits: Any) -> FleetConfig:
 def simulator(store: redis.Redis) -> Iterator[Simulator]:
     with provider() as simulator:
         yield simulator
-    charging.use_accountant(None)
 
 
 def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
@@ -95,15 +91,14 @@ def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
 
     async def all_of_it() -> Any:
         async with realtime_server(config, url) as server:
-            charges = Accountant.at(url, config.catalogue(), costing.report_cut)
             costs = CostReport.at(url, config.catalogue())
-            serving.use("realtime", server)
-            charging.use_accountant(charges)
-            costing.use(costs)
+            charges = Accountant.at(url, config.catalogue(), costs.add_aborted)
             try:
-                return await body(Lane(charges))
+                with services.override(
+                    backends={"realtime": server}, accountant=charges, cost_report=costs
+                ):
+                    return await body(Lane(charges))
             finally:
-                costing.use(None)
                 await charges.close()
                 await costs.close()
 
@@ -225,11 +220,10 @@ def test_a_kept_answer_costs_its_tenant_nothing_and_its_reservation_is_given_bac
 
     async def twice(lane: Lane) -> list[dict[str, Any]]:
         cache = ResponseCache(Redis.from_url(valkey_url, decode_responses=True))
-        caching.use_cache(cache)
         try:
-            return [await lane.serve(request) for _ in range(2)]
+            with services.override(response_cache=cache):
+                return [await lane.serve(request) for _ in range(2)]
         finally:
-            caching.use_cache(None)
             await cache.close()
 
     reserve(store)

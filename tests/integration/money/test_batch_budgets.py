@@ -14,7 +14,7 @@ from primarch_fleet import errors
 from primarch_fleet.budgets import AsyncLedger, Spending
 from primarch_fleet.catalogue import Limits
 from scheduler.admin.operations import Operations
-from tasks import accounting
+from tasks import services
 from tasks.accounting import Accountant
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
@@ -36,11 +36,10 @@ async def charged(b: Bench, limits: Limits = LIMITS) -> AsyncIterator[AsyncLedge
     """Within the block, every tenant has limits, as in a worker."""
     catalogue = b.config.catalogue().model_copy(update={"tenants": {"default": limits}})
     ledger = AsyncLedger(Redis.from_url(b.url, decode_responses=True))
-    accounting.use_accountant(Accountant(ledger, catalogue))
     try:
-        yield ledger
+        with services.override(accountant=Accountant(ledger, catalogue)):
+            yield ledger
     finally:
-        accounting.use_accountant(None)
         await ledger.close()
 
 

@@ -21,7 +21,7 @@ from primarch_fleet.budgets import (
 )
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
-from workers.observability.budget_metrics import BudgetCollector
+from workers.observability.metrics import BudgetCollector
 
 LIMITS = Limits(daily_budget=100, monthly_budget=250)
 #: Almost the end of February of a leap year.

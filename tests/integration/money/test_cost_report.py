@@ -15,12 +15,13 @@ from redis.asyncio import Redis
 from config.fleet import FleetConfig
 from scheduler.admin.costs import CostSummary, read_costs
 from scheduler.admin.operations import Operations
+from tasks import services
+from tasks.accounting import DroppedAnswer
 from tests.integration.batch.test_cli import scheduler
 from tests.support import realtime_fixture
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
-from workers.observability import cost_report as costing
 from workers.observability import metrics
-from workers.observability.cost_report import CostReport, Figures, Row, figures, key
+from workers.observability.cost_report import CostReport, Figures, figures, key
 
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
@@ -41,11 +42,10 @@ async def reported(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
     """Within the block answers are reported, as in a worker, on DAY."""
     client = Redis.from_url(url, decode_responses=True)
     costs = CostReport(client, config.catalogue(), NOW.timestamp)
-    costing.use(costs)
     try:
-        yield costs
+        with services.override(cost_report=costs):
+            yield costs
     finally:
-        costing.use(None)
         await costs.close()
 
 
@@ -56,7 +56,7 @@ async def total(url: str) -> Figures:
 
 def observing(b: Bench) -> None:
     """Have the bench's scheduler tell what a worker's does."""
-    b.scheduler.lane._deliverer._observe = metrics.observe
+    b.scheduler.lane._deliverer._observe = metrics.record_answer
 
 
 async def test_a_batch_is_reported_with_what_its_receipts_and_the_invoice_say(
@@ -114,11 +114,11 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_a_cost_and_no_reques
 async def test_what_is_added_again_because_its_answer_was_lost_counts_once(
     valkey_url: str, store: redis.Redis
 ) -> None:
-    one = Row("t", "batch", "p", "m")
+    answer = DroppedAnswer("t", "batch", "p", "m", cost=7, answer_id="the answer")
     async with reported(valkey_url, realtime_fixture.CONFIG) as costs:
         for _ in range(2):
-            await costs.add_dropped(one, 7, "the answer")
-        await costs.add_dropped(one, 7, "another")
+            await costs.add_dropped(answer)
+        await costs.add_dropped(answer._replace(answer_id="another"))
     assert await total(valkey_url) == Figures(cost=14)
 
 

@@ -16,7 +16,7 @@ import redis
 from config.fleet import FleetConfig
 from primarch_fleet import errors
 from primarch_fleet.streaming import stream_key
-from tasks import serving
+from tasks import services, serving
 from tests.support.realtime_fixture import (
     ENVELOPE,
     KEY,
@@ -81,10 +81,12 @@ async def run_late(provider: Endless, url: str, config: FleetConfig, kind: str) 
     task: Any = SimpleNamespace(request=Context())
     async with realtime_server(config, url) as server:
         await server.warm_up()
-        serving.use("realtime", server)
         deadline = datetime.now(UTC) + timedelta(seconds=SOON)
         late = request(kind, deadline=deadline)
-        with pytest.raises(errors.DeadlineExceeded):
+        with (
+            services.override(backends={"realtime": server}),
+            pytest.raises(errors.DeadlineExceeded),
+        ):
             await serving.serve("realtime", task, type(late), late.to_wire())
         while provider.hung_up < provider.calls:  # noqa: ASYNC110 - the loop is the provider's too
             await asyncio.sleep(0.01)
@@ -150,8 +152,8 @@ def test_how_long_a_caller_will_wait_is_for_the_choice_of_the_lane_and_no_deadli
 
     async def run() -> None:
         async with endless(), realtime_server(config(timeout=0.3), valkey_url) as server:
-            serving.use("realtime", server)
-            await serving.serve("realtime", task, type(patient), patient.to_wire())
+            with services.override(backends={"realtime": server}):
+                await serving.serve("realtime", task, type(patient), patient.to_wire())
 
     with pytest.raises(errors.ProviderTimeout):
         asyncio.run(asyncio.wait_for(run(), PATIENCE))

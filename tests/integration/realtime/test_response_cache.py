@@ -15,8 +15,7 @@ from redis.asyncio import Redis
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, errors
 from primarch_fleet.contract import Receipt, Request
-from tasks import response_cache as caching
-from tasks import serving
+from tasks import response_cache, services, serving
 from tasks.response_cache import ResponseCache
 from tests.support.realtime_fixture import (
     CONFIG,
@@ -80,7 +79,6 @@ async def ask(one: Request, task_id: str = "task") -> Completion:
 def simulator(store: redis.Redis) -> Iterator[Simulator]:
     with provider() as simulator:
         yield simulator
-    caching.use_cache(None)
 
 
 def run(
@@ -97,10 +95,9 @@ def run(
         async with realtime_server(config, url) as server:
             client = Redis.from_url(at or url, decode_responses=True)
             cache = ResponseCache(client, found.append, clock or Clock())
-            serving.use("realtime", server)
-            caching.use_cache(cache)
             try:
-                await body()
+                with services.override(backends={"realtime": server}, response_cache=cache):
+                    await body()
             finally:
                 await cache.close()
 
@@ -264,7 +261,7 @@ def test_a_redis_that_is_away_is_as_if_nothing_were_kept(
 def test_an_answer_that_shares_the_place_of_another_is_never_taken_for_it(
     simulator: Simulator, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "MAX_ENTRIES", 1)
+    monkeypatch.setattr(response_cache, "MAX_ENTRIES", 1)
 
     async def body() -> None:
         for one in (chat(cache_ttl=60), chat("small", cache_ttl=60), chat(cache_ttl=60)):
@@ -277,7 +274,7 @@ def test_an_answer_that_shares_the_place_of_another_is_never_taken_for_it(
 def test_an_answer_that_is_too_large_is_not_kept(
     simulator: Simulator, valkey_url: str, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caching, "MAX_ENTRY_BYTES", 100)
+    monkeypatch.setattr(response_cache, "MAX_ENTRY_BYTES", 100)
 
     async def body() -> None:
         await ask(chat(cache_ttl=60))
@@ -287,20 +284,20 @@ def test_an_answer_that_is_too_large_is_not_kept(
 
 
 def test_the_size_of_an_answer_is_that_of_its_bytes(valkey_url: str, store: redis.Redis) -> None:
-    assert kept(valkey_url, "é" * (caching.MAX_ENTRY_BYTES // 2)) == ""
+    assert kept(valkey_url, "é" * (response_cache.MAX_ENTRY_BYTES // 2)) == ""
 
 
 def test_answers_of_the_largest_size_in_all_places_take_256_mib_at_most(
     valkey_url: str, store: redis.Redis
 ) -> None:
     """By Redis's own count of a place, and of no more places than there are."""
-    room = caching.MAX_ENTRY_BYTES - len(kept(valkey_url, ""))
+    room = response_cache.MAX_ENTRY_BYTES - len(kept(valkey_url, ""))
     store.flushall()
-    assert len(kept(valkey_url, "x" * room).encode()) == caching.MAX_ENTRY_BYTES
+    assert len(kept(valkey_url, "x" * room).encode()) == response_cache.MAX_ENTRY_BYTES
     (key,) = map(str, store.keys("fleet:cache:*"))
-    assert int(store.memory_usage(key) or 0) * caching.MAX_ENTRIES <= 256 * 2**20
-    assert caching.MAX_ENTRY_BYTES <= 56 * 1024, "or the allocator of Redis takes 80 KiB for it"
-    assert 0 <= int(key.removeprefix("fleet:cache:")) < caching.MAX_ENTRIES
+    assert int(store.memory_usage(key) or 0) * response_cache.MAX_ENTRIES <= 256 * 2**20
+    assert response_cache.MAX_ENTRY_BYTES <= 56 * 1024, "over it, Redis allocates 80 KiB"
+    assert 0 <= int(key.removeprefix("fleet:cache:")) < response_cache.MAX_ENTRIES
 
 
 def test_an_answer_that_a_filter_has_cut_is_not_kept(valkey_url: str, store: redis.Redis) -> None:

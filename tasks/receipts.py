@@ -1,0 +1,117 @@
+"""Receipts: what the fleet adds to an answer. Every lane builds its receipts here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from primarch_fleet import protocol
+from primarch_fleet.contract import Lane, Receipt, Request
+from primarch_fleet.money import Price
+
+
+@dataclass(frozen=True)
+class RequestMetadata:
+    """What the message of a request says beside the request itself."""
+
+    task_id: str
+    trace_id: str
+    #: Why the request is on this lane.
+    reason: str
+    #: Seconds between submit and the worker's start; None if the producer sent no submit time.
+    queue_wait: float | None
+
+    @classmethod
+    def of(cls, context: Any, received_at: float | None = None) -> Self:
+        """The metadata in a Celery task request (`task.request`).
+
+        Args:
+            received_at: When the worker started on the request, in Unix seconds; now by default.
+        """
+        submitted_at = context.get(protocol.SUBMITTED_AT)
+        if received_at is None:
+            received_at = time.time()
+        return cls(
+            task_id=context.id,
+            trace_id=context.root_id or context.id,
+            reason=context.get(protocol.LANE_REASON) or "asked for",
+            queue_wait=None
+            if submitted_at is None
+            else max(0.0, received_at - float(submitted_at)),
+        )
+
+    def receipt_fields(self) -> dict[str, Any]:
+        """The fields of the receipt that come from here."""
+        return {"trace_id": self.trace_id, "reason": self.reason, "queue_wait": self.queue_wait}
+
+
+@dataclass(frozen=True)
+class AnswerSource:
+    """Who answered, and at which prices."""
+
+    lane: Lane
+    provider: str
+    deployment: str
+    #: The routing strategy, the engine or the batch mode that chose the deployment.
+    strategy: str
+    price: Price
+    #: Price of the requested model that savings are measured against.
+    list_price: Price
+    simulated: bool = False
+    batch_id: str | None = None
+
+
+@dataclass(frozen=True)
+class AnswerFacts:
+    """What is known of one answer. Times in seconds from the worker's start on the request."""
+
+    #: The model that answered, in the provider's own words.
+    model: str
+    input_tokens: int
+    output_tokens: int
+    latency: float
+    #: None if the answer was not streamed.
+    time_to_first_token: float | None = None
+    #: Calls to providers, the successful one included.
+    attempts: int = 1
+    #: Models that failed before the one that answered.
+    fallbacks: int = 0
+
+
+def build_receipt(
+    request: Request | Mapping[str, Any],
+    metadata: RequestMetadata,
+    source: AnswerSource,
+    answer: AnswerFacts,
+) -> Receipt:
+    """Build the receipt of an answer; its costs follow from tokens and prices.
+
+    Args:
+        request: A request, or its wire form, with or without its body.
+    """
+    asked = request if isinstance(request, Mapping) else vars(request)
+    tokens = answer.input_tokens, answer.output_tokens
+    return Receipt(
+        lane=source.lane,
+        requested_model=asked["model"],
+        model=answer.model,
+        provider=source.provider,
+        deployment=source.deployment,
+        strategy=source.strategy,
+        simulated=source.simulated,
+        attempts=answer.attempts,
+        fallbacks=answer.fallbacks,
+        time_to_first_token=answer.time_to_first_token,
+        latency=answer.latency,
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        cost=source.price.cost(*tokens),
+        list_cost=source.list_price.cost(*tokens),
+        batch_id=source.batch_id,
+        tenant_id=asked.get("tenant_id") or Request.model_fields["tenant_id"].default,
+        user_id=asked.get("user_id"),
+        metadata=asked.get("metadata") or {},
+        **metadata.receipt_fields(),
+    )
