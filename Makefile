@@ -25,7 +25,7 @@ PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test unit check bench wheel engine test-engine test-aimock bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before tune lock clean
+.PHONY: help run up test unit check docs coverage mutants bench wheel engine test-engine test-aimock bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,12 +42,26 @@ test: $(VENV)/.dev  ## unit, integration and acceptance tests, against real proc
 unit: $(VENV)/.dev  ## the tests that need no process but their own
 	$(PYTEST) tests/unit
 
-check: $(VENV)/.dev  ## ruff and mypy --strict
+check: $(VENV)/.dev  ## ruff, mypy --strict, the prose, and whether generated pages are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m docs.reference --check
+	$(BIN)/python -m docs.links
+	$(BIN)/python -m docs.prose
 
-bench: $(VENV)/.dev  ## the measured numbers of the README
+docs: $(VENV)/.dev  ## the documentation as a site, in site/; warnings are errors
+	$(BIN)/python -m docs.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+coverage: $(VENV)/.dev  ## the tests with branch coverage, below the floor of pyproject.toml an error; ARGS="tests/unit"
+	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
+
+mutants: $(VENV)/.dev  ## mutate the pure modules and list what no unit test notices; ARGS="primarch_fleet.money*"
+	$(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
+
+bench: $(VENV)/.dev  ## the realtime lane against the bare Router
 	$(BIN)/python -m tests.bench.realtime --rounds 5
 
 bench-batch: $(VENV)/.dev $(AUTOBATCHER)/.done  ## the batch lane stage by stage; ARGS="--requests 5000"
@@ -93,7 +107,7 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## forget the environment and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) .fleet
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'

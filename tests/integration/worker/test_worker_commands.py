@@ -1,4 +1,4 @@
-"""Each lane alone, by the command that the README gives for another machine."""
+"""Each lane alone, by the command that docs/deployment.md gives for another machine."""
 
 import os
 import re
@@ -18,21 +18,21 @@ from tests.integration.conftest import StartWorker
 from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
 
-README = (ROOT / "README.md").read_text()
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 QUICK = BatchProfile(validating=0, in_progress=0.2, finalizing=0)
 
 
 def command(lane: str) -> str:
-    """The app that the README starts for a lane."""
-    found = re.search(rf"celery -A (\S+) worker -n {lane}1@%h", README)
-    assert found, f"the README has no command for {lane}"
+    """The app that the page starts for a lane."""
+    found = re.search(rf"celery -A (\S+) worker -n {lane}1@%h", DEPLOYMENT)
+    assert found, f"docs/deployment.md has no command for {lane}"
     return found[1]
 
 
 @contextmanager
 def beat(env: dict[str, str]) -> Iterator[None]:
-    """`celery -A scheduler.beat beat`, as the README has it."""
-    assert "celery -A scheduler.beat beat" in README
+    """`celery -A scheduler.beat beat`, as the page has it."""
+    assert "celery -A scheduler.beat beat" in DEPLOYMENT
     line = [sys.executable, "-m", "celery", "-A", "scheduler.beat", "beat"]
     process = subprocess.Popen(line, cwd=ROOT, env={**os.environ, **env})
     try:

@@ -1,0 +1,1 @@
+"""The documentation, and the tools that generate and check it."""
