@@ -1,7 +1,7 @@
-"""Requests that wait for an engine with their deadline near: the realtime lane has them then.
+"""Moves requests that wait for an engine to the realtime lane when their deadline is near.
 
-Only those whose lane the fleet chose, and that the realtime lane can serve: their messages say so,
-by the header `wire.DEADLINE`.
+Only requests whose lane the fleet chose and that the realtime lane can serve: their messages have
+the header `protocol.DEADLINE`.
 """
 
 from __future__ import annotations
@@ -9,109 +9,87 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import redis
 from redis.asyncio import Redis
 
 from config.engine import EngineConfig
 from primarch_fleet import protocol
-from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE, REQUESTS
-from primarch_fleet.errors import FleetError
+from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE, REQUESTS, Request
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
-from scheduler import metrics
-from tasks import services
+from scheduler import metrics, promotion
 from workers.runtime.scripts import MOVE, NEAR
 
 logger = logging.getLogger(__name__)
 
-#: Messages of a tenant that one look reads, the next ones first: those behind them are nearer when
-#: it is their turn.
+#: Messages of one tenant that one search reads, in the order in which they will be served. A
+#: message further back is found when it has come nearer to its turn.
 MAX_SCANNED_MESSAGES = 1000
-#: The list of the realtime lane for what is most urgent.
-TARGET = priority_lists(REALTIME_QUEUE)[PRIORITIES["high"]]
+#: The list of the realtime queue with the highest priority.
+TARGET_LIST = priority_lists(REALTIME_QUEUE)[PRIORITIES["high"]]
 
 
 class LocalPromotion:
-    """Moves requests from engines' queues to the realtime lane. Many may, at once, anywhere.
+    """Promotes requests of the engines' queues. Calls may run at once, in any process.
 
     Args:
-        client: Without `decode_responses`: what waits in a queue may be anything.
+        client: Must not decode responses: a queue may hold anything.
+        engines: Those without `promote_before` are skipped.
     """
 
     def __init__(self, client: Redis, engines: list[EngineConfig]) -> None:
-        self._redis: Any = client  # its types are those of both its faces at once
+        self._redis: Any = client  # redis-py types each command for its sync and async clients
         self._engines = [engine for engine in engines if engine.promote_before]
 
     async def promote(self) -> None:
-        """Move what is to be moved now. Raises redis.RedisError."""
+        """Promote the requests whose deadline is near. Raises redis.RedisError."""
         seconds, micros = await self._redis.time()
         for engine in self._engines:
             until = seconds + micros / 1e6 + engine.promote_before
             arguments = [f'"{protocol.DEADLINE}"', until, MAX_SCANNED_MESSAGES]
-            found = await NEAR.run(self._redis, priority_lists(engine.queue), arguments)
-            for source, text in zip(found[::2], found[1::2], strict=True):
-                with _alone():
-                    await self._promote(source, text)
+            reply = await NEAR.run(self._redis, priority_lists(engine.queue), arguments)
+            for queue, text in zip(reply[::2], reply[1::2], strict=True):
+                with promotion.isolated("message", "local_promotion_failed"):
+                    await self._promote(queue, text)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._redis.aclose()
 
-    async def _promote(self, source: bytes, text: bytes) -> None:
+    async def _promote(self, queue: bytes, text: bytes) -> None:
         message = json.loads(text)
         task_id = message["headers"]["id"]
-        if not await _affordable(message):
+        if not await promotion.reserve_realtime(_request(message), task_id):
             return
-        sent = json.dumps(_on_realtime(message))
-        targets = [source, TARGET, heartbeat_key(REALTIME_QUEUE)]
-        if await MOVE.run(self._redis, targets, [text, sent]):
+        promoted = json.dumps(_for_realtime(message))
+        keys = [queue, TARGET_LIST, heartbeat_key(REALTIME_QUEUE)]
+        if await MOVE.run(self._redis, keys, [text, promoted]):
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
 
 
-async def _affordable(message: dict[str, Any]) -> bool:
-    """Whether its caps and its tenant's budget have room for the other lane, which is reserved."""
-    accountant, headers = services.current().accountant, message["headers"]
-    if accountant is None:
-        return True
-    [body], _, _ = json.loads(base64.b64decode(message["body"]))
-    request = REQUESTS[headers["task"].partition(".")[2]].parse(body)
-    try:
-        await accountant.reserve("realtime", request, headers["id"])
-    except FleetError as refusal:
-        logger.info(
-            "%s: stays: %s",
-            headers["id"],
-            refusal.code,
-            extra={"action": "local_request_not_promoted"},
-        )
-        return False
-    return True
+def _request(message: dict[str, Any]) -> Request:
+    """The request in a message. Raises InvalidRequest, or any error of a malformed message."""
+    (body,), _, _ = json.loads(base64.b64decode(message["body"]))
+    verb = message["headers"]["task"].partition(".")[2]
+    return REQUESTS[verb].parse(body)
 
 
-def _on_realtime(message: dict[str, Any]) -> dict[str, Any]:
-    """The message as the realtime lane gets it, with the same task id."""
+def _for_realtime(message: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a message for the realtime lane, with high priority and the same task id."""
     headers, properties = message["headers"], message["properties"]
-    reason = f"{headers[protocol.LANE_REASON]}; promoted: its deadline is near"
-    name = protocol.task_name("realtime", headers["task"].partition(".")[2])
-    info = {**properties["delivery_info"], "routing_key": REALTIME_QUEUE}
+    reason = promotion.promoted_reason(headers[protocol.LANE_REASON], "its deadline is near")
     return {
         **message,
-        "headers": {**headers, "task": name, protocol.LANE_REASON: reason},
-        "properties": {**properties, "delivery_info": info, "priority": PRIORITIES["high"]},
+        "headers": {
+            **headers,
+            "task": promotion.realtime_task(headers["task"]),
+            protocol.LANE_REASON: reason,
+        },
+        "properties": {
+            **properties,
+            "delivery_info": {**properties["delivery_info"], "routing_key": REALTIME_QUEUE},
+            "priority": PRIORITIES["high"],
+        },
     }
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """A message that cannot be promoted, logged, keeps none of the others."""
-    try:
-        yield
-    except redis.RedisError:
-        raise
-    except Exception:
-        logger.exception("a message stays", extra={"action": "local_promotion_failed"})

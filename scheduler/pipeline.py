@@ -37,7 +37,7 @@ class BatchPipeline:
             desk, providers, Submitter(desk, ending), ResultReader(desk, ending), ending
         )
         self.poll = poller.poll
-        self.withdrawal = Withdrawal(desk.store, desk.blobs, tracer, config.catalogue())
+        self.withdrawal = Withdrawal(desk.store, desk.blobs, tracer)
         aggregator = Aggregator(desk.store, config, self._deliverer, self.withdrawal, poller.run)
         self.aggregate = aggregator.aggregate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from primarch_fleet.contract import Lane, Request
+from primarch_fleet.contract import Request
 from primarch_fleet.errors import FleetError
 from scheduler.model.job import Job, ParkedRequest
 from tasks import services
@@ -14,8 +14,8 @@ from tasks.accounting import DroppedAnswer
 UNSENT = "unsent"
 
 
-async def reserve(lane: Lane, parked: Iterable[ParkedRequest]) -> Mapping[str, FleetError]:
-    """Reserve what requests can cost. May be repeated.
+async def reserve(parked: Iterable[ParkedRequest]) -> Mapping[str, FleetError]:
+    """Reserve what requests can cost on the batch lane. May be repeated.
 
     Returns:
         The refusals, by task id.
@@ -24,7 +24,7 @@ async def reserve(lane: Lane, parked: Iterable[ParkedRequest]) -> Mapping[str, F
     if accountant is None:
         return {}
     requests: dict[str, Request] = {one.context["id"]: one.parse() for one in parked}
-    return await accountant.reserve_many(lane, requests)
+    return await accountant.reserve_many("batch", requests)
 
 
 async def settle(run: str, costs: Iterable[tuple[ParkedRequest, int]]) -> None:

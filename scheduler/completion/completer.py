@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -24,48 +23,65 @@ from scheduler.store.store import Location, Store
 
 logger = logging.getLogger(__name__)
 
-#: Completions under way at once: what Celery does for each is mostly waiting for Redis.
+#: Concurrent completions. Celery mostly waits for Redis in them.
 MAX_THREADS = 4
 
 Outcome = Completion | RequestFailed
-Make = Callable[[ParkedRequest, AttemptCounts, float], Outcome]
+#: Builds a request's outcome from its record, its attempts and the current time.
+BuildOutcome = Callable[[ParkedRequest, AttemptCounts, float], Outcome]
+
+
+class PreparedCompletion(NamedTuple):
+    """A request that is about to be completed."""
+
+    parked: ParkedRequest
+    outcome: Outcome
+    #: Seconds since it was parked.
+    runtime: float
+
+    @property
+    def cost(self) -> int:
+        """In micro-dollars."""
+        return self.outcome.receipt.cost if isinstance(self.outcome, Completion) else 0
 
 
 class Completer:
-    """Gives requests their outcomes.
+    """Completes requests with answers or errors.
 
-    A request is completed once, however often it is asked for and by how many schedulers; only one
-    that dies while it completes requests leaves them to be completed again, and what that sends was
-    sent before (outbox.py). One that cannot be completed stays where it is, logged, and keeps none
-    of the others; Redis being away is raised.
+    Each request is completed once, however many schedulers try. If a scheduler dies during a
+    completion, another one repeats it, and messages that were published are not published again
+    (`publish_once`). A request that cannot be completed is logged and stays on the lane; the others
+    are still completed. Redis errors are raised.
 
     Args:
-        observe: Told of the receipt of each answered request.
+        observe: Called with the receipt of each answered request.
     """
 
     def __init__(
         self,
         store: Store,
-        bodies: BlobStore,
-        tracer: CeleryReplay,
+        blobs: BlobStore,
+        replay: CeleryReplay,
         observe: Callable[[Receipt], None],
     ) -> None:
         self._store = store
-        self._bodies = bodies
-        self._tracer = tracer
+        self._blobs = blobs
+        self._replay = replay
         self._observe = observe
-        # Plain threads, not asyncio.to_thread: that would carry the running task's context along.
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="deliver")
+        # Not `asyncio.to_thread`: it would copy the context of the running task.
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="completer")
 
     async def answer(self, job: Job, answers: Mapping[str, dict[str, Any]]) -> set[str]:
-        """Complete requests with the provider's answers; the tenants of those that were not done
-        before.
+        """Complete requests of a job with the provider's response bodies.
+
+        Returns:
+            The tenants of the requests that this call completed.
         """
-        makes: dict[str, Make] = {
-            request: partial(completion, job, body) for request, body in answers.items()
-        }
-        outcomes = await self._complete(makes, (job.group, job.intent))
-        receipts = [one.receipt for one in outcomes if isinstance(one, Completion)]
+        outcomes = await self._complete(
+            {request: partial(completion, job, body) for request, body in answers.items()},
+            (job.group, job.intent),
+        )
+        receipts = [outcome.receipt for outcome in outcomes if isinstance(outcome, Completion)]
         for receipt in receipts:
             self._observe(receipt)
         if receipts:
@@ -76,94 +92,102 @@ class Completer:
     async def fail(
         self, errors: Mapping[str, RequestFailed], group: RequestGroup, intent: str = ""
     ) -> None:
-        """Complete requests with errors: those of a job, or some that wait."""
-        makes: dict[str, Make] = {
-            request: partial(_same, error) for request, error in errors.items()
-        }
-        await self._complete(makes, (group, intent))
+        """Complete requests with errors.
+
+        Args:
+            errors: By request.
+            group: The group of the requests.
+            intent: Their job; empty if they wait in the group.
+        """
+        await self._complete(
+            {request: partial(_constant, error) for request, error in errors.items()},
+            (group, intent),
+        )
 
     async def close(self) -> None:
-        """Return when no completion is under way."""
+        """Wait for the running completions."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def _complete(self, makes: Mapping[str, Make], place: Location) -> list[Outcome]:
-        """The outcomes of the requests that this call has completed."""
-        if not makes:
+    async def _complete(
+        self, builders: Mapping[str, BuildOutcome], location: Location
+    ) -> list[Outcome]:
+        """Complete those requests that no other scheduler completes; their outcomes."""
+        if not builders:
             return []
-        turns = await self._store.begin_completions(list(makes))
-        ours = [request for request, turn in turns.items() if turn is CompletionOwner.OURS]
+        owners = await self._store.begin_completions(list(builders))
+        ours = [request for request, owner in owners.items() if owner is CompletionOwner.OURS]
         if not ours:
             return []
-        made = await self._made(makes, ours)
-        failed = await self._trace(made)
+        prepared = await self._prepare(builders, ours)
+        failed = await self._replay_all(prepared)
+        completed = [prepared[request] for request in prepared if request not in failed]
+        _, intent = location
+        costs = [(request.parked, request.cost) for request in completed]
+        await accounting.settle(intent or accounting.UNSENT, costs)
+        # A request without a record cannot be completed; it leaves the lane with the others.
         done = [request for request in ours if request not in failed]
-        costs = [(made[one][0], _cost(made[one][1])) for one in done if one in made]
-        await accounting.settle(place[1] or accounting.UNSENT, costs)
-        await self._store.finish(done, RequestOutcome.DONE, place)
-        return [made[request][1] for request in done if request in made]
+        await self._store.finish(done, RequestOutcome.DONE, location)
+        return [request.outcome for request in completed]
 
-    async def _made(self, makes: Mapping[str, Make], ours: list[str]) -> dict[str, Made]:
-        made: dict[str, Made] = {}
+    async def _prepare(
+        self, builders: Mapping[str, BuildOutcome], requests: list[str]
+    ) -> dict[str, PreparedCompletion]:
+        """Build the outcomes of the requests that have a record; large answers are offloaded."""
+        prepared: dict[str, PreparedCompletion] = {}
         now = await self._store.now()
-        for request, (parked, tries) in (await self._store.load(ours)).items():
+        for request, (parked, attempts) in (await self._store.load(requests)).items():
             if parked is None:
                 logger.error("%s has no record", request, extra={"action": "batch_record_missing"})
                 continue
-            outcome = _outcome(request, makes[request], parked, tries, now)
+            try:
+                outcome = builders[request](parked, attempts, now)
+            except Exception:
+                logger.exception(
+                    "%s has an invalid answer", request, extra={"action": "batch_answer_invalid"}
+                )
+                outcome = BatchError("the provider's answer could not be understood")
             if isinstance(outcome, Completion):
-                outcome = await self._bodies.offload_result(request, outcome)
-            made[request] = parked, outcome, now - parked.parked_at
-        return made
+                outcome = await self._blobs.offload_result(request, outcome)
+            prepared[request] = PreparedCompletion(parked, outcome, now - parked.parked_at)
+        return prepared
 
-    async def _trace(self, made: Mapping[str, Made]) -> set[str]:
-        """Have Celery complete tasks; the requests for which that failed."""
-        loop, requests = asyncio.get_running_loop(), list(made)
-        parts = [
-            {one: made[one] for one in requests[nth::MAX_THREADS]} for nth in range(MAX_THREADS)
-        ]
-        traced = [loop.run_in_executor(self._threads, self._trace_some, part) for part in parts]
-        failed = dict(chain.from_iterable(await asyncio.gather(*traced)))
-        for request, error in failed.items():
+    async def _replay_all(self, prepared: Mapping[str, PreparedCompletion]) -> set[str]:
+        """Complete tasks with Celery, on all threads; the requests whose completion failed.
+
+        Raises:
+            redis.RedisError: The error of a completion; the other completions have ended.
+        """
+        loop, requests = asyncio.get_running_loop(), list(prepared.items())
+        shares = [requests[thread::MAX_THREADS] for thread in range(MAX_THREADS)]
+        results = await asyncio.gather(
+            *(loop.run_in_executor(self._threads, self._replay_some, share) for share in shares)
+        )
+        errors = {request: error for result in results for request, error in result.items()}
+        for request, error in errors.items():
             if isinstance(error, redis.RedisError):
                 raise error
             logger.error(
                 "%s could not be completed",
                 request,
                 exc_info=error,
-                extra={"action": "batch_delivery_failed"},
+                extra={"action": "batch_completion_failed"},
             )
-        return set(failed)
+        return set(errors)
 
-    def _trace_some(self, made: Mapping[str, Made]) -> list[tuple[str, Exception]]:
-        failed, events = [], []
-        for request, (parked, outcome, runtime) in made.items():
+    def _replay_some(
+        self, requests: Iterable[tuple[str, PreparedCompletion]]
+    ) -> dict[str, Exception]:
+        """Complete tasks one after another; the errors by request."""
+        errors, events = {}, []
+        for request, (parked, outcome, runtime) in requests:
             try:
                 value = parked.value(outcome)
-                events.append(self._tracer.complete(parked.context, value, runtime))
+                events.append(self._replay.complete(parked.context, value, runtime))
             except Exception as error:
-                failed.append((request, error))
-        self._tracer.publish_events(events)
-        return failed
+                errors[request] = error
+        self._replay.publish_events(events)
+        return errors
 
 
-#: A record, what becomes of its request, and seconds since it was parked.
-Made = tuple[ParkedRequest, Outcome, float]
-
-
-def _cost(outcome: Outcome) -> int:
-    return outcome.receipt.cost if isinstance(outcome, Completion) else 0
-
-
-def _same(error: RequestFailed, *_: object) -> Outcome:
+def _constant(error: RequestFailed, *_: object) -> Outcome:
     return error
-
-
-def _outcome(
-    request: str, make: Make, parked: ParkedRequest, tries: AttemptCounts, now: float
-) -> Outcome:
-    """The outcome, or an error when the provider's answer makes no sense."""
-    try:
-        return make(parked, tries, now)
-    except Exception:
-        logger.exception("%s has a bad answer", request, extra={"action": "batch_answer_bad"})
-        return BatchError("the provider's answer could not be understood")

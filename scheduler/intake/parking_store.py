@@ -78,7 +78,7 @@ class ParkingStore:
     async def _reserve(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
         known = await self._store.known([one.request for one in records])
         new = [one.parked for one in records if one.request not in known]
-        return await accounting.reserve("batch", new)
+        return await accounting.reserve(new)
 
     async def _lighter(self, record: ParkedRecord, now: float) -> ParkedRecord:
         parked = record.parked.model_copy(update={"parked_at": now})

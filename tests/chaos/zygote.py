@@ -122,10 +122,8 @@ class Process:
 
     async def _cancel(self) -> dict[str, str]:
         """Cancel tasks as an operator does."""
-        way_out = Withdrawal(
-            self._store, self._bodies, CeleryReplay(app, NODE), self._config.catalogue()
-        )
-        operator = Operations(self._store, {"openai": self._provider}, way_out)
+        withdrawal = Withdrawal(self._store, self._bodies, CeleryReplay(app, NODE))
+        operator = Operations(self._store, {"openai": self._provider}, withdrawal)
         return {**await operator.cancel(self._order["tasks"])}
 
 

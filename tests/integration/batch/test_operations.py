@@ -167,7 +167,7 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
 async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         (result,) = await b.send(chat("one"))
-        assert await b.scheduler.store.withdraw(request_id(result.id), CANCELLED) == "ours"
+        assert await b.scheduler.store.withdraw(request_id(result.id), str(CANCELLED)) == "ours"
         b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
         assert await cancel(b, result) == ["cancelled"]
         assert forgotten(b, result)
@@ -176,7 +176,7 @@ async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench)
 async def test_a_cancellation_that_nobody_repeats_is_made_all_the_same(opened: OpenBench) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("one"))
-        assert await b.scheduler.store.withdraw(request_id(result.id), CANCELLED) == "ours"
+        assert await b.scheduler.store.withdraw(request_id(result.id), str(CANCELLED)) == "ours"
         await b.turn()
         assert b.states() == [], "no batch takes it"
         b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD

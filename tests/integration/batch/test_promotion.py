@@ -11,6 +11,8 @@ from celery import Celery, chord
 
 from primarch_fleet import errors, protocol
 from scheduler.model.jsonl import request_id
+from tasks import services
+from tasks.accounting import Accountant
 from tests.support.batch_fixture import (
     Bench,
     OpenBench,
@@ -87,10 +89,16 @@ async def test_too_few_requests_for_a_deadline_are_promoted_and_enough_are_cut(
         assert b.states() == ["SUBMITTED"]
 
 
-async def test_what_its_cap_does_not_allow_is_not_promoted(opened: OpenBench) -> None:
+async def test_a_request_stays_when_its_cap_allows_a_batch_but_not_the_realtime_lane(
+    opened: OpenBench,
+) -> None:
     async with opened(max_wait=0) as b:
-        (capped,) = await b.send(chat("near", deadline=within(b, 600), max_cost=1, max_tokens=500))
-        await b.until_idle()
+        accountant = Accountant.at(b.url, b.config.catalogue(), lambda _: None)
+        near = chat("near", deadline=within(b, 600), max_cost=200, max_tokens=500)
+        with services.override(accountant=accountant):
+            (capped,) = await b.send(near)
+            await b.until_idle()
+        await accountant.close()
         assert promoted(b) == []
         assert "near" in (await b.completion(capped)).text
 

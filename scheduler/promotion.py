@@ -1,0 +1,71 @@
+"""What both promotions share: a request of the batch or local lane moves to the realtime lane.
+
+`completion.withdrawal` promotes a parked request: its message is gone, so Celery builds a new one
+from the stored task context. `local_promotion` promotes a message that waits for an engine: one
+script replaces it by an edited copy, so that the request is always in exactly one queue. That is
+why each lane makes its own message; task name, reason, reservation and error handling are here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+
+from primarch_fleet import protocol
+from primarch_fleet.contract import Request
+from primarch_fleet.errors import FleetError
+from tasks import services
+
+logger = logging.getLogger(__name__)
+
+
+def realtime_task(task_name: str) -> str:
+    """The realtime task for a task of another lane: `batch.embed` becomes `realtime.embed`."""
+    return protocol.task_name("realtime", task_name.partition(".")[2])
+
+
+def promoted_reason(lane_reason: str | None, reason: str) -> str:
+    """The lane reason of a promoted request, from its former lane reason and the new one."""
+    return f"{lane_reason or 'asked for'}; promoted: {reason}"
+
+
+async def reserve_realtime(request: Request, task_id: str) -> bool:
+    """Reserve what a request can cost on the realtime lane.
+
+    Returns:
+        False if a cost cap or a budget does not allow it; then nothing more is reserved than
+        before and the request must stay on its lane.
+    """
+    accountant = services.current().accountant
+    if accountant is None:
+        return True
+    try:
+        await accountant.reserve("realtime", request, task_id)
+    except FleetError as refusal:
+        logger.info(
+            "%s: not promoted: %s", task_id, refusal.code, extra={"action": "promotion_refused"}
+        )
+        return False
+    return True
+
+
+@contextmanager
+def isolated(request: str, action: str) -> Iterator[None]:
+    """Log an error of one request, so that the others are still processed; it is retried later.
+
+    Args:
+        request: What the log names.
+        action: The `action` of the log record.
+
+    Raises:
+        redis.RedisError: It would stop the other requests too.
+    """
+    try:
+        yield
+    except redis.RedisError:
+        raise
+    except Exception:
+        logger.exception("%s: failed, will be retried", request, extra={"action": action})
