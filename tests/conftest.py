@@ -19,3 +19,9 @@ def _clean_environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The event loop of every `async def` test."""
+    return "asyncio"

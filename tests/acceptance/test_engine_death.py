@@ -14,8 +14,8 @@ import redis
 
 from primarch_fleet import CompletionRequest, Fleet
 from tests.acceptance.conftest import Up, running
-from tests.integration.conftest import eventually
 from tests.support.engines import ENVIRONMENT, fleet_file, on_vllm
+from tests.support.workers import eventually
 
 pytestmark = on_vllm
 

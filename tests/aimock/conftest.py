@@ -23,7 +23,7 @@ from tests.integration.conftest import valkey, valkey_url
 from tests.support.batch_fixture import Bench, Dialect, OpenBench, fleet_app, open_bench
 from workers.onebox.simulator.app import App
 
-__all__ = ["anyio_backend", "fleet_app", "open_bench", "valkey", "valkey_url"]
+__all__ = ["fleet_app", "open_bench", "valkey", "valkey_url"]
 
 CLI = ROOT / ".aimock/node_modules/@copilotkit/aimock/dist/cli.js"
 OUTCOME = "X-AIMock-Batch-Outcome"
@@ -36,11 +36,6 @@ on_aimock = [
 ]
 
 AtAimock = Callable[..., AbstractAsyncContextManager[Bench]]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import yaml
 
 from config.engine import EngineConfig
 from config.settings import ROOT
+from workers.local import engines
+from workers.local.engines.base import Answer
 
 VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")
 
@@ -79,3 +83,56 @@ class CountingSleep:
             await asyncio.sleep(seconds)
         finally:
             self.running -= 1
+
+
+class Subject:
+    """An engine whose event loop runs on its own thread, as in a worker."""
+
+    def __init__(self, name: str, **changes: Any) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.engine: Any = self.run(engines.start(config(name, **changes)))
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+
+    def chat(self, content: str = "What is 2+2?", **parameters: Any) -> Answer:
+        answer: Answer = self.run(self.engine.chat(question(content, **parameters)))
+        return answer
+
+    def stream(self, content: str = "What is 2+2?", **parameters: Any) -> list[dict[str, Any]]:
+        async def collect() -> list[dict[str, Any]]:
+            body = question(content, **parameters)
+            return [chunk async for chunk in self.engine.stream(body)]
+
+        chunks: list[dict[str, Any]] = self.run(collect())
+        return chunks
+
+    def close(self) -> None:
+        self.run(self.engine.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+def question(content: str, **parameters: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": content}]
+    return {"model": "tested", "messages": messages, "max_tokens": 32, **parameters}
+
+
+def text(answer: Answer) -> str:
+    return str(answer.body["choices"][0]["message"]["content"])
+
+
+def processes() -> set[int]:
+    """The running processes of this process group: children, and orphans of children."""
+    pids = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = status.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it ended in between
+            continue
+        if state != "Z" and int(group) == os.getpgrp():
+            pids.add(int(status.parent.name))
+    return pids

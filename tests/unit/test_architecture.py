@@ -3,32 +3,18 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import primarch_fleet
 from config.settings import ROOT
+from tests.support.imports import ORDER, imports
 
-#: Each may import itself and what stands before it.
-ORDER = ["primarch_fleet", "config", "tasks", "workers", "scheduler"]
 #: What a producer has installed.
 PRODUCER = {"celery", "kombu", "redis", "pydantic", "primarch_fleet"}
 #: What it may lack as long as no answer lies outside of Redis; imported where it is met.
 OPTIONAL = {"fsspec"}
-
-
-def imports(package: str) -> Iterator[tuple[str, str]]:
-    """Each module of a package with each top-level package that it imports."""
-    for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}: imports are absolute"
-                names = [node.module or ""]
-            for name in names:
-                yield str(path), name.partition(".")[0]
 
 
 @pytest.mark.parametrize("package", ORDER)
@@ -59,3 +45,15 @@ def test_everything_exported_exists_and_is_listed_in_order() -> None:
 )
 def test_every_script_opens_with_a_legend(path: Path) -> None:
     assert path.read_text().startswith("--")
+
+
+def test_no_test_imports_another_test() -> None:
+    imported = {
+        (str(path.relative_to(ROOT)), node.module)
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for name in [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        if name.startswith("tests.") and name.rpartition(".")[2].startswith("test_")
+    }
+    assert imported == set()

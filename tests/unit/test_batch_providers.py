@@ -22,11 +22,6 @@ from scheduler.providers.openai import OpenAIBatches, provider_batch
 HOUR = 3600.0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def entry(kind: str, **more: Any) -> dict[str, Any]:
     address = {"api_base": "os.environ/TEST_BASE"}
     return {"litellm_provider": kind, "api_key": "os.environ/TEST_KEY", **address, **more}

@@ -39,11 +39,6 @@ RECEIPT = Receipt(
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def answer(tmp_path: Path) -> Completion:
     """A completion whose body lies in a file."""
     (tmp_path / "body.json").write_bytes(BODY)

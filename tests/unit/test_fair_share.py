@@ -5,14 +5,8 @@ from collections import Counter
 
 import pytest
 
+from tests.support.clock import Clock
 from workers.runtime.fair_share import ACTIVE_WINDOW_SECONDS, SlotReservation
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 NOW = 1_750_000_000.0
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Listing:
     """A provider of which only the list is asked for, newest first and two batches a page."""
 

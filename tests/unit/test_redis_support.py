@@ -10,7 +10,7 @@ import pytest
 from config.settings import ROOT
 from primarch_fleet import redis_support
 from primarch_fleet.redis_support import LuaScript
-from tests.unit.test_architecture import ORDER
+from tests.support.imports import ORDER
 
 URL = "redis://127.0.0.1:1/0"
 HOME = ROOT / "primarch_fleet" / "redis_support.py"

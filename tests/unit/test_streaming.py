@@ -16,18 +16,11 @@ from primarch_fleet.streaming import (
     RESULT_GRACE_SECONDS,
     StreamCursor,
 )
+from tests.support.clock import Clock
 from workers.stream_writer import has_token
 
 BACKEND: Any = Celery(set_as_current=False, backend="cache+memory://").backend
 ANSWER = json.dumps({"status": "SUCCESS", "result": {"body": {}}})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def reading(

@@ -12,19 +12,13 @@ import redis
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
+from tests.support.clock import Clock
 from workers.runtime import transport
 from workers.runtime.leases import Leases, Terms, Undeliverable, task_request
 from workers.runtime.scripts import EXPIRED, RELEASE, RENEW
 from workers.runtime.transport import Channel, QoS, Transport, leased
 
 TERMS = Terms("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class FakeRedis:

@@ -11,11 +11,11 @@ import pytest
 
 from primarch_fleet import errors
 from scheduler.admin.operations import Operations
-from tests.integration.batch.test_providers import anyio_backend, dialect
+from tests.support.batch_accounts import dialect
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
 
-__all__ = ["anyio_backend", "fleet_app", "open_bench"]
+__all__ = ["fleet_app", "open_bench"]
 
 pytestmark = pytest.mark.anyio
 

@@ -8,13 +8,11 @@ import httpx
 import pytest
 
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
-from tests.integration.batch.test_providers import account, anyio_backend
+from tests.support.batch_accounts import account
 from tests.support.batch_fixture import profile
 from workers.onebox.simulator.anthropic import AnthropicApp
 from workers.onebox.simulator.profile import Fault, Profile
 from workers.onebox.simulator.server import Simulator
-
-__all__ = ["anyio_backend"]
 
 pytestmark = pytest.mark.anyio
 

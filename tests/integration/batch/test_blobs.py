@@ -35,11 +35,6 @@ LARGE = 2_000_000
 TEXT = "large " * (LARGE // 6)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Place:
     """A folder for bodies, that may be missing, away or no folder."""
 

@@ -20,11 +20,6 @@ REQUESTS = 1000
 REFUSED = Fault(scope="line", every=20, status=400, code="wrong", message="Not this one.")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def ask(b: Bench, app: Celery, **options: Any) -> None:
     """A chord over REQUESTS requests, from a message each to a result each."""
     tasks = [

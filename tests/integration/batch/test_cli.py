@@ -23,9 +23,8 @@ import yaml
 
 from primarch_fleet import AsyncFleet, Fleet, Progress, errors
 from scheduler.store.pauses import WHOLE_LANE
-from tests.integration.conftest import REPOSITORY, StartWorker, eventually, is_parked
+from tests.support.batch_cli import _scheduler, scheduler
 from tests.support.batch_fixture import (
-    Bench,
     OpenBench,
     chat,
     config,
@@ -34,33 +33,13 @@ from tests.support.batch_fixture import (
     profile,
 )
 from tests.support.webhook_receiver import SECRET
+from tests.support.workers import REPOSITORY, StartWorker, eventually, is_parked
 from workers.onebox.simulator import Simulator, VirtualClock
 from workers.onebox.simulator.profile import Webhook
 
 pytestmark = pytest.mark.anyio
 
 __all__ = ["fleet_app", "open_bench"]  # fixtures
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]:
-    """`python -m scheduler`, with the fleet's Redis and no key."""
-    return await asyncio.to_thread(_scheduler, b.url, *command)
-
-
-def _scheduler(url: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "scheduler", *command],
-        cwd=REPOSITORY,
-        env=os.environ | {"FLEET_REDIS_URL": url, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 async def test_the_board_shows_live_batches_and_what_waits(opened: OpenBench) -> None:

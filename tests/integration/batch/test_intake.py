@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
-import yaml
 from celery import Celery, chain
 
 from primarch_fleet.errors import BudgetExceeded, InvalidRequest, UnknownModel
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import GROUPS, PREFIX, REQUESTS
-from tests.integration.conftest import StartWorker, eventually
-from tests.support.batch_fixture import chat, config
-
-LEASED = "unacked"
-
-
-def environment(folder: Path, url: str) -> dict[str, str]:
-    """Of a batch worker."""
-    file = folder / "fleet.yaml"
-    tenants = {"tenants": {"default": {"monthly_budget": "100"}}}
-    file.write_text(yaml.safe_dump(config().model_dump(mode="json") | tenants))
-    return {
-        "FLEET_REDIS_URL": url,
-        "FLEET_CONFIG": str(file),
-        "FLEET_DATA_DIR": str(folder),
-        "FLEET_VISIBILITY_TIMEOUT": "2",
-        "KEY": "simulated",
-    }
+from tests.support.batch_fixture import chat
+from tests.support.intake import LEASED, environment
+from tests.support.workers import StartWorker, eventually
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,9 +11,9 @@ from celery import Celery
 
 from primarch_fleet.queues import QueueDepth, count_waiting
 from scheduler.store.keys import PREFIX, REQUESTS
-from tests.integration.batch.test_intake import LEASED, environment
-from tests.integration.conftest import StartWorker, eventually
 from tests.support.batch_fixture import chat
+from tests.support.intake import LEASED, environment
+from tests.support.workers import StartWorker, eventually
 
 COUNT = 2000
 

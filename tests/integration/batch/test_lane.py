@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_each_request_of_a_batch_ends_with_its_own_result(opened: OpenBench) -> None:
     async with opened() as b:
         questions = [chat(f"question {n}") for n in range(5)]

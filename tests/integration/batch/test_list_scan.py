@@ -21,11 +21,6 @@ HOUR = 3600
 MANY = MIN_DUE_FOR_SCAN + 1
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def order(b: Bench, number: int) -> list[AsyncResult[Any]]:
     """So many batches, of one request each."""
     results = await b.send(*(chat(f"q{n}") for n in range(number)))

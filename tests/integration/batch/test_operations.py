@@ -23,11 +23,6 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def operator(b: Bench) -> Operations:
     """Of a batch worker of its own."""
     scheduler = b.new_scheduler()

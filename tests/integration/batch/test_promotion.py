@@ -31,11 +31,6 @@ pytestmark = pytest.mark.anyio
 HOUR = 3600
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def within(b: Bench, seconds: float) -> datetime:
     return datetime.fromtimestamp(b.now() + seconds, UTC)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,16 @@ import pytest
 import redis
 
 from config.fleet import FleetConfig
-from config.fleet import Provider as Entry
 from primarch_fleet import errors
-from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.base import BatchFingerprint, find_batches
 from scheduler.providers.errors import ProviderRefused
 from tasks.receipts import RequestMetadata
+from tests.support.batch_accounts import CLASSIC, KEY, account, dialect, entry
 from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.mortal_store import Killed
-from workers.onebox.simulator.anthropic import AnthropicApp
-from workers.onebox.simulator.app import App
 from workers.onebox.simulator.azure import AzureApp
 from workers.onebox.simulator.profile import Fault, Profile
-from workers.onebox.simulator.provider import Provider
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.server import RealtimeServer
 
@@ -34,38 +28,7 @@ __all__ = ["fleet_app", "open_bench"]
 
 pytestmark = pytest.mark.anyio
 
-KEY = "sk-of-the-test"
-CLASSIC = "2024-10-21"
 FULL = "The number of enqueued tokens has surpassed the configured limit of 30K for the deployment."
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-def entry(kind: str) -> dict[str, str]:
-    return {
-        "litellm_provider": kind,
-        "api_key": "os.environ/TEST_KEY",
-        "api_base": "os.environ/TEST_BASE",
-    }
-
-
-def account(kind: str, version: str, url: str) -> Any:
-    """An account as the configuration gives it."""
-    address = url.removesuffix("/v1") if kind in ("azure", "anthropic") else url
-    os.environ |= {"TEST_KEY": KEY, "TEST_BASE": address, "AZURE_API_VERSION": version}
-    return PROVIDERS[kind].from_config(Entry.model_validate(entry(kind)))
-
-
-def dialect(kind: str, version: str = "", **azure: Any) -> Dialect:
-    """A provider of a kind, and what its class makes of an entry for it."""
-    apps: dict[str, Callable[[Provider], App]] = {
-        "azure": partial(AzureApp, **azure),
-        "anthropic": AnthropicApp,
-    }
-    return Dialect(apps.get(kind, App), partial(account, kind, version))
 
 
 DIALECTS = [

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.anyio
 TEXT = "word " * 50
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def limited(tokens: int, **batch: Any) -> Profile:
     """A provider whose queue takes so many tokens of each model."""
     offer = profile(**batch)

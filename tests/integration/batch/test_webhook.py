@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_the_batch_of_an_event_is_polled_at_once(
     opened: OpenBench,
 ) -> None:

@@ -14,9 +14,9 @@ from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting
-from tests.integration.client.test_lane_limits import publish
-from tests.integration.conftest import Producer, StartWorker, eventually
+from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, Queue, Rule, message
+from tests.support.workers import Producer, StartWorker, eventually
 from workers.observability.metrics import QueueDepthCollector
 from workers.runtime.scripts import FETCH
 

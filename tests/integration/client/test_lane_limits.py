@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import redis
 
-from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
+from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.budgets import MAX_CONCURRENCY_SECONDS, Ledger, ReservationRequest
-from primarch_fleet.catalogue import CATALOGUE_KEY, LaneLimits, Limits, Model, Offer
-from primarch_fleet.contract import Lane
+from primarch_fleet.catalogue import CATALOGUE_KEY, LaneLimits, Limits, Model
 from primarch_fleet.errors import FleetError, InvalidRequest, LaneFull, TenantLimited
 from primarch_fleet.lane_health import (
     MAX_AGE_SECONDS,
@@ -20,14 +19,9 @@ from primarch_fleet.lane_health import (
     LaneMonitor,
     heartbeat_key,
 )
+from tests.support.lane_limits import OFFERS, PRICE, publish
 from workers.observability.heartbeat import Heartbeat
 
-PRICE = Price(input="1", output="2")
-OFFERS: dict[Lane, Offer] = {
-    "local": Offer(queue="local.m", price=PRICE),
-    "realtime": Offer(queue="realtime", price=PRICE),
-    "batch": Offer(queue="batch", price=PRICE),
-}
 PRODUCERS = 32
 
 
@@ -35,14 +29,6 @@ def request(**fields: Any) -> CompletionRequest:
     messages = [{"role": "user", "content": "2+2?"}]
     usual = {"model": "m", "messages": messages, "max_tokens": 100, "tenant_id": "t"}
     return CompletionRequest.parse(usual | fields)
-
-
-def publish(store: redis.Redis, **fields: Any) -> Catalogue:
-    model = Model(kind="chat", lanes=OFFERS, list_price=PRICE)
-    usual = {"models": {"m": model}, "completion_window": 86_400, "max_request_bytes": 9_000}
-    catalogue = Catalogue(**usual | fields)
-    catalogue.publish(store)
-    return catalogue
 
 
 @pytest.fixture

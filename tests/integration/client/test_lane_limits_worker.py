@@ -15,7 +15,7 @@ import yaml
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, errors
 from primarch_fleet.lane_health import heartbeat_key
-from tests.integration.conftest import StartWorker, eventually
+from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
 

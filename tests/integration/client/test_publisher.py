@@ -22,7 +22,7 @@ from primarch_fleet.errors import FleetUnavailable, LaneFull
 from primarch_fleet.lane_health import ANY_LANE, LaneMonitor
 from primarch_fleet.publisher import MAX_PUSH_BYTES
 from primarch_fleet.queues import priority_lists
-from tests.integration.conftest import eventually
+from tests.support.workers import eventually
 
 PRICE = Price(input="1", output="2")
 LANES: tuple[Lane, ...] = ("realtime", "batch")

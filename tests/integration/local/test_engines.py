@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +13,8 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from primarch_fleet.errors import InvalidRequest
-from tests.integration.conftest import eventually
-from tests.support.engines import ENGINES, config
+from tests.support.engines import ENGINES, Subject, config, processes, question, text
+from tests.support.workers import eventually
 from workers.local import engines
 from workers.local.engines.base import Answer
 from workers.local.stream_assembler import StreamAssembler
@@ -25,51 +22,11 @@ from workers.local.stream_assembler import StreamAssembler
 CONCURRENT = 16
 
 
-class Subject:
-    """An engine whose event loop runs on its own thread, as in a worker."""
-
-    def __init__(self, name: str, **changes: Any) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        self.engine: Any = self.run(engines.start(config(name, **changes)))
-
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
-
-    def chat(self, content: str = "What is 2+2?", **parameters: Any) -> Answer:
-        answer: Answer = self.run(self.engine.chat(question(content, **parameters)))
-        return answer
-
-    def stream(self, content: str = "What is 2+2?", **parameters: Any) -> list[dict[str, Any]]:
-        async def collect() -> list[dict[str, Any]]:
-            body = question(content, **parameters)
-            return [chunk async for chunk in self.engine.stream(body)]
-
-        chunks: list[dict[str, Any]] = self.run(collect())
-        return chunks
-
-    def close(self) -> None:
-        self.run(self.engine.close())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-
 @pytest.fixture(scope="module", params=ENGINES)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     subject = Subject(request.param)
     yield subject
     subject.close()
-
-
-def question(content: str, **parameters: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": content}]
-    return {"model": "tested", "messages": messages, "max_tokens": 32, **parameters}
-
-
-def text(answer: Answer) -> str:
-    return str(answer.body["choices"][0]["message"]["content"])
 
 
 def test_an_answer_has_the_form_of_openais_chat_completion(subject: Subject) -> None:
@@ -220,16 +177,3 @@ def test_an_engine_embeds_and_leaves_no_process_after_close(name: str) -> None:
     assert [data.index for data in response.data] == [0, 1]
     assert response.usage.prompt_tokens == response.usage.total_tokens > 0
     eventually(lambda: processes() <= before, 2)  # killed processes take a moment to end
-
-
-def processes() -> set[int]:
-    """The running processes of this process group: children, and orphans of children."""
-    pids = set()
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = status.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it ended in between
-            continue
-        if state != "Z" and int(group) == os.getpgrp():
-            pids.add(int(status.parent.name))
-    return pids

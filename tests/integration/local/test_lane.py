@@ -19,8 +19,8 @@ import redis
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.errors import Cancelled, DeadlineExceeded
 from primarch_fleet.outgoing import Ticket
-from tests.integration.conftest import StartWorker, Worker, eventually
 from tests.support.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
+from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.up import free_port
 
 LocalWorker = Callable[..., AbstractContextManager["LocalLane"]]

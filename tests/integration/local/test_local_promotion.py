@@ -25,7 +25,7 @@ from primarch_fleet.redis_support import patient_async
 from scheduler.local_promotion import LocalPromotion
 from tasks import services
 from tasks.accounting import Accountant
-from tests.integration.conftest import StartWorker, eventually
+from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.server import Simulator
 from workers.runtime.scripts import FETCH
 

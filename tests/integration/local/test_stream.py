@@ -11,9 +11,9 @@ from config.engine import EngineConfig
 from primarch_fleet import AsyncFleet, Fleet, errors
 from primarch_fleet.streaming import stream_key
 from tasks.receipts import RequestMetadata
-from tests.integration.client.test_client import request
-from tests.integration.conftest import eventually
+from tests.support.producer import request
 from tests.support.streams import TASK, collect, run, text, writing
+from tests.support.workers import eventually
 from workers.local.engines.simulated import SimulatedEngine
 from workers.local.server import LocalServer
 from workers.stream_writer import StreamWriter

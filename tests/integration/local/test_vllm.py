@@ -22,9 +22,17 @@ from config.engine import EngineConfig
 from config.fleet import FleetConfig
 from config.settings import ROOT
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
-from tests.integration.conftest import eventually
-from tests.integration.local.test_engines import Subject, processes, question, text
-from tests.support.engines import END_OF_ANSWER, VLLM_MODEL, config, on_vllm
+from tests.support.engines import (
+    END_OF_ANSWER,
+    VLLM_MODEL,
+    Subject,
+    config,
+    on_vllm,
+    processes,
+    question,
+    text,
+)
+from tests.support.workers import eventually
 from workers.local import engines
 from workers.onebox.up import free_port
 

@@ -4,118 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from redis.asyncio import Redis
 
-from config.fleet import FleetConfig
-from primarch_fleet import CompletionRequest, Spending, errors, protocol, streaming
-from primarch_fleet.budgets import Ledger, ReservationRequest
-from primarch_fleet.catalogue import Limits
-from tasks import services, serving
-from tasks.accounting import Accountant
+from primarch_fleet import errors, protocol, streaming
+from tasks import services
 from tasks.response_cache import ResponseCache
+from tests.support.accounting_fixture import (
+    HANGS,
+    INPUT,
+    OUTPUT,
+    TASK,
+    Lane,
+    cancelled,
+    estimate,
+    limited,
+    reserve,
+    run,
+    spending,
+)
 from tests.support.realtime_fixture import (
-    CONFIG,
-    PROFILE,
     chat,
     config,
     failing,
-    provider,
-    realtime_server,
 )
-from workers.observability.cost_report import CostReport
-from workers.onebox.simulator.profile import Fault, Latency
+from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 from workers.stream_writer import has_token
-
-TASK, TENANT = "task", "default"
-#: Of `big-1`, in micro-dollars a token.
-INPUT, OUTPUT = 2, 8
-LIMIT = {"monthly_budget": "1"}
-#: A provider that takes longer for an answer than a test waits.
-HANGS = PROFILE.model_copy(update={"latency": Latency(mean=60)})
-
-Body = Callable[["Lane"], Awaitable[Any]]
-
-
-class Context(dict[str, Any]):
-    id, root_id = TASK, None
-
-
-class Lane:
-    """The realtime lane's task, with what stands behind it in a worker."""
-
-    def __init__(self, charges: Accountant) -> None:
-        self.charges = charges
-
-    async def serve(self, request: CompletionRequest) -> dict[str, Any]:
-        task: Any = SimpleNamespace(request=Context())
-        return await serving.serve("realtime", task, CompletionRequest, request.to_wire())
-
-    async def at_the_provider(
-        self, request: CompletionRequest, simulator: Simulator
-    ) -> asyncio.Task[dict[str, Any]]:
-        """A request's run, as soon as the provider has it."""
-        running = asyncio.create_task(self.serve(request))
-        while not simulator.stats()["max_in_flight"]:  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.02)
-        return running
-
-
-async def cancelled(running: asyncio.Task[dict[str, Any]]) -> None:
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-
-
-def limited(base: FleetConfig = CONFIG, **limits: Any) -> FleetConfig:
-    data = base.model_dump(mode="json")
-    return FleetConfig.model_validate(data | {"tenants": {"default": LIMIT | limits}})
-
-
-@pytest.fixture
-def simulator(store: redis.Redis) -> Iterator[Simulator]:
-    with provider() as simulator:
-        yield simulator
-
-
-def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
-    """What `body` returns, in a process that serves, charges and reports."""
-    config = config or limited()
-
-    async def all_of_it() -> Any:
-        async with realtime_server(config, url) as server:
-            costs = CostReport.at(url, config.catalogue())
-            charges = Accountant.at(url, config.catalogue(), costs.add_aborted)
-            try:
-                with services.override(
-                    backends={"realtime": server}, accountant=charges, cost_report=costs
-                ):
-                    return await body(Lane(charges))
-            finally:
-                await charges.close()
-                await costs.close()
-
-    return asyncio.run(all_of_it())
-
-
-def spending(store: redis.Redis) -> Spending:
-    return Ledger(store).budget(TENANT, Limits()).month
-
-
-def reserve(store: redis.Redis, amount: int = 500) -> None:
-    """As a producer does at submit."""
-    Ledger(store).reserve(TENANT, Limits(), [ReservationRequest(TASK, amount)])
-
-
-def estimate(request: CompletionRequest, chunks: int) -> int:
-    return INPUT * (protocol.wire_size_bytes(request.body()) // 4 + 1) + OUTPUT * chunks
 
 
 def test_an_answer_costs_what_its_receipt_says(

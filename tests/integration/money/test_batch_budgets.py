@@ -26,11 +26,6 @@ pytestmark = pytest.mark.anyio
 LIMITS = Limits(monthly_budget=1_000_000)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @asynccontextmanager
 async def charged(b: Bench, limits: Limits = LIMITS) -> AsyncIterator[AsyncLedger]:
     """Within the block, every tenant has limits, as in a worker."""

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from primarch_fleet import CompletionRequest, Fleet, Spending, errors
-from tests.integration.conftest import StartWorker, Worker, eventually
+from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
 

@@ -17,8 +17,8 @@ from scheduler.admin.costs import CostSummary, read_costs
 from scheduler.admin.operations import Operations
 from tasks import services
 from tasks.accounting import DroppedAnswer
-from tests.integration.batch.test_cli import scheduler
 from tests.support import realtime_fixture
+from tests.support.batch_cli import scheduler
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.observability import metrics
 from workers.observability.cost_report import CostReport, Figures, figures, key
@@ -30,11 +30,6 @@ pytestmark = pytest.mark.anyio
 NOW = datetime(2026, 11, 25, 23, 59, tzinfo=UTC)
 DAY = NOW.date()
 CLI_DAY = ("--from", "2026-11-25", "--to", "2026-11-25")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @asynccontextmanager

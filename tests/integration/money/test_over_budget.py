@@ -17,7 +17,7 @@ import yaml
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
 from primarch_fleet.contract import Lane
-from tests.integration.conftest import StartWorker, eventually
+from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import BatchProfile, Model, Profile
 from workers.onebox.simulator.server import Simulator
 

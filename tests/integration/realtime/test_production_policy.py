@@ -19,7 +19,6 @@ from config.fleet import FleetConfig, load
 from config.settings import ROOT
 from primarch_fleet import Completion, CompletionRequest, Fleet
 from primarch_fleet.errors import BudgetExceeded, CostCapExceeded, ProviderError
-from tests.integration.conftest import StartWorker, eventually
 from tests.support.batch_fixture import OpenBench, fleet_app, open_bench
 from tests.support.batch_fixture import chat as batched
 from tests.support.realtime_fixture import (
@@ -31,6 +30,7 @@ from tests.support.realtime_fixture import (
     failing,
     open_provider,
 )
+from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 
@@ -100,11 +100,6 @@ async def test_the_completion_window_is_what_the_provider_is_asked_for(opened: O
         refused = await b.outcome(result)
         assert isinstance(refused, ProviderError)
         assert "Invalid value: '2d'" in str(refused)
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 def test_the_targets_are_metrics_of_every_worker(

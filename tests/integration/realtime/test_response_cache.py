@@ -17,6 +17,7 @@ from primarch_fleet import Completion, errors
 from primarch_fleet.contract import Receipt, Request
 from tasks import response_cache, services, serving
 from tasks.response_cache import ResponseCache
+from tests.support.clock import Clock
 from tests.support.realtime_fixture import (
     CONFIG,
     KINDS,
@@ -57,13 +58,6 @@ class Context(dict[str, Any]):
         self.id = task_id
 
 
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 Ask = Callable[[Request], Awaitable[Completion]]
 
 
@@ -94,7 +88,7 @@ def run(
     async def all_of_it() -> None:
         async with realtime_server(config, url) as server:
             client = Redis.from_url(at or url, decode_responses=True)
-            cache = ResponseCache(client, found.append, clock or Clock())
+            cache = ResponseCache(client, found.append, clock or Clock(1_000_000.0))
             try:
                 with services.override(backends={"realtime": server}, response_cache=cache):
                     await body()
@@ -209,7 +203,7 @@ def test_another_tenant_and_another_request_get_answers_of_their_own(
 def test_an_answer_older_than_the_request_allows_is_not_found(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
-    clock = Clock()
+    clock = Clock(1_000_000.0)
 
     async def body() -> None:
         await ask(chat(cache_ttl=600))
@@ -312,7 +306,7 @@ def kept(url: str, text: str, ended_by: str = "stop") -> str:
 
     async def keep() -> str:
         client = Redis.from_url(url, decode_responses=True)
-        cache = ResponseCache(client, clock=Clock())
+        cache = ResponseCache(client, clock=Clock(1_000_000.0))
         await cache.keep("realtime", asked, answer)
         stored = await client.mget(await client.keys("fleet:cache:*") or ["none"])
         await cache.close()

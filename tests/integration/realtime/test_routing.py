@@ -9,7 +9,6 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, errors
-from tests.integration.conftest import eventually
 from tests.support.realtime_fixture import (
     ENVELOPE,
     KINDS,
@@ -26,6 +25,7 @@ from tests.support.realtime_fixture import (
     realtime_server,
     request,
 )
+from tests.support.workers import eventually
 from workers.onebox.simulator.profile import Fault, Latency
 from workers.onebox.simulator.server import Simulator
 from workers.realtime import router, router_host

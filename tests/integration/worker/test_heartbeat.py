@@ -14,7 +14,7 @@ from primarch_fleet.catalogue import LaneLimits, Model, Offer
 from primarch_fleet.client import call_scheduler
 from primarch_fleet.errors import LaneFull, LaneUnavailable
 from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key
-from tests.integration.conftest import StartWorker, eventually
+from tests.support.workers import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator

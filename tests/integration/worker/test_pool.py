@@ -13,7 +13,7 @@ from celery import chain
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
 from primarch_fleet.queues import QueueDepth, count_waiting
-from tests.integration.conftest import Producer, StartWorker, Worker, eventually
+from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import event_loop, pool
 
 TIMEOUT = 30  # seconds; none of the results takes a tenth of it

@@ -14,7 +14,7 @@ import redis
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.catalogue import CATALOGUE_KEY
-from tests.integration.conftest import StartWorker
+from tests.support.workers import StartWorker
 from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
 

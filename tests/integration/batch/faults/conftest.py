@@ -8,7 +8,7 @@ from prometheus_client import Counter
 from scheduler import metrics
 from tests.support.batch_fixture import fleet_app, open_bench
 
-__all__ = ["anyio_backend", "fleet_app", "open_bench"]
+__all__ = ["fleet_app", "open_bench"]
 
 Counted = Callable[[Counter], dict[str, float]]
 
@@ -30,8 +30,3 @@ def _values(counter: Counter) -> dict[str, float]:
     (metric,) = counter.collect()
     totals = (sample for sample in metric.samples if sample.name.endswith("_total"))
     return {" ".join([*sample.labels.values()][1:]): sample.value for sample in totals}
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"

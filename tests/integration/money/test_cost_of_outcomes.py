@@ -18,7 +18,7 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest, errors, streaming
-from tests.integration.money.test_accounting import (
+from tests.support.accounting_fixture import (
     HANGS,
     Lane,
     cancelled,

@@ -1,0 +1,29 @@
+"""The operator's command line, run in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+
+from tests.support.batch_fixture import (
+    Bench,
+)
+from tests.support.workers import REPOSITORY
+
+
+async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]:
+    """`python -m scheduler`, with the fleet's Redis and no key."""
+    return await asyncio.to_thread(_scheduler, b.url, *command)
+
+
+def _scheduler(url: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scheduler", *command],
+        cwd=REPOSITORY,
+        env=os.environ | {"FLEET_REDIS_URL": url, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
