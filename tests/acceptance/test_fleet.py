@@ -18,7 +18,7 @@ from config.fleet import load
 from config.settings import ROOT
 from primarch_fleet import Completion, CompletionRequest, Fleet, Price, errors
 from tests.acceptance.conftest import Up
-from workers.onebox.demo import SAMPLE
+from workers.onebox.demo import SAMPLE_REQUESTS
 from workers.onebox.demo import load as load_requests
 
 CHAT: dict[str, Any] = {
@@ -31,7 +31,10 @@ CHAT: dict[str, Any] = {
 def answers(up: Up) -> list[Completion]:
     """The sixty sample requests, answered."""
     with Fleet(up.url) as fleet:
-        return [fleet.result(one, timeout=60) for one in fleet.submit_many(load_requests(SAMPLE))]
+        return [
+            fleet.result(one, timeout=60)
+            for one in fleet.submit_many(load_requests(SAMPLE_REQUESTS))
+        ]
 
 
 def get(url: str) -> str:
@@ -42,7 +45,7 @@ def get(url: str) -> str:
 def test_sixty_requests_come_back_from_three_lanes_as_what_was_asked(
     answers: list[Completion],
 ) -> None:
-    requests = load_requests(SAMPLE)
+    requests = load_requests(SAMPLE_REQUESTS)
     for request, answer in zip(requests, answers, strict=True):
         receipt = answer.receipt
         assert receipt.requested_model == request.model
@@ -72,7 +75,7 @@ def test_the_receipts_add_up_to_the_providers_invoice(answers: list[Completion],
     root = up.addresses["simulated provider"].removesuffix("/v1")
     with Fleet(up.url) as fleet:
         before = json.loads(get(f"{root}/simulator/invoice"))["total"]
-        tickets = fleet.submit_many(load_requests(SAMPLE))
+        tickets = fleet.submit_many(load_requests(SAMPLE_REQUESTS))
         receipts = [fleet.result(ticket, timeout=60).receipt for ticket in tickets]
         after = json.loads(get(f"{root}/simulator/invoice"))["total"]
     paid = sum(receipt.cost for receipt in receipts if receipt.lane != "local")

@@ -1,0 +1,1 @@
+"""The fleet on one machine: `make up`, `make run`, and the provider simulator."""

@@ -1,7 +1,7 @@
-"""The fleet at work: sample requests through the three lanes, one table, everything stopped.
+"""Runs sample requests through the three lanes, prints a table of them and stops everything.
 
 `python -m workers.onebox.demo` always uses the simulated provider: it costs nothing and needs no
-key.
+API key.
 """
 
 from __future__ import annotations
@@ -31,24 +31,29 @@ from primarch_fleet.contract import LANES, Request
 from primarch_fleet.money import format_dollars
 from primarch_fleet.outgoing import Ticket
 
-SAMPLE = ROOT / "examples" / "requests.jsonl"
-#: Seconds for the fleet to start, for all results, and for a clean stop.
-START, RESULTS, STOP = 120.0, 120.0, 90.0
-
-#: Columns of the table where no terminal says otherwise.
+SAMPLE_REQUESTS = ROOT / "examples" / "requests.jsonl"
+START_TIMEOUT_SECONDS = 120.0
+RESULT_TIMEOUT_SECONDS = 120.0
+STOP_TIMEOUT_SECONDS = 90.0
+#: Columns of the output when it does not go to a terminal.
 WIDTH = 110
 
 Outcome = Completion | FleetError
 
 
 def main() -> None:
-    """Exit 0 when every request was answered, 1 when one was not, 2 when there was no fleet."""
+    """Exit 0 if every request was answered, 1 if one was not, 2 if the fleet did not start."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    requests = load(SAMPLE)
+    requests = load(SAMPLE_REQUESTS)
     folder = settings().data_dir / "run"
     shutil.rmtree(folder, ignore_errors=True)
+    console.print(
+        f"Starting a fleet with a simulated provider; its log: {folder / 'fleet.log'}",
+        soft_wrap=True,
+        highlight=False,
+    )
     try:
         with fleet(folder) as url, Progress(console=console) as progress:
             tickets, outcomes = asyncio.run(drive(url, requests, progress))
@@ -57,11 +62,17 @@ def main() -> None:
         sys.exit(2)
     console.print(table(tickets, outcomes))
     console.print(totals(outcomes))
+    console.print(
+        "The fleet is stopped. `make up` starts one that keeps running; its models and prices are "
+        "in config/fleet.yaml.",
+        soft_wrap=True,
+        highlight=False,
+    )
     sys.exit(any(isinstance(outcome, FleetError) for outcome in outcomes))
 
 
 def load(path: Path) -> list[Request]:
-    """One request a line; the ones with an `input` are embeddings."""
+    """Read one request per line; requests with an `input` are embeddings."""
     return [_request(json.loads(line)) for line in path.read_text().splitlines()]
 
 
@@ -71,10 +82,13 @@ def _request(data: dict[str, Any]) -> Request:
 
 @contextmanager
 def fleet(folder: Path) -> Iterator[str]:
-    """A fleet of one worker a lane on this machine, with its own data folder; yields its Redis.
+    """Run a fleet of one worker per lane on this machine; yields the URL of its Redis.
 
-    Its processes' output goes to `fleet.log` in the folder. Raises FleetError, with the end of
-    that log, when it does not come up; always stops what it started.
+    The fleet's data and the output of its processes (`fleet.log`) are in `folder`. The fleet is
+    always stopped at the end.
+
+    Raises:
+        FleetError: The fleet did not start; the message has the end of its log.
     """
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "workers.onebox.up", "--simulate"]
@@ -85,27 +99,28 @@ def fleet(folder: Path) -> Iterator[str]:
             env=_environment(folder),
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C comes to us, and we stop it
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the fleet
         )
         try:
-            yield _wait(process, folder)
+            yield _wait_until_up(process, folder)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(STOP)
+            process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    own = {key: value for key, value in os.environ.items() if key != "FLEET_REDIS_URL"}
-    return own | {"FLEET_DATA_DIR": str(folder)}
+    environment = {key: value for key, value in os.environ.items() if key != "FLEET_REDIS_URL"}
+    return environment | {"FLEET_DATA_DIR": str(folder)}
 
 
-def _wait(process: subprocess.Popen[bytes], folder: Path) -> str:
+def _wait_until_up(process: subprocess.Popen[bytes], folder: Path) -> str:
     addresses = folder / "addresses.yaml"
-    deadline = time.monotonic() + START
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not addresses.exists():
         if process.poll() is not None or time.monotonic() > deadline:
-            end = (folder / "fleet.log").read_text(errors="replace")[-2000:]
-            raise FleetError(f"the fleet did not come up:\n{end}")
+            log = folder / "fleet.log"
+            end = log.read_text(errors="replace")[-2000:]
+            raise FleetError(f"the fleet did not start; the end of {log}:\n{end}")
         time.sleep(0.1)
     return str(yaml.safe_load(addresses.read_text())["redis"])
 
@@ -113,14 +128,14 @@ def _wait(process: subprocess.Popen[bytes], folder: Path) -> str:
 async def drive(
     url: str, requests: list[Request], progress: Progress
 ) -> tuple[list[Ticket], list[Outcome]]:
-    """Submit all, wait for all; a failure is an outcome like any other."""
+    """Submit all requests and wait for their outcomes; a failure is an outcome too."""
     async with AsyncFleet(url) as fleet:
         tickets = await fleet.submit_many(requests)
         bar = progress.add_task("requests", total=len(tickets))
 
         async def outcome(ticket: Ticket) -> Outcome:
             try:
-                return await fleet.result(ticket, timeout=RESULTS)
+                return await fleet.result(ticket, timeout=RESULT_TIMEOUT_SECONDS)
             except FleetError as error:
                 return error
             finally:
@@ -130,14 +145,15 @@ async def drive(
 
 
 def table(tickets: list[Ticket], outcomes: list[Outcome]) -> Table:
-    """One row a request."""
-    columns = ("lane", "why", "model served", "latency", "tokens", "cost", "saving")
-    simulated = sum(isinstance(one, Completion) and one.receipt.simulated for one in outcomes)
-    title = f"{len(tickets)} requests, {simulated} of them answered by a simulation"
-    view = Table(*columns, title=title, box=SIMPLE_HEAD)
+    """One row per request."""
+    columns = ("lane", "reason", "model", "latency", "tokens in + out", "cost", "saving")
+    receipts = [outcome.receipt for outcome in outcomes if isinstance(outcome, Completion)]
+    simulated = sum(receipt.simulated for receipt in receipts)
+    title = f"{len(tickets)} requests, {simulated} of them answered by a simulated model"
+    rows = Table(*columns, title=title, box=SIMPLE_HEAD)
     for ticket, outcome in zip(tickets, outcomes, strict=True):
-        view.add_row(*_row(ticket, outcome))
-    return view
+        rows.add_row(*_row(ticket, outcome))
+    return rows
 
 
 def _row(ticket: Ticket, outcome: Outcome) -> tuple[str, ...]:
@@ -156,22 +172,23 @@ def _row(ticket: Ticket, outcome: Outcome) -> tuple[str, ...]:
 
 
 def totals(outcomes: list[Outcome]) -> Table:
-    """One row a lane, and the sum."""
-    view = Table("lane", "answered", "tokens", "cost", "list price", "saving", box=SIMPLE_HEAD)
-    receipts = [one.receipt for one in outcomes if isinstance(one, Completion)]
+    """One row per lane, and one for all lanes."""
+    rows = Table("lane", "answered", "tokens", "cost", "list price", "saving", box=SIMPLE_HEAD)
+    receipts = [outcome.receipt for outcome in outcomes if isinstance(outcome, Completion)]
     for lane in (*LANES, "all"):
-        some = [receipt for receipt in receipts if lane in ("all", receipt.lane)]
-        cost, listed = sum(one.cost for one in some), sum(one.list_cost for one in some)
-        tokens = sum(one.input_tokens + one.output_tokens for one in some)
-        view.add_row(
+        of_lane = [receipt for receipt in receipts if lane in ("all", receipt.lane)]
+        cost = sum(receipt.cost for receipt in of_lane)
+        list_cost = sum(receipt.list_cost for receipt in of_lane)
+        tokens = sum(receipt.input_tokens + receipt.output_tokens for receipt in of_lane)
+        rows.add_row(
             lane,
-            str(len(some)),
+            str(len(of_lane)),
             str(tokens),
             format_dollars(cost),
-            format_dollars(listed),
-            format_dollars(listed - cost),
+            format_dollars(list_cost),
+            format_dollars(list_cost - cost),
         )
-    return view
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prints what the fleet's processes say, each line behind its process's name.
+"""Prints the output of the fleet's processes, each line after the name of its process.
 
 An event listener of supervisord: http://supervisord.org/events.html#event-listeners.
 """
@@ -9,23 +9,23 @@ import sys
 
 from supervisor import childutils
 
-WIDTH = 10
+NAME_WIDTH = 10
 
 
 def main() -> None:
-    """Serve events until supervisord closes the pipe."""
+    """Handle events until supervisord closes the pipe."""
     while True:
         headers, payload = childutils.listener.wait(sys.stdin, sys.stdout)
         if headers["eventname"].startswith("PROCESS_LOG"):
-            who, text = childutils.eventdata(payload + "\n")
-            show(who["processname"], text)
+            event, text = childutils.eventdata(payload + "\n")
+            show(event["processname"], text)
         childutils.listener.ok(sys.stdout)
 
 
 def show(name: str, text: str) -> None:
-    """Standard output belongs to supervisord's protocol: write to the other one."""
+    """Print to standard error: standard output carries supervisord's protocol."""
     for line in filter(str.strip, text.splitlines()):
-        print(f"{name:<{WIDTH}} | {line}", file=sys.stderr, flush=True)
+        print(f"{name:<{NAME_WIDTH}} | {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

