@@ -10,6 +10,8 @@ REALTIME ?= 1
 LOCAL    ?=
 BATCH    ?= 1
 LATENCY  ?= 1.0
+# A folder of tests/integration, for make test: realtime, local, batch, money, streams, client...
+LANE     ?=
 # For `make engine` on a machine with GPUs: VLLM=vllm==0.32.0; empty, it is vLLM for the CPU.
 VLLM     ?=
 
@@ -21,6 +23,10 @@ export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
 # four seconds of it.
 INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --compile-bytecode --python
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
+# Each process of pytest has a Valkey server of its own. A file stays in one process, so that its
+# tests share their workers. Tests wait more than they compute: one process more than there are cores.
+WORKERS  ?= 3
+PARALLEL := -n $(WORKERS) --dist loadfile
 # Warnings are errors, but not vLLM's own, of which some come when the last test is over.
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
@@ -36,11 +42,11 @@ run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, e
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
 	@exec $(BIN)/python -m workers.onebox.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH)
 
-test: $(VENV)/.dev  ## unit, integration and acceptance tests, against real processes
-	$(PYTEST)
+test: $(VENV)/.dev  ## all tests, against real processes; one lane or subject: make test LANE=batch
+	$(PYTEST) $(PARALLEL) $(if $(LANE),tests/integration/$(LANE)) $(ARGS)
 
-unit: $(VENV)/.dev  ## the tests that need no process but their own
-	$(PYTEST) tests/unit
+unit: $(VENV)/.dev  ## the tests that start no server and no worker
+	$(PYTEST) -n 2 tests/unit $(ARGS)
 
 check: $(VENV)/.dev  ## ruff, mypy --strict, the prose, and whether generated pages are current
 	$(BIN)/ruff check .
