@@ -40,11 +40,11 @@ class Operations:
     """Cancels requests and batches. Many may, at once, anywhere, and any call may be repeated."""
 
     def __init__(
-        self, store: Store, providers: Mapping[str, BatchProvider], exit: Withdrawal
+        self, store: Store, providers: Mapping[str, BatchProvider], withdrawal: Withdrawal
     ) -> None:
         self._store = store
         self._providers = providers
-        self._exit = exit
+        self._withdrawal = withdrawal
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CANCELS)
 
     async def cancel(self, task_ids: Sequence[str]) -> dict[str, CancelResult]:
@@ -89,7 +89,7 @@ class Operations:
         request = request_id(task_id)
         async with self._slots:
             while True:
-                left = await self._exit.cancel(request)
+                left = await self._withdrawal.cancel(request)
                 if left is not WithdrawalOutcome.THEIRS:
                     break
                 await asyncio.sleep(LOOK)

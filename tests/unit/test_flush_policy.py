@@ -98,7 +98,8 @@ def test_nothing_waits_longer_than_it_may(group: GroupBacklog, policy: Batch) ->
 @given(groups, policies)
 def test_a_group_that_waits_is_neither_full_nor_late(group: GroupBacklog, policy: Batch) -> None:
     if flush(group, policy, NOW) is None:
-        assert group.inputs < policy.max_inputs and group.requests < policy.max_requests
+        assert group.inputs < policy.max_inputs
+        assert group.requests < policy.max_requests
         assert group.size_bytes < policy.max_bytes
         assert group.deadline is None or group.deadline > NOW + policy.window + policy.margin
 

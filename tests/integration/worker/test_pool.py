@@ -215,7 +215,8 @@ def _loop() -> Iterator[None]:
     event_loop.stop()
 
 
-def test_an_outcome_is_either_the_bodys_or_the_claimants(_loop: None) -> None:
+@pytest.mark.usefixtures("_loop")
+def test_an_outcome_is_either_the_bodys_or_the_claimants() -> None:
     async def body() -> str:
         await asyncio.sleep(0)
         return "done"
@@ -249,7 +250,8 @@ def test_a_job_claimed_while_it_is_queued_is_not_accepted_and_makes_no_body() ->
     assert not one.claim()
 
 
-def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none(_loop: None) -> None:
+@pytest.mark.usefixtures("_loop")
+def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none() -> None:
     ran: list[object] = []
 
     async def note() -> None:
@@ -267,9 +269,8 @@ def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none(_loop:
     assert loop.is_closed()
 
 
-def test_a_hook_that_hangs_does_not_hold_up_the_end(
-    _loop: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_loop")
+def test_a_hook_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_loop, "CLOSE_SECONDS", 0.1)
     event_loop.at_stop(lambda: asyncio.sleep(3600))
     started = time.monotonic()
