@@ -1,0 +1,1 @@
+"""The fleet's configuration: fleet.yaml, the environment and Celery's settings."""

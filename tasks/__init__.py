@@ -1,0 +1,1 @@
+"""The Celery app and its tasks: one thin module for each lane."""

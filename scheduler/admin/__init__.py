@@ -1,0 +1,1 @@
+"""What operators use: commands, status, costs and the webhook receiver."""

@@ -1,0 +1,1 @@
+"""Requests are completed: their Celery tasks get results, links and errbacks."""

@@ -1,0 +1,1 @@
+"""Requests arrive: messages of the batch lane become parked requests."""

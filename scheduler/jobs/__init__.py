@@ -1,0 +1,1 @@
+"""Jobs run: requests are grouped, submitted as batches, followed and read."""

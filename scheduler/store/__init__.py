@@ -1,0 +1,1 @@
+"""The state of the batch lane, in Redis."""

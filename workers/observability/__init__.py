@@ -1,0 +1,1 @@
+"""What workers publish: metrics, cost report, heartbeat and throughput."""
