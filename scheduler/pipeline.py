@@ -1,4 +1,4 @@
-"""The batch lane put together: what a scheduler's worker holds."""
+"""The batch lane put together, as a batch worker holds it."""
 
 from __future__ import annotations
 
@@ -18,32 +18,48 @@ from scheduler.providers.base import BatchProvider
 
 
 class BatchPipeline:
-    """Aggregates and polls, on one event loop. `providers` go by their names in the config."""
+    """Builds the stages of the batch lane; all run on one event loop.
+
+    Args:
+        providers: By their names in the configuration.
+    """
 
     def __init__(
         self,
-        desk: BatchContext,
+        context: BatchContext,
         config: FleetConfig,
         providers: Mapping[str, BatchProvider],
-        tracer: CeleryReplay,
+        replay: CeleryReplay,
         observers: Observers,
     ) -> None:
-        self._desk = desk
+        self._context = context
         self._providers = providers
-        self.sweep_bodies = desk.blobs.sweep
-        self._deliverer = Completer(desk.store, desk.blobs, tracer, observers.on_receipt)
-        ending = JobFinisher(desk, self._deliverer, observers.on_batch_closed)
-        poller = JobRunner(
-            desk, providers, Submitter(desk, ending), ResultReader(desk, ending), ending
+        self._completer = Completer(context.store, context.blobs, replay, observers.on_receipt)
+        self.withdrawal = Withdrawal(context.store, context.blobs, replay)
+        finisher = JobFinisher(context, self._completer, observers.on_batch_closed)
+        submitter = Submitter(context, finisher)
+        self._runner = JobRunner(
+            context, providers, submitter, ResultReader(context, finisher), finisher
         )
-        self.poll = poller.poll
-        self.withdrawal = Withdrawal(desk.store, desk.blobs, tracer)
-        aggregator = Aggregator(desk.store, config, self._deliverer, self.withdrawal, poller.run)
-        self.aggregate = aggregator.aggregate
+        self._aggregator = Aggregator(
+            context.store, config, self._completer, self.withdrawal, self._runner.run
+        )
+
+    async def aggregate(self) -> None:
+        """Create and submit the batches that are due, see `Aggregator.aggregate`."""
+        await self._aggregator.aggregate()
+
+    async def poll(self) -> None:
+        """Run the jobs that are due, see `JobRunner.poll`."""
+        await self._runner.poll()
+
+    async def sweep_bodies(self) -> None:
+        """Remove stored bodies that are not needed any more, see `BlobStore.sweep`."""
+        await self._context.blobs.sweep()
 
     async def close(self) -> None:
-        """Finish the completions under way and give the connections back."""
-        await self._deliverer.close()
+        """Finish the completions in progress and close all connections."""
+        await self._completer.close()
         for provider in self._providers.values():
             await provider.close()
-        await self._desk.store.close_connections()
+        await self._context.store.close_connections()

@@ -16,10 +16,10 @@ from primarch_fleet.errors import BatchError, RequestFailed
 from scheduler.completion import accounting
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.completion.receipt import completion
-from scheduler.model.job import AttemptCounts, Job, ParkedRequest, RequestGroup
+from scheduler.model.job import AttemptCounts, Job, Location, ParkedRequest, RequestGroup
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Location, Store
+from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -79,15 +79,17 @@ class Completer:
         """
         outcomes = await self._complete(
             {request: partial(completion, job, body) for request, body in answers.items()},
-            (job.group, job.intent),
+            Location(job.group, job.intent),
         )
         receipts = [outcome.receipt for outcome in outcomes if isinstance(outcome, Completion)]
         for receipt in receipts:
             self._observe(receipt)
+        tenants = {receipt.tenant_id for receipt in receipts}
         if receipts:
             cost = sum(receipt.cost for receipt in receipts)
-            await self._store.costs.paid(job, cost, sum(receipt.saving for receipt in receipts))
-        return {receipt.tenant_id for receipt in receipts}
+            saving = sum(receipt.saving for receipt in receipts)
+            await self._store.costs.add(job, cost, saving, tenants)
+        return tenants
 
     async def fail(
         self, errors: Mapping[str, RequestFailed], group: RequestGroup, intent: str = ""
@@ -101,7 +103,7 @@ class Completer:
         """
         await self._complete(
             {request: partial(_constant, error) for request, error in errors.items()},
-            (group, intent),
+            Location(group, intent),
         )
 
     async def close(self) -> None:
@@ -121,9 +123,8 @@ class Completer:
         prepared = await self._prepare(builders, ours)
         failed = await self._replay_all(prepared)
         completed = [prepared[request] for request in prepared if request not in failed]
-        _, intent = location
         costs = [(request.parked, request.cost) for request in completed]
-        await accounting.settle(intent or accounting.UNSENT, costs)
+        await accounting.settle(location.intent or accounting.UNSENT, costs)
         # A request without a record cannot be completed; it leaves the lane with the others.
         done = [request for request in ours if request not in failed]
         await self._store.finish(done, RequestOutcome.DONE, location)

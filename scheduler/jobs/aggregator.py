@@ -1,4 +1,4 @@
-"""Cuts waiting requests into jobs."""
+"""Creates jobs of the requests that wait."""
 
 from __future__ import annotations
 
@@ -20,89 +20,87 @@ logger = logging.getLogger(__name__)
 
 
 class Aggregator:
-    """Cuts batches by the flush policy. Many may run at once, anywhere.
+    """Creates jobs by the flush policy. Any number may run at once, on any machine.
 
     Args:
-        work: Takes over each new job, leased to us, and brings it to its provider.
+        run_job: Takes over each new job, leased to this scheduler, and submits it.
     """
 
     def __init__(
         self,
         store: Store,
         config: FleetConfig,
-        deliverer: Completer,
-        exit: Withdrawal,
-        work: Callable[[Job], Awaitable[None]],
+        completer: Completer,
+        withdrawal: Withdrawal,
+        run_job: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._store = store
         self._config = config
-        self._deliverer = deliverer
-        self._exit = exit
-        self._work = work
+        self._completer = completer
+        self._withdrawal = withdrawal
+        self._run_job = run_job
 
     async def aggregate(self) -> None:
-        """Group by group: fail the requests whose deadline has passed, promote those that cannot
-        wait for a batch, cut what is to be cut.
+        """Resume interrupted withdrawals, then handle every group.
 
-        Raises the first error of a group when every group had its turn.
+        Fails the requests whose deadline has passed, promotes those that cannot wait for a batch,
+        and creates the jobs that are due. Raises the first error of a group after all groups were
+        handled.
         """
-        await self._exit.resume()
+        await self._withdrawal.resume()
         groups = await self._store.groups()
-        results = await asyncio.gather(*map(self._group, groups), return_exceptions=True)
+        results = await asyncio.gather(*map(self._aggregate_group, groups), return_exceptions=True)
         for error in results:
             if error is not None:
                 raise error
 
-    async def _group(self, group: RequestGroup) -> None:
+    async def _aggregate_group(self, group: RequestGroup) -> None:
         late = await self._store.with_deadline_until(group, await self._store.now())
-        error = DeadlineExceeded("deadline: it passed before a batch was cut")
-        await self._deliverer.fail(dict.fromkeys(late, error), group)
+        error = DeadlineExceeded("deadline: it passed before a batch was created")
+        await self._completer.fail(dict.fromkeys(late, error), group)
         await self._promote(group)
-        while (job := await self._cut(group)) is not None:
-            await self._work(job)
+        while (job := await self._create_job(group)) is not None:
+            await self._run_job(job)
 
     async def _promote(self, group: RequestGroup) -> None:
-        now, waiting = await self._store.now(), await self._store.backlog(group)
-        promotion = promote(waiting, self._config.batch, now)
+        now, backlog = await self._store.now(), await self._store.backlog(group)
+        promotion = promote(backlog, self._config.batch, now)
         if promotion is not None:
             requests = await self._store.with_deadline_until(group, promotion.until)
-            await self._exit.promote(requests, group, promotion.reason)
+            await self._withdrawal.promote(requests, group, promotion.reason)
 
-    async def _cut(self, group: RequestGroup) -> Job | None:
-        waiting = await self._store.backlog(group)
-        if not waiting.requests:
+    async def _create_job(self, group: RequestGroup) -> Job | None:
+        backlog = await self._store.backlog(group)
+        if not backlog.requests:
             return None
         terms = self._terms(group)
         if terms is None:
             logger.error(
-                "no deployment serves %s any more", group, extra={"action": "batch_group_unserved"}
+                "no deployment serves group %s", group, extra={"action": "batch_group_unserved"}
             )
             return None
         now, policy = await self._store.now(), self._config.batch
-        cut = flush(waiting, policy, now, terms.token_budget)
-        held = [await self._store.pauses.get(name) for name in (WHOLE_LANE, *pause_names(group))]
-        if cut is None or any(pause.until > now for pause in held):
+        decision = flush(backlog, policy, now, terms.token_budget)
+        pauses = [await self._store.pauses.get(name) for name in (WHOLE_LANE, *pause_names(group))]
+        if decision is None or any(pause.until > now for pause in pauses):
             return None
-        limits = [pause.limit for pause in held if pause.limit]
-        cut = cut._replace(requests=min([cut.requests, *limits]))
-        return await self._store.create_job(group, cut, policy, terms, uuid.uuid4().hex)
+        limits = [pause.limit for pause in pauses if pause.limit]
+        decision = decision._replace(requests=min([decision.requests, *limits]))
+        return await self._store.create_job(group, decision, policy, terms, uuid.uuid4().hex)
 
     def _terms(self, group: RequestGroup) -> JobPricing | None:
         for deployment in self._config.deployments:
             if deployment.batch and _serves(deployment, group):
+                token_limit = deployment.batch_enqueued_token_limit or 0
                 return JobPricing(
                     deployment=deployment.id,
                     upstream=deployment.upstream,
                     price=deployment.price.scaled(self._config.batch.discount),
                     list_price=self._config.list_price(group.model),
                     simulated=self._config.providers[group.provider].simulated,
-                    token_budget=self._budget(deployment),
+                    token_budget=int(token_limit * self._config.batch.token_share),
                 )
         return None
-
-    def _budget(self, deployment: Deployment) -> int:
-        limit = deployment.batch_enqueued_token_limit or 0
-        return int(limit * self._config.batch.token_share)
 
 
 def _serves(deployment: Deployment, group: RequestGroup) -> bool:

@@ -1,4 +1,4 @@
-"""How long to wait before the next look or the next try."""
+"""Exponential backoff between two polls or two attempts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import random
 from collections.abc import Callable
 
 GROWTH = 1.5
-#: Share by which a wait is longer or shorter by chance, so that many do not come at once.
+#: Random share by which a delay is longer or shorter, so that jobs do not become due together.
 JITTER = 0.1
 
 
 class Backoff:
-    """Waits that grow from `first` to `most` seconds; `chance` gives numbers in [0, 1)."""
+    """Delays that grow from `first` to `most` seconds.
+
+    Args:
+        chance: Returns random numbers in [0, 1).
+    """
 
     def __init__(
         self, first: float, most: float, chance: Callable[[], float] = random.random
@@ -21,6 +25,6 @@ class Backoff:
         self._chance = chance
 
     def after(self, waits: int) -> float:
-        """Seconds to wait after so many waits."""
-        grown = min(self._most, self._first * GROWTH ** min(waits, 100))
-        return grown * (1 + JITTER * (2 * self._chance() - 1))
+        """Return the seconds to wait after so many waits before."""
+        delay = min(self._most, self._first * GROWTH ** min(waits, 100))
+        return delay * (1 + JITTER * (2 * self._chance() - 1))

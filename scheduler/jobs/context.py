@@ -1,4 +1,4 @@
-"""What the parts of the batch lane share."""
+"""The dependencies that the stages of a job share."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from scheduler.store.store import Store
 
 @dataclass(frozen=True)
 class BatchContext:
-    """The lane's memory, in Redis and outside of it, its policy, its waits, and the folder for
-    files that a job needs.
-    """
+    """Stores, policy and backoff of the batch lane, and a folder for the files of jobs."""
 
     store: Store
     blobs: BlobStore
@@ -27,18 +25,19 @@ class BatchContext:
 
     @classmethod
     def from_policy(
-        cls, store: Store, bodies: BlobStore, policy: Batch, folder: Path
+        cls, store: Store, blobs: BlobStore, policy: Batch, folder: Path
     ) -> BatchContext:
-        """A desk with the waits that the policy asks for."""
-        pace = Backoff(policy.poll_interval, policy.poll_interval_max)
-        return cls(store, bodies, policy, pace, folder)
+        """Return a context with the policy's poll intervals."""
+        backoff = Backoff(policy.poll_interval, policy.poll_interval_max)
+        return cls(store, blobs, policy, backoff, folder)
 
 
 @dataclass(frozen=True)
 class Observers:
-    """Who is told, for the metrics."""
+    """Callbacks for metrics."""
 
-    #: Of each answered request.
+    #: Called with the receipt of each answered request.
     on_receipt: Callable[[Receipt], None] = lambda _: None
-    #: Of each closed job: hours since it was cut, its size, the tenants who got answers from it.
+    #: Called for each closed job with its age in hours, its size in requests, and the tenants who
+    #: got responses from it.
     on_batch_closed: Callable[[float, int, Iterable[str]], None] = lambda *_: None

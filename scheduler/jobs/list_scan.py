@@ -1,4 +1,4 @@
-"""Reads what a provider says of many batches from its list, a page for a hundred of them."""
+"""Reads the status of many batches from the provider's list, a hundred batches a page."""
 
 from __future__ import annotations
 
@@ -19,48 +19,52 @@ from scheduler.providers.base import (
 
 logger = logging.getLogger(__name__)
 
-#: Batches that are asked for one by one in a pass; when there are more at a provider, its list is
-#: read. Never fewer than PAGES: a sweep then takes no more calls than it could save.
+#: Most batches of a provider that are retrieved one by one in a pass; with more, its list is read.
+#: Not below MAX_PAGES, so that a scan never takes more calls than it can save.
 MIN_DUE_FOR_SCAN = 100
-#: Seconds for all pages of one list.
+#: Seconds for all pages of a list.
 TIMEOUT_SECONDS = 60.0
 
-#: Batches on their way, by their providers and their ids there.
+#: Live batches by provider and batch id.
 SeenBatches = Mapping[tuple[str, str], ProviderBatch]
 
 
 async def scan_lists(jobs: Iterable[Job], providers: Mapping[str, BatchProvider]) -> SeenBatches:
-    """The batches of jobs that their providers' lists show as being on their way.
+    """Return those batches of the jobs that their providers' lists show as live.
 
-    Only for providers with more than SWEEP of the jobs. A batch that is missing here has ended, is
-    not in the list yet, or the list could not be read: it is to be retrieved. That is also what
-    makes it safe to read the list before a job is leased: statuses only move forward, so a batch
-    that is shown here has at worst ended since then, which is found out at the next look.
+    Scans only providers with more than MIN_DUE_FOR_SCAN of the jobs. A batch that is missing in the
+    result has ended, is not listed yet, or the list could not be read: retrieve it. Because of that
+    the list may be read before the jobs are leased: statuses only move forward, so a batch shown as
+    live has at worst ended since, and the next poll finds that.
     """
-    wanted: defaultdict[str, list[Job]] = defaultdict(list)
+    by_provider: defaultdict[str, list[Job]] = defaultdict(list)
     for job in jobs:
-        wanted[job.group.provider].append(job)
+        by_provider[job.group.provider].append(job)
     seen: dict[tuple[str, str], ProviderBatch] = {}
-    for name, some in wanted.items():
-        if len(some) > MIN_DUE_FOR_SCAN and name in providers:
-            live = await _live(name, providers[name], some)
-            seen.update({(name, one.id): one for one in live})
+    for name, provider_jobs in by_provider.items():
+        if len(provider_jobs) > MIN_DUE_FOR_SCAN and name in providers:
+            live = await _live_batches(name, providers[name], provider_jobs)
+            seen.update({(name, batch.id): batch for batch in live})
     return seen
 
 
-async def _live(name: str, provider: BatchProvider, jobs: Collection[Job]) -> list[ProviderBatch]:
+async def _live_batches(
+    name: str, provider: BatchProvider, jobs: Collection[Job]
+) -> list[ProviderBatch]:
     since = min(job.created_at for job in jobs) - CLOCK_SKEW_SECONDS
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            shown = await _read(provider, {job.batch_id for job in jobs}, since)
-    except Exception as error:  # whatever is wrong with a list, it keeps no job waiting
-        logger.warning("%s: %r", name, error, extra={"action": "batch_sweep_failed"})
+            batches = await _read_list(provider, {job.batch_id for job in jobs}, since)
+    except Exception as error:  # the jobs are polled one by one instead
+        logger.warning("%s: %r", name, error, extra={"action": "batch_list_scan_failed"})
         return []
-    return [one for one in shown if one.status in LIVE]
+    return [batch for batch in batches if batch.status in LIVE]
 
 
-async def _read(provider: BatchProvider, wanted: set[str], since: float) -> list[ProviderBatch]:
-    """Those of the wanted batches that the list shows; it is read until all were seen."""
+async def _read_list(
+    provider: BatchProvider, wanted: set[str], since: float
+) -> list[ProviderBatch]:
+    """Return the wanted batches that the list shows; stop reading when all were seen."""
     seen: dict[str, ProviderBatch] = {}
     async with aclosing(scan_list(provider, since)) as batches:
         async for batch in batches:

@@ -1,4 +1,4 @@
-"""Reads what became of a batch that has ended: both files, whatever its status."""
+"""Reads the results of a batch that has ended: both its files, whatever its status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scheduler.providers.result_lines import BadLine, ResultLine
 
 logger = logging.getLogger(__name__)
 
-#: Lines in memory at once, and their bytes, but for one line.
+#: Most lines in memory, and most bytes of them unless one line is larger.
 CHUNK, CHUNK_BYTES = 100, 4_000_000
 
 
@@ -31,70 +31,73 @@ CHUNK, CHUNK_BYTES = 100, 4_000_000
 class ReadProgress:
     """What the files of a job have said so far, by request."""
 
-    #: Those that are without an answer.
-    left: set[str]
+    #: The job's requests without a response.
+    unanswered: set[str]
     errors: dict[str, LineOutcome] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
 
 
 class ResultReader:
-    """Gives every request of an ended batch its outcome. May be begun again at any point."""
+    """Gives every request of an ended batch its outcome. May be started again at any point."""
 
-    def __init__(self, desk: BatchContext, ending: JobFinisher) -> None:
-        self._store = desk.store
-        self._folder = desk.folder
-        self._ending = ending
+    def __init__(self, context: BatchContext, finisher: JobFinisher) -> None:
+        self._store = context.store
+        self._folder = context.folder
+        self._finisher = finisher
 
-    async def read_results(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
-        """Deliver what was answered, retry or fail the rest, and close the job.
+    async def read_results(self, job: Job, provider: BatchProvider, batch: ProviderBatch) -> None:
+        """Deliver the responses, retry or fail the other requests, and close the job.
 
-        Raises Failure when a file cannot be read whole; nothing of it was delivered then.
+        Raises:
+            ProviderCallFailed: A file could not be read completely; nothing of that file was
+                delivered.
         """
-        found = ReadProgress(set((await self._store.members(job)).values()))
-        for number, file_id in enumerate(remote.files):
+        progress = ReadProgress(set((await self._store.members(job)).values()))
+        for number, file_id in enumerate(batch.files):
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{job.intent}.{number}.jsonl"
-            await _fetch(job, provider, file_id, path)
-            await self._read(job, path, found)
-        left, errors = found.left, found.errors
-        await self._ending.settle(job, {one: errors[one] for one in left if one in errors})
-        if remote.status == "failed":
-            await self._failed(job, remote.faults)
+            await _download(job, provider, file_id, path)
+            await self._read_file(job, path, progress)
+        unanswered, errors = progress.unanswered, progress.errors
+        failed = [request for request in unanswered if request in errors]
+        await self._finisher.apply_outcomes(job, {request: errors[request] for request in failed})
+        if batch.status == "failed":
+            await self._finish_failed_batch(job, batch.faults)
             return
-        await self._ending.clear_backoff(job)
-        missing = left - set(errors)
+        await self._finisher.clear_backoff(job)
+        missing = unanswered - set(errors)
         metrics.observe_anomaly(job, "missing", len(missing))
-        await self._ending.settle(job, dict.fromkeys(missing, _unanswered(remote)))
-        await self._ending.close(job)
+        await self._finisher.apply_outcomes(job, dict.fromkeys(missing, _missing_outcome(batch)))
+        await self._finisher.close(job)
 
-    async def _read(self, job: Job, path: Path, found: ReadProgress) -> None:
-        """Deliver the answers in a file and note its errors: an answer may still come for them."""
+    async def _read_file(self, job: Job, path: Path, progress: ReadProgress) -> None:
+        """Deliver a file's responses; keep its errors, as the other file may have a response."""
         for chunk in _chunks(path):
             answers: dict[str, LineOutcome] = {}
-            for line in _lines(job, chunk):
+            for line in _decode_lines(job, chunk):
                 request = jsonl.request_of(line.custom_id)
-                if request in found.seen:
+                if request in progress.seen:
                     metrics.observe_anomaly(job, "duplicate")
-                if request not in found.left:
-                    await self._stranger(job, line, request)
+                if request not in progress.unanswered:
+                    await self._skip_line(job, line, request)
                     continue
-                found.seen.add(request)
+                progress.seen.add(request)
                 if isinstance(line.outcome, LineAnswered):
                     answers[request] = line.outcome
-                    found.left.discard(request)
+                    progress.unanswered.discard(request)
                 else:
-                    found.errors.setdefault(request, line.outcome)
-            await self._ending.settle(job, answers)
+                    progress.errors.setdefault(request, line.outcome)
+            await self._finisher.apply_outcomes(job, answers)
 
-    async def _stranger(self, job: Job, line: ResultLine, request: str | None) -> None:
-        """A line for none of the requests left: a repetition, a cancelled one's, or nobody's.
+    async def _skip_line(self, job: Job, line: ResultLine, request: str | None) -> None:
+        """Account for a line without an unanswered request: repeated, withdrawn, or unknown.
 
-        What nobody asked for is not kept: its file is, at the provider, and its id is in the log.
+        An unknown line is not kept: its file stays at the provider, and the log has its id.
         """
         if request is None or not await self._store.known([request]):
             metrics.observe_anomaly(job, "unknown")
             logger.warning(
-                "%s: nobody asked for line %r",
+                "%s: no request for result line %r",
                 job.intent,
                 line.custom_id[:64],
                 extra={"action": "batch_line_unknown"},
@@ -105,46 +108,58 @@ class ResultReader:
             if payer is not None:
                 await accounting.settle_dropped(payer, job, request, cost)
 
-    async def _failed(self, job: Job, faults: tuple[BatchFault, ...]) -> None:
-        """The provider refused the batch as a whole: no request of it was executed."""
+    async def _finish_failed_batch(self, job: Job, faults: tuple[BatchFault, ...]) -> None:
+        """Handle a batch that the provider refused as a whole: no request was executed."""
         members = await self._store.members(job)
-        if not members:  # each had its own error, in a file
-            return await self._ending.close(job)
+        if not members:  # each request had an error of its own in a file
+            await self._finisher.close(job)
+            return
         for fault in faults:
             if fault.is_token_limit:
-                return await self._ending.back_off(job, fault.message)
-            if fault.is_model_not_found:  # all lines have the same: no other one would do
-                return await self._ending.fail(job, fault.request_error)
-        named = refused_requests(members, faults)
-        if named:
-            # The others first: begun again, the lines that are named must still be found.
-            await self._ending.requeue(job, [one for one in members.values() if one not in named])
-            await self._ending.settle(job, named)
-            return await self._ending.close(job)
-        reasons = "; ".join(dict.fromkeys(fault.message or fault.code for fault in faults))
-        error = BatchError(reasons or "the provider refused the batch")
-        return await self._ending.bisect(job, error)
+                await self._finisher.back_off(job, fault.message)
+                return
+            if fault.is_model_not_found:
+                await self._finisher.fail_job(job, fault.request_error)
+                return
+        refused = refused_requests(members, faults)
+        if not refused:
+            reasons = "; ".join(dict.fromkeys(fault.message or fault.code for fault in faults))
+            error = BatchError(reasons or "the provider refused the batch")
+            await self._finisher.bisect(job, error)
+            return
+        # The other requests first: a scheduler that starts again must still find the refused ones.
+        others = [request for request in members.values() if request not in refused]
+        await self._finisher.requeue(job, others)
+        await self._finisher.apply_outcomes(job, refused)
+        await self._finisher.close(job)
 
 
-def _unanswered(remote: ProviderBatch) -> LineRetry:
-    if remote.status == "completed":
-        return LineRetry(BatchError("the batch was completed without an answer to this request"))
-    return LineRetry(BatchError(f"the batch was {remote.status} before this request"), "expiries")
+def _missing_outcome(batch: ProviderBatch) -> LineRetry:
+    """The outcome of requests that are in no file."""
+    if batch.status == "completed":
+        return LineRetry(BatchError("the batch completed without a response to this request"))
+    error = BatchError(f"the batch was {batch.status} before it executed this request")
+    return LineRetry(error, "expiries")
 
 
-async def _fetch(job: Job, provider: BatchProvider, file_id: str, path: Path) -> None:
-    """Download a result file, and once more when a line of it makes no sense.
+async def _download(job: Job, provider: BatchProvider, file_id: str, path: Path) -> None:
+    """Download a result file, a second time if a line of it cannot be decoded.
 
-    It may have been spoiled on its way, and what its length does not tell is still cheaper to fetch
-    again than its request is to pay again. Coming twice, a bad line is the provider's.
+    The file may have been damaged in transit without a change of its length, and a download is
+    cheaper than paying a request again. A line that is bad twice is bad at the provider.
     """
     await provider.download(file_id, path)
-    if not await asyncio.to_thread(_makes_sense, path):
-        logger.warning("%s: %s again", job.intent, file_id, extra={"action": "batch_file_bad"})
+    if not await asyncio.to_thread(_is_decodable, path):
+        logger.warning(
+            "%s: bad lines, downloads %s again",
+            job.intent,
+            file_id,
+            extra={"action": "batch_file_bad"},
+        )
         await provider.download(file_id, path)
 
 
-def _makes_sense(path: Path) -> bool:
+def _is_decodable(path: Path) -> bool:
     try:
         for chunk in _chunks(path):
             for text in chunk:
@@ -154,11 +169,11 @@ def _makes_sense(path: Path) -> bool:
     return True
 
 
-def _lines(job: Job, chunk: list[bytes]) -> Iterator[ResultLine]:
+def _decode_lines(job: Job, chunk: list[bytes]) -> Iterator[ResultLine]:
     for text in chunk:
         try:
             yield result_lines.decode_line(text)
-        except BadLine as error:  # its request counts as unanswered
+        except BadLine as error:  # its request counts as missing
             metrics.observe_anomaly(job, "bad")
             logger.error("%s: bad line: %s", job.intent, error, extra={"action": "batch_line_bad"})
 
@@ -166,11 +181,11 @@ def _lines(job: Job, chunk: list[bytes]) -> Iterator[ResultLine]:
 def _chunks(path: Path) -> Iterator[list[bytes]]:
     with path.open("rb") as file:
         chunk: list[bytes] = []
-        size = 0
+        size_bytes = 0
         for line in filter(bytes.strip, file):
-            if len(chunk) == CHUNK or size + len(line) > CHUNK_BYTES:
+            if len(chunk) == CHUNK or size_bytes + len(line) > CHUNK_BYTES:
                 yield chunk
-                chunk, size = [], 0
+                chunk, size_bytes = [], 0
             chunk.append(line)
-            size += len(line)
+            size_bytes += len(line)
         yield chunk

@@ -1,10 +1,27 @@
-"""Looks at live jobs when they are due and moves each one on."""
+"""Moves jobs from state to state.
+
+    PREPARED ---> UPLOADED ---> SUBMITTING ---> SUBMITTED ---> DRAINING ---> DONE
+        ^           |  ^             |
+        +-----------+  +-------------+
+
+    PREPARED    write the input file and upload it
+    UPLOADED    create the batch; back to PREPARED when the provider does not find the file
+    SUBMITTING  the create call got no answer: adopt the batch from the provider's list, or go
+                back to UPLOADED when it is not there
+    SUBMITTED   poll the batch until it ends
+    DRAINING    read its results
+    DONE        every request was completed or returned to the backlog
+
+A job goes from any state to DONE when its requests were completed or returned to the backlog: when
+they cannot be sent, when the provider refuses the batch, or when it loses the batch.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import redis
 
@@ -14,206 +31,253 @@ from scheduler.jobs.finisher import JobFinisher
 from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN, SeenBatches, scan_lists
 from scheduler.jobs.result_reader import ResultReader
 from scheduler.jobs.submitter import Submitter
-from scheduler.model.job import Job
+from scheduler.model.job import Job, JobState
 from scheduler.model.outcomes import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, ProviderBatch
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
+from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
-from scheduler.store.store import LeaseLost
 
 logger = logging.getLogger(__name__)
 
-#: Jobs worked on at once in one pass.
+#: Jobs that one pass works on at the same time.
 MAX_CONCURRENT_JOBS = 8
-#: Seconds by which a batch may outlive its window before it is cancelled, and then once more before
-#: its requests go on without it.
+#: Seconds by which a batch may exceed its window before it is cancelled, and then once more before
+#: its results are read without its end.
 OVERDUE_SECONDS = 3600.0
-#: Seconds for which a batch may be validated before somebody should look.
+#: Seconds of validation after which an error is logged.
 MAX_VALIDATION_SECONDS = 3600.0
-#: Statuses in which a batch of which every request was cancelled is cancelled too.
+#: Statuses in which a batch without remaining requests is cancelled.
 STOPPABLE = frozenset({"validating", "in_progress"})
-NOTHING: SeenBatches = {}
+NOTHING_SEEN: SeenBatches = {}
+
+#: Works on a job in one state. Returns the job when another state is to be handled at once, None
+#: when the job waits or is DONE.
+StateHandler = Callable[[Job, BatchProvider], Awaitable[Job | None]]
 
 
 class JobRunner:
-    """Moves jobs on, whatever state they were left in. Many may run at once, anywhere."""
+    """Runs jobs from whatever state they are in. Any number may run at once, on any machine."""
 
     def __init__(
         self,
-        desk: BatchContext,
+        context: BatchContext,
         providers: Mapping[str, BatchProvider],
         submitter: Submitter,
-        drain: ResultReader,
-        ending: JobFinisher,
+        result_reader: ResultReader,
+        finisher: JobFinisher,
     ) -> None:
-        self._store = desk.store
-        self._pace = desk.backoff
-        self._lost_after = desk.policy.lost_after
+        self._store = context.store
+        self._backoff = context.backoff
+        self._lost_after = context.policy.lost_after
         self._providers = providers
         self._submitter = submitter
-        self._drain = drain
-        self._ending = ending
+        self._result_reader = result_reader
+        self._finisher = finisher
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_JOBS)
 
     async def poll(self) -> None:
-        """Work on every job that is due and that no other scheduler works on."""
+        """Run every job that is due and that no other scheduler holds."""
         due = await self._store.due_jobs()
-        seen = await self._sweep(due) if len(due) > MIN_DUE_FOR_SCAN else NOTHING
-        await asyncio.gather(*(self._look(intent, seen) for intent in due))
+        seen = await self._scan_lists(due) if len(due) > MIN_DUE_FOR_SCAN else NOTHING_SEEN
+        await asyncio.gather(*(self._lease_and_run(intent, seen) for intent in due))
 
-    async def run(self, job: Job, seen: SeenBatches = NOTHING) -> None:
-        """Move a job on that is leased to us, and give the lease back.
+    async def _scan_lists(self, due: list[str]) -> SeenBatches:
+        intents = set(due)
+        jobs = [progress.job for progress in await self._store.live_jobs()]
+        submitted = [job for job in jobs if job.intent in intents and job.state == "SUBMITTED"]
+        return await scan_lists(submitted, self._providers)
 
-        A batch that was `seen` on its way is not asked for. What fails at the provider is logged
-        and tried again later; no request is lost by it.
-        """
-        async with self._store.hold_lease(job):
-            try:
-                await self._try(job, seen)
-            except LeaseLost:
-                logger.warning("%s: taken over", job.intent, extra={"action": "batch_lease_lost"})
-
-    async def _sweep(self, due: list[str]) -> SeenBatches:
-        wanted = set(due)
-        jobs = (one.job for one in await self._store.live_jobs() if one.job.intent in wanted)
-        return await scan_lists((job for job in jobs if job.state == "SUBMITTED"), self._providers)
-
-    async def _look(self, intent: str, seen: SeenBatches) -> None:
+    async def _lease_and_run(self, intent: str, seen: SeenBatches) -> None:
         async with self._slots:
             job = await self._store.lease(intent)
             if job is not None:
                 await self.run(job, seen)
 
-    async def _try(self, job: Job, seen: SeenBatches) -> None:
+    async def run(self, job: Job, seen: SeenBatches = NOTHING_SEEN) -> None:
+        """Run a leased job as far as it goes now, and release the lease.
+
+        An error of the provider is logged, and the job is retried with backoff; no request is lost.
+
+        Args:
+            seen: Batches that are live, and so need not be retrieved.
+        """
+        async with self._store.hold_lease(job):
+            try:
+                await self._run_or_delay(job, seen)
+            except LeaseLost:
+                logger.warning(
+                    "%s: lease lost to another scheduler",
+                    job.intent,
+                    extra={"action": "batch_lease_lost"},
+                )
+
+    async def _run_or_delay(self, job: Job, seen: SeenBatches) -> None:
         try:
-            await self._step(job, seen)
+            await self._run_states(job, seen)
         except ProviderRefused as error:
             logger.error(
-                "%s: %s: %s",
+                "%s: refused with status %s: %s",
                 job.group.provider,
                 error.status,
                 error.message,
                 extra={"action": "batch_provider_refused"},
             )
-            pause = await self._pause(job, error) if error.is_account_error else None
-            await self._put_off(job, pause)
+            pause_seconds = await self._pause(job, error) if error.is_account_error else None
+            await self._delay(job, pause_seconds)
         except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_call_failed"})
-            await self._put_off(job)
+            await self._delay(job)
         except (LeaseLost, redis.RedisError):
             raise
-        except Exception:  # one job that cannot be worked on must not keep the others waiting
+        except Exception:  # a job that cannot run must not stop the others
             logger.exception("%s: failed", job.intent, extra={"action": "batch_job_failed"})
-            await self._put_off(job)
+            await self._delay(job)
 
-    async def _step(self, job: Job, seen: SeenBatches) -> None:
+    async def _run_states(self, job: Job, seen: SeenBatches) -> None:
         provider = self._providers.get(job.group.provider)
         if provider is None:
-            raise LookupError(f"provider {job.group.provider!r} is not configured any more")
-        if job.state in ("PREPARED", "UPLOADED", "SUBMITTING"):
-            await self._submitter.submit(job, provider)
-            return
-        try:
-            await self._follow(job, provider, seen)
-        except ProviderRefused as error:
-            if error.status != 404:
-                raise
-            await self._missing(await self._store.reload(job))
+            raise LookupError(f"provider {job.group.provider!r} is not configured")
+        handlers: dict[JobState, StateHandler] = {
+            "PREPARED": self._submitter.submit,
+            "UPLOADED": self._submitter.submit,
+            "SUBMITTING": self._submitter.reconcile,
+            "SUBMITTED": partial(self._poll_batch, seen=seen),
+            "DRAINING": self._drain,
+        }
+        next_job: Job | None = job
+        while next_job is not None:
+            next_job = await handlers[next_job.state](next_job, provider)
 
-    async def _follow(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> None:
-        age = await self._store.now() - job.since
-        remote = _on_its_way(job, seen, age) or await provider.retrieve(job.batch_id)
-        if not _ended(job, remote):
-            if age < _window(remote) + 2 * OVERDUE_SECONDS:
-                await self._wait(job, provider, remote, age)
-                return
-            logger.error(
-                "%s: %s does not end", job.intent, remote.id, extra={"action": "batch_left_behind"}
-            )
-        if job.state == "SUBMITTED":
-            job = await self._store.advance(job, "DRAINING", status=remote.status)
-        await self._drain.read_results(job, provider, remote)
+    async def _poll_batch(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> None:
+        """Wait for the batch of a SUBMITTED job, or read its results when it has ended."""
+        try:
+            age = await self._store.now() - job.since
+            batch = _seen_live(job, seen, age) or await provider.retrieve(job.batch_id)
+            if not _has_ended(job, batch):
+                if age < _window_seconds(batch) + 2 * OVERDUE_SECONDS:
+                    await self._wait(job, provider, batch, age)
+                    return
+                logger.error(
+                    "%s: batch %s did not end, reads what it has",
+                    job.intent,
+                    batch.id,
+                    extra={"action": "batch_never_ended"},
+                )
+            job = await self._store.advance(job, "DRAINING", status=batch.status)
+            await self._result_reader.read_results(job, provider, batch)
+        except ProviderRefused as error:
+            await self._handle_missing(job, error)
+
+    async def _drain(self, job: Job, provider: BatchProvider) -> None:
+        """Read the results of a job in which an earlier run was interrupted."""
+        try:
+            batch = await provider.retrieve(job.batch_id)
+            await self._result_reader.read_results(job, provider, batch)
+        except ProviderRefused as error:
+            await self._handle_missing(job, error)
 
     async def _wait(
-        self, job: Job, provider: BatchProvider, remote: ProviderBatch, age: float
+        self, job: Job, provider: BatchProvider, batch: ProviderBatch, age: float
     ) -> None:
-        if remote.status not in LIVE | TERMINAL and remote.status != job.status:
-            logger.warning(
-                "%s: unknown status %r",
-                job.intent,
-                remote.status[:64],
-                extra={"action": "batch_status_unknown"},
-            )
-        if remote.status == "validating" and age > MAX_VALIDATION_SECONDS:
+        _log_odd_status(job, batch, age)
+        if batch.status != "cancelling" and age > _window_seconds(batch) + OVERDUE_SECONDS:
             logger.error(
-                "%s: %s is being validated for %.0f s",
-                job.intent,
-                remote.id,
-                age,
-                extra={"action": "batch_validation_slow"},
+                "%s: batch is overdue, cancels it", job.intent, extra={"action": "batch_overdue"}
             )
-        if remote.status != "cancelling" and age > _window(remote) + OVERDUE_SECONDS:
-            logger.error("%s: overdue", job.intent, extra={"action": "batch_overdue"})
-            await provider.cancel(remote.id)
-        elif remote.status in STOPPABLE and not await self._store.remaining(job.intent):
-            logger.info("%s: abandoned", job.intent, extra={"action": "batch_abandoned"})
-            await provider.cancel(remote.id)
-        wait, waits = self._pace.after(job.waits), job.waits + 1
+            await provider.cancel(batch.id)
+        elif batch.status in STOPPABLE and not await self._store.remaining(job.intent):
+            logger.info(
+                "%s: every request is withdrawn, cancels the batch",
+                job.intent,
+                extra={"action": "batch_abandoned"},
+            )
+            await provider.cancel(batch.id)
+        after, waits = self._backoff.after(job.waits), job.waits + 1
         await self._store.advance(
-            job, after=wait, waits=waits, status=remote.status, missing_since=0.0
+            job, after=after, waits=waits, status=batch.status, missing_since=0.0
         )
 
-    async def _missing(self, job: Job) -> None:
-        """The provider does not know the batch or a file of it: wait, and at last give it up."""
+    async def _handle_missing(self, job: Job, error: ProviderRefused) -> None:
+        """Handle a batch or a file that the provider does not know: wait, later give it up.
+
+        Any other refusal is raised again.
+        """
+        if error.status != 404:
+            raise error
+        job = await self._store.reload(job)
         since = job.missing_since or await self._store.now()
         if await self._store.now() - since < self._lost_after:
-            wait = self._pace.after(job.waits)
-            await self._store.advance(job, after=wait, waits=job.waits + 1, missing_since=since)
+            after = self._backoff.after(job.waits)
+            await self._store.advance(job, after=after, waits=job.waits + 1, missing_since=since)
             return
-        logger.error("%s: %s is lost", job.intent, job.batch_id, extra={"action": "batch_lost"})
+        logger.error(
+            "%s: batch %s is lost", job.intent, job.batch_id, extra={"action": "batch_lost"}
+        )
         lost = LineRetry(BatchError("the provider lost the batch"), "expiries")
         members = await self._store.members(job)
-        await self._ending.settle(job, dict.fromkeys(members.values(), lost))
-        await self._ending.close(job)
+        await self._finisher.apply_outcomes(job, dict.fromkeys(members.values(), lost))
+        await self._finisher.close(job)
 
     async def _pause(self, job: Job, error: ProviderRefused) -> float:
-        """No new batch for a while; returns the seconds.
+        """Pause the creation of batches, and return for how many seconds.
 
-        For the group that comes too fast, or for the whole account that is refused.
+        Pauses the group if its rate is too high, else the account.
         """
-        too_fast = error.status == 429 and "quota" not in error.code
-        name = rate_pause(job.group) if too_fast else job.group.provider
+        name = rate_pause(job.group) if error.is_rate_limit else job.group.provider
         count = (await self._store.pauses.get(name)).count
-        seconds = self._pace.after(count) if error.retry_after is None else error.retry_after
+        seconds = self._backoff.after(count) if error.retry_after is None else error.retry_after
         until = await self._store.now() + seconds
         await self._store.pauses.set(name, Pause(until=until, count=count + 1))
         return seconds
 
-    async def _put_off(self, job: Job, seconds: float | None = None) -> None:
-        """Look again later. A job whose last step was its end stays ended."""
+    async def _delay(self, job: Job, seconds: float | None = None) -> None:
+        """Make the job due after `seconds`, by default the backoff, unless it is DONE."""
         job = await self._store.reload(job)
         if job.state != "DONE":
-            after = self._pace.after(job.waits) if seconds is None else seconds
+            after = self._backoff.after(job.waits) if seconds is None else seconds
             await self._store.advance(job, after=after, waits=job.waits + 1)
 
 
-def _on_its_way(job: Job, seen: SeenBatches, age: float) -> ProviderBatch | None:
-    """What was seen, if it is enough to wait on: a job that has moved on since, or whose batch is
-    given up for its age, needs the status of now.
+def _seen_live(job: Job, seen: SeenBatches, age: float) -> ProviderBatch | None:
+    """The batch as the provider's list showed it.
+
+    None when its status must be current: when it was not seen, or is overdue.
     """
-    remote = seen.get((job.group.provider, job.batch_id))
-    if remote is None or job.state != "SUBMITTED" or age > _window(remote) + OVERDUE_SECONDS:
+    batch = seen.get((job.group.provider, job.batch_id))
+    if batch is None or age > _window_seconds(batch) + OVERDUE_SECONDS:
         return None
-    return remote
+    return batch
 
 
-def _ended(job: Job, remote: ProviderBatch) -> bool:
-    """Completed without a file is believed only when it is said twice: the files may be late."""
-    if remote.status in ("completed", "expired") and not remote.files:
-        return job.status == remote.status or job.state == "DRAINING"
-    return remote.status in TERMINAL or job.state == "DRAINING"
+def _has_ended(job: Job, batch: ProviderBatch) -> bool:
+    """Whether the batch has ended, with its files.
+
+    Files may appear late: the end of a batch without files counts when it is reported twice.
+    """
+    if batch.status in ("completed", "expired") and not batch.files:
+        return job.status == batch.status
+    return batch.status in TERMINAL
 
 
-def _window(remote: ProviderBatch) -> float:
-    """Seconds that a batch may take, by the provider's clock alone: ours may be another."""
-    return (remote.expires_at or float("inf")) - remote.created_at
+def _window_seconds(batch: ProviderBatch) -> float:
+    """The batch's window by the provider's clock alone, which may differ from the store's."""
+    return (batch.expires_at or float("inf")) - batch.created_at
+
+
+def _log_odd_status(job: Job, batch: ProviderBatch, age: float) -> None:
+    if batch.status not in LIVE | TERMINAL and batch.status != job.status:
+        logger.warning(
+            "%s: unknown status %r",
+            job.intent,
+            batch.status[:64],
+            extra={"action": "batch_status_unknown"},
+        )
+    if batch.status == "validating" and age > MAX_VALIDATION_SECONDS:
+        logger.error(
+            "%s: batch %s has been validating for %.0f s",
+            job.intent,
+            batch.id,
+            age,
+            extra={"action": "batch_validation_slow"},
+        )

@@ -1,4 +1,4 @@
-"""Brings a job to the provider: write its file, upload it, order the batch, once."""
+"""Submits a job: writes its input file, uploads it and creates the batch, once."""
 
 from __future__ import annotations
 
@@ -21,151 +21,156 @@ from scheduler.providers.errors import (
     ProviderRefused,
     refused_requests,
 )
+from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
-from scheduler.store.store import LeaseLost
 
 logger = logging.getLogger(__name__)
 
-#: Scans of the provider's list that must not show a batch before it is ordered again.
+#: Scans of the provider's list that must not show a batch before it is created again.
 REQUIRED_CLEAN_SCANS = 3
-#: Times that the provider may not find a job's file, and after how many it is uploaded again.
+#: How often the provider may not find a job's input file, and after how many it is uploaded again.
 MAX_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
-#: Requests in memory at once.
+#: Requests in memory while an input file is written.
 CHUNK = 16
 
 
 class Submitter:
     """Moves jobs that the caller holds from PREPARED to SUBMITTED.
 
-    Every step is written down before it is taken. Raises Failure or Refused with the job in the
-    state from which it can be moved on later.
+    Each step is stored before it is taken. Raises ProviderCallFailed or ProviderRefused with the
+    job in a state from which the next run goes on.
     """
 
-    def __init__(self, desk: BatchContext, ending: JobFinisher) -> None:
-        self._store = desk.store
-        self._bodies = desk.blobs
-        self._pace = desk.backoff
-        self._list_lag = desk.policy.list_lag
-        self._folder = desk.folder
-        self._ending = ending
+    def __init__(self, context: BatchContext, finisher: JobFinisher) -> None:
+        self._store = context.store
+        self._blobs = context.blobs
+        self._backoff = context.backoff
+        self._list_lag = context.policy.list_lag
+        self._folder = context.folder
+        self._finisher = finisher
 
     async def submit(self, job: Job, provider: BatchProvider) -> None:
-        """Move a job as far as it goes now."""
-        if job.state == "SUBMITTING":
-            job = await self._reconcile(job, provider)
-        if job.state not in ("PREPARED", "UPLOADED"):
+        """Bring a PREPARED or UPLOADED job to SUBMITTED, unless it cannot be sent any more."""
+        if await self._is_stale(job):
+            # The next pass fails the late requests and creates a job of the others.
+            await self._finisher.release_requests(job)
             return
-        if await self._spoiled(job):
-            await self._ending.release_requests(
-                job
-            )  # the next pass fails what is late and cuts the rest
-        else:
-            await self._send(job, provider)
-
-    async def _spoiled(self, job: Job) -> bool:
-        """A deadline has passed, or a scheduler died while it was ending the job unsent."""
-        late = 0 < job.deadline <= await self._store.now()
-        return late or len(await self._store.members(job)) != job.requests
-
-    async def _send(self, job: Job, provider: BatchProvider) -> None:
         try:
             if job.state == "PREPARED":
-                unreadable = await self._write(job)
+                unreadable = await self._write_file(job)
                 if unreadable:
-                    await self._without(job, unreadable)
+                    await self._drop_requests(job, unreadable)
                     return
                 job = await self._upload(job, provider)
             job = await self._store.advance(job, "SUBMITTING")
-            remote = await provider.create(
+            batch = await provider.create(
                 job.file_id, job.group.endpoint, job.group.window, job.intent
             )
         except ProviderRefused as error:
-            await self._refused(job, error)
+            await self._handle_refusal(job, error)
         else:
-            await self._submitted(job, provider, remote)
+            await self._store_submitted(job, provider, batch)
+
+    async def reconcile(self, job: Job, provider: BatchProvider) -> Job | None:
+        """Find out whether the batch of a SUBMITTING job was created.
+
+        Adopts the batch if the provider's list shows it. If it is absent long enough, returns the
+        job in state UPLOADED, to be submitted again. Otherwise returns None: the job waits.
+        """
+        batches = await find_batches(provider, await self._fingerprint(job))
+        for duplicate in batches[1:]:
+            await self._cancel_duplicate(job, provider, duplicate)
+        if batches:
+            metrics.observe_recovered(job, "batch")
+            batch_id = batches[0].id
+            logger.warning(
+                "%s: adopted batch %s", job.intent, batch_id, extra={"action": "batch_adopted"}
+            )
+            await self._store.advance(job, "SUBMITTED", batch_id=batch_id)
+            return None
+        scans = job.scans + 1
+        if scans >= REQUIRED_CLEAN_SCANS and await self._store.now() - job.since >= self._list_lag:
+            logger.warning(
+                "%s: batch was not created, creates it again",
+                job.intent,
+                extra={"action": "batch_not_created"},
+            )
+            return await self._store.advance(job, "UPLOADED", scans=0)
+        after = self._backoff.after(job.waits)
+        await self._store.advance(job, after=after, waits=job.waits + 1, scans=scans)
+        return None
+
+    async def _is_stale(self, job: Job) -> bool:
+        """Whether a deadline has passed, or a scheduler died while it ended the unsent job."""
+        late = 0 < job.deadline <= await self._store.now()
+        return late or len(await self._store.members(job)) != job.requests
+
+    def _path(self, job: Job) -> Path:
+        return self._folder / f"{job.intent}.jsonl"
+
+    async def _write_file(self, job: Job) -> dict[str, LineOutcome]:
+        """Write the job's input file; return the outcomes of the requests that are unreadable."""
+        requests = list((await self._store.members(job)).values())
+        unreadable: dict[str, LineOutcome] = {}
+        await asyncio.to_thread(_remove_old_file, self._path(job))
+        for start in range(0, len(requests), CHUNK):
+            chunk = requests[start : start + CHUNK]
+            loaded = await self._blobs.hydrate(await self._store.load(chunk))
+            unreadable.update(await asyncio.to_thread(_append, self._path(job), job, loaded))
+        return unreadable
 
     async def _upload(self, job: Job, provider: BatchProvider) -> Job:
-        """Upload the job's file, unless a scheduler that died or got no answer has done it."""
-        file_id = await self._uploaded(job, provider) if job.uploading else None
+        """Upload the input file, unless a scheduler that died or got no answer has done that."""
+        file_id = await self._find_input_file(job, provider) if job.uploading else None
         if file_id is None:
             job = await self._store.advance(job, uploading=1)
             file_id = await provider.upload(self._path(job), job.filename)
         return await self._store.advance(job, "UPLOADED", file_id=file_id, uploading=0)
 
-    async def _uploaded(self, job: Job, provider: BatchProvider) -> str | None:
-        """The id of the job's file, if the provider has it; not knowing costs only an upload.
+    async def _find_input_file(self, job: Job, provider: BatchProvider) -> str | None:
+        """Return the id of the job's input file if the provider shows it.
 
-        Whichever scheduler wrote a file of this name and length, it asks the same: the name is the
-        job's alone, a job that lost a request is never sent, and neither the records of its
-        requests nor their tries change while they are in it.
+        A file of this name and size has the same requests, whichever scheduler wrote it: the name
+        is the job's alone, a job that lost a request is never sent, and neither the records nor the
+        attempts of its requests change. If the files cannot be listed, that costs only an upload.
         """
         try:
-            file_id = await provider.find_input_file(job.filename, self._path(job).stat().st_size)
+            size_bytes = self._path(job).stat().st_size
+            file_id = await provider.find_input_file(job.filename, size_bytes)
         except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_files_not_listed"})
             return None
         if file_id is not None:
             metrics.observe_recovered(job, "file")
-            logger.warning("%s: adopted %s", job.intent, file_id, extra={"action": "file_adopted"})
+            logger.warning(
+                "%s: adopted file %s", job.intent, file_id, extra={"action": "batch_file_adopted"}
+            )
         return file_id
 
-    def _path(self, job: Job) -> Path:
-        return self._folder / f"{job.intent}.jsonl"
-
-    async def _write(self, job: Job) -> dict[str, LineOutcome]:
-        """Write the job's file; what becomes of the requests that cannot be written."""
-        requests, unreadable = list((await self._store.members(job)).values()), {}
-        await asyncio.to_thread(_clear, self._path(job))
-        for start in range(0, len(requests), CHUNK):
-            chunk = requests[start : start + CHUNK]
-            loaded = await self._bodies.hydrate(await self._store.load(chunk))
-            unreadable.update(await asyncio.to_thread(_append, self._path(job), job, loaded))
-        return unreadable
-
-    async def _submitted(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
+    async def _store_submitted(
+        self, job: Job, provider: BatchProvider, batch: ProviderBatch
+    ) -> None:
         try:
-            await self._store.advance(
-                job, "SUBMITTED", after=self._pace.after(0), batch_id=remote.id
-            )
+            after = self._backoff.after(0)
+            await self._store.advance(job, "SUBMITTED", after=after, batch_id=batch.id)
         except LeaseLost:
-            await self._disown(job, provider, remote)
+            # The scheduler that took over may have created another batch for the job.
+            its_batch_id = (await self._store.reload(job)).batch_id
+            if its_batch_id not in ("", batch.id):
+                await self._cancel_duplicate(job, provider, batch)
             raise
         for name in (job.group.provider, rate_pause(job.group)):
             await self._store.pauses.set(name, Pause())
         logger.info(
-            "%s: %d requests as %s (%s)",
+            "%s: submitted %d requests as %s (%s)",
             job.intent,
             job.requests,
-            remote.id,
+            batch.id,
             job.reason,
             extra={"action": "batch_submitted"},
         )
 
-    async def _disown(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
-        """We were too slow: whoever took over may have ordered another batch for the job."""
-        theirs = (await self._store.reload(job)).batch_id
-        if theirs not in ("", remote.id):
-            await self._cancel(job, provider, remote)
-
-    async def _reconcile(self, job: Job, provider: BatchProvider) -> Job:
-        """Find out whether a batch was made: adopt it, or be sure enough that there is none."""
-        found = await find_batches(provider, await self._sought(job))
-        for extra in found[1:]:
-            await self._cancel(job, provider, extra)
-        if found:
-            metrics.observe_recovered(job, "batch")
-            logger.warning(
-                "%s: adopted %s", job.intent, found[0].id, extra={"action": "batch_adopted"}
-            )
-            return await self._store.advance(job, "SUBMITTED", batch_id=found[0].id)
-        scans = job.scans + 1
-        if scans >= REQUIRED_CLEAN_SCANS and await self._store.now() - job.since >= self._list_lag:
-            logger.warning("%s: was not made", job.intent, extra={"action": "batch_not_made"})
-            return await self._store.advance(job, "UPLOADED", scans=0)
-        wait = self._pace.after(job.waits)
-        return await self._store.advance(job, after=wait, waits=job.waits + 1, scans=scans)
-
-    async def _sought(self, job: Job) -> BatchFingerprint:
+    async def _fingerprint(self, job: Job) -> BatchFingerprint:
         members = set((await self._store.members(job)).values())
 
         async def has(custom_id: str) -> bool:
@@ -173,58 +178,67 @@ class Submitter:
             if request is None or request not in members:
                 return False
             # An earlier attempt was in another batch.
-            tries = (await self._store.attempts([request]))[request]
-            return custom_id == jsonl.custom_id(request, sum(tries) + 1)
+            attempts = (await self._store.attempts([request]))[request]
+            return custom_id == jsonl.custom_id(request, sum(attempts) + 1)
 
-        others = frozenset(one.job.batch_id for one in await self._store.live_jobs())
-        return BatchFingerprint(job.intent, job.file_id, job.created_at, job.requests, others, has)
+        live_jobs = await self._store.live_jobs()
+        other_batches = frozenset(progress.job.batch_id for progress in live_jobs)
+        return BatchFingerprint(
+            job.intent, job.file_id, job.created_at, job.requests, other_batches, has
+        )
 
-    async def _cancel(self, job: Job, provider: BatchProvider, remote: ProviderBatch) -> None:
+    async def _cancel_duplicate(
+        self, job: Job, provider: BatchProvider, batch: ProviderBatch
+    ) -> None:
         metrics.observe_recovered(job, "duplicate")
         logger.error(
-            "%s: %s is one batch too many",
+            "%s: cancels duplicate batch %s",
             job.intent,
-            remote.id,
+            batch.id,
             extra={"action": "batch_duplicate"},
         )
         try:
-            await provider.cancel(remote.id)
+            await provider.cancel(batch.id)
         except ProviderCallFailed as error:
             logger.error(
-                "%s: %s", remote.id, error, extra={"action": "batch_duplicate_not_cancelled"}
+                "%s: %s", batch.id, error, extra={"action": "batch_duplicate_not_cancelled"}
             )
 
-    async def _refused(self, job: Job, error: ProviderRefused) -> None:
-        """The provider said no, so that nothing was made: wait, or tell the callers."""
+    async def _handle_refusal(self, job: Job, error: ProviderRefused) -> None:
+        """Handle a refusal, after which no batch exists: wait, or fail the requests."""
         job = await self._store.reload(job)
         if job.state == "SUBMITTING":
             job = await self._store.advance(job, "UPLOADED")
         if error.is_token_limit:
-            await self._ending.back_off(job, error.message)
+            await self._finisher.back_off(job, error.message)
         elif error.is_account_error:
             raise error
         elif error.faults:
-            await self._without(job, refused_requests(await self._store.members(job), error.faults))
+            members = await self._store.members(job)
+            await self._drop_requests(job, refused_requests(members, error.faults))
         elif isinstance(error, InputFileNotLocal):
             await self._store.advance(job, "PREPARED")
         elif error.is_file_not_found and job.lost_files < MAX_LOST_FILES:
             await self._wait_for_file(job)
         else:
-            await self._ending.fail(job, error.request_error)
+            await self._finisher.fail_job(job, error.request_error)
 
-    async def _without(self, job: Job, errors: dict[str, LineOutcome]) -> None:
-        """Fail the requests that cannot be sent; the next pass cuts the others again."""
-        await self._ending.settle(job, errors)
-        await self._ending.release_requests(job)
+    async def _drop_requests(self, job: Job, errors: dict[str, LineOutcome]) -> None:
+        """Fail the requests that cannot be sent; the next pass creates a job of the others."""
+        await self._finisher.apply_outcomes(job, errors)
+        await self._finisher.release_requests(job)
 
     async def _wait_for_file(self, job: Job) -> None:
-        """Just after an upload its file may not be found yet; after a while it is gone."""
+        """Delay the job: an input file may not be found right after its upload.
+
+        After every LOST_FILES_TO_UPLOAD attempts the file is uploaded again.
+        """
         lost = job.lost_files + 1
         state: JobState = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
-        await self._store.advance(job, state, after=self._pace.after(lost), lost_files=lost)
+        await self._store.advance(job, state, after=self._backoff.after(lost), lost_files=lost)
 
 
-def _clear(path: Path) -> None:
+def _remove_old_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
 
@@ -234,17 +248,17 @@ def _append(
 ) -> dict[str, LineOutcome]:
     unreadable: dict[str, LineOutcome] = {}
     with path.open("ab") as file:
-        for request, (parked, tries) in loaded.items():
-            custom_id = jsonl.custom_id(request, sum(tries) + 1)
+        for request, (parked, attempts) in loaded.items():
+            custom_id = jsonl.custom_id(request, sum(attempts) + 1)
             try:
-                file.write(jsonl.encode_line(custom_id, _read(parked), job.terms.upstream))
+                file.write(jsonl.encode_line(custom_id, _parse(parked), job.terms.upstream))
             except (ValueError, LookupError) as error:
-                message = f"the request cannot be read any more: {error}"
+                message = f"the stored request is unreadable: {error}"
                 unreadable[request] = LineRefused(BatchError(message))
     return unreadable
 
 
-def _read(parked: ParkedRequest | None) -> Request:
+def _parse(parked: ParkedRequest | None) -> Request:
     if parked is None:
         raise LookupError("its record is gone")
     return parked.parse()

@@ -1,4 +1,4 @@
-"""What the scheduler works on: groups of requests, and the jobs that are cut from them."""
+"""What the scheduler works on: groups of requests, and the jobs that batches are made of."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from primarch_fleet.contract import REQUESTS, Completion, Request
 from primarch_fleet.errors import RequestFailed
 from primarch_fleet.money import Price
 
+#: Request types by the names of the batch lane's tasks.
 KINDS = {f"batch.{verb}": kind for verb, kind in REQUESTS.items()}
 
+#: Stored. jobs/runner.py draws how a job goes from state to state.
 JobState = Literal["PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING", "DONE"]
 
 
 class RequestGroup(NamedTuple):
-    """Requests that may share a batch: one account, endpoint, model and window."""
+    """Requests that may share a batch: one account, endpoint, model and completion window."""
 
     provider: str
     endpoint: str
@@ -31,13 +33,21 @@ class RequestGroup(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The group whose `str` this is."""
+        """Return the group whose `str` this is."""
         return cls(*json.loads(text))
 
     @property
     def quota_scope(self) -> str:
-        """What its provider counts enqueued tokens for: one model of one account."""
+        """Name the provider queue whose enqueued tokens are limited: a model of an account."""
         return json.dumps([self.provider, self.model])
+
+
+class Location(NamedTuple):
+    """Where a request is: in a group's backlog, or in a job of that group."""
+
+    group: RequestGroup
+    #: The job; "" while the request waits.
+    intent: str = ""
 
 
 class RequestSize(NamedTuple):
@@ -45,13 +55,13 @@ class RequestSize(NamedTuple):
 
     size_bytes: int
     inputs: int
-    #: Of its prompt, as estimated.
+    #: Estimated prompt tokens.
     tokens: int
     deadline: float
 
 
 class ParkedRecord(NamedTuple):
-    """A request as it is parked."""
+    """A request id with all that is stored when the request is parked."""
 
     request: str
     parked: ParkedRequest
@@ -67,7 +77,7 @@ class AttemptCounts(NamedTuple):
 
 
 class JobPricing(BaseModel):
-    """Who serves a job, and at which prices: kept with it, whatever the configuration becomes."""
+    """Who serves a job and at which prices: stored with it, so that configuration may change."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,72 +87,76 @@ class JobPricing(BaseModel):
     price: Price
     list_price: Price
     simulated: bool = False
-    #: Prompt tokens that all live batches of its queue may hold together; 0 for no limit.
+    #: Prompt tokens that all live batches of the provider queue may hold together; 0 for no limit.
     token_budget: int = 0
 
 
 class Job(BaseModel):
-    """A batch of ours, from before a byte is sent until the last result is delivered.
+    """A batch of the fleet, from before a byte is sent until the last result is delivered.
 
-    PREPARED    its requests are claimed, nothing was sent
-    UPLOADED    the provider has the file, there is no batch
-    SUBMITTING  a batch was ordered; whether there is one is unknown until it is SUBMITTED
-    SUBMITTED   the provider works on it
-    DRAINING    the provider has ended; results are being delivered
-    DONE        every request was delivered or waits again
+    PREPARED    its requests are members of the job; nothing was sent
+    UPLOADED    the provider has the input file; there is no batch
+    SUBMITTING  a batch was requested; whether it exists is unknown
+    SUBMITTED   the provider works on the batch
+    DRAINING    the batch has ended; its results are being delivered
+    DONE        every request was completed or returned to the backlog
 
-    Times in Unix seconds by the store's clock. Only the holder of `token` may change a job.
+    Times are in Unix seconds by the store's clock. Only the holder of `token` may change a job.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    #: The job's id, which its batch and its files carry.
     intent: str
+    #: The fencing token.
     token: str
     state: JobState
     group: RequestGroup
     terms: JobPricing
     requests: int
-    #: Of its prompts, as estimated: reserved in its provider's queue until it is DONE.
+    #: Estimated prompt tokens, reserved in the provider queue until the job is DONE.
     tokens: int = 0
+    #: Why the batch was created.
     reason: str
     created_at: float
-    #: When it came into its state.
+    #: When the job entered its state.
     since: float
-    #: The earliest deadline of its requests; 0 without one.
+    #: The earliest deadline of its requests; 0 for none.
     deadline: float = 0.0
-    #: 1 from before its file is sent until the file's id is written down.
+    #: 1 from before the input file is sent until its id is stored.
     uploading: int = 0
     file_id: str = ""
     batch_id: str = ""
-    #: The provider's last word on the batch.
+    #: The batch's status, as the provider last said.
     status: str = ""
-    #: Times that it was put off in its state.
+    #: How often the job was delayed in its state.
     waits: int = 0
     #: Scans of the provider's list, in SUBMITTING, that did not show the batch.
     scans: int = 0
-    #: Times that the provider did not find its file.
+    #: How often the provider did not find the input file.
     lost_files: int = 0
-    #: Since when the provider says 404; 0 when it does not.
+    #: Since when the provider answers 404; 0 when it does not.
     missing_since: float = 0.0
 
     @property
     def filename(self) -> str:
-        """The same for every upload of this job."""
+        """The input file's name at the provider, the same for every upload of the job."""
         return f"fleet-{self.intent}.jsonl"
 
     @classmethod
     def load(cls, intent: str, token: str, fields: dict[str, str]) -> Self:
-        """A job from its stored fields. Raises ValidationError."""
-        group, terms = (
-            RequestGroup.parse(fields["group"]),
-            JobPricing.model_validate_json(fields["terms"]),
-        )
-        own = {"intent": intent, "token": token, "group": group, "terms": terms}
-        return cls.model_validate({**fields, **own})
+        """Build a job from its stored fields. Raises ValidationError."""
+        parsed = {
+            "intent": intent,
+            "token": token,
+            "group": RequestGroup.parse(fields["group"]),
+            "terms": JobPricing.model_validate_json(fields["terms"]),
+        }
+        return cls.model_validate({**fields, **parsed})
 
 
 class JobProgress(NamedTuple):
-    """A job, its requests without an outcome, micro-dollars paid and saved by those delivered."""
+    """A job, its requests without an outcome, and micro-dollars paid and saved by the others."""
 
     job: Job
     remaining: int
@@ -151,40 +165,40 @@ class JobProgress(NamedTuple):
 
 
 class ParkedRequest(BaseModel):
-    """A request as it waits: what completes its task, and when it came."""
+    """A request while it waits: the task context that completes it, and when it was parked."""
 
     model_config = ConfigDict(frozen=True)
 
     context: dict[str, Any]
     parked_at: float
-    #: Where the body lies that the request is without; None when it is whole.
+    #: Where the body is stored that `context` is without; None when `context` has it.
     body_ref: BlobRef | None = None
 
     @property
     def request(self) -> Any:
-        """The request's wire form: the task's only argument, given by position or by name."""
+        """The request's wire form: the task's only argument, positional or by name."""
         args, kwargs = self.context["args"] or (), self.context["kwargs"] or {}
         return next(iter([*args, *kwargs.values()]))
 
     def with_request(self, request: dict[str, Any], body_ref: BlobRef | None) -> Self:
-        """The same with another wire form of its request."""
+        """Return a copy with another wire form of the request."""
         context = {**self.context, "args": [request], "kwargs": {}}
         return self.model_copy(update={"context": context, "body_ref": body_ref})
 
     @property
     def payer(self) -> tuple[str, str]:
-        """Its tenant, and its task's id."""
+        """The tenant and the task id."""
         tenant = self.request.get("tenant_id") or Request.model_fields["tenant_id"].default
         return str(tenant), self.context["id"]
 
     def value(self, outcome: Completion | RequestFailed) -> dict[str, Any] | Exception:
-        """What its task returns or raises for an outcome."""
+        """Return what the task returns or raises for an outcome."""
         if isinstance(outcome, Completion):
             return outcome.to_wire()
         return protocol.error_value(outcome) if self.request.get("return_exceptions") else outcome
 
     def parse(self) -> Request:
-        """The request itself. Raises InvalidRequest, or LookupError when it is without its body."""
+        """Return the request itself. Raises InvalidRequest, or LookupError without its body."""
         if self.body_ref is not None:
             raise LookupError("its body is gone")
         return KINDS[self.context["task"]].parse(self.request)

@@ -1,53 +1,57 @@
-"""Where the batch lane keeps what, in Redis. The scripts in lua/ say what is in each."""
+"""Redis keys of the batch lane. The scripts in lua/ say what each key holds."""
 
 from __future__ import annotations
 
 from scheduler.model.job import RequestGroup
 
 PREFIX = "fleet:batch:"
-#: Seconds for which what is over is remembered: longer than a message or a job lives.
+#: Seconds for which finished requests and jobs are remembered, longer than a message or job lives.
 OUTCOME_TTL_SECONDS = 7 * 86_400
-#: Hash of every request that was parked and has no outcome yet.
+#: Hash request id -> record, of every parked request without an outcome.
 REQUESTS = PREFIX + "requests"
 SIZES = PREFIX + "sizes"
 FAILURES, EXPIRIES = PREFIX + "failures", PREFIX + "expiries"
 GROUPS, PAUSES = PREFIX + "groups", PREFIX + "pauses"
-#: Hash of the requests that are on their way out without a batch's answer, with what was decided.
-WITHDRAWALS = PREFIX + "leaving"
+#: Hash request id -> decision, of the requests that are being withdrawn from the lane.
+WITHDRAWALS = PREFIX + "withdrawals"
 JOBS, FENCE = PREFIX + "jobs", PREFIX + "fence"
-#: Hash of the tokens that live jobs hold of each queue of a provider.
+#: Hash provider queue -> tokens of its live jobs.
 RESERVED = PREFIX + "reserved"
-
-#: Sorted set of the bodies that lie outside of Redis, by when each is to be looked at: its request
-#: and its address, as `body` writes them.
+#: Sorted set of the bodies stored outside of Redis, by when the sweep checks them next.
+#: `blob_member` writes its members.
 BODIES = PREFIX + "bodies"
 
 
 def blob_member(request: str, url: str) -> str:
-    """A member of BODIES."""
+    """Return a member of BODIES: a request and the URL of a body of it."""
     return f"{request} {url}"
 
 
 def outcome(request: str) -> str:
-    """Of one request: that its completion began, or how it ended."""
+    """String: "begun" while a request is being completed, then its RequestOutcome."""
     return f"{PREFIX}outcome:{request}"
 
 
 def payer(request: str) -> str:
-    """Of one request that was cancelled: its tenant and its task."""
+    """String: tenant and task id of a cancelled request, as JSON."""
     return f"{PREFIX}payer:{request}"
 
 
 def job(intent: str) -> str:
-    """The fields of one job."""
+    """Hash: the fields of a job."""
     return f"{PREFIX}job:{intent}"
 
 
 def members(intent: str) -> str:
-    """The requests of one job by their lines."""
+    """Sorted set: the requests of a job by their lines."""
     return f"{PREFIX}members:{intent}"
 
 
-def group_keys(group: RequestGroup) -> tuple[str, str, str]:
-    """Of one group: what waits, its deadlines, its totals."""
+def tenants(intent: str) -> str:
+    """Set: the tenants who got responses from a job."""
+    return f"{PREFIX}tenants:{intent}"
+
+
+def backlog(group: RequestGroup) -> tuple[str, str, str]:
+    """Return the keys of a group's backlog: waiting requests, their deadlines, their totals."""
     return f"{PREFIX}waiting:{group}", f"{PREFIX}deadlines:{group}", f"{PREFIX}totals:{group}"

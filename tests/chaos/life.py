@@ -127,7 +127,7 @@ class World:
 
     def rests(self) -> bool:
         """Whether nothing waits or leaves and no job is live."""
-        return not any(self._keys("waiting:", "jobs", "leaving"))
+        return not any(self._keys("waiting:", "jobs", "withdrawals"))
 
     def outcome(self, name: str) -> str:
         """What a task's answer is to, or the name of its error; its state when it has none."""

@@ -15,7 +15,7 @@ import redis.asyncio.connection
 import redis.connection
 
 from scheduler.completion.publish_once import PUSH_ONCE
-from scheduler.store.store import SCRIPTS
+from scheduler.store.scripts import SCRIPTS
 
 #: Said once a connection: nothing about a batch. What is known before them is known after them.
 HANDSHAKE = frozenset({"HELLO", "CLIENT", "SELECT", "PING"})

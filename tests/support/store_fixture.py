@@ -51,9 +51,9 @@ class Shaky(Store):
         self._lost, self._before, self._number = lost, before, -1
         return self
 
-    async def _place(self, request: str) -> Any:
+    async def locate(self, request: str) -> Any:
         await self._before.get(PLACE, _nothing)()
-        return await super()._place(request)
+        return await super().locate(request)
 
     async def _run(self, script: str, touched: list[str], args: Any) -> Any:
         self._number += 1
@@ -119,7 +119,7 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
     assert await store.groups() == sorted(model.groups)
     for group in model.groups:
         waiting, space = await store.backlog(group), model.keyspace()
-        since, deadlines, totals = (space.get(key, ({}, None))[0] for key in keys.group_keys(group))
+        since, deadlines, totals = (space.get(key, ({}, None))[0] for key in keys.backlog(group))
         assert waiting.requests == len(since)
         assert waiting.oldest == min(since.values(), default=None)
         assert waiting.deadline == min(deadlines.values(), default=None)

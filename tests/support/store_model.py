@@ -18,9 +18,10 @@ from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import JobPricing, JobState, RequestGroup, RequestSize
 from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
 from scheduler.store import keys
+from scheduler.store.jobs import LEASE_SECONDS, LeaseLost
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
 from scheduler.store.pauses import Pause
-from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost
+from scheduler.store.store import COMPLETION_GUARD_SECONDS
 
 #: Of each key: what is there, zeros left out of sums, and for how many seconds it was written.
 Keyspace = dict[str, tuple[Any, int | None]]
@@ -319,7 +320,7 @@ class Model:
             keys.RESERVED: +self.reserved(),
         }
         for group in self.groups:
-            space.update(zip(keys.group_keys(group), self._places(group), strict=True))
+            space.update(zip(keys.backlog(group), self._places(group), strict=True))
         for intent in live:
             space[keys.members(intent)] = {x: line for line, x in self.members(intent).items()}
             space[keys.job(intent)] = self.jobs[intent].fields

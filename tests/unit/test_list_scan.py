@@ -136,7 +136,7 @@ async def test_a_list_that_does_not_come_is_not_waited_for_long(
 
     monkeypatch.setattr("scheduler.jobs.list_scan.TIMEOUT_SECONDS", 0.0)
     assert await scan_lists(jobs(), {"here": provider(Hanging())}) == {}
-    assert [getattr(one, "action", "") for one in caplog.records] == ["batch_sweep_failed"]
+    assert [getattr(one, "action", "") for one in caplog.records] == ["batch_list_scan_failed"]
 
 
 async def test_a_list_that_makes_no_sense_is_as_good_as_none(caplog: Any) -> None:
@@ -147,4 +147,4 @@ async def test_a_list_that_makes_no_sense_is_as_good_as_none(caplog: Any) -> Non
     there = Listing([remote("b0")])
     accounts = {"here": provider(Broken()), "there": provider(there)}
     assert list(await scan_lists([*jobs(), *jobs("there")], accounts)) == [("there", "b0")]
-    assert [getattr(one, "action", "") for one in caplog.records] == ["batch_sweep_failed"]
+    assert [getattr(one, "action", "") for one in caplog.records] == ["batch_list_scan_failed"]

@@ -1,25 +1,30 @@
--- A request has its outcome: take it out of its place, for ever, and forget the rest of it.
--- Returns 1 when that is done, 0 when it is elsewhere: then nothing was changed.
---
--- KEYS[5] requests   hash  request id -> record
--- KEYS[6] failures   hash  request id -> tries that failed
--- KEYS[7] expiries   hash  request id -> batches that ended before it was executed
--- KEYS[8] leaving    hash  request id -> what was decided
--- KEYS[9] outcome    text  exists once its completion began
--- KEYS[10] members   zset  request ids of its job, if it is in one
--- ARGV    request id, outcome, seconds to remember it
+-- Removes a completed request from the lane and remembers its outcome.
+-- KEYS[1]  to KEYS[4]: see backlog.lua
+-- KEYS[5]  requests: hash, request id -> record
+-- KEYS[6]  failures: hash, request id -> failed attempts
+-- KEYS[7]  expiries: hash, request id -> batches that ended before it was executed
+-- KEYS[8]  withdrawals: hash, request id -> decision
+-- KEYS[9]  outcome: string, exists once the request's completion began
+-- KEYS[10] members: zset, request id -> its line; of the job that the request may be in
+-- ARGV[1]  id: the request's
+-- ARGV[2]  outcome: what KEYS[9] stores
+-- ARGV[3]  ttl: seconds to remember it
+-- Returns 1 when it has left the lane; 0 when it is in another group or job, then nothing changed.
 
-local id = ARGV[1]
+local id, outcome, ttl = unpack(ARGV)
 
 if redis.call('HEXISTS', KEYS[5], id) == 0 then
   return 1
 end
-if not take(id) and redis.call('HDEL', KEYS[8], id) == 0
-  and redis.call('ZREM', KEYS[10], id) == 0 then
+local removed = remove_from_backlog(id)
+  or redis.call('HDEL', KEYS[8], id) == 1
+  or redis.call('ZREM', KEYS[10], id) == 1
+if not removed then
   return 0
 end
-for key = 4, 7 do
-  redis.call('HDEL', KEYS[key], id)
-end
-redis.call('SET', KEYS[9], ARGV[2], 'EX', ARGV[3])
+redis.call('HDEL', KEYS[4], id)
+redis.call('HDEL', KEYS[5], id)
+redis.call('HDEL', KEYS[6], id)
+redis.call('HDEL', KEYS[7], id)
+redis.call('SET', KEYS[9], outcome, 'EX', ttl)
 return 1

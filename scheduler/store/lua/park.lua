@@ -1,17 +1,21 @@
--- Let a request wait in its group, unless it is known already.
--- Returns 1 when it was parked, 0 when it is waiting, in a job or completed.
---
--- KEYS[5] requests   hash  request id -> record
--- KEYS[6] groups     set   groups that were ever used
--- KEYS[7] outcome    text  exists once its completion began
--- ARGV    request id, record, now, group, its entry in KEYS[4]
+-- Adds a request to its group's backlog, unless the lane knows it already.
+-- KEYS[1]  to KEYS[4]: see backlog.lua
+-- KEYS[5]  requests: hash, request id -> record
+-- KEYS[6]  groups: set, groups that ever had a request
+-- KEYS[7]  outcome: string, exists once the request's completion began
+-- ARGV[1]  id: the request's
+-- ARGV[2]  record: JSON
+-- ARGV[3]  now: Unix seconds
+-- ARGV[4]  group: JSON, as stored in KEYS[6]
+-- ARGV[5]  size: as stored in KEYS[4]
+-- Returns 1 when it was parked, 0 when it waits, is in a job or was completed.
 
-local id, record, now, group, entry = unpack(ARGV)
+local id, record, now, group, size = unpack(ARGV)
 
 if redis.call('EXISTS', KEYS[7]) == 1 or redis.call('HSETNX', KEYS[5], id, record) == 0 then
   return 0
 end
 redis.call('SADD', KEYS[6], group)
-redis.call('HSET', KEYS[4], id, entry)
-wait(id, now)
+redis.call('HSET', KEYS[4], id, size)
+add_to_backlog(id, now)
 return 1

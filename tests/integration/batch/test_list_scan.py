@@ -85,7 +85,7 @@ async def test_when_the_list_cannot_be_read_each_batch_is_asked_for(
         assert b.calls("batches.list") == {"503": 1}
         await answered_once(b, results)
         actions = [getattr(one, "action", "") for one in caplog.records]
-        assert actions.count("batch_sweep_failed") == 1
+        assert actions.count("batch_list_scan_failed") == 1
 
 
 async def test_what_the_list_said_before_another_scheduler_moved_the_job_on_is_forgotten(

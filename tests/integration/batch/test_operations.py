@@ -13,7 +13,9 @@ from primarch_fleet import errors
 from scheduler import metrics
 from scheduler.admin.operations import Operations
 from scheduler.completion.withdrawal import CANCELLED
+from scheduler.model.job import Location
 from scheduler.model.jsonl import request_id
+from scheduler.model.outcomes import RequestOutcome
 from scheduler.store.keys import PREFIX
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
@@ -133,7 +135,9 @@ async def test_a_completion_under_way_is_waited_for(opened: OpenBench) -> None:
         await asyncio.sleep(0.3)
         assert not asking.done()
         group = (await b.scheduler.store.groups())[0]
-        await b.scheduler.store.finish([request_id(result.id)], "done", (group, ""))
+        await b.scheduler.store.finish(
+            [request_id(result.id)], RequestOutcome.DONE, Location(group)
+        )
         assert await asking == ["done"]
 
 
@@ -143,7 +147,7 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
     async with opened() as b:
         first, second = await b.send(chat("first"), chat("second"))
         scheduler = b.new_scheduler()
-        place, looks = scheduler.store._place, iter([True])
+        place, looks = scheduler.store.locate, iter([True])
 
         async def meanwhile(request: str) -> Any:
             found = await place(request)
@@ -151,7 +155,7 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
                 await b.turn()  # claims it
             return found
 
-        monkeypatch.setattr(scheduler.store, "_place", meanwhile)
+        monkeypatch.setattr(scheduler.store, "locate", meanwhile)
         assert await scheduler.lane.withdrawal.cancel(request_id(first.id)) == "ours"
         assert forgotten(b, first)
         await b.until_idle()

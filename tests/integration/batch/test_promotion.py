@@ -77,7 +77,7 @@ async def test_too_few_requests_for_a_deadline_are_promoted_and_enough_are_cut(
         await b.send(chat("patient"), chat("pressed", deadline=within(b, 24 * HOUR)))
         await b.turn()
         (message,) = promoted(b)
-        assert message[protocol.LANE_REASON] == "asked for; promoted: too few wait for a batch"
+        assert message[protocol.LANE_REASON] == "asked for; promoted: too few requests for a batch"
         await b.send(chat("second"), chat("third", deadline=within(b, 24 * HOUR)))
         await b.turn()
         assert promoted(b) == []

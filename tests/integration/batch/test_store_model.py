@@ -39,11 +39,19 @@ from redis import Redis
 from config.fleet import Batch
 from primarch_fleet.redis_support import patient_async
 from scheduler.model.backlog import FlushDecision
-from scheduler.model.job import Job, ParkedRecord, ParkedRequest, RequestGroup, RequestSize
+from scheduler.model.job import (
+    Job,
+    Location,
+    ParkedRecord,
+    ParkedRequest,
+    RequestGroup,
+    RequestSize,
+)
 from scheduler.model.outcomes import RequestOutcome
+from scheduler.store.jobs import LEASE_SECONDS, LeaseLost
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
 from scheduler.store.pauses import Pause
-from scheduler.store.store import COMPLETION_GUARD_SECONDS, LEASE_SECONDS, LeaseLost
+from scheduler.store.store import COMPLETION_GUARD_SECONDS
 from tests.support import store_fixture as bench
 from tests.support.store_fixture import CHUNK, GROUPS, LARGE, PLACE, Died, Shaky
 from tests.support.store_model import Model, Order
@@ -156,7 +164,7 @@ class Schedulers(RuleBasedStateMachine):
         """As after an answer, in the place where they are expected and may be no more; or not."""
         names, store = [self._name(data), self._name(data)], self._stores[who].faulty()
         one = self.model.requests.get(names[0])
-        place = (
+        place = Location(
             (one.group if one else GROUPS[0]),
             data.draw(st.sampled_from(["", *self.model.jobs])),
         )
@@ -279,7 +287,7 @@ class Schedulers(RuleBasedStateMachine):
             self._agreed(call, lambda: model.requeue(lease, members, None))
         left: list[int] = []
         closed = self._agreed(
-            store.faulty(lost).close(lease), lambda: left.append(model.close(lease))
+            store.faulty(lost).close_job(lease), lambda: left.append(model.close(lease))
         )
         assert closed == next(iter(left), None)
 
@@ -291,7 +299,7 @@ class Schedulers(RuleBasedStateMachine):
         async def kept() -> None:
             store = self._stores[who].faulty(lost)
             if renewed:
-                held = await store._hold(lease.intent, lease.token, LEASE_SECONDS)
+                held = await store.renew_lease(lease)
                 assert bool(held) == self.model.renew(lease)
             else:
                 async with store.hold_lease(lease):
@@ -396,7 +404,7 @@ class Schedulers(RuleBasedStateMachine):
 
 @pytest.fixture(autouse=True)
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scheduler.store.store.CHUNK", CHUNK)
+    monkeypatch.setattr("scheduler.store.jobs.CHUNK", CHUNK)
 
 
 def test_the_store_does_what_its_model_says_whatever_happens_to_its_schedulers(

@@ -51,7 +51,7 @@ async def total(url: str) -> Figures:
 
 def observing(b: Bench) -> None:
     """Have the bench's scheduler tell what a worker's does."""
-    b.scheduler.lane._deliverer._observe = metrics.record_answer
+    b.scheduler.lane._completer._observe = metrics.record_answer
 
 
 async def test_a_batch_is_reported_with_what_its_receipts_and_the_invoice_say(
@@ -84,7 +84,7 @@ async def test_a_completion_that_is_asked_for_again_is_reported_once(opened: Ope
         members = await b.scheduler.store.members(job)
         body = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}, "choices": []}
         for _ in range(3):
-            await b.scheduler.lane._deliverer.answer(job, dict.fromkeys(members.values(), body))
+            await b.scheduler.lane._completer.answer(job, dict.fromkeys(members.values(), body))
         await costs.flush()
         assert (await total(b.url)).requests == 2
 

@@ -184,5 +184,5 @@ async def _submitted(b: Bench) -> tuple[Job, str]:
     (intent,) = map(str, b.redis.zrange(PREFIX + "jobs", 0, -1))
     job = await b.scheduler.store.lease(intent)
     assert job is not None
-    await b.scheduler.store._hold(intent, job.token, 0)
+    await b.scheduler.store.release_lease(job)
     return job, (await b.scheduler.store.members(job))[1]

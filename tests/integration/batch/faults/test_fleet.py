@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from scheduler.admin.webhook import TIMESTAMP_TOLERANCE_SECONDS
-from scheduler.store.store import LeaseLost
+from scheduler.store.jobs import LeaseLost
 from tests.support.batch_fixture import OpenBench, chat, profile
 from tests.support.webhook_receiver import OTHER_SECRET, event, receiver
 from workers.onebox.simulator.webhooks import signed
@@ -56,7 +56,7 @@ async def test_fault_39_a_scheduler_that_was_paused_can_change_nothing_any_more(
         with pytest.raises(LeaseLost):
             await paused.requeue(job, list((await paused.members(job)).values()), None)
         with pytest.raises(LeaseLost):
-            await paused.close(job)
+            await paused.close_job(job)
         await b.until_idle(100)
         await b.settled(results, batches=1)
 

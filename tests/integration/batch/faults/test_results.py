@@ -86,7 +86,7 @@ async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
         again, error, fine = await b.settled(results, batches=3)
         assert (again.receipt.attempts, fine.receipt.attempts) == (2, 1)
         assert isinstance(error, errors.BatchError)
-        assert "without an answer" in str(error)
+        assert "without a response" in str(error)
         assert counted(metrics.anomalies_total) == {"missing": 4}
         assert counted(metrics.retries_total) == {"batch_error failures": 3}
 

@@ -58,7 +58,7 @@ async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_ot
             1,
             1,
         )
-        assert "batch_halved" not in _actions(caplog)
+        assert "batch_bisected" not in _actions(caplog)
 
 
 async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
