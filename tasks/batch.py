@@ -1,7 +1,7 @@
-"""The batch lane's tasks: they park a request; the scheduler completes them with its result.
+"""The tasks of the batch lane: they park a request, and the scheduler completes the task later.
 
-Plain functions: Celery writes down where an `Ignore` was raised, and a coroutine's way is long.
-Not tracked as started: a message that comes again must not overwrite a result that is there.
+They are plain functions: Celery records where an `Ignore` was raised, and a coroutine's traceback
+is long. They are not tracked as started: a redelivered message must not overwrite a stored result.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The seam between the batch tasks and the store in which their requests wait for a batch.
+"""Parking: how a batch request waits for a batch while its task stays unfinished.
 
-A batch task ends without a result: its request is parked, the message is acknowledged, and hours
-later the scheduler completes the task from what was parked.
+A batch task ends without a result. Its request is parked in the process's deferral store, its
+message is acknowledged, and hours later the scheduler completes the task from the stored context.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from celery import Task
@@ -14,14 +15,14 @@ from celery.exceptions import Ignore
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import CompletionRequest, Request
-from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.errors import FleetError, InvalidRequest
 from tasks import services
 from tasks.services import DeferralStore
 
-#: The state of a parked task. Celery does not know it, so that `get()` goes on waiting.
+#: The state of a parked task. Celery does not know it, so `get()` keeps waiting.
 PARKED = "PARKED"
 
-#: What of `task.request` its completion needs: links, chains, groups and chords live in it.
+#: The fields of `task.request` that a completion needs: links, chains, groups and chords are there.
 CONTEXT_FIELDS = (
     *("id", "args", "kwargs", "root_id", "parent_id", "origin", "hostname", "ignore_result"),
     *("group", "group_index", "chord", "chain", "callbacks", "errbacks", "replaced_task_nesting"),
@@ -32,12 +33,12 @@ CONTEXT_FIELDS = (
 
 
 class PreparedRequest(NamedTuple):
-    """A request that was checked and can be parked."""
+    """A valid request that can be parked."""
 
     request: Request
-    #: What is told of its task while it is parked.
-    meta: dict[str, Any]
-    #: What `Parking.park` takes.
+    #: Celery's request of the task.
+    context: Context
+    #: What `DeferralStore.park` takes.
     record: Any
 
 
@@ -50,37 +51,66 @@ def deferral_store() -> DeferralStore:
 
 
 def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, Any]:
-    """Check a request, park it and leave its task in the state PARKED.
+    """Park the request of the running task. May be repeated.
 
-    Raises Ignore: Celery then acknowledges the message and stores nothing. A message that comes
-    again changes nothing. Raises InvalidRequest for a request that no client would have let
-    through, or what it is refused for; that is returned to a request that asks for it.
+    Args:
+        task: The running task.
+        kind: The type of the request.
+        body: The request in its wire form.
+
+    Returns:
+        The refusal as an error value, if the request has `return_exceptions`.
+
+    Raises:
+        Ignore: The request is parked: Celery acknowledges the message and stores no result.
+        FleetError: The request is invalid or refused; it is not parked.
     """
-    found = prepare(task.name, kind, body, task.request)
-    store = deferral_store()
-    if not store.knows(task.request.id or ""):
-        # The state first: once parked, the request may be completed at any moment.
-        if not task.request.ignore_result:
-            task.update_state(task.request.id, PARKED, found.meta)
-        for refusal in store.park([found.record]).values():
-            if found.request.return_exceptions:
-                return protocol.error_value(refusal)
-            raise refusal
+    prepared = prepare(task.name, kind, body, task.request)
+    for refusal in park_many([prepared], task.backend).values():
+        if prepared.request.return_exceptions:
+            return protocol.error_value(refusal)
+        raise refusal
     raise Ignore
 
 
-def prepare(name: str, kind: type[Request], body: object, context: Context) -> PreparedRequest:
-    """A task's request, ready to be parked. Raises InvalidRequest.
+def park_many(requests: Sequence[PreparedRequest], backend: Any) -> Mapping[str, FleetError]:
+    """Store the state PARKED of tasks, then park their requests, in a few round trips for all.
+
+    May be repeated: neither a stored state or result nor a known request is changed.
 
     Args:
-        name: The task's.
+        requests: From `prepare`.
+        backend: A worker's result backend.
+
+    Returns:
+        The errors of the refused requests, by task id. All other requests are stored durably:
+        their messages may be acknowledged.
+    """
+    # The state first: once parked, a request may be completed at any moment.
+    backend.announce(
+        (prepared.context.id, PARKED, {"model": prepared.request.model}, prepared.context)
+        for prepared in requests
+        if not prepared.context.ignore_result
+    )
+    return deferral_store().park([prepared.record for prepared in requests])
+
+
+def prepare(task_name: str, kind: type[Request], body: object, context: Context) -> PreparedRequest:
+    """Check the request of a task and make its record.
+
+    Args:
+        task_name: The name of the task.
+        kind: The type of the request.
         body: The request in its wire form.
-        context: What Celery knows of the message.
+        context: Celery's request of the task.
+
+    Raises:
+        InvalidRequest: The request is malformed, or no batch can hold it.
     """
     request = kind.parse(body)
     if isinstance(request, CompletionRequest) and request.stream:
         raise InvalidRequest("stream: a batch cannot stream")
-    kept = {name: getattr(context, name, None) for name in CONTEXT_FIELDS}
+    fields = {name: getattr(context, name, None) for name in CONTEXT_FIELDS}
     hidden = {"argsrepr": protocol.HIDDEN_ARGUMENTS, "kwargsrepr": protocol.HIDDEN_ARGUMENTS}
-    record = deferral_store().record(request, {**kept, **hidden, "task": name})
-    return PreparedRequest(request, {"model": request.model}, record)
+    record = deferral_store().record(request, {**fields, **hidden, "task": task_name})
+    return PreparedRequest(request, context, record)

@@ -28,9 +28,6 @@ class LaneBackend(Protocol):
 class DeferralStore(Protocol):
     """Keeps batch requests until a batch takes them. Its calls block and may be repeated."""
 
-    def knows(self, task_id: str) -> bool:
-        """Return True when the task is parked or completed."""
-
     def record(self, request: Request, context: dict[str, Any]) -> Any:
         """Make the record of a request that `park` takes.
 

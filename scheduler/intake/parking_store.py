@@ -1,11 +1,11 @@
-"""What stands behind the batch tasks: requests are put where the scheduler finds them."""
+"""Parks requests in the store of the batch lane, where the scheduler finds them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
+from typing import Any
 
 from celery.exceptions import Reject
 
@@ -20,88 +20,89 @@ from scheduler.model.job import ParkedRecord, ParkedRequest, RequestGroup, Reque
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
 
-#: Stands for the longest custom_id that a request can get, where only its length matters.
+#: As long as the longest custom_id of any request; used for its length.
 LONGEST_CUSTOM_ID = jsonl.custom_id(jsonl.request_id(""), 9999)
-
-_T = TypeVar("_T")
 
 
 class ParkingStore:
-    """`tasks.deferral.Parking` over the store.
+    """The `DeferralStore` of a batch worker.
 
-    Made on the store's loop, called on other threads.
+    It is made on the store's event loop; its methods are called on other threads.
     """
 
-    def __init__(self, store: Store, bodies: BlobStore, config: FleetConfig) -> None:
+    def __init__(self, store: Store, blobs: BlobStore, config: FleetConfig) -> None:
         self._store = store
-        self._bodies = bodies
+        self._blobs = blobs
         self._config = config
         self._loop = asyncio.get_running_loop()
 
-    def knows(self, task_id: str) -> bool:
-        """True when the task is parked or was completed before."""
-        return bool(self._wait(self._store.known([jsonl.request_id(task_id)])))
-
     def record(self, request: Request, context: dict[str, Any]) -> ParkedRecord:
-        """What is kept of a request. Raises UnknownModel, RequestTooLarge."""
+        """Make the record of a request. Raises UnknownModel and RequestTooLarge."""
         try:
             deployment = self._config.batch_deployment(request.model)
         except KeyError:
-            raise UnknownModel(f"model: {request.model!r} is not served on batch") from None
+            raise UnknownModel(
+                f"model: {request.model!r} is not served on the batch lane"
+            ) from None
         window = self._config.batch.completion_window
         group = RequestGroup(deployment.provider, request.endpoint, request.model, window)
         size = self._size(request, deployment.upstream)
-        parked = ParkedRequest(context=context, parked_at=0.0)  # the time is that of `park`
+        parked = ParkedRequest(context=context, parked_at=0.0)  # `park` sets the time
         return ParkedRecord(jsonl.request_id(context["id"]), parked, group, size)
 
     def park(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
-        """Keep requests, but those for which there is no money; they wait from now on.
+        """Reserve budgets and store the records; known records stay as they are.
 
-        As many round trips for many as for one, and one a tenant.
+        The number of round trips depends on the number of tenants, not of records.
+
+        Returns:
+            The errors of requests without budget, by task id; these are not stored.
+
+        Raises:
+            Reject: The worker is stopping; the messages go back to their queue.
         """
-        return self._wait(self._park(records))
-
-    def _wait(self, call: Coroutine[Any, Any, _T]) -> _T:
+        future = asyncio.run_coroutine_threadsafe(self._park(records), self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(call, self._loop).result()
-        except CancelledError:  # the worker stops: another one shall park it
-            raise Reject("the worker stops", requeue=True) from None
+            return future.result()
+        except CancelledError:
+            raise Reject("the worker is stopping", requeue=True) from None
 
     async def _park(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
         now, refused = await self._store.now(), await self._reserve(records)
-        taken = [one for one in records if one.parked.context["id"] not in refused]
-        lighter = await asyncio.gather(*(self._lighter(one, now) for one in taken))
-        await self._store.park(lighter)
-        await self._bodies.confirm_parked(lighter)
+        accepted = [record for record in records if record.parked.context["id"] not in refused]
+        stored = await asyncio.gather(*(self._with_blob(record, now) for record in accepted))
+        await self._store.park(stored)
+        await self._blobs.confirm_parked(stored)
         return refused
 
     async def _reserve(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
-        known = await self._store.known([one.request for one in records])
-        new = [one.parked for one in records if one.request not in known]
+        known = await self._store.known([record.request for record in records])
+        new = [record.parked for record in records if record.request not in known]
         return await accounting.reserve(new)
 
-    async def _lighter(self, record: ParkedRecord, now: float) -> ParkedRecord:
+    async def _with_blob(self, record: ParkedRecord, now: float) -> ParkedRecord:
+        """The record with its time; a large body is stored outside of Redis."""
         parked = record.parked.model_copy(update={"parked_at": now})
-        if record.size.size_bytes > self._bodies.limit:
-            parked = await self._bodies.offload_request(record.request, parked)
+        if record.size.size_bytes > self._blobs.limit:
+            parked = await self._blobs.offload_request(record.request, parked)
         return record._replace(parked=parked)
 
     def _size(self, request: Request, upstream: str) -> RequestSize:
-        protocol.wire_size_bytes(request.to_wire())  # refuses text that cannot be encoded
-        length = len(jsonl.encode_line(LONGEST_CUSTOM_ID, request, upstream))
+        protocol.wire_size_bytes(request.to_wire())  # raises for text that cannot be encoded
+        line_bytes = len(jsonl.encode_line(LONGEST_CUSTOM_ID, request, upstream))
         policy = self._config.batch
-        inputs = _inputs(request)
-        if length > policy.max_bytes or inputs > policy.max_inputs:
+        inputs = _count_inputs(request)
+        if line_bytes > policy.max_bytes or inputs > policy.max_inputs:
             raise RequestTooLarge(
-                f"request: {length} bytes and {inputs} inputs; a batch holds {policy.max_bytes} "
-                f"and {policy.max_inputs}"
+                f"request: {line_bytes} bytes and {inputs} inputs; a batch holds at most "
+                f"{policy.max_bytes} bytes and {policy.max_inputs} inputs"
             )
         deadline = request.deadline.timestamp() if request.deadline else 0.0
-        return RequestSize(length, inputs, length // BYTES_PER_TOKEN + 1, deadline)
+        return RequestSize(line_bytes, inputs, line_bytes // BYTES_PER_TOKEN + 1, deadline)
 
 
-def _inputs(request: Request) -> int:
-    """What the provider counts: each text or list of tokens to embed, else the request."""
+def _count_inputs(request: Request) -> int:
+    """The inputs as the provider counts them: each text or token list to embed, or the request."""
     if not isinstance(request, EmbeddingRequest) or isinstance(request.input, str):
         return 1
     return 1 if isinstance(request.input[0], int) else len(request.input)

@@ -36,6 +36,7 @@ from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.profile import BatchProfile, Fault, Model
 from workers.onebox.simulator.provider import Provider
+from workers.runtime import result_backend
 
 #: Seconds for which the fleet keeps results.
 KEPT = 3 * 86_400.0
@@ -327,7 +328,7 @@ def fleet_app(valkey_url: str) -> Iterator[Celery]:
     from tasks import batch, realtime  # noqa: F401, PLC0415 - configured by the environment
     from tasks.app import app  # noqa: PLC0415
 
-    app.conf.update(broker_url=valkey_url, result_backend=valkey_url)
+    app.conf.update(broker_url=valkey_url, result_backend=result_backend.direct(valkey_url))
     app.task(name="test.text")(_text)
     app.task(name="test.join")(_join)
     app.task(name="test.told")(_told)
