@@ -1,7 +1,7 @@
 """The `routing_orchestration` section of fleet.yaml: the fleet's policy in one place.
 
-The names are those of the Primarch agents' production configuration. The section may be left out,
-and so may each of its keys; `Orchestration.over` says what each one becomes.
+Its keys have the names of the Primarch agents' production configuration. The section and each of
+its keys may be left out. `RoutingOrchestration.apply_to` says what each key becomes.
 """
 
 from __future__ import annotations
@@ -14,100 +14,115 @@ from config.section import Section
 from config.tenants import Dollars
 from primarch_fleet.contract import RoutingStrategy
 
-#: As YAML has it, and amounts of money.
+#: A part of fleet.yaml as it is parsed, before it is checked.
 Values = dict[str, Any]
 
 
 class LitellmRouter(Section):
     """The realtime lane."""
 
-    #: Of requests that name none. LiteLLM deprecates "usage-based-routing": it is taken for its
-    #: second version (https://docs.litellm.ai/docs/routing).
+    #: Overrides `routing.routing_strategy`. "usage-based-routing", which LiteLLM deprecates, means
+    #: its second version (https://docs.litellm.ai/docs/routing).
     routing_strategy: RoutingStrategy | Literal["usage-based-routing"] | None = None
-    #: False: a model's own deployments answer, or nobody; all three tables of fallbacks are void.
+    #: False: all three tables of fallbacks are ignored; only a model's own deployments answer.
     enable_fallbacks: bool | None = None
-    #: False: a deployment that fails is asked again at once.
+    #: False: no deployment is ever cooled down after failures.
     enable_circuit_breakers: bool | None = None
-    #: False: what a process learns of deployments (cooldowns, usage) stays with it. Answers are
-    #: cached neither way.
+    #: False: processes do not share cooldowns and usage. Answers are cached in neither case.
     redis_caching: bool | None = None
 
 
 class VllmOptimization(Section):
-    """Every engine of the local lane. What an engine says of itself goes before it."""
+    """Every engine of the local lane. An engine's own keys override these."""
 
+    #: GPUs that share each layer of the model.
     tensor_parallel_size: int | None = Field(None, gt=0)
     #: Requests that are computed at the same time: vLLM's max_num_seqs.
     max_batch_size: int | None = Field(None, gt=0)
+    #: Reuse the computed state of common prefixes.
     enable_prefix_caching: bool | None = None
+    #: Share of each GPU's memory that the engine uses. Above 0 to 1.
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
 
 
 class BatchProcessing(Section):
     """The batch lane."""
 
-    #: Requests in a batch, at most.
+    #: Most requests of a batch.
     max_batch_size: int | None = Field(None, gt=0, le=50_000)
+    #: Time within which the provider answers a batch, in hours or days: `24h`, `2d`.
     default_completion_window: str | None = Field(None, pattern=r"^[1-9][0-9]*[hd]$")
-    #: False: no request goes to the batch lane to save money; one that names it does.
+    #: False: only requests that name the batch lane go there.
     enable_cost_optimization: bool | None = None
 
 
 class CostOptimization(Section):
-    """What is saved, and what is not too dear."""
+    """Targets and limits for costs."""
 
-    #: A target: the share of the list price that the fleet saves.
+    #: Target: share of the list price that the fleet saves, 0 to 1.
     target_cost_reduction: float | None = Field(None, ge=0, le=1)
-    #: Fewer requests than this are not worth a batch for a deadline's sake.
+    #: Fewer requests than this do not make a batch because of a deadline.
     batch_threshold_requests: int | None = Field(None, gt=0)
-    #: The most that one request may cost on the realtime lane, of tenants that are not named.
+    #: Most dollars that one request may cost on the realtime lane, for tenants that are not named.
     realtime_cost_limit_usd: Dollars | None = None
 
 
 class LatencyTargets(Section):
-    """In milliseconds and hours."""
+    """Targets for waiting times."""
 
+    #: Milliseconds from submit to answer on the realtime lane, 95th percentile.
     realtime_p95_ms: float | None = Field(None, gt=0)
+    #: Hours from a batch's creation to its last result.
     batch_completion_hours: float | None = Field(None, gt=0)
+    #: Milliseconds from submit to answer on the local lane, 95th percentile.
     local_inference_p95_ms: float | None = Field(None, gt=0)
 
 
 class CostTargets(Section):
-    """In dollars."""
+    """Targets for costs, in dollars."""
 
-    #: A target of the fleet, and the budget of each tenant that is not named.
+    #: Target for the fleet's dollars a month, and the budget of each tenant that is not named.
     monthly_budget_usd: Dollars | None = None
+    #: Target: mean dollars of a request.
     cost_per_request_target: Dollars | None = None
 
 
 class PerformanceMonitoring(Section):
-    """Targets alone, but for the budget."""
+    """Targets. Only `monthly_budget_usd` is also enforced, as a budget."""
 
+    #: Targets for waiting times.
     latency_targets: LatencyTargets = LatencyTargets()
+    #: Targets for costs.
     cost_targets: CostTargets = CostTargets()
 
 
-class Orchestration(Section):
-    """What holds for the whole fleet, over what fleet.yaml says elsewhere."""
+class RoutingOrchestration(Section):
+    """The policy of the whole fleet. It overrides the other sections of fleet.yaml."""
 
+    #: The realtime lane.
     litellm_router: LitellmRouter = LitellmRouter()
+    #: Every engine of the local lane.
     vllm_optimization: VllmOptimization = VllmOptimization()
+    #: The batch lane.
     batch_processing: BatchProcessing = BatchProcessing()
+    #: Targets and limits for costs.
     cost_optimization: CostOptimization = CostOptimization()
+    #: Targets for alerts and reports.
     performance_monitoring: PerformanceMonitoring = PerformanceMonitoring()
 
-    def over(self, file: Values) -> Values:
-        """fleet.yaml with this section's keys in their places, and without the section.
+    def apply_to(self, file: Values) -> Values:
+        """Return the values of fleet.yaml with this section's keys in the sections they belong to.
 
-        Its keys win over the file's, but for engines and tenants: theirs are of one, these of all.
+        This section's keys override the file's, except those of an engine or a tenant, which are
+        more specific. The section itself is not in the result.
         """
         rest = {name: value for name, value in file.items() if name != "routing_orchestration"}
-        engines = [_merged(self._of_engines(), engine) for engine in rest.get("engines") or ()]
-        return _merged(rest, self._of_sections()) | {"engines": engines}
+        engines = [_merge(self._engine(), engine) for engine in rest.get("engines") or ()]
+        return _merge(rest, self._sections()) | {"engines": engines}
 
-    def _of_engines(self) -> Values:
+    def _engine(self) -> Values:
         vllm = self.vllm_optimization
-        return _said(
+        return _without_none(
             {
                 "tensor_parallel_size": vllm.tensor_parallel_size,
                 "max_num_seqs": vllm.max_batch_size,
@@ -116,10 +131,10 @@ class Orchestration(Section):
             }
         )
 
-    def _of_sections(self) -> Values:
+    def _sections(self) -> Values:
         batch, cost = self.batch_processing, self.cost_optimization
-        costs = self.performance_monitoring.cost_targets
-        return _said(
+        cost_targets = self.performance_monitoring.cost_targets
+        return _without_none(
             {
                 "routing": self._routing(),
                 "batch": {
@@ -130,7 +145,7 @@ class Orchestration(Section):
                 },
                 "tenants": {
                     "default": {
-                        "monthly_budget": costs.monthly_budget_usd,
+                        "monthly_budget": cost_targets.monthly_budget_usd,
                         "max_cost_realtime": cost.realtime_cost_limit_usd,
                     }
                 },
@@ -140,12 +155,12 @@ class Orchestration(Section):
 
     def _routing(self) -> Values:
         router = self.litellm_router
-        named = router.routing_strategy
+        strategy = router.routing_strategy
+        if strategy == "usage-based-routing":
+            strategy = "usage-based-routing-v2"
         breakers = router.enable_circuit_breakers
         return {
-            "routing_strategy": "usage-based-routing-v2"
-            if named == "usage-based-routing"
-            else named,
+            "routing_strategy": strategy,
             "enable_fallbacks": router.enable_fallbacks,
             "disable_cooldowns": None if breakers is None else not breakers,
             "shared_state": router.redis_caching,
@@ -155,29 +170,32 @@ class Orchestration(Section):
         latency = self.performance_monitoring.latency_targets
         costs = self.performance_monitoring.cost_targets
         return {
-            "realtime_p95_seconds": _times(latency.realtime_p95_ms, 1 / 1000),
-            "local_p95_seconds": _times(latency.local_inference_p95_ms, 1 / 1000),
-            "batch_completion_seconds": _times(latency.batch_completion_hours, 3600),
+            "realtime_p95_seconds": _scaled(latency.realtime_p95_ms, 1 / 1000),
+            "local_p95_seconds": _scaled(latency.local_inference_p95_ms, 1 / 1000),
+            "batch_completion_seconds": _scaled(latency.batch_completion_hours, 3600),
             "cost_reduction": self.cost_optimization.target_cost_reduction,
             "monthly_cost_usd": costs.monthly_budget_usd,
             "cost_per_request_usd": costs.cost_per_request_target,
         }
 
 
-def _times(value: float | None, factor: float) -> float | None:
+def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _said(values: Values) -> Values:
-    """Without the keys that were left out."""
-    nested = {k: _said(v) if isinstance(v, dict) else v for k, v in values.items()}
+def _without_none(values: Values) -> Values:
+    """The values without keys that are None, at every level, and without empty sections."""
+    nested = {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
     return {key: value for key, value in nested.items() if value not in (None, {})}
 
 
-def _merged(below: Values, above: Values) -> Values:
-    """Both, key by key; where both have one `above` wins."""
-    both: Values = {**below, **above}
-    for key in below.keys() & above.keys():
-        if isinstance(below[key], dict) and isinstance(above[key], dict):
-            both[key] = _merged(below[key], above[key])
-    return both
+def _merge(base: Values, override: Values) -> Values:
+    """Both, key by key at every level; `override` wins."""
+    merged = {**base, **override}
+    for key in base.keys() & override.keys():
+        if isinstance(base[key], dict) and isinstance(override[key], dict):
+            merged[key] = _merge(base[key], override[key])
+    return merged

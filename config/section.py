@@ -12,36 +12,35 @@ Kind = Literal["chat", "embedding"]
 
 
 class Section(BaseModel):
-    """A part of the file: unknown keys are errors."""
+    """A part of fleet.yaml. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Priced(Section):
-    """A place that serves a model: what it costs is known, or it is declared to be free."""
+    """Something that serves a model: it has a price, or it is declared to be free."""
 
+    #: What the model does: `chat` answers conversations, `embedding` returns vectors.
     kind: Kind = "chat"
+    #: Dollars per million tokens. Required unless `free` is true; a chat model needs both rates.
     price: Price
-    #: It costs nothing, and its price may be left out. A price of 0 without it is an error.
+    #: The model costs nothing, and `price` may be left out. Without it a price of 0 is an error.
     free: bool = False
 
     @model_validator(mode="before")
     @classmethod
-    def _free_needs_no_price(cls, data: Any) -> Any:
+    def _fill_in_free_price(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("free") is True and data.get("price") is None:
             return {**data, "price": {"input": "0", "output": "0"}}
         return data
 
     @model_validator(mode="after")
-    def _price_is_known(self) -> Self:
-        missing = self.kind == "chat" and "output" not in self.price.model_fields_set
-        nothing = not (self.price.input or self.price.output)
-        undeclared = nothing and not self.free
-        for wrong, why in {
-            "price.output: a model for chat has a price for what it writes": missing,
-            "price: 0 is no price; say `free: true` of what costs nothing": undeclared,
-            "free: it has a price; leave one of them out": self.free and not nothing,
-        }.items():
-            if why:
-                raise ValueError(wrong)
+    def _check_price(self) -> Self:
+        costs_nothing = not (self.price.input or self.price.output)
+        if self.kind == "chat" and "output" not in self.price.model_fields_set:
+            raise ValueError("price.output: missing; a chat model needs a price for output tokens")
+        if costs_nothing and not self.free:
+            raise ValueError("price: must be greater than 0; set free: true for a free model")
+        if self.free and not costs_nothing:
+            raise ValueError("free: the model has a price; remove either free or price")
         return self

@@ -1,4 +1,4 @@
-"""What differs between machines: the environment variables FLEET_*."""
+"""Settings that differ between machines: the environment variables FLEET_*."""
 
 from __future__ import annotations
 
@@ -16,51 +16,58 @@ from primarch_fleet.validation import Location, explain
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _check_place(url: str) -> str:
+def _check_blob_url(url: str) -> str:
     parts = urlsplit(url)
     if url and not parts.scheme:
-        raise ValueError("write it with its protocol, like file:///srv/bodies or s3://bucket/fleet")
+        raise ValueError("no protocol; write file:///srv/bodies or s3://bucket/fleet")
     if parts.password or parts.query:
         raise ValueError(
-            "producers are told it, so leave credentials out: fsspec takes them from where the "
-            "protocol has them, or from variables like FSSPEC_FTP_PASSWORD"
+            "remove the credentials: producers are told this URL. fsspec reads credentials from "
+            "where its protocol keeps them, or from variables such as FSSPEC_FTP_PASSWORD"
         )
     return url
 
 
 class Settings(BaseSettings):
-    """One field an environment variable: `redis_url` is FLEET_REDIS_URL."""
+    """Each field is an environment variable: `redis_url` is FLEET_REDIS_URL."""
 
     model_config = SettingsConfigDict(env_prefix="FLEET_", hide_input_in_errors=True)
 
-    #: The broker and the result store. Empty: only the one-machine fleet runs, with its own.
+    #: The broker and result store. Empty: only the one-machine fleet (`make up`) runs, with its
+    #: own.
     redis_url: str = Field("", repr=False)
-    #: The fleet's models, engines and policies.
+    #: The file with models, engines and policies.
     config: Path = ROOT / "config" / "fleet.yaml"
-    #: Where the one-machine fleet keeps its queues, and the batch lane its files in the making.
+    #: Folder for the queues of the one-machine fleet and for input files of batches.
     data_dir: Path = ROOT / ".fleet"
-    #: Where the batch lane puts bodies larger than `batch.body_limit`, as fsspec writes it:
-    #: `file:///srv/bodies`, `s3://bucket/fleet`. Batch workers, and producers who wait for large
-    #: answers, must reach it. Empty: all bodies stay in Redis.
-    bodies: Annotated[str, AfterValidator(_check_place)] = Field("", repr=False)
-    #: The engine that a local worker serves, by its model; empty: the first in the file.
+    #: Where the batch lane stores bodies larger than `batch.body_limit`, as an fsspec URL:
+    #: `file:///srv/bodies`, `s3://bucket/fleet`. Batch workers must reach it, and producers who
+    #: wait for large answers. Empty: all bodies stay in Redis.
+    bodies: Annotated[str, AfterValidator(_check_blob_url)] = Field("", repr=False)
+    #: The model whose engine a local worker runs. Empty: the first engine in the file.
     engine: str = ""
-    #: The Python that has vLLM, for the one-machine fleet; empty: what `make engine` has made.
+    #: The Python interpreter with vLLM, for the one-machine fleet. Empty: the one that
+    #: `make engine` installed.
     engine_python: Path | None = None
-    #: Tasks in flight in one worker process; a local worker holds what its engine has places for.
+    #: Tasks in flight in one worker process. A local worker holds what its engine has slots for.
     concurrency: int = Field(500, gt=0)
-    #: Seconds that a stopping worker lets its tasks finish before it gives them back.
+    #: Seconds that a stopping worker waits for its tasks before it returns their messages.
     drain_timeout: float = Field(30.0, ge=0)
-    #: Seconds after which the tasks of a dead worker start on another one.
+    #: Seconds after which another worker takes over the tasks of a dead one.
     visibility_timeout: float = Field(30.0, gt=0)
-    #: Address and port of a process's Prometheus endpoint; port 0 takes a free one.
+    #: Address of a process's Prometheus endpoint.
     metrics_host: str = "127.0.0.1"
+    #: Port of a process's Prometheus endpoint. 0 takes a free port.
     metrics_port: int = Field(0, ge=0, le=65535)
 
 
 @cache
 def settings() -> Settings:
-    """The process's settings. Raises ConfigError, which names the variable."""
+    """Return this process's settings.
+
+    Raises:
+        ConfigError: A variable is wrong; the error names it.
+    """
     try:
         return Settings()
     except ValidationError as error:
@@ -73,8 +80,12 @@ def _variable(location: Location) -> str:
 
 
 def redis_url() -> str:
-    """The Redis of a process that cannot run without one. Raises ConfigError without it."""
+    """Return the URL of the fleet's Redis.
+
+    Raises:
+        ConfigError: FLEET_REDIS_URL is not set.
+    """
     url = settings().redis_url
     if not url:
-        raise ConfigError("FLEET_REDIS_URL is not set: give the fleet's Redis, or use `make up`")
+        raise ConfigError("FLEET_REDIS_URL is not set: set it to your Redis, or use `make up`")
     return url

@@ -11,20 +11,21 @@ from config.tenants import Dollars
 
 
 class Targets(Section):
-    """Each is `primarch_target{name="..."}` of every worker, by which the alert rules go."""
+    """Every worker exports each target as `primarch_target{name="..."}`; the alert rules use it."""
 
-    #: Of a request, from its submit to its answer, for 95 of 100.
+    #: Seconds from submit to answer on the realtime lane, 95th percentile.
     realtime_p95_seconds: float = Field(2.0, gt=0)
+    #: Seconds from submit to answer on the local lane, 95th percentile.
     local_p95_seconds: float = Field(0.5, gt=0)
-    #: Of a batch, from its creation to its last result.
+    #: Seconds from a batch's creation to its last result.
     batch_completion_seconds: float = Field(72_000.0, gt=0)
-    #: The share of the list price that is saved, 0 to 1, over all lanes.
+    #: Share of the list price that is saved over all lanes, 0 to 1.
     cost_reduction: float = Field(0.40, ge=0, le=1)
-    #: Of all tenants together, in 30 days.
+    #: Dollars of all tenants together in 30 days.
     monthly_cost_usd: Dollars = Decimal(10_000)
-    #: The mean over all lanes.
+    #: Mean dollars of a request over all lanes.
     cost_per_request_usd: Dollars = Decimal("0.05")
 
-    def figures(self) -> dict[str, float]:
-        """Each target by its name, as a number."""
+    def by_name(self) -> dict[str, float]:
+        """Return each target by its name."""
         return {name: float(value) for name, value in self}

@@ -11,29 +11,33 @@ from config.section import Section
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.money import to_micros
 
-#: US dollars to the micro-dollar, far below what Redis's scripts count exactly.
+#: US dollars with at most six decimals, far below what Redis's Lua numbers count exactly.
 Dollars = Annotated[Decimal, Field(ge=0, lt=1_000_000_000, decimal_places=6, allow_inf_nan=False)]
 
 
 class Tenant(Section):
-    """A tenant's limits, budgets in dollars by UTC's days and months; without one there is none."""
+    """A tenant's budgets and limits. A key that is left out sets no limit."""
 
+    #: Dollars per day, UTC.
     daily_budget: Dollars | None = None
+    #: Dollars per month, UTC.
     monthly_budget: Dollars | None = None
-    #: The most that one request may cost on the realtime lane, by estimate.
+    #: Most dollars that one request may cost on the realtime lane, by estimate.
     max_cost_realtime: Dollars | None = None
-    #: A request for which no money is left is refused, or goes to the batch or the local lane if
-    #: that can serve it, did not have to be named, and has the money for it.
+    #: What happens to a request that the budget has no room for: `refuse` it, or move it to
+    #: `batch` or `local`. It is only moved if that lane serves it, the budget has room for it there
+    #: and the producer named no lane.
     over_budget: Literal["refuse", "batch", "local"] = "refuse"
-    #: Tokens reserved for an answer whose length neither the request nor the model limits.
+    #: Tokens to reserve for an answer whose length neither the request nor the model limits.
     default_output_tokens: int = Field(4096, gt=0)
-    #: Requests of the realtime and local lanes that may be under way at once, queued or running.
+    #: Most requests of the realtime and local lanes that are queued or running at the same time.
     max_concurrency: int | None = Field(None, gt=0)
-    #: Tokens of theirs that may be submitted within a minute, answers by the most they can have.
+    #: Most tokens of the realtime and local lanes submitted within a minute. Answers count with
+    #: their maximum length.
     tokens_per_minute: int | None = Field(None, gt=0)
 
     def limits(self) -> Limits:
-        """The same in micro-dollars, as producers are told."""
+        """Return the limits for the catalogue; amounts in micro-dollars."""
         return Limits(
             daily_budget=to_micros(self.daily_budget),
             monthly_budget=to_micros(self.monthly_budget),

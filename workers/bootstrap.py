@@ -117,7 +117,7 @@ def _serve_metrics(
 ) -> None:
     ledger = Ledger(redis_support.once(redis_url()))
     REGISTRY.register(metrics.BudgetCollector(ledger, catalogue.tenants))
-    metrics.show_targets(fleet_config().targets.figures())
+    metrics.show_targets(fleet_config().targets.by_name())
     metrics.serve(client, lane, queues)
 
 

@@ -154,7 +154,7 @@ def cost_targets(targets: Targets, total: Figures, days: int) -> list[CostTarget
         total: The costs of the whole period.
         days: Length of the period, 1 or more; the month's cost is extrapolated from it.
     """
-    spent, goals = to_dollars(total.cost), targets.figures()
+    spent, goals = to_dollars(total.cost), targets.by_name()
     saved = _ratio(total.list_cost - total.cost, total.list_cost)
     actual = {
         "monthly_cost_usd": spent * DAYS_PER_MONTH / days,

@@ -24,7 +24,8 @@ from celery import Celery
 from prometheus_client import Counter, start_http_server
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from config.fleet import ENVIRONMENT_PREFIX, FleetConfig
+from config.fleet import FleetConfig
+from config.provider import ENVIRONMENT_PREFIX
 from config.settings import settings
 from primarch_fleet.client import reachable
 from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE

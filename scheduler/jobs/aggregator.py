@@ -7,7 +7,8 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 
-from config.fleet import Deployment, FleetConfig
+from config.fleet import FleetConfig
+from config.provider import Deployment
 from primarch_fleet.errors import DeadlineExceeded
 from scheduler.completion.completer import Completer
 from scheduler.completion.withdrawal import Withdrawal

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.fleet import Batch
+from config.batch import Batch
 from primarch_fleet.contract import Receipt
 from scheduler.jobs.backoff import Backoff
 from scheduler.store.blobs import BlobStore

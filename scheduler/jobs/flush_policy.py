@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from config.fleet import Batch
+from config.batch import Batch
 from scheduler.model.backlog import FlushDecision, FlushReason, GroupBacklog
 
 
@@ -38,7 +38,7 @@ def promote(backlog: GroupBacklog, policy: Batch, now: float) -> PromotionDecisi
         return None
     if backlog.deadline <= now + policy.promote_before:
         return PromotionDecision(now + policy.promote_before, "its deadline is near")
-    until = now + policy.window + policy.margin
+    until = now + policy.window_seconds + policy.margin
     if backlog.deadline <= until and backlog.requests < policy.min_requests:
         return PromotionDecision(until, "too few requests for a batch")
     return None
@@ -53,7 +53,10 @@ def _flush_reason(
         return "bytes"
     if 0 < budget <= backlog.tokens:
         return "tokens"
-    if backlog.deadline is not None and backlog.deadline - policy.window - policy.margin <= now:
+    if (
+        backlog.deadline is not None
+        and backlog.deadline - policy.window_seconds - policy.margin <= now
+    ):
         return "deadline"
     if backlog.oldest is not None and now - backlog.oldest >= policy.max_wait:
         return "age"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from config.fleet import Batch, Deployment, FleetConfig, Provider
+from config.batch import Batch
+from config.fleet import FleetConfig
+from config.provider import Deployment, Provider
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS

@@ -24,7 +24,7 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
-from config.fleet import Provider
+from config.provider import Provider
 from scheduler.model import jsonl
 from scheduler.providers import anthropic_messages
 from scheduler.providers.base import (

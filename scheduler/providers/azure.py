@@ -19,7 +19,7 @@ from typing import ClassVar, Self
 import httpx
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
-from config.fleet import Provider
+from config.provider import Provider
 from scheduler.providers.base import Capabilities, ProviderBatch
 from scheduler.providers.errors import ProviderRefused
 from scheduler.providers.openai import CHAT, DAY, OpenAIBatches, failures
@@ -51,7 +51,7 @@ class AzureBatches(OpenAIBatches):
         A date takes the classic client; "v1", or nothing, the API without versions. Raises
         ConfigError without its key or its address.
         """
-        resource, key = _resource(provider.address()), provider.key()
+        resource, key = _resource(provider.required_base_url()), provider.key()
         version = os.environ.get(VERSION) or "v1"
         if version in UNDATED:
             return cls(AsyncOpenAI(api_key=key, base_url=f"{resource}/openai/v1/"))

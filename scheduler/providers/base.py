@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, Self
 
-from config.fleet import Provider
+from config.provider import Provider
 from scheduler.providers.errors import BatchFault, ProviderCallFailed
 
 #: Metadata key under which every batch carries our intent id.

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from openai import AsyncOpenAI
 
-from config.fleet import Provider
+from config.provider import Provider
 from scheduler.providers.base import Capabilities
 from scheduler.providers.openai import CHAT, EMBEDDINGS, OpenAIBatches
 
@@ -24,7 +24,7 @@ class CompatibleBatches(OpenAIBatches):
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
         """The account of the configuration. Raises ConfigError without its key or its address."""
-        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.address()))
+        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.required_base_url()))
 
 
 class GroqBatches(OpenAIBatches):

@@ -16,7 +16,7 @@ import openai
 from openai import AsyncOpenAI
 from openai.types import Batch
 
-from config.fleet import Provider
+from config.provider import Provider
 from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from scheduler.providers.base import (
     INTENT,

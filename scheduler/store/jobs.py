@@ -15,7 +15,7 @@ from typing import Any
 import redis
 from redis.asyncio import Redis
 
-from config.fleet import Batch
+from config.batch import Batch
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import Job, JobPricing, JobProgress, JobState, RequestGroup
 from scheduler.model.outcomes import AttemptCounter

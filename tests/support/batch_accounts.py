@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from config.fleet import Provider as Entry
+from config.provider import Provider as Entry
 from scheduler.providers import PROVIDERS
 from tests.support.batch_fixture import Dialect
 from workers.onebox.simulator.anthropic import AnthropicApp

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from config.fleet import Batch
+from config.batch import Batch
 from scheduler.model import job
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import JobPricing, JobState, RequestGroup, RequestSize

@@ -39,7 +39,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     ),
     "litellm_router.enable_fallbacks": (
         False,
-        lambda c: sorted(c.routing.answers_for("gpt-4o")),
+        lambda c: sorted(c.routing.possible_models("gpt-4o")),
         ["gpt-4o", "gpt-4o-mini"],
         ["gpt-4o"],
     ),
@@ -82,7 +82,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     ),
     "cost_optimization.target_cost_reduction": (
         0.5,
-        lambda c: c.targets.figures()["cost_reduction"],
+        lambda c: c.targets.by_name()["cost_reduction"],
         0.4,
         0.5,
     ),
@@ -95,26 +95,26 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     ),
     "performance_monitoring.latency_targets.realtime_p95_ms": (
         1500,
-        lambda c: c.targets.figures()["realtime_p95_seconds"],
+        lambda c: c.targets.by_name()["realtime_p95_seconds"],
         2.0,
         1.5,
     ),
     "performance_monitoring.latency_targets.batch_completion_hours": (
         10,
-        lambda c: c.targets.figures()["batch_completion_seconds"],
+        lambda c: c.targets.by_name()["batch_completion_seconds"],
         72_000,
         36_000,
     ),
     "performance_monitoring.latency_targets.local_inference_p95_ms": (
         250,
-        lambda c: c.targets.figures()["local_p95_seconds"],
+        lambda c: c.targets.by_name()["local_p95_seconds"],
         0.5,
         0.25,
     ),
     "performance_monitoring.cost_targets.monthly_budget_usd": (
         5,
         lambda c: (
-            c.targets.figures()["monthly_cost_usd"],
+            c.targets.by_name()["monthly_cost_usd"],
             c.catalogue().tenants["default"].monthly_budget,
         ),
         (10_000, 10_000_000_000),
@@ -122,7 +122,7 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     ),
     "performance_monitoring.cost_targets.cost_per_request_target": (
         0.01,
-        lambda c: c.targets.figures()["cost_per_request_usd"],
+        lambda c: c.targets.by_name()["cost_per_request_usd"],
         0.05,
         0.01,
     ),

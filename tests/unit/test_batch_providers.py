@@ -10,7 +10,8 @@ import pytest
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from openai.types import Batch
 
-from config.fleet import FleetConfig, Provider
+from config.fleet import FleetConfig
+from config.provider import Provider
 from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS
 from scheduler.providers.accounts import open_accounts

@@ -114,9 +114,9 @@ async def test_a_place_that_cannot_be_used_is_a_configuration_error(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("/srv/bodies", "with its protocol"),
-        ("ftp://me:hunter2@host/bodies", "leave credentials out"),
-        ("https://host/bodies?token=hunter2", "leave credentials out"),
+        ("/srv/bodies", "no protocol"),
+        ("ftp://me:hunter2@host/bodies", "remove the credentials"),
+        ("https://host/bodies?token=hunter2", "remove the credentials"),
     ],
 )
 def test_a_place_with_credentials_is_refused_without_saying_them(

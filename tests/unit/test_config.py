@@ -53,7 +53,7 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("deployments", 0, "price"), {"input": 0, "output": 0}, "deployments.0.*free: true"),
         (("deployments", 2, "price"), {"input": 0}, "deployments.2.*free: true"),
         (("engines", 0, "price"), {"input": 0, "output": 0}, "engines.0.*free: true"),
-        (("engines", 0, "free"), True, "engines.0.*free: it has a price"),
+        (("engines", 0, "free"), True, "engines.0.*free: the model has a price"),
         (("tenants", "default", "monthly_budget"), "-1", "tenants.default.monthly_budget"),
         (("tenants", "default", "daily_budget"), "0.0000001", "tenants.default.daily_budget"),
         (("tenants", "default", "over_budget"), "realtime", "tenants.default.over_budget"),
@@ -215,11 +215,11 @@ def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:
 def test_an_address_that_is_needed_is_asked_for_by_the_name_of_its_variable() -> None:
     provider = load(SHIPPED).providers["openai"]
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL is not set"):
-        provider.address()
+        provider.required_base_url()
     os.environ["OPENAI_BASE_URL"] = "https://there.example/v1"
-    assert provider.address() == "https://there.example/v1"
-    with pytest.raises(ConfigError, match="api_base: name the variable"):
-        provider.model_copy(update={"api_base": None}).address()
+    assert provider.required_base_url() == "https://there.example/v1"
+    with pytest.raises(ConfigError, match="api_base: missing; openai needs it"):
+        provider.model_copy(update={"api_base": None}).required_base_url()
 
 
 def test_an_engine_that_is_not_there_is_named() -> None:

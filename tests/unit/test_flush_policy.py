@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config.fleet import Batch
+from config.batch import Batch
 from scheduler.jobs.flush_policy import PromotionDecision, flush, promote
 from scheduler.model.backlog import FlushDecision, GroupBacklog
 
@@ -101,7 +101,9 @@ def test_a_group_that_waits_is_neither_full_nor_late(group: GroupBacklog, policy
         assert group.inputs < policy.max_inputs
         assert group.requests < policy.max_requests
         assert group.size_bytes < policy.max_bytes
-        assert group.deadline is None or group.deadline > NOW + policy.window + policy.margin
+        assert (
+            group.deadline is None or group.deadline > NOW + policy.window_seconds + policy.margin
+        )
 
 
 def of_tokens(tokens: int, reserved: int = 0, age: float = 0) -> GroupBacklog:

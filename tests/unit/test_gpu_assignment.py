@@ -68,8 +68,8 @@ def test_engines_without_workers_may_share_a_gpu() -> None:
     [
         ({"gpus": [0, 0]}, "gpus: one is named twice"),
         ({"gpus": [0, "0"]}, "gpus: one is named twice"),
-        ({"gpus": [0, 1, 2], "tensor_parallel_size": 2}, "3 are given, 2 are needed"),
-        ({"gpus": [0], "data_parallel_size": 2}, "1 are given, 2 are needed"),
+        ({"gpus": [0, 1, 2], "tensor_parallel_size": 2}, "3 named, 2 needed"),
+        ({"gpus": [0], "data_parallel_size": 2}, "1 named, 2 needed"),
     ],
 )
 def test_gpus_that_do_not_fit_the_parallel_sizes_are_refused(

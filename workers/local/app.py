@@ -37,7 +37,7 @@ def stop_worker() -> None:
 
 app = lane_worker("local", [ENGINE.queue], start)
 # The worker reserves only what its engine has slots for; other workers can take the rest.
-app.conf.worker_concurrency = ENGINE.places
+app.conf.worker_concurrency = ENGINE.slots
 # vLLM logs on its own; Celery would repeat each line as a warning.
 app.conf.worker_redirect_stdouts = False
 if ENGINE.prefix_affinity:

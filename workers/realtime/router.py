@@ -12,7 +12,8 @@ from litellm.router import Router, router_arguments
 from litellm.router_config import build_router_config
 from litellm.types.router import RetryPolicy
 
-from config.fleet import Deployment, FleetConfig, Provider
+from config.fleet import FleetConfig
+from config.provider import Deployment, Provider
 from primarch_fleet.contract import RoutingStrategy
 from primarch_fleet.money import to_dollars
 from workers.realtime.cooldowns import Cooldowns

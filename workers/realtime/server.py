@@ -163,7 +163,7 @@ class RealtimeServer:
             return None
         deployment_ids = {
             deployment.id
-            for model in self._config.routing.answers_for(request.model)
+            for model in self._config.routing.possible_models(request.model)
             for deployment in self._config.deployments_of(model, request.tags)
         }
         return await self._cooldowns.retry_delay(deployment_ids, attempts.failed_deployments, error)

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
-from config.fleet import Batch
+from config.batch import Batch
 from primarch_fleet.redis_support import patient_async
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import (

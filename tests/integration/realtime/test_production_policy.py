@@ -121,7 +121,7 @@ def test_the_targets_are_metrics_of_every_worker(
     }
     with start_worker("targeted", app="workers.realtime.app", env=env):
         said = eventually(lambda: targets(port))
-    assert said == load(file).targets.figures()
+    assert said == load(file).targets.by_name()
     assert said["realtime_p95_seconds"] == 1.234
 
 

@@ -1,0 +1,97 @@
+"""How requests are routed and refused: the `routing` and `lanes` sections of fleet.yaml."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from config.section import Section
+from primarch_fleet.contract import RoutingStrategy
+
+
+class Routing(Section):
+    """Settings of LiteLLM's Router, with LiteLLM's names. Times in seconds."""
+
+    #: The strategy for requests with neither a `routing_strategy` nor a `cost_preference`.
+    routing_strategy: RoutingStrategy = "simple-shuffle"
+    #: Retries after a failed call, before fallbacks are tried.
+    num_retries: int = Field(2, ge=0)
+    #: Seconds for one call of a provider.
+    timeout: float = Field(60.0, gt=0)
+    #: Seconds for one streamed call of a provider.
+    stream_timeout: float = Field(30.0, gt=0)
+    #: Most seconds in all that a request waits while every deployment refuses: until a deployment's
+    #: Retry-After has passed or its cooldown ends. 0: the request fails at once.
+    max_wait: float = Field(60.0, ge=0)
+    #: Failures within a minute after which a deployment is cooled down.
+    allowed_fails: int = Field(3, ge=0)
+    #: Seconds for which a cooled-down deployment gets no requests.
+    cooldown_time: float = Field(30.0, ge=0)
+    #: No deployment is ever cooled down.
+    disable_cooldowns: bool = False
+    #: All processes share cooldowns and usage through Redis.
+    shared_state: bool = True
+    #: Requests may have tags, and requests without tags go to deployments tagged `default`, or to
+    #: any if there are none. False: requests with tags are refused.
+    enable_tag_filtering: bool = False
+    #: False: all three tables of fallbacks are ignored.
+    enable_fallbacks: bool = True
+    #: By model: the models that answer when all of its deployments fail, in this order.
+    fallbacks: dict[str, list[str]] = {}
+    #: By model: the models that answer when the prompt is too long for it.
+    context_window_fallbacks: dict[str, list[str]] = {}
+    #: By model: the models that answer when its provider's content policy refuses the prompt.
+    content_policy_fallbacks: dict[str, list[str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_disabled_fallbacks(cls, data: Any) -> Any:
+        if not (isinstance(data, dict) and data.get("enable_fallbacks") is False):
+            return data
+        return {name: value for name, value in data.items() if not name.endswith("_fallbacks")} | {
+            "enable_fallbacks": False,
+            "fallbacks": {},
+        }
+
+    @property
+    def _fallback_tables(self) -> tuple[dict[str, list[str]], ...]:
+        return self.fallbacks, self.context_window_fallbacks, self.content_policy_fallbacks
+
+    def fallback_models(self) -> set[str]:
+        """Return every model in the tables of fallbacks, on either side."""
+        return {
+            name
+            for table in self._fallback_tables
+            for model, fallbacks in table.items()
+            for name in (model, *fallbacks)
+        }
+
+    def possible_models(self, model: str) -> set[str]:
+        """Return the models that may answer a request: its own, its fallbacks, and theirs."""
+        reached, new = set[str](), {model}
+        while new:
+            reached |= new
+            fallbacks = {
+                fallback
+                for table in self._fallback_tables
+                for name in new
+                for fallback in table.get(name, ())
+            }
+            new = fallbacks - reached
+        return reached
+
+
+class LaneSection(Section):
+    """When a lane refuses requests. The producer gets the error at submit and may retry."""
+
+    #: Most requests in one of the lane's queues; on the batch lane, in its queue and in batches.
+    #: Without it, as many as fit in Redis.
+    max_queued: int | None = Field(None, gt=0)
+    #: What happens to a request while no worker serves its queue (on the local lane, its model):
+    #: `keep` it in the queue until a worker starts, or `refuse` it. Choose `keep` where workers are
+    #: scaled down to none, since queued requests start one.
+    without_worker: Literal["keep", "refuse"] = "keep"
+    #: Seconds after which a refused producer may retry. A full lane whose workers report their
+    #: throughput tells an estimate instead.
+    retry_after: float = Field(5.0, gt=0)
