@@ -62,10 +62,10 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
     app.conf.update(
         fleet_lane=lane,
         task_queues=[Queue(name) for name in queues],
-        broker_read_url=transport.leased(url),
+        broker_read_url=transport.leased_url(url),
         broker_write_url=url,
-        result_backend=result_backend.direct(url),
-        worker_consumer="workers.runtime.transport:Consumer",
+        result_backend=result_backend.backend_url(url),
+        worker_consumer="workers.runtime.consumer:Consumer",
     )
 
     class LaneStep(bootsteps.StartStopStep):

@@ -16,8 +16,8 @@ from celery.worker.state import task_accepted, task_ready
 
 from scheduler.model.job import KINDS
 from tasks.deferral import PreparedRequest, park_many, prepare
+from workers.runtime.consumer import Consumer as LeasedConsumer
 from workers.runtime.leases import LEASES
-from workers.runtime.transport import Consumer as LeasedConsumer
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class IntakeConsumer(LeasedConsumer):
         refused = park_many(list(prepared.values()), self.app.backend)
         # A refused request is refused again in its own run, where its task fails with the error.
         self._run_tasks(request for request in prepared if request.id in refused)
-        with LEASES.together():
+        with LEASES.batched_acks():
             for request in prepared:
                 if request.id not in refused:
                     task_accepted(request)

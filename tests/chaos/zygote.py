@@ -161,7 +161,7 @@ def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
 def main(provider_url: str, folder: Path) -> None:
     """Carry out orders until there are no more."""
     workload.register(app)
-    app.conf["result_backend"] = result_backend.direct(redis_url())  # as in a worker
+    app.conf["result_backend"] = result_backend.backend_url(redis_url())  # as in a worker
     app.finalize()
     app.set_current()
     _set_task_join_will_block(True)

@@ -1,46 +1,44 @@
 """A queue that workers share by prefix affinity, without the workers."""
 
 import json
+from collections import Counter
 from itertools import chain
 from typing import Any
 
 import redis
 
 from primarch_fleet.protocol import PREFIXES, TENANT
-from workers.runtime import prefix_affinity
-from workers.runtime.scripts import FETCH_NEAR
+from primarch_fleet.queues import priority_lists
+from workers.runtime import fetch_command, prefix_affinity
+from workers.runtime.fair_share import FreeSlots
+from workers.runtime.fetch_command import Affinity
+from workers.runtime.prefix_affinity import AffinityLimits
 
 SYSTEM, ONE, TWO, THREE = "aa", "b1", "b2", "b3"
 QUEUE = "local.m"
-URGENT, LATER = QUEUE, f"{QUEUE}\x06\x163"
-OWNERS, RECENT, WORKERS = prefix_affinity.keys(QUEUE)
-#: What the name of a list has behind it that holds what no tenant has sent.
-ANYBODY = "\x06\x16turns\x06\x16"
-KEYS = ["unacked", "unacked_index", OWNERS, RECENT, WORKERS, URGENT, LATER]
-FOR_EVER = 3_600.0  # seconds: the patience of a test that decides itself who is gone
-KNOBS = {
-    "patience": FOR_EVER,
-    "patience_full": FOR_EVER,
-    "slack": prefix_affinity.SLACK,
-    "least": 1,
-    "window": prefix_affinity.WINDOW,
-    "remembered": prefix_affinity.REMEMBERED,
-}
+URGENT, LATER, *_ = priority_lists(QUEUE)
+AFFINITY_KEYS = prefix_affinity.keys(QUEUE)
+OWNERS, RECENT, WORKERS = AFFINITY_KEYS
+#: The end of the name of a list with the messages that have no tenant.
+NO_TENANT = "\x06\x16turns\x06\x16"
+LEASE_KEYS = ["unacked", "unacked_index"]
+FOREVER = 3_600.0  # seconds: the patience in a test that decides by itself which worker is gone
+LIMITS = AffinityLimits(patience_seconds=FOREVER, full_patience_seconds=FOREVER, min_load=1)
 
 
 def message(name: str, *prefixes: str, tenant: str | None = None) -> str:
-    """As kombu writes it; `name` stands for the body."""
+    """A message as kombu encodes it; `name` stands for the body."""
     headers = {"task": "local.complete", PREFIXES: ",".join(prefixes)} if prefixes else {}
     headers |= {TENANT: tenant} if tenant else {}
     return json.dumps({"body": name, "headers": headers, "properties": {}})
 
 
 class Queue:
-    """One queue, and its workers' fetches, by the script itself."""
+    """One queue, and its workers' fetches by the real script."""
 
     def __init__(self, store: redis.Redis) -> None:
         self.store = store
-        self.held: dict[str, list[str]] = {}  # worker -> names of the messages it works on
+        self.held: dict[str, list[str]] = {}  # worker -> names of the messages that it holds
         self.fetches = 0
 
     def put(self, name: str, *prefixes: str, into: str = LATER, tenant: str | None = None) -> None:
@@ -51,17 +49,23 @@ class Queue:
         worker: str,
         limit: int = 16,
         room: int = 100,
-        places: tuple[int, str] = (0, "{}"),
-        **knobs: float,
+        reserved: int = 0,
+        held_by_tenant: dict[str, int] | None = None,
+        **limits: Any,
     ) -> list[str]:
-        """The names of what a worker gets; `places` are how many are kept, and who holds any."""
+        """Return the names of the messages that a worker with `room` free slots gets.
+
+        Args:
+            limits: Fields of AffinityLimits, in place of those of `LIMITS`.
+        """
         held = self.held.setdefault(worker, [])
         self.fetches += 1
         tags = [f"{self.fetches}-{number}" for number in range(min(limit, room))]
-        knobs = KNOBS | knobs
-        told: list[str | float] = [room, *places, len(tags), *tags]
-        told += [worker, len(held), *knobs.values()]
-        reply: Any = FETCH_NEAR.run(self.store, KEYS, told)
+        slots = FreeSlots(room, reserved, Counter(held_by_tenant))
+        affinity = Affinity(AFFINITY_KEYS, worker, len(held), LIMITS._replace(**limits))
+        reply = self.run(
+            fetch_command.fetch_near(LEASE_KEYS, [URGENT, LATER], slots, tags, affinity)
+        )
         assert len(reply) <= 3 * len(tags)
         taken = [json.loads(text)["body"] for text in reply[2::3]]
         for tag, source, text in zip(tags, reply[::3], reply[2::3], strict=False):
@@ -70,19 +74,22 @@ class Queue:
         held += taken
         return taken
 
+    def run(self, command: fetch_command.FetchCommand) -> Any:
+        return command.script.run(self.store, command.keys, command.args)
+
     def end(self, worker: str, count: int = 1) -> None:
-        """A worker is done with its oldest messages."""
+        """End a worker's oldest messages."""
         del self.held[worker][:count]
 
-    def silence(self, worker: str, seconds: float = FOR_EVER) -> None:
-        """A worker has last fetched so much longer ago."""
-        said = self.store.hget(WORKERS, worker)
-        if said:
-            at, rest = str(said).split(" ", 1)
+    def silence(self, worker: str, seconds: float = FOREVER) -> None:
+        """Date a worker's last fetch back by so many seconds and a minute."""
+        load = self.store.hget(WORKERS, worker)
+        if load:
+            at, rest = str(load).split(" ", 1)
             self.store.hset(WORKERS, worker, f"{float(at) - seconds - 60} {rest}")
 
     def waiting(self) -> list[str]:
-        """The names of the messages without a tenant that wait."""
-        sorted_first = ((f"{source}{ANYBODY}", source) for source in (URGENT, LATER))
-        texts = [self.store.lrange(one, 0, -1)[::-1] for pair in sorted_first for one in pair]
-        return [json.loads(text)["body"] for text in chain(*texts)]
+        """Return the names of the messages without a tenant that wait."""
+        lists = [f"{source}{suffix}" for source in (URGENT, LATER) for suffix in (NO_TENANT, "")]
+        texts = chain(*(self.store.lrange(name, 0, -1)[::-1] for name in lists))
+        return [json.loads(text)["body"] for text in texts]

@@ -328,7 +328,7 @@ def fleet_app(valkey_url: str) -> Iterator[Celery]:
     from tasks import batch, realtime  # noqa: F401, PLC0415 - configured by the environment
     from tasks.app import app  # noqa: PLC0415
 
-    app.conf.update(broker_url=valkey_url, result_backend=result_backend.direct(valkey_url))
+    app.conf.update(broker_url=valkey_url, result_backend=result_backend.backend_url(valkey_url))
     app.task(name="test.text")(_text)
     app.task(name="test.join")(_join)
     app.task(name="test.told")(_told)

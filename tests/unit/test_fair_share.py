@@ -1,6 +1,5 @@
-"""Which places of a worker are kept, and for whom."""
+"""Which slots of a worker are reserved, and for which tenants."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -15,53 +14,55 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def places(clock: Clock) -> SlotReservation:
+def slots(clock: Clock) -> SlotReservation:
     return SlotReservation(clock)
 
 
-def kept(places: SlotReservation, total: int, **held: int) -> int:
-    return int(places.arguments(total, Counter(held))[1])
+def reserved(slots: SlotReservation, total: int, **held: int) -> int:
+    return slots.free_slots(total, Counter(held)).reserved
 
 
-def test_a_tenant_that_is_alone_has_all_places(places: SlotReservation) -> None:
-    places.record_message("hot")
-    assert kept(places, 40, hot=39) == 0
+def test_a_tenant_that_is_alone_can_use_all_slots(slots: SlotReservation) -> None:
+    slots.record_message("hot")
+    assert reserved(slots, 40, hot=39) == 0
 
 
-def test_a_part_is_kept_while_somebody_with_less_was_there_lately(
-    places: SlotReservation, clock: Clock
+def test_slots_are_reserved_while_a_tenant_with_few_requests_was_active_lately(
+    slots: SlotReservation, clock: Clock
 ) -> None:
-    places.record_message("hot")
-    places.record_message("quiet")
-    assert kept(places, 40, hot=39) == kept(places, 40, hot=32, quiet=7) == 8
+    slots.record_message("hot")
+    slots.record_message("quiet")
+    assert reserved(slots, 40, hot=39) == reserved(slots, 40, hot=32, quiet=7) == 8
     clock.now += ACTIVE_WINDOW_SECONDS - 1
-    places.record_message("hot")
-    assert kept(places, 40, hot=39) == 8
+    slots.record_message("hot")
+    assert reserved(slots, 40, hot=39) == 8
     clock.now += 1
-    assert kept(places, 40, hot=39) == 0
+    assert reserved(slots, 40, hot=39) == 0
 
 
-def test_tenants_that_are_as_busy_as_each_other_have_all_places(places: SlotReservation) -> None:
+def test_tenants_that_are_equally_busy_can_use_all_slots(slots: SlotReservation) -> None:
     for tenant in ("a", "b", "c"):
-        places.record_message(tenant)
-    assert kept(places, 40, a=14, b=13, c=13) == 0
+        slots.record_message(tenant)
+    assert reserved(slots, 40, a=14, b=13, c=13) == 0
 
 
 @pytest.mark.parametrize(("total", "part"), [(1, 0), (2, 1), (5, 1), (6, 2), (500, 100)])
-def test_the_part_is_a_fifth_but_never_all(places: SlotReservation, total: int, part: int) -> None:
-    places.record_message("quiet")
-    assert kept(places, total, hot=total) == part
+def test_a_fifth_of_the_slots_is_reserved_but_never_all(
+    slots: SlotReservation, total: int, part: int
+) -> None:
+    slots.record_message("quiet")
+    assert reserved(slots, total, hot=total) == part
 
 
-def test_who_holds_what_is_told_when_it_matters(places: SlotReservation) -> None:
-    assert places.arguments(40, Counter(hot=30)) == [10, 0, "{}"]
-    places.record_message("quiet")
-    free, part, held = places.arguments(40, Counter(hot=30, quiet=1))
-    assert (free, part, json.loads(str(held))) == (9, 8, {"hot": 30, "quiet": 1})
+def test_free_slots_and_held_slots_are_counted(slots: SlotReservation) -> None:
+    assert slots.free_slots(40, Counter(hot=30)) == (10, 0, {"hot": 30})
+    slots.record_message("quiet")
+    held = Counter(hot=30, quiet=1)
+    assert slots.free_slots(40, held) == (9, 8, {"hot": 30, "quiet": 1})
 
 
-def test_a_worker_without_a_limit_keeps_nothing(places: SlotReservation) -> None:
-    places.record_message("quiet")
-    free, part, _ = places.arguments(0, Counter(hot=1000))
-    assert int(free) > 10**9
+def test_a_worker_without_a_limit_reserves_nothing(slots: SlotReservation) -> None:
+    slots.record_message("quiet")
+    free, part, _ = slots.free_slots(0, Counter(hot=1000))
+    assert free > 10**9
     assert part == 0

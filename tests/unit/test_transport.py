@@ -1,9 +1,10 @@
-"""Leases and dead letters without a server."""
+"""Leases, dead letters and the transport, without a server."""
 
 import base64
 import json
 import ssl
 import threading
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,30 +14,34 @@ from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
 from tests.support.clock import Clock
-from workers.runtime import transport
-from workers.runtime.leases import Leases, Terms, Undeliverable, task_request
+from workers.runtime import fetch_command, transport
+from workers.runtime.dead_letters import Undeliverable, task_request
+from workers.runtime.fair_share import FreeSlots
+from workers.runtime.fetch_command import Affinity
+from workers.runtime.leases import MAX_RENEWED_AT_ONCE, Leases, LeaseSettings
+from workers.runtime.prefix_affinity import AffinityLimits
 from workers.runtime.scripts import EXPIRED, RELEASE, RENEW
-from workers.runtime.transport import Channel, QoS, Transport, leased
+from workers.runtime.transport import Channel, QoS, Transport, leased_url
 
-TERMS = Terms("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
+SETTINGS = LeaseSettings("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
 
 
 class FakeRedis:
-    """Scripts and pipelines that record their calls, and fail while `away`."""
+    """Records the scripts and pipelines that run, and fails while it is unreachable."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self.away = False
+        self.unreachable = False
         self.replies: dict[str, Any] = {"renew": [], "expired": [], "release": 1}
 
     def execute_command(self, command: str, sha: str, count: int, *arguments: Any) -> Any:
         name = next(script.name for script in (EXPIRED, RELEASE, RENEW) if script.sha == sha)
-        self.called(name, ([*arguments[:count]], [*arguments[count:]]))
+        self.record(name, ([*arguments[:count]], [*arguments[count:]]))
         return self.replies[name]
 
-    def called(self, name: str, arguments: Any) -> None:
-        if self.away:
-            raise redis.ConnectionError("away")
+    def record(self, name: str, arguments: Any) -> None:
+        if self.unreachable:
+            raise redis.ConnectionError("unreachable")
         self.calls.append((name, arguments))
 
     def pipeline(self, transaction: bool) -> "FakeRedis":
@@ -48,13 +53,13 @@ class FakeRedis:
     def __exit__(self, *_: object) -> None: ...
 
     def hdel(self, key: str, *tags: str) -> None:
-        self.called("ack", tags)
+        self.record("ack", tags)
 
     def zrem(self, key: str, *tags: str) -> None: ...
 
     def execute(self) -> None: ...
 
-    def named(self, name: str) -> list[Any]:
+    def calls_of(self, name: str) -> list[Any]:
         return [arguments for called, arguments in self.calls if called == name]
 
 
@@ -71,7 +76,7 @@ def server() -> FakeRedis:
 @pytest.fixture
 def leases(clock: Clock, server: FakeRedis) -> Leases:
     leases = Leases(clock)
-    leases.use(server, TERMS)  # type: ignore[arg-type]
+    leases.connect(server, SETTINGS)  # type: ignore[arg-type]
     return leases
 
 
@@ -80,133 +85,160 @@ def entry(**properties: Any) -> bytes:
     return json.dumps([message, "", "queue:1"]).encode()
 
 
-def test_an_ack_while_redis_is_away_is_sent_at_a_later_beat(
+def test_an_ack_while_redis_is_unreachable_is_sent_with_a_later_renewal(
     leases: Leases, server: FakeRedis
 ) -> None:
-    leases.hold("tag")
-    server.away = True
+    leases.track("tag")
+    server.unreachable = True
     leases.ack("tag")
-    assert len(leases) == 1, "Redis has not heard of it yet, so its place is not free"
-    server.away = False
-    leases.beat()
-    leases.beat()
-    assert server.named("ack") == [("tag",)]
+    assert len(leases) == 1, "the ack is not in Redis yet, so the slot is not free"
+    server.unreachable = False
+    leases.renew()
+    leases.renew()
+    assert server.calls_of("ack") == [("tag",)]
     assert len(leases) == 0
 
 
-def test_what_is_held_is_counted_by_tenant_as_long_as_redis_counts_it(
+def test_leases_count_for_their_tenant_until_redis_has_the_ack(
     leases: Leases, server: FakeRedis
 ) -> None:
-    leases.hold("one", "two", tenant="a")
-    leases.hold("three")
-    server.away = True
+    leases.track("one", "two", tenant="a")
+    leases.track("three")
+    server.unreachable = True
     leases.ack("one")
-    assert leases.by_tenant() == {"a": 2, "": 1}
-    server.away = False
-    leases.beat()
-    assert leases.by_tenant() == {"a": 1, "": 1}
+    assert leases.count_by_tenant() == {"a": 2, "": 1}
+    server.unreachable = False
+    leases.renew()
+    assert leases.count_by_tenant() == {"a": 1, "": 1}
 
 
-def test_a_beat_renews_what_is_held(leases: Leases, server: FakeRedis) -> None:
-    leases.hold("one")
-    leases.hold("two")
+def test_a_renewal_renews_all_tracked_leases(leases: Leases, server: FakeRedis) -> None:
+    leases.track("one")
+    leases.track("two")
     leases.ack("one")
-    leases.beat()
-    assert server.named("renew") == [(["index"], ["two"])]
+    leases.renew()
+    assert server.calls_of("renew") == [(["index"], ["two"])]
 
 
-def test_a_lost_lease_is_held_no_more(leases: Leases, server: FakeRedis) -> None:
-    leases.hold("mine")
-    leases.hold("lost")
+def test_a_renewal_of_many_leases_takes_several_commands_and_of_none_takes_one(
+    leases: Leases, server: FakeRedis
+) -> None:
+    leases.renew()
+    leases.track(*map(str, range(MAX_RENEWED_AT_ONCE + 1)))
+    leases.renew()
+    assert [len(tags) for _, tags in server.calls_of("renew")] == [0, MAX_RENEWED_AT_ONCE, 1]
+
+
+def test_a_lost_lease_is_not_tracked_any_more(leases: Leases, server: FakeRedis) -> None:
+    leases.track("mine")
+    leases.track("lost")
     server.replies["renew"] = [b"lost", b"acknowledged meanwhile"]
-    leases.beat()
+    leases.renew()
     assert len(leases) == 1
 
 
-def test_no_sweep_for_one_visibility_timeout_after_an_outage(
+def test_sweeps_pause_for_one_visibility_timeout_after_an_outage(
     leases: Leases, server: FakeRedis, clock: Clock
 ) -> None:
     leases.sweep()
-    assert len(server.named("expired")) == 1
-    clock.now += 20  # no beat came through for that long
+    assert len(server.calls_of("expired")) == 1
+    clock.now += 20  # no renewal succeeded for that long
     leases.sweep()
-    leases.beat()
+    leases.renew()
     leases.sweep()
     for _ in range(5):
         clock.now += 5
-        leases.beat()
+        leases.renew()
         leases.sweep()
-    assert len(server.named("expired")) == 1
+    assert len(server.calls_of("expired")) == 1
     clock.now += 5
-    leases.beat()
+    leases.renew()
     leases.sweep()
-    assert len(server.named("expired")) == 2
+    assert len(server.calls_of("expired")) == 2
 
 
-def test_a_sweep_puts_the_message_where_it_came_from_and_counts(
+def test_a_sweep_puts_a_message_back_in_its_queue_and_counts_the_delivery(
     leases: Leases, server: FakeRedis
 ) -> None:
     server.replies["expired"] = [b"tag", entry(fleet_deliveries=1)]
     leases.sweep()
-    ((keys, (tag, text, end, idle)),) = server.named("release")
-    assert (keys, tag, end, idle) == (["unacked", "index", "queue:1"], "tag", "next", 30)
+    ((keys, (tag, text, place, unrenewed_seconds)),) = server.calls_of("release")
+    assert keys == ["unacked", "index", "queue:1"]
+    assert (tag, place, unrenewed_seconds) == ("tag", "next", 30)
     properties = json.loads(text)["properties"]
     assert properties == {"fleet_deliveries": 2, "delivery_info": {"redelivered": True}}
 
 
-def test_the_last_delivery_makes_a_dead_letter_and_tells_the_hook(
+def test_after_the_last_delivery_a_message_becomes_a_dead_letter_and_the_hook_is_called(
     leases: Leases, server: FakeRedis
 ) -> None:
-    told: list[Any] = []
-    leases.on_dead_letter = lambda *args: told.append(args)
+    calls: list[Any] = []
+    leases.on_dead_letter = lambda *args: calls.append(args)
     server.replies["expired"] = [b"tag", entry(fleet_deliveries=2)]
     leases.sweep()
-    ((keys, (_, record, _, _)),) = server.named("release")
+    ((keys, (_, stored, _, _)),) = server.calls_of("release")
     assert keys == ["unacked", "index", "dead"]
-    assert json.loads(record)["kind"] == "max_deliveries"
-    ((letter, request, error),) = told
+    assert json.loads(stored)["kind"] == "max_deliveries"
+    ((letter, request, error),) = calls
     assert (letter.queue, request.id, str(error)) == (
         "queue:1",
         "task",
-        "Delivered 3 times without an end",
+        "Delivered 3 times and never acknowledged",
     )
 
 
-def test_a_dead_letter_that_another_worker_made_is_not_told_again(
+@pytest.mark.parametrize("text", [b"[nonsense", b"[1]", b'[{"properties": 1}, "", "queue"]'])
+def test_a_lease_whose_message_cannot_be_decoded_becomes_a_dead_letter(
+    leases: Leases, server: FakeRedis, text: bytes
+) -> None:
+    leases.on_dead_letter = lambda *_: None
+    server.replies["expired"] = [b"tag", text]
+    leases.sweep()
+    ((keys, (_, stored, _, _)),) = server.calls_of("release")
+    assert keys == ["unacked", "index", "dead"]
+    letter = json.loads(stored)
+    assert (letter["kind"], letter["message"]) == ("undecodable", text.decode())
+
+
+def test_the_hook_is_not_called_for_a_dead_letter_that_another_worker_stored(
     leases: Leases, server: FakeRedis
 ) -> None:
-    told: list[Any] = []
-    leases.on_dead_letter = lambda *args: told.append(args)
+    calls: list[Any] = []
+    leases.on_dead_letter = lambda *args: calls.append(args)
     server.replies |= {"expired": [b"tag", b"[nonsense"], "release": 0}
     leases.sweep()
-    assert told == []
+    assert calls == []
 
 
 def test_the_request_of_a_message_has_the_callbacks_of_its_body() -> None:
     body = base64.b64encode(json.dumps([[], {}, {"errbacks": ["sig"], "chord": None}]).encode())
-    request = task_request({"headers": {"id": "task", "group": "g"}, "body": body.decode()})
+    message = {"headers": {"id": "task", "group": "g"}, "body": body.decode()}
+    request = task_request(json.dumps(message))
     assert request is not None
     assert (request.id, request.group) == ("task", "g")
     assert vars(request)["errbacks"] == ["sig"]
 
 
 @pytest.mark.parametrize("body", ["*", "bm9uc2Vuc2U=", "W10=", None, 1, ["list"]])
-def test_a_request_without_a_readable_body_still_has_its_id(body: object) -> None:
-    request = task_request({"properties": {"correlation_id": "task"}, "body": body})
+def test_a_request_without_a_readable_body_has_its_id(body: object) -> None:
+    message = {"properties": {"correlation_id": "task"}, "body": body}
+    request = task_request(json.dumps(message))
     assert request is not None
     assert request.id == "task"
 
 
-@pytest.mark.parametrize("message", [None, 1, [], {}, {"headers": 1, "properties": []}])
-def test_a_message_without_an_id_has_no_request(message: object) -> None:
-    assert task_request(message) is None
+@pytest.mark.parametrize(
+    "text", ["not json", "null", "1", "[]", "{}", '{"headers": 1, "properties": []}']
+)
+def test_a_message_without_an_id_has_no_request(text: str) -> None:
+    assert task_request(text) is None
 
 
-def test_a_failure_is_one_that_every_producer_can_decode() -> None:
+def test_a_dead_letters_error_is_one_that_every_producer_can_decode() -> None:
     unknown = NotRegistered("task")
-    assert Undeliverable("unknown_task", unknown).failure() is unknown
-    failure = Undeliverable("undecodable", ValueError("why")).failure()
-    assert (type(failure), str(failure)) == (InvalidTaskError, "undecodable: why")
+    assert Undeliverable("unknown_task", unknown).task_error() is unknown
+    error = Undeliverable("undecodable", ValueError("why")).task_error()
+    assert (type(error), str(error)) == (InvalidTaskError, "undecodable: why")
 
 
 @pytest.mark.parametrize(
@@ -217,11 +249,11 @@ def test_a_failure_is_one_that_every_producer_can_decode() -> None:
         ("sentinel://host", "sentinel://host"),
     ],
 )
-def test_workers_read_over_leases(url: str, worker_url: str) -> None:
-    assert leased(url) == worker_url
+def test_workers_read_from_redis_with_leases(url: str, worker_url: str) -> None:
+    assert leased_url(url) == worker_url
 
 
-def test_tls_is_verified_unless_told_otherwise() -> None:
+def test_tls_is_verified_unless_the_options_say_otherwise() -> None:
     def options(scheme: str, **options: Any) -> Any:
         with Connection(f"{scheme}://host", **options) as connection:
             assert isinstance(connection.transport, Transport)
@@ -234,70 +266,109 @@ def test_tls_is_verified_unless_told_otherwise() -> None:
     assert options("fleetrediss", ssl={"ssl_ca_certs": "/ca.pem"}) == {"ssl_ca_certs": "/ca.pem"}
 
 
-def test_a_channel_that_closes_gives_nothing_back() -> None:
+def test_a_channel_that_closes_gives_no_message_back() -> None:
     qos = QoS(channel=None)  # type: ignore[arg-type]
     qos.append(message=object(), delivery_tag="tag")
     qos.restore_unacked_once()
 
 
-def test_an_ack_beside_another_does_not_wait_and_both_are_sent(
+def test_an_ack_during_another_ones_sending_does_not_wait_and_both_are_sent(
     leases: Leases, server: FakeRedis
 ) -> None:
-    leases.hold("one", "two")
+    leases.track("one", "two")
 
-    def beside() -> None:
+    def ack_meanwhile() -> None:
         server.execute = FakeRedis.execute.__get__(server)  # type: ignore[method-assign]
         second = threading.Thread(target=leases.ack, args=("two",))
         second.start()
         second.join(5)
         assert not second.is_alive()
-        assert server.named("ack") == [("one",)]
+        assert server.calls_of("ack") == [("one",)]
 
-    server.execute = beside  # type: ignore[method-assign]
+    server.execute = ack_meanwhile  # type: ignore[method-assign]
     leases.ack("one")
-    assert server.named("ack") == [("one",), ("two",)]
+    assert server.calls_of("ack") == [("one",), ("two",)]
 
 
-def test_acks_together_are_sent_at_once(leases: Leases, server: FakeRedis) -> None:
-    leases.hold("one", "two")
-    with leases.together():
+def test_batched_acks_are_sent_together(leases: Leases, server: FakeRedis) -> None:
+    leases.track("one", "two")
+    with leases.batched_acks():
         leases.ack("one")
         leases.ack("two")
-        assert server.named("ack") == []
-    [tags] = server.named("ack")
+        assert server.calls_of("ack") == []
+    [tags] = server.calls_of("ack")
     assert sorted(tags) == ["one", "two"]
     assert len(leases) == 0
 
 
-def test_what_was_fetched_and_not_handed_out_is_given_back_and_held_no_more(
+def test_abandoned_leases_are_given_back_and_not_tracked_any_more(
     leases: Leases, server: FakeRedis
 ) -> None:
     given_back: list[str] = []
     server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
-    leases.hold("one", "two", "three")
-    leases.unread("two", "three")
+    leases.track("one", "two", "three")
+    leases.abandon("two", "three")
     assert len(leases) == 1
-    leases.beat()
+    leases.renew()
     assert sorted(given_back) == ["three", "two"]
 
 
-def test_what_follows_an_interrupted_delivery_goes_back_and_the_rest_stays(
-    leases: Leases, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_rejected_message_is_requeued_or_acknowledged(
+    leases: Leases, server: FakeRedis, monkeypatch: pytest.MonkeyPatch, requeue: bool
 ) -> None:
-    def deliver(tag: str, source: str, text: str) -> None:
-        if tag == "two":
+    monkeypatch.setattr(transport, "LEASES", leases)
+    server.hget = lambda key, tag: entry()  # type: ignore[attr-defined]
+    leases.track("tag")
+    QoS(channel=None).reject("tag", requeue)  # type: ignore[arg-type]
+    assert len(server.calls_of("release")) == requeue
+    assert len(server.calls_of("ack")) == (not requeue)
+    assert len(leases) == 0
+
+
+def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_kept(
+    leases: Leases, server: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deliver(delivery: Any) -> None:
+        if delivery.tag == "two":
             raise SystemExit
 
-    channel: Any = SimpleNamespace(
-        _sources={"list": "queue", "replies": "unleased"}, _unleased={"unleased"}, _deliver=deliver
-    )
+    channel: Any = SimpleNamespace(_unleased_queues={"unleased"}, _deliver=deliver)
     monkeypatch.setattr(transport, "LEASES", leases)
-    with pytest.raises(SystemExit):
-        Channel._hand_out(
-            channel,
-            [
-                ("none", "replies", "", ""),
-                *((tag, "list", "t", "") for tag in ("one", "two", "three")),
-            ],
+    given_back: list[str] = []
+    server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
+    deliveries = [
+        SimpleNamespace(tag=tag, queue=queue, tenant="t")
+        for tag, queue in (
+            ("none", "unleased"),
+            ("one", "queue"),
+            ("two", "queue"),
+            ("three", "queue"),
         )
-    assert (list(leases._held), leases._unread) == (["one", "two"], {"three"})
+    ]
+    with pytest.raises(SystemExit):
+        Channel._deliver_all(channel, deliveries)  # type: ignore[arg-type]
+    leases.renew()
+    assert server.calls_of("renew") == [(["index"], ["one", "two"])]
+    assert given_back == ["three"]
+
+
+def test_a_fetch_command_has_the_arguments_that_the_scripts_legend_lists() -> None:
+    lists = {"urgent": True, "replies": False}
+    slots = FreeSlots(9, 2, Counter(hot=3))
+    command = fetch_command.fetch(["leases", "index"], lists, slots, ["t1", "t2"])
+    assert command.keys == ["leases", "index", "urgent", "replies"]
+    assert command.args == [9, 2, '{"hot": 3}', 2, "t1", "t2", "1", "0"]
+
+
+def test_a_fetch_command_says_who_holds_slots_only_if_slots_are_reserved() -> None:
+    slots = FreeSlots(9, 0, Counter(hot=3))
+    assert fetch_command.fetch([], {}, slots, []).args == [9, 0, "{}", 0]
+
+
+def test_a_fetch_command_by_prefix_affinity_ends_with_the_worker_and_the_limits() -> None:
+    affinity = Affinity(["owners", "recent", "workers"], "w1", 5, AffinityLimits())
+    slots = FreeSlots(9, 0, Counter())
+    command = fetch_command.fetch_near(["leases", "index"], ["urgent"], slots, ["t1"], affinity)
+    assert command.keys == ["leases", "index", "owners", "recent", "workers", "urgent"]
+    assert command.args == [9, 0, "{}", 1, "t1", "w1", 5, 0.25, 5.0, 1.25, 4, 32, 20_000]

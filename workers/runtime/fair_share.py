@@ -1,48 +1,59 @@
-"""Which tenants may have a worker's last free places, so that one in a rush leaves some to others.
+"""Reserves a part of a worker's slots for tenants with few running requests.
 
-A part of the places is kept for tenants who hold less than so many of them: such a tenant finds one
-free however much another offers. Nothing is kept while no such tenant has had a message lately, so
-a tenant that is alone, or among others as busy, has all places.
+A slot is room for one message that the worker holds. A fifth of the slots is reserved for tenants
+that hold fewer than that many, so such a tenant finds a free slot however much another submits.
+Nothing is reserved unless such a tenant was active in the last minute: a tenant that is alone, or
+among others that are as busy, can use all slots.
 """
 
-import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import NamedTuple
 
-#: One of so many places is kept: enough for what comes at once while as many others are busy.
+#: One in so many slots is reserved: enough for what a tenant sends while the others are busy.
 RESERVED_FRACTION = 5
-#: Seconds for which a tenant is expected again.
+#: Seconds after its last message for which a tenant counts as active.
 ACTIVE_WINDOW_SECONDS = 60.0
 
-_UNLIMITED = 2**31  # the places of a worker that may hold any number
+_UNLIMITED = 2**31  # slots of a worker without a prefetch limit
+
+
+class FreeSlots(NamedTuple):
+    """The slots of a worker at the moment of a fetch."""
+
+    #: Slots that are free, the reserved ones included.
+    free: int
+    #: Of these, reserved for tenants that hold fewer than so many; 0 for none.
+    reserved: int
+    #: Tenant -> slots that it holds.
+    held: Counter[str]
 
 
 class SlotReservation:
-    """What the places of this worker are like at a moment, as workers/lua/take.lua is told it."""
+    """Decides how many slots of this worker are reserved."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._seen: dict[str, float] = {}  # tenant -> when it last had a message
+        self._last_message_at: dict[str, float] = {}  # by tenant
 
     def record_message(self, tenant: str) -> None:
-        """A tenant has had a message."""
-        self._seen[tenant] = self._clock()
+        """Count the tenant as active from now on, for `ACTIVE_WINDOW_SECONDS`."""
+        self._last_message_at[tenant] = self._clock()
 
-    def arguments(self, total: int, held: Counter[str]) -> list[int | str]:
-        """The free places, how many of these are kept, and who holds places.
+    def free_slots(self, total: int, held: Counter[str]) -> FreeSlots:
+        """Return the free slots and how many of them are reserved.
 
         Args:
-            total: All places; 0 where nothing limits them.
-            held: Places that each tenant has.
+            total: All slots of the worker; 0 for no limit.
+            held: Slots that each tenant holds.
         """
-        free = (total or _UNLIMITED) - held.total()
-        kept = self._kept(total, held)
-        return [free, kept, json.dumps(held if kept else {})]
-
-    def _kept(self, total: int, held: Counter[str]) -> int:
-        part = math.ceil(total / RESERVED_FRACTION) if total > 1 else 0
+        reserved = math.ceil(total / RESERVED_FRACTION) if total > 1 else 0
         since = self._clock() - ACTIVE_WINDOW_SECONDS
-        self._seen = {tenant: at for tenant, at in self._seen.items() if at > since}
-        return part if any(held[tenant] < part for tenant in self._seen) else 0
+        self._last_message_at = {
+            tenant: at for tenant, at in self._last_message_at.items() if at > since
+        }
+        if not any(held[tenant] < reserved for tenant in self._last_message_at):
+            reserved = 0
+        return FreeSlots((total or _UNLIMITED) - held.total(), reserved, held)

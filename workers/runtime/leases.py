@@ -1,10 +1,10 @@
-"""The messages that this process has taken and not acknowledged, each under a lease in Redis.
+"""The leases of this process: messages that it has fetched and not acknowledged yet.
 
-A lease is a tag, unique to one delivery: whoever has lost it can neither renew nor end the lease of
-its successor. All times are the server's, so workers' clocks do not matter.
+A lease is a tag in Redis, unique to one delivery of one message. A process that has lost a lease
+can neither renew nor end the lease of the next delivery. All times are those of the Redis server,
+so the workers' clocks do not matter.
 """
 
-import base64
 import functools
 import json
 import logging
@@ -17,261 +17,226 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
-from celery import current_app
 from celery.app.task import Context
-from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+from celery.exceptions import WorkerLostError
 
+from workers.runtime.dead_letters import DeadLetter, Undeliverable, fail_task, task_request
 from workers.runtime.scripts import EXPIRED, FETCHED, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
 
-#: The list of messages that were given up, newest first.
-DEAD_LETTERS = "fleet:dead_letters"
-
-#: Redis is away, as opposed to: it refuses.
+#: Redis cannot be reached, as opposed to: it answers with an error.
 DISCONNECTED = (OSError, redis.ConnectionError, redis.TimeoutError)
+#: A live process renews its leases so many times within the visibility timeout.
+RENEWALS_PER_TIMEOUT = 6
+#: Leases that one command renews at most.
+MAX_RENEWED_AT_ONCE = 500
+#: Expired leases that one sweep takes over at most.
+MAX_EXPIRED_AT_ONCE = 100
 
-_DELIVERIES = "fleet_deliveries"  # a property of the message: deliveries that came to no end
-_NEXT, _LAST = "next", "last"
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """A message that was given up, as it stands in `fleet:dead_letters` (JSON)."""
-
-    kind: str
-    queue: str
-    error: str
-    at: float
-    message: str
-
-
-class Undeliverable(Exception):
-    """A message cannot be worked on"""
-
-    def __init__(self, kind: str, error: Exception) -> None:
-        super().__init__(kind, error)
-        self.kind, self.error = kind, error
-
-    def failure(self) -> Exception:
-        """What the task's result says: an error of Celery's, which any producer can decode."""
-        if isinstance(self.error, NotRegistered | WorkerLostError):
-            return self.error
-        return InvalidTaskError(f"{self.kind}: {self.error}")
-
-
-def task_request(message: Any) -> Context | None:
-    """As much of a task's request as its message still tells; None without a task id."""
-    if not isinstance(message, dict):
-        return None
-    headers, properties = message.get("headers"), message.get("properties")
-    headers = headers if isinstance(headers, dict) else {}
-    properties = properties if isinstance(properties, dict) else {}
-    task_id = headers.get("id") or properties.get("correlation_id")
-    if not isinstance(task_id, str):
-        return None
-    try:
-        embed = dict(json.loads(base64.b64decode(message["body"]))[2])
-    except (KeyError, IndexError, TypeError, ValueError):
-        embed = {}  # no callbacks to tell
-    return Context({**headers, **embed, "id": task_id, "delivery_info": {}})
-
-
-def store_failure(letter: DeadLetter, request: Context | None, error: Exception) -> None:
-    """Fail the task of a dead letter as Celery would: its result, errbacks, chain and chord."""
-    if request is not None:
-        current_app.backend.mark_as_failure(str(request.id), error, request=request)
+_DELIVERIES = "fleet_deliveries"  # property of a message: its deliveries without an acknowledgement
+_NEXT, _LAST = "next", "last"  # the message's new place among those of its tenant
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What a lease says: where it is kept and when it ends (seconds, deliveries)."""
+class LeaseSettings:
+    """The Redis keys of the leases, and when a message is delivered again."""
 
     unacked_key: str
     index_key: str
     dead_letters_key: str
+    #: Seconds without a renewal after which a lease expires.
     visibility_timeout: float
+    #: Deliveries after which a message without an acknowledgement becomes a dead letter.
     max_deliveries: int
 
     @property
     def keys(self) -> list[str]:
-        """The first keys of the scripts."""
+        """The first KEYS of the scripts."""
         return [self.unacked_key, self.index_key]
 
 
 class Leases:
-    """What this process has fetched and not acknowledged. One a process: see `LEASES`.
+    """Keeps the leases of this process alive. There is one instance per process: `LEASES`.
 
-    Safe to use from any thread. Nothing here raises because Redis is away: it is done at a later
-    beat instead.
+    Safe to use from any thread. No method raises because Redis cannot be reached: the operation is
+    repeated with a later renewal.
     """
 
-    #: What is done about the task of a dead letter; an app may put its own here.
+    #: Called with each dead letter, the task's request and its error; an app may replace it.
     on_dead_letter: Callable[[DeadLetter, Context | None, Exception], None] = staticmethod(
-        store_failure
+        fail_task
     )
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._held: dict[str, str] = {}  # lease tags, oldest first, and whose messages they are
-        self._acked: dict[str, str] = {}  # acknowledged, but Redis does not know yet
-        self._flushing = threading.Lock()  # held by the thread that tells it
-        self._unread: set[str] = set()  # fetched, perhaps, on a connection that broke
+        self._tenants: dict[str, str] = {}  # of each tracked lease: tag -> tenant, oldest first
+        self._acked: dict[str, str] = {}  # the same, acknowledged here and not yet in Redis
+        self._sending = threading.Lock()  # held by the thread that sends acknowledgements
+        self._abandoned: set[str] = set()  # tags to give back, perhaps never leased
         self._started = False
-        self._wake, self._stopped = threading.Event(), threading.Event()
+        self._renew_now, self._stopped = threading.Event(), threading.Event()
         self._sweep_at = 0.0
         self._renewed_at = 0.0
 
-    def start(self, client: redis.Redis, terms: Terms) -> None:
-        """Renew from now on, through a client of its own; again after each reconnection.
+    def start(self, client: redis.Redis, settings: LeaseSettings) -> None:
+        """Start renewing leases and sweeping expired ones; call it after each reconnection.
 
-        Sweeps wait for one visibility timeout: after an outage every worker must have had the time
-        to renew before one takes a lease for abandoned.
+        Sweeps pause for one visibility timeout: after an outage, every worker must have the time to
+        renew its leases before another worker takes them for expired.
         """
-        self._hold_sweeps(terms.visibility_timeout)
+        self._pause_sweeps(settings.visibility_timeout)
         if self._started:
             return
         self._started = True
-        self.use(client, terms)
-        # Two, so that the hook of a dead letter cannot hold up a renewal.
-        for do, wait in ((self.beat, self._wake.wait), (self.sweep, self._stopped.wait)):
-            threading.Thread(target=self._repeat, args=(do, wait), daemon=True).start()
+        self.connect(client, settings)
+        # Two threads, so that `on_dead_letter` cannot delay a renewal.
+        for action, wait in ((self.renew, self._renew_now.wait), (self.sweep, self._stopped.wait)):
+            threading.Thread(target=self._repeat, args=(action, wait), daemon=True).start()
 
-    def use(self, client: redis.Redis, terms: Terms) -> None:
-        """Work through this client without threads: `beat` and `sweep` are left to the caller."""
-        self._client, self._terms = client, terms
+    def connect(self, client: redis.Redis, settings: LeaseSettings) -> None:
+        """Use this client, without threads: `renew` and `sweep` are left to the caller."""
+        self._client, self._settings = client, settings
         self._renewed_at = self._clock()
 
     def __len__(self) -> int:
-        """What Redis has leased to this process: acknowledgements on their way still count."""
+        """Leases that Redis counts as this process's, with acknowledgements not sent yet."""
         with self._lock:
-            return len(self._held) + len(self._acked)
+            return len(self._tenants) + len(self._acked)
 
-    def fetched(self) -> set[str]:
-        """The ids of all tasks whose messages a worker has, this one or another.
+    def count_by_tenant(self) -> Counter[str]:
+        """Count the same leases by tenant."""
+        with self._lock:
+            return Counter([*self._tenants.values(), *self._acked.values()])
 
-        Reads all these messages. Empty when Redis does not answer, or has no leases.
+    def leased_task_ids(self) -> set[str]:
+        """Return the ids of all tasks whose messages any worker holds.
+
+        Redis reads all these messages. The set is empty if Redis cannot be reached or if this
+        process has no leases to look after.
         """
-        ids: list[bytes] = []
+        task_ids: list[bytes] = []
         if self._started:
-            self._attempt(lambda: ids.extend(FETCHED.run(self._client, [self._terms.unacked_key])))
-        return {one.decode() for one in ids}
+            keys = [self._settings.unacked_key]
+            self._attempt(lambda: task_ids.extend(FETCHED.run(self._client, keys)))
+        return {task_id.decode() for task_id in task_ids}
 
-    def by_tenant(self) -> Counter[str]:
-        """How many of them are each tenant's."""
+    def track(self, *tags: str, tenant: str = "") -> None:
+        """Renew these leases, on messages of a tenant, from now on."""
         with self._lock:
-            return Counter([*self._held.values(), *self._acked.values()])
+            self._tenants.update(dict.fromkeys(tags, tenant))
 
-    def hold(self, *tags: str, tenant: str = "") -> None:
-        """Renew these leases, of a tenant's messages, from now on."""
+    def forget(self, tag: str) -> None:
+        """Stop renewing a lease: its message is delivered again after the visibility timeout."""
         with self._lock:
-            self._held.update(dict.fromkeys(tags, tenant))
+            self._tenants.pop(tag, None)
 
     def ack(self, tag: str) -> None:
-        """End the lease with its message done; at the latest at the first beat that succeeds.
+        """Acknowledge the message of a lease, at the latest with the next renewal that succeeds.
 
-        Where another thread is telling Redis, it tells this too, and the caller does not wait.
+        Does not wait for another thread that is sending acknowledgements: that thread sends this
+        one too.
         """
         with self._lock:
-            self._acked[tag] = self._held.pop(tag, "")
+            self._acked[tag] = self._tenants.pop(tag, "")
         self._attempt(self._flush_acks)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is acknowledged within the block, on any thread, reaches Redis at its end, at once.
+    def batched_acks(self) -> Iterator[None]:
+        """Send the acknowledgements made within the block, by any thread, together at its end.
 
-        For a block that does not wait.
+        The block must not wait for anything.
         """
-        with self._flushing:
+        with self._sending:
             yield
         self._attempt(self._flush_acks)
 
     def requeue(self, tag: str) -> None:
-        """Put the message at the end of its queue, as a delivery that counts."""
-        self.let_go(tag)
+        """Put the message at the end of its tenant's, and count this delivery."""
+        self.forget(tag)
         self._attempt(functools.partial(self._give_back, tag, _LAST, counts=True))
 
-    def let_go(self, tag: str) -> None:
-        """Renew no more: the message is delivered again when the lease has run out."""
-        with self._lock:
-            self._held.pop(tag, None)
-
-    def unread(self, *tags: str) -> None:
-        """Give back what a fetch may have leased under these tags: nobody has been handed it."""
+    def abandon(self, *tags: str) -> None:
+        """Give back what a fetch may have leased under these tags: no consumer has received it."""
         with self._lock:
             for tag in tags:
-                self._held.pop(tag, None)
-            self._unread.update(tags)
-        self._wake.set()
+                self._tenants.pop(tag, None)
+            self._abandoned.update(tags)
+        self._renew_now.set()
 
-    def bury(self, tag: str, text: str, queue: str, problem: Undeliverable) -> None:
-        """Make the message of a lease that this process holds a dead letter."""
-        self.let_go(tag)
-        self._attempt(functools.partial(self._bury, tag, text, queue, problem, 0))
+    def dead_letter(self, tag: str, text: str, queue: str, problem: Undeliverable) -> None:
+        """Make the message of one of this process's leases a dead letter."""
+        self.forget(tag)
+        letter = problem.dead_letter(queue, text)
+        self._attempt(lambda: self._store_dead_letter(tag, letter, problem.task_error()))
 
-    def return_all(self, **_: Any) -> None:
-        """Stop renewing and put what is unacknowledged before the rest of its queue, oldest first.
+    def release_all(self, **_: Any) -> None:
+        """Stop renewing, and put unacknowledged messages first in their queues, in their order.
 
-        For the end of the process. What cannot be returned is left to its visibility timeout.
+        For the end of the process. Messages that cannot be put back are delivered again after the
+        visibility timeout.
         """
         if not self._started or self._stopped.is_set():
             return
         self._stopped.set()
-        self._wake.set()
+        self._renew_now.set()
         with self._lock:
-            held, self._held = list(self._held), {}
-        with self._flushing:  # a thread that tells Redis must not die with the process half-way
+            tags, self._tenants = list(self._tenants), {}
+        with self._sending:  # the process must not end while a thread sends acknowledgements
             self._attempt(self._send_acks)
-        for tag in (*self._unread, *reversed(held)):
+        for tag in (*self._abandoned, *reversed(tags)):
             if not self._attempt(functools.partial(self._give_back, tag, _NEXT, counts=False)):
                 return
-        if held:
-            _log(logging.WARNING, "messages_returned", "Returned %d message(s)", len(held))
+        if tags:
+            _log(logging.WARNING, "messages_returned", "Put back %d message(s)", len(tags))
 
-    def _repeat(self, do: Callable[[], None], wait: Callable[[float], bool]) -> None:
+    def renew(self) -> None:
+        """Repeat what could not be sent before, then renew all leases."""
+        self._renew_now.clear()
+        self._flush_acks()
+        for tag in list(self._abandoned):
+            self._give_back(tag, _NEXT, counts=False)
+            self._abandoned.discard(tag)
+        self._renew_tracked()
+
+    def sweep(self) -> None:
+        """Put back the messages of expired leases, which belonged to dead workers.
+
+        Does nothing while sweeps pause, or while this process itself could not renew in time.
+        """
+        now, timeout = self._clock(), self._settings.visibility_timeout
+        if now < self._sweep_at or now - self._renewed_at > timeout / 2:
+            return
+        expired = EXPIRED.run(self._client, self._settings.keys, [timeout, MAX_EXPIRED_AT_ONCE])
+        for tag, entry in zip(expired[::2], expired[1::2], strict=True):
+            if self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout):
+                _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
+
+    def _repeat(self, action: Callable[[], None], wait: Callable[[float], bool]) -> None:
         while not self._stopped.is_set():
-            self._attempt(do)
-            wait(self._terms.visibility_timeout / 6)
+            self._attempt(action)
+            wait(self._settings.visibility_timeout / RENEWALS_PER_TIMEOUT)
 
-    def _attempt(self, do: Callable[[], Any]) -> bool:
-        """Call, and log what goes wrong; every caller has said what happens then."""
+    def _attempt(self, action: Callable[[], Any]) -> bool:
+        """Call `action` and log its error; return whether it succeeded."""
         try:
-            do()
+            action()
         except DISCONNECTED as exc:
-            _log(logging.WARNING, "lease_redis_away", "Redis is away: %s", exc)
+            _log(logging.WARNING, "lease_redis_unreachable", "Cannot reach Redis: %s", exc)
         except Exception:
             logger.exception("A lease operation failed", extra={"action": "lease_error"})
         else:
             return True
         return False
 
-    def beat(self) -> None:
-        """Do what could not be done before, then renew all leases."""
-        self._wake.clear()
-        self._flush_acks()
-        for tag in list(self._unread):
-            self._give_back(tag, _NEXT, counts=False)
-            self._unread.discard(tag)
-        self._renew_all()
-
-    def sweep(self) -> None:
-        """Put messages of dead workers back; nothing while sweeps are held or renewals overdue."""
-        now, timeout = self._clock(), self._terms.visibility_timeout
-        if now < self._sweep_at or now - self._renewed_at > timeout / 2:
-            return
-        found = iter(EXPIRED.run(self._client, self._terms.keys, [timeout, 100]))
-        for tag, entry in zip(found, found, strict=True):
-            if self._restore(tag.decode(), entry, _NEXT, counts=True, idle=timeout):
-                _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
-
     def _flush_acks(self) -> None:
-        # Looks again after each release, so what came while the lock was held is never left over.
-        while self._acked and self._flushing.acquire(blocking=False):
+        # Checks again after each release: an `ack` does not wait for a thread that is sending.
+        while self._acked and self._sending.acquire(blocking=False):
             try:
                 self._send_acks()
             finally:
-                self._flushing.release()
+                self._sending.release()
 
     def _send_acks(self) -> None:
         with self._lock:
@@ -279,72 +244,103 @@ class Leases:
         if not tags:
             return
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.hdel(self._terms.unacked_key, *tags)
-            pipe.zrem(self._terms.index_key, *tags)
+            pipe.hdel(self._settings.unacked_key, *tags)
+            pipe.zrem(self._settings.index_key, *tags)
             pipe.execute()
         with self._lock:
             for tag in tags:
                 del self._acked[tag]
 
-    def _renew_all(self) -> None:
+    def _renew_tracked(self) -> None:
         with self._lock:
-            held = list(self._held)
-        lost = []
-        for start in range(0, len(held) or 1, 500):  # also with none: it shows that Redis is there
-            lost += RENEW.run(self._client, [self._terms.index_key], held[start : start + 500])
-        now, before = self._clock(), self._renewed_at
-        self._renewed_at = now
-        if now - before > self._terms.visibility_timeout / 2:
-            self._hold_sweeps(self._terms.visibility_timeout)
-        with self._lock:
-            mine = [tag for tag in (raw.decode() for raw in lost) if tag in self._held]
-            for tag in mine:
-                del self._held[tag]
-        if mine:
-            _log(logging.ERROR, "leases_lost", "%d message(s) went to other workers", len(mine))
+            tags = list(self._tenants)
+        chunks = [
+            tags[start : start + MAX_RENEWED_AT_ONCE]
+            for start in range(0, len(tags), MAX_RENEWED_AT_ONCE)
+        ]
+        lost_tags: set[str] = set()
+        for chunk in chunks or [[]]:  # without leases, once: it proves that Redis answers
+            lost = RENEW.run(self._client, [self._settings.index_key], chunk)
+            lost_tags.update(tag.decode() for tag in lost)
 
-    def _hold_sweeps(self, seconds: float) -> None:
+        now, last = self._clock(), self._renewed_at
+        self._renewed_at = now
+        if now - last > self._settings.visibility_timeout / 2:
+            self._pause_sweeps(self._settings.visibility_timeout)
+
+        with self._lock:
+            lost_tags &= self._tenants.keys()  # the others were acknowledged in the meantime
+            for tag in lost_tags:
+                del self._tenants[tag]
+        if lost_tags:
+            text = "Lost the leases of %d message(s) to other workers"
+            _log(logging.ERROR, "leases_lost", text, len(lost_tags))
+
+    def _pause_sweeps(self, seconds: float) -> None:
         self._sweep_at = self._clock() + seconds
 
-    def _give_back(self, tag: str, end: str, *, counts: bool) -> None:
-        entry = self._client.hget(self._terms.unacked_key, tag)
+    def _give_back(self, tag: str, place: str, *, counts: bool) -> None:
+        entry: Any = self._client.hget(self._settings.unacked_key, tag)
         if entry is not None:
-            self._restore(tag, entry, end, counts=counts)  # type: ignore[arg-type]
+            self._put_back(tag, entry, place, counts=counts)
 
-    def _restore(self, tag: str, entry: bytes, end: str, *, counts: bool, idle: float = 0) -> bool:
+    def _put_back(
+        self, tag: str, entry: bytes, place: str, *, counts: bool, unrenewed_seconds: float = 0
+    ) -> bool:
+        """Put a message back in its queue, or make it a dead letter if it may not be delivered.
+
+        Args:
+            entry: Of the hash of leases: '[message, "", list it came from]'.
+            counts: Whether this was a delivery that counts.
+            unrenewed_seconds: Only if the lease was not renewed for so long.
+
+        Returns:
+            False if the lease has ended or was renewed; then nothing changes.
+        """
         text = entry.decode(errors="replace")
-        try:
-            message, _, queue = json.loads(text)
-            deliveries = message["properties"].get(_DELIVERIES, 0) + counts
-            if deliveries >= self._terms.max_deliveries:
-                error = WorkerLostError(f"Delivered {deliveries} times without an end")
-                problem = Undeliverable("max_deliveries", error)
-                return self._bury(tag, json.dumps(message), queue, problem, idle)
-            message["properties"][_DELIVERIES] = deliveries
-            message["properties"].setdefault("delivery_info", {})["redelivered"] = True
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            return self._bury(tag, text, "", Undeliverable("undecodable", exc), idle)
-        args: list[str | float] = [tag, json.dumps(message), end, idle]
-        return bool(RELEASE.run(self._client, [*self._terms.keys, queue], args))
+        queue, message, problem = _next_delivery(text, counts, self._settings.max_deliveries)
+        if problem:
+            letter = problem.dead_letter(queue, message)
+            return self._store_dead_letter(tag, letter, problem.task_error(), unrenewed_seconds)
+        args = [tag, message, place, unrenewed_seconds]
+        return bool(RELEASE.run(self._client, [*self._settings.keys, queue], args))
 
-    def _bury(self, tag: str, text: str, queue: str, problem: Undeliverable, idle: float) -> bool:
-        error = f"{type(problem.error).__name__}: {problem.error}"
-        letter = DeadLetter(problem.kind, queue, error, time.time(), text)
-        keys = [*self._terms.keys, self._terms.dead_letters_key]
-        if not RELEASE.run(self._client, keys, [tag, json.dumps(asdict(letter)), _LAST, idle]):
+    def _store_dead_letter(
+        self, tag: str, letter: DeadLetter, error: Exception, unrenewed_seconds: float = 0
+    ) -> bool:
+        keys = [*self._settings.keys, self._settings.dead_letters_key]
+        args = [tag, json.dumps(asdict(letter)), _LAST, unrenewed_seconds]
+        if not RELEASE.run(self._client, keys, args):
             return False
-        _log(logging.ERROR, "dead_letter", "Dead letter from %s: %s", queue, problem.kind)
-        try:
-            request = task_request(json.loads(text))
-        except ValueError:
-            request = None
-        self.on_dead_letter(letter, request, problem.failure())
+        text = "Dead letter from %s: %s"
+        _log(logging.ERROR, "message_dead_lettered", text, letter.queue, letter.kind)
+        self.on_dead_letter(letter, task_request(letter.message), error)
         return True
+
+
+def _next_delivery(
+    entry: str, counts: bool, max_deliveries: int
+) -> tuple[str, str, Undeliverable | None]:
+    """Return a message's queue, its text for the next delivery, and why there must be none."""
+    try:
+        message, _, queue = json.loads(entry)
+        properties = message["properties"]
+        deliveries = properties.get(_DELIVERIES, 0)
+        if counts:
+            deliveries += 1
+        if deliveries >= max_deliveries:
+            error = WorkerLostError(f"Delivered {deliveries} times and never acknowledged")
+            return queue, json.dumps(message), Undeliverable("max_deliveries", error)
+        properties[_DELIVERIES] = deliveries
+        properties.setdefault("delivery_info", {})["redelivered"] = True
+    except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        return "", entry, Undeliverable("undecodable", exc)
+    return queue, json.dumps(message), None
 
 
 def _log(level: int, action: str, text: str, *args: object) -> None:
     logger.log(level, text, *args, extra={"action": action})
 
 
-#: The process's own.
+#: The leases of this process. They outlive a channel, which every lost connection replaces.
 LEASES = Leases()

@@ -1,43 +1,47 @@
-"""Which of the workers of one queue takes a message: the one whose prefix cache has its beginning.
+"""Prefix affinity: a message goes to the worker whose prefix cache has the start of its prompt.
 
-Producers name a message's prefixes in a header (primarch_fleet/wire.py); lua/fetch_near.lua has the
-rule, and keeps who owns which prefix in Redis, under `fleet:affinity:<queue>:`. Messages without
-the header, and workers without affinity, work as ever.
+Producers name a message's prefixes in a header (primarch_fleet/protocol.py). lua/fetch_near.lua
+decides which of a queue's workers takes a message, and stores the owner of each prefix in Redis,
+under `fleet:affinity:<queue>:`. Messages without the header, and workers without affinity, are not
+affected.
 """
 
 import os
 import socket
 import uuid
+from typing import NamedTuple
 
-#: Seconds that messages wait for an owner that does not fetch.
-PATIENCE = 0.25
-#: Seconds that those of a full owner are left for last, by workers that have others to choose.
-PATIENCE_FULL = 5.0
-#: Times the average load up to which a worker takes messages for their prefixes' sake; at least 1.
-SLACK = 1.25
-#: Messages up to which it does so in any case: an engine answers a few as fast as one.
-LEAST = 4
-#: Messages of a list that a fetch passes over at most.
-WINDOW = 32
-#: Prefixes that a queue remembers: those last used.
-REMEMBERED = 20_000
+
+class AffinityLimits(NamedTuple):
+    """How far a fetch goes to bring messages to the owners of their prefixes."""
+
+    #: Seconds after its last fetch for which messages wait for an owner.
+    patience_seconds: float = 0.25
+    #: The same for an owner that was full: other workers take its messages last.
+    full_patience_seconds: float = 5.0
+    #: Times the average load up to which a worker takes messages for their prefixes; at least 1.
+    max_load_factor: float = 1.25
+    #: Messages up to which it does so in any case: an engine answers a few as fast as one.
+    min_load: int = 4
+    #: Messages of a list that a fetch passes over at most.
+    max_passed_over: int = 32
+    #: Prefixes that a queue remembers: those used last.
+    max_prefixes: int = 20_000
+
+
+#: The limits of this worker.
+LIMITS = AffinityLimits()
 
 
 def unique_name() -> str:
-    """A name that no other process has, nor ever had: an engine's cache ends with its process."""
+    """Return a name that no process has or ever had: an engine's cache ends with its process."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def keys(queue: str, prefix: str = "") -> list[str]:
-    """The keys of a queue's owners, last uses and workers, under a prefix for all keys."""
-    return [f"{prefix}fleet:affinity:{queue}:{name}" for name in ("owners", "recent", "workers")]
-
-
-def arguments(worker: str, held: int) -> list[str | float]:
-    """What lua/fetch_near.lua is told behind the tags.
+    """Return the keys of a queue's prefix owners, last uses and workers.
 
     Args:
-        worker: The name of the worker that fetches.
-        held: Messages that it holds.
+        prefix: Of all keys.
     """
-    return [worker, held, PATIENCE, PATIENCE_FULL, SLACK, LEAST, WINDOW, REMEMBERED]
+    return [f"{prefix}fleet:affinity:{queue}:{name}" for name in ("owners", "recent", "workers")]

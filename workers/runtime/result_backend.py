@@ -78,7 +78,7 @@ class WorkerResultBackend(RedisBackend):
         )
 
 
-def direct(url: str) -> str:
+def backend_url(url: str) -> str:
     """A worker's `result_backend` for the results at this `redis://` or `rediss://` URL."""
     redis = url.startswith(("redis://", "rediss://"))
     return f"workers.runtime.result_backend:WorkerResultBackend+{url}" if redis else url

@@ -1,11 +1,12 @@
-"""Celery's `revoke` for workers of many queues: what runs elsewhere is left to who runs it.
+"""Celery's `revoke` command for several workers: it leaves requests alone that run elsewhere.
 
-Every worker is told of a revoke. Celery has those that do not know the task store REVOKED at once,
-unless its state says that it runs, which ours do not say: it would be one more round trip for each
-request. That is right for a request in a queue. One that is running is to go on, unless it is
-terminated, and has its own result.
+Celery broadcasts a revoke to every worker. A worker that does not have the task stores REVOKED at
+once, unless the stored state says that the task runs. This fleet does not store that state: it
+would cost one more round trip for each request. Storing REVOKED is right for a request in a queue.
+A running request must go on, unless it is terminated, and stores its own result. So each worker
+leaves out the tasks whose messages other workers hold.
 
-Importing this module puts it in the place of Celery's.
+Importing this module replaces Celery's command.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from celery.worker import state as worker_state
 
 from workers.runtime.leases import LEASES
 
-_revoke: Any = control.revoke  # type: ignore[attr-defined]
+_celery_revoke: Any = control.revoke  # type: ignore[attr-defined]
 
 
 @control.control_command(
-    name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]", help=_revoke.__doc__
+    name="revoke",
+    variadic="task_id",
+    signature="[id1 [id2 [... [idN]]]]",
+    help=_celery_revoke.__doc__,
 )
 def revoke(state: Any, task_id: Any, terminate: bool = False, **options: Any) -> Any:
-    """Revoke tasks as Celery does; those that another worker has fetched are only remembered."""
-    ids = set(maybe_list(task_id) or [])
-    worker_state.revoked.update(ids)
-    foreign = set() if terminate else LEASES.fetched() - worker_state.requests.keys()
-    return _revoke(state, list(ids - foreign), terminate=terminate, **options)
+    """Revoke tasks as Celery does; only remember those whose messages other workers hold."""
+    task_ids = set(maybe_list(task_id) or [])
+    worker_state.revoked.update(task_ids)
+    if not terminate:
+        task_ids -= LEASES.leased_task_ids() - worker_state.requests.keys()
+    return _celery_revoke(state, list(task_ids), terminate=terminate, **options)

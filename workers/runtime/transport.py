@@ -1,24 +1,38 @@
-"""The workers' side of Redis: every message is leased, none is lost, none runs twice on a blip.
+"""The workers' Redis transport: every message is leased, so that a killed worker loses none.
 
-A fetch takes the most urgent messages, one of each tenant in turn, as far as places are theirs to
-have (lua/take.lua, places.py), and leases them in the same step. A thread renews the leases of the
-process until the messages are acknowledged, whatever becomes of the connection (leases.py). A lease
-that nobody has renewed for `visibility_timeout` seconds belonged to a dead worker: any other puts
-its message back as the next of its tenant. A message that cannot be understood, or was delivered
-`max_deliveries` times without an end, goes to the list `fleet:dead_letters` and its task fails.
+How a worker gets a message:
 
-Importing this module makes the broker URLs `fleetredis://` and `fleetrediss://` (TLS, verified
-unless `broker_use_ssl` says otherwise) known. Workers set `broker_read_url` to one and
-`worker_consumer` to `workers.runtime.transport:Consumer`; everybody else stays on plain `redis://`.
-`broker_transport_options`, besides kombu's:
+1. The fetch timer says that a fetch is due (fetch_timer.py). The channel sends one script to Redis
+   (fetch_command.py, lua/fetch.lua). In one step, the script takes the most urgent messages, one of
+   each tenant in turn, as far as the worker has slots for them (fair_share.py), and leases each:
+   the message moves to a hash, under a tag that is unique to this delivery.
+2. The reply arrives. The process tracks the leases (leases.py), and the consumer (consumer.py)
+   receives the messages and gives them to the pool (pool.py).
+3. A thread renews the leases of the process until their messages are acknowledged, whatever becomes
+   of the connection. An acknowledgement deletes the message and its lease.
 
-* visibility_timeout: seconds; a live worker renews six times in it.
-* max_deliveries (5): a message given back by a worker that stops is not counted.
-* idle_delay (0.02): seconds between two looks at empty queues, for what no bell rings for: what
-  was put back, waits for a place that it may have, or comes where the server has no bell (bell.py).
-* fetch_limit (16): the messages of one fetch; never more than the worker may still hold.
-* affinity (""): a name that no other worker has: share the messages of the one queue that this
-  worker consumes with its other workers by what their engines have cached (prefix_affinity.py).
+What can go wrong:
+
+* A worker dies. Its leases expire after `visibility_timeout` seconds without a renewal; any other
+  worker then puts each message back as the next one of its tenant.
+* A connection breaks. The leases do not depend on it: running tasks go on, and nothing runs twice.
+  What an unread reply may have leased goes back to the queue.
+* A message cannot be understood, or was delivered `max_deliveries` times and never acknowledged. It
+  goes to the list `fleet:dead_letters`, and its task fails (dead_letters.py).
+
+Importing this module registers the broker URLs `fleetredis://` and `fleetrediss://` (TLS, verified
+unless `broker_use_ssl` says otherwise). Workers set `broker_read_url` to such a URL, and
+`worker_consumer` to `workers.runtime.consumer:Consumer`. Producers and all others use `redis://`.
+`broker_transport_options`, besides those of kombu:
+
+* visibility_timeout: seconds; a live worker renews its leases six times in it.
+* max_deliveries (5): a message that a stopping worker gives back does not count.
+* idle_delay (0.02): seconds between two fetches from empty queues. It bounds the wait for messages
+  without a push notification (push_notifier.py): those that are put back, that wait for a slot
+  their tenant may use, or on a server without notifications.
+* fetch_limit (16): messages that one fetch takes at most.
+* affinity (""): a name that no other worker has. The workers of a queue then share its messages by
+  what their engines have cached (prefix_affinity.py); the worker must consume only that queue.
 """
 
 import atexit
@@ -31,59 +45,84 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 
-from celery.exceptions import NotRegistered
 from celery.signals import worker_shutdown
-from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
 
 from primarch_fleet import redis_support
-from primarch_fleet.redis_support import LuaScript
-from workers.runtime import prefix_affinity
-from workers.runtime.fair_share import SlotReservation
+from workers.runtime import fetch_command, prefix_affinity
+from workers.runtime.dead_letters import DEAD_LETTERS, Undeliverable
+from workers.runtime.fair_share import FreeSlots, SlotReservation
+from workers.runtime.fetch_command import Affinity, FetchCommand
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
-from workers.runtime.leases import DEAD_LETTERS, DISCONNECTED, LEASES, Terms, Undeliverable
-from workers.runtime.scripts import FETCH, FETCH_NEAR
+from workers.runtime.leases import DISCONNECTED, LEASES, LeaseSettings
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two lots of a worker's task events.
-EVENTS_INTERVAL = 0.25
-#: Connections that the threads of a process share for what they do to their leases.
+#: Connections that the threads of a process share to acknowledge messages and renew leases.
 LEASE_CONNECTIONS = 16
-#: The process's own.
-PLACES = SlotReservation()
+
+#: The slots of this process. Like LEASES, they outlive a channel: a reconnection must not forget
+#: which tenants are active.
+SLOTS = SlotReservation()
 
 
 class QoS(virtual.QoS):
     """Acknowledges through the leases of the process, which outlive the channel."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Nothing: the fetch has leased the message."""
+        """Do nothing: the fetch has leased the message."""
 
     def can_consume(self) -> bool:
-        """Whether the process may hold one more message, counted over reconnections."""
+        """Return whether the process may hold another message, counted across reconnections."""
         return not self.prefetch_count or len(LEASES) < self.prefetch_count
 
     def ack(self, delivery_tag: str) -> None:
-        """Done with the message, at the latest when Redis is back."""
+        """Acknowledge the message, at the latest once Redis can be reached again."""
         LEASES.ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Drop the message, or put it at the end of its queue as one more delivery."""
-        (LEASES.requeue if requeue else LEASES.ack)(delivery_tag)
+        """Drop the message, or put it at the end of its tenant's, as one more delivery."""
+        if requeue:
+            LEASES.requeue(delivery_tag)
+        else:
+            LEASES.ack(delivery_tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Nothing: a channel that closes gives nothing back, the end of the process does."""
+        """Do nothing: messages go back when the process ends, not when a channel closes."""
         self._on_collect.cancel()  # type: ignore[attr-defined]
 
 
+class _Fetch(NamedTuple):
+    """A fetch whose reply is not read yet."""
+
+    #: A lease tag for each message that the reply may have.
+    tags: list[str]
+    #: Redis list -> queue, most urgent lists first.
+    queues: dict[str, str]
+
+
+class _Delivery(NamedTuple):
+    """A message of a reply."""
+
+    tag: str
+    #: The Redis list that it comes from, and the queue of that list.
+    source: str
+    queue: str
+    tenant: str
+    text: str
+
+
 class Channel(kombu_redis.Channel):
-    """Fetches by lua/fetch.lua or lua/fetch_near.lua in place of BRPOP."""
+    """Fetches leased messages, where kombu's channel uses BRPOP.
+
+    kombu's poller calls `_brpop_start` whenever no fetch is in flight, and `_brpop_read` when the
+    reply can be read.
+    """
 
     QoS = QoS  # type: ignore[assignment]
     max_deliveries = 5
@@ -98,7 +137,7 @@ class Channel(kombu_redis.Channel):
         "affinity",
     )
 
-    # What this relies on and kombu does not publish.
+    # Attributes of kombu's that it does not document.
     connection: Any
     connection_errors: tuple[type[Exception], ...]
     _queue_cycle: Any
@@ -107,9 +146,8 @@ class Channel(kombu_redis.Channel):
     _flush_brpop_reauth: Callable[[], None]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._unleased: set[str] = set()  # queues whose consumer does not acknowledge
-        self._sources: dict[str, str] = {}  # list -> queue
-        self._asked: list[str] = []  # the tags of a fetch whose reply is still to come
+        self._unleased_queues: set[str] = set()  # whose consumers do not acknowledge
+        self._fetch: _Fetch | None = None  # the fetch in flight
         self._script_unknown = False  # the server does not know the script of the last fetch
         super().__init__(*args, **kwargs)
         self._fetch_timer = FetchTimer(self._connparams, self.idle_delay)
@@ -117,15 +155,15 @@ class Channel(kombu_redis.Channel):
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume with leases, or without for a consumer that does not acknowledge."""
         if no_ack:
-            self._unleased.add(queue)
+            self._unleased_queues.add(queue)
         else:
-            self._unleased.discard(queue)
+            self._unleased_queues.discard(queue)
             self._fetch_timer.hub = self.connection.hub
             self._start_leases()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_cancel(self, consumer_tag: str) -> Any:
-        """Stop consuming, and read out the answer under way: its messages go back at once."""
+        """Stop consuming. Wait for the fetch in flight, whose messages go back at once."""
         result = super().basic_cancel(consumer_tag)
         if self._in_poll and not self.active_queues:
             with suppress(Empty):
@@ -133,139 +171,146 @@ class Channel(kombu_redis.Channel):
         return result
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close all connections."""
         self._fetch_timer.close()
         super().close()
 
     def _start_leases(self) -> None:
-        prefix = self.global_keyprefix
-        terms = Terms(
-            prefix + self.unacked_key,
-            prefix + self.unacked_index_key,
-            prefix + DEAD_LETTERS,
+        settings = LeaseSettings(
+            *self._lease_keys(),
+            self.global_keyprefix + DEAD_LETTERS,
             self.visibility_timeout,
             self.max_deliveries,
         )
         # Many threads acknowledge at once.
         client = redis_support.once_on_parameters(self._connparams(), LEASE_CONNECTIONS)
-        LEASES.start(client, terms)
+        LEASES.start(client, settings)
+
+    def _lease_keys(self) -> tuple[str, str]:
+        prefix = self.global_keyprefix
+        return prefix + self.unacked_key, prefix + self.unacked_index_key
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask for messages; the poller calls this whenever no question is open."""
+        """Send a fetch, if one is due and the worker has a free slot."""
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or not self._fetch_timer.due:
             return
-        held = LEASES.by_tenant()
-        places = PLACES.arguments(self.qos.prefetch_count, held)
-        room = int(places[0])
-        if room < 1:
+        slots = SLOTS.free_slots(self.qos.prefetch_count, LEASES.count_by_tenant())
+        if slots.free < 1:
             return
-        prefix = self.global_keyprefix
-        self._sources = {
-            prefix + self._q_for_pri(queue, step): queue
-            for step in self.priority_steps
-            for queue in queues
-        }
-        fetch = uuid.uuid4().hex
-        self._asked = [f"{fetch}-{number}" for number in range(min(room, self.fetch_limit))]
-        script, keys, arguments = self._question(queues, held.total())
-        arguments = [*places, len(self._asked), *self._asked, *arguments]
+        fetch_id = uuid.uuid4().hex
+        fetch = _Fetch(
+            tags=[f"{fetch_id}-{n}" for n in range(min(slots.free, self.fetch_limit))],
+            queues={
+                self.global_keyprefix + self._q_for_pri(queue, step): queue
+                for step in self.priority_steps
+                for queue in queues
+            },
+        )
+        script, keys, args = self._command(fetch, queues, slots)
+        command = script.command(keys, args, by_text=self._script_unknown)
+        self._script_unknown = False
         self._fetch_timer.on_fetch()
+        self._fetch = fetch
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        command = script.command(keys, arguments, by_text=self._script_unknown)
-        self._script_unknown = False
         self._in_poll.send_command(*command)
 
-    def _question(
-        self, queues: list[str], held: int
-    ) -> tuple[LuaScript, list[str], list[str | float]]:
-        """The script that fetches from these queues, its keys and what it alone is told."""
-        prefix = self.global_keyprefix
-        keys = [prefix + self.unacked_key, prefix + self.unacked_index_key]
-        if self.affinity and len(queues) == 1 and queues[0] not in self._unleased:
-            keys += prefix_affinity.keys(queues[0], prefix)
-            told = prefix_affinity.arguments(self.affinity, held)
-            return FETCH_NEAR, [*keys, *self._sources], told
-        leased = ["0" if queue in self._unleased else "1" for queue in self._sources.values()]
-        return FETCH, [*keys, *self._sources], [*leased]
+    def _command(self, fetch: _Fetch, queues: list[str], slots: FreeSlots) -> FetchCommand:
+        if self.affinity and len(queues) == 1 and queues[0] not in self._unleased_queues:
+            affinity = Affinity(
+                prefix_affinity.keys(queues[0], self.global_keyprefix),
+                worker=self.affinity,
+                load=slots.held.total(),
+                limits=prefix_affinity.LIMITS,
+            )
+            lists = [*fetch.queues]
+            return fetch_command.fetch_near(self._lease_keys(), lists, slots, fetch.tags, affinity)
+        leased = {
+            source: queue not in self._unleased_queues for source, queue in fetch.queues.items()
+        }
+        return fetch_command.fetch(self._lease_keys(), leased, slots, fetch.tags)
 
     def _brpop_read(self, **options: Any) -> bool:
-        """Deliver the answer, one message by one. Raises Empty when there was none."""
+        """Deliver the messages of the fetch in flight. Raises Empty if there are none."""
+        fetch: Any = self._fetch
         try:
             reply = self.client.connection.read_response()
-        except NoScriptError:  # nothing was leased: fetch again at once, with the script's text
-            self._asked, self._script_unknown = [], True
-            self._fetch_timer.on_messages(self._sources, more=True)
+        except NoScriptError:  # the script did not run: fetch again at once, with its text
+            self._script_unknown = True
+            self._fetch_timer.on_messages(fetch.queues, more=True)
             raise Empty from None
         except self.connection_errors:
-            self.client.connection.disconnect()
+            self.client.connection.disconnect()  # abandons the tags of the fetch
             raise
         finally:
-            self._in_poll, tags = None, self._asked
+            self._fetch = self._in_poll = None
             self._flush_brpop_reauth()
-        self._asked = []
         if not reply:
-            self._fetch_timer.on_empty(self._sources)
+            self._fetch_timer.on_empty(fetch.queues)
             raise Empty
-        # Behind as much as was asked for there may be more.
-        self._fetch_timer.on_messages(self._sources, more=len(reply) == 3 * len(tags))
-        fields = iter(reply)
-        fetched = [
-            (tag, source.decode(), tenant.decode(errors="replace"), text.decode(errors="replace"))
-            for tag, source, tenant, text in zip(tags, fields, fields, fields, strict=False)
+        fields = [field.decode(errors="replace") for field in reply]
+        deliveries = [
+            _Delivery(tag, source, fetch.queues[source], tenant, text)
+            for tag, source, tenant, text in zip(
+                fetch.tags, fields[::3], fields[1::3], fields[2::3], strict=False
+            )
         ]
-        self._hand_out(fetched)
+        # A fetch that took as many as it could may have left more.
+        self._fetch_timer.on_messages(fetch.queues, more=len(deliveries) == len(fetch.tags))
+        self._deliver_all(deliveries)
         return True
 
-    def _hand_out(self, fetched: list[tuple[str, str, str, str]]) -> None:
-        for tag, source, tenant, _ in fetched:  # all: the last waits for the first
-            if self._sources[source] not in self._unleased:
-                LEASES.hold(tag, tenant=tenant)
-                PLACES.record_message(tenant)
-        left = iter(fetched)
+    def _deliver_all(self, deliveries: list[_Delivery]) -> None:
+        # Track all leases first: the last message may wait long for those before it.
+        for delivery in deliveries:
+            if delivery.queue not in self._unleased_queues:
+                LEASES.track(delivery.tag, tenant=delivery.tenant)
+                SLOTS.record_message(delivery.tenant)
+        remaining = iter(deliveries)
         try:
-            for tag, source, _, text in left:
-                self._deliver(tag, source, text)
-        except BaseException:  # Redis is away or the worker exits
-            LEASES.unread(*(tag for tag, *_ in left))
+            for delivery in remaining:
+                self._deliver(delivery)
+        except BaseException:  # Redis cannot be reached, or the worker exits
+            LEASES.abandon(*(delivery.tag for delivery in remaining))
             raise
 
-    def _on_connection_disconnect(self, connection: Any) -> None:
-        if self._in_poll is connection and self._asked:
-            LEASES.unread(*self._asked)
-            self._asked = []
-        super()._on_connection_disconnect(connection)  # type: ignore[misc]
+    def _deliver(self, delivery: _Delivery) -> None:
+        """Give a message to its consumer; on an error there, make it a dead letter.
 
-    def _deliver(self, tag: str, source: str, text: str) -> None:
-        """Hand a message to its consumer; what blows up there is a dead letter.
-
-        Celery would exit, and so would every worker that gets the message next.
+        Otherwise Celery would exit, and so would every worker that the message is redelivered to.
         """
-        queue = self._sources[source]
+        tag, queue = delivery.tag, delivery.queue
         self._queue_cycle.rotate(queue)
         if queue not in (self.connection._callbacks or ()):
-            LEASES.unread(tag)  # the consumer was cancelled while the answer was under way
+            LEASES.abandon(tag)  # the consumer was cancelled while the fetch was in flight
             return
         try:
-            message = json.loads(text)
+            message = json.loads(delivery.text)
             message["properties"]["delivery_tag"] = tag
             self.connection._deliver(message, queue)
         except (*DISCONNECTED, OperationalError):
-            LEASES.let_go(tag)
+            LEASES.forget(tag)
             raise
         except Undeliverable as problem:
-            LEASES.bury(tag, text, source, problem)
+            LEASES.dead_letter(tag, delivery.text, delivery.source, problem)
         except Exception as exc:
-            logger.exception("A message cannot be read", extra={"action": "message_unreadable"})
-            LEASES.bury(tag, text, source, Undeliverable("malformed", exc))
+            logger.exception("A message cannot be read", extra={"action": "message_malformed"})
+            malformed = Undeliverable("malformed", exc)
+            LEASES.dead_letter(tag, delivery.text, delivery.source, malformed)
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        if self._in_poll is connection and self._fetch:
+            LEASES.abandon(*self._fetch.tags)
+            self._fetch = None
+        super()._on_connection_disconnect(connection)  # type: ignore[misc]
 
 
 class Poller(kombu_redis.MultiChannelPoller):
-    """Looks again after the idle delay also where no hub turns: in `drain_events`."""
+    """Also fetches every idle delay where no hub runs: in `drain_events`."""
 
     def get(self, callback: Callable[..., Any], timeout: float | None = None) -> None:
-        """Deliver what has come. Raises Empty when that is nothing."""
+        """Deliver the messages that have arrived. Raises Empty if there are none."""
         super().get(callback, min(timeout or math.inf, Channel.idle_delay))
 
 
@@ -273,7 +318,7 @@ class Transport(kombu_redis.Transport):
     """Redis with leases: `fleetredis://`."""
 
     Channel = Channel
-    #: The worker's, once it turns.
+    #: The event loop of the worker, once it runs.
     hub: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -281,7 +326,7 @@ class Transport(kombu_redis.Transport):
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """As kombu does, and wake the worker's hub often enough to look at empty queues."""
+        """Do as kombu does, and wake the hub every idle delay, so that it fetches."""
         super().register_with_event_loop(connection, loop)
         self.hub = loop
         options = connection.client.transport_options
@@ -297,61 +342,13 @@ class TLSTransport(Transport):
         super().__init__(client, **kwargs)
 
 
-class Consumer(CeleryConsumer):
-    """Celery's consumer on leases: dead letters in place of dropped messages, acks at once."""
-
-    hub: Any
-    event_dispatcher: Any
-    qos: Any
-    _flush_events: Callable[[], None]
-
-    def register_with_event_loop(self, hub: Any) -> None:
-        """As Celery does, and send the tasks' events in lots, one every `EVENTS_INTERVAL`."""
-        super().register_with_event_loop(hub)
-        hub.call_repeatedly(EVENTS_INTERVAL, self._flush_events)
-
-    def on_send_event_buffered(self) -> None:  # type: ignore[override]
-        """Nothing, in place of waking the hub: the next lot has the event."""
-
-    def shutdown(self) -> None:
-        """Send the events of the tasks that have ended while the hub stood still."""
-        self._flush_events()
-        super().shutdown()
-
-    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Acknowledge in the calling thread: the hub stands still while a stopping worker drains.
-
-        Then wake the hub of a worker that was full: it may fetch one more message.
-        """
-        was_full = 0 < self.qos.value <= len(LEASES)
-        p(*args, **kwargs)
-        if was_full:
-            self.hub.call_soon(wake_hub)
-
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """The body cannot be decoded."""
-        raise Undeliverable("undecodable", exc)
-
-    def on_unknown_message(self, body: Any, message: Any) -> None:
-        """The message is not a task."""
-        raise Undeliverable("not_a_task", ValueError("No task is named"))
-
-    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """This worker does not know the task."""
-        raise Undeliverable("unknown_task", NotRegistered(str(exc)))
-
-    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        """The task is known, its message is refused."""
-        raise Undeliverable("invalid_task", exc)
-
-
-def leased(url: str) -> str:
-    """A worker's `broker_read_url` for the broker at this `redis://` or `rediss://` URL."""
+def leased_url(url: str) -> str:
+    """Return a worker's `broker_read_url` for a broker at `redis://` or `rediss://`."""
     return f"fleet{url}" if url.startswith(("redis://", "rediss://")) else url
 
 
 TRANSPORT_ALIASES["fleetredis"] = "workers.runtime.transport:Transport"
 TRANSPORT_ALIASES["fleetrediss"] = "workers.runtime.transport:TLSTransport"
 
-worker_shutdown.connect(LEASES.return_all)
-atexit.register(LEASES.return_all)  # a cold shutdown sends no signal
+worker_shutdown.connect(LEASES.release_all)
+atexit.register(LEASES.release_all)  # a cold shutdown sends no signal

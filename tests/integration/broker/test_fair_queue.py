@@ -1,4 +1,4 @@
-"""Tenants take turns: what a fetch takes, what is kept for those with little, what is counted."""
+"""Tenants take turns: what a fetch takes, which slots are reserved, how messages are counted."""
 
 import time
 from collections import Counter
@@ -15,12 +15,11 @@ from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.support.lane_limits import publish
-from tests.support.tenants_queue import LATER, QUEUE, URGENT, Queue, Rule, message
+from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.observability.metrics import QueueDepthCollector
-from workers.runtime.scripts import FETCH
 
-SORTED = 500  # messages that a fetch sorts
+MAX_SORTED = 500  # messages that a fetch sorts at most
 
 
 @pytest.fixture
@@ -38,27 +37,27 @@ def names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{number}" for number in range(count)]
 
 
-def test_who_comes_behind_a_thousand_messages_of_another_is_served_in_the_first_round(
+def test_tenants_behind_a_thousand_messages_of_another_are_served_in_the_first_round(
     queue: Queue,
 ) -> None:
     queue.put("hot", *names("hot", 1000))
     for number in range(10):
         queue.put(f"t{number}", f"quiet{number}")
-    queue.fetch(limit=1)  # and what has come is sorted in lots
+    queue.fetch(limit=1)  # a fetch sorts a part of the list
     queue.fetch(limit=1)
     assert queue.fetch(limit=12) == ["hot2", *names("quiet", 10), "hot3"]
     assert queue.tenants == ["hot", *names("t", 10), "hot"]
 
 
 def test_the_messages_of_a_tenant_keep_their_order(queue: Queue) -> None:
-    for number in range(3 * SORTED):
+    for number in range(3 * MAX_SORTED):
         queue.put(f"t{number % 3}", str(number))
     taken = [int(name) for _ in range(100) for name in queue.fetch()]
-    assert len(taken) == 3 * SORTED
+    assert len(taken) == 3 * MAX_SORTED
     assert all(taken[n] < taken[n + 3] for n in range(len(taken) - 3))
 
 
-def test_what_is_urgent_is_taken_first_whosever_it_is(queue: Queue) -> None:
+def test_urgent_messages_are_taken_first_for_any_tenant(queue: Queue) -> None:
     queue.put("a", "a1")
     queue.put("b", "b1")
     queue.fetch(limit=1)
@@ -66,13 +65,13 @@ def test_what_is_urgent_is_taken_first_whosever_it_is(queue: Queue) -> None:
     assert queue.fetch() == ["urgent1", "urgent2", "urgent3", "b1"]
 
 
-def test_messages_without_a_tenant_are_those_of_one_more(queue: Queue) -> None:
+def test_messages_without_a_tenant_take_turns_as_one_tenant(queue: Queue) -> None:
     queue.store.lpush(LATER, *(f'{{"body": "plain{number}"}}' for number in range(5)))
     queue.put("a", *names("a", 5))
     assert queue.fetch(limit=4) == ["plain0", "a0", "plain1", "a1"]
 
 
-def test_messages_that_are_given_back_are_the_next_of_their_tenant_in_their_order(
+def test_messages_that_are_given_back_are_the_next_of_their_tenant_in_their_old_order(
     queue: Queue,
 ) -> None:
     queue.put("a", "a1", "a2", "a3")
@@ -94,38 +93,36 @@ def test_the_message_of_a_dead_worker_is_the_next_of_its_tenant(
     assert queue.fetch() == ["a1", "a2"]
 
 
-# The places that are kept.
+# Reserved slots.
 
 
-def test_a_tenant_in_a_rush_leaves_the_places_that_are_kept_to_others(queue: Queue) -> None:
+def test_a_busy_tenant_leaves_the_reserved_slots_to_others(queue: Queue) -> None:
     queue.put("hot", *names("hot", 50))
     queue.put("quiet", "quiet")
-    assert queue.fetch(free=12, kept=8, held={"hot": 20}) == ["hot0", "quiet", "hot1", "hot2"]
-    assert queue.fetch(free=8, kept=8, held={"hot": 23}) == []
+    assert queue.fetch(free=12, reserved=8, held={"hot": 20}) == ["hot0", "quiet", "hot1", "hot2"]
+    assert queue.fetch(free=8, reserved=8, held={"hot": 23}) == []
     queue.put("quiet", *names("again", 10))
-    assert queue.fetch(free=8, kept=8, held={"hot": 23, "quiet": 1}) == names("again", 7)
+    assert queue.fetch(free=8, reserved=8, held={"hot": 23, "quiet": 1}) == names("again", 7)
 
 
-def test_without_kept_places_a_tenant_may_have_all(queue: Queue) -> None:
+def test_without_reserved_slots_a_tenant_can_use_all(queue: Queue) -> None:
     queue.put("hot", *names("hot", 50))
     assert queue.fetch(free=12, held={"hot": 20}) == names("hot", 12)
 
 
-def test_a_fetch_that_passes_a_tenant_over_changes_nothing(
-    queue: Queue, store: redis.Redis
-) -> None:
+def test_a_fetch_that_passes_over_a_tenant_writes_nothing(queue: Queue, store: redis.Redis) -> None:
     queue.put("hot", *names("hot", 50))
     queue.fetch(limit=1)
     before = store.info("persistence")["rdb_changes_since_last_save"]
-    assert queue.fetch(free=8, kept=8, held={"hot": 32}) == []
+    assert queue.fetch(free=8, reserved=8, held={"hot": 32}) == []
     assert store.info("persistence")["rdb_changes_since_last_save"] == before
 
 
-def test_a_quiet_tenant_finds_a_place_while_another_has_work_for_all(
+def test_a_quiet_tenant_finds_a_free_slot_while_another_has_messages_for_all(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
-    def send(whose: str, seconds: float) -> Any:
-        return producer.send("rest", seconds, headers={TENANT: whose}, queue="fair")
+    def send(tenant: str, seconds: float) -> Any:
+        return producer.send("rest", seconds, headers={TENANT: tenant}, queue="fair")
 
     with start_worker("fair", concurrency=5, args=("-Q", "fair")):
         assert send("quiet", 0).get(timeout=30) == "rested"
@@ -138,11 +135,11 @@ def test_a_quiet_tenant_finds_a_place_while_another_has_work_for_all(
             assert QueueDepth.from_reply(count_waiting(store, "fair")).depth == 30 - 4
 
 
-# Odd messages.
+# Malformed messages.
 
 
 @pytest.mark.parametrize(
-    ("text", "whose"),
+    ("text", "tenant"),
     [
         (message("n", "acme"), "acme"),
         ('{"headers":{"fleet_tenant":"acme"}}', "acme"),
@@ -163,23 +160,24 @@ def test_a_quiet_tenant_finds_a_place_while_another_has_work_for_all(
         ("\x00\x06\x16", ""),
     ],
 )
-def test_a_message_is_its_tenants_or_nobodys_and_its_text_stays_as_it_is(
-    queue: Queue, store: redis.Redis, text: str, whose: str
+def test_a_malformed_tenant_counts_as_none_and_the_text_does_not_change(
+    queue: Queue, store: redis.Redis, text: str, tenant: str
 ) -> None:
     store.lpush(LATER, text)
-    told: list[Any] = [9, 0, "{}", 1, "tag", "1"]
-    assert FETCH.run(store, ["u", "i", LATER], told) == [LATER, whose, text]
+    assert fetch_from(store, LATER) == [LATER, tenant, text]
 
 
 @pytest.mark.parametrize("name", ["acme", "a b", 'a"b\\', "é\x06\x16", "🚀" * 256])
-def test_any_tenant_has_turns_of_its_own(queue: Queue, name: str) -> None:
+def test_a_tenant_of_any_name_has_its_own_turns(queue: Queue, name: str) -> None:
     queue.put(tenant_header("hot"), *names("hot", 3))
     queue.put(tenant_header(name), "mine")
     assert queue.fetch(limit=2) == ["hot0", "mine"]
     assert queue.tenants == ["hot", tenant_header(name)]
 
 
-def test_a_server_without_memory_still_hands_out_messages(queue: Queue, store: redis.Redis) -> None:
+def test_messages_are_fetched_from_a_server_that_is_out_of_memory(
+    queue: Queue, store: redis.Redis
+) -> None:
     queue.put("a", "a1")
     queue.put("b", "b1")
     store.config_set("maxmemory", 1)
@@ -189,30 +187,30 @@ def test_a_server_without_memory_still_hands_out_messages(queue: Queue, store: r
         store.config_set("maxmemory", 0)
 
 
-def test_nothing_is_left_of_a_queue_that_is_empty(queue: Queue, store: redis.Redis) -> None:
+def test_an_empty_queue_leaves_no_keys(queue: Queue, store: redis.Redis) -> None:
     for number in range(5):
         queue.put(f"t{number}", f"{number}", f"{number} again")
     queue.fetch()
     assert sorted(map(str, store.keys())) == ["unacked", "unacked_index"]
 
 
-# What is counted.
+# Counting.
 
 
-def test_what_waits_is_counted_sorted_or_not(queue: Queue, client: redis.Redis) -> None:
+def test_waiting_messages_are_counted_sorted_or_not(queue: Queue, client: redis.Redis) -> None:
     queue.put("a", *names("a", 5))
     queue.put("b", "b1", into=URGENT)
     queue.fetch(limit=2)
     queue.put("c", "c1")
     assert queue.count() == 5
-    watch = LaneMonitor(queue.store).snapshot(publish(queue.store, heartbeats=True))
-    assert watch is not None
-    assert watch.queued["realtime"] == 0
+    health = LaneMonitor(queue.store).snapshot(publish(queue.store, heartbeats=True))
+    assert health is not None
+    assert health.queued["realtime"] == 0
     metrics = list(QueueDepthCollector(client, "local", [QUEUE]).collect())
-    assert [one.samples[0].value for one in metrics] == [5, 0]
+    assert [metric.samples[0].value for metric in metrics] == [5, 0]
 
 
-def test_the_oldest_wait_is_that_of_the_message_that_came_first(
+def test_the_oldest_wait_is_that_of_the_message_submitted_first(
     store: redis.Redis, client: redis.Redis
 ) -> None:
     catalogue = publish(store, heartbeats=True)
@@ -221,8 +219,7 @@ def test_the_oldest_wait_is_that_of_the_message_that_came_first(
     for ago in (10, 1000, 100):
         text = message("", f"t{ago}").replace('"task"', f'"{SUBMITTED_AT}": {now - ago}, "task"')
         store.lpush("realtime", text)
-    told: list[Any] = [9, 0, "{}", 1, "tag", "1"]
-    FETCH.run(store, ["u", "i", "realtime"], told)
+    fetch_from(store, "realtime")
     health = LaneMonitor(store).snapshot(catalogue)
     assert health is not None
     assert health.oldest_wait_seconds["realtime"] == pytest.approx(1000, abs=30)
@@ -230,19 +227,18 @@ def test_the_oldest_wait_is_that_of_the_message_that_came_first(
     assert oldest.samples[0].value == pytest.approx(1000, abs=30)
 
 
-def test_a_producers_message_says_whose_it_is(store: redis.Redis, valkey_url: str) -> None:
+def test_a_producers_message_names_its_tenant(store: redis.Redis, valkey_url: str) -> None:
     publish(store)
     with Fleet(valkey_url) as fleet:
-        for whose in ("acme", "another one"):
+        for tenant in ("acme", "another one"):
             fields: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
-            asked = CompletionRequest.parse(fields | {"tenant_id": whose, "lane": "realtime"})
-            fleet.submit(asked)
-    told: list[Any] = [9, 0, "{}", 2, "t1", "t2", "1"]
-    reply: Any = FETCH.run(store, ["u", "i", "realtime\x06\x163"], told)
+            fields |= {"tenant_id": tenant, "lane": "realtime"}
+            fleet.submit(CompletionRequest.parse(fields))
+    reply = fetch_from(store, "realtime\x06\x163", tags=("t1", "t2"))
     assert reply[1::3] == ["acme", tenant_header("another one")]
 
 
-# Against the rule.
+# Against the model.
 
 TENANTS = st.sampled_from(["a", "b", "c", ""])
 LISTS = st.sampled_from([URGENT, LATER])
@@ -254,50 +250,50 @@ STEPS = st.lists(
     min_size=5,
     max_size=40,
 )
-PLACES = 8
+SLOTS = 8
 
 
-class Both:
-    """A queue and the model of it, in step, with one worker."""
+class QueueAndModel:
+    """A queue and its model, in step, with one worker."""
 
     def __init__(self, queue: Queue) -> None:
-        self.queue, self.rule = queue, Rule()
+        self.queue, self.model = queue, ModelQueue()
         self.held: list[str] = []  # names, oldest first
-        self.put_in = 0
+        self.sent = 0
 
-    def put(self, whose: str, into: str, count: int) -> None:
-        for name in map(str, range(self.put_in, self.put_in + count)):
-            self.queue.put(whose, name, into=into)
-            self.rule.put(whose, name, into)
-        self.put_in += count
+    def put(self, tenant: str, into: str, count: int) -> None:
+        for name in map(str, range(self.sent, self.sent + count)):
+            self.queue.put(tenant, name, into=into)
+            self.model.put(tenant, name, into)
+        self.sent += count
 
-    def fetch(self, limit: int, kept: int) -> None:
-        held = Counter(self.rule.origin[name][1] for name in self.held)
-        free = PLACES - len(self.held)
+    def fetch(self, limit: int, reserved: int) -> None:
+        held = Counter(self.model.origin[name][1] for name in self.held)
+        free = SLOTS - len(self.held)
         if free:
-            expected = self.rule.fetch(limit, free, kept, held)
-            assert self.queue.fetch(limit, free, kept, dict(held)) == expected
+            expected = self.model.fetch(limit, free, reserved, held)
+            assert self.queue.fetch(limit, free, reserved, dict(held)) == expected
             self.held += expected
 
     def end(self, count: int) -> None:
         del self.held[:count]
 
     def give_back(self, count: int) -> None:
-        back, self.held = self.held[-count:], self.held[:-count]
-        for name in reversed(back):
+        names, self.held = self.held[-count:], self.held[:-count]
+        for name in reversed(names):
             self.queue.give_back(name)
-            self.rule.give_back(name)
+            self.model.give_back(name)
 
 
 @settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS)
-def test_any_fetch_is_by_the_rule_and_nothing_is_lost_or_taken_twice(
+def test_every_fetch_agrees_with_the_model_and_no_message_is_lost_or_taken_twice(
     store: redis.Redis, client: redis.Redis, steps: list[tuple[Any, ...]]
 ) -> None:
     store.flushall()
-    both = Both(Queue(store, client))
+    pair = QueueAndModel(Queue(store, client))
     for step, *arguments in steps:
-        getattr(both, step)(*arguments)
-        assert both.queue.count() == both.rule.count()
+        getattr(pair, step)(*arguments)
+        assert pair.queue.count() == pair.model.count()

@@ -1,8 +1,8 @@
-"""Prefix affinity: what a fetch by lua/fetch_near.lua takes, and how it works between workers."""
+"""Prefix affinity: what a fetch by lua/fetch_near.lua takes, and how workers share a queue."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import redis
@@ -11,9 +11,10 @@ from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
 from primarch_fleet.catalogue import Model, Offer
 from primarch_fleet.protocol import PREFIXES
 from tests.support.affinity_queue import (
-    FOR_EVER,
-    KEYS,
+    AFFINITY_KEYS,
+    FOREVER,
     LATER,
+    LEASE_KEYS,
     ONE,
     OWNERS,
     QUEUE,
@@ -26,8 +27,9 @@ from tests.support.affinity_queue import (
     Queue,
 )
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.runtime import prefix_affinity
-from workers.runtime.scripts import FETCH, FETCH_NEAR
+from workers.runtime import fetch_command, prefix_affinity
+from workers.runtime.fair_share import FreeSlots
+from workers.runtime.fetch_command import Affinity
 
 
 @pytest.fixture
@@ -35,24 +37,24 @@ def queue(store: redis.Redis) -> Queue:
     return Queue(store)
 
 
-def test_without_prefixes_a_fetch_is_that_of_a_worker_without_affinity(
+def test_messages_without_prefixes_are_fetched_as_without_affinity(
     queue: Queue, store: redis.Redis
 ) -> None:
     for number in range(40):
         queue.put(str(number), into=URGENT if number % 3 else LATER)
-    plain_keys = ["unacked", "unacked_index", URGENT, LATER]
     before = {source: store.lrange(source, 0, -1) for source in (URGENT, LATER)}
     tags = [f"1-{number}" for number in range(30)]
-    told: list[Any] = [100, 0, "{}", len(tags), *tags, "1", "1"]
-    plain: Any = FETCH.run(store, plain_keys, told)
-    leases, left = store.hgetall("unacked"), queue.waiting()
+    slots = FreeSlots(100, 0, Counter())
+    lists = {URGENT: True, LATER: True}
+    plain = queue.run(fetch_command.fetch(LEASE_KEYS, lists, slots, tags))
+    leases, waiting = store.hgetall("unacked"), queue.waiting()
     store.flushall()
     for source, texts in before.items():
         store.rpush(source, *texts)
     near = queue.fetch("a", limit=30)
     assert near == [json.loads(text)["body"] for text in plain[2::3]]
-    assert (store.hgetall("unacked"), queue.waiting()) == (leases, left)
-    assert queue.fetch("b", limit=30) == left, "and so from whichever worker"
+    assert (store.hgetall("unacked"), queue.waiting()) == (leases, waiting)
+    assert queue.fetch("b", limit=30) == waiting, "another worker gets them as well"
     assert queue.fetch("a") == []
 
 
@@ -80,7 +82,7 @@ def test_a_new_conversation_goes_to_the_owner_of_its_system_prompt(queue: Queue)
     assert queue.fetch("a") == ["two"]
 
 
-def test_the_longest_prefix_that_is_known_decides(queue: Queue) -> None:
+def test_the_longest_known_prefix_decides_the_owner(queue: Queue) -> None:
     queue.put("one", ONE, SYSTEM)
     queue.fetch("a")
     queue.put("two", TWO, SYSTEM)
@@ -94,28 +96,28 @@ def test_the_longest_prefix_that_is_known_decides(queue: Queue) -> None:
     assert queue.fetch("a") == ["one again"]
 
 
-def test_a_hot_prefix_spills_over_to_a_lighter_worker_at_the_bound(queue: Queue) -> None:
+def test_a_hot_prefix_spills_over_to_a_less_loaded_worker_at_the_bound(queue: Queue) -> None:
     queue.fetch("b")
     for number in range(10):
         queue.put(str(number), SYSTEM)
-    assert queue.fetch("a") == ["0", "1"], "then it would hold more than 1.25 times its share"
+    assert queue.fetch("a") == ["0", "1"], "a third would be more than 1.25 times its share"
     assert queue.fetch("a") == []
     assert queue.fetch("b") == ["2", "3", "4", "5", "6"]
     assert queue.fetch("b") == []
     assert queue.fetch("a") == ["7", "8", "9"]
 
 
-def test_a_worker_with_little_to_do_keeps_its_prefixes_however_idle_the_others(
+def test_a_worker_with_little_load_keeps_its_prefixes_even_if_others_are_idle(
     queue: Queue,
 ) -> None:
     queue.fetch("b")
     for number in range(6):
         queue.put(str(number), SYSTEM)
-    assert queue.fetch("a", least=4) == ["0", "1", "2", "3"]
-    assert queue.fetch("b", least=4) == ["4", "5"]
+    assert queue.fetch("a", min_load=4) == ["0", "1", "2", "3"]
+    assert queue.fetch("b", min_load=4) == ["4", "5"]
 
 
-def test_a_heavy_worker_does_not_relieve_one_at_the_bound(queue: Queue) -> None:
+def test_a_worker_above_the_bound_does_not_relieve_an_owner_at_the_bound(queue: Queue) -> None:
     for number in range(22):
         queue.put(str(number))
     queue.fetch("a", limit=10)
@@ -128,12 +130,12 @@ def test_a_heavy_worker_does_not_relieve_one_at_the_bound(queue: Queue) -> None:
     assert queue.fetch("c") == ["hot"]
 
 
-def test_a_full_owner_loses_what_nobody_else_has_room_to_leave(queue: Queue) -> None:
+def test_a_full_owners_messages_go_to_a_worker_that_has_nothing_else_to_take(queue: Queue) -> None:
     queue.put("one", ONE)
     assert queue.fetch("a", room=1) == ["one"]
     queue.put("one again", ONE)
     queue.put("two", TWO)
-    assert queue.fetch("b", limit=1) == ["two"], "its own before another's"
+    assert queue.fetch("b", limit=1) == ["two"], "a free message before a full owner's"
     assert queue.fetch("b", limit=1) == ["one again"]
 
 
@@ -152,31 +154,32 @@ def test_a_full_owner_that_has_room_again_keeps_its_messages(queue: Queue) -> No
     assert queue.fetch("b") == []
 
 
-def test_an_owner_that_fetches_no_more_loses_its_messages_once_patience_has_run_out(
+def test_an_owner_that_stops_fetching_loses_its_messages_when_the_patience_is_over(
     queue: Queue,
 ) -> None:
     queue.put("one", ONE)
     queue.fetch("dead")
     queue.put("one again", ONE)
     assert queue.fetch("b") == []
-    patient = prefix_affinity.PATIENCE
-    assert eventually(lambda: queue.fetch("b", patience=patient), patient + 1) == ["one again"]
+    patience = prefix_affinity.LIMITS.patience_seconds
+    taken = eventually(lambda: queue.fetch("b", patience_seconds=patience), patience + 1)
+    assert taken == ["one again"]
     assert queue.store.hkeys(WORKERS) == ["b"]
     assert queue.store.hget(OWNERS, ONE) == "b"
 
 
-def test_a_full_owner_is_spared_for_longer_but_not_for_ever(queue: Queue) -> None:
+def test_messages_wait_longer_for_a_full_owner_but_not_forever(queue: Queue) -> None:
     queue.put("one", ONE)
     queue.fetch("a", room=1)
-    queue.silence("a", 0)  # so 60 s
+    queue.silence("a", 0)  # 60 s ago
     queue.put("one again", ONE)
     queue.put("two", TWO)
     queue.put("three", THREE)
-    assert queue.fetch("b", limit=1, patience=1) == ["two"]
-    assert queue.fetch("b", limit=1, patience=1, patience_full=1) == ["one again"]
+    assert queue.fetch("b", limit=1, patience_seconds=1) == ["two"]
+    assert queue.fetch("b", limit=1, patience_seconds=1, full_patience_seconds=1) == ["one again"]
 
 
-def test_a_full_worker_is_no_measure_of_what_others_may_hold(queue: Queue) -> None:
+def test_a_full_workers_load_does_not_raise_the_bound(queue: Queue) -> None:
     for number in range(12):
         queue.put(str(number))
     queue.fetch("full", limit=12, room=12)
@@ -186,7 +189,7 @@ def test_a_full_worker_is_no_measure_of_what_others_may_hold(queue: Queue) -> No
     assert queue.fetch("a") == ["0", "1"]
 
 
-def test_the_load_of_a_dead_worker_does_not_count(queue: Queue) -> None:
+def test_a_dead_workers_load_does_not_raise_the_bound(queue: Queue) -> None:
     for number in range(16):
         queue.put(str(number))
     queue.fetch("dead")
@@ -197,10 +200,10 @@ def test_the_load_of_a_dead_worker_does_not_count(queue: Queue) -> None:
     assert queue.fetch("a") == ["0", "1"]
 
 
-def test_a_worker_of_the_future_is_not_waited_for(queue: Queue) -> None:
+def test_messages_do_not_wait_for_an_owner_whose_last_fetch_is_in_the_future(queue: Queue) -> None:
     queue.put("one", ONE)
     queue.fetch("a")
-    queue.silence("a", -10 * FOR_EVER)  # as after the server's clock was put back
+    queue.silence("a", -10 * FOREVER)  # as if the server's clock was set back
     queue.put("one again", ONE)
     assert queue.fetch("b") == ["one again"]
 
@@ -213,7 +216,9 @@ def test_urgent_messages_are_taken_first(queue: Queue) -> None:
     assert queue.fetch("a") == ["later"]
 
 
-def test_an_urgent_message_of_another_does_not_hold_up_what_is_less_urgent(queue: Queue) -> None:
+def test_an_urgent_message_of_another_owner_does_not_delay_the_others(
+    queue: Queue,
+) -> None:
     queue.put("one", ONE)
     queue.fetch("a")
     queue.put("one again", ONE, into=URGENT)
@@ -221,43 +226,45 @@ def test_an_urgent_message_of_another_does_not_hold_up_what_is_less_urgent(queue
     assert queue.fetch("b") == ["two"]
 
 
-def test_a_message_is_overtaken_by_none_beyond_the_window(queue: Queue) -> None:
+def test_a_fetch_passes_over_a_limited_number_of_messages(queue: Queue) -> None:
     queue.put("one", ONE)
     queue.fetch("a")
     for number in range(4):
         queue.put(f"one.{number}", ONE)
     queue.put("two")
-    assert queue.fetch("b", window=4) == []
-    assert queue.fetch("b", window=5) == ["two"]
+    assert queue.fetch("b", max_passed_over=4) == []
+    assert queue.fetch("b", max_passed_over=5) == ["two"]
 
 
-def test_a_fetch_looks_at_one_message_of_each_tenant_in_turn(queue: Queue) -> None:
+def test_a_fetch_considers_one_message_of_each_tenant_in_turn(queue: Queue) -> None:
     queue.put("one", ONE)
     queue.fetch("a")
     for number in range(40):
         queue.put(f"hot.{number}", ONE, tenant="hot")
     for number in range(3):
         queue.put(f"quiet.{number}", TWO, tenant="quiet")
-    assert queue.fetch("b", window=3) == ["quiet.0", "quiet.1"]
+    assert queue.fetch("b", max_passed_over=3) == ["quiet.0", "quiet.1"]
     queue.put("other", THREE, tenant="other")
-    assert queue.fetch("b", window=3) == ["quiet.2", "other"]
+    assert queue.fetch("b", max_passed_over=3) == ["quiet.2", "other"]
 
 
-def test_what_a_worker_may_not_take_for_its_tenant_another_does(queue: Queue) -> None:
+def test_another_worker_takes_a_message_if_the_owners_slots_are_reserved(
+    queue: Queue,
+) -> None:
     queue.put("one", ONE, tenant="hot")
     assert queue.fetch("a", room=9) == ["one"]
     queue.fetch("b")
     queue.put("hot", ONE, tenant="hot")
     queue.put("quiet", ONE, tenant="quiet")
-    assert queue.fetch("b", least=4) == []
-    assert queue.fetch("a", room=8, places=(8, '{"hot": 9}'), least=4) == ["quiet"]
-    assert queue.fetch("b", least=4) == ["hot"], "the places that are left to a are kept"
+    assert queue.fetch("b", min_load=4) == []
+    assert queue.fetch("a", room=8, reserved=8, held_by_tenant={"hot": 9}, min_load=4) == ["quiet"]
+    assert queue.fetch("b", min_load=4) == ["hot"], "the free slots of a are reserved"
 
 
-def test_the_prefixes_last_used_are_remembered(queue: Queue, store: redis.Redis) -> None:
+def test_the_prefixes_used_last_are_remembered(queue: Queue, store: redis.Redis) -> None:
     for number in range(10):
         queue.put(str(number), f"c{number}", SYSTEM)
-        queue.fetch("a", remembered=4)
+        queue.fetch("a", max_prefixes=4)
     assert sorted(store.hkeys(OWNERS)) == [SYSTEM, "c7", "c8", "c9"]
     assert set(store.zrange(RECENT, 0, -1)) == set(store.hkeys(OWNERS))
     assert store.ttl(OWNERS) > 3_600
@@ -267,13 +274,13 @@ def test_the_prefixes_last_used_are_remembered(queue: Queue, store: redis.Redis)
 @pytest.mark.parametrize(
     "header", ["", ",,", "not hex", 7, None, [ONE], {"a": ONE}, "\\u0061", ",".join(["a"] * 9_999)]
 )
-def test_a_header_that_makes_no_sense_does_no_harm(queue: Queue, header: object) -> None:
+def test_a_message_with_a_malformed_header_is_taken(queue: Queue, header: object) -> None:
     text = {"body": "odd", "headers": {PREFIXES: header}, "properties": {}}
     queue.store.lpush(LATER, json.dumps(text))
     assert queue.fetch("a") == ["odd"]
 
 
-def test_words_in_a_prompt_are_no_header(queue: Queue) -> None:
+def test_a_header_quoted_in_a_prompt_has_no_effect(queue: Queue) -> None:
     queue.put("one", ONE)
     queue.fetch("a")
     name = f'"{PREFIXES}": "{ONE}"'
@@ -281,25 +288,31 @@ def test_words_in_a_prompt_are_no_header(queue: Queue) -> None:
     assert queue.fetch("b") == [name]
 
 
-def test_messages_that_are_no_messages_are_taken_like_any(queue: Queue, store: redis.Redis) -> None:
+def test_texts_that_are_not_messages_are_taken(queue: Queue, store: redis.Redis) -> None:
     store.lpush(LATER, "not json", "", "not json")
-    told: list[Any] = [9, 0, "{}", 3, "t1", "t2", "t3", *prefix_affinity.arguments("a", 0)]
-    reply = FETCH_NEAR.run(store, KEYS, told)
+    slots = FreeSlots(9, 0, Counter())
+    affinity = Affinity(AFFINITY_KEYS, "a", 0, prefix_affinity.LIMITS)
+    tags = ["t1", "t2", "t3"]
+    reply = queue.run(fetch_command.fetch_near(LEASE_KEYS, [URGENT, LATER], slots, tags, affinity))
     assert reply == [LATER, "", "not json", LATER, "", "", LATER, "", "not json"]
     assert queue.waiting() == []
 
 
-def test_an_idle_worker_writes_only_now_and_then(queue: Queue, store: redis.Redis) -> None:
+def test_an_idle_worker_reports_its_load_only_after_half_of_the_patience(
+    queue: Queue, store: redis.Redis
+) -> None:
     queue.fetch("a")
-    said = store.hget(WORKERS, "a")
+    report = store.hget(WORKERS, "a")
     queue.fetch("a")
-    assert store.hget(WORKERS, "a") == said
-    queue.silence("a", FOR_EVER / 4)
+    assert store.hget(WORKERS, "a") == report
+    queue.silence("a", FOREVER / 4)
     queue.fetch("a")
-    assert store.hget(WORKERS, "a") != said
+    assert store.hget(WORKERS, "a") != report
 
 
-def test_a_server_without_memory_still_hands_out_messages(queue: Queue, store: redis.Redis) -> None:
+def test_messages_are_fetched_from_a_server_that_is_out_of_memory(
+    queue: Queue, store: redis.Redis
+) -> None:
     queue.put("one", ONE)
     store.config_set("maxmemory", 1)
     try:
@@ -339,7 +352,7 @@ def chat(lane: str) -> CompletionRequest:
     return CompletionRequest(model="m", lane=lane, messages=messages)  # type: ignore[arg-type]
 
 
-def test_what_a_producer_sends_to_the_local_lane_is_owned_by_who_takes_it(
+def test_the_worker_that_takes_a_local_request_owns_its_prefixes(
     fleet: Fleet, queue: Queue
 ) -> None:
     fleet.submit(chat("local"))
@@ -349,7 +362,7 @@ def test_what_a_producer_sends_to_the_local_lane_is_owned_by_who_takes_it(
     assert len(owners) == 2
 
 
-def test_other_lanes_send_no_prefixes(fleet: Fleet, store: redis.Redis) -> None:
+def test_requests_for_other_lanes_have_no_prefixes(fleet: Fleet, store: redis.Redis) -> None:
     fleet.submit(chat("realtime"))
     [text] = store.lrange("realtime\x06\x163", 0, -1)
     assert PREFIXES not in text

@@ -1,4 +1,4 @@
-"""lua/fetch_near.lua against a model of its rule."""
+"""lua/fetch_near.lua against a model of its rules."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,51 +13,56 @@ from workers.runtime import prefix_affinity
 
 
 @dataclass
-class Rule:
+class Model:
     """What the script should do, in Python, with unlimited patience."""
 
-    window: int
-    least: int
+    max_passed_over: int
+    min_load: int
     lists: dict[str, list[tuple[str, tuple[str, ...]]]] = field(
         default_factory=lambda: {URGENT: [], LATER: []}
     )
     owners: dict[str, str] = field(default_factory=dict)
-    seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # worker -> held, room
+    workers: dict[str, tuple[int, int]] = field(default_factory=dict)  # worker -> held, room
 
     def fetch(self, worker: str, held: int, limit: int, room: int) -> list[str]:
         """The names of the messages that the worker should get."""
-        self.seen[worker] = held, room
+        self.workers[worker] = held, room
         taken: list[str] = []
         for waiting in self.lists.values():
-            passed, spare = 0, []
-            while passed < min(self.window, len(waiting)) and len(taken) < limit:
-                verdict = self.verdict(worker, waiting[passed][1])
+            passed_over, spare = 0, []
+            while passed_over < min(self.max_passed_over, len(waiting)) and len(taken) < limit:
+                message = waiting[passed_over]
+                verdict = self.verdict(worker, message[1])
                 if verdict == "yes":
-                    taken.append(self.take(worker, waiting, waiting[passed]))
+                    taken.append(self.take(worker, waiting, message))
                 else:
-                    spare += [waiting[passed]] if verdict == "perhaps" else []
-                    passed += 1
-            for one in spare[: limit - len(taken)]:
-                taken.append(self.take(worker, waiting, one))
+                    if verdict == "perhaps":
+                        spare.append(message)
+                    passed_over += 1
+            for message in spare[: limit - len(taken)]:
+                taken.append(self.take(worker, waiting, message))
         return taken
 
     def verdict(self, worker: str, prefixes: tuple[str, ...]) -> str:
-        owner = next((self.owners[one] for one in prefixes if one in self.owners), None)
-        if owner not in self.seen:
+        owners = (self.owners[prefix] for prefix in prefixes if prefix in self.owners)
+        owner = next(owners, None)
+        if owner not in self.workers:
             return "yes"
-        if owner != worker and not self.seen[owner][1]:
+        if owner != worker and not self.workers[owner][1]:
             return "perhaps"
-        peers = [held for name, (held, room) in self.seen.items() if room or name == worker]
-        bound = max(self.least, math.ceil(prefix_affinity.SLACK * (sum(peers) + 1) / len(peers)))
-        mine, theirs = self.seen[worker][0], self.seen[owner][0]
-        return "yes" if mine < bound and (owner == worker or theirs >= bound) else "no"
+        peers = [held for name, (held, room) in self.workers.items() if room or name == worker]
+        factor = prefix_affinity.LIMITS.max_load_factor
+        bound = max(self.min_load, math.ceil(factor * (sum(peers) + 1) / len(peers)))
+        load, owner_load = self.workers[worker][0], self.workers[owner][0]
+        return "yes" if load < bound and (owner == worker or owner_load >= bound) else "no"
 
-    def take(self, worker: str, waiting: list[Any], one: tuple[str, tuple[str, ...]]) -> str:
-        waiting.remove(one)
-        self.owners |= dict.fromkeys(one[1], worker)
-        held, room = self.seen[worker]
-        self.seen[worker] = held + 1, room - 1
-        return one[0]
+    def take(self, worker: str, waiting: list[Any], message: tuple[str, tuple[str, ...]]) -> str:
+        waiting.remove(message)
+        name, prefixes = message
+        self.owners |= dict.fromkeys(prefixes, worker)
+        held, room = self.workers[worker]
+        self.workers[worker] = held + 1, room - 1
+        return name
 
 
 A_WORKER = st.sampled_from("abc")
@@ -73,29 +78,34 @@ STEPS = st.lists(
 CAPACITY = 6
 
 
-class Both:
-    """A queue and the model of it, in step."""
+class QueueAndModel:
+    """A queue and its model, in step."""
 
-    def __init__(self, store: redis.Redis, rule: Rule) -> None:
+    def __init__(self, store: redis.Redis, model: Model) -> None:
         store.flushall()
-        self.queue, self.rule = Queue(store), rule
-        self.put_in: list[str] = []
+        self.queue, self.model = Queue(store), model
+        self.names: list[str] = []
 
     def put(self, messages: list[tuple[str, ...]], into: str) -> None:
         for prefixes in messages:
-            name = str(len(self.put_in))
-            self.put_in.append(name)
+            name = str(len(self.names))
+            self.names.append(name)
             self.queue.put(name, *prefixes, into=into)
-            self.rule.lists[into].append((name, prefixes))
+            self.model.lists[into].append((name, prefixes))
 
     def fetch(self, worker: str, limit: int) -> list[str]:
         held = len(self.queue.held.get(worker, ()))
         if held == CAPACITY:
             return []  # a full worker does not fetch
         room = CAPACITY - held
-        expected = self.rule.fetch(worker, held, min(limit, room), room)
-        window, least = self.rule.window, self.rule.least
-        taken = self.queue.fetch(worker, limit, room, window=window, least=least)
+        expected = self.model.fetch(worker, held, min(limit, room), room)
+        taken = self.queue.fetch(
+            worker,
+            limit,
+            room,
+            max_passed_over=self.model.max_passed_over,
+            min_load=self.model.min_load,
+        )
         assert taken == expected
         return taken
 
@@ -105,30 +115,33 @@ class Both:
 
     def silence(self, worker: str, _: None) -> None:
         self.queue.silence(worker)
-        self.rule.seen.pop(worker, None)
+        self.model.workers.pop(worker, None)
 
 
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(steps=STEPS, rule=st.builds(Rule, window=st.integers(1, 5), least=st.integers(1, 3)))
-def test_any_fetch_is_by_the_rule_and_nothing_is_lost_or_taken_twice_or_starves(
-    store: redis.Redis, steps: list[tuple[str, Any, Any]], rule: Rule
+@given(
+    steps=STEPS,
+    model=st.builds(Model, max_passed_over=st.integers(1, 5), min_load=st.integers(1, 3)),
+)
+def test_every_fetch_agrees_with_the_model_and_no_message_is_lost_taken_twice_or_starves(
+    store: redis.Redis, steps: list[tuple[str, Any, Any]], model: Model
 ) -> None:
-    both = Both(store, rule)
+    pair = QueueAndModel(store, model)
     taken: list[str] = []
     for step, *arguments in steps:
-        taken += getattr(both, step)(*arguments) or []
-        assert sorted(taken + both.queue.waiting(), key=int) == both.put_in
+        taken += getattr(pair, step)(*arguments) or []
+        assert sorted(taken + pair.queue.waiting(), key=int) == pair.names
 
     for worker in "abc":
-        both.end(worker, CAPACITY)
-    quiet = 0  # rounds in which every worker has fetched and none was given anything
-    while waiting := both.queue.waiting():
+        pair.end(worker, CAPACITY)
+    idle_rounds = 0  # in which every worker fetched and none got a message
+    while waiting := pair.queue.waiting():
         for worker in "abc":
-            taken += both.fetch(worker, 1)
-            if len(both.queue.held[worker]) == CAPACITY:
-                both.end(worker, 2)
-        quiet = quiet + 1 if both.queue.waiting() == waiting else 0
-        assert quiet < 2, "each has said what it holds, and still nobody may take anything"
-    assert sorted(taken, key=int) == both.put_in
+            taken += pair.fetch(worker, 1)
+            if len(pair.queue.held[worker]) == CAPACITY:
+                pair.end(worker, 2)
+        idle_rounds = idle_rounds + 1 if pair.queue.waiting() == waiting else 0
+        assert idle_rounds < 2, "every worker reported its load, and still none takes a message"
+    assert sorted(taken, key=int) == pair.names

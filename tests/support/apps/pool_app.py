@@ -20,10 +20,10 @@ _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "int
 app = Celery("pool_app", task_cls=AsyncTask)
 app.conf.update(
     broker_url=URL,
-    broker_read_url=URL.replace("redis://", "fleetredis://"),
-    result_backend=result_backend.direct(URL),
+    broker_read_url=transport.leased_url(URL),
+    result_backend=result_backend.backend_url(URL),
     worker_pool="workers.runtime.pool:TaskPool",
-    worker_consumer=f"{transport.__name__}:Consumer",
+    worker_consumer="workers.runtime.consumer:Consumer",
     task_acks_late=True,
     worker_prefetch_multiplier=1,
     worker_cancel_long_running_tasks_on_connection_loss=False,

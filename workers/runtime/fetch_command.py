@@ -1,0 +1,81 @@
+"""Builds the command by which a worker fetches messages: the KEYS and ARGV of its Lua scripts.
+
+Their order is that of the legends in lua/take.lua (what both scripts begin with), lua/fetch.lua and
+lua/fetch_near.lua. It is written down here and there, and nowhere else.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from primarch_fleet.redis_support import LuaScript
+from workers.runtime.fair_share import FreeSlots
+from workers.runtime.prefix_affinity import AffinityLimits
+from workers.runtime.scripts import FETCH, FETCH_NEAR
+
+
+class FetchCommand(NamedTuple):
+    """A script with its KEYS and ARGV."""
+
+    script: LuaScript
+    keys: list[str]
+    args: list[str | float]
+
+
+class Affinity(NamedTuple):
+    """What a fetch by prefix affinity depends on."""
+
+    #: As `prefix_affinity.keys` returns them.
+    keys: Sequence[str]
+    #: The unique name of the worker.
+    worker: str
+    #: Messages that the worker holds.
+    load: int
+    limits: AffinityLimits
+
+
+def fetch(
+    lease_keys: Sequence[str], lists: Mapping[str, bool], slots: FreeSlots, tags: Sequence[str]
+) -> FetchCommand:
+    """Fetch messages, one of each tenant in turn.
+
+    Args:
+        lease_keys: The hash and the sorted set of leases.
+        lists: Redis lists, most urgent first, and whether messages from there are leased.
+        slots: The slots of the worker.
+        tags: A lease tag for each message to fetch, unique to this fetch; at most `slots.free`.
+    """
+    leased = ["1" if is_leased else "0" for is_leased in lists.values()]
+    return FetchCommand(FETCH, [*lease_keys, *lists], [*_slots_and_tags(slots, tags), *leased])
+
+
+def fetch_near(
+    lease_keys: Sequence[str],
+    lists: Sequence[str],
+    slots: FreeSlots,
+    tags: Sequence[str],
+    affinity: Affinity,
+) -> FetchCommand:
+    """Fetch messages as `fetch` does, all leased, and leave those that suit another worker better.
+
+    Args:
+        lists: Redis lists of one queue, most urgent first.
+    """
+    limits = affinity.limits
+    args: list[str | float] = [
+        *_slots_and_tags(slots, tags),
+        affinity.worker,
+        affinity.load,
+        limits.patience_seconds,
+        limits.full_patience_seconds,
+        limits.max_load_factor,
+        limits.min_load,
+        limits.max_passed_over,
+        limits.max_prefixes,
+    ]
+    return FetchCommand(FETCH_NEAR, [*lease_keys, *affinity.keys, *lists], args)
+
+
+def _slots_and_tags(slots: FreeSlots, tags: Sequence[str]) -> list[str | float]:
+    held = json.dumps(slots.held if slots.reserved else {})  # read only if slots are reserved
+    return [slots.free, slots.reserved, held, len(tags), *tags]
