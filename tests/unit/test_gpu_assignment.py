@@ -66,8 +66,8 @@ def test_engines_without_workers_may_share_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"gpus": [0, 0]}, "gpus: one is named twice"),
-        ({"gpus": [0, "0"]}, "gpus: one is named twice"),
+        ({"gpus": [0, 0]}, "gpus: a GPU is named twice"),
+        ({"gpus": [0, "0"]}, "gpus: a GPU is named twice"),
         ({"gpus": [0, 1, 2], "tensor_parallel_size": 2}, "3 named, 2 needed"),
         ({"gpus": [0], "data_parallel_size": 2}, "1 named, 2 needed"),
     ],
