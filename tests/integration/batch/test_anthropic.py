@@ -41,7 +41,7 @@ def at_anthropic(opened: OpenBench) -> OpenBench:
 def orders(b: Bench) -> list[list[dict[str, Any]]]:
     """The requests of every order that came."""
     app: Any = b.simulator._app
-    return [body["requests"] for body in app.orders]
+    return [body["requests"] for body in app.created_bodies]
 
 
 async def order_of_somebody(b: Bench, folder: Path, *custom_ids: str) -> str:

@@ -137,7 +137,7 @@ async def test_azures_batch_waits_until_its_file_is_there_and_processed(
 
 async def test_azure_that_calls_a_cancelled_batch_canceled_is_understood(opened: OpenBench) -> None:
     says = {"cancelled": "canceled", "cancelling": "canceling"}
-    async with opened(profile(in_progress=100, says=says), dialect=dialect("azure")) as b:
+    async with opened(profile(in_progress=100, status_names=says), dialect=dialect("azure")) as b:
         results = await b.send(chat("hello"))
         await b.turn()
         (live,) = await b.batches()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from tests.unit.simulator.conformance import conforms
 from workers.onebox.simulator.chat import complete
-from workers.onebox.simulator.error import ApiError
+from workers.onebox.simulator.errors import ApiError
 from workers.onebox.simulator.tokens import count, cut
 
 QUESTION = [{"role": "user", "content": "why?"}]

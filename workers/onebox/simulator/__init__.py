@@ -1,17 +1,16 @@
-"""A provider simulator: OpenAI's HTTP API, answered by arithmetic instead of a model.
+"""A provider simulator: OpenAI's HTTP API without a model; answers are computed from the request.
 
-Simulated: chat completions (also streamed), embeddings, models, files, batches and their webhooks,
-with prices, latency and faults taken from a `Profile`. Every answer is a function of its request
-alone.
+It simulates chat completions (streamed too), embeddings, models, files, batches and their webhooks.
+Prices, latency and faults come from a `Profile`. An answer depends only on its request.
 
-Usage is counted by one rule: a text costs ceil(UTF-8 bytes / 4) tokens, a chat message 4 more, a
-chat request 3 more, a part of a message that is not text 85, and the `tools` of a request what
-their JSON text costs. A list of token ids costs its length.
+Tokens are counted by one rule: a text has ceil(UTF-8 bytes / 4) tokens, a chat message 4 more, a
+chat request 3 more, a message part that is not text 85, and the `tools` of a request as many as
+their JSON text. A list of token ids has its length.
 
 Not simulated: logprobs, audio, images, moderation, the Responses API, context windows of chat
 models, rate limits other than fault rules (so neither the hourly cap on new batches), cached and
 reasoning tokens (always 0), projects and organisations. Tools are called only when `tool_choice`
-forces one; JSON schemas are answered for the common keywords only (see `sample`).
+forces it. For JSON schemas, `sample_value` lists the supported keywords.
 """
 
 from workers.onebox.simulator.clock import Clock, SystemClock, VirtualClock

@@ -1,4 +1,4 @@
-"""The simulator as a program: `python -m workers.onebox.simulator --help`."""
+"""Runs the simulator as a process: `python -m workers.onebox.simulator --help`."""
 
 import argparse
 import asyncio
@@ -11,14 +11,14 @@ from pydantic import ValidationError
 
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.clock import Clock, SystemClock, VirtualClock
-from workers.onebox.simulator.controls import one_line
+from workers.onebox.simulator.control_routes import one_line
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.provider import Provider
 from workers.onebox.simulator.server import Server
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT, then 0; 2 for a bad profile or an address not to be had."""
+    """Serve until SIGTERM or SIGINT and return 0; 2 for a bad profile or address."""
     arguments = _arguments()
     try:
         profile = Profile.load(arguments.profile) if arguments.profile else Profile()
@@ -36,8 +36,8 @@ def main() -> int:
 
 async def _serve(app: App, host: str, port: int) -> None:
     stopped = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     server = Server(app)
     try:
         print(f"simulator listening on {await server.start(host, port)}", flush=True)
@@ -49,9 +49,11 @@ async def _serve(app: App, host: str, port: int) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.onebox.simulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0: any free port")
-    parser.add_argument("--profile", type=Path, help="a profile as JSON")
-    parser.add_argument("--virtual-clock", action="store_true", help="time passes on request only")
+    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0: any free port")
+    parser.add_argument("--profile", type=Path, help="JSON file with a profile")
+    parser.add_argument(
+        "--virtual-clock", action="store_true", help="advance time only on POST /simulator/clock"
+    )
     return parser.parse_args()
 
 

@@ -1,10 +1,10 @@
-"""Anthropic's dialect of the same provider: Messages in Message Batches, nothing else of its API.
+"""Anthropic's Message Batches; no other part of its API.
 
-A batch is in progress from its creation to its end, with counts that say so, and has all its
-results in one file, in which each line says what became of its request.
+A batch is in progress until it ends; all its requests count as processing until then. All results
+are in one file, in which each line has the outcome of its request.
 
-Not simulated: batches of several models, errors in the parameters of a request beyond those that
-OpenAI's API would refuse too, caching, thinking, and the archive.
+Not simulated: batches of several models, errors in the parameters of a request that OpenAI's API
+does not have too, caching, thinking, and archived batches.
 """
 
 import json
@@ -19,7 +19,7 @@ from aiohttp import web
 
 from workers.onebox.simulator.app import App, WebHandler
 from workers.onebox.simulator.batch import TERMINAL
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid, missing
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, missing
 from workers.onebox.simulator.transport import Call, Reply, as_json
 
 _PATHS = {
@@ -30,9 +30,9 @@ _PATHS = {
     ("GET", "/v1/files/{id}/content"): "/v1/messages/batches/{id}/results",
 }
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_MOST_LISTED = 1000
+_MAX_PAGE_SIZE = 1000
 _VERSION = "2023-06-01"
-_TYPES = {
+_ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     402: "billing_error",
@@ -43,26 +43,26 @@ _TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-_ENDINGS = {"batch_cancelled": "canceled", "batch_expired": "expired"}
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_UNEXECUTED = {"batch_cancelled": "canceled", "batch_expired": "expired"}
 
 
 class AnthropicApp(App):
     """A workspace with its Message Batches."""
 
     def reset(self) -> None:
-        """Forget how many requests each batch has too."""
+        """Delete the record of created batches too."""
         super().reset()
         self._totals: dict[str, int] = {}
-        #: The bodies of all orders as they came.
-        self.orders: list[JsonObject] = []
+        #: The bodies with which batches were created, as received.
+        self.created_bodies: list[JsonObject] = []
 
     def _routes(self) -> Iterator[web.RouteDef]:
         for route in super()._routes():
             path = _PATHS.get((route.method, route.path))
             if path is not None:
-                yield web.route(route.method, path, _spoken(route.handler))
+                yield web.route(route.method, path, _with_anthropic_errors(route.handler))
 
     def _authorize(self, request: web.Request) -> None:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -71,47 +71,51 @@ class AnthropicApp(App):
         if not key or (accepted and key not in accepted):
             raise ApiError(401, "invalid x-api-key")
         if request.headers.get("anthropic-version") != _VERSION:
-            raise invalid(f"anthropic-version: {_VERSION} alone is simulated", None)
+            raise invalid(f"anthropic-version: only {_VERSION} is simulated", None)
 
     async def _create_batch(self, call: Call) -> Reply:
-        requests = _checked(call.body.get("requests"))
-        content = b"".join(json.dumps(_openai_line(one)).encode() + b"\n" for one in requests)
-        file = self._files.upload({"file": ("order.jsonl", content), "purpose": "batch"})
-        order = {"input_file_id": file.id, "endpoint": "/v1/chat/completions"}
-        body = {**order, "completion_window": "24h"}
-        made = json.loads((await super()._create_batch(replace(call, body=body))).parts[0])
-        self._totals[made["id"]] = len(requests)
-        self.orders.append(call.body)
-        return as_json(self._spell(made))
+        requests = _check_requests(call.body.get("requests"))
+        lines = (json.dumps(_openai_line(request)).encode() + b"\n" for request in requests)
+        form = {"file": ("input.jsonl", b"".join(lines)), "purpose": "batch"}
+        body = {
+            "input_file_id": self._files.upload(form).id,
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+        }
+        reply = await super()._create_batch(replace(call, body=body))
+        batch = json.loads(reply.parts[0])
+        self._totals[batch["id"]] = len(requests)
+        self.created_bodies.append(call.body)
+        return as_json(self._anthropic_batch(batch))
 
     async def _retrieve_batch(self, call: Call) -> Reply:
-        return self._spelled(await super()._retrieve_batch(call))
+        return self._anthropic_reply(await super()._retrieve_batch(call))
 
     async def _cancel_batch(self, call: Call) -> Reply:
-        return self._spelled(await super()._cancel_batch(call))
+        return self._anthropic_reply(await super()._cancel_batch(call))
 
     async def _list_batches(self, call: Call) -> Reply:
-        """Newest first: those after `after_id`, or those just before `before_id`."""
-        batches, limit = list(self._all()), int(call.query.get("limit", 20))
-        if not 1 <= limit <= _MOST_LISTED:
-            raise invalid("limit: from 1 to 1000", None)
-        ids = [one["id"] for one in batches]
+        """Newest first: the batches after `after_id`, or those just before `before_id`."""
+        batches, limit = list(self._all_batches()), int(call.query.get("limit", 20))
+        if not 1 <= limit <= _MAX_PAGE_SIZE:
+            raise invalid("limit: must be from 1 to 1000", None)
+        ids = [batch["id"] for batch in batches]
         before, after = (call.query.get(name) for name in ("before_id", "after_id"))
         start, end = _index(ids, after, -1) + 1, _index(ids, before, len(ids))
         if before is not None:
             start = max(start, end - limit)
-        data = [self._spell(one) for one in batches[start : min(end, start + limit)]]
-        more = start > 0 if before is not None else end > start + limit
+        data = [self._anthropic_batch(batch) for batch in batches[start : min(end, start + limit)]]
+        has_more = start > 0 if before is not None else end > start + limit
         first, last = (data[0]["id"], data[-1]["id"]) if data else (None, None)
-        return as_json({"data": data, "has_more": more, "first_id": first, "last_id": last})
+        return as_json({"data": data, "has_more": has_more, "first_id": first, "last_id": last})
 
     async def _file_content(self, call: Call) -> Reply:
         batch = self._batches.retrieve(call.query["id"])
         if batch["status"] not in TERMINAL:
             raise ApiError(404, "The results of this batch are not available yet.")
-        return Reply((b"".join(self._results(batch)),), "application/x-jsonl")
+        return Reply((b"".join(self._result_lines(batch)),), "application/x-jsonl")
 
-    def _all(self) -> Iterator[JsonObject]:
+    def _all_batches(self) -> Iterator[JsonObject]:
         query: JsonObject = {"limit": "100"}
         while True:
             page = self._batches.list(query)
@@ -120,16 +124,16 @@ class AnthropicApp(App):
                 return
             query["after"] = page["last_id"]
 
-    def _results(self, batch: JsonObject) -> Iterator[bytes]:
+    def _result_lines(self, batch: JsonObject) -> Iterator[bytes]:
         for name in ("output_file_id", "error_file_id"):
             if batch[name]:
                 content = self._files.find(batch[name]).content
                 yield from map(_result_line, content.splitlines(keepends=True))
 
-    def _spelled(self, reply: Reply) -> Reply:
-        return as_json(self._spell(json.loads(reply.parts[0])))
+    def _anthropic_reply(self, reply: Reply) -> Reply:
+        return as_json(self._anthropic_batch(json.loads(reply.parts[0])))
 
-    def _spell(self, batch: JsonObject) -> JsonObject:
+    def _anthropic_batch(self, batch: JsonObject) -> JsonObject:
         ended = batch["status"] in TERMINAL
         cancelled, ended_at = batch["cancelling_at"], batch[f"{batch['status']}_at"] if ended else 0
         running = "canceling" if batch["status"] == "cancelling" else "in_progress"
@@ -152,35 +156,35 @@ class AnthropicApp(App):
         counts: Counter[str] = Counter(processing=0, succeeded=0, errored=0, canceled=0, expired=0)
         if not ended:
             return {**counts, "processing": total}
-        counts.update(filter(None, map(_kind, self._results(batch))))
-        # What a fault rule has spoilt was executed all the same.
+        counts.update(filter(None, map(_result_type, self._result_lines(batch))))
+        # Requests whose result line a fault rule corrupted were executed too.
         counts["succeeded"] += max(0, total - counts.total())
         return dict(counts)
 
 
-def _spoken(handler: Any) -> WebHandler:
-    """Refusals in Anthropic's words."""
+def _with_anthropic_errors(handler: Any) -> WebHandler:
+    """The handler with its error responses in Anthropic's form."""
 
     async def serve(request: web.Request) -> web.StreamResponse:
         response: web.StreamResponse = await handler(request)
         if isinstance(response, web.Response) and response.status >= 400 and response.text:
-            told = json.loads(response.text)["error"]
-            error = {"type": _type(response.status), "message": told["message"]}
+            message = json.loads(response.text)["error"]["message"]
+            error = {"type": _error_type(response.status), "message": message}
             response.text = json.dumps({"type": "error", "error": error})
         return response
 
     return serve
 
 
-def _type(status: int) -> str:
-    return _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+def _error_type(status: int) -> str:
+    return _ERROR_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
 def _index(ids: list[str], wanted: str | None, default: int) -> int:
     if wanted is None:
         return default
     if wanted not in ids:
-        raise invalid(f"no batch {wanted}", None)
+        raise invalid(f"no batch with id {wanted}", None)
     return ids.index(wanted)
 
 
@@ -188,20 +192,21 @@ def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-def _checked(requests: Any) -> list[JsonObject]:
+def _check_requests(requests: Any) -> list[JsonObject]:
     if not isinstance(requests, list) or not requests:
         raise invalid("requests: Field required", None)
-    ids = [str(one.get("custom_id")) for one in requests]
+    ids = [str(request.get("custom_id")) for request in requests]
     if not all(map(_CUSTOM_ID.fullmatch, ids)):
         raise invalid("requests.custom_id: String should match '^[a-zA-Z0-9_-]{1,64}$'", None)
     if len(set(ids)) < len(ids):
         raise invalid("requests.custom_id: must be unique within the batch", None)
-    for one in requests:
+    for request in requests:
+        params = request["params"]
         for name in ("model", "messages", "max_tokens"):
-            if name not in one["params"]:
+            if name not in params:
                 raise missing(f"requests.params.{name}")
-        if any(turn["role"] not in ("user", "assistant") for turn in one["params"]["messages"]):
-            raise invalid("requests.params.messages.role: 'user' or 'assistant'", None)
+        if any(message["role"] not in ("user", "assistant") for message in params["messages"]):
+            raise invalid("requests.params.messages.role: must be 'user' or 'assistant'", None)
     return requests
 
 
@@ -211,18 +216,20 @@ def _openai_line(request: JsonObject) -> JsonObject:
 
 
 def _openai_body(params: JsonObject) -> JsonObject:
-    """What the simulated model understands of a request."""
+    """The request in OpenAI's form, with the parameters that the simulated model uses."""
     system = params.get("system")
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [{**turn, "content": _parts(turn["content"])} for turn in params["messages"]]
+    messages += [
+        {**message, "content": _parts(message["content"])} for message in params["messages"]
+    ]
     body = {"model": params["model"], "messages": messages, "max_tokens": params["max_tokens"]}
-    for theirs, ours in {"temperature": "temperature", "stop_sequences": "stop"}.items():
-        if theirs in params:
-            body[ours] = params[theirs]
+    for name, openai_name in {"temperature": "temperature", "stop_sequences": "stop"}.items():
+        if name in params:
+            body[openai_name] = params[name]
     if params.get("tools"):
         body["tools"] = [_function(tool) for tool in params["tools"]]
     if "tool_choice" in params:
-        body["tool_choice"] = _choice(params["tool_choice"])
+        body["tool_choice"] = _tool_choice(params["tool_choice"])
     return body
 
 
@@ -237,22 +244,22 @@ def _function(tool: JsonObject) -> JsonObject:
     return {"type": "function", "function": function}
 
 
-def _choice(choice: JsonObject) -> Any:
+def _tool_choice(choice: JsonObject) -> Any:
     if choice["type"] == "tool":
         return {"type": "function", "function": {"name": choice["name"]}}
-    return _CHOICES[choice["type"]]
+    return _TOOL_CHOICES[choice["type"]]
 
 
 def _result_line(raw: bytes) -> bytes:
     try:
         line: JsonObject = json.loads(raw)
-    except ValueError:  # a fault rule has spoilt it
+    except ValueError:  # corrupted by a fault rule
         return raw
-    ours = {"custom_id": line["custom_id"], "result": _result(line)}
-    return json.dumps(ours).encode() + b"\n"
+    result = {"custom_id": line["custom_id"], "result": _result(line)}
+    return json.dumps(result).encode() + b"\n"
 
 
-def _kind(raw: bytes) -> str | None:
+def _result_type(raw: bytes) -> str | None:
     try:
         return str(json.loads(raw)["result"]["type"])
     except ValueError:
@@ -261,21 +268,21 @@ def _kind(raw: bytes) -> str | None:
 
 def _result(line: JsonObject) -> JsonObject:
     response, error = line["response"], line["error"]
-    if error and error["code"] in _ENDINGS:
-        return {"type": _ENDINGS[error["code"]]}
+    if error and error["code"] in _UNEXECUTED:
+        return {"type": _UNEXECUTED[error["code"]]}
     if response and response["status_code"] == 200:
         return {"type": "succeeded", "message": _message(response["body"])}
     status = response["status_code"] if response else 500
-    told = error or response["body"].get("error") or {"message": "Internal server error"}
-    inner = {"type": _type(status or 500), "message": told["message"]}
-    return {"type": "errored", "error": {"type": "error", "error": inner, "request_id": "req_1"}}
+    cause = error or response["body"].get("error") or {"message": "Internal server error"}
+    details = {"type": _error_type(status or 500), "message": cause["message"]}
+    return {"type": "errored", "error": {"type": "error", "error": details, "request_id": "req_1"}}
 
 
 def _message(body: JsonObject) -> JsonObject:
     choice = body["choices"][0]
     calls = choice["message"].get("tool_calls") or []
     content = [_tool_use(call) for call in calls]
-    reason = "tool_use" if calls else _REASONS[choice["finish_reason"]]
+    reason = "tool_use" if calls else _STOP_REASONS[choice["finish_reason"]]
     return {
         "id": body["id"].replace("chatcmpl-", "msg_"),
         "type": "message",
@@ -293,5 +300,9 @@ def _message(body: JsonObject) -> JsonObject:
 
 def _tool_use(call: JsonObject) -> JsonObject:
     function = call["function"]
-    made = {"name": function["name"], "input": json.loads(function["arguments"])}
-    return {"type": "tool_use", "id": call["id"], **made}
+    return {
+        "type": "tool_use",
+        "id": call["id"],
+        "name": function["name"],
+        "input": json.loads(function["arguments"]),
+    }

@@ -1,4 +1,4 @@
-"""OpenAI's routes: authorization, faults on calls, and one handler per endpoint."""
+"""OpenAI's routes: authorization, faults, and one handler per endpoint."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
@@ -7,35 +7,35 @@ from aiohttp import web
 
 from workers.onebox.simulator import chat
 from workers.onebox.simulator.batches import Batches
-from workers.onebox.simulator.error import ApiError, JsonObject
-from workers.onebox.simulator.faults import refusal
+from workers.onebox.simulator.errors import ApiError, JsonObject
+from workers.onebox.simulator.faults import error_of
 from workers.onebox.simulator.files import Files
 from workers.onebox.simulator.profile import Endpoint, Fault
 from workers.onebox.simulator.provider import Provider
 from workers.onebox.simulator.stats import Stats
 from workers.onebox.simulator.transport import (
     Call,
-    Dropped,
+    DropConnection,
     Reply,
     as_json,
-    cut_off,
+    close_connection,
+    error_response,
+    first_half,
     garbled,
-    half,
     read,
-    refuse,
     send,
     send_half,
 )
 from workers.onebox.simulator.webhooks import Webhooks
 
-_LARGEST_BODY = 512 * 1024 * 1024
+_MAX_BODY_BYTES = 512 * 1024 * 1024
 
 Handler = Callable[[Call], Awaitable[Reply]]
 WebHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class App:
-    """A provider with its files, batches and stats, reached over HTTP."""
+    """The HTTP API of a provider, with its files, batches and stats."""
 
     def __init__(self, provider: Provider) -> None:
         self.provider = provider
@@ -43,24 +43,24 @@ class App:
         self.reset()
 
     def reset(self) -> None:
-        """Forget files, batches, charges and counts; profile and clock stay."""
+        """Delete files, batches, charges and counts; keep the profile and the clock."""
         self.provider.reset()
         self.stats.reset()
         self._files = Files(self.provider)
         self._webhooks = Webhooks(self.provider)
-        self._batches = Batches(self.provider, self._files, self._webhooks.ended)
+        self._batches = Batches(self.provider, self._files, self._webhooks.enqueue)
 
     async def send_webhooks(self) -> list[int]:
-        """Tell of the batches that have ended; the statuses of the answers, 0 for none.
+        """Send the webhooks of batches that ended; return the response statuses, 0 for no response.
 
-        What was not taken is sent again with the next call.
+        Webhooks that were not accepted are sent again by the next call.
         """
         self._batches.catch_up()
         return await self._webhooks.send()
 
     def application(self) -> web.Application:
-        """An application with OpenAI's routes."""
-        application = web.Application(client_max_size=_LARGEST_BODY)
+        """Build an application with OpenAI's routes."""
+        application = web.Application(client_max_size=_MAX_BODY_BYTES)
         application.add_routes(self._routes())
         return application
 
@@ -80,21 +80,21 @@ class App:
             ("POST", "/v1/batches/{id}/cancel", "batches.cancel", self._cancel_batch),
         )
         for method, path, endpoint, handler in table:
-            yield web.route(method, path, self._counted(endpoint, handler))
+            yield web.route(method, path, self._with_stats(endpoint, handler))
 
-    def _counted(self, endpoint: Endpoint, handler: Handler) -> WebHandler:
+    def _with_stats(self, endpoint: Endpoint, handler: Handler) -> WebHandler:
         async def serve(request: web.Request) -> web.StreamResponse:
             self.stats.enter(endpoint)
             status = "dropped"
             try:
                 response = await self._serve(endpoint, handler, request)
-                if request.transport is not None:  # else the caller has gone meanwhile
+                if request.transport is not None:  # else the caller disconnected
                     status = str(response.status)
             except ApiError as error:
-                response = refuse(error, self.provider.ids.new("req_"))
+                response = error_response(error, self.provider.ids.new("req_"))
                 status = str(error.status)
-            except Dropped:
-                response = cut_off(request)
+            except DropConnection:
+                response = close_connection(request)
             finally:
                 self.stats.leave(endpoint, status)
             return response
@@ -106,17 +106,17 @@ class App:
     ) -> web.StreamResponse:
         self._authorize(request)
         call = await read(endpoint, request)
-        fault = self._pick(call)
+        fault = self._pick_fault(call)
         if fault is not None:
             await self.provider.clock.sleep(fault.delay)
-            _strike(fault, committed=False)
+            _apply_fault(fault, handled=False)
         reply = await handler(call)
         if fault is not None:
-            _strike(fault, committed=True)
+            _apply_fault(fault, handled=True)
             if fault.drop == "mid_stream":
                 await send_half(request, reply, self.provider.clock)
             if fault.drop == "short":
-                reply = half(reply)
+                reply = first_half(reply)
             if fault.drop == "garbled":
                 reply = garbled(reply)
         return await send(request, reply, self.provider.ids.new("req_"), self.provider.clock)
@@ -133,25 +133,27 @@ class App:
         if accepted and key.strip() not in accepted:
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
 
-    def _pick(self, call: Call) -> Fault | None:
+    def _pick_fault(self, call: Call) -> Fault | None:
         model = call.body.get("model")
         name = model if isinstance(model, str) else None
         return self.provider.faults.pick("call", call.endpoint, name, call.raw)
 
     async def _complete(self, call: Call) -> Reply:
         answer = self.provider.complete(call.body)
-        wait = self.provider.latency(answer.model, call.raw)
-        pace = self.provider.profile.latency_of(answer.model).time_per_token
-        writing = pace * answer.usage.output_tokens
+        time_to_first_token = self.provider.latency(answer.model, call.raw)
+        time_per_token = self.provider.profile.latency_of(answer.model).time_per_token
+        generation_time = time_per_token * answer.usage.output_tokens
         streamed = call.body.get("stream") is True
-        await self.provider.clock.sleep(wait if streamed else wait + writing)
+        await self.provider.clock.sleep(
+            time_to_first_token if streamed else time_to_first_token + generation_time
+        )
         self.provider.charge(answer, "realtime")
         if not streamed:
             return as_json(self.provider.write(answer))
         chunks = self.provider.write_chunks(answer, include_usage=chat.include_usage(call.body))
         parts = [*map(_event, chunks), b"data: [DONE]\n\n"]
-        pause = writing / len(parts)
-        return Reply(parts, "text/event-stream", True, pause, self.stats.chunk)
+        pause = generation_time / len(parts)
+        return Reply(parts, "text/event-stream", True, pause, self.stats.chunk_sent)
 
     async def _embed(self, call: Call) -> Reply:
         answer = self.provider.answer("embeddings", call.body)
@@ -197,13 +199,14 @@ class App:
         return as_json(self._batches.cancel(call.query["id"]))
 
 
-def _strike(fault: Fault, *, committed: bool) -> None:
-    if (fault.drop == "after_commit") is not committed:
+def _apply_fault(fault: Fault, *, handled: bool) -> None:
+    """Raise the fault's error, before or after the call was handled as the rule says."""
+    if (fault.drop == "after_commit") is not handled:
         return
     if fault.status is not None:
-        raise refusal(fault, fault.status)
+        raise error_of(fault, fault.status)
     if fault.drop in ("before_response", "after_commit"):
-        raise Dropped
+        raise DropConnection
 
 
 def _event(chunk: JsonObject) -> bytes:

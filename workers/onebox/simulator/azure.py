@@ -1,11 +1,11 @@
-"""Azure OpenAI's dialect of the same provider: its paths and keys, its refusals, its files.
+"""Azure OpenAI's variant of the API: its paths, keys, errors and files.
 
-Under /openai/v1, where `api-version` may be left out, and classically under /openai, where it may
-not. As with Azure, a batch has "" for a file that is not there yet, and in the end a file of no
-bytes for errors that did not happen; the endpoint that its creator names is ignored.
+The routes are under /openai/v1, where `api-version` is optional, and under /openai, where it is
+required. As on Azure, the id of a batch's missing file is "", a completed batch without errors has
+an empty error file, and the `endpoint` of a new batch is ignored.
 
-Not simulated: Entra ID, blobs, content filters that refuse, and the refusal of metadata by name:
-Azure documents none, here it is a 400.
+Not simulated: Entra ID, blobs and content filters that block. Azure does not document its error for
+batch metadata; here it is a 400.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from workers.onebox.simulator.app import App
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid
 from workers.onebox.simulator.files import File
 from workers.onebox.simulator.provider import Provider
 from workers.onebox.simulator.transport import Call, Reply, as_json
@@ -26,16 +26,17 @@ _SAFE = {"hate": {"filtered": False, "severity": "safe"}}
 
 
 class AzureApp(App):
-    """A resource whose uploads take `processing` seconds until a batch can be made of them."""
+    """An Azure resource; uploads take `processing` seconds until a batch can use them."""
 
     def __init__(self, provider: Provider, processing: float = 0.0) -> None:
         self._processing = processing
         super().__init__(provider)
 
     def reset(self) -> None:
-        """Forget the files of no errors too."""
+        """Delete the ids of empty error files too."""
         super().reset()
-        self._no_errors: dict[str, str] = {}
+        #: Ids of empty error files by batch id.
+        self._empty_error_files: dict[str, str] = {}
 
     def _routes(self) -> Iterator[web.RouteDef]:
         for route in super()._routes():
@@ -65,35 +66,35 @@ class AzureApp(App):
         return as_json(self._file_json(file))
 
     async def _retrieve_file(self, call: Call) -> Reply:
-        return as_json(self._file_json(_rewritten(self._files.find(call.query["id"]))))
+        return as_json(self._file_json(_with_azure_lines(self._files.find(call.query["id"]))))
 
     async def _file_content(self, call: Call) -> Reply:
-        file = _rewritten(self._files.find(call.query["id"]))
+        file = _with_azure_lines(self._files.find(call.query["id"]))
         return Reply((file.content,), "application/octet-stream")
 
     async def _create_batch(self, call: Call) -> Reply:
         if call.body.get("metadata"):
             raise invalid("Unsupported parameter: metadata.", "metadata")
         file = self._files.find(str(call.body.get("input_file_id")))
-        if self._pends(file):
+        if self._is_pending(file):
             raise invalid(f"The file {file.id} is not processed.", "input_file_id")
-        read = replace(call, body={**call.body, "endpoint": "/v1/chat/completions"})
-        return self._spelled(await super()._create_batch(read))
+        chat_call = replace(call, body={**call.body, "endpoint": "/v1/chat/completions"})
+        return self._azure_reply(await super()._create_batch(chat_call))
 
     async def _retrieve_batch(self, call: Call) -> Reply:
-        return self._spelled(await super()._retrieve_batch(call))
+        return self._azure_reply(await super()._retrieve_batch(call))
 
     async def _cancel_batch(self, call: Call) -> Reply:
-        return self._spelled(await super()._cancel_batch(call))
+        return self._azure_reply(await super()._cancel_batch(call))
 
     async def _list_batches(self, call: Call) -> Reply:
         page = json.loads((await super()._list_batches(call)).parts[0])
-        return as_json({**page, "data": [self._spell(batch) for batch in page["data"]]})
+        return as_json({**page, "data": [self._azure_batch(batch) for batch in page["data"]]})
 
-    def _spelled(self, reply: Reply) -> Reply:
-        return as_json(self._spell(json.loads(reply.parts[0])))
+    def _azure_reply(self, reply: Reply) -> Reply:
+        return as_json(self._azure_batch(json.loads(reply.parts[0])))
 
-    def _spell(self, batch: JsonObject) -> JsonObject:
+    def _azure_batch(self, batch: JsonObject) -> JsonObject:
         ended = batch["status"] == "completed"
         errors = batch["error_file_id"] or (self._empty_file(batch["id"]) if ended else "")
         counts = batch["request_counts"] if ended else dict.fromkeys(batch["request_counts"])
@@ -107,30 +108,30 @@ class AzureApp(App):
         }
 
     def _empty_file(self, batch_id: str) -> str:
-        if batch_id not in self._no_errors:
+        if batch_id not in self._empty_error_files:
             now = self.provider.clock.now()
             file = self._files.add_result(f"{batch_id}_error.jsonl", b"", now, None)
-            self._no_errors[batch_id] = file.id
-        return self._no_errors[batch_id]
+            self._empty_error_files[batch_id] = file.id
+        return self._empty_error_files[batch_id]
 
     def _file_json(self, file: File) -> JsonObject:
-        return {**file.as_json(), "status": "pending" if self._pends(file) else "processed"}
+        return {**file.as_json(), "status": "pending" if self._is_pending(file) else "processed"}
 
-    def _pends(self, file: File) -> bool:
+    def _is_pending(self, file: File) -> bool:
         return self.provider.clock.now() < file.created_at + self._processing
 
 
-def _rewritten(file: File) -> File:
-    """A result file as Azure writes it: lines without ids of their own, filters in the answers."""
+def _with_azure_lines(file: File) -> File:
+    """A result file as Azure writes it: lines without ids, answers with filter results."""
     if file.purpose != "batch_output":
         return file
-    return replace(file, content=b"".join(map(_line, file.content.splitlines(keepends=True))))
+    return replace(file, content=b"".join(map(_azure_line, file.content.splitlines(keepends=True))))
 
 
-def _line(raw: bytes) -> bytes:
+def _azure_line(raw: bytes) -> bytes:
     try:
         line: JsonObject = json.loads(raw)
-    except ValueError:  # a fault rule has spoilt it
+    except ValueError:  # corrupted by a fault rule
         return raw
     del line["id"]
     body = (line["response"] or {}).get("body")

@@ -1,4 +1,4 @@
-"""All batches: creation, the list, and time passing for all of them in order."""
+"""All batches: their creation, their list, and their changes of status in time order."""
 
 import heapq
 import itertools
@@ -6,44 +6,49 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from workers.onebox.simulator.batch import TERMINAL, Batch, Order
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid
+from workers.onebox.simulator.batch import TERMINAL, Batch, BatchRequest
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid
 from workers.onebox.simulator.files import File, Files, lifetime, page
 from workers.onebox.simulator.parameters import optional, required, wrong_type
 from workers.onebox.simulator.provider import ENDPOINTS, Provider
-from workers.onebox.simulator.validation import Input, batch_error, enqueued_tokens, read
+from workers.onebox.simulator.validation import CheckedInput, batch_error, check, enqueued_tokens
 
-_MOST_PAIRS, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
-_MOST_LISTED, _LISTED = 100, 20
+_MAX_PAIRS, _MAX_KEY_LENGTH, _MAX_VALUE_LENGTH = 16, 64, 512
+_MAX_PAGE_SIZE, _DEFAULT_PAGE_SIZE = 100, 20
 
 
 class Batches:
-    """Brought up to the clock whenever one of them is looked at.
+    """The batches, brought up to date with the clock whenever one is read.
 
-    Changes of status happen in the order of their times, over all batches: when two compete for a
-    model's enqueued tokens, it does not matter who is looked at first. `ended` is called with each
-    one that has come to its end.
+    Changes of status happen in time order over all batches, so when two compete for a model's
+    enqueued tokens, it does not matter which is read first.
+
+    Args:
+        provider: The provider that answers the lines.
+        files: Input and result files.
+        on_end: Called with each batch that reaches a terminal status.
     """
 
-    def __init__(self, provider: Provider, files: Files, ended: Callable[[Batch], None]) -> None:
+    def __init__(self, provider: Provider, files: Files, on_end: Callable[[Batch], None]) -> None:
         self._provider = provider
         self._files = files
-        self._ended = ended
+        self._on_end = on_end
         self._batches: dict[str, Batch] = {}
-        self._agenda: list[tuple[float, int, Batch]] = []
-        self._entries = itertools.count()  # breaks ties: the older plan first
-        self._tokens: dict[str, int] = {}
+        self._schedule: list[tuple[float, int, Batch]] = []
+        self._entries = itertools.count()  # breaks ties: the older entry first
+        self._enqueued_tokens: dict[str, int] = {}
 
     def create(self, body: JsonObject) -> JsonObject:
         """Accept a batch, which starts validating. Raises ApiError."""
         self.catch_up()
-        order, file = self._order(body)
-        found = self._struck(read(file.content, order.endpoint, self._provider.profile))
-        batch = Batch(order, found, self._provider, self._files, self._admit)
-        if self._limit(batch.model) is not None and not found.errors:
-            self._tokens[batch.id] = enqueued_tokens(found, self._provider)
+        request, file = self._read_request(body)
+        checked = check(file.content, request.endpoint, self._provider.profile)
+        checked = self._with_fault_errors(checked)
+        batch = Batch(request, checked, self._provider, self._files, self._admit)
+        if self._token_limit(batch.model) is not None and not checked.errors:
+            self._enqueued_tokens[batch.id] = enqueued_tokens(checked, self._provider)
         self._batches[batch.id] = batch
-        self._plan(batch)
+        self._schedule_step(batch)
         return batch.as_json()
 
     def retrieve(self, batch_id: str) -> JsonObject:
@@ -51,7 +56,7 @@ class Batches:
         return self._find(batch_id).as_json()
 
     def cancel(self, batch_id: str) -> JsonObject:
-        """Start cancelling; a 409 once it is too late, no change where it is under way."""
+        """Start cancelling; a 409 if the batch has ended, no change if it is cancelling already."""
         batch = self._find(batch_id)
         if batch.status == "cancelling":
             return batch.as_json()
@@ -59,30 +64,28 @@ class Batches:
             text = f"Cannot cancel a batch with status '{batch.status}'."
             raise ApiError(409, text)
         batch.cancel(self._provider.clock.now())
-        self._plan(batch)
+        self._schedule_step(batch)
         return batch.as_json()
 
     def list(self, query: JsonObject) -> JsonObject:
-        """One page, newest first; 20 batches unless `limit` says otherwise, 100 at most."""
+        """One page, newest first; `limit` batches, 20 by default and 100 at most."""
         self.catch_up()
         now = self._provider.clock.now()
         newest = now - self._provider.profile.batch.list_lag
         batches = [batch for batch in self._batches.values() if batch.created_at <= newest]
         for batch in batches:
             batch.work(now)
-        return page(batches[::-1], query, _LISTED, _MOST_LISTED)
+        return page(batches[::-1], query, _DEFAULT_PAGE_SIZE, _MAX_PAGE_SIZE)
 
-    def _struck(self, found: Input) -> Input:
+    def _with_fault_errors(self, checked: CheckedInput) -> CheckedInput:
         """The input with the errors that fault rules add."""
-        errors = list(found.errors)
-        for number, request in enumerate(found.requests, 1):
-            fault = self._provider.faults.pick(
-                "validation", request.endpoint, found.model, request.raw
-            )
+        errors = list(checked.errors)
+        for number, line in enumerate(checked.lines, 1):
+            fault = self._provider.faults.pick("validation", line.endpoint, checked.model, line.raw)
             if fault is not None:
-                line = number if fault.names_line else None
-                errors.append(batch_error(str(fault.code), fault.message, line=line))
-        return replace(found, errors=errors)
+                line_number = number if fault.names_line else None
+                errors.append(batch_error(str(fault.code), fault.message, line=line_number))
+        return replace(checked, errors=errors)
 
     def _find(self, batch_id: str) -> Batch:
         self.catch_up()
@@ -92,32 +95,32 @@ class Batches:
         batch.work(self._provider.clock.now())
         return batch
 
-    def _plan(self, batch: Batch) -> None:
+    def _schedule_step(self, batch: Batch) -> None:
         if batch.status not in TERMINAL:
-            heapq.heappush(self._agenda, (batch.due, next(self._entries), batch))
+            heapq.heappush(self._schedule, (batch.due, next(self._entries), batch))
 
     def catch_up(self) -> None:
         """Make every change of status that is due."""
         now = self._provider.clock.now()
-        while self._agenda and self._agenda[0][0] <= now:
-            due, _, batch = heapq.heappop(self._agenda)
-            # A cancelled batch has left an entry behind for what it will no longer do.
+        while self._schedule and self._schedule[0][0] <= now:
+            due, _, batch = heapq.heappop(self._schedule)
+            # Skip the old entry of a batch that was cancelled since.
             if due == batch.due:
                 batch.step()
                 if batch.status in TERMINAL:
-                    self._ended(batch)
-                self._plan(batch)
+                    self._on_end(batch)
+                self._schedule_step(batch)
 
     def _admit(self, batch: Batch) -> JsonObject | None:
-        limit = self._limit(batch.model)
+        limit = self._token_limit(batch.model)
         if limit is None:
             return None
         enqueued = sum(
-            self._tokens.get(other.id, 0)
+            self._enqueued_tokens.get(other.id, 0)
             for other in self._batches.values()
             if other.model == batch.model and other.status not in ("validating", *TERMINAL)
         )
-        if enqueued + self._tokens.get(batch.id, 0) <= limit:
+        if enqueued + self._enqueued_tokens.get(batch.id, 0) <= limit:
             return None
         text = (
             f"Enqueued token limit reached for {batch.model} in organization org-simulator. "
@@ -126,18 +129,19 @@ class Batches:
         )
         return batch_error("token_limit_exceeded", text)
 
-    def _limit(self, model: str | None) -> int | None:
+    def _token_limit(self, model: str | None) -> int | None:
         return self._provider.profile.prices(model or "").enqueued_token_limit
 
-    def _order(self, body: JsonObject) -> tuple[Order, File]:
+    def _read_request(self, body: JsonObject) -> tuple[BatchRequest, File]:
         input_file_id = required(body, "input_file_id", str)
         endpoint = _one_of(body, "endpoint", tuple(ENDPOINTS))
         window = _one_of(body, "completion_window", ("24h",))
         metadata = _metadata(body)
-        life = lifetime(body.get("output_expires_after"), "output_expires_after")
-        return Order(endpoint, input_file_id, window, metadata, life), self._input(input_file_id)
+        output_lifetime = lifetime(body.get("output_expires_after"), "output_expires_after")
+        request = BatchRequest(endpoint, input_file_id, window, metadata, output_lifetime)
+        return request, self._input_file(input_file_id)
 
-    def _input(self, file_id: str) -> File:
+    def _input_file(self, file_id: str) -> File:
         try:
             file = self._files.find(file_id)
         except ApiError:
@@ -147,9 +151,9 @@ class Batches:
             raise invalid(text, "input_file_id") from None
         if file.purpose != "batch":
             raise invalid(f"File {file_id} must have the purpose 'batch'.", "input_file_id")
-        most = self._provider.profile.batch.max_bytes
-        if len(file.content) > most:
-            text = f"The batch input file is larger than the {most} maximum for the model."
+        max_bytes = self._provider.profile.batch.max_bytes
+        if len(file.content) > max_bytes:
+            text = f"The batch input file is larger than the {max_bytes} maximum for the model."
             raise ApiError(413, text)
         return file
 
@@ -167,10 +171,10 @@ def _metadata(body: JsonObject) -> dict[str, str] | None:
     metadata = optional(body, "metadata", dict)
     if metadata is None:
         return None
-    if len(metadata) > _MOST_PAIRS:
+    if len(metadata) > _MAX_PAIRS:
         text = (
             "Invalid 'metadata': too many properties. Expected an object with at most "
-            f"{_MOST_PAIRS} properties, but got an object with {len(metadata)} properties instead."
+            f"{_MAX_PAIRS} properties, but got an object with {len(metadata)} properties instead."
         )
         raise invalid(text, "metadata", "object_above_max_properties")
     for key, value in metadata.items():
@@ -182,10 +186,10 @@ def _check_pair(key: str, value: Any) -> None:
     name = f"metadata.{key}"
     if not isinstance(value, str):
         raise wrong_type(name, str, value)
-    for text, longest in ((key, _LONGEST_KEY), (value, _LONGEST_VALUE)):
-        if len(text) > longest:
+    for text, max_length in ((key, _MAX_KEY_LENGTH), (value, _MAX_VALUE_LENGTH)):
+        if len(text) > max_length:
             message = (
                 f"Invalid '{name}': string too long. Expected a string with maximum length "
-                f"{longest}, but got a string with length {len(text)} instead."
+                f"{max_length}, but got a string with length {len(text)} instead."
             )
             raise invalid(message, name, "string_above_max_length")

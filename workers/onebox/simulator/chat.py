@@ -1,4 +1,4 @@
-"""Chat completions: what is refused, what is answered, and how the answer is written."""
+"""Chat completions: the checks of a request, its answer, and the JSON of the answer."""
 
 import json
 import re
@@ -6,36 +6,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from workers.onebox.simulator.error import JsonObject, invalid, missing
+from workers.onebox.simulator.errors import JsonObject, invalid, missing
 from workers.onebox.simulator.parameters import integer, optional, required, wrong_type
-from workers.onebox.simulator.sample import sample
+from workers.onebox.simulator.schema_sample import sample_value
 from workers.onebox.simulator.tokens import Usage, count, cut
 
 _ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 _TOKENS_PER_REQUEST = 3
 _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_OTHER_PART = 85
-_LONGEST_ECHO = 50  # tokens
-_MOST_TOKENS = 1_000_000
+_MAX_ECHO_TOKENS = 50
+_MAX_OUTPUT_TOKENS = 1_000_000
 _PIECE = re.compile(r"\s*\S+\s*|\s+")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer: `text`, which is a tool's arguments where `tool` names one."""
+    """One answer; with a `tool`, `text` is the tool's arguments."""
 
     text: str
     finish_reason: str
     tool: str | None = None
 
     def tokens(self) -> int:
-        """What the answer counts."""
+        """The tokens of the answer."""
         return count(self.text) + count(self.tool or "")
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A request answered."""
+    """The answer to a request."""
 
     model: str
     choices: list[Choice]
@@ -60,9 +60,9 @@ class Completion:
     def chunks(
         self, completion_id: str, created: int, *, include_usage: bool
     ) -> Iterator[JsonObject]:
-        """OpenAI's `chat.completion.chunk` objects: role, pieces, reason, for each choice.
+        """OpenAI's `chat.completion.chunk` objects: role, text and finish reason of each choice.
 
-        With `include_usage` a last chunk without choices has the usage, and the others null.
+        With `include_usage`, a last chunk without choices has the usage; it is null in the others.
         """
         head = _head(self.model, completion_id, created, "chat.completion.chunk")
         if include_usage:
@@ -76,7 +76,7 @@ class Completion:
 
 
 def complete(body: JsonObject) -> Completion:
-    """Answer one request body; the same body always gets the same answer. Raises ApiError."""
+    """Answer a request body; equal bodies get equal answers. Raises ApiError."""
     model = required(body, "model", str)
     messages = required(body, "messages", list)
     if not messages:
@@ -85,9 +85,11 @@ def complete(body: JsonObject) -> Completion:
     _check_options(body)
     answer = _answer(body, messages)
     number = integer(body, "n", 1, 128) or 1
-    limit, stops = _limit(body), _stops(body)
+    limit, stops = _max_tokens(body), _stop_texts(body)
     choices = [_choice(answer, index, limit, stops) for index in range(number)]
-    return Completion(model, choices, Usage(input_tokens, sum(c.tokens() for c in choices)))
+    return Completion(
+        model, choices, Usage(input_tokens, sum(choice.tokens() for choice in choices))
+    )
 
 
 def include_usage(body: JsonObject) -> bool:
@@ -147,16 +149,16 @@ def _check_options(body: JsonObject) -> None:
             raise invalid(text, name, code)
 
 
-def _limit(body: JsonObject) -> int | None:
-    old = integer(body, "max_tokens", 1, _MOST_TOKENS)
-    new = integer(body, "max_completion_tokens", 1, _MOST_TOKENS)
-    if old is not None and new is not None:
+def _max_tokens(body: JsonObject) -> int | None:
+    max_tokens = integer(body, "max_tokens", 1, _MAX_OUTPUT_TOKENS)
+    max_completion_tokens = integer(body, "max_completion_tokens", 1, _MAX_OUTPUT_TOKENS)
+    if max_tokens is not None and max_completion_tokens is not None:
         text = "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not supported."
         raise invalid(text, "max_tokens", "invalid_parameter_combination")
-    return old if new is None else new
+    return max_tokens if max_completion_tokens is None else max_completion_tokens
 
 
-def _stops(body: JsonObject) -> list[str]:
+def _stop_texts(body: JsonObject) -> list[str]:
     stop = body.get("stop")
     stops = [stop] if isinstance(stop, str) else optional(body, "stop", list) or []
     if len(stops) > 4:
@@ -167,10 +169,10 @@ def _stops(body: JsonObject) -> list[str]:
 
 
 def _answer(body: JsonObject, messages: list[Any]) -> Choice:
-    echo = cut(_last_user_text(messages), _LONGEST_ECHO)
+    echo = cut(_last_user_text(messages), _MAX_ECHO_TOKENS)
     tool, reason = _forced_tool(body)
     if tool is not None:
-        arguments = _sampled(optional(tool, "parameters", dict) or {}, echo, "tools")
+        arguments = _sample_json(optional(tool, "parameters", dict) or {}, echo, "tools")
         return Choice(arguments, reason, required(tool, "name", str))
     return Choice(_formatted(body, messages, f"Simulated answer to: {echo}"), "stop")
 
@@ -198,19 +200,19 @@ def _formatted(body: JsonObject, messages: list[Any], text: str) -> str:
         return json.dumps({"answer": text})
     if form.get("type") == "json_schema":
         schema = required(required(form, "json_schema", dict), "schema", dict)
-        return _sampled(schema, text, "response_format")
+        return _sample_json(schema, text, "response_format")
     raise invalid("Invalid value.", "response_format.type", "invalid_value")
 
 
-def _sampled(schema: JsonObject, text: str, param: str) -> str:
+def _sample_json(schema: JsonObject, text: str, param: str) -> str:
     try:
-        return json.dumps(sample(schema, text))
+        return json.dumps(sample_value(schema, text))
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise invalid(f"Invalid schema: {error}", param, "invalid_json_schema") from error
 
 
 def _forced_tool(body: JsonObject) -> tuple[JsonObject | None, str]:
-    # OpenAI finishes with "stop" where one tool is named, "tool_calls" where any is required.
+    # OpenAI's finish reason is "stop" for a named tool and "tool_calls" for a required one.
     choice = body.get("tool_choice")
     functions = [required(tool, "function", dict) for tool in optional(body, "tools", list) or []]
     if choice in (None, "none", "auto"):

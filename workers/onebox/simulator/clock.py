@@ -1,4 +1,4 @@
-"""The time the simulator lives by."""
+"""The clocks of the simulator."""
 
 import asyncio
 import threading
@@ -19,25 +19,24 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock, kept from going back when the machine's time is set."""
+    """The machine's clock, but it never goes back when the machine's time is set."""
 
     def __init__(self) -> None:
         self._start = time.time() - time.monotonic()
 
     def now(self) -> float:
-        """Seconds since the Unix epoch, as of the start plus the time run since."""
+        """Seconds since the Unix epoch: the start time plus the time run since."""
         return self._start + time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Really wait."""
+        """Wait in real time."""
         await asyncio.sleep(seconds)
 
 
 class VirtualClock:
-    """Stands still until told to move; safe to use from any thread.
+    """A clock that moves only in `advance`; safe to use from any thread.
 
-    A sleep returns at once and does not move the clock: latency is free, and time passes only
-    where a test says so.
+    `sleep` returns at once and does not move the clock, so simulated latency takes no time.
     """
 
     def __init__(self, start: float = 1_750_000_000.0) -> None:
@@ -49,12 +48,12 @@ class VirtualClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Move on by `seconds`, which must not be negative."""
+        """Move on by `seconds`, at least 0."""
         if seconds < 0:
-            raise ValueError("a clock does not go back")
+            raise ValueError("seconds: must not be negative")
         with self._lock:
             self._now += seconds
 
     async def sleep(self, seconds: float) -> None:
-        """Let other tasks run, once."""
+        """Let other tasks run once."""
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Embeddings: unit vectors that depend on the input and on nothing else."""
+"""Embeddings: unit vectors that depend only on the input."""
 
 import array
 import base64
@@ -9,22 +9,22 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid, missing
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, missing
 from workers.onebox.simulator.parameters import integer, required, wrong_type
 from workers.onebox.simulator.tokens import Usage, count
 
-_DIMENSIONS = 1_536
-_MOST_DIMENSIONS = 3_072
-_MOST_INPUTS = 2_048
-_MOST_TOKENS_PER_INPUT = 8_192
-_MOST_TOKENS = 300_000
+_DEFAULT_DIMENSIONS = 1_536
+_MAX_DIMENSIONS = 3_072
+_MAX_INPUTS = 2_048
+_MAX_TOKENS_PER_INPUT = 8_192
+_MAX_TOKENS = 300_000
 
 Input = str | list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """A request answered; vectors are computed only when written."""
+    """The answer to a request; its vectors are computed when its body is written."""
 
     model: str
     inputs: list[Input]
@@ -33,7 +33,7 @@ class Embeddings:
     usage: Usage
 
     def body(self, completion_id: str, created: int) -> JsonObject:
-        """OpenAI's embeddings `list`; it has neither an id nor a time."""
+        """OpenAI's `list` of embeddings, which has neither id nor time."""
         vectors = (vector(item, self.dimensions) for item in self.inputs)
         return {
             "object": "list",
@@ -54,14 +54,14 @@ class Embeddings:
 
 
 def embed(body: JsonObject) -> Embeddings:
-    """Answer one request body. Raises ApiError."""
+    """Answer a request body. Raises ApiError."""
     model = required(body, "model", str)
     inputs = _inputs(body.get("input"))
     tokens = [_tokens(item) for item in inputs]
-    if sum(tokens) > _MOST_TOKENS:
-        text = f"Requested {sum(tokens)} tokens, max {_MOST_TOKENS} tokens per request"
+    if sum(tokens) > _MAX_TOKENS:
+        text = f"Requested {sum(tokens)} tokens, max {_MAX_TOKENS} tokens per request"
         raise invalid(text, None, "max_tokens_per_request")
-    dimensions = integer(body, "dimensions", 1, _MOST_DIMENSIONS) or _DIMENSIONS
+    dimensions = integer(body, "dimensions", 1, _MAX_DIMENSIONS) or _DEFAULT_DIMENSIONS
     form = body.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise invalid(f"Invalid value: '{form}'.", "encoding_format", "invalid_value")
@@ -74,7 +74,7 @@ def vector(item: Input, dimensions: int) -> "array.array[float]":
     numbers = array.array("h", digest)
     if sys.byteorder == "big":
         numbers.byteswap()
-    # Half a step off zero: no vector is null, however short.
+    # Add 0.5, so that no vector is null, however short.
     length = math.sqrt(sum((number + 0.5) ** 2 for number in numbers))
     return array.array("f", ((number + 0.5) / length for number in numbers))
 
@@ -86,8 +86,8 @@ def _inputs(value: Any) -> list[Input]:
         return [value]
     if not isinstance(value, list):
         raise wrong_type("input", str, value)
-    if not value or len(value) > _MOST_INPUTS:
-        text = f"Invalid 'input': expected an array with 1 to {_MOST_INPUTS} elements."
+    if not value or len(value) > _MAX_INPUTS:
+        text = f"Invalid 'input': expected an array with 1 to {_MAX_INPUTS} elements."
         raise invalid(text, "input", "array_above_max_length" if value else "empty_array")
     return [value] if isinstance(value[0], int) else value
 
@@ -101,9 +101,9 @@ def _tokens(item: Any) -> int:
         raise wrong_type("input", str, item)
     if tokens == 0:
         raise invalid("Invalid 'input': it cannot be empty.", "input")
-    if tokens > _MOST_TOKENS_PER_INPUT:
+    if tokens > _MAX_TOKENS_PER_INPUT:
         text = (
-            f"This model's maximum context length is {_MOST_TOKENS_PER_INPUT} tokens, however "
+            f"This model's maximum context length is {_MAX_TOKENS_PER_INPUT} tokens, however "
             f"you requested {tokens} tokens ({tokens} in your prompt; 0 for the completion). "
             "Please reduce your prompt; or completion length."
         )

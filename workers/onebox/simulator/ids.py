@@ -1,13 +1,13 @@
-"""Identifiers that OpenAI would give."""
+"""Object ids in OpenAI's form."""
 
 import hashlib
 import itertools
 
 
 class Ids:
-    """Gives each id once; the same `nonce` gives the same series.
+    """Generates unique ids; the same `nonce` generates the same series.
 
-    The nonce keeps a restarted simulator from giving a new object the id of an old one.
+    Another nonce after a restart keeps a new object from getting the id of an old one.
     """
 
     def __init__(self, nonce: str) -> None:
@@ -15,6 +15,6 @@ class Ids:
         self._next = itertools.count()
 
     def new(self, prefix: str) -> str:
-        """`prefix` and 32 hexadecimal digits."""
+        """Return `prefix` and 32 hexadecimal digits."""
         number = next(self._next).to_bytes(8, "big")
         return prefix + hashlib.blake2b(number, key=self._key, digest_size=16).hexdigest()

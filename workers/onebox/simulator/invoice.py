@@ -1,10 +1,10 @@
-"""What the provider charges."""
+"""The provider's charges."""
 
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
-from workers.onebox.simulator.error import JsonObject
+from workers.onebox.simulator.errors import JsonObject
 from workers.onebox.simulator.profile import Model
 from workers.onebox.simulator.tokens import Usage
 
@@ -13,10 +13,10 @@ _BATCH_DISCOUNT = Decimal("0.5")
 
 
 def cost(usage: Usage, prices: Model, kind: Kind) -> int:
-    """Micro-dollars for one request: exact, then rounded half up once."""
-    full = usage.input_tokens * prices.input + usage.output_tokens * prices.output
-    due = full * _BATCH_DISCOUNT if kind == "batch" else full
-    return int(due.quantize(Decimal(1), ROUND_HALF_UP))
+    """The micro-dollars of one request, computed exactly and rounded half up once."""
+    full_price = usage.input_tokens * prices.input + usage.output_tokens * prices.output
+    charged = full_price * _BATCH_DISCOUNT if kind == "batch" else full_price
+    return int(charged.quantize(Decimal(1), ROUND_HALF_UP))
 
 
 class Invoice:
@@ -28,7 +28,7 @@ class Invoice:
         self._by_kind: Counter[str] = Counter(realtime=0, batch=0)
 
     def charge(self, model: str, usage: Usage, prices: Model, kind: Kind) -> None:
-        """Add one answered request."""
+        """Add the charge of one answered request."""
         amount = cost(usage, prices, kind)
         self._requests += 1
         self._by_model[model] += amount

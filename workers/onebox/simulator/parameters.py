@@ -1,8 +1,8 @@
-"""Reads parameters out of a request body, refusing as OpenAI does what has the wrong type."""
+"""Reads the parameters of a request body; type errors are those of OpenAI."""
 
 from typing import Any, TypeVar
 
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid, missing
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, missing
 
 _T = TypeVar("_T")
 _NAMES = {
@@ -17,7 +17,7 @@ _NAMES = {
 
 
 def optional(body: Any, name: str, kind: type[_T]) -> _T | None:
-    """The value of `name` in an object; None where it is absent or null."""
+    """The value of `name` in an object; None if it is absent or null."""
     if not isinstance(body, dict):
         raise invalid(f"Expected an object with '{name}'.", name, "invalid_type")
     value = body.get(name)
@@ -29,7 +29,7 @@ def optional(body: Any, name: str, kind: type[_T]) -> _T | None:
 
 
 def required(body: Any, name: str, kind: type[_T]) -> _T:
-    """The value of `name`, which must be there."""
+    """The value of `name`; an error if it is absent or null."""
     value = optional(body, name, kind)
     if value is None:
         raise missing(name)
@@ -37,14 +37,14 @@ def required(body: Any, name: str, kind: type[_T]) -> _T:
 
 
 def integer(body: JsonObject, name: str, low: int, high: int) -> int | None:
-    """The integer `name`, between `low` and `high`, both included."""
+    """The integer `name`, from `low` to `high` inclusive; None if it is absent or null."""
     value = optional(body, name, int)
     if value is None:
         return None
     if value < low:
-        raise _outside(name, "below minimum", f">= {low}", value, "integer_below_min_value")
+        raise _out_of_range(name, "below minimum", f">= {low}", value, "integer_below_min_value")
     if value > high:
-        raise _outside(name, "above maximum", f"<= {high}", value, "integer_above_max_value")
+        raise _out_of_range(name, "above maximum", f"<= {high}", value, "integer_above_max_value")
     return value
 
 
@@ -55,7 +55,7 @@ def wrong_type(name: str, kind: type, value: Any) -> ApiError:
     return invalid(message, name, "invalid_type")
 
 
-def _outside(name: str, what: str, expected: str, value: int, code: str) -> ApiError:
+def _out_of_range(name: str, what: str, expected: str, value: int, code: str) -> ApiError:
     message = (
         f"Invalid '{name}': integer {what} value. Expected a value {expected}, "
         f"but got {value} instead."

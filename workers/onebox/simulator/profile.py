@@ -1,4 +1,4 @@
-"""How one simulated provider behaves: models, prices, latency, faults and batch times."""
+"""The settings of a simulated provider: models, prices, latency, faults and batch times."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -36,23 +36,23 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Price = Annotated[Decimal, Field(ge=0, max_digits=15, decimal_places=9, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Latency(_Part):
-    """Seconds until an answer: uniform in mean ± jitter, plus a time per output token."""
+class Latency(_Section):
+    """Seconds until an answer: uniform in mean +- jitter, plus a time per output token."""
 
     mean: Seconds = 0.0
     jitter: Seconds = 0.0
     time_per_token: Seconds = 0.0
 
 
-class Model(_Part):
-    """A model that exists.
+class Model(_Section):
+    """A model of the provider.
 
-    `input` and `output` are micro-dollars per token, which is the same number as dollars per
-    million tokens. `enqueued_token_limit` bounds the prompt tokens of all its live batches.
+    `input` and `output` are prices in micro-dollars per token, the same number as dollars per
+    million tokens. `enqueued_token_limit` bounds the prompt tokens of all its running batches.
     """
 
     kind: Literal["chat", "embedding"] = "chat"
@@ -62,28 +62,38 @@ class Model(_Part):
     enqueued_token_limit: PositiveInt | None = None
 
 
-class Fault(_Part):
-    """One rule: which requests it meets, on which of them it strikes, and what then happens.
+class Fault(_Section):
+    """A fault rule: which requests it matches, which of those it hits, and with what effect.
 
-    It meets a request when all of `scope`, `endpoint`, `model` and `contains` (verbatim in the
-    body, in the uploaded file, or in the path and query of a call without a body) hold; an absent
-    field holds always. Of those it strikes the `first` so many, each `every`-th, with a seeded
-    `probability`, and at most so many `times`; all that are given must hold.
+    Matching: `scope`, `endpoint`, `model` and `contains` must all hold; an absent field always
+    holds. `contains` is searched verbatim in the body, in the uploaded file, or in the path and
+    query of a call without a body.
 
-    On a call: wait `delay` seconds, then refuse with `status`; or drop the connection
-    "before_response" (nothing was done), "after_commit" (all was done, no answer) or "mid_stream"
-    (half an answer); "short" sends half an answer as if it were all, and "garbled" half an answer
-    and as many other bytes as are left. A `status` with "after_commit" is sent after all was done.
-    A rule with a `delay` alone answers late.
+    Hitting: of the requests that match, the `first` ones, each `every`-th, with a seeded
+    `probability`, and at most so many `times`; all given fields must hold.
 
-    On a batch line: refuse with `status` (0: the empty answer of a lost request), or without
-    `status` but with `code`, fail as if never executed. `write` spoils how the line reaches its
-    file: "missing", "duplicate", "corrupt" (cut short), "unknown" (one more line, under a custom_id
-    nobody sent), "both" (one more line, in the error file), "as_text" (a body that is JSON in a
-    text), "error_body" (status 200 around an error), "refusal" (the model says that it will not),
-    or "filtered" (its text is held back).
+    Effect on a call (scope "call"): after `delay` seconds, an error with `status`, or with `drop`:
+    - "before_response": the connection closes and the call has no effect,
+    - "after_commit": the connection closes after the call took effect; with a `status`, that error
+      is sent instead,
+    - "mid_stream": the connection closes after half of the response,
+    - "short": half of the response is sent as if it were complete,
+    - "garbled": half of the response is sent, and other bytes in place of the second half.
+    A rule with only a `delay` answers late.
 
-    On the validation of a line: fail the whole batch with `code`, naming the line or not.
+    Effect on a batch line (scope "line"): with `status`, an error response (0: an empty one, as of
+    a lost request); with only `code`, an error as if the line was not executed. `write` changes
+    how the result is written:
+    - "missing", "duplicate", "corrupt" (cut off in the middle),
+    - "unknown": one more line with a custom_id that is not in the batch,
+    - "both": one more line in the error file,
+    - "as_text": the body is a string with JSON,
+    - "error_body": status 200 with an error as the body,
+    - "refusal": the model's refusal,
+    - "filtered": the text is removed by a content filter.
+
+    Effect on the validation of a line (scope "validation"): the whole batch fails with `code`;
+    `names_line` says whether the error has the line's number.
     """
 
     scope: Scope = "call"
@@ -105,36 +115,36 @@ class Fault(_Part):
     names_line: bool = True
 
     @model_validator(mode="after")
-    def _has_an_effect_in_its_scope(self) -> "Fault":
+    def _check_effect(self) -> "Fault":
         if self.scope == "call":
-            self._refuse_call_rule_without_effect()
+            self._check_call_rule()
         else:
-            self._refuse_line_rule_without_effect()
+            self._check_line_rule()
         return self
 
-    def _refuse_call_rule_without_effect(self) -> None:
+    def _check_call_rule(self) -> None:
         if self.write is not None or self.status == 0:
-            raise ValueError("write and status 0 are for rules with scope line")
+            raise ValueError("write and status 0 need scope line")
         if self.status is None and self.drop is None and self.delay == 0:
-            raise ValueError("a rule with scope call needs status, drop or delay")
+            raise ValueError("scope call needs status, drop or delay")
 
-    def _refuse_line_rule_without_effect(self) -> None:
+    def _check_line_rule(self) -> None:
         if self.drop is not None or self.delay or self.retry_after is not None:
-            raise ValueError("drop, delay and retry_after are for rules with scope call")
+            raise ValueError("drop, delay and retry_after need scope call")
         if self.scope == "validation":
             if self.code is None or self.status is not None or self.write is not None:
-                raise ValueError("a rule with scope validation needs code, and no status or write")
+                raise ValueError("scope validation needs code, without status or write")
         elif self.status is None and self.code is None and self.write is None:
-            raise ValueError("a rule with scope line needs status, code or write")
+            raise ValueError("scope line needs status, code or write")
 
 
-class BatchProfile(_Part):
-    """Seconds a batch spends in each status, and the limits it is held to.
+class BatchProfile(_Section):
+    """The seconds that a batch spends in each status, and the limits of batches.
 
-    Lines finish evenly over `in_progress`. With `expire_at_fraction` work stops at that share of
-    the lines, and the batch expires `expires_late` seconds after `completion_window` is over.
-    `list_lag` hides a new batch from the list, not from retrieval. `empty_ids` writes "" for a file
-    id that would be null, `says` other words for statuses.
+    Lines finish evenly over `in_progress`. With `expire_at_fraction`, work stops at that share of
+    the lines, and the batch expires `expires_late` seconds after its `completion_window`.
+    `list_lag` hides a new batch from the list for so many seconds, not from retrieval. `empty_ids`
+    writes "" for a file id that would be null. `status_names` replaces the names of statuses.
     """
 
     validating: Seconds = 1.0
@@ -145,25 +155,25 @@ class BatchProfile(_Part):
     expire_at_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
     expires_late: Seconds = 0.0
     list_lag: Seconds = 0.0
-    says: dict[str, str] = {}
+    status_names: dict[str, str] = {}
     empty_ids: bool = False
     max_requests: PositiveInt = 50_000
     max_embedding_inputs: PositiveInt = 50_000
     max_bytes: PositiveInt = 209_715_200
 
 
-class Webhook(_Part):
-    """Who is told of batches that have ended; `secret` is `whsec_` and base64."""
+class Webhook(_Section):
+    """The receiver of webhooks of ended batches; `secret` is `whsec_` and base64."""
 
     url: str
     secret: str = Field(repr=False)
 
 
-class Profile(_Part):
-    """The whole of it; every field has a default.
+class Profile(_Section):
+    """All settings; every field has a default.
 
-    Without `models` any name is a model, of either kind, at no charge. Without `api_keys` any key
-    is accepted. Webhooks are sent when the simulator is told to, each until it is taken.
+    Without `models`, any name is a free model of either kind. Without `api_keys`, any key is
+    accepted. Webhooks are sent on POST /simulator/webhooks, each until its receiver accepts it.
     """
 
     seed: NonNegativeInt = 0
@@ -176,15 +186,15 @@ class Profile(_Part):
 
     @classmethod
     def load(cls, path: Path) -> "Profile":
-        """Read JSON; OSError where there is no such file, ValidationError where it is wrong."""
+        """Read a JSON file. Raises OSError or ValidationError."""
         return cls.model_validate_json(path.read_bytes())
 
     def prices(self, model: str) -> Model:
-        """The entry of `model`, or a free one."""
+        """The prices of `model`; free if it is not in the profile."""
         return self.models.get(model, _FREE)
 
     def latency_of(self, model: str) -> Latency:
-        """The latency of `model`: its own, or everyone's."""
+        """The latency of `model`: its own, or the provider's."""
         return self.prices(model).latency or self.latency
 
 

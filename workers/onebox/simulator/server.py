@@ -1,4 +1,4 @@
-"""Runs the simulator: on the caller's event loop, or on a thread of its own."""
+"""Runs the simulator on the caller's event loop or on its own thread."""
 
 import asyncio
 import threading
@@ -11,43 +11,46 @@ from aiohttp import web
 
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.clock import Clock, SystemClock
-from workers.onebox.simulator.controls import Controls
-from workers.onebox.simulator.error import JsonObject
+from workers.onebox.simulator.control_routes import ControlRoutes
+from workers.onebox.simulator.errors import JsonObject
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.provider import Provider
 
 _T = TypeVar("_T")
-_BACKLOG = 4_096  # a benchmark opens its connections all at once
-_PATIENCE = 10.0  # seconds
-_GRACE = 0.01  # seconds a call in flight has to end; aiohttp takes 0 for "any time"
+_BACKLOG = 4_096  # a benchmark opens all its connections at once
+_TIMEOUT_SECONDS = 10.0
+#: How long a call in flight may take to end at shutdown; aiohttp takes 0 as no limit.
+_SHUTDOWN_SECONDS = 0.01
 
 
 class Server:
-    """An app listening on one port, on the running event loop."""
+    """An app that listens on one port, on the running event loop."""
 
     def __init__(self, app: App) -> None:
         application = app.application()
-        Controls(app).add_to(application)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_GRACE)
+        ControlRoutes(app).add_to(application)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
+        )
 
     async def start(self, host: str, port: int) -> str:
-        """Listen; the URL for clients, ending in /v1. Port 0 takes a free one."""
+        """Listen, and return the URL for clients, ending in /v1. Port 0 takes a free port."""
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, backlog=_BACKLOG).start()
-        bound = self._runner.addresses[0][1]
-        shown = f"[{host}]" if ":" in host else host
-        return f"http://{shown}:{bound}/v1"
+        bound_port = self._runner.addresses[0][1]
+        url_host = f"[{host}]" if ":" in host else host
+        return f"http://{url_host}:{bound_port}/v1"
 
     async def stop(self) -> None:
-        """Close the port and all connections, without waiting for their answers."""
+        """Close the port and all connections, without waiting for responses."""
         await self._runner.cleanup()
 
 
 class Simulator:
-    """A simulator on a thread of its own, for as long as the `with` block lasts.
+    """A simulator that runs on its own thread during a `with` block.
 
-    Its methods may be called from any thread but its own, also after the block, and see every call
-    answered before. It serves once: a second block needs a second simulator.
+    Its methods can be called from any other thread, after the block too, and include every call
+    that was answered before. A second block needs a second simulator.
     """
 
     def __init__(
@@ -66,9 +69,9 @@ class Simulator:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
 
     def __enter__(self) -> Self:
-        """Listen; `url` is set once this returns. OSError where the port is taken."""
+        """Listen, and set `url`. Raises OSError if the port is in use."""
         self._thread.start()
-        self.url = self._started.result(_PATIENCE)
+        self.url = self._started.result(_TIMEOUT_SECONDS)
         return self
 
     def __exit__(
@@ -79,11 +82,11 @@ class Simulator:
     ) -> None:
         """Stop listening and end the thread."""
         self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join(_PATIENCE)
+        self._thread.join(_TIMEOUT_SECONDS)
 
     @property
     def profile(self) -> Profile:
-        """How the provider behaves from the next call on; setting it restarts the fault rules."""
+        """The provider's settings from the next call on; setting them resets the fault rules."""
         return self._app.provider.profile
 
     @profile.setter
@@ -91,20 +94,20 @@ class Simulator:
         self._call(lambda: setattr(self._app.provider, "profile", profile))
 
     def invoice(self) -> JsonObject:
-        """What GET /simulator/invoice answers."""
+        """The response of GET /simulator/invoice."""
         return self._call(self._app.provider.invoice.as_json)
 
     def stats(self) -> JsonObject:
-        """What GET /simulator/stats answers."""
+        """The response of GET /simulator/stats."""
         return self._call(self._app.stats.as_json)
 
     def send_webhooks(self) -> list[int]:
-        """What POST /simulator/webhooks answers; the receiver is not to be the caller's thread."""
+        """The response of POST /simulator/webhooks; its receiver needs another thread."""
         sending = asyncio.run_coroutine_threadsafe(self._app.send_webhooks(), self._loop)
-        return sending.result(_PATIENCE)
+        return sending.result(_TIMEOUT_SECONDS)
 
     def reset(self) -> None:
-        """What POST /simulator/reset does."""
+        """Do what POST /simulator/reset does."""
         self._call(self._app.reset)
 
     async def _serve(self) -> None:
@@ -126,4 +129,4 @@ class Simulator:
         async def called() -> _T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(_PATIENCE)
+        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(_TIMEOUT_SECONDS)

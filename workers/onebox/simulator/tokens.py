@@ -1,4 +1,4 @@
-"""The one rule by which text is counted."""
+"""The rule by which tokens are counted."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ class Usage(NamedTuple):
 
 
 def utf8(text: str) -> bytes:
-    """`text` as bytes; a lone surrogate, which JSON can carry, is kept rather than refused."""
+    """`text` as bytes; a lone surrogate, which JSON can contain, is kept."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def count(text: str) -> int:
-    """ceil(UTF-8 bytes / 4): 0 for the empty text, never less than 1 for any other."""
+    """The tokens of a text: ceil(UTF-8 bytes / 4), 0 for the empty text."""
     return -(-len(utf8(text)) // 4)
 
 
 def cut(text: str, limit: int) -> str:
-    """The longest beginning of `text` that counts at most `limit` tokens."""
+    """The longest prefix of `text` that has at most `limit` tokens."""
     return utf8(text)[: limit * 4].decode("utf-8", "ignore")

@@ -1,4 +1,4 @@
-"""Calls as they come off the wire, and replies as they go onto it."""
+"""Reads calls from HTTP requests, and writes replies as HTTP responses."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from workers.onebox.simulator.clock import Clock
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid
 from workers.onebox.simulator.profile import Endpoint
 
 _JSON = "application/json"
@@ -17,9 +17,9 @@ _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call, read: `body` is its JSON object or form, `query` its query and path parameters.
+    """One call: `body` is its JSON object or form, `query` its query and path parameters.
 
-    `raw` is the text a fault rule looks into.
+    `raw` is the text that `Fault.contains` searches.
     """
 
     endpoint: Endpoint
@@ -30,24 +30,24 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is sent: `parts` with `pause` seconds before each, as a stream or in one piece.
+    """A response: `parts` with `pause` seconds before each, as a stream or in one piece.
 
-    `sent` is called for each part of a stream.
+    `on_part_sent` is called after each part of a stream.
     """
 
     parts: Sequence[bytes]
     content_type: str = _JSON
     streamed: bool = False
     pause: float = 0.0
-    sent: Callable[[], None] = lambda: None
+    on_part_sent: Callable[[], None] = lambda: None
 
 
-class Dropped(Exception):
-    """The connection is to be cut, on purpose."""
+class DropConnection(Exception):
+    """Raised to close the connection, as a fault rule says."""
 
 
 async def read(endpoint: Endpoint, request: web.Request) -> Call:
-    """Read a call to its end; a 400 for a body that is no JSON object."""
+    """Read a whole call; a 400 if its body is not a JSON object."""
     query = {**request.query, **request.match_info}
     if request.content_type in _FORMS:
         form, raw = await _form(request)
@@ -55,18 +55,18 @@ async def read(endpoint: Endpoint, request: web.Request) -> Call:
     raw = await request.read()
     if not raw:
         return Call(endpoint, query, {}, request.raw_path.encode())
-    return Call(endpoint, query, _object(raw), raw)
+    return Call(endpoint, query, _json_object(raw), raw)
 
 
 def as_json(body: JsonObject) -> Reply:
-    """A reply of one JSON object."""
+    """A reply with one JSON object."""
     return Reply((json.dumps(body).encode(),))
 
 
 async def send(
     request: web.Request, reply: Reply, request_id: str, clock: Clock
 ) -> web.StreamResponse:
-    """Send all of a reply."""
+    """Send a reply."""
     headers = {"x-request-id": request_id}
     if not reply.streamed:
         body = reply.parts[0]
@@ -79,18 +79,18 @@ async def send(
 
 
 async def send_half(request: web.Request, reply: Reply, clock: Clock) -> None:
-    """Send half of a reply that promises to be whole, then raise Dropped."""
+    """Send half of a reply that promises to be whole, then raise DropConnection."""
     response = web.StreamResponse()
     response.content_type = reply.content_type
     if not reply.streamed:
         response.content_length = len(reply.parts[0])
     await response.prepare(request)
-    await _write(response, half(reply), clock)
-    raise Dropped
+    await _write(response, first_half(reply), clock)
+    raise DropConnection
 
 
-def half(reply: Reply) -> Reply:
-    """The first half of a reply, as a whole one."""
+def first_half(reply: Reply) -> Reply:
+    """The first half of a reply as a complete reply."""
     if reply.streamed:
         return replace(reply, parts=reply.parts[: len(reply.parts) // 2])
     body = reply.parts[0]
@@ -98,21 +98,21 @@ def half(reply: Reply) -> Reply:
 
 
 def garbled(reply: Reply) -> Reply:
-    """A reply of the same length of which the second half was lost on the way."""
+    """A reply of the same length with its second half overwritten."""
     body = reply.parts[0]
-    return replace(reply, parts=(half(reply).parts[0].ljust(len(body), b"#"),))
+    return replace(reply, parts=(first_half(reply).parts[0].ljust(len(body), b"#"),))
 
 
-def refuse(error: ApiError, request_id: str) -> web.Response:
-    """OpenAI's error, with `retry-after` where there is one."""
+def error_response(error: ApiError, request_id: str) -> web.Response:
+    """OpenAI's error response, with a `retry-after` header if the error has one."""
     headers = {"x-request-id": request_id}
     if error.retry_after is not None:
         headers["retry-after"] = f"{error.retry_after:g}"
     return web.json_response(error.body(), status=error.status, headers=headers)
 
 
-def cut_off(request: web.Request) -> web.StreamResponse:
-    """Close the connection after what was written; the response is for the server's books."""
+def close_connection(request: web.Request) -> web.StreamResponse:
+    """Close the connection; the response is needed by aiohttp and is not sent."""
     if request.transport is not None:
         request.transport.close()
     return web.Response(status=499)
@@ -122,7 +122,7 @@ async def _write(response: web.StreamResponse, reply: Reply, clock: Clock) -> No
     for part in reply.parts:
         await clock.sleep(reply.pause)
         await response.write(part)
-        reply.sent()
+        reply.on_part_sent()
 
 
 async def _form(request: web.Request) -> tuple[JsonObject, bytes]:
@@ -133,12 +133,12 @@ async def _form(request: web.Request) -> tuple[JsonObject, bytes]:
             raw = value.file.read()
             form[name] = (value.filename, raw)
         else:
-            _put(form, name, value)
+            _add_field(form, name, value)
     return form, raw
 
 
-def _put(form: JsonObject, name: str, value: Any) -> None:
-    # Objects come flattened: expires_after[seconds]=3600.
+def _add_field(form: JsonObject, name: str, value: Any) -> None:
+    # Objects arrive flattened: expires_after[seconds]=3600.
     outer, _, inner = name.partition("[")
     if inner:
         form.setdefault(outer, {})[inner.rstrip("]")] = value
@@ -146,7 +146,7 @@ def _put(form: JsonObject, name: str, value: Any) -> None:
         form[name] = value
 
 
-def _object(raw: bytes) -> JsonObject:
+def _json_object(raw: bytes) -> JsonObject:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):

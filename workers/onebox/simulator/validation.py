@@ -1,36 +1,36 @@
-"""What OpenAI checks in the input file of a batch before any line is executed."""
+"""OpenAI's checks of a batch's input file before any line is executed."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from workers.onebox.simulator.error import ApiError, JsonObject
+from workers.onebox.simulator.errors import ApiError, JsonObject
 from workers.onebox.simulator.profile import Endpoint, Profile
 from workers.onebox.simulator.provider import ENDPOINTS, Provider
 
-_MOST_ERRORS = 100  # OpenAI gives no number
+_MAX_ERRORS = 100  # OpenAI documents no number
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One line of an input file, as it was sent."""
+class BatchLine:
+    """One line of an input file, as received."""
 
     custom_id: str
     endpoint: Endpoint
     raw: bytes
 
     def body(self) -> JsonObject:
-        """The request body."""
+        """The request body of the line."""
         body: JsonObject = json.loads(self.raw)["body"]
         return body
 
 
 @dataclass(frozen=True, slots=True)
-class Input:
-    """An input file read: without `errors` it can be executed."""
+class CheckedInput:
+    """A checked input file; it can be executed if there are no `errors`."""
 
-    requests: list[Request]
+    lines: list[BatchLine]
     model: str | None
     errors: list[JsonObject]
 
@@ -49,40 +49,40 @@ def batch_error(
     return {"code": code, "message": message, "param": param, "line": line}
 
 
-def read(content: bytes, url: str, profile: Profile) -> Input:
-    """Check every line against the others, the batch's `url` and the profile."""
-    reader = _Reader(url, profile)
+def check(content: bytes, url: str, profile: Profile) -> CheckedInput:
+    """Check every line against the other lines, the batch's `url` and the profile."""
+    checker = _Checker(url, profile)
     limit = profile.batch.max_requests
     total = sum(1 for _ in _lines(content))
     if total == 0:
-        return Input([], None, [batch_error("empty_file", "The input file is empty.")])
+        return CheckedInput([], None, [batch_error("empty_file", "The input file is empty.")])
     if total > limit:
         text = f"The batch has {total} requests, more than the limit of {limit}."
-        return Input([], None, [batch_error("too_many_tasks", text)])
+        return CheckedInput([], None, [batch_error("too_many_tasks", text)])
     for number, line in _lines(content):
-        reader.add(number, line)
-    return reader.result()
+        checker.add(number, line)
+    return checker.result()
 
 
-def enqueued_tokens(found: Input, provider: Provider) -> int:
-    """Prompt tokens of all requests; one that will be refused counts nothing."""
+def enqueued_tokens(checked: CheckedInput, provider: Provider) -> int:
+    """The prompt tokens of all requests; a request that will fail has none."""
     total = 0
-    for request in found.requests:
+    for line in checked.lines:
         try:
-            total += provider.answer(request.endpoint, request.body()).usage.input_tokens
+            total += provider.answer(line.endpoint, line.body()).usage.input_tokens
         except ApiError:
             continue
     return total
 
 
-class _Reader:
+class _Checker:
     def __init__(self, url: str, profile: Profile) -> None:
         self._url = url
         self._profile = profile
         self._model: str | None = None
         self._ids: set[str] = set()
         self._inputs = 0
-        self._requests: list[Request] = []
+        self._batch_lines: list[BatchLine] = []
         self._errors: list[JsonObject] = []
 
     def add(self, number: int, raw: bytes) -> None:
@@ -92,17 +92,17 @@ class _Reader:
             self._check_target(line)
             self._check_body(line["body"])
         except _LineError as error:
-            if len(self._errors) < _MOST_ERRORS:
+            if len(self._errors) < _MAX_ERRORS:
                 self._errors.append(batch_error(error.code, str(error), error.param, number))
             return
-        self._requests.append(Request(line["custom_id"], ENDPOINTS[self._url], raw))
+        self._batch_lines.append(BatchLine(line["custom_id"], ENDPOINTS[self._url], raw))
 
-    def result(self) -> Input:
+    def result(self) -> CheckedInput:
         limit = self._profile.batch.max_embedding_inputs
         if not self._errors and self._inputs > limit:
             text = f"The batch has {self._inputs} embedding inputs, more than {limit}."
             self._errors.append(batch_error("too_many_embedding_inputs", text))
-        return Input(self._requests, self._model, self._errors)
+        return CheckedInput(self._batch_lines, self._model, self._errors)
 
     def _check_id(self, line: JsonObject) -> None:
         custom_id = _field(line, "custom_id", str)
@@ -151,7 +151,7 @@ def _embedding_inputs(value: Any) -> int:
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    # Not splitlines(): only a newline ends a line, and JSON text may hold other separators.
+    # Not splitlines(): JSON text can contain other line separators than the newline.
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             yield number, line
@@ -159,8 +159,8 @@ def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _parse(raw: bytes) -> JsonObject:
     try:
-        # Decoded first: json.loads would guess other encodings and accept a byte order mark.
-        line = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        # Decode first: json.loads would guess other encodings and accept a byte order mark.
+        line = json.loads(raw.decode("utf-8"), parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         line = None
     if not isinstance(line, dict):
@@ -168,7 +168,7 @@ def _parse(raw: bytes) -> JsonObject:
     return line
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 

@@ -1,4 +1,4 @@
-"""Webhooks: what is told of batches that have ended, signed as OpenAI signs it.
+"""Webhooks of ended batches, signed as OpenAI signs them.
 
 https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -15,18 +15,18 @@ from workers.onebox.simulator.batch import Batch
 from workers.onebox.simulator.profile import Webhook
 from workers.onebox.simulator.provider import Provider
 
-_PATIENCE = aiohttp.ClientTimeout(10)
+_TIMEOUT = aiohttp.ClientTimeout(10)
 
 
 class Webhooks:
-    """Events wait until they are sent, and then until their receiver has taken them."""
+    """Keeps events until they are sent and their receiver accepts them."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self._waiting: dict[str, bytes] = {}
 
-    def ended(self, batch: Batch) -> None:
-        """Have an event sent for a batch, if the profile says to whom."""
+    def enqueue(self, batch: Batch) -> None:
+        """Enqueue the event of an ended batch, if the profile has a receiver."""
         if self._provider.profile.webhook is None:
             return
         event = {
@@ -39,40 +39,43 @@ class Webhooks:
         self._waiting[self._provider.ids.new("wh_")] = json.dumps(event).encode()
 
     async def send(self) -> list[int]:
-        """Send each waiting event once; the answers' statuses, 0 where there was none."""
-        to = self._provider.profile.webhook
-        if to is None:
+        """Send each waiting event once; return the response statuses, 0 for no response."""
+        webhook = self._provider.profile.webhook
+        if webhook is None:
             return []
-        answers = []
-        async with aiohttp.ClientSession(timeout=_PATIENCE) as session:
-            for key, body in list(self._waiting.items()):
-                answers.append(await _send(session, to, key, body))
-                if answers[-1] // 100 == 2:
-                    self._waiting.pop(key, None)
-        return answers
+        statuses = []
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+            for webhook_id, body in list(self._waiting.items()):
+                statuses.append(await _send(session, webhook, webhook_id, body))
+                if statuses[-1] // 100 == 2:
+                    self._waiting.pop(webhook_id, None)
+        return statuses
 
 
 def signed(secret: str, webhook_id: str, body: bytes, at: float | None = None) -> dict[str, str]:
-    """The headers of an event that is sent `at` a Unix time, by default now.
+    """The headers of an event sent at the Unix time `at`, by default now.
 
-    Now is the machine's, whatever the clock of the simulator shows: that is what a receiver
-    compares it with.
+    Now is the machine's time, not that of the simulator's clock: receivers compare the timestamp
+    with their machine's time.
     """
-    stamp = str(int(time.time() if at is None else at))
+    timestamp = str(int(time.time() if at is None else at))
     key = base64.b64decode(secret.removeprefix("whsec_"))
-    text = f"{webhook_id}.{stamp}.".encode() + body
+    text = f"{webhook_id}.{timestamp}.".encode() + body
     digest = base64.b64encode(hmac.new(key, text, hashlib.sha256).digest()).decode()
     return {
         "content-type": "application/json",
         "webhook-id": webhook_id,
-        "webhook-timestamp": stamp,
+        "webhook-timestamp": timestamp,
         "webhook-signature": f"v1,{digest}",
     }
 
 
-async def _send(session: aiohttp.ClientSession, to: Webhook, key: str, body: bytes) -> int:
+async def _send(
+    session: aiohttp.ClientSession, webhook: Webhook, webhook_id: str, body: bytes
+) -> int:
+    headers = signed(webhook.secret, webhook_id, body)
     try:
-        async with session.post(to.url, data=body, headers=signed(to.secret, key, body)) as answer:
-            return answer.status
+        async with session.post(webhook.url, data=body, headers=headers) as response:
+            return response.status
     except (aiohttp.ClientError, TimeoutError):
         return 0

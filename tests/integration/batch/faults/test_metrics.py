@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 async def test_live_batches_are_counted_by_where_they_are_with_the_oldest_of_each(
     opened: OpenBench,
 ) -> None:
-    offer = profile(in_progress=1000, says={"in_progress": "pondering"})
+    offer = profile(in_progress=1000, status_names={"in_progress": "pondering"})
     async with opened(offer) as b:
         assert _shown(b.redis) == ({}, {})
         times = []

@@ -72,7 +72,7 @@ async def test_fault_21_a_request_whose_batches_are_always_lost_fails(opened: Op
 async def test_fault_22_a_status_that_is_new_is_no_end_and_told_once(
     opened: OpenBench, caplog: Any
 ) -> None:
-    async with opened(profile(in_progress=300, says={"in_progress": "pre_schedule"})) as b:
+    async with opened(profile(in_progress=300, status_names={"in_progress": "pre_schedule"})) as b:
         results = await b.send(chat("one"))
         await b.until_idle()
         assert b.calls("batches.retrieve")["200"] >= 4

@@ -1,4 +1,4 @@
-"""The simulator's own routes: what it charged, what it was asked, and how it shall go on."""
+"""The simulator's own routes: invoice, stats, profile, clock, webhooks and reset."""
 
 import json
 
@@ -7,19 +7,19 @@ from pydantic import ValidationError
 
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.clock import VirtualClock
-from workers.onebox.simulator.error import ApiError, JsonObject, invalid
+from workers.onebox.simulator.errors import ApiError, JsonObject, invalid
 from workers.onebox.simulator.profile import Profile
-from workers.onebox.simulator.transport import refuse
+from workers.onebox.simulator.transport import error_response
 
 
-class Controls:
-    """Routes under /simulator; they need no key, and no fault rule meets them."""
+class ControlRoutes:
+    """Routes under /simulator; they need no API key, and no fault rule applies to them."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     def add_to(self, application: web.Application) -> None:
-        """Add the routes, and last of all the answer to every other."""
+        """Add the routes, and a last one that answers all other paths with 404."""
         application.add_routes(
             [
                 web.get("/simulator/invoice", self._invoice),
@@ -42,18 +42,18 @@ class Controls:
         try:
             profile = Profile.model_validate_json(await request.read())
         except ValidationError as error:
-            return refuse(invalid(one_line(error), None), "")
+            return error_response(invalid(one_line(error), None), "")
         self._app.provider.profile = profile
         return web.json_response(profile.model_dump(mode="json"))
 
     async def _advance_clock(self, request: web.Request) -> web.Response:
         clock = self._app.provider.clock
         if not isinstance(clock, VirtualClock):
-            return refuse(ApiError(409, "Only a virtual clock can be advanced."), "")
+            return error_response(ApiError(409, "Only a virtual clock can be advanced."), "")
         try:
             clock.advance(float(json.loads(await request.read())["advance"]))
         except (ValueError, TypeError, KeyError):
-            return refuse(invalid("Expected {'advance': seconds >= 0}.", "advance"), "")
+            return error_response(invalid("Expected {'advance': seconds >= 0}.", "advance"), "")
         return web.json_response({"now": clock.now()})
 
     async def _send_webhooks(self, request: web.Request) -> web.Response:
@@ -66,11 +66,11 @@ class Controls:
 
     async def _no_such_route(self, request: web.Request) -> web.Response:
         text = f"Invalid URL ({request.method} {request.path})"
-        return refuse(ApiError(404, text), self._app.provider.ids.new("req_"))
+        return error_response(ApiError(404, text), self._app.provider.ids.new("req_"))
 
 
 def one_line(error: ValidationError) -> str:
-    """All that is wrong with a profile, on one line and without the values."""
+    """Format all errors of a profile on one line, without its values."""
     return "; ".join(
         f"{'.'.join(map(str, item['loc'])) or 'profile'}: {item['msg']}"
         for item in error.errors(include_url=False, include_input=False)

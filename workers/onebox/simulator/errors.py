@@ -1,4 +1,4 @@
-"""A refusal, in the shape OpenAI gives it."""
+"""API errors in OpenAI's form."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ JsonObject = dict[str, Any]
 
 
 class ApiError(Exception):
-    """Answered with `status` and OpenAI's error object; `retry_after` is in seconds."""
+    """An error response: `status` and OpenAI's error object; `retry_after` is in seconds."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None, code: str | None = None) -> ApiError:
-    """The 400 for a parameter that is wrong."""
+    """The 400 for an invalid parameter."""
     return ApiError(400, message, code=code, param=param)
 
 
 def missing(param: str) -> ApiError:
-    """The 400 for a parameter that is not there."""
+    """The 400 for a missing parameter."""
     return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
 
 
 def model_not_found(model: str) -> ApiError:
-    """The 404 for a model the profile does not name."""
+    """The 404 for a model that is not in the profile."""
     message = f"The model `{model}` does not exist or you do not have access to it."
     return ApiError(404, message, code="model_not_found")

@@ -1,23 +1,23 @@
-"""A JSON value that a schema accepts."""
+"""JSON values that match a schema."""
 
 from typing import Any
 
-from workers.onebox.simulator.error import JsonObject
+from workers.onebox.simulator.errors import JsonObject
 
-_DEEPEST = 16  # bounds the schemas that no value satisfies
+_MAX_DEPTH = 16  # ends schemas that no value satisfies
 
 
-def sample(schema: JsonObject, text: str) -> Any:
-    """The smallest value for `schema`, with `text` wherever any string will do.
+def sample_value(schema: JsonObject, text: str) -> Any:
+    """Return the smallest value for `schema`, with `text` for free strings.
 
-    Knows `const`, `enum`, `anyOf`/`oneOf`, local `$ref`, `type`, `properties`, `required`,
+    Supports `const`, `enum`, `anyOf`/`oneOf`, local `$ref`, `type`, `properties`, `required`,
     `items`, `minItems` and `minimum`; other keywords are ignored.
     """
     return _sample(schema, text, schema, 0)
 
 
 def _sample(schema: JsonObject, text: str, root: JsonObject, depth: int) -> Any:
-    if depth > _DEEPEST:
+    if depth > _MAX_DEPTH:
         return None
     if "$ref" in schema:
         return _sample(_resolve(schema["$ref"], root), text, root, depth + 1)
@@ -27,7 +27,7 @@ def _sample(schema: JsonObject, text: str, root: JsonObject, depth: int) -> Any:
         return schema["enum"][0]
     options = schema.get("anyOf") or schema.get("oneOf")
     if options:
-        # null where it is allowed: a tree of optional branches ends at its root.
+        # Prefer null: a tree of optional branches then ends at its root.
         return None if {"type": "null"} in options else _sample(options[0], text, root, depth + 1)
     return _of_type(schema, text, root, depth)
 
@@ -52,7 +52,7 @@ def _object(schema: JsonObject, text: str, root: JsonObject, depth: int) -> Json
 
 
 def _resolve(ref: str, root: JsonObject) -> JsonObject:
-    found: Any = root
+    schema: Any = root
     for name in ref.removeprefix("#").strip("/").split("/"):
-        found = found.get(name, {}) if name else found
-    return found if isinstance(found, dict) else {}
+        schema = schema.get(name, {}) if name else schema
+    return schema if isinstance(schema, dict) else {}
