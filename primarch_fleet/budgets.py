@@ -1,18 +1,18 @@
-"""What tenants have spent and reserved, kept in Redis: no budget is ever overspent.
+"""Tenants' budgets: what they have spent and reserved, stored in Redis. No budget is overspent.
 
-Before a request is sent, the most that it can cost is reserved; when its outcome is known, what it
-did cost takes the reservation's place. A request counts on the day, and in the month, in which it
-was reserved. Each change is one script, so that of any number of clients none sees half of it:
+Before a request is sent, the most that it can cost is reserved. When its outcome is known, its
+actual cost replaces the reservation. A request counts on the day, and in the month, in which it was
+reserved. Each change is one atomic script:
 
--   Spent and reserved together never exceed a cap, as long as no request costs more than was
-    reserved for it; one that does is counted with all it cost, and nothing new is reserved until
+-   Spent and reserved amounts together never exceed a budget, as long as no request costs more than
+    was reserved for it. A request that does is counted in full, and nothing new is reserved until
     there is room again.
--   A tenant's requests under way are never more than its concurrency, and the tokens submitted in
-    a minute never more than its rate: refused at the producer, so what Celery itself sends does
-    not count.
--   A reservation is refused only when it does not fit.
--   Reserving is repeatable by task, settling by run of a task: a task that ran twice was paid twice
-    and counts twice, a call that is repeated because its answer was lost counts once.
+-   A tenant never has more concurrent requests than `max_concurrency`, and never submits more
+    tokens in a minute than `tokens_per_minute`. Both are checked when the producer submits, so
+    messages that Celery itself sends do not count.
+-   A reservation is refused only if it does not fit.
+-   Reserving is idempotent by task, settling by run of a task. A task that ran twice was paid twice
+    and counts twice; a call that is repeated because its answer was lost counts once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import IntFlag, StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,196 +28,191 @@ import redis
 import redis.asyncio
 
 from primarch_fleet.catalogue import Limits
-from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, redis_full
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
 from primarch_fleet.money import format_dollars
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 
-#: Seconds after which a reservation that nobody settled is given back: longer than a request lives.
-#: On the batch lane that is three windows of a day at most, and two days for what waits between.
+#: Seconds after which a reservation that is never settled is removed: longer than a request can
+#: exist. On the batch lane that is three windows of a day at most, and two days of waiting between.
 RESERVATION_TTL_SECONDS = 5 * 86_400
-#: Seconds after which a request no longer counts for its tenant's concurrency, whatever became of
-#: it: its submit may have broken off before it was sent. Longer than a queue of people who wait.
+#: Seconds after which a request no longer counts for its tenant's concurrency, even if it was never
+#: settled: its submit may have failed before it was sent. Longer than an interactive queue.
 MAX_CONCURRENCY_SECONDS = 3_600
-#: Seconds that a producer is told to wait for one of its tenant's requests to end.
+#: Seconds after which a producer may retry when its tenant has reached its concurrency.
 CONCURRENCY_RETRY_SECONDS = 1.0
-#: Seconds for which the cost of a run is known: longer than anyone repeats himself.
+#: Seconds for which a settled run is remembered: longer than any call is repeated.
 SETTLED_TTL_SECONDS = 3 * 86_400
-#: Days after which a period is dropped from the ledger.
+#: Days for which the ledger keeps a period.
 KEPT_DAYS = 62
 
-_CAPS = {1: "monthly", 2: "daily"}
-_CONCURRENCY, _RATE, _MEMORY = 3, 4, 5
-
-_LUA = Path(__file__).with_name("lua")
-_RESERVE = LuaScript.load(_LUA / "ledger.lua", _LUA / "push.lua", _LUA / "reserve.lua")
+_LUA = Path(__file__).with_name("lua") / "budget"
+#: The first parts of each script that reserves; the publisher has one too.
+RESERVATION_LUA = (_LUA / "ledger.lua", _LUA / "reservation.lua")
+_RESERVE = LuaScript.load(*RESERVATION_LUA, _LUA / "reserve.lua")
 _SETTLE = LuaScript.load(_LUA / "ledger.lua", _LUA / "settle.lua")
 
 Clock = Callable[[], float]
 
 
+class ReserveStatus(StrEnum):
+    """The first element of the reply of lua/budget/reserve.lua."""
+
+    GRANTED = "granted"
+    REFUSED = "refused"
+
+
+class ReachedLimit(StrEnum):
+    """The limit because of which a reservation was refused."""
+
+    MONTHLY_BUDGET = "monthly"
+    DAILY_BUDGET = "daily"
+    CONCURRENCY = "concurrency"
+    RATE = "rate"
+
+
+class GrantFlag(IntFlag):
+    """What the script tells of each task that has its reservation."""
+
+    IS_FALLBACK = 1
+    WAS_HELD = 2
+
+
 @dataclass(frozen=True)
 class Spending:
-    """One period of a tenant's budget, in micro-dollars; `cap` is None without one."""
+    """One period of a tenant's budget, in micro-dollars."""
 
     spent: int
     reserved: int
+    #: The budget of the period; None without a limit.
     cap: int | None
     #: When the next period starts.
     resets_at: datetime
 
     @property
     def left(self) -> int | None:
-        """What can still be reserved; negative when requests cost more than was reserved."""
+        """What can still be reserved. Negative if requests cost more than was reserved for them."""
         return None if self.cap is None else self.cap - self.spent - self.reserved
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A tenant's budget today and in this month, by UTC and the clock of Redis."""
+    """A tenant's budget for the current UTC day and month, by the clock of Redis."""
 
     day: Spending
     month: Spending
 
 
 class ReservationRequest(NamedTuple):
-    """A task, and the micro-dollars to reserve for it; `instead` if the amount does not fit."""
+    """A task and the micro-dollars to reserve for it."""
 
     task_id: str
     amount: int
+    #: Reserved if `amount` does not fit; None for no such amount.
     fallback: int | None = None
-    #: Tokens with which it counts for the tenant's concurrency and rate if it is new, for the one
-    #: amount and the other; None does not count.
+    #: Tokens that a new task counts for in its tenant's rate, with `amount` and with `fallback`.
+    #: With None it counts neither for the rate nor for the concurrency.
     tokens: tuple[int | None, int | None] = (None, None)
-
-    @property
-    def args(self) -> list[Any]:
-        """The same as lua/reserve.lua reads it."""
-        return [self.task_id, self.amount, *map(_given, (self.fallback, *self.tokens))]
 
 
 class Reservation(NamedTuple):
-    """A task that has its reservation."""
+    """The reservation of a task."""
 
     task_id: str
-    #: True when it is for `instead`.
+    #: True if `fallback` was reserved instead of `amount`.
     is_fallback: bool
-    #: False when the task held a reservation before.
+    #: False if the task held a reservation before.
     is_new: bool
 
 
 class _LedgerScripts:
-    """What both ledgers share: how the scripts are asked, and what their answers mean."""
+    """What Ledger and AsyncLedger share: the calls of the scripts and their replies."""
 
     def __init__(self, client: Any, clock: Clock | None) -> None:
         self._redis = client
         self._clock = clock
 
-    def _now(self) -> float | str:
-        return "" if self._clock is None else self._clock()
+    def _now(self) -> float | None:
+        return None if self._clock is None else self._clock()
 
-    def _ask(
-        self,
-        tenant_id: str,
-        limits: Limits,
-        orders: Sequence[ReservationRequest],
-        letters: Sequence[EncodedMessage],
+    def _run_reserve(
+        self, tenant_id: str, limits: Limits, requests: Sequence[ReservationRequest]
     ) -> Any:
-        caps = [_given(limits.monthly_budget), _given(limits.daily_budget)]
-        load = [
-            _given(limits.max_concurrency),
-            _given(limits.tokens_per_minute),
-            MAX_CONCURRENCY_SECONDS,
-        ]
-        tasks = [arg for one in orders for arg in one.args]
-        args = [
-            self._now(),
-            *caps,
-            RESERVATION_TTL_SECONDS,
-            KEPT_DAYS,
-            *load,
-            MAX_MEMORY_FRACTION,
-            *tasks,
-        ]
-        lists, texts = [one.list_key for one in letters], [one.text for one in letters]
-        return _RESERVE.run(self._redis, [*_keys(tenant_id), *lists], [*args, *texts])
+        args = reserve_args(limits, requests, self._now())
+        return _RESERVE.run(self._redis, ledger_keys(tenant_id), args)
 
-    def _tell(self, tenant_id: str, task_id: str, run: str, cost: int, client: Any = None) -> Any:
-        settled = f"fleet:budget:settled:{task_id}:{run}"
-        args = [self._now(), task_id, cost, SETTLED_TTL_SECONDS]
-        return _SETTLE.run(client or self._redis, [*_keys(tenant_id), settled], args)
+    def _run_settle(
+        self, tenant_id: str, task_id: str, run: str, cost: int, client: Any = None
+    ) -> Any:
+        settled_key = f"fleet:budget:settled:{task_id}:{run}"
+        args = [_optional(self._now()), task_id, cost, SETTLED_TTL_SECONDS]
+        return _SETTLE.run(client or self._redis, [*ledger_keys(tenant_id), settled_key], args)
 
-    def _look(self, tenant_id: str) -> Any:
-        pipe = self._redis.pipeline(transaction=False)
-        return pipe.time().hgetall(_keys(tenant_id)[0])
+    def _read_ledger(self, tenant_id: str) -> Any:
+        return self._redis.pipeline(transaction=False).time().hgetall(ledger_keys(tenant_id)[0])
 
-    def _budget(self, limits: Limits, answer: Any) -> Budget:
-        (seconds, _), ledger = answer
+    def _budget(self, limits: Limits, reply: Any) -> Budget:
+        (seconds, _), ledger = reply
         now = datetime.fromtimestamp(seconds if self._clock is None else self._clock(), UTC)
-        day, month = now.date().isoformat(), f"{now:%Y-%m}"
         return Budget(
-            day=_spending(ledger, day, limits.daily_budget, _resets(now, "daily")),
-            month=_spending(ledger, month, limits.monthly_budget, _resets(now, "monthly")),
+            day=_spending(ledger, f"{now:%Y-%m-%d}", limits.daily_budget, _next_day(now)),
+            month=_spending(ledger, f"{now:%Y-%m}", limits.monthly_budget, _next_month(now)),
         )
 
 
 class Ledger(_LedgerScripts):
-    """The tenants' ledgers at one Redis.
+    """The ledgers of all tenants at one Redis.
 
     Args:
         client: With `decode_responses`.
-        clock: Unix seconds, for tests; None takes the server's, which is everybody's.
+        clock: Unix seconds, for tests; None for the clock of the server.
     """
 
     def __init__(self, client: redis.Redis, clock: Clock | None = None) -> None:
         super().__init__(client, clock)
 
     def reserve(
-        self,
-        tenant_id: str,
-        limits: Limits,
-        orders: Sequence[ReservationRequest],
-        letters: Sequence[EncodedMessage] = (),
+        self, tenant_id: str, limits: Limits, requests: Sequence[ReservationRequest]
     ) -> list[Reservation]:
-        """Reserve money for tasks of one tenant, for all or for none, in one round trip.
+        """Reserve money for tasks of one tenant, for all of them or for none, in one round trip.
 
-        Letters are pushed in the same step, once everything is reserved. Have no client that
-        repeats what got no answer do that: they would be pushed again.
+        Each task gets the first of its two amounts that fits after the tasks before it. A task that
+        holds a reservation gets what is missing to the amount, if anything, and its reservation
+        expires as if it were new. Redis does nothing else meanwhile: about 5 microseconds per task.
 
-        Of each order the first of its amounts is reserved that fits behind those before it. A task
-        that holds a reservation gets what is missing to the amount, if anything, and is new again
-        to the clock by which old reservations are given back. Redis does nothing else meanwhile:
-        about 5 microseconds an order.
+        Returns:
+            The reservations in the order of the requests.
 
-        Raises BudgetExceeded, which says which cap, what is left and when it starts anew,
-        TenantLimited, or LaneFull where Redis has no memory for letters, both with their
-        `retry_after`; nothing was reserved or pushed then.
+        Raises:
+            BudgetExceeded: A budget has no room; the message says which one, what is left and when
+                it resets. Nothing was reserved.
+            TenantLimited: The concurrency or the rate is reached. Nothing was reserved.
         """
-        answer = self._ask(tenant_id, limits, orders, letters)
-        return _held(tenant_id, limits, orders, answer)
+        reply = self._run_reserve(tenant_id, limits, requests)
+        return read_reservations(tenant_id, limits, requests, reply)
 
     def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
-        """Count what a run of a task has cost, and give its reservation back.
+        """Count the cost of a run of a task, and remove the task's reservation.
 
         Args:
-            run: What tells this run from another of the same task; a repeated call says the same.
+            run: An id of the run; a repeated call has the same id.
             cost: Micro-dollars.
 
-        Returns False for a run that was counted before; nothing has changed then.
+        Returns:
+            False if the run was counted before; nothing has changed then.
         """
-        return bool(self._tell(tenant_id, task_id, run, cost))
+        return bool(self._run_settle(tenant_id, task_id, run, cost))
 
     def refund(self, tenant_id: str, task_id: str) -> None:
-        """Give a reservation back, if there is one: the task will not run."""
+        """Remove a task's reservation, if there is one: the task will not run."""
         self.settle(tenant_id, task_id, "", 0)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._redis.close()
 
     def budget(self, tenant_id: str, limits: Limits) -> Budget:
-        """What a tenant has spent and reserved."""
-        return self._budget(limits, self._look(tenant_id).execute())
+        """Return what a tenant has spent and reserved."""
+        return self._budget(limits, self._read_ledger(tenant_id).execute())
 
 
 class AsyncLedger(_LedgerScripts):
@@ -226,85 +222,116 @@ class AsyncLedger(_LedgerScripts):
         super().__init__(client, clock)
 
     async def reserve(
-        self, tenant_id: str, limits: Limits, orders: Sequence[ReservationRequest]
+        self, tenant_id: str, limits: Limits, requests: Sequence[ReservationRequest]
     ) -> list[Reservation]:
-        return _held(tenant_id, limits, orders, await self._ask(tenant_id, limits, orders, ()))
+        reply = await self._run_reserve(tenant_id, limits, requests)
+        return read_reservations(tenant_id, limits, requests, reply)
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
-        return bool(await self._tell(tenant_id, task_id, run, cost))
+        return bool(await self._run_settle(tenant_id, task_id, run, cost))
 
-    async def settle_many(self, bills: Iterable[tuple[str, str, str, int]]) -> None:
-        """`settle` with the arguments of each, in one round trip."""
+    async def settle_many(self, runs: Iterable[tuple[str, str, str, int]]) -> None:
+        """Call `settle` with each tuple of arguments, in one round trip."""
         pipe = ScriptPipeline(self._redis)
-        for bill in bills:
-            self._tell(*bill, client=pipe)
+        for run in runs:
+            self._run_settle(*run, client=pipe)
         await pipe.execute()
 
     async def refund(self, tenant_id: str, task_id: str) -> None:
         await self.settle(tenant_id, task_id, "", 0)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._redis.aclose()
 
     async def budget(self, tenant_id: str, limits: Limits) -> Budget:
-        return self._budget(limits, await self._look(tenant_id).execute())
+        return self._budget(limits, await self._read_ledger(tenant_id).execute())
 
 
-def _keys(tenant_id: str) -> list[str]:
-    """Redis keys of a tenant, by lua/ledger.lua."""
+def ledger_keys(tenant_id: str) -> list[str]:
+    """Return the Redis keys of a tenant, as lua/budget/ledger.lua lists them."""
     kinds = ("ledger", "open", "ages", "busy", "rate")
-    return [f"fleet:budget:{what}:{tenant_id}" for what in kinds]
+    return [f"fleet:budget:{kind}:{tenant_id}" for kind in kinds]
 
 
-def _given(amount: int | None) -> str:
-    return "" if amount is None else str(amount)
+def reserve_args(
+    limits: Limits, requests: Iterable[ReservationRequest], now: float | None = None
+) -> list[Any]:
+    """Return the arguments of lua/budget/reserve.lua.
+
+    Args:
+        now: Unix seconds; None for the clock of the server.
+    """
+    args = [
+        _optional(now),
+        _optional(limits.monthly_budget),
+        _optional(limits.daily_budget),
+        RESERVATION_TTL_SECONDS,
+        KEPT_DAYS,
+        _optional(limits.max_concurrency),
+        _optional(limits.tokens_per_minute),
+        MAX_CONCURRENCY_SECONDS,
+    ]
+    for request in requests:
+        optional = [_optional(value) for value in (request.fallback, *request.tokens)]
+        args += [request.task_id, request.amount, *optional]
+    return args
 
 
-def _held(
-    tenant_id: str, limits: Limits, orders: Sequence[ReservationRequest], answer: list[int]
+def read_reservations(
+    tenant_id: str, limits: Limits, requests: Sequence[ReservationRequest], reply: list[Any]
 ) -> list[Reservation]:
-    now, *codes = answer
-    if codes[:1] == [0]:
-        raise _refused(f"tenant {tenant_id!r}", limits, now, codes[1:])
+    """Decode the reply of lua/budget/reserve.lua. Raises as `Ledger.reserve` does."""
+    status, now, *details = reply
+    if status == ReserveStatus.REFUSED:
+        raise _refusal(tenant_id, limits, now, details)
     return [
-        Reservation(order.task_id, is_fallback=code in (2, 4), is_new=code <= 2)
-        for order, code in zip(orders, codes, strict=True)
+        Reservation(
+            request.task_id,
+            is_fallback=bool(grant & GrantFlag.IS_FALLBACK),
+            is_new=not grant & GrantFlag.WAS_HELD,
+        )
+        for request, grant in zip(requests, details, strict=True)
     ]
 
 
-def _refused(whose: str, limits: Limits, now: int, codes: list[int]) -> FleetError:
-    cap, left, missing = codes
-    if cap == _MEMORY:
-        return redis_full(left)
-    if cap == _CONCURRENCY:
-        most = f"{limits.max_concurrency} of its requests may be under way at once"
-        return TenantLimited.until(f"{whose}: {most}", CONCURRENCY_RETRY_SECONDS)
-    if cap == _RATE:
-        rate = f"{missing} tokens, {left} are left of its {limits.tokens_per_minute} a minute"
-        return TenantLimited.until(f"{whose}: {rate}", 60.0 - now % 60)
-    return BudgetExceeded(f"{whose}: {_refusal(limits, now, cap, left, missing)}")
-
-
-def _refusal(limits: Limits, now: int, cap: int, left: int, missing: int) -> str:
-    name = _CAPS[cap]
-    anew = _resets(datetime.fromtimestamp(now, UTC), name)
-    return (
-        f"{format_dollars(missing)} is to be reserved, {format_dollars(left)} is left of the "
-        f"{name} budget of {format_dollars(getattr(limits, f'{name}_budget'))}, which starts "
-        f"anew at {anew:%Y-%m-%dT%H:%M:%SZ}, in {anew.timestamp() - now:.0f} s"
+def _refusal(tenant_id: str, limits: Limits, now: int, details: list[Any]) -> FleetError:
+    limit, left, missing = details
+    tenant = f"tenant {tenant_id!r}"
+    if limit == ReachedLimit.CONCURRENCY:
+        reason = f"its limit of {limits.max_concurrency} concurrent requests is reached"
+        return TenantLimited.until(f"{tenant}: {reason}", CONCURRENCY_RETRY_SECONDS)
+    if limit == ReachedLimit.RATE:
+        rate = f"{limits.tokens_per_minute} tokens per minute"
+        reason = f"the request has {missing} tokens, {left} are left of its {rate}"
+        return TenantLimited.until(f"{tenant}: {reason}", 60.0 - now % 60)
+    today = datetime.fromtimestamp(now, UTC)
+    if limit == ReachedLimit.MONTHLY_BUDGET:
+        budget, resets_at = limits.monthly_budget, _next_month(today)
+    else:
+        budget, resets_at = limits.daily_budget, _next_day(today)
+    return BudgetExceeded(
+        f"{tenant}: {format_dollars(missing)} must be reserved, {format_dollars(left)} is left of the {limit} "
+        f"budget of {format_dollars(budget or 0)}, which resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}, "
+        f"in {resets_at.timestamp() - now:.0f} s"
     )
 
 
-def _resets(now: datetime, name: str) -> datetime:
+def _optional(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _next_day(now: datetime) -> datetime:
+    return now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+
+
+def _next_month(now: datetime) -> datetime:
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if name == "daily":
-        return midnight + timedelta(days=1)
     return (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 def _spending(
     ledger: dict[str, str], period: str, cap: int | None, resets_at: datetime
 ) -> Spending:
-    spent, reserved = (int(ledger.get(f"{period} {what}", 0)) for what in ("spent", "reserved"))
+    spent, reserved = (int(ledger.get(f"{period} {kind}", 0)) for kind in ("spent", "reserved"))
     return Spending(spent, reserved, cap, resets_at)

@@ -276,7 +276,7 @@ class Fleet:
 
     def _send(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
         try:
-            return self._post.publish(messages, self.catalogue())
+            return self._post.publish(messages)
         except (BudgetExceeded, FleetBusy):
             if keys := [key for message in messages if (key := message.idempotency_key)]:
                 self._redis.delete(*keys)

@@ -1,4 +1,4 @@
-"""A message as it is pushed to Redis: written by Celery and kombu, sent by our own scripts."""
+"""Encoded messages: Celery and kombu write them, our own scripts push them to Redis."""
 
 from __future__ import annotations
 
@@ -11,27 +11,21 @@ from kombu import Connection, Producer
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-from primarch_fleet.errors import LaneFull
 from primarch_fleet.queues import PRIORITY_STEPS, priority_lists
-
-#: Of Redis's memory, if that is limited, the share above which nothing more is sent: the rest is
-#: for the results of what waits, which cannot be stored once it is full.
-MAX_MEMORY_FRACTION = 0.95
-#: Seconds that a producer is told to wait for room in it.
-REDIS_FULL_RETRY_SECONDS = 5.0
 
 
 class EncodedMessage(NamedTuple):
-    """A message and the list of its queue that it is for."""
+    """A message as Redis stores it."""
 
+    #: The list to push to: one of the lists of the message's queue.
     list_key: str
     text: str
 
 
 class MessageEncoder:
-    """Writes an app's messages, and does not send them. Safe to use from any thread.
+    """Encodes an app's messages without sending them. Safe to use from any thread.
 
-    Celery's signals are sent as if it did: `after_task_publish` comes before the message is sent.
+    Celery's signals fire as if the messages were sent: `after_task_publish` fires before the push.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -39,14 +33,18 @@ class MessageEncoder:
         self._connection = Connection(transport=_CapturingTransport)
 
     def encode(self, messages: Iterable[dict[str, Any]]) -> list[EncodedMessage]:
-        """The letters of messages, each the arguments of Celery's `send_task`."""
-        sheet: Any = self._connection.channel()
-        with sheet:
-            producer = Producer(sheet, auto_declare=False)
+        """Encode messages, in their order.
+
+        Args:
+            messages: The arguments of Celery's `send_task` for each message.
+        """
+        channel: Any = self._connection.channel()
+        with channel:
+            producer = Producer(channel, auto_declare=False)
             for options in messages:
                 self._app.send_task(**options, producer=producer)
-            written: list[EncodedMessage] = sheet.letters
-            return written
+            captured: list[EncodedMessage] = channel.captured
+            return captured
 
 
 class _CapturingChannel(virtual.Channel):
@@ -54,20 +52,15 @@ class _CapturingChannel(virtual.Channel):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.letters: list[EncodedMessage] = []
+        self.captured: list[EncodedMessage] = []
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
         step = bisect(PRIORITY_STEPS, message["properties"]["priority"]) - 1
-        self.letters.append(EncodedMessage(priority_lists(queue)[step], dumps(message)))
+        self.captured.append(EncodedMessage(priority_lists(queue)[step], dumps(message)))
 
     def _size(self, queue: str) -> int:
-        return 0  # kombu asks when it declares a queue
+        return 0  # kombu calls this when it declares a queue
 
 
 class _CapturingTransport(virtual.Transport):
     Channel = _CapturingChannel
-
-
-def redis_full(percent: int) -> LaneFull:
-    """What a producer is told by a Redis that is almost full."""
-    return LaneFull.until(f"redis: {percent}% of its memory is used", REDIS_FULL_RETRY_SECONDS)

@@ -22,7 +22,7 @@ from primarch_fleet.errors import (
 SUBMITTED_AT, LANE_REASON = "fleet_submitted_at", "fleet_lane_reason"
 #: Message header of the local lane: `Request.prefixes()`, separated by commas.
 PREFIXES = "fleet_prefixes"
-#: Message header: the tenant, encoded by `tenant_header`. Tenants take turns (lua/turns.lua);
+#: Message header: the tenant, encoded by `tenant_header`. Tenants take turns (lua/queue/turns.lua);
 #: messages without the header count as one more tenant.
 TENANT = "fleet_tenant"
 #: Message header of the local lane: the Unix seconds at which a request that still waits moves to

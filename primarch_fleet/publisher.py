@@ -1,134 +1,174 @@
-"""The way of messages to Redis: what they may cost is reserved, and they are sent."""
+"""Publish messages: reserve what they may cost, and push them to Redis."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
 import redis
 from celery import Celery
 
+from primarch_fleet import budgets
 from primarch_fleet.budgets import Ledger, Reservation, ReservationRequest
-from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.encoder import MAX_MEMORY_FRACTION, EncodedMessage, MessageEncoder, redis_full
-from primarch_fleet.errors import BudgetExceeded, FleetBusy
+from primarch_fleet.catalogue import Limits
+from primarch_fleet.encoder import EncodedMessage, MessageEncoder
+from primarch_fleet.errors import BudgetExceeded, FleetBusy, LaneFull
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.redis_support import LuaScript
 
-#: Bytes of messages that one script sends, unless the first alone is larger: Redis does nothing
-#: else meanwhile.
+#: Bytes of messages that one script pushes, unless the first message alone is larger: Redis does
+#: nothing else meanwhile.
 MAX_PUSH_BYTES = 2**20
+#: Fraction of Redis's memory, if that is limited, above which nothing is pushed. The rest is for
+#: the results of waiting requests, which cannot be stored once the memory is full.
+MAX_MEMORY_FRACTION = 0.95
+#: Seconds after which a producer may retry when Redis is almost full.
+REDIS_FULL_RETRY_SECONDS = 5.0
 
-_LUA = Path(__file__).with_name("lua")
-_SEND = LuaScript.load(_LUA / "push.lua", _LUA / "send.lua")
+_LUA = Path(__file__).with_name("lua") / "publish"
+_PUSH = LuaScript.load(_LUA / "queue_lists.lua", _LUA / "push.lua")
+_RESERVE_AND_PUSH = LuaScript.load(
+    *budgets.RESERVATION_LUA, _LUA / "queue_lists.lua", _LUA / "reserve_and_push.lua"
+)
+
+
+class PushStatus(StrEnum):
+    """The first element of the reply of reserve_and_push.lua, besides budgets.ReserveStatus."""
+
+    REDIS_FULL = "redis_full"
 
 
 class _TenantReservation(NamedTuple):
-    """What is to be reserved for a tenant whose spending is counted."""
+    """What to reserve for one tenant whose spending is counted."""
 
     tenant_id: str
     limits: Limits
-    orders: list[ReservationRequest]
+    requests: list[ReservationRequest]
 
 
 class Publisher:
-    """Sends messages to one Redis. Safe to use from any thread.
+    """Publishes messages to one Redis. Safe to use from any thread.
 
     Args:
-        app: Writes the messages.
-        ledger: Reserves, through the client.
-        client: With `decode_responses`, and without retries: what got no answer may have been sent.
+        app: Encodes the messages.
+        ledger: The tenants' ledgers at the same Redis.
+        client: With `decode_responses`, and without retries: a push without an answer may have been
+            executed.
     """
 
     def __init__(self, app: Celery, ledger: Ledger, client: redis.Redis) -> None:
-        self._pen = MessageEncoder(app)
+        self._encoder = MessageEncoder(app)
         self._ledger = ledger
         self._redis = client
 
-    def publish(
-        self, messages: Sequence[OutgoingMessage], catalogue: Catalogue
-    ) -> list[OutgoingMessage]:
-        """Reserve what messages may cost and send them, on another lane if they must be.
+    def publish(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+        """Reserve what messages may cost and push them, or their fallbacks if a budget requires it.
 
-        Messages of one tenant that no policy may move are sent in the step that reserves: a
-        producer that dies leaves both or none. Larger lots follow in steps of STEP bytes, once
-        everything is reserved.
+        Messages without a fallback, for one limited tenant, are reserved and pushed in one atomic
+        step: if the producer dies, both have happened or neither. Other messages are pushed after
+        everything is reserved, in steps of MAX_PUSH_BYTES.
 
-        Returns them as they were sent. Raises BudgetExceeded, TenantLimited, or LaneFull for a
-        Redis that is almost out of memory, with nothing reserved and nothing sent; or
-        redis.RedisError: if the connection broke, they may have been sent.
+        Returns:
+            The messages that were pushed, in the same order.
+
+        Raises:
+            BudgetExceeded: Nothing was reserved or pushed.
+            TenantLimited: Nothing was reserved or pushed.
+            LaneFull: Redis is almost out of memory. Nothing was reserved or pushed.
+            redis.RedisError: If the connection broke, messages may have been pushed.
         """
-        lots = list(_lots(messages, catalogue))
-        if len(lots) == 1 and _fit_together(messages):
-            self._ledger.reserve(*lots[0], self._pen.encode(one.options for one in messages))
+        reservations = _by_tenant(messages)
+        if len(reservations) == 1 and _fit_one_step(messages):
+            self._reserve_and_push(reservations[0], messages)
             return list(messages)
-        with self._reserved(lots) as held:
-            sent = [_as_held(one, held) for one in messages]
-            self._push(self._pen.encode(one.options for one in sent))
-        return sent
+        with self._reserved(reservations) as granted:
+            final = [_granted_message(message, granted) for message in messages]
+            self._push(self._encoder.encode(message.options for message in final))
+        return final
+
+    def _reserve_and_push(
+        self, reservation: _TenantReservation, messages: Sequence[OutgoingMessage]
+    ) -> None:
+        tenant_id, limits, requests = reservation
+        lists, texts = zip(
+            *self._encoder.encode(message.options for message in messages), strict=True
+        )
+        keys = [*budgets.ledger_keys(tenant_id), *lists]
+        args = [*budgets.reserve_args(limits, requests), MAX_MEMORY_FRACTION, *texts]
+        reply = _RESERVE_AND_PUSH.run(self._redis, keys, args)
+        if reply[0] == PushStatus.REDIS_FULL:
+            raise _redis_full(reply[1])
+        budgets.read_reservations(tenant_id, limits, requests, reply)
 
     @contextmanager
-    def _reserved(self, lots: Iterable[_TenantReservation]) -> Iterator[dict[str, Reservation]]:
-        """What tasks hold; given back when one is refused, or cannot be sent."""
-        held: dict[str, Reservation] = {}
+    def _reserved(
+        self, reservations: Iterable[_TenantReservation]
+    ) -> Iterator[dict[str, Reservation]]:
+        """Reserve for all tenants, by task id. Refunds if one is refused or nothing is pushed."""
+        granted: dict[str, Reservation] = {}
         new: list[tuple[str, str]] = []
         try:
-            for lot in lots:
-                granted = self._ledger.reserve(*lot)
-                held |= {one.task_id: one for one in granted}
-                new += [(lot.tenant_id, one.task_id) for one in granted if one.is_new]
-            yield held
+            for tenant_id, limits, requests in reservations:
+                for reservation in self._ledger.reserve(tenant_id, limits, requests):
+                    granted[reservation.task_id] = reservation
+                    if reservation.is_new:
+                        new.append((tenant_id, reservation.task_id))
+            yield granted
         except (BudgetExceeded, FleetBusy):
-            for tenant, task_id in new:
-                self._ledger.refund(tenant, task_id)
+            for tenant_id, task_id in new:
+                self._ledger.refund(tenant_id, task_id)
             raise
 
-    def _push(self, letters: Iterable[EncodedMessage]) -> None:
-        """Only before the first of them is it asked whether Redis has room: all go, or none."""
-        share: float | str = MAX_MEMORY_FRACTION
-        for step in _steps(letters):
+    def _push(self, messages: Iterable[EncodedMessage]) -> None:
+        """Push messages; the memory is checked before the first step only, so that all are sent."""
+        max_memory: float | str = MAX_MEMORY_FRACTION
+        for step in _steps(messages):
             lists, texts = zip(*step, strict=True)
-            percent = _SEND.run(self._redis, lists, [share, *texts])
+            percent = _PUSH.run(self._redis, lists, [max_memory, *texts])
             if percent is not None:
-                raise redis_full(percent)
-            share = ""
+                raise _redis_full(percent)
+            max_memory = ""
 
 
-def _lots(
-    messages: Iterable[OutgoingMessage], catalogue: Catalogue
-) -> Iterator[_TenantReservation]:
-    by_tenant: defaultdict[str, list[ReservationRequest]] = defaultdict(list)
+def _by_tenant(messages: Iterable[OutgoingMessage]) -> list[_TenantReservation]:
+    reservations: dict[str, _TenantReservation] = {}
     for message in messages:
-        by_tenant[message.request.tenant_id].append(message.reservation)
-    for tenant_id, orders in by_tenant.items():
-        if limits := catalogue.limits(tenant_id):
-            yield _TenantReservation(tenant_id, limits, orders)
+        if message.limits is not None:
+            tenant_id = message.request.tenant_id
+            empty = _TenantReservation(tenant_id, message.limits, [])
+            reservations.setdefault(tenant_id, empty).requests.append(message.reservation)
+    return list(reservations.values())
 
 
-def _fit_together(messages: Iterable[OutgoingMessage]) -> bool:
-    """Whether they are sure to be sent as they are, and small enough for one step."""
-    return sum(one.size_bytes for one in messages) <= MAX_PUSH_BYTES and not any(
-        one.fallback for one in messages
-    )
+def _fit_one_step(messages: Iterable[OutgoingMessage]) -> bool:
+    """Whether messages have no fallback and are small enough for one script."""
+    size_bytes = sum(message.size_bytes for message in messages)
+    return size_bytes <= MAX_PUSH_BYTES and not any(message.fallback for message in messages)
 
 
-def _as_held(message: OutgoingMessage, held: dict[str, Reservation]) -> OutgoingMessage:
-    mine = held.get(message.ticket.id)
-    return message.fallback if message.fallback and mine and mine.is_fallback else message
+def _granted_message(message: OutgoingMessage, granted: dict[str, Reservation]) -> OutgoingMessage:
+    reservation = granted.get(message.ticket.id)
+    if message.fallback is not None and reservation is not None and reservation.is_fallback:
+        return message.fallback
+    return message
 
 
-def _steps(letters: Iterable[EncodedMessage]) -> Iterator[list[EncodedMessage]]:
-    """Letters in their order, in lots of STEP bytes at most, or of one letter."""
-    lot: list[EncodedMessage] = []
+def _steps(messages: Iterable[EncodedMessage]) -> Iterator[list[EncodedMessage]]:
+    """Split messages into steps of at most MAX_PUSH_BYTES, or of one message."""
+    step: list[EncodedMessage] = []
     size = 0
-    for letter in letters:
-        if lot and size + len(letter.text) > MAX_PUSH_BYTES:
-            yield lot
-            lot, size = [], 0
-        lot.append(letter)
-        size += len(letter.text)
-    if lot:
-        yield lot
+    for message in messages:
+        if step and size + len(message.text) > MAX_PUSH_BYTES:
+            yield step
+            step, size = [], 0
+        step.append(message)
+        size += len(message.text)
+    if step:
+        yield step
+
+
+def _redis_full(percent: int) -> LaneFull:
+    return LaneFull.until(f"redis: {percent}% of its memory is used", REDIS_FULL_RETRY_SECONDS)

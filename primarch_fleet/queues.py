@@ -18,10 +18,10 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 #: oldest found may not be the oldest there is.
 MAX_SCANNED_MESSAGES = 100
 
-_LUA = Path(__file__).with_name("lua")
+_LUA = Path(__file__).with_name("lua") / "queue"
 #: The part that scripts start with that know how a queue is stored.
 TURNS = _LUA / "turns.lua"
-_COUNT_WAITING = LuaScript.load(TURNS, _LUA / "waiting.lua")
+_COUNT_WAITING = LuaScript.load(TURNS, _LUA / "count_waiting.lua")
 
 
 class QueueDepth(NamedTuple):

@@ -41,7 +41,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
         "primarch_fleet"
     }
-    assert {"primarch_fleet/py.typed", "primarch_fleet/lua/reserve.lua"} <= set(names)
+    assert {"primarch_fleet/py.typed", "primarch_fleet/lua/budget/reserve.lua"} <= set(names)
 
 
 def test_a_service_with_nothing_but_the_wheel_gets_an_answer(

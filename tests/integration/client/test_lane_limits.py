@@ -156,7 +156,7 @@ def test_a_request_that_has_ended_makes_room_and_one_that_comes_again_takes_none
 
     reserve("a", "b")
     reserve("a", "b")
-    with pytest.raises(TenantLimited, match="2 of its requests"):
+    with pytest.raises(TenantLimited, match="limit of 2 concurrent requests"):
         reserve("c")
     ledger.settle("t", "a", "run", 0)
     ledger.settle("t", "a", "run", 0)

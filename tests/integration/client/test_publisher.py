@@ -17,10 +17,10 @@ from celery.signals import after_task_publish, before_task_publish
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price, Ticket
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import PRIORITIES, Lane
-from primarch_fleet.encoder import MAX_MEMORY_FRACTION, MessageEncoder
+from primarch_fleet.encoder import MessageEncoder
 from primarch_fleet.errors import FleetUnavailable, LaneFull
 from primarch_fleet.lane_health import ANY_LANE, LaneMonitor
-from primarch_fleet.publisher import MAX_PUSH_BYTES
+from primarch_fleet.publisher import MAX_MEMORY_FRACTION, MAX_PUSH_BYTES
 from primarch_fleet.queues import priority_lists
 from tests.support.workers import eventually
 

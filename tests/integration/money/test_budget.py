@@ -162,8 +162,8 @@ def test_a_refusal_says_which_cap_what_is_left_and_when_it_starts_anew(
     with pytest.raises(BudgetExceeded) as caught:
         reserve(ledger, "b", 20)
     assert str(caught.value) == (
-        "tenant 't': $0.000020 is to be reserved, $0.000010 is left of the daily budget of "
-        "$0.000100, which starts anew at 2028-03-01T00:00:00Z, in 1 s"
+        "tenant 't': $0.000020 must be reserved, $0.000010 is left of the daily budget of "
+        "$0.000100, which resets at 2028-03-01T00:00:00Z, in 1 s"
     )
     with pytest.raises(BudgetExceeded, match=r"monthly budget.*2028-03-01T00:00:00Z"):
         reserve(ledger, "b", 300)

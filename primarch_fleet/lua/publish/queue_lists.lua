@@ -1,9 +1,9 @@
--- What the scripts begin with that push messages: as many of the last KEYS are lists of queues as
--- the last ARGV are messages, one for each.
+-- Push messages to the lists of queues: functions that the scripts of lua/publish share.
+-- The last KEYS are the lists and the last ARGV the messages, in the same order.
 
--- The percentage of its memory that the server uses, if that is more than a share of it; nil where
--- the memory is not limited, or where the server makes room by itself.
-local function too_full(share)
+-- The percentage of its memory that the server uses, if it is more than a share of it; nil if the
+-- memory is not limited, or if the server evicts keys.
+local function memory_percent_above(share)
   local info = redis.call('INFO', 'memory')
   local limit = tonumber(info:match('\nmaxmemory:(%d+)'))
   if limit > 0 and info:match('\nmaxmemory_policy:(%a+)') == 'noeviction' then
