@@ -1,11 +1,10 @@
-"""The producers' client: check a request, choose its lane, enqueue it, wait for its result."""
+"""The client of producers: submit requests, wait for results, read streams, cancel."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self, cast
 
@@ -31,49 +30,37 @@ from primarch_fleet.errors import (
     Cancelled,
     FleetBusy,
     FleetUnavailable,
-    InvalidRequest,
     RequestFailed,
     ResultTimeout,
 )
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
+from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
-from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor
+from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
-#: Seconds that a producer trusts a catalogue it has read.
+#: Seconds for which a producer uses a catalogue that it has read.
 CATALOGUE_TTL_SECONDS = 30.0
 #: Seconds for which an idempotency key is remembered: longer than the longest batch.
 IDEMPOTENCY_TTL_SECONDS = 3 * 86_400
-#: Seconds after which a key whose submit died half-way may be submitted again.
+#: Seconds after which a key may be submitted again if its first submit did not complete.
 IDEMPOTENCY_CLAIM_SECONDS = 60
-#: Streams that one client reads at the same time; each takes a connection while it waits.
+#: Streams that one client can read at the same time; each blocked read uses a connection.
 MAX_READERS = 5_000
-#: Of a stored result, the bytes by which its state is known: it is the first field.
-STATUS_PREFIX_BYTES = 32
-#: States of tasks that have their outcome.
-SUCCEEDED, FAILED = "SUCCESS", ("FAILURE", "REVOKED")
-#: Seconds after which the batch lane is asked again about a request that it does not have yet.
+#: Seconds between two attempts to cancel a request that the batch lane has not received yet.
 CANCEL_POLL_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far requests are: `done` of `total` have their outcome, for `failed` of them an error."""
-
-    done: int
-    total: int
-    failed: int
-
-
 class Fleet:
-    """A fleet at one Redis or Valkey: `Fleet("redis://localhost:6379/0")`.
+    """A client of the fleet at one Redis or Valkey: `Fleet("redis://localhost:6379/0")`.
 
-    Safe to share between threads. Holds connections: use it as a context manager or `close()` it.
+    Safe to share between threads. It holds connections: use it as a context manager, or call
+    `close()`.
 
     Args:
-        url: The fleet's broker, as its workers have it in FLEET_REDIS_URL.
+        url: The fleet's broker, the FLEET_REDIS_URL of its workers.
         timeout: Seconds after which a broker that does not answer is an error.
-        clock: Gives the present moment, with a time zone.
+        clock: Returns the current time with a time zone.
     """
 
     def __init__(
@@ -87,11 +74,11 @@ class Fleet:
         self._app = celery_app.producer_app(url, timeout)
         self._redis = redis_support.once(url, timeout)
         self._ledger = Ledger(self._redis)
-        self._watch = LaneMonitor(self._redis)
-        self._post = Publisher(self._app, self._ledger, self._redis)
+        self._lanes = LaneMonitor(self._redis)
+        self._publisher = Publisher(self._app, self._ledger, self._redis)
         self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
         self._catalogue: Catalogue | None = None
-        self._catalogue_until = 0.0
+        self._catalogue_expires_at = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -100,73 +87,99 @@ class Fleet:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back; what was submitted goes on."""
+        """Close the connections. Submitted requests continue."""
         self._app.close()
         self._redis.close()
         self._streams.close()
 
     @property
     def app(self) -> Celery:
-        """The Celery app underneath, for canvas and for `AsyncResult`."""
+        """The Celery app of the client, for canvas and `AsyncResult`."""
         return self._app
 
     def catalogue(self) -> Catalogue:
-        """What the fleet offers, at most CATALOGUE_TTL seconds old.
+        """Return the models, prices and limits of the fleet.
 
-        Raises FleetUnavailable when the broker does not answer, NoCatalogue when no worker has
-        ever started there.
+        Returns:
+            The catalogue, at most CATALOGUE_TTL_SECONDS old.
+
+        Raises:
+            NoCatalogue: No worker has ever started at this broker.
+            FleetUnavailable: The broker did not answer.
         """
-        if self._catalogue is None or time.monotonic() > self._catalogue_until:
+        if self._catalogue is None or time.monotonic() > self._catalogue_expires_at:
             with reachable():
                 self._catalogue = Catalogue.fetch(self._redis)
-            self._catalogue_until = time.monotonic() + CATALOGUE_TTL_SECONDS
+            self._catalogue_expires_at = time.monotonic() + CATALOGUE_TTL_SECONDS
         return self._catalogue
 
     def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane.
 
-        Returns its ticket. Raises InvalidRequest, which names the wrong field, BudgetExceeded,
-        which says when the tenant has money again, LaneFull, LaneUnavailable or TenantLimited,
-        whose `retry_after` says in seconds when to come again, or FleetUnavailable; in all cases
-        nothing was enqueued, except when the connection broke while it was being sent: give the
-        request an `idempotency_key` to submit it again safely.
+        Returns:
+            The ticket, with which any process can ask for the result. For an idempotency key that
+            was submitted before, the ticket of the first submit; nothing is enqueued again.
+
+        Raises:
+            InvalidRequest: A field is wrong; the message names it. Nothing was enqueued.
+            DeadlineExceeded: The deadline has passed. Nothing was enqueued.
+            BudgetExceeded: The tenant's budget has no room; the message says when it resets.
+                Nothing was enqueued.
+            FleetBusy: LaneFull, LaneUnavailable or TenantLimited. Nothing was enqueued; retry
+                after `retry_after` seconds.
+            FleetUnavailable: The broker did not answer. If the connection broke during the push,
+                the request may have been enqueued; with an `idempotency_key` it is safe to retry.
         """
         return self.submit_many([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
-        """Enqueue many requests in few round trips; tickets in the same order.
+        """Check many requests and enqueue all of them, in a few round trips.
 
-        All are checked, and the money for them is reserved, before the first is sent: one wrong
-        request, or one that the budget has no room for, and none is enqueued.
+        All requests are checked, and their cost is reserved, before the first one is sent. If one
+        of them is rejected, none is enqueued.
+
+        Returns:
+            The tickets, in the order of the requests.
+
+        Raises:
+            FleetError: As `submit` does.
         """
-        messages = self._messages(list(requests))
+        messages = self._build(list(requests))
         with reachable():
-            fresh = self._send([message for message in messages if self._claim(message)])
-            self._watch.record_sent(message.ticket.queue for message in fresh)
-            for message in fresh:
-                self._keep(message)
-        tickets = {message.ticket.id: message.ticket for message in fresh}
+            published = self._publish(self._claim_keys(messages))
+            self._lanes.record_sent(message.ticket.queue for message in published)
+            self._keep_keys(published)
+        tickets = {message.ticket.id: message.ticket for message in published}
         return [tickets.get(message.ticket.id, message.ticket) for message in messages]
 
     def budget(self, tenant_id: str) -> Budget:
-        """What a tenant has spent and reserved, of what; a tenant that is not counted has zeros.
+        """Return what a tenant has spent and reserved today and this month.
 
-        Raises FleetUnavailable, or NoCatalogue.
+        Returns:
+            The budget; all zeros for a tenant whose spending is not counted.
+
+        Raises:
+            FleetUnavailable: The broker did not answer.
         """
         limits = self.catalogue().limits(tenant_id) or Limits()
         with reachable():
             return self._ledger.budget(tenant_id, limits)
 
     def result(self, ticket: Ticket | str, timeout: float | None = None) -> Completion:
-        """Wait for a request's result.
+        """Wait for the result of a request.
 
         Args:
-            ticket: What `submit` returned, or its id.
-            timeout: Seconds to wait; None waits as long as it takes.
+            ticket: The ticket that `submit` returned, or its id.
+            timeout: Seconds to wait; None waits without limit.
 
-        Returns the completion with its body, which may be fetched from outside of Redis. Raises
-        ResultTimeout when it is not there in time (the request goes on), the RequestFailed that a
-        worker stored, FleetUnavailable, or BodyUnavailable.
+        Returns:
+            The completion with its body, which may be fetched from outside Redis.
+
+        Raises:
+            ResultTimeout: No result within the timeout. The request continues.
+            RequestFailed: The request has failed with this error.
+            BodyUnavailable: The body could not be read; call `result` again.
+            FleetUnavailable: The broker did not answer.
         """
         return self._outcome(ticket, timeout).fetched()
 
@@ -177,77 +190,100 @@ class Fleet:
         after: str | None = None,
         timeout: float | None = None,
     ) -> Stream:
-        """The chunks of an answer, as they come.
+        """Read the chunks of an answer while it is generated.
+
+        Chunks are stored for ten minutes after the last one; `result` has the whole answer for
+        days.
 
         Args:
-            request: A request to submit, streamed whether it says so or not; or the ticket (or its
-                id) of one that was submitted with `stream=True`, running or done, which any number
-                of readers may follow.
-            after: The id of a chunk: go on behind it.
-            timeout: Seconds without a chunk that are too many; None waits as long as it takes.
+            request: A request to submit, which is streamed whatever its `stream` field says. Or the
+                ticket, or its id, of a request that was submitted with `stream=True`, running or
+                finished; any number of readers may read it.
+            after: The id of a chunk, to continue with the next one.
+            timeout: Seconds without a chunk after which reading fails; None waits without limit.
 
-        Raises what `submit` does, at once; `Stream` says what iterating raises. Chunks are kept for
-        ten minutes after the last; `result` has the whole answer for days.
+        Returns:
+            An iterator over the chunks; its docstring lists the errors of the iteration.
+
+        Raises:
+            FleetError: As `submit` does.
+            InvalidRequest: The request cannot stream, or `after` is not the id of a chunk.
         """
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
-        reading = StreamCursor(self._app.backend, stream_id(ticket), after, timeout)
-        return Stream(ticket, self._streams, reading, self.result)
+        cursor = StreamCursor(self._app.backend, stream_task_id(ticket), after, timeout)
+        return Stream(ticket, self._streams, cursor, self.result)
 
     def status(self, ticket: Ticket | str) -> str:
-        """The Celery state: PENDING, PARKED (batch lane, until its result), SUCCESS, FAILURE..."""
+        """Return the Celery state of a request: PENDING, SUCCESS, FAILURE, REVOKED or PARKED.
+
+        PARKED is the state of a request that the batch lane has received, until its result.
+
+        Raises:
+            FleetUnavailable: The broker did not answer.
+        """
         with reachable():
             return str(self._result(ticket).state)
 
     def progress(self, tickets: Iterable[Ticket | str]) -> Progress:
-        """How many requests have their outcome: one round trip. Raises FleetUnavailable."""
-        pipe, backend = self._redis.pipeline(transaction=False), cast(Any, self._app.backend)
-        for ticket in tickets:
-            pipe.getrange(backend.get_key_for_task(task_id(ticket)), 0, STATUS_PREFIX_BYTES - 1)
+        """Count the finished requests, in one round trip.
+
+        Raises:
+            FleetUnavailable: The broker did not answer.
+        """
         with reachable():
-            states = [_state(text) for text in pipe.execute()]
-        failed = sum(state in FAILED for state in states)
-        return Progress(failed + states.count(SUCCEEDED), len(states), failed)
+            return read_progress(self._redis, self._app.backend, tickets)
 
     def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:
-        """Cancel a request: its result is `Cancelled`, and what hangs on it goes on with that.
+        """Cancel a request: its result becomes `Cancelled`.
 
-        A request of the batch lane is cancelled wherever it is, in a live batch too: what that
-        batch answers to it is dropped. On the other lanes it is stopped while it runs; of one that
-        still waits in a queue any worker, of whatever lane, says so at once, and its reservation is
-        given back when a worker comes to it.
+        Links, errbacks and chords run as for any failure. A request of the batch lane can be
+        cancelled at any time; if its batch answers it, the answer is dropped. On the other lanes, a
+        running request is stopped. For a request that waits in a queue, any worker stores the
+        result at once, and its reservation is released when a worker of its lane receives it.
 
         Args:
-            ticket: What `submit` returned. Its id will do once the request is PARKED, or for the
-                other lanes.
-            timeout: Seconds to wait for the fleet's word.
+            ticket: The ticket that `submit` returned. Its id is enough for a PARKED request, and on
+                the realtime and local lanes.
+            timeout: Seconds to wait for a worker's answer.
 
-        Returns True when it is cancelled, False when it had its result before. Raises ResultTimeout
-        when no worker said so in time (it can still be cancelled then), or FleetUnavailable.
+        Returns:
+            True if the request is cancelled; False if it already had a result.
+
+        Raises:
+            ResultTimeout: No worker answered in time. The request may still be cancelled later.
+            FleetUnavailable: The broker did not answer.
         """
-        until = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         with reachable():
             if self._result(ticket).ready():
-                return self._came_to_nothing(ticket, timeout)
-            sent = isinstance(ticket, Ticket) and ticket.lane == "batch"
-            batch = sent or self.status(ticket) == "PARKED"
-            # A worker that has not begun with it drops it.
-            self._app.control.revoke(task_id(ticket), terminate=not batch)
-            while batch:
-                left = until - time.monotonic()
-                [answer] = call_scheduler(
-                    self._app, "scheduler.cancel", [task_id(ticket)], left
-                ).values()
-                if answer == "promoted":
-                    self._app.control.revoke(task_id(ticket), terminate=True)
-                    break
-                if answer != "unknown":
-                    return bool(answer == "cancelled")
-                with suppress(ResultTimeout):
-                    return self._came_to_nothing(ticket, CANCEL_POLL_SECONDS)
-        return self._came_to_nothing(ticket, timeout)
+                return self._is_cancelled(ticket, timeout)
+            on_batch_lane = isinstance(ticket, Ticket) and ticket.lane == "batch"
+            if on_batch_lane or self.status(ticket) == "PARKED":
+                return self._cancel_on_batch_lane(ticket, timeout, deadline)
+            self._app.control.revoke(task_id(ticket), terminate=True)
+            return self._is_cancelled(ticket, timeout)
 
-    def _came_to_nothing(self, ticket: Ticket | str, timeout: float) -> bool:
-        """Whether a request was cancelled, by its result. Raises ResultTimeout."""
+    def _cancel_on_batch_lane(self, ticket: Ticket | str, timeout: float, deadline: float) -> bool:
+        """Ask the scheduler to cancel a request until it knows the request. Raises ResultTimeout.
+
+        The revoke is for a request that is still in its queue: the worker that takes it drops it.
+        """
+        request_id = task_id(ticket)
+        self._app.control.revoke(request_id, terminate=False)
+        while True:
+            remaining = deadline - time.monotonic()
+            answers = call_scheduler(self._app, "scheduler.cancel", [request_id], remaining)
+            answer = next(iter(answers.values()))
+            if answer == "promoted":  # to the realtime lane, where it may run
+                self._app.control.revoke(request_id, terminate=True)
+                return self._is_cancelled(ticket, timeout)
+            if answer != "unknown":
+                return bool(answer == "cancelled")
+            with suppress(ResultTimeout):
+                return self._is_cancelled(ticket, CANCEL_POLL_SECONDS)
+
+    def _is_cancelled(self, ticket: Ticket | str, timeout: float) -> bool:
+        """Wait for the result: whether it is `Cancelled`. Raises ResultTimeout."""
         try:
             self._outcome(ticket, timeout)
         except RequestFailed as error:
@@ -256,91 +292,92 @@ class Fleet:
 
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
-            late = f"no result within {timeout} s; it can still come"
-            return protocol.completion_or_raise(_wait(self._result(ticket), timeout, late))
+            message = f"no result within {timeout} s; the request continues"
+            outcome = _wait(self._result(ticket), timeout, message)
+            return protocol.completion_or_raise(outcome)
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _messages(self, requests: Sequence[Request]) -> list[OutgoingMessage]:
-        """Each counts in its queue for those behind it."""
+    def _build(self, requests: Sequence[Request]) -> list[OutgoingMessage]:
+        """Route and encode requests; each one counts in its queue for the next ones."""
         catalogue, now = self.catalogue(), self._clock()
         with reachable():
-            health = self._watch.snapshot(catalogue, {request.lane for request in requests})
+            health = self._lanes.snapshot(catalogue, {request.lane for request in requests})
         messages = []
         for request in requests:
-            messages.append(OutgoingMessage.build(request, catalogue, now, health))
+            message = OutgoingMessage.build(request, catalogue, now, health)
+            messages.append(message)
             if health is not None:
-                health.queued[messages[-1].ticket.queue] += 1
+                health.queued[message.ticket.queue] += 1
         return messages
 
-    def _send(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
+    def _publish(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
         try:
-            return self._post.publish(messages)
+            return self._publisher.publish(messages)
         except (BudgetExceeded, FleetBusy):
-            if keys := [key for message in messages if (key := message.idempotency_key)]:
+            if keys := [message.idempotency_key for message in messages if message.idempotency_key]:
                 self._redis.delete(*keys)
             raise
 
-    def _claim(self, message: OutgoingMessage) -> bool:
-        """True when this submit is the one that enqueues, False for a repeated key."""
-        key = message.idempotency_key
-        return key is None or bool(
-            self._redis.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM_SECONDS)
-        )
+    def _claim_keys(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
+        """Claim the idempotency keys; returns the messages that must be published.
 
-    def _keep(self, message: OutgoingMessage) -> None:
-        if message.idempotency_key is not None:
-            self._redis.expire(message.idempotency_key, IDEMPOTENCY_TTL_SECONDS)
+        The others have a key that was submitted before.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for message in messages:
+            if key := message.idempotency_key:
+                pipe.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM_SECONDS)
+        claimed = iter(pipe.execute())
+        return [message for message in messages if not message.idempotency_key or next(claimed)]
+
+    def _keep_keys(self, messages: Iterable[OutgoingMessage]) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        for message in messages:
+            if key := message.idempotency_key:
+                pipe.expire(key, IDEMPOTENCY_TTL_SECONDS)
+        pipe.execute()
 
 
 def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any:
-    """What a batch worker answers to one of the scheduler's tasks.
+    """Call one of the scheduler's tasks on any batch worker.
 
-    Raises ResultTimeout when none did within `timeout` seconds (the first that starts will do it)
-    or FleetUnavailable.
+    Args:
+        task: The name of the task, such as "scheduler.cancel".
+        timeout: Seconds to wait for the answer.
+
+    Returns:
+        The value of the task.
+
+    Raises:
+        ResultTimeout: No batch worker answered in time. The next one that starts runs the task.
+        FleetUnavailable: The broker did not answer, or the task failed.
     """
-    late = f"no batch worker answered within {timeout:.0f} s"
+    message = f"no batch worker answered within {timeout:.0f} s"
     with reachable():
-        asked = app.send_task(task, [argument], queue=SCHEDULER_QUEUE, priority=PRIORITIES["high"])
+        result = app.send_task(task, [argument], queue=SCHEDULER_QUEUE, priority=PRIORITIES["high"])
         try:
-            answer = _wait(asked, max(timeout, 0.01), late)  # for Celery, 0 is for ever
+            answer = _wait(result, max(timeout, 0.01), message)  # 0 is no limit for Celery
         finally:
-            asked.forget()
+            result.forget()
     if isinstance(answer, BaseException):
         raise FleetUnavailable(f"{task} failed: {answer}")
     return answer
 
 
-def _wait(result: AsyncResult[Any], timeout: float | None, late: str) -> Any:
-    """A task's value or exception. Raises ResultTimeout, which says that it is `late`."""
+def _wait(result: AsyncResult[Any], timeout: float | None, message: str) -> Any:
+    """Return a task's value or exception. Raises ResultTimeout with the message."""
     try:
         return result.get(timeout=timeout, propagate=False)
     except CeleryTimeout:
-        cast(Any, result.backend).remove_pending_result(result)  # or Celery keeps it for ever
-        raise ResultTimeout(late) from None
-
-
-def _state(text: str) -> str:
-    """The state in the beginning of a stored result: `{"status": "SUCCESS", ...`."""
-    return "".join(text.split('"')[3:4])
-
-
-def streamed(request: CompletionRequest) -> CompletionRequest:
-    """The request with `stream=True`. Raises InvalidRequest for one that cannot stream."""
-    return type(request).parse(request.to_wire() | {"stream": True})
-
-
-def stream_id(ticket: Ticket | str) -> str:
-    """The task whose stream a ticket is for. Raises InvalidRequest for one of the batch lane."""
-    if isinstance(ticket, Ticket) and ticket.lane == "batch":
-        raise InvalidRequest("stream: a batch cannot stream; call result()")
-    return task_id(ticket)
+        cast(Any, result.backend).remove_pending_result(result)  # else Celery keeps it forever
+        raise ResultTimeout(message) from None
 
 
 @contextmanager
 def reachable() -> Iterator[None]:
-    """Turn the ways in which a broker does not answer into one error."""
+    """Convert the errors of an unreachable broker to FleetUnavailable."""
     try:
         yield
     except (redis.RedisError, OperationalError) as error:

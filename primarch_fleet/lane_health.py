@@ -1,4 +1,4 @@
-"""How the fleet's lanes are: what waits in their queues, and whether a worker is there."""
+"""The health of the lanes: how many requests wait, and whether workers serve them."""
 
 from __future__ import annotations
 
@@ -16,97 +16,107 @@ from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES
 from primarch_fleet.queues import QueueDepth, count_waiting
 from primarch_fleet.redis_support import ScriptPipeline
 
-#: Seconds for which a producer goes by what it has read, and by what it sent itself since. What
-#: other producers send meanwhile is not seen: a queue passes its limit by as much at most.
+#: Seconds for which a producer uses a snapshot, to which it adds only what it sends itself. A queue
+#: can exceed its limit by what other producers send meanwhile.
 MAX_AGE_SECONDS = 0.25
-#: Messages that wait in a queue of which somebody in a hurry keeps away.
+#: Messages in a queue of unknown speed that make its lane too slow for an urgent request.
 LONG_QUEUE_LENGTH = 100
-#: What requests ask for that leave the lane to the fleet.
+#: The requested lanes, if every request lets the fleet choose.
 ANY_LANE = frozenset({"auto"})
-#: Hash of what waits for a batch, or for one's answer.
+#: Redis key of a hash: the requests that the batch lane has received and not completed.
 PARKED_REQUESTS_KEY = "fleet:batch:requests"
 
 
 def heartbeat_key(queue: str) -> str:
-    """Redis key that exists while a worker serves a queue."""
+    """Return the Redis key that exists while a worker serves a queue."""
     return f"fleet:alive:{queue}"
 
 
 def throughput_key(queue: str) -> str:
-    """Redis key of a hash: of each worker of a queue that knows, how many requests it answers in a
-    second when all its places are busy, a space, and when it said so (seconds of Redis's clock).
+    """Return the Redis key of a hash: worker id -> "<requests/s at full load> <reported at>".
+
+    The time is in Unix seconds of Redis's clock. Workers without a measurement are absent.
     """
     return f"fleet:rates:{queue}"
 
 
 @dataclass(frozen=True)
 class LaneHealth:
-    """What a producer knows of the queues at one moment, by their names."""
+    """A snapshot of the queues, by name."""
 
-    #: Messages that wait; a queue that is not named has none.
+    #: Waiting messages; 0 for a queue that is not named.
     queued: Counter[str] = field(default_factory=Counter)
     #: The queues that no worker serves.
     unserved: frozenset[str] = frozenset()
-    #: Requests that a queue's workers answer in a second when they are busy; where that is known.
+    #: Requests per second that a queue's workers complete at full load, where it is known.
     rates: Mapping[str, float] = field(default_factory=dict)
-    #: Seconds that the oldest message of a queue has waited; None where nothing waits.
+    #: Seconds that the oldest message of a queue has waited; None if no message waits.
     oldest_wait_seconds: Mapping[str, float | None] = field(default_factory=dict)
-    #: Of the messages of a queue those that are less urgent than a request's priority.
+    #: Messages of a queue with a lower priority than that of a request.
     lower_priority: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     def estimated_wait_seconds(self, queue: str, priority: str) -> float | None:
-        """Seconds until what goes before a request in a queue is taken; None if its workers' rate
-        is not known.
-        """
-        rate, behind = self.rates.get(queue), self.lower_priority.get((queue, priority), 0)
-        return (self.queued[queue] - behind) / rate if rate else None
+        """Return the seconds until a worker takes a new request; None if the rate is not known."""
+        rate = self.rates.get(queue)
+        if not rate:
+            return None
+        messages_before = self.queued[queue] - self.lower_priority.get((queue, priority), 0)
+        return messages_before / rate
 
     def copy(self) -> Self:
+        """Return a copy whose `queued` can be changed."""
         return replace(self, queued=self.queued.copy())
 
 
 class LaneMonitor:
-    """Reads the health of a fleet, in one round trip, STALE seconds apart at most.
+    """Reads the health of a fleet in one round trip, at most once in MAX_AGE_SECONDS.
 
-    No round trip for what nothing depends on: a fleet that neither limits its lanes nor has
-    heartbeats, or a lane that is asked for by name and is never refused. Safe to use from any
+    It makes no round trip if nothing depends on the result: if the fleet has neither limits for
+    lanes nor heartbeats, or if requests name a lane that never rejects them. Safe to use from any
     thread.
 
     Args:
         client: With `decode_responses`.
-        clock: Seconds, of any beginning.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, client: redis.Redis, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis, self._clock = client, clock
         self._lock = threading.Lock()
-        self._known = LaneHealth()
-        self._until = float("-inf")
+        self._snapshot = LaneHealth()
+        self._expires_at = float("-inf")
 
-    def snapshot(self, catalogue: Catalogue, asked_for: Set[str] = ANY_LANE) -> LaneHealth | None:
-        """The health as of now, the caller's own copy; None if there is nothing to know.
+    def snapshot(self, catalogue: Catalogue, requested: Set[str] = ANY_LANE) -> LaneHealth | None:
+        """Return the current health; None if nothing depends on it.
 
         Args:
-            asked_for: The lanes that requests name, "auto" if one leaves it to the fleet.
+            requested: The lanes that requests name, including "auto".
 
-        Raises redis.RedisError.
+        Returns:
+            A copy that the caller may change.
+
+        Raises:
+            redis.RedisError: Redis did not answer.
         """
-        decides = {"auto", *catalogue.lanes, *catalogue.needs_worker}
-        if asked_for.isdisjoint(decides) or not (catalogue.lanes or catalogue.heartbeats):
+        health_matters_for = {"auto", *catalogue.lanes, *catalogue.needs_worker}
+        if not (catalogue.lanes or catalogue.heartbeats):
+            return None
+        if requested.isdisjoint(health_matters_for):
             return None
         with self._lock:
-            if self._clock() >= self._until:
-                self._known = self._read(catalogue)
-                self._until = self._clock() + MAX_AGE_SECONDS
-            return self._known.copy()
+            if self._clock() >= self._expires_at:
+                self._snapshot = self._read(catalogue)
+                self._expires_at = self._clock() + MAX_AGE_SECONDS
+            return self._snapshot.copy()
 
     def record_sent(self, queues: Iterable[str]) -> None:
-        """Count a message for each queue that is named."""
+        """Add a message to each queue, until the snapshot expires."""
         with self._lock:
-            self._known.queued.update(queues)
+            self._snapshot.queued.update(queues)
 
     def _read(self, catalogue: Catalogue) -> LaneHealth:
-        queues = sorted({one.queue for m in catalogue.models.values() for one in m.lanes.values()})
+        models = catalogue.models.values()
+        queues = sorted({offer.queue for model in models for offer in model.lanes.values()})
         pipe = ScriptPipeline(self._redis)
         pipe.commands.time()
         pipe.commands.hlen(PARKED_REQUESTS_KEY)
@@ -114,23 +124,24 @@ class LaneMonitor:
             pipe.commands.exists(heartbeat_key(queue))
             pipe.commands.hvals(throughput_key(queue))
             count_waiting(pipe, queue)
-        now, parked, *answers = pipe.execute()
-        found = dict(zip(queues, zip(*[iter(answers)] * 3, strict=True), strict=True))
-        waits = {queue: QueueDepth.from_reply(answer) for queue, (_, _, answer) in found.items()}
-        queued = Counter({queue: one.depth for queue, one in waits.items()})
+        now, parked, *replies = pipe.execute()
+
+        queued: Counter[str] = Counter()
+        unserved: set[str] = set()
+        rates: dict[str, float] = {}
+        oldest_waits: dict[str, float | None] = {}
+        lower_priority: dict[tuple[str, str], int] = {}
+        for index, queue in enumerate(queues):
+            has_worker, throughputs, depth_reply = replies[3 * index : 3 * index + 3]
+            depth = QueueDepth.from_reply(depth_reply)
+            queued[queue] = depth.depth
+            oldest_waits[queue] = depth.oldest_wait_seconds(now)
+            for priority, step in PRIORITIES.items():
+                lower_priority[queue, priority] = depth.lower_priority(step)
+            if catalogue.heartbeats and not has_worker:
+                unserved.add(queue)
+            rate = sum(float(throughput.partition(" ")[0]) for throughput in throughputs)
+            if rate:
+                rates[queue] = rate
         queued[BATCH_QUEUE] += parked
-        alone = [queue for queue, (alive, *_) in found.items() if not alive]
-        rates = {queue: rate for queue, (_, said, _) in found.items() if (rate := _sum(said))}
-        oldest = {queue: one.oldest_wait_seconds(now) for queue, one in waits.items()}
-        behind = {
-            (queue, name): one.lower_priority(step)
-            for queue, one in waits.items()
-            for name, step in PRIORITIES.items()
-        }
-        deserted = frozenset(alone if catalogue.heartbeats else ())
-        return LaneHealth(queued, deserted, rates, oldest, behind)
-
-
-def _sum(said: Iterable[str]) -> float:
-    """The rates of all workers together, from the values of `rates_key`."""
-    return sum(float(one.partition(" ")[0]) for one in said)
+        return LaneHealth(queued, frozenset(unserved), rates, oldest_waits, lower_priority)

@@ -22,22 +22,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis
 from celery.states import READY_STATES, SUCCESS
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import Completion
+from primarch_fleet.contract import Completion, CompletionRequest
 from primarch_fleet.errors import (
     FleetUnavailable,
     InvalidRequest,
     ResultTimeout,
     StreamInterrupted,
 )
-
-if TYPE_CHECKING:
-    from primarch_fleet.outgoing import Ticket
+from primarch_fleet.outgoing import Ticket, task_id
 
 #: The only field of an entry, and the values of `ended`.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"
@@ -88,6 +86,26 @@ class Chunk:
         choices: list[dict[str, Any]] = self.body.get("choices") or []
         first = [choice for choice in choices if choice.get("index", 0) == 0]
         return "".join((choice.get("delta") or {}).get("content") or "" for choice in first)
+
+
+def streamed(request: CompletionRequest) -> CompletionRequest:
+    """Return the request with `stream=True`.
+
+    Raises:
+        InvalidRequest: The request cannot stream.
+    """
+    return type(request).parse(request.to_wire() | {"stream": True})
+
+
+def stream_task_id(ticket: Ticket | str) -> str:
+    """Return the task id of a ticket whose stream can be read.
+
+    Raises:
+        InvalidRequest: The ticket is of the batch lane.
+    """
+    if isinstance(ticket, Ticket) and ticket.lane == "batch":
+        raise InvalidRequest("stream: a batch cannot stream; call result()")
+    return task_id(ticket)
 
 
 def decode_result(backend: Any, text: bytes | str | None) -> Any:

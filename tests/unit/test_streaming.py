@@ -8,13 +8,13 @@ import redis
 from celery import Celery
 
 from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors
-from primarch_fleet.client import streamed
 from primarch_fleet.streaming import (
     FAILED_READ_SECONDS,
     READ_SECONDS,
     RECONNECT_TIMEOUT_SECONDS,
     RESULT_GRACE_SECONDS,
     StreamCursor,
+    streamed,
 )
 from tests.support.clock import Clock
 from workers.stream_writer import has_token

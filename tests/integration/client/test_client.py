@@ -278,7 +278,7 @@ def test_a_broker_that_goes_down_later_is_an_error_within_the_timeout(fleet: Fle
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"
         with Fleet(url, timeout=0.5) as other:
-            other._catalogue, other._catalogue_until = CATALOGUE, time.monotonic() + 60
+            other._catalogue, other._catalogue_expires_at = CATALOGUE, time.monotonic() + 60
             started = time.monotonic()
             with pytest.raises(errors.FleetUnavailable):
                 other.submit(request())
