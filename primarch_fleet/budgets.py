@@ -311,8 +311,8 @@ def _refusal(tenant_id: str, limits: Limits, now: int, details: list[Any]) -> Fl
     else:
         budget, resets_at = limits.daily_budget, _next_day(today)
     return BudgetExceeded(
-        f"{tenant}: {format_dollars(missing)} must be reserved, {format_dollars(left)} is left of the {limit} "
-        f"budget of {format_dollars(budget or 0)}, which resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}, "
+        f"{tenant}: {format_dollars(missing)} must be reserved, {format_dollars(left)} is left of "
+        f"the {limit} budget of {format_dollars(budget or 0)}, which resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}, "
         f"in {resets_at.timestamp() - now:.0f} s"
     )
 
