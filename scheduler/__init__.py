@@ -1,5 +1,10 @@
 """The batch lane: parked requests become half-price batches, and batches become results.
 
-parked -> aggregate (cut by the flush policy) -> submit (upload, create) -> poll -> drain
-(read both result files) -> deliver (complete each request's own Celery task)
+The life of a request:
+
+intake      park the request
+jobs        create a batch by the flush policy; upload, create, poll; read its result files
+completion  complete the Celery task of each request
+
+`store` and `providers` serve all of them; `admin` has the operators' views and commands.
 """

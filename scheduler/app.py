@@ -1,6 +1,7 @@
 """A batch worker: `celery -A scheduler.app worker -n batch1@%h`.
 
-It parks the lane's requests and, when beat asks, cuts batches and follows them. Several may run.
+It parks the requests of the batch lane; on beat's messages it creates and polls batches. Several
+may run.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.redis_support import once, patient_async
-from scheduler.admin.operations import Operations
+from scheduler.admin.operations import BatchNotCancelled, Operations
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
@@ -35,7 +36,7 @@ from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.observability import metrics
 from workers.runtime import event_loop
-from workers.runtime.revoke import revoke as _revoke
+from workers.runtime import revoke as worker_revoke
 
 logger = logging.getLogger(__name__)
 
@@ -58,29 +59,29 @@ class BatchServices(Services):
 
 
 async def start(shared: Services) -> BatchPipeline:
-    """Put the store behind the batch tasks and build the pipeline. Raises ConfigError."""
+    """Build the batch pipeline and install the services of this worker. Raises ConfigError."""
     config, client = fleet_config(), patient_async(redis_url())
     store = Store(client)
-    bodies = BlobStore(
+    blobs = BlobStore(
         client,
         store.now,
         settings().bodies,
         limit=config.batch.body_limit,
         kept=float(app.conf.result_expires),
     )
-    await bodies.check()
+    await blobs.check()
     accounts = open_accounts(config)
-    tracer = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
+    replay = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
     pipeline = BatchPipeline(
-        BatchContext.from_policy(store, bodies, config.batch, settings().data_dir / "batches"),
+        BatchContext.from_policy(store, blobs, config.batch, settings().data_dir / "batches"),
         config,
         accounts,
-        tracer,
+        replay,
         Observers(metrics.record_answer, metrics.observe_batch),
     )
     promotion = LocalPromotion(patient_async(redis_url(), text=False), config.engines)
     event_loop.at_stop(promotion.close)
-    shared = replace(shared, deferral_store=ParkingStore(store, bodies, config))
+    shared = replace(shared, deferral_store=ParkingStore(store, blobs, config))
     services.install(
         BatchServices(
             **vars(shared),
@@ -105,57 +106,74 @@ def _remember_name(sender: str, **_: Any) -> None:
 
 
 @control.control_command(
-    name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]", help=_revoke.__doc__
+    name="revoke",
+    variadic="task_id",
+    signature="[id1 [id2 [... [idN]]]]",
+    help=worker_revoke.revoke.__doc__,
 )
 def revoke(state: Any, task_id: Any, **options: Any) -> Any:
-    """Revoke tasks as every worker does, and cancel those that are parked, which Celery knows not.
+    """Revoke tasks like every worker, and cancel parked requests, which Celery does not know.
 
-    So Flower's Terminate, and any other `revoke`, is what `scheduler.cancel` is. Every batch worker
-    is told; the first cancels.
+    So Flower's Terminate, or any other `revoke`, works like the task `scheduler.cancel`. Every
+    batch worker receives the command; the first one cancels.
     """
-    answer = _revoke(state, task_id, **options)
+    reply = worker_revoke.revoke(state, task_id, **options)
     asyncio.run_coroutine_threadsafe(_cancel_parked(maybe_list(task_id) or []), event_loop.get())
-    return answer
+    return reply
 
 
 async def _cancel_parked(task_ids: list[str]) -> None:
     try:
         await BatchServices.current().operations.cancel(task_ids)
     except Exception:
-        logger.exception("revoked requests stay parked", extra={"action": "batch_revoke_failed"})
+        logger.exception(
+            "could not cancel revoked requests", extra={"action": "batch_revoke_failed"}
+        )
 
 
 @app.task(name="scheduler.aggregate", bind=True, ignore_result=True, send_events=False)
 async def aggregate(task: Task[Any, Any]) -> None:
-    """Cut the batches that are to be cut now."""
+    """Promote requests that cannot wait, and create the batches that are due."""
     await BatchServices.current().pipeline.aggregate()
 
 
 @app.task(name="scheduler.poll", bind=True, ignore_result=True, send_events=False)
 async def poll(task: Task[Any, Any]) -> None:
-    """Look at the jobs that are due."""
+    """Poll the jobs that are due."""
     await BatchServices.current().pipeline.poll()
 
 
 @app.task(name="scheduler.promote", bind=True, ignore_result=True, send_events=False)
 async def promote(task: Task[Any, Any]) -> None:
-    """Move what waits for an engine, its deadline near, to the realtime lane."""
+    """Move requests that wait for an engine and whose deadline is near to the realtime lane."""
     await BatchServices.current().promotion.promote()
 
 
 @app.task(name="scheduler.sweep_bodies", bind=True, ignore_result=True, send_events=False)
 async def sweep_bodies(task: Task[Any, Any]) -> None:
-    """Remove large bodies that nobody needs any more."""
+    """Delete bodies outside of Redis that are no longer needed."""
     await BatchServices.current().pipeline.sweep_bodies()
 
 
 @app.task(name="scheduler.cancel", bind=True, send_events=False)
 async def cancel(task: Task[Any, Any], task_ids: list[str]) -> dict[str, str]:
-    """Cancel requests; of each whether it is "cancelled", was "done" before, or is "unknown"."""
+    """Cancel requests.
+
+    Returns:
+        Of each "cancelled", "done" (it had its result before), "promoted" or "unknown".
+    """
     return {**await BatchServices.current().operations.cancel(task_ids)}
 
 
 @app.task(name="scheduler.cancel_batch", bind=True, send_events=False)
 async def cancel_batch(task: Task[Any, Any], intent: str) -> str:
-    """Cancel a live batch at its provider; "" when that is under way, else why not."""
-    return await BatchServices.current().operations.cancel_batch(intent)
+    """Cancel a live batch at its provider.
+
+    Returns:
+        An empty string, or why the batch could not be cancelled.
+    """
+    try:
+        await BatchServices.current().operations.cancel_batch(intent)
+    except BatchNotCancelled as refusal:
+        return str(refusal)
+    return ""

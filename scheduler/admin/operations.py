@@ -1,4 +1,4 @@
-"""What may be done by hand to requests and batches on the lane. Lives in a batch worker."""
+"""What operators and producers can do to requests and batches. Runs in a batch worker."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-#: "cancelled": its result is `Cancelled`; "done": it had its result before; "promoted": it went to
-#: the realtime lane; "unknown": the lane never had it, or not yet.
+#: "cancelled": the result is `Cancelled`. "done": the request had its result before. "promoted": it
+#: is on the realtime lane. "unknown": the batch lane never had it, or does not have it yet.
 CancelResult = Literal["cancelled", "done", "promoted", "unknown"]
 
 CANCEL_RESULTS: dict[WithdrawalOutcome, CancelResult] = {
@@ -30,14 +30,20 @@ CANCEL_RESULTS: dict[WithdrawalOutcome, CancelResult] = {
     WithdrawalOutcome.ELSEWHERE: "unknown",
 }
 
-#: Cancellations under way at once.
 MAX_CONCURRENT_CANCELS = 4
-#: Seconds between two looks at a request that is being completed, or moved, by somebody else.
-LOOK = 0.02
+#: Between two tries to cancel a request that another scheduler is completing or moving.
+RETRY_SECONDS = 0.02
+
+
+class BatchNotCancelled(Exception):
+    """A batch could not be cancelled; the text says why."""
 
 
 class Operations:
-    """Cancels requests and batches. Many may, at once, anywhere, and any call may be repeated."""
+    """Cancels requests and batches.
+
+    Calls may run at once, in any process, and may be repeated.
+    """
 
     def __init__(
         self, store: Store, providers: Mapping[str, BatchProvider], withdrawal: Withdrawal
@@ -48,49 +54,56 @@ class Operations:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CANCELS)
 
     async def cancel(self, task_ids: Sequence[str]) -> dict[str, CancelResult]:
-        """Complete requests with `Cancelled`, wherever on the lane they are, and say of each how.
+        """Complete requests with `Cancelled`, wherever on the lane they are.
 
-        A request has one outcome: one that is just being completed keeps what it gets. A batch
-        that was ordered answers the cancelled request all the same; that line is dropped and its
-        cost counted. The poller cancels a batch of which no request is left.
+        A request has one outcome: a completion that has begun wins. A batch that was created still
+        answers the cancelled request; that line is dropped and its cost is counted. A batch without
+        remaining requests is cancelled at its provider by the next poll.
+
+        Returns:
+            The result of each request, by task id.
         """
-        return dict(zip(task_ids, await asyncio.gather(*map(self._cancel, task_ids)), strict=True))
+        results = await asyncio.gather(*(self._cancel(task_id) for task_id in task_ids))
+        return dict(zip(task_ids, results, strict=True))
 
-    async def cancel_batch(self, intent: str) -> str:
-        """Cancel a batch at its provider: "" when that is under way, else why not.
+    async def cancel_batch(self, intent: str) -> None:
+        """Ask the provider to cancel a live batch.
 
-        What was answered so far is delivered when the provider has ended the batch; the other
-        requests wait for the next one.
+        Answers so far are delivered when the provider has ended the batch; the other requests wait
+        for another batch.
+
+        Raises:
+            BatchNotCancelled: The batch is unchanged.
         """
-        found = (one.job for one in await self._store.live_jobs() if one.job.intent == intent)
-        job = next(found, None)
+        jobs = [progress.job for progress in await self._store.live_jobs()]
+        job = next((job for job in jobs if job.intent == intent), None)
         if job is None:
-            return "no batch by this intent is live"
+            raise BatchNotCancelled("no live batch has this intent")
+        if job.state == "DRAINING":
+            raise BatchNotCancelled("the batch has ended; its results are being delivered")
         if job.state != "SUBMITTED":
-            return "it has ended" if job.state == "DRAINING" else "it is not at its provider yet"
-        return await self._cancel_upstream(job)
+            raise BatchNotCancelled("the batch is not at its provider yet; try again later")
+        await self._cancel_at_provider(job)
+        logger.warning(
+            "%s: cancelled by an operator", intent, extra={"action": "batch_cancelled_by_operator"}
+        )
 
-    async def _cancel_upstream(self, job: Job) -> str:
+    async def _cancel_at_provider(self, job: Job) -> None:
         provider = self._providers.get(job.group.provider)
         if provider is None:
-            return f"provider {job.group.provider!r} is not configured any more"
+            raise BatchNotCancelled(f"provider {job.group.provider!r} is not configured")
         try:
             await provider.cancel(job.batch_id)
         except ProviderCallFailed as error:
-            return f"{job.group.provider}: {error}"
+            raise BatchNotCancelled(f"{job.group.provider}: {error}") from error
         finally:
             await self._store.make_due(job.intent)
-        logger.warning(
-            "%s: cancelled by hand", job.intent, extra={"action": "batch_cancelled_by_hand"}
-        )
-        return ""
 
     async def _cancel(self, task_id: str) -> CancelResult:
         request = request_id(task_id)
         async with self._slots:
             while True:
-                left = await self._withdrawal.cancel(request)
-                if left is not WithdrawalOutcome.THEIRS:
-                    break
-                await asyncio.sleep(LOOK)
-        return CANCEL_RESULTS[left]
+                outcome = await self._withdrawal.cancel(request)
+                if outcome is not WithdrawalOutcome.THEIRS:
+                    return CANCEL_RESULTS[outcome]
+                await asyncio.sleep(RETRY_SECONDS)

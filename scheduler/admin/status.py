@@ -1,8 +1,11 @@
-"""What is on the batch lane, for people and for machines. Pure, but for `read`."""
+"""The view of `python -m scheduler batches`: live batches and waiting requests.
+
+Pure, except for `read_status`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -17,71 +20,83 @@ from scheduler.model.job import JobProgress, RequestGroup
 from scheduler.store.pauses import WHOLE_LANE
 from scheduler.store.store import Store
 
-#: Of an intent, what people are shown and may type.
-SHORT = 8
+#: Characters of an intent that the table shows; operators may type a prefix of any length.
+SHOWN_INTENT_LENGTH = 8
 
 
 @dataclass(frozen=True)
 class LaneStatus:
-    """The lane at one moment. Times in Unix seconds by the store's clock."""
+    """The batch lane at one moment, `now`, in Unix seconds of the store's clock."""
 
     now: float
+    #: True while `drain` keeps new batches from being created.
     drained: bool
     jobs: list[JobProgress]
+    #: By group, without empty groups.
     waiting: dict[RequestGroup, GroupBacklog]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: ages in seconds, money in micro-dollars, moments in Unix seconds."""
+        """The JSON report: ages in seconds, times in Unix seconds, money in micro-dollars."""
         return {
             "drained": self.drained,
-            "jobs": [_job(one, self.now) for one in self.jobs],
-            "waiting": [_waiting(*one, self.now) for one in self.waiting.items()],
+            "jobs": [_job_json(progress, self.now) for progress in self.jobs],
+            "waiting": [
+                _backlog_json(group, backlog, self.now) for group, backlog in self.waiting.items()
+            ],
         }
 
     def as_tables(self) -> Stack:
-        """For people."""
-        tables = [self._jobs(), self._waiting()]
-        note = Text("Drained: no batch is cut until `resume`.\n", "yellow")
+        """The report as tables for a terminal."""
+        tables = [self._jobs_table(), self._waiting_table()]
+        note = Text("Batch creation is paused; run `resume` to continue.\n", "yellow")
         return Stack(*([note] if self.drained else []), *tables)
 
-    def _jobs(self) -> Table:
-        view = _table(f"live batches: {len(self.jobs)}")
-        view.add_column("intent", no_wrap=True)
-        for name in ("provider", "model", "state", "it says"):
-            view.add_column(name, overflow="fold")
+    def _jobs_table(self) -> Table:
+        table = _table(f"live batches: {len(self.jobs)}")
+        table.add_column("intent", no_wrap=True)
+        for name in ("provider", "model", "state", "provider status"):
+            table.add_column(name, overflow="fold")
         for name in ("age", "requests", "done", "cost", "saving"):
-            view.add_column(name, no_wrap=True, justify="right")
-        for one in (_job(job, self.now) for job in self.jobs):
-            names = (Text(one[name]) for name in ("provider", "model", "state", "status"))
-            counts = (str(one["requests"]), str(one["done"]))
-            money = (format_dollars(one["cost"]), format_dollars(one["saving"]))
-            view.add_row(one["intent"][:SHORT], *names, _span(one["age"]), *counts, *money)
-        return view
+            table.add_column(name, no_wrap=True, justify="right")
+        for progress in self.jobs:
+            job = _job_json(progress, self.now)
+            table.add_row(
+                job["intent"][:SHOWN_INTENT_LENGTH],
+                *(Text(job[name]) for name in ("provider", "model", "state", "status")),
+                _duration(job["age"]),
+                *(str(job[name]) for name in ("requests", "done")),
+                *(format_dollars(job[name]) for name in ("cost", "saving")),
+            )
+        return table
 
-    def _waiting(self) -> Table:
-        count = sum(waiting.requests for waiting in self.waiting.values())
-        view = _table(f"requests that wait for a batch: {count}")
+    def _waiting_table(self) -> Table:
+        count = sum(backlog.requests for backlog in self.waiting.values())
+        table = _table(f"requests that wait for a batch: {count}")
         for name in ("provider", "endpoint", "model"):
-            view.add_column(name, overflow="fold")
-        for name in ("requests", "oldest waits", "deadline in"):
-            view.add_column(name, no_wrap=True, justify="right")
-        for group, waiting in self.waiting.items():
-            one = _waiting(group, waiting, self.now)
-            left = one["deadline"] and one["deadline"] - self.now
-            spans = _span(one["oldest_age"]), _span(left)
-            view.add_row(*map(Text, group[:3]), str(waiting.requests), *spans)
-        return view
+            table.add_column(name, overflow="fold")
+        for name in ("requests", "oldest age", "deadline in"):
+            table.add_column(name, no_wrap=True, justify="right")
+        for group, backlog in self.waiting.items():
+            age = None if backlog.oldest is None else max(0.0, self.now - backlog.oldest)
+            deadline_in = None if backlog.deadline is None else backlog.deadline - self.now
+            table.add_row(
+                *(Text(name) for name in (group.provider, group.endpoint, group.model)),
+                str(backlog.requests),
+                _duration(age),
+                _duration(deadline_in),
+            )
+        return table
 
 
-async def read(store: Store) -> LaneStatus:
-    """The lane as it is now; groups in which nothing waits are left out."""
+async def read_status(store: Store) -> LaneStatus:
+    """Read the present status of the batch lane."""
     now, groups = await store.now(), await store.groups()
-    waiting = {group: await store.backlog(group) for group in groups}
+    backlogs = {group: await store.backlog(group) for group in groups}
     return LaneStatus(
         now=now,
         drained=(await store.pauses.get(WHOLE_LANE)).until > now,
         jobs=await store.live_jobs(),
-        waiting={group: one for group, one in waiting.items() if one.requests},
+        waiting={group: backlog for group, backlog in backlogs.items() if backlog.requests},
     )
 
 
@@ -89,8 +104,8 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
-def _job(live: JobProgress, now: float) -> dict[str, Any]:
-    job = live.job
+def _job_json(progress: JobProgress, now: float) -> dict[str, Any]:
+    job = progress.job
     return {
         "intent": job.intent,
         "provider": job.group.provider,
@@ -101,21 +116,27 @@ def _job(live: JobProgress, now: float) -> dict[str, Any]:
         "batch_id": job.batch_id,
         "age": max(0.0, now - job.created_at),
         "requests": job.requests,
-        "done": job.requests - live.remaining,
-        "cost": live.cost,
-        "saving": live.saving,
+        "done": job.requests - progress.remaining,
+        "cost": progress.cost,
+        "saving": progress.saving,
     }
 
 
-def _waiting(group: RequestGroup, waiting: GroupBacklog, now: float) -> dict[str, Any]:
-    age = None if waiting.oldest is None else max(0.0, now - waiting.oldest)
-    own = asdict(waiting)
-    del own["oldest"]
-    return {**group._asdict(), **own, "oldest_age": age}
+def _backlog_json(group: RequestGroup, backlog: GroupBacklog, now: float) -> dict[str, Any]:
+    return {
+        **group._asdict(),
+        "requests": backlog.requests,
+        "inputs": backlog.inputs,
+        "bytes": backlog.size_bytes,
+        "tokens": backlog.tokens,
+        "deadline": backlog.deadline,
+        "reserved": backlog.reserved,
+        "oldest_age": None if backlog.oldest is None else max(0.0, now - backlog.oldest),
+    }
 
 
-def _span(seconds: float | None) -> str:
-    """`1:02:03`; negative when it is over."""
+def _duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds: `1:02:03`, `-0:00:05` in the past, empty for None."""
     if seconds is None:
         return ""
     sign = "-" if seconds < 0 else ""

@@ -1,4 +1,4 @@
-"""What the batch lane's requests cost their tenants, if this process has budgets to charge."""
+"""Reserves and settles the budgets of batch requests, if this process has an accountant."""
 
 from __future__ import annotations
 

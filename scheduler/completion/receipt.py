@@ -1,4 +1,4 @@
-"""The completion of a batch request: the provider's answer with the fleet's receipt. Pure."""
+"""Builds the completion of a batch request: the provider's answer and a receipt. Pure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_rec
 
 
 def completion(
-    job: Job, body: dict[str, Any], parked: ParkedRequest, tries: AttemptCounts, now: float
+    job: Job, body: dict[str, Any], parked: ParkedRequest, attempts: AttemptCounts, now: float
 ) -> Completion:
-    """What the request's task returns.
+    """Build what the request's task returns.
 
-    Its queue wait ends when it was parked; its latency runs from there to the delivery.
+    The queue wait ends when the request is parked; the latency runs from then to `now`.
+
+    Raises:
+        Exception: Any, if `body` is not a valid answer.
     """
     usage = body.get("usage") or {}
     source = AnswerSource(
@@ -34,7 +37,7 @@ def completion(
         input_tokens=int(usage.get("prompt_tokens") or 0),
         output_tokens=int(usage.get("completion_tokens") or 0),
         latency=max(0.0, now - parked.parked_at),
-        attempts=sum(tries) + 1,
+        attempts=sum(attempts) + 1,
     )
     metadata = RequestMetadata.of(Context(parked.context), received_at=parked.parked_at)
     return Completion(body=body, receipt=build_receipt(parked.request, metadata, source, answer))

@@ -90,11 +90,11 @@ async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: Ope
         following = asyncio.create_task(scheduler(b, "drain"))
         for _ in range(5):
             await b.turn(100)
-        assert "no batch is live" in (await following).stderr
+        assert "no live batches" in (await following).stderr
         assert "first" in (await b.completion(first)).text
         assert (second.state, b.batches_created()) == ("PARKED", 1)
         assert json.loads((await scheduler(b, "batches", "--json")).stdout)["drained"] is True
-        assert "until `resume`" in (await scheduler(b, "batches")).stdout
+        assert "run `resume`" in (await scheduler(b, "batches")).stdout
         assert (await scheduler(b, "resume")).returncode == 0
         assert (await b.scheduler.store.pauses.get(WHOLE_LANE)).until == 0
         await b.until_idle()
@@ -104,8 +104,8 @@ async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: Ope
 async def test_nonsense_is_refused_with_status_2(opened: OpenBench) -> None:
     async with opened() as b:
         for command, words in {
-            ("cancel",): "give the ids",
-            ("cancel", "x", "--batch", "y"): "give the ids",
+            ("cancel",): "give either request ids",
+            ("cancel", "x", "--batch", "y"): "give either request ids",
             ("cancel", "--batch", "feed"): "feed: 0 live batches",
             ("explode",): "invalid choice",
             (): "COMMAND",
@@ -180,7 +180,7 @@ def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
         code, words = ask("cancel", tickets[2].id, tickets[0].id, "nonsense")
         assert code == 2
         assert f"{tickets[2].id}: cancelled" in words
-        assert "nonsense: is not on the batch lane" in words
+        assert "nonsense: not on the batch lane" in words
         with pytest.raises(errors.Cancelled):
             fleet.result(tickets[2], timeout=5)
         clock.advance(501)
@@ -199,7 +199,7 @@ def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
 
         eventually(answered, 60)
         assert fleet.cancel(tickets[3]) is False
-        assert ask("cancel", tickets[3].id) == (1, f"{tickets[3].id}: has its result already\n")
+        assert ask("cancel", tickets[3].id) == (1, f"{tickets[3].id}: already has its result\n")
         assert fleet.progress(tickets) == Progress(done=4, total=4, failed=3)
 
 

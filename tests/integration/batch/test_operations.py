@@ -11,7 +11,7 @@ from celery.result import AsyncResult
 
 from primarch_fleet import errors
 from scheduler import metrics
-from scheduler.admin.operations import Operations
+from scheduler.admin.operations import BatchNotCancelled, Operations
 from scheduler.completion.withdrawal import CANCELLED
 from scheduler.model.job import Location
 from scheduler.model.jsonl import request_id
@@ -247,14 +247,15 @@ async def test_a_batch_cancelled_by_the_operator_delivers_its_part_once(opened: 
         await b.turn()
         b.clock.advance(501)
         ((job, *_),) = await b.scheduler.store.live_jobs()
-        assert await operator(b).cancel_batch(job.intent) == ""
+        await operator(b).cancel_batch(job.intent)
         b.simulator.profile = profile()
         await b.until_idle(400)
         answers = await b.completions(results)
         assert sorted(one.receipt.attempts for one in answers) == [1, 1, 2, 2]
         assert b.simulator.invoice()["requests"] == len(b.scheduler.receipts) == 4
         assert [one.status for one in await b.batches()] == ["completed", "cancelled"]
-        assert "no batch" in await operator(b).cancel_batch(job.intent)
+        with pytest.raises(BatchNotCancelled, match="no live batch"):
+            await operator(b).cancel_batch(job.intent)
 
 
 async def test_a_batch_that_cannot_be_cancelled_says_why(opened: OpenBench) -> None:
@@ -264,7 +265,9 @@ async def test_a_batch_that_cannot_be_cancelled_says_why(opened: OpenBench) -> N
         await b.send(chat("one"))
         await b.turn()
         ((job, *_),) = await b.scheduler.store.live_jobs()
-        assert "not at its provider" in await operator(b).cancel_batch(job.intent)
+        with pytest.raises(BatchNotCancelled, match="not at its provider"):
+            await operator(b).cancel_batch(job.intent)
         await b.turn()
         assert b.states() == ["SUBMITTED"]
-        assert await operator(b).cancel_batch(job.intent) == "openai: Too late."
+        with pytest.raises(BatchNotCancelled, match=r"^openai: Too late\.$"):
+            await operator(b).cancel_batch(job.intent)
