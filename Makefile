@@ -61,7 +61,7 @@ docs: $(VENV)/.dev  ## the documentation as a site, in site/; warnings are error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 coverage: $(VENV)/.dev  ## the tests with branch coverage, below the floor of pyproject.toml an error; ARGS="tests/unit"
-	$(PYTEST) --cov --cov-report=term:skip-covered $(ARGS)
+	$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered $(ARGS)
 
 mutants: $(VENV)/.dev  ## mutate the pure modules and list what no unit test notices; ARGS="primarch_fleet.money*"
 	$(BIN)/mutmut run $(ARGS)

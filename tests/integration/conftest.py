@@ -78,7 +78,7 @@ def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> S
                 worker.wait_until_ready(timeout)
             yield worker
         finally:
-            worker.kill()
+            worker.end()
             LIVE_WORKERS.remove(worker)
 
     return start
