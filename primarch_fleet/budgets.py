@@ -310,10 +310,11 @@ def _refusal(tenant_id: str, limits: Limits, now: int, details: list[Any]) -> Fl
         budget, resets_at = limits.monthly_budget, _next_month(today)
     else:
         budget, resets_at = limits.daily_budget, _next_day(today)
+    seconds = resets_at.timestamp() - now
     return BudgetExceeded(
         f"{tenant}: {format_dollars(missing)} must be reserved, {format_dollars(left)} is left of "
-        f"the {limit} budget of {format_dollars(budget or 0)}, which resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}, "
-        f"in {resets_at.timestamp() - now:.0f} s"
+        f"the {limit} budget of {format_dollars(budget or 0)}, which resets at "
+        f"{resets_at:%Y-%m-%dT%H:%M:%SZ}, in {seconds:.0f} s"
     )
 
 
