@@ -1,4 +1,4 @@
-"""The one-machine fleet as a person starts it, in processes of its own."""
+"""The one-machine fleet as a person starts it, in its own processes."""
 
 import gc
 import os
@@ -33,23 +33,23 @@ class Up:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        """End the supervisor by a signal; returns its exit status when all is over."""
-        self.process.send_signal(number)
+    def stop(self, signal_number: signal.Signals = signal.SIGINT) -> int:
+        """Stop the supervisor with a signal and return its exit status."""
+        self.process.send_signal(signal_number)
         return self.process.wait(90)
 
     def pid(self, name: str) -> int:
-        """The process of the worker with this name."""
-        [found] = [
-            one.pid
-            for one in belonging_to(self.folder)
-            if any(f"{name}@" in w for w in one.cmdline())
+        """The process id of the worker with this name."""
+        [pid] = [
+            process.pid
+            for process in processes_of(self.folder)
+            if any(f"{name}@" in arg for arg in process.cmdline())
         ]
-        return found
+        return pid
 
 
-def belonging_to(folder: Path) -> list[psutil.Process]:
-    """Every process on this machine that was started for a data folder."""
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """All running processes that were started for a data folder."""
     return [
         process
         for process in psutil.process_iter()
@@ -66,10 +66,10 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 
 
 @contextmanager
-def running(folder: Path, *options: str, patience: float = 90, **env: str) -> Iterator[Up]:
-    """The fleet on a data folder, ready within `patience` seconds; stopped at the end."""
+def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Iterator[Up]:
+    """Run a fleet on a data folder; it must be ready in `timeout` seconds."""
     folder.mkdir(exist_ok=True)
-    (folder / "addresses.yaml").unlink(missing_ok=True)  # of the fleet before
+    (folder / "addresses.yaml").unlink(missing_ok=True)  # of an earlier fleet
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.onebox.up", "--simulate", *options],
@@ -81,7 +81,7 @@ def running(folder: Path, *options: str, patience: float = 90, **env: str) -> It
         )
         up = Up(process, folder, {})
         try:
-            up.addresses = _ready(up, patience)
+            up.addresses = _wait_until_up(up, timeout)
             yield up
         except BaseException:
             sys.stderr.write(up.log()[-8000:])
@@ -91,12 +91,12 @@ def running(folder: Path, *options: str, patience: float = 90, **env: str) -> It
                 up.stop()
 
 
-def _ready(up: Up, seconds: float) -> dict[str, str]:
+def _wait_until_up(up: Up, timeout: float) -> dict[str, str]:
     path = up.folder / "addresses.yaml"
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + timeout
     while not path.exists():
-        assert up.process.poll() is None, "the fleet ended before it was up"
-        assert time.monotonic() < deadline, "the fleet did not come up"
+        assert up.process.poll() is None, "the fleet ended before it was ready"
+        assert time.monotonic() < deadline, "the fleet was not ready in time"
         time.sleep(0.1)
     addresses: dict[str, str] = yaml.safe_load(path.read_text())
     return addresses
@@ -104,13 +104,13 @@ def _ready(up: Up, seconds: float) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _collect_results() -> Iterator[None]:
-    """A Celery result talks to Redis when it is collected: have it done while Redis is there."""
+    """Collect Celery results while Redis runs: their destructor sends commands to it."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One fleet for all tests that leave it as it is."""
+    """One fleet for all tests that do not stop or reconfigure it."""
     with running(tmp_path_factory.mktemp("up") / "data") as up:
         yield up

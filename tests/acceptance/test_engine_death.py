@@ -1,4 +1,4 @@
-"""A real engine dies in mid-work under `make up`: nothing is lost, and nobody has to come."""
+"""A real engine is killed under `make up`: no request is lost, and the worker restarts."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def question(number: int) -> CompletionRequest:
 
 def running_in_engine(up: Up) -> float:
     with urllib.request.urlopen(up.addresses["metrics of local-1"]) as response:
-        found = re.search(r"^vllm:num_requests_running{.*} (\S+)$", response.read().decode(), re.M)
-    return float(found[1]) if found else 0
+        match = re.search(r"^vllm:num_requests_running{.*} (\S+)$", response.read().decode(), re.M)
+    return float(match[1]) if match else 0
 
 
-def core(up: Up) -> int:
-    """The process in which vLLM computes."""
+def engine_pid(up: Up) -> int:
+    """The process id of vLLM's engine."""
     children = psutil.Process(up.pid("local-1")).children(recursive=True)
-    return next(one.pid for one in children if "EngineCore" in " ".join(one.cmdline()))
+    return next(child.pid for child in children if "EngineCore" in " ".join(child.cmdline()))
 
 
-def test_32_requests_survive_their_engine_and_its_worker_comes_back(tmp_path: Path) -> None:
+def test_32_requests_survive_a_killed_engine_and_its_worker_restarts(tmp_path: Path) -> None:
     config = fleet_file(tmp_path / "fleet.yaml", max_num_seqs=IN_FLIGHT)
     lanes = ("--realtime", "0", "--batch", "0")
     environment = {"FLEET_CONFIG": str(config), **ENVIRONMENT}
     with (
-        running(tmp_path / "data", *lanes, patience=240, **environment) as up,
+        running(tmp_path / "data", *lanes, timeout=240, **environment) as up,
         Fleet(up.url) as fleet,
         redis.Redis.from_url(up.url, decode_responses=True) as client,
         client.pubsub() as results,  # Celery publishes each result that it stores
@@ -57,18 +57,18 @@ def test_32_requests_survive_their_engine_and_its_worker_comes_back(tmp_path: Pa
         tickets = fleet.submit_many(map(question, range(IN_FLIGHT)))
         eventually(lambda: running_in_engine(up) == IN_FLIGHT, 60)
         worker = up.pid("local-1")
-        os.kill(core(up), signal.SIGKILL)
+        os.kill(engine_pid(up), signal.SIGKILL)
         for ticket in tickets:
             assert fleet.result(ticket, timeout=240).receipt.output_tokens > 0
         assert up.pid("local-1") != worker
-        assert published(results) == {ticket.id: 1 for ticket in tickets}
+        assert result_counts(results) == {ticket.id: 1 for ticket in tickets}
         assert client.llen("fleet:dead_letters") == 0
 
 
-def published(results: redis.client.PubSub) -> Counter[str]:
+def result_counts(results: redis.client.PubSub) -> Counter[str]:
     """How often each task's result was stored."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     while message := results.get_message(timeout=1):
         if message["type"] == "pmessage":
-            found[message["channel"].removeprefix("celery-task-meta-")] += 1
-    return found
+            counts[message["channel"].removeprefix("celery-task-meta-")] += 1
+    return counts

@@ -1,4 +1,4 @@
-"""The examples run as a person starts them."""
+"""The examples, run as a person starts them."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from config.settings import ROOT
 from tests.acceptance.conftest import Up
 
-#: The calls of an orchestrator and of its agent, and the lane that each shows.
+#: The calls of the orchestrator and its agent, and the lane that each must print.
 CALLS = {
     "process_request": "realtime (no cheaper lane fits)",
     "route_completion": "realtime (asked for)",
@@ -16,11 +16,11 @@ CALLS = {
 }
 
 
-def test_the_orchestrator_shows_each_of_its_calls_on_its_lane(up: Up) -> None:
+def test_the_orchestrator_example_runs_each_call_on_its_lane(up: Up) -> None:
     command = [sys.executable, str(ROOT / "examples" / "orchestrator.py"), up.url]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert ended.returncode == 0, ended.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
     for call, lane in CALLS.items():
-        assert f"{call}: {lane}" in ended.stdout
-    assert "by latency-based-routing" in ended.stdout
-    assert "monitor_batch: 3 of 3, 0 failed" in ended.stdout
+        assert f"{call}: {lane}" in result.stdout
+    assert "by latency-based-routing" in result.stdout
+    assert "monitor_batch: 3 of 3, 0 failed" in result.stdout

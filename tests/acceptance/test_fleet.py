@@ -32,8 +32,8 @@ def answers(up: Up) -> list[Completion]:
     """The sixty sample requests, answered."""
     with Fleet(up.url) as fleet:
         return [
-            fleet.result(one, timeout=60)
-            for one in fleet.submit_many(load_requests(SAMPLE_REQUESTS))
+            fleet.result(ticket, timeout=60)
+            for ticket in fleet.submit_many(load_requests(SAMPLE_REQUESTS))
         ]
 
 
@@ -42,7 +42,7 @@ def get(url: str) -> str:
         return str(response.read().decode())
 
 
-def test_sixty_requests_come_back_from_three_lanes_as_what_was_asked(
+def test_sixty_requests_are_answered_by_the_lanes_they_ask_for(
     answers: list[Completion],
 ) -> None:
     requests = load_requests(SAMPLE_REQUESTS)
@@ -59,7 +59,7 @@ def test_sixty_requests_come_back_from_three_lanes_as_what_was_asked(
     assert sum(request.lane == "auto" for request in requests) == 20
 
 
-def test_every_cost_is_right_by_the_price_table(answers: list[Completion], up: Up) -> None:
+def test_every_cost_follows_the_price_table(answers: list[Completion], up: Up) -> None:
     config = load(ROOT / "config" / "fleet.yaml")
     for receipt in (answer.receipt for answer in answers):
         tokens = receipt.input_tokens, receipt.output_tokens
@@ -71,7 +71,9 @@ def test_every_cost_is_right_by_the_price_table(answers: list[Completion], up: U
             assert abs(2 * receipt.cost - receipt.list_cost) <= 1
 
 
-def test_the_receipts_add_up_to_the_providers_invoice(answers: list[Completion], up: Up) -> None:
+def test_the_costs_of_receipts_add_up_to_the_providers_invoice(
+    answers: list[Completion], up: Up
+) -> None:
     root = up.addresses["simulated provider"].removesuffix("/v1")
     with Fleet(up.url) as fleet:
         before = json.loads(get(f"{root}/simulator/invoice"))["total"]
@@ -92,7 +94,7 @@ def test_a_plain_celery_producer_gets_an_answer(up: Up) -> None:
     app.close()
 
 
-def test_a_plain_producers_bad_request_fails_with_the_name_of_the_field(up: Up) -> None:
+def test_an_invalid_request_of_a_plain_producer_fails_with_the_field_name(up: Up) -> None:
     app = Celery(broker=up.url, backend=up.url, set_as_current=False)
     for lane in ("realtime", "batch"):
         result = app.send_task(f"{lane}.complete", [{"model": "gpt-4o-mini"}], queue=lane)
@@ -102,7 +104,7 @@ def test_a_plain_producers_bad_request_fails_with_the_name_of_the_field(up: Up) 
     app.close()
 
 
-def test_a_chain_goes_from_the_batch_lane_to_the_realtime_lane(up: Up) -> None:
+def test_a_chain_runs_across_the_batch_and_the_realtime_lane(up: Up) -> None:
     app = Celery(broker=up.url, backend=up.url, set_as_current=False)
     first = app.signature("batch.complete", [CHAT], queue="batch")
     second = app.signature("realtime.complete", [CHAT], queue="realtime", immutable=True)
@@ -110,7 +112,7 @@ def test_a_chain_goes_from_the_batch_lane_to_the_realtime_lane(up: Up) -> None:
     app.close()
 
 
-def test_a_deadline_that_passes_is_an_error_and_not_an_answer(up: Up) -> None:
+def test_a_request_after_its_deadline_fails(up: Up) -> None:
     app = Celery(broker=up.url, backend=up.url, set_as_current=False)
     late = {**CHAT, "deadline": "2026-01-01T00:00:00Z"}
     with pytest.raises(Exception, match="deadline"):
@@ -118,7 +120,7 @@ def test_a_deadline_that_passes_is_an_error_and_not_an_answer(up: Up) -> None:
     app.close()
 
 
-def test_the_metrics_of_the_seed_count_what_was_served(answers: list[Completion], up: Up) -> None:
+def test_metrics_count_the_served_requests(answers: list[Completion], up: Up) -> None:
     text = get(up.addresses["metrics of realtime-1"])
     served = sum(
         float(line.rsplit(" ", 1)[1])
@@ -143,9 +145,9 @@ def test_the_metrics_of_the_seed_count_what_was_served(answers: list[Completion]
 def test_flower_shows_the_workers_and_the_tasks(
     answers: list[Completion], up: Up, tmp_path: Path
 ) -> None:
-    """In a real browser: the page fills its tables by script."""
+    """In a real browser, because a script fills the tables of the page."""
     if shutil.which("chromium") is None and "CI" not in os.environ:
-        pytest.skip("no chromium here")
+        pytest.skip("chromium is not installed")
     workers = browse(f"{up.addresses['flower']}/workers", "batch-1@", tmp_path)
     assert all(f"{name}-1@" in workers for name in ("realtime", "local", "batch"))
     tasks = browse(f"{up.addresses['flower']}/tasks", "batch.complete", tmp_path)
@@ -154,7 +156,7 @@ def test_flower_shows_the_workers_and_the_tasks(
 
 
 def browse(url: str, expected: str, folder: Path) -> str:
-    """The page as a person sees it, once it shows something; Flower needs a moment for it."""
+    """The rendered page once it contains the expected text; Flower needs a moment for it."""
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += [f"--user-data-dir={folder}"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -167,12 +169,12 @@ def browse(url: str, expected: str, folder: Path) -> str:
     raise AssertionError(f"{expected!r} is not on {url}: {page[:3000]}")
 
 
-def test_flower_knows_every_one_of_the_sixty_tasks(answers: list[Completion], up: Up) -> None:
+def test_flower_lists_all_sixty_tasks(answers: list[Completion], up: Up) -> None:
     states = Counter(state for _, state in tasks_of_flower(up))
     assert states["SUCCESS"] >= 60
 
 
-def test_what_a_plain_producer_asks_is_not_shown_either(up: Up) -> None:
+def test_flower_and_the_log_hide_the_prompts_of_plain_producers(up: Up) -> None:
     app = Celery(broker=up.url, backend=up.url, set_as_current=False)
     secret = {**CHAT, "messages": [{"role": "user", "content": "a plain secret"}]}
     task = app.send_task("realtime.complete", [secret], queue="realtime")
@@ -185,11 +187,11 @@ def test_what_a_plain_producer_asks_is_not_shown_either(up: Up) -> None:
 
 
 def tasks_of_flower(up: Up) -> list[tuple[str, str]]:
-    """Name and state of each task, as the table of the page asks for them."""
+    """Name and state of each task, from the endpoint that the page's table uses."""
     columns = "".join(f"&columns[{number}][data]=name" for number in range(5))
     query = "draw=1&start=0&length=1000&search[value]=&order[0][column]=0&order[0][dir]=asc"
     page = json.loads(get(f"{up.addresses['flower']}/tasks/datatable?{query}{columns}"))
-    return [(one["name"], one["state"]) for one in page["data"]]
+    return [(task["name"], task["state"]) for task in page["data"]]
 
 
 def test_neither_prompts_nor_answers_nor_keys_are_in_the_log(
@@ -202,12 +204,12 @@ def test_neither_prompts_nor_answers_nor_keys_are_in_the_log(
     assert not any(answer.text and answer.text in log for answer in answers)
 
 
-def test_the_client_refuses_what_this_fleet_does_not_serve(up: Up) -> None:
+def test_the_client_refuses_a_model_that_the_fleet_does_not_serve(up: Up) -> None:
     with Fleet(up.url) as fleet, pytest.raises(errors.UnknownModel, match="gpt-4o-mini"):
         fleet.submit(CompletionRequest(**{**CHAT, "model": "gpt-9"}))
 
 
-def test_the_price_of_a_batch_is_half(up: Up) -> None:
+def test_the_batch_price_is_half_the_realtime_price(up: Up) -> None:
     with Fleet(up.url) as fleet:
         lanes = fleet.catalogue().models["gpt-4o"].lanes
     assert lanes["batch"].price == Price(input="1.250", output="5.000")

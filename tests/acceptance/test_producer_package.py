@@ -1,4 +1,4 @@
-"""The wheel: what a service installs, in an empty environment of its own."""
+"""The wheel that a service installs, in an empty environment."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def run(*command: str, cwd: Path = ROOT) -> str:
     return result.stdout
 
 
-def test_the_wheel_holds_one_package(wheel: Path) -> None:
+def test_the_wheel_contains_one_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
         "primarch_fleet"
@@ -44,9 +44,7 @@ def test_the_wheel_holds_one_package(wheel: Path) -> None:
     assert {"primarch_fleet/py.typed", "primarch_fleet/lua/budget/reserve.lua"} <= set(names)
 
 
-def test_a_service_with_nothing_but_the_wheel_gets_an_answer(
-    wheel: Path, up: Up, tmp_path: Path
-) -> None:
+def test_a_service_with_only_the_wheel_gets_an_answer(wheel: Path, up: Up, tmp_path: Path) -> None:
     python = tmp_path / "env" / "bin" / "python"
     run(sys.executable, "-m", "uv", "venv", "--quiet", str(tmp_path / "env"), cwd=tmp_path)
     run(

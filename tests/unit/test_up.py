@@ -1,4 +1,4 @@
-"""What the one-machine fleet starts, by its plan."""
+"""The processes that the one-machine fleet plans, and their configuration."""
 
 import socket
 from pathlib import Path
@@ -37,7 +37,7 @@ def locals_of(plan: Plan) -> list[Process]:
     return [process for process in plan.processes if process.name.startswith("local-")]
 
 
-def test_a_queue_has_as_many_workers_as_its_engine_says_each_with_its_gpus(tmp_path: Path) -> None:
+def test_each_worker_of_an_engine_gets_its_own_gpus(tmp_path: Path) -> None:
     wide = VLLM | {"gpus": [0, 1, 2, 3], "tensor_parallel_size": 2, "data_parallel_size": 2}
     workers = locals_of(plan(tmp_path, wide))
     assert [worker.name for worker in workers] == ["local-1", "local-2"]
@@ -45,7 +45,7 @@ def test_a_queue_has_as_many_workers_as_its_engine_says_each_with_its_gpus(tmp_p
     assert {worker.env["FLEET_ENGINE"] for worker in workers} == {"tested"}
 
 
-def test_vllm_runs_in_its_own_environment_and_a_simulated_engine_in_the_fleets(
+def test_vllm_runs_in_its_own_python_and_a_simulated_engine_in_the_fleets(
     tmp_path: Path,
 ) -> None:
     simulated = VLLM | {"model": "other", "engine": "simulated"}
@@ -54,9 +54,8 @@ def test_vllm_runs_in_its_own_environment_and_a_simulated_engine_in_the_fleets(
     assert "/vllm/bin/python" not in other.command
 
 
-def test_an_engine_that_does_not_start_is_tried_again_later_each_time(tmp_path: Path) -> None:
-    made = plan(tmp_path, VLLM)
-    config = supervisor_config(made, Settings(data_dir=tmp_path))
+def test_an_engine_that_does_not_start_is_retried_without_limit(tmp_path: Path) -> None:
+    config = supervisor_config(plan(tmp_path, VLLM), Settings(data_dir=tmp_path))
     program = config["program:local-1"]
     assert (program["startsecs"], program["startretries"]) == ("900", "1000000")
     assert program["autorestart"] == "true"
@@ -69,19 +68,19 @@ def test_workers_that_would_share_a_gpu_are_not_started(tmp_path: Path) -> None:
     assert locals_of(plan(tmp_path, *engines, local=0)) == []
 
 
-def test_the_environment_that_was_set_comes_before_the_one_that_was_made() -> None:
-    chosen = Path("/opt/python")
-    assert engine_python(Settings(engine_python=chosen)) == chosen
+def test_the_configured_engine_python_is_preferred_over_the_installed_one() -> None:
+    configured = Path("/opt/python")
+    assert engine_python(Settings(engine_python=configured)) == configured
     assert engine_python(Settings()).exists()
 
 
-def test_a_port_is_none_that_an_outgoing_connection_could_take_before_its_process() -> None:
+def test_a_free_port_is_below_the_range_of_outgoing_connections() -> None:
     outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range")
     first = int(outgoing.read_text().split()[0]) if outgoing.exists() else 32_768
     assert PORTS.start <= free_port() < min(first, PORTS.stop)
 
 
-def test_a_port_that_is_taken_is_not_given_again() -> None:
+def test_a_preferred_port_in_use_is_replaced() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -1,4 +1,4 @@
-"""Holds the simulator's JSON against the types of the installed OpenAI SDK."""
+"""Checks the simulator's JSON against the types of the installed OpenAI SDK."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 def conforms(kind: type[_M], data: Any) -> _M:
-    """`data` as a `kind`: right types, nothing required missing, nothing the SDK does not know."""
+    """Parse `data` as `kind`; fail on wrong types, missing keys and keys unknown to the SDK."""
     parsed = kind.model_validate(data, strict=True)
     for part in _parts(parsed):
         assert not part.model_extra, f"{type(part).__name__} has no {list(part.model_extra)}"

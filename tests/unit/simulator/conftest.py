@@ -1,4 +1,4 @@
-"""A simulator on a virtual clock, and the clients that talk to it over loopback."""
+"""A simulator with a virtual clock, and its clients over loopback."""
 
 from collections.abc import Iterator
 
@@ -29,14 +29,14 @@ def sim(clock: VirtualClock) -> Iterator[Simulator]:
 
 @pytest.fixture
 def client(sim: Simulator) -> Iterator[OpenAI]:
-    """The real SDK, without retries."""
+    """The real OpenAI SDK without retries."""
     with OpenAI(base_url=sim.url, api_key="key", max_retries=0) as openai:
         yield openai
 
 
 @pytest.fixture
 def http(sim: Simulator) -> Iterator[httpx.Client]:
-    """Plain HTTP, for what the SDK hides."""
+    """A plain HTTP client, for details that the SDK hides."""
     headers = {"Authorization": "Bearer key"}
     with httpx.Client(base_url=sim.url, headers=headers) as plain:
         yield plain

@@ -1,4 +1,4 @@
-"""What is refused when a batch is created, and what is held against the enqueued token limit."""
+"""The checks of a new batch, and the limit of enqueued tokens."""
 
 from typing import Any
 
@@ -32,28 +32,28 @@ from workers.onebox.simulator.profile import BatchProfile, Model
         ({"output_expires_after": {"anchor": "x"}}, "output_expires_after.anchor", None),
     ],
 )
-def test_a_wrong_order_is_refused(
+def test_an_invalid_batch_request_is_refused(
     client: OpenAI, http: httpx.Client, changes: dict[str, Any], param: str, code: str | None
 ) -> None:
-    order = {
+    request = {
         "input_file_id": upload(client, lines(1)),
         "endpoint": CHAT,
         "completion_window": "24h",
         **changes,
     }
-    response = http.post("/batches", json=order)
+    response = http.post("/batches", json=request)
     assert response.status_code == 400
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
     assert client.batches.list().data == []
 
 
-def test_metadata_may_be_as_large_as_openai_allows(client: OpenAI) -> None:
+def test_metadata_of_the_maximum_size_is_accepted(client: OpenAI) -> None:
     metadata = {f"{number:064}": "v" * 512 for number in range(16)}
     assert create(client, lines(1), metadata=metadata).metadata == metadata
 
 
-def test_an_input_file_must_exist_and_be_for_a_batch(client: OpenAI) -> None:
+def test_an_input_file_must_exist_with_purpose_batch(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="Cannot find file file-x"):
         client.batches.create(input_file_id="file-x", endpoint=CHAT, completion_window="24h")
     other = client.files.create(file=("a.jsonl", b"{}"), purpose="user_data").id
@@ -61,24 +61,22 @@ def test_an_input_file_must_exist_and_be_for_a_batch(client: OpenAI) -> None:
         client.batches.create(input_file_id=other, endpoint=CHAT, completion_window="24h")
 
 
-def test_an_input_file_may_be_too_large(client: OpenAI, sim: Simulator) -> None:
+def test_an_input_file_over_the_size_limit_is_refused(client: OpenAI, sim: Simulator) -> None:
     sim.profile = Profile(batch=BatchProfile(max_bytes=10))
     with pytest.raises(openai.APIStatusError) as raised:
         create(client, lines(1))
     assert raised.value.status_code == 413
 
 
-TOKENS = 3 + 4 + 2  # of "question": three of them fit into a limit of 30
-
-
-def limited(sim: Simulator) -> None:
+def set_token_limit(sim: Simulator) -> None:
+    """Set a limit of 30 tokens: three requests "question" of 3 + 4 + 2 tokens fit."""
     sim.profile = Profile(models={"m": Model(enqueued_token_limit=30)})
 
 
 def test_a_batch_over_the_enqueued_token_limit_fails_after_creation(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    limited(sim)
+    set_token_limit(sim)
     batch = create(client, [line(f"r{n}", "question") for n in range(4)])
     assert batch.status == "validating"
     clock.advance(1)
@@ -94,10 +92,10 @@ def test_a_batch_over_the_enqueued_token_limit_fails_after_creation(
     assert "Limit: 30 enqueued tokens." in error.message
 
 
-def test_enqueued_tokens_are_given_back_when_a_batch_ends(
+def test_enqueued_tokens_are_released_when_a_batch_ends(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    limited(sim)
+    set_token_limit(sim)
     sent = [line(f"r{n}", "question") for n in range(2)]
     first, second = create(client, sent), create(client, sent)
     clock.advance(1)
@@ -111,12 +109,12 @@ def test_enqueued_tokens_are_given_back_when_a_batch_ends(
 
 
 @pytest.mark.parametrize(("wait", "status"), [(5.5, "failed"), (6.5, "in_progress")])
-def test_tokens_are_counted_at_the_time_and_not_when_looked_at(
+def test_tokens_are_counted_at_the_due_time_not_at_the_read(
     client: OpenAI, sim: Simulator, clock: VirtualClock, wait: float, status: str
 ) -> None:
-    limited(sim)
+    set_token_limit(sim)
     sent = [line(f"r{n}", "question") for n in range(2)]
-    create(client, sent)  # holds its tokens until second 7
+    create(client, sent)  # its tokens stay enqueued until second 7
     clock.advance(wait)
     second = create(client, sent)
     clock.advance(1.2)

@@ -1,4 +1,4 @@
-"""What fails a batch before its first line is executed."""
+"""Errors that fail a batch before its first line is executed."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ from workers.onebox.simulator.profile import BatchProfile
 def errors(
     client: OpenAI, clock: VirtualClock, content: bytes | list[dict[str, Any]], **changes: Any
 ) -> list[BatchError]:
-    """Create a batch, see it fail, and return why."""
+    """Create a batch that fails, and return its errors."""
     batch = create(client, content, **changes)
     assert (batch.status, batch.errors) == ("validating", None)
     clock.advance(1)
@@ -48,7 +48,7 @@ def errors(
         ({"body": {"model": "m", "stream": True}}, "invalid_request", "body.stream"),
     ],
 )
-def test_a_wrong_line_fails_the_batch_by_its_number(
+def test_an_invalid_line_fails_the_batch_with_its_line_number(
     client: OpenAI, clock: VirtualClock, changes: dict[str, Any], code: str, param: str
 ) -> None:
     content = [line("r0"), line("r1"), {**line("r2"), **changes}, line("r3")]
@@ -58,21 +58,21 @@ def test_a_wrong_line_fails_the_batch_by_its_number(
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [b"{", b"[]", b"\xef\xbb\xbf{}", b'{"a": NaN}', b"\xff", '{"a": 1}'.encode("utf-16")],
 )
-def test_a_line_that_is_no_json_object_fails_the_batch(
-    client: OpenAI, clock: VirtualClock, wrong: bytes
+def test_a_line_that_is_not_a_json_object_fails_the_batch(
+    client: OpenAI, clock: VirtualClock, invalid: bytes
 ) -> None:
-    content = json.dumps(line("r0")).encode() + b"\n" + wrong
+    content = json.dumps(line("r0")).encode() + b"\n" + invalid
     [error] = errors(client, clock, content)
     assert (error.code, error.line) == ("invalid_json_line", 2)
     assert error.message == "This line is not parseable as valid JSON."
 
 
-def test_all_wrong_lines_are_named(client: OpenAI, clock: VirtualClock) -> None:
-    found = errors(client, clock, [line("r0"), line("r0"), line("r1", url="/x"), line("r2")])
-    assert [(error.line, error.code) for error in found] == [
+def test_all_invalid_lines_are_reported(client: OpenAI, clock: VirtualClock) -> None:
+    reported = errors(client, clock, [line("r0"), line("r0"), line("r1", url="/x"), line("r2")])
+    assert [(error.line, error.code) for error in reported] == [
         (2, "duplicate_custom_id"),
         (3, "invalid_url"),
     ]
@@ -92,7 +92,7 @@ def test_too_many_requests_fail_the_batch(
     assert (error.code, error.line) == ("too_many_tasks", None)
 
 
-def test_as_many_requests_as_allowed_pass(
+def test_the_maximum_number_of_requests_is_accepted(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
     sim.profile = Profile(models=MODELS, batch=BatchProfile(max_requests=3))

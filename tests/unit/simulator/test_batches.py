@@ -1,4 +1,4 @@
-"""Batches over loopback: statuses, files, the list, limits. Time moves only where it is told to."""
+"""Batches over loopback: statuses, files, the list, limits; time moves only by `advance`."""
 
 import json
 from typing import Any
@@ -28,19 +28,19 @@ STAMPS = (
 
 
 def stamps(batch: Batch) -> dict[str, int]:
-    """The times that are set, in seconds since creation."""
-    found = {name: getattr(batch, name) for name in STAMPS}
-    return {name: at - START for name, at in found.items() if at is not None}
+    """The timestamps that are set, in seconds since creation."""
+    times = {name: getattr(batch, name) for name in STAMPS}
+    return {name: at - START for name, at in times.items() if at is not None}
 
 
 def counts(batch: Batch) -> tuple[int, int, int]:
     assert batch.request_counts is not None
-    found = batch.request_counts
-    return found.total, found.completed, found.failed
+    request_counts = batch.request_counts
+    return request_counts.total, request_counts.completed, request_counts.failed
 
 
-def give(sim: Simulator, *faults: Fault, **batch: Any) -> None:
-    """A profile with these faults and batch settings."""
+def configure(sim: Simulator, *faults: Fault, **batch: Any) -> None:
+    """Set a profile with these faults and batch settings."""
     sim.profile = Profile(models=MODELS, faults=faults, batch=BatchProfile(**batch))
 
 
@@ -48,15 +48,15 @@ def test_every_status_is_an_openai_object(
     client: OpenAI, http: httpx.Client, clock: VirtualClock
 ) -> None:
     batch_id = create(client, lines(5), metadata={"a": "b"}).id
-    seen = []
+    observed = []
     for _ in range(9):
         data = http.get(f"/batches/{batch_id}").json()
         batch = conforms(Batch, data)
-        # OpenAI writes every key, null or not.
+        # OpenAI writes every key, even if its value is null.
         assert set(data) == set(Batch.model_fields)
-        seen.append((batch.status, counts(batch)))
+        observed.append((batch.status, counts(batch)))
         clock.advance(1)
-    assert seen == [
+    assert observed == [
         ("validating", (0, 0, 0)),
         *[("in_progress", (5, done, 0)) for done in range(5)],
         ("finalizing", (5, 5, 0)),
@@ -68,7 +68,7 @@ def test_every_status_is_an_openai_object(
     assert (batch.metadata, batch.model, batch.errors) == ({"a": "b"}, "m", None)
 
 
-def test_statuses_passed_unseen_have_the_times_at_which_they_began(
+def test_statuses_between_two_reads_have_their_start_times(
     client: OpenAI, clock: VirtualClock
 ) -> None:
     batch_id = create(client, lines(5)).id
@@ -79,7 +79,7 @@ def test_statuses_passed_unseen_have_the_times_at_which_they_began(
     assert client.files.retrieve(batch.output_file_id).created_at == START + 7
 
 
-def test_results_say_what_realtime_says_but_in_another_order(
+def test_results_equal_realtime_answers_in_another_order(
     client: OpenAI, clock: VirtualClock, http: httpx.Client
 ) -> None:
     sent = lines(5)
@@ -114,7 +114,7 @@ def test_a_batch_without_failures_has_no_error_file(client: OpenAI, clock: Virtu
 def test_a_batch_whose_every_line_failed_has_no_output_file(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, Fault(scope="line", status=500))
+    configure(sim, Fault(scope="line", status=500))
     batch_id = create(client, lines(2)).id
     clock.advance(10)
     batch = client.batches.retrieve(batch_id)
@@ -123,16 +123,16 @@ def test_a_batch_whose_every_line_failed_has_no_output_file(
     assert sorted(ids(read(client, batch.error_file_id))) == ["r0", "r1"]
 
 
-def test_ids_of_absent_files_may_be_empty(
+def test_ids_of_missing_files_are_empty_with_empty_ids(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, empty_ids=True)
+    configure(sim, empty_ids=True)
     batch_id = create(client, lines(1)).id
     clock.advance(10)
     batch = client.batches.retrieve(batch_id)
     assert batch.error_file_id == ""
     assert batch.output_file_id
-    give(sim, Fault(scope="line", status=500), empty_ids=True)
+    configure(sim, Fault(scope="line", status=500), empty_ids=True)
     batch_id = create(client, lines(1)).id
     clock.advance(10)
     batch = client.batches.retrieve(batch_id)
@@ -143,7 +143,7 @@ def test_ids_of_absent_files_may_be_empty(
 def test_each_line_is_in_exactly_one_of_the_two_files(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, Fault(scope="line", contains="question 1", status=429, code="slow_down"))
+    configure(sim, Fault(scope="line", contains="question 1", status=429, code="slow_down"))
     refused = line("wrong", body={"model": "m"})
     batch_id = create(client, [*lines(3), refused]).id
     clock.advance(10)
@@ -188,10 +188,10 @@ def test_embeddings_can_be_batched(client: OpenAI, clock: VirtualClock) -> None:
     assert (batch.usage.input_tokens, batch.usage.output_tokens) == (4, 0)
 
 
-def test_an_expired_batch_delivers_what_was_finished(
+def test_an_expired_batch_has_the_results_of_finished_lines(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, expire_at_fraction=0.6)
+    configure(sim, expire_at_fraction=0.6)
     batch_id = create(client, lines(5)).id
     clock.advance(86_399)
     assert client.batches.retrieve(batch_id).status == "in_progress"
@@ -208,10 +208,10 @@ def test_an_expired_batch_delivers_what_was_finished(
     assert sim.invoice()["requests"] == 3
 
 
-def test_a_share_of_the_lines_is_not_a_float_short(
+def test_a_share_of_the_lines_is_not_lost_by_rounding(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, expire_at_fraction=0.29)
+    configure(sim, expire_at_fraction=0.29)
     batch_id = create(client, lines(100)).id
     clock.advance(86_400)
     assert counts(client.batches.retrieve(batch_id)) == (100, 29, 0)
@@ -220,7 +220,7 @@ def test_a_share_of_the_lines_is_not_a_float_short(
 def test_a_batch_too_slow_for_its_window_expires(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, validating=0, in_progress=20, completion_window=10)
+    configure(sim, validating=0, in_progress=20, completion_window=10)
     batch_id = create(client, lines(4)).id
     clock.advance(100)
     batch = client.batches.retrieve(batch_id)
@@ -228,7 +228,7 @@ def test_a_batch_too_slow_for_its_window_expires(
     assert counts(batch) == (4, 2, 0)
 
 
-def test_a_cancelled_batch_delivers_what_was_finished(
+def test_a_cancelled_batch_has_the_results_of_finished_lines(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
     batch_id = create(client, lines(5)).id
@@ -246,10 +246,10 @@ def test_a_cancelled_batch_delivers_what_was_finished(
     assert sim.invoice()["requests"] == 2
 
 
-def test_cancelling_takes_its_time_whatever_was_planned_before(
+def test_cancelling_replaces_the_scheduled_change_of_status(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, cancelling=100)
+    configure(sim, cancelling=100)
     batch_id = create(client, lines(5)).id
     clock.advance(3)
     client.batches.cancel(batch_id)
@@ -272,7 +272,7 @@ def test_a_batch_cancelled_while_validating_executes_nothing(
 
 
 @pytest.mark.parametrize(("after", "status"), [(6, "finalizing"), (7, "completed")])
-def test_cancelling_can_come_too_late(
+def test_a_batch_that_has_finished_its_work_cannot_be_cancelled(
     client: OpenAI, clock: VirtualClock, after: float, status: str
 ) -> None:
     batch_id = create(client, lines(1)).id
@@ -294,7 +294,7 @@ def test_the_list_is_newest_first_and_pages(client: OpenAI, http: httpx.Client) 
     assert [batch.id for batch in client.batches.list(limit=2)] == created[::-1]
 
 
-def test_a_list_has_twenty_batches_unless_told_otherwise(client: OpenAI) -> None:
+def test_a_list_has_twenty_batches_by_default(client: OpenAI) -> None:
     file_id = upload(client, lines(1))
     for _ in range(21):
         client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
@@ -304,16 +304,16 @@ def test_a_list_has_twenty_batches_unless_told_otherwise(client: OpenAI) -> None
 @pytest.mark.parametrize(
     "query", [{"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"after": "x"}]
 )
-def test_a_wrong_page_is_refused(http: httpx.Client, query: dict[str, str]) -> None:
+def test_an_invalid_page_is_refused(http: httpx.Client, query: dict[str, str]) -> None:
     response = http.get("/batches", params=query)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == next(iter(query))
 
 
-def test_a_new_batch_may_be_listed_late_but_is_found_at_once(
+def test_a_new_batch_is_retrievable_before_list_lag_ends(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(sim, list_lag=30)
+    configure(sim, list_lag=30)
     batch_id = create(client, lines(1)).id
     clock.advance(29)
     assert client.batches.list().data == []
@@ -335,7 +335,7 @@ def test_an_unknown_batch_is_not_found(client: OpenAI) -> None:
         client.batches.cancel("batch_x")
 
 
-def test_a_line_is_executed_once_however_often_it_is_looked_at(
+def test_reading_a_batch_often_executes_each_line_once(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
     batch_id = create(client, lines(3)).id

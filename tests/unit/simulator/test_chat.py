@@ -74,7 +74,7 @@ def test_the_same_request_gets_the_same_answer_under_a_new_id(http: httpx.Client
     assert first.id != second.id
 
 
-def test_text_parts_are_read_and_other_parts_counted_flat(http: httpx.Client) -> None:
+def test_text_parts_are_answered_and_other_parts_have_fixed_tokens(http: httpx.Client) -> None:
     image = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     content = [{"type": "text", "text": "see"}, image]
     completion = answer(http, messages=[{"role": "user", "content": content}])
@@ -83,14 +83,16 @@ def test_text_parts_are_read_and_other_parts_counted_flat(http: httpx.Client) ->
     assert completion.usage.prompt_tokens == 3 + 4 + 1 + 85
 
 
-def test_n_gives_as_many_choices_that_differ(http: httpx.Client) -> None:
+def test_n_returns_n_different_choices(http: httpx.Client) -> None:
     choices = answer(http, n=3).choices
     assert [choice.index for choice in choices] == [0, 1, 2]
     assert len({choice.message.content for choice in choices}) == 3
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_a_limit_cuts_the_answer_and_says_so(http: httpx.Client, name: str) -> None:
+def test_a_token_limit_truncates_the_answer_with_finish_reason_length(
+    http: httpx.Client, name: str
+) -> None:
     completion = answer(http, **{name: 2})
     assert completion.choices[0].message.content == "Simulate"
     assert completion.choices[0].finish_reason == "length"
@@ -98,18 +100,20 @@ def test_a_limit_cuts_the_answer_and_says_so(http: httpx.Client, name: str) -> N
     assert completion.usage.completion_tokens == 2
 
 
-def test_a_limit_that_is_not_reached_changes_nothing(http: httpx.Client) -> None:
+def test_a_token_limit_that_is_not_reached_changes_nothing(http: httpx.Client) -> None:
     assert answer(http, max_tokens=7).choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("stop", [" to", ["never", " to", ": "]])
-def test_an_answer_ends_before_the_first_stop(http: httpx.Client, stop: str | list[str]) -> None:
+def test_an_answer_ends_before_the_first_stop_text(
+    http: httpx.Client, stop: str | list[str]
+) -> None:
     completion = answer(http, stop=stop)
     assert completion.choices[0].message.content == "Simulated answer"
     assert completion.choices[0].finish_reason == "stop"
 
 
-def test_json_object_answers_json(http: httpx.Client) -> None:
+def test_json_object_returns_json(http: httpx.Client) -> None:
     messages = [{"role": "user", "content": "in JSON please"}]
     completion = answer(http, messages=messages, response_format={"type": "json_object"})
     content = completion.choices[0].message.content
@@ -117,13 +121,13 @@ def test_json_object_answers_json(http: httpx.Client) -> None:
     assert json.loads(content) == {"answer": "Simulated answer to: in JSON please"}
 
 
-def test_json_object_needs_the_word_in_the_messages(http: httpx.Client) -> None:
+def test_json_object_needs_the_word_json_in_the_messages(http: httpx.Client) -> None:
     response = ask(http, response_format={"type": "json_object"})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "messages"
 
 
-def test_a_named_tool_is_called_with_arguments_its_schema_accepts(http: httpx.Client) -> None:
+def test_a_named_tool_is_called_with_valid_arguments(http: httpx.Client) -> None:
     named = {"type": "function", "function": {"name": "tide"}}
     choice = answer(http, tools=TOOLS, tool_choice=named).choices[0]
     assert choice.message.content is None
@@ -135,7 +139,7 @@ def test_a_named_tool_is_called_with_arguments_its_schema_accepts(http: httpx.Cl
     assert choice.finish_reason == "stop"
 
 
-def test_a_required_tool_is_the_first_one(http: httpx.Client) -> None:
+def test_a_required_tool_call_calls_the_first_tool(http: httpx.Client) -> None:
     choice = answer(http, tools=TOOLS, tool_choice="required").choices[0]
     assert choice.finish_reason == "tool_calls"
     assert choice.message.tool_calls is not None
@@ -150,7 +154,7 @@ def test_no_tool_is_called_unless_forced(http: httpx.Client, choice: str | None)
     assert message.content == "Simulated answer to: why?"
 
 
-def test_a_stream_says_what_the_answer_says(http: httpx.Client) -> None:
+def test_a_stream_has_the_text_of_the_plain_answer(http: httpx.Client) -> None:
     whole, chunks = answer(http, n=2), stream(http, n=2)
     assert len({chunk.id for chunk in chunks}) == 1
     for index, choice in enumerate(whole.choices):
@@ -173,7 +177,7 @@ def test_a_streamed_tool_call_has_the_same_arguments(http: httpx.Client) -> None
     assert arguments == whole[0].function.arguments
 
 
-def test_usage_comes_last_and_only_when_asked_for(http: httpx.Client) -> None:
+def test_a_stream_ends_with_usage_only_if_requested(http: httpx.Client) -> None:
     assert all(chunk.usage is None for chunk in stream(http))
     chunks = stream(http, stream_options={"include_usage": True})
     assert all(chunk.usage is None and chunk.choices for chunk in chunks[:-1])
@@ -213,7 +217,7 @@ def test_the_sdk_reads_a_stream(client: OpenAI) -> None:
         ({"tools": TOOLS, "tool_choice": {"function": {"name": "x"}}}, "tool_choice", None),
     ],
 )
-def test_a_wrong_parameter_is_refused_by_name(
+def test_an_invalid_parameter_is_refused_by_name(
     http: httpx.Client, changes: dict[str, Any], param: str, code: str | None
 ) -> None:
     response = ask(http, **changes)
@@ -225,14 +229,14 @@ def test_a_wrong_parameter_is_refused_by_name(
         assert error["code"] == code
 
 
-def test_a_body_that_is_no_json_is_refused(http: httpx.Client) -> None:
+def test_a_body_that_is_not_json_is_refused(http: httpx.Client) -> None:
     for content in (b"{", b"[]", b"\xff"):
         response = http.post("/chat/completions", content=content)
         assert response.status_code == 400
         assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_an_unknown_model_is_not_found(http: httpx.Client) -> None:
+def test_an_unknown_model_is_a_404(http: httpx.Client) -> None:
     response = ask(http, model="nobody")
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
@@ -271,7 +275,7 @@ def test_a_body_of_any_shape_is_answered_or_refused(body: dict[str, Any]) -> Non
 
 
 @given(st.text(), st.integers(1, 20))
-def test_a_cut_text_is_a_beginning_that_fits(text: str, limit: int) -> None:
+def test_cut_returns_the_longest_prefix_within_the_limit(text: str, limit: int) -> None:
     short = cut(text, limit)
     assert text.startswith(short)
     assert count(short) <= limit
@@ -302,7 +306,7 @@ def test_a_malformed_schema_is_refused(http: httpx.Client, schema: dict[str, Any
     assert response.json()["error"]["code"] == "invalid_json_schema"
 
 
-def test_a_json_schema_is_answered_with_json_it_accepts(http: httpx.Client) -> None:
+def test_a_json_schema_is_answered_with_valid_json(http: httpx.Client) -> None:
     schema = {"name": "tree", "schema": Tree.model_json_schema()}
     form = {"type": "json_schema", "json_schema": schema}
     content = answer(http, response_format=form).choices[0].message.content

@@ -1,4 +1,4 @@
-"""The check that the other tests rest on."""
+"""The conformance check that the other tests use."""
 
 import pytest
 from openai.types import FileDeleted

@@ -21,7 +21,7 @@ def embed(http: httpx.Client, value: Any, **changes: Any) -> CreateEmbeddingResp
     return conforms(CreateEmbeddingResponse, response.json())
 
 
-def test_a_vector_has_length_one_and_depends_on_its_input_alone(http: httpx.Client) -> None:
+def test_a_vector_has_length_one_and_depends_only_on_its_input(http: httpx.Client) -> None:
     first, second, again = embed(http, ["a", "b", "a"]).data
     assert math.isclose(math.hypot(*first.embedding), 1.0, rel_tol=1e-6)
     assert len(first.embedding) == 1536
@@ -46,15 +46,15 @@ def test_every_form_of_input_is_counted(
     assert (embedded.usage.prompt_tokens, embedded.usage.total_tokens) == (tokens, tokens)
 
 
-def test_dimensions_set_the_length(http: httpx.Client) -> None:
+def test_dimensions_sets_the_length_of_vectors(http: httpx.Client) -> None:
     vector = embed(http, "a", dimensions=8).data[0].embedding
     assert len(vector) == 8
     assert math.isclose(math.hypot(*vector), 1.0, rel_tol=1e-6)
 
 
-def test_base64_says_the_same_as_float(client: OpenAI, http: httpx.Client) -> None:
+def test_base64_and_float_encode_the_same_vector(client: OpenAI, http: httpx.Client) -> None:
     assert isinstance(post(http, "a", encoding_format="base64").json()["data"][0]["embedding"], str)
-    # The SDK asks for base64 where nothing is said.
+    # The SDK requests base64 by default.
     decoded = client.embeddings.create(model="e", input="a").data[0].embedding
     assert decoded == pytest.approx(embed(http, "a").data[0].embedding)
 
@@ -76,7 +76,7 @@ def test_base64_says_the_same_as_float(client: OpenAI, http: httpx.Client) -> No
         (["a" * 4 * 8000] * 38, {}, None),
     ],
 )
-def test_a_wrong_input_is_refused(
+def test_an_invalid_input_is_refused(
     http: httpx.Client, value: Any, changes: dict[str, Any], param: str | None
 ) -> None:
     response = post(http, value, **changes)

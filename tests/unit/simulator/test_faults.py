@@ -1,4 +1,4 @@
-"""Fault rules, seen through the SDK."""
+"""The effects of fault rules on calls with the SDK."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from workers.onebox.simulator.faults import Faults
 from workers.onebox.simulator.profile import BatchProfile, Fault
 
 
-def give(sim: Simulator, *faults: Fault, **changes: Any) -> None:
+def configure(sim: Simulator, *faults: Fault, **changes: Any) -> None:
     sim.profile = Profile(models=MODELS, faults=faults, **changes)
 
 
@@ -27,20 +27,20 @@ def ask(client: OpenAI, text: str = "why?", model: str = "m") -> str | None:
 
 
 def outcomes(client: OpenAI, number: int) -> list[str]:
-    """For each of `number` equal calls "." or "x"."""
-    seen = []
+    """For each of `number` equal calls, "." for success or "x" for an error."""
+    results = []
     for _ in range(number):
         try:
             ask(client)
         except openai.APIStatusError:
-            seen.append("x")
+            results.append("x")
         else:
-            seen.append(".")
-    return seen
+            results.append(".")
+    return results
 
 
-def test_a_429_says_when_to_come_back(client: OpenAI, sim: Simulator) -> None:
-    give(sim, Fault(status=429, retry_after=7, message="Slow down."))
+def test_a_429_has_a_retry_after_header(client: OpenAI, sim: Simulator) -> None:
+    configure(sim, Fault(status=429, retry_after=7, message="Slow down."))
     with pytest.raises(openai.RateLimitError, match=r"Slow down\.") as raised:
         ask(client)
     assert raised.value.response.headers["retry-after"] == "7"
@@ -58,10 +58,10 @@ def test_a_429_says_when_to_come_back(client: OpenAI, sim: Simulator) -> None:
         (503, "overloaded", "server_error"),
     ],
 )
-def test_a_refusal_has_openais_shape(
+def test_an_error_has_openais_form(
     http: httpx.Client, sim: Simulator, status: int, code: str | None, kind: str
 ) -> None:
-    give(sim, Fault(status=status, code=code))
+    configure(sim, Fault(status=status, code=code))
     response = http.get("/models")
     assert response.status_code == status
     assert response.headers["x-request-id"].startswith("req_")
@@ -82,34 +82,34 @@ def test_a_refusal_has_openais_shape(
         ({"probability": 1}, "xxxxxx"),
     ],
 )
-def test_a_rule_strikes_as_often_as_it_says(
+def test_a_rule_hits_as_often_as_its_fields_say(
     client: OpenAI, sim: Simulator, rule: dict[str, Any], expected: str
 ) -> None:
-    give(sim, Fault(status=500, **rule))
+    configure(sim, Fault(status=500, **rule))
     assert "".join(outcomes(client, 6)) == expected
 
 
-def strikes(seed: int, bodies: list[bytes]) -> dict[bytes, int]:
+def hits(seed: int, bodies: list[bytes]) -> dict[bytes, int]:
     faults = Faults([Fault(status=500, probability=0.3)], seed)
-    struck = dict.fromkeys(bodies, 0)
+    hit_counts = dict.fromkeys(bodies, 0)
     for body in bodies:
-        struck[body] += faults.pick("call", "embeddings", None, body) is not None
-    return struck
+        hit_counts[body] += faults.pick("call", "embeddings", None, body) is not None
+    return hit_counts
 
 
-def test_chance_depends_on_the_seed_and_not_on_the_order() -> None:
+def test_probability_depends_on_the_seed_and_not_on_the_order() -> None:
     bodies = [b"%d" % (number % 500) for number in range(1000)]
-    assert strikes(1, bodies) == strikes(1, bodies[::-1])
-    assert strikes(1, bodies) != strikes(2, bodies)
-    assert 250 < sum(strikes(1, bodies).values()) < 350
+    assert hits(1, bodies) == hits(1, bodies[::-1])
+    assert hits(1, bodies) != hits(2, bodies)
+    assert 250 < sum(hits(1, bodies).values()) < 350
 
 
-def test_a_retry_is_a_new_throw() -> None:
-    assert 200 < strikes(1, [b"same"] * 1000)[b"same"] < 400
+def test_each_retry_gets_a_new_random_number() -> None:
+    assert 200 < hits(1, [b"same"] * 1000)[b"same"] < 400
 
 
-def test_the_first_rule_that_strikes_decides(client: OpenAI, sim: Simulator) -> None:
-    give(
+def test_the_first_rule_that_hits_decides(client: OpenAI, sim: Simulator) -> None:
+    configure(
         sim,
         Fault(status=401, model="other"),
         Fault(status=403, contains="secret", first=1),
@@ -127,25 +127,23 @@ def test_the_first_rule_that_strikes_decides(client: OpenAI, sim: Simulator) -> 
     assert ask(client) == "Simulated answer to: why?"
 
 
-def test_a_rule_can_single_out_one_batch_by_its_path(client: OpenAI, sim: Simulator) -> None:
+def test_a_rule_can_match_one_batch_by_its_path(client: OpenAI, sim: Simulator) -> None:
     first, second = create(client, lines(1)).id, create(client, lines(1)).id
-    give(sim, Fault(endpoint="batches.retrieve", contains=first, status=404))
+    configure(sim, Fault(endpoint="batches.retrieve", contains=first, status=404))
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve(first)
     assert client.batches.retrieve(second).id == second
 
 
-def test_a_rule_looks_into_an_uploaded_file(client: OpenAI, sim: Simulator) -> None:
-    give(sim, Fault(endpoint="files.create", contains="question 1", status=500))
+def test_a_rule_can_match_the_content_of_an_upload(client: OpenAI, sim: Simulator) -> None:
+    configure(sim, Fault(endpoint="files.create", contains="question 1", status=500))
     assert upload(client, lines(1))
     with pytest.raises(openai.InternalServerError):
         upload(client, lines(2))
 
 
-def test_a_connection_dropped_before_the_response_did_nothing(
-    client: OpenAI, sim: Simulator
-) -> None:
-    give(sim, Fault(drop="before_response", first=1))
+def test_a_call_dropped_before_the_response_has_no_effect(client: OpenAI, sim: Simulator) -> None:
+    configure(sim, Fault(drop="before_response", first=1))
     with pytest.raises(openai.APIConnectionError):
         ask(client)
     assert sim.invoice()["requests"] == 0
@@ -153,10 +151,8 @@ def test_a_connection_dropped_before_the_response_did_nothing(
     assert ask(client) == "Simulated answer to: why?"
 
 
-def test_a_connection_dropped_after_the_commit_did_everything(
-    client: OpenAI, sim: Simulator
-) -> None:
-    give(sim, Fault(endpoint="batches.create", drop="after_commit", first=1))
+def test_a_call_dropped_after_the_commit_has_taken_effect(client: OpenAI, sim: Simulator) -> None:
+    configure(sim, Fault(endpoint="batches.create", drop="after_commit", first=1))
     file_id = upload(client, lines(1))
     with pytest.raises(openai.APIConnectionError):
         client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
@@ -164,10 +160,10 @@ def test_a_connection_dropped_after_the_commit_did_everything(
     assert sim.stats()["batches_created"] == 1
 
 
-def test_a_create_repeated_after_a_lost_answer_makes_a_second_batch(
+def test_a_create_retried_after_a_lost_response_creates_a_second_batch(
     client: OpenAI, sim: Simulator
 ) -> None:
-    give(sim, Fault(endpoint="batches.create", drop="after_commit", first=1))
+    configure(sim, Fault(endpoint="batches.create", drop="after_commit", first=1))
     file_id = upload(client, lines(1))
     with pytest.raises(openai.APIConnectionError):
         client.batches.create(input_file_id=file_id, endpoint=CHAT, completion_window="24h")
@@ -175,35 +171,37 @@ def test_a_create_repeated_after_a_lost_answer_makes_a_second_batch(
     assert [batch.input_file_id for batch in client.batches.list()] == [file_id] * 2
 
 
-def test_a_status_after_the_commit_hides_what_was_done(client: OpenAI, sim: Simulator) -> None:
-    give(sim, Fault(endpoint="batches.create", status=500, drop="after_commit"))
+def test_a_status_after_the_commit_hides_that_the_call_took_effect(
+    client: OpenAI, sim: Simulator
+) -> None:
+    configure(sim, Fault(endpoint="batches.create", status=500, drop="after_commit"))
     with pytest.raises(openai.InternalServerError):
         create(client, lines(1))
     assert len(client.batches.list().data) == 1
 
 
 def test_a_stream_can_break_off_in_the_middle(client: OpenAI, sim: Simulator) -> None:
-    give(sim, Fault(drop="mid_stream"))
+    configure(sim, Fault(drop="mid_stream"))
     chunks = client.chat.completions.create(
         model="m", messages=[{"role": "user", "content": "why?"}], stream=True
     )
-    seen = []
+    texts = []
     with pytest.raises(httpx.RemoteProtocolError):
         for chunk in chunks:
-            seen.append(chunk.choices[0].delta.content)
-    assert "".join(text or "" for text in seen)
-    assert "".join(text or "" for text in seen) != "Simulated answer to: why?"
+            texts.append(chunk.choices[0].delta.content)
+    assert "".join(text or "" for text in texts)
+    assert "".join(text or "" for text in texts) != "Simulated answer to: why?"
 
 
 def test_a_download_can_break_off_in_the_middle(client: OpenAI, sim: Simulator) -> None:
     file_id = upload(client, lines(3))
-    give(sim, Fault(endpoint="files.content", drop="mid_stream", first=1))
+    configure(sim, Fault(endpoint="files.content", drop="mid_stream", first=1))
     with pytest.raises(openai.APIConnectionError):
         client.files.content(file_id)
     assert client.files.content(file_id).text.count("\n") == 3
 
 
-def test_a_delay_alone_answers_late_but_answers(
+def test_a_rule_with_only_a_delay_answers_late(
     client: OpenAI, sim: Simulator, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
@@ -212,7 +210,7 @@ def test_a_delay_alone_answers_late_but_answers(
         slept.append(seconds)
 
     monkeypatch.setattr(clock, "sleep", sleep)
-    give(sim, Fault(delay=30, first=1))
+    configure(sim, Fault(delay=30, first=1))
     assert ask(client) == "Simulated answer to: why?"
     assert 30 in slept
 
@@ -220,7 +218,7 @@ def test_a_delay_alone_answers_late_but_answers(
 def run_batch(
     client: OpenAI, sim: Simulator, clock: VirtualClock, fault: Fault
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    give(sim, fault)
+    configure(sim, fault)
     batch_id = create(client, lines(3)).id
     clock.advance(10)
     batch = client.batches.retrieve(batch_id)
@@ -228,7 +226,7 @@ def run_batch(
     return read(client, batch.output_file_id), read(client, batch.error_file_id)
 
 
-def test_a_line_can_come_back_with_nothing(
+def test_a_line_can_have_an_empty_response(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
     fault = Fault(scope="line", contains='"r1"', status=0)
@@ -247,35 +245,39 @@ def test_a_line_can_fail_without_a_response(
     assert error["error"] == {"code": "request_timeout", "message": "Too slow."}
 
 
-def test_a_line_can_get_lost(client: OpenAI, sim: Simulator, clock: VirtualClock) -> None:
+def test_a_result_line_can_be_missing(client: OpenAI, sim: Simulator, clock: VirtualClock) -> None:
     fault = Fault(scope="line", contains='"r1"', write="missing")
     output, errors = run_batch(client, sim, clock, fault)
     assert (sorted(ids(output)), errors) == (["r0", "r2"], [])
     assert sim.invoice()["requests"] == 3
 
 
-def test_a_line_can_come_twice(client: OpenAI, sim: Simulator, clock: VirtualClock) -> None:
+def test_a_result_line_can_be_duplicated(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
     fault = Fault(scope="line", contains='"r1"', write="duplicate")
     output, _ = run_batch(client, sim, clock, fault)
     assert sorted(ids(output)) == ["r0", "r1", "r1", "r2"]
 
 
-def test_a_line_nobody_sent_can_come(client: OpenAI, sim: Simulator, clock: VirtualClock) -> None:
+def test_a_result_line_can_have_an_unknown_custom_id(
+    client: OpenAI, sim: Simulator, clock: VirtualClock
+) -> None:
     fault = Fault(scope="line", contains='"r1"', write="unknown")
     output, _ = run_batch(client, sim, clock, fault)
     assert sorted(ids(output))[:3] == ["r0", "r1", "r2"]
     assert sorted(ids(output))[3].startswith("unknown-")
 
 
-def test_a_line_can_be_cut_short(client: OpenAI, sim: Simulator, clock: VirtualClock) -> None:
+def test_a_result_line_can_be_corrupt(client: OpenAI, sim: Simulator, clock: VirtualClock) -> None:
     with pytest.raises(json.JSONDecodeError):
         run_batch(client, sim, clock, Fault(scope="line", contains='"r1"', write="corrupt"))
 
 
-def test_line_rules_leave_calls_alone_and_call_rules_lines(
+def test_line_rules_do_not_apply_to_calls_nor_call_rules_to_lines(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
-    give(
+    configure(
         sim,
         Fault(scope="line", endpoint="chat.completions", contains="question 1", status=500),
         Fault(scope="call", endpoint="chat.completions", status=503),

@@ -27,7 +27,7 @@ def test_an_uploaded_file_is_an_openai_object(http: httpx.Client) -> None:
     assert retrieved == uploaded
 
 
-def test_content_comes_back_byte_for_byte(client: OpenAI) -> None:
+def test_downloaded_content_equals_uploaded_content(client: OpenAI) -> None:
     content = bytes(range(256))
     file = client.files.create(file=("x.bin", content), purpose="user_data")
     assert client.files.content(file.id).content == content
@@ -57,7 +57,7 @@ def test_a_batch_file_must_be_jsonl(http: httpx.Client) -> None:
         ),
     ],
 )
-def test_a_wrong_upload_is_refused(http: httpx.Client, data: dict[str, Any], param: str) -> None:
+def test_an_invalid_upload_is_refused(http: httpx.Client, data: dict[str, Any], param: str) -> None:
     fields = {"purpose": "batch", **data}
     sent = {name: value for name, value in fields.items() if value is not None}
     response = http.post("/files", files={"file": ("a.jsonl", b"{}")}, data=sent)
@@ -71,7 +71,7 @@ def test_an_upload_without_a_file_is_refused(http: httpx.Client) -> None:
     assert response.json()["error"]["param"] == "file"
 
 
-def test_a_file_is_gone_once_it_expires(client: OpenAI, clock: VirtualClock) -> None:
+def test_an_expired_file_does_not_exist(client: OpenAI, clock: VirtualClock) -> None:
     file = client.files.create(
         file=("a.jsonl", b"{}"),
         purpose="batch",
@@ -85,7 +85,7 @@ def test_a_file_is_gone_once_it_expires(client: OpenAI, clock: VirtualClock) -> 
     assert client.files.list().data == []
 
 
-def test_a_deleted_file_is_gone(client: OpenAI, http: httpx.Client) -> None:
+def test_a_deleted_file_does_not_exist(client: OpenAI, http: httpx.Client) -> None:
     file_id = post(http).json()["id"]
     assert conforms(FileDeleted, http.delete(f"/files/{file_id}").json()).deleted
     with pytest.raises(openai.NotFoundError):
@@ -106,7 +106,7 @@ def test_the_list_is_newest_first_and_pages(client: OpenAI) -> None:
     assert [file.id for file in client.files.list(order="asc")] == uploaded
 
 
-def test_the_list_keeps_to_one_purpose(client: OpenAI) -> None:
+def test_the_list_filters_by_purpose(client: OpenAI) -> None:
     client.files.create(file=("a.jsonl", b"{}"), purpose="batch")
     other = client.files.create(file=("a.txt", b"{}"), purpose="user_data")
     assert [file.id for file in client.files.list(purpose="user_data")] == [other.id]

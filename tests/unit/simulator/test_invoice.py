@@ -93,7 +93,7 @@ def test_only_successful_lines_are_charged(
     assert sim.invoice()["by_kind"] == {"realtime": 0, "batch": 2 * 3}
 
 
-def test_an_expired_batch_is_charged_for_what_was_finished(
+def test_an_expired_batch_is_charged_for_its_finished_lines(
     client: OpenAI, sim: Simulator, clock: VirtualClock
 ) -> None:
     sim.profile = Profile(models=MODELS, batch=BatchProfile(expire_at_fraction=0.5))
@@ -110,14 +110,14 @@ def test_a_refused_request_costs_nothing(client: OpenAI, sim: Simulator) -> None
     assert sim.invoice()["requests"] == 0
 
 
-def test_an_answer_lost_on_its_way_is_charged(client: OpenAI, sim: Simulator) -> None:
+def test_a_dropped_response_is_charged(client: OpenAI, sim: Simulator) -> None:
     sim.profile = Profile(models=MODELS, faults=(Fault(drop="after_commit"),))
     with pytest.raises(openai.APIConnectionError):
         client.embeddings.create(model="e", input="a" * 1000)
     assert sim.invoice()["total"] == 5
 
 
-def test_a_stream_costs_what_the_answer_costs(client: OpenAI, sim: Simulator) -> None:
+def test_a_stream_costs_as_much_as_the_plain_answer(client: OpenAI, sim: Simulator) -> None:
     chunks = client.chat.completions.create(
         model="other", messages=[{"role": "user", "content": "question 0"}], stream=True
     )

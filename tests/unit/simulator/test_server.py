@@ -1,4 +1,4 @@
-"""The server: keys, routes, controls, concurrency, latency, the program."""
+"""The server: API keys, routes, control routes, concurrency, latency and the program."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def test_a_call_without_a_key_is_refused(sim: Simulator, header: str | None) -> 
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_only_accepted_keys_are_let_in_when_they_are_named(sim: Simulator) -> None:
+def test_with_api_keys_only_those_keys_are_accepted(sim: Simulator) -> None:
     sim.profile = Profile(api_keys=frozenset({"good"}))
     with OpenAI(base_url=sim.url, api_key="good", max_retries=0) as good:
         assert good.models.list().data == []
@@ -59,7 +59,7 @@ def test_models_are_those_of_the_profile(http: httpx.Client) -> None:
     assert [conforms(ListedModel, item).id for item in data["data"]] == list(MODELS)
 
 
-def test_without_models_any_name_will_do_free_of_charge(client: OpenAI, sim: Simulator) -> None:
+def test_without_models_any_name_is_a_free_model(client: OpenAI, sim: Simulator) -> None:
     sim.profile = Profile()
     assert client.embeddings.create(model="anything", input="a").model == "anything"
     assert sim.invoice() == {
@@ -77,7 +77,7 @@ def test_an_unknown_route_is_an_openai_error(http: httpx.Client, path: str) -> N
     assert response.json()["error"]["message"] == f"Invalid URL (PUT {path})"
 
 
-def test_stats_count_calls_by_status_and_keep_no_prompt(
+def test_stats_count_calls_by_status_without_prompts(
     client: OpenAI, sim: Simulator, controls: httpx.Client
 ) -> None:
     client.embeddings.create(model="e", input="a secret")
@@ -107,7 +107,7 @@ def test_a_profile_can_be_replaced_over_http(client: OpenAI, controls: httpx.Cli
     assert [model.id for model in client.models.list()] == ["new"]
 
 
-def test_a_bad_profile_is_refused_and_the_old_one_stays(
+def test_an_invalid_profile_is_refused_and_the_old_one_kept(
     sim: Simulator, controls: httpx.Client
 ) -> None:
     before = sim.profile
@@ -117,27 +117,29 @@ def test_a_bad_profile_is_refused_and_the_old_one_stays(
     assert sim.profile is before
 
 
-def test_the_clock_can_be_moved_over_http(clock: VirtualClock, controls: httpx.Client) -> None:
+def test_the_virtual_clock_can_be_advanced_over_http(
+    clock: VirtualClock, controls: httpx.Client
+) -> None:
     assert controls.post("/clock", json={"advance": 2.5}).json() == {"now": 1_000_002.5}
     assert clock.now() == 1_000_002.5
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"advance": -1}', b'{"advance": "x"}'])
-def test_the_clock_does_not_go_back(
+def test_the_virtual_clock_cannot_be_set_back_over_http(
     clock: VirtualClock, controls: httpx.Client, body: bytes
 ) -> None:
     assert controls.post("/clock", content=body).status_code == 400
     assert clock.now() == 1_000_000
 
 
-def test_the_system_clock_cannot_be_moved() -> None:
+def test_the_system_clock_cannot_be_advanced() -> None:
     with Simulator(clock=SystemClock()) as sim:
         origin = sim.url.removesuffix("/v1")
         response = httpx.post(f"{origin}/simulator/clock", json={"advance": 1})
         assert response.status_code == 409
 
 
-def test_a_reset_forgets_all_but_profile_and_clock(
+def test_a_reset_keeps_only_the_profile_and_the_clock(
     client: OpenAI, sim: Simulator, clock: VirtualClock, controls: httpx.Client
 ) -> None:
     sim.profile = Profile(
@@ -161,7 +163,7 @@ def test_a_reset_forgets_all_but_profile_and_clock(
 
 
 def first_file(start: float) -> str:
-    """The id that a simulator started at this time gives to its first file."""
+    """The id of the first file of a simulator started at this time."""
     with (
         Simulator(clock=VirtualClock(start)) as sim,
         OpenAI(base_url=sim.url, api_key="key", max_retries=0) as client,
@@ -169,13 +171,13 @@ def first_file(start: float) -> str:
         return client.files.create(file=("a.jsonl", b""), purpose="batch").id
 
 
-def test_ids_are_reproducible_but_not_given_again_after_a_restart() -> None:
+def test_ids_are_reproducible_but_not_reused_after_a_restart() -> None:
     assert first_file(1.0) == first_file(1.0)
     assert first_file(1.0) != first_file(2.0)
 
 
 class Gate(VirtualClock):
-    """A clock on which nobody wakes until `number` are asleep."""
+    """A clock on which every sleep ends as soon as `number` sleeps have started."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -190,7 +192,7 @@ class Gate(VirtualClock):
         await self._open.wait()
 
 
-def test_calls_are_served_side_by_side_and_counted() -> None:
+def test_concurrent_calls_are_served_together_and_counted() -> None:
     gate = Gate(100)
 
     async def ask(url: str, number: int) -> list[int]:
@@ -207,7 +209,7 @@ def test_calls_are_served_side_by_side_and_counted() -> None:
         assert sim.stats()["max_in_flight"] == 100
 
 
-def test_the_parts_of_streams_are_counted_until_their_caller_goes() -> None:
+def test_chunks_of_a_stream_are_counted_until_the_caller_disconnects() -> None:
     profile = Profile(latency=Latency(time_per_token=0.05))
     headers = {"Authorization": "Bearer key"}
     with Simulator(profile) as sim, httpx.Client(headers=headers) as http:
@@ -221,7 +223,7 @@ def test_the_parts_of_streams_are_counted_until_their_caller_goes() -> None:
         assert count < sim.stats()["chunks"] < 2 * count
 
 
-def test_a_caller_who_goes_before_the_answer_has_dropped_the_call() -> None:
+def test_a_call_whose_caller_disconnects_counts_as_dropped() -> None:
     with Simulator(Profile(latency=Latency(mean=0.2))) as sim:
         headers = {"Authorization": "Bearer key"}
         with (
@@ -234,8 +236,8 @@ def test_a_caller_who_goes_before_the_answer_has_dropped_the_call() -> None:
         assert calls == {"chat.completions": {"dropped": 1}}
 
 
-def waits(profile: Profile, *texts: str, **changes: Any) -> list[float]:
-    """What a simulator sleeps to answer these questions one after the other."""
+def sleeps(profile: Profile, *texts: str, **changes: Any) -> list[float]:
+    """The sleeps of a simulator that answers these questions one after the other."""
     clock = Gate(0)
     headers = {"Authorization": "Bearer key"}
     with Simulator(profile, clock) as sim, httpx.Client(headers=headers) as http:
@@ -249,32 +251,32 @@ def waits(profile: Profile, *texts: str, **changes: Any) -> list[float]:
 def test_latency_has_a_mean_a_seeded_jitter_and_a_time_per_token() -> None:
     texts = [str(number) for number in range(50)]
     jittery = Profile(latency=Latency(mean=2, jitter=0.5))
-    first = waits(jittery, *texts)
-    assert first == waits(jittery, *texts)
-    assert first != waits(jittery.model_copy(update={"seed": 1}), *texts)
+    first = sleeps(jittery, *texts)
+    assert first == sleeps(jittery, *texts)
+    assert first != sleeps(jittery.model_copy(update={"seed": 1}), *texts)
     assert all(1.5 <= wait <= 2.5 for wait in first)
     assert max(first) - min(first) > 0.5
     # "Simulated answer to: why?" is 25 bytes, 7 tokens.
-    assert waits(Profile(latency=Latency(mean=2, time_per_token=0.1)), "why?") == [2.7]
+    assert sleeps(Profile(latency=Latency(mean=2, time_per_token=0.1)), "why?") == [2.7]
 
 
-def test_a_model_may_have_its_own_latency() -> None:
+def test_a_model_can_have_its_own_latency() -> None:
     models = {"m": Model(latency=Latency(mean=3)), "n": Model()}
     profile = Profile(models=models, latency=Latency(mean=1))
-    assert waits(profile, "why?") == [3]
-    assert waits(profile, "why?", model="n") == [1]
+    assert sleeps(profile, "why?") == [3]
+    assert sleeps(profile, "why?", model="n") == [1]
 
 
-def test_a_stream_starts_after_the_latency_and_spreads_the_rest() -> None:
+def test_a_stream_starts_after_the_mean_and_spreads_the_time_per_token() -> None:
     profile = Profile(latency=Latency(mean=2, time_per_token=0.1))
-    first, *rest = waits(profile, "why?", stream=True)
+    first, *rest = sleeps(profile, "why?", stream=True)
     assert first == 2
     assert len(rest) > 3
     assert sum(rest) == pytest.approx(0.7)
 
 
 def test_a_simulator_stops_with_a_call_in_flight() -> None:
-    gate = Gate(2)  # the one call sleeps for ever
+    gate = Gate(2)  # the only call sleeps forever
     failed: list[Exception] = []
 
     def ask(url: str) -> None:
@@ -295,7 +297,7 @@ def test_a_simulator_stops_with_a_call_in_flight() -> None:
     assert sim.invoice()["requests"] == 0
 
 
-def test_a_port_that_is_taken_is_an_error() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with Simulator() as sim:
         port = int(sim.url.removesuffix("/v1").rpartition(":")[2])
         with pytest.raises(OSError, match="in use"):
@@ -327,7 +329,7 @@ def test_a_virtual_clock_moves_only_forward() -> None:
         {"status": 500, "first": 0},
     ],
 )
-def test_a_rule_without_a_sensible_effect_is_refused(fault: dict[str, Any]) -> None:
+def test_a_rule_without_a_valid_effect_is_refused(fault: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Fault.model_validate(fault)
 
@@ -339,7 +341,7 @@ def program(*arguments: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_program_says_where_it_listens_and_ends_on_a_signal(
+def test_the_program_prints_its_url_and_exits_on_a_signal(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     file = tmp_path / "profile.json"
@@ -363,7 +365,7 @@ def test_the_program_says_where_it_listens_and_ends_on_a_signal(
     ("content", "reason"),
     [(None, "No such file"), ("{", "Invalid JSON"), ('{"seed": -1}', "seed: Input should be")],
 )
-def test_a_bad_profile_is_one_line_and_status_two(
+def test_an_invalid_profile_exits_with_one_line_and_status_2(
     tmp_path: Path, content: str | None, reason: str
 ) -> None:
     file = tmp_path / "profile.json"
@@ -377,7 +379,7 @@ def test_a_bad_profile_is_one_line_and_status_two(
     assert reason in errors
 
 
-def test_a_taken_port_is_one_line_and_status_two() -> None:
+def test_a_port_in_use_exits_with_one_line_and_status_2() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = program("--port", str(taken.getsockname()[1]))
         _, errors = process.communicate(timeout=30)

@@ -1,4 +1,4 @@
-"""Webhooks as the simulator sends them, read with the real SDK."""
+"""The simulator's webhooks, verified with the real SDK."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from workers.onebox.simulator.profile import BatchProfile, Webhook
 SECRET = "whsec_c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
 
 
-class Mailbox(HTTPServer):
-    """Keeps what is posted to it, and answers each with the next of `answers`, then 200."""
+class Receiver(HTTPServer):
+    """Records the posts it receives, and responds with the next of `statuses`, or 200."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Take)
-        self.answers: list[int] = []
-        self.taken: list[tuple[dict[str, str], bytes]] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.statuses: list[int] = []
+        self.received: list[tuple[dict[str, str], bytes]] = []
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/"
 
 
-class Take(BaseHTTPRequestHandler):
-    server: Mailbox
+class Handler(BaseHTTPRequestHandler):
+    server: Receiver
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.taken.append((dict(self.headers), body))
-        self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
+        self.server.received.append((dict(self.headers), body))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
-def mailbox() -> Iterator[Mailbox]:
-    with Mailbox() as server:
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -54,70 +54,70 @@ def mailbox() -> Iterator[Mailbox]:
         thread.join()
 
 
-def offer(mailbox: Mailbox, **batch: float) -> Profile:
-    to = Webhook(url=mailbox.url, secret=SECRET)
-    return Profile(models=MODELS, batch=BatchProfile(**batch), webhook=to)
+def profile(receiver: Receiver, **batch: float) -> Profile:
+    webhook = Webhook(url=receiver.url, secret=SECRET)
+    return Profile(models=MODELS, batch=BatchProfile(**batch), webhook=webhook)
 
 
-def test_an_event_comes_for_each_end_and_the_sdk_accepts_it(
-    sim: Simulator, client: OpenAI, clock: VirtualClock, mailbox: Mailbox
+def test_each_ended_batch_sends_an_event_that_the_sdk_accepts(
+    sim: Simulator, client: OpenAI, clock: VirtualClock, receiver: Receiver
 ) -> None:
-    sim.profile = offer(mailbox)
+    sim.profile = profile(receiver)
     completed, failed = create(client, lines(1)).id, create(client, b"{").id
     cancelled = create(client, lines(1)).id
     client.batches.cancel(cancelled)
-    sim.profile = offer(mailbox, expire_at_fraction=0.5)
+    sim.profile = profile(receiver, expire_at_fraction=0.5)
     expired = create(client, lines(2)).id
     assert sim.send_webhooks() == []
     clock.advance(90_000)
     assert sim.send_webhooks() == [200] * 4
     events = [
-        client.webhooks.unwrap(body, headers, secret=SECRET) for headers, body in mailbox.taken
+        client.webhooks.unwrap(body, headers, secret=SECRET) for headers, body in receiver.received
     ]
-    assert {(one.type, one.data.model_dump()["id"]) for one in events} == {
+    assert {(event.type, event.data.model_dump()["id"]) for event in events} == {
         ("batch.completed", completed),
         ("batch.failed", failed),
         ("batch.cancelled", cancelled),
         ("batch.expired", expired),
     }
-    assert sim.send_webhooks() == [], "each once"
+    assert sim.send_webhooks() == [], "each event is sent once"
 
 
-def test_an_event_that_was_not_taken_comes_again_under_its_id(
-    sim: Simulator, client: OpenAI, clock: VirtualClock, mailbox: Mailbox, http: httpx.Client
+def test_an_event_that_was_not_accepted_is_sent_again_with_its_id(
+    sim: Simulator, client: OpenAI, clock: VirtualClock, receiver: Receiver, http: httpx.Client
 ) -> None:
-    sim.profile = offer(mailbox)
+    sim.profile = profile(receiver)
     create(client, lines(1))
     clock.advance(100)
-    mailbox.answers = [503, 302]
+    receiver.statuses = [503, 302]
     assert [sim.send_webhooks() for _ in range(2)] == [[503], [302]]
-    answer = http.post(http.base_url.copy_with(path="/simulator/webhooks"))
-    assert answer.json() == {"answers": [200]}
-    assert len(mailbox.taken) == 3
-    assert len({headers["webhook-id"] for headers, _ in mailbox.taken}) == 1
+    response = http.post(http.base_url.copy_with(path="/simulator/webhooks"))
+    assert response.json() == {"answers": [200]}
+    assert len(receiver.received) == 3
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
 
 
-def test_another_body_does_not_have_the_signature(
-    sim: Simulator, client: OpenAI, clock: VirtualClock, mailbox: Mailbox
+def test_a_signature_is_invalid_for_another_body(
+    sim: Simulator, client: OpenAI, clock: VirtualClock, receiver: Receiver
 ) -> None:
-    sim.profile = offer(mailbox)
+    sim.profile = profile(receiver)
     create(client, lines(1))
     clock.advance(100)
     sim.send_webhooks()
-    ((headers, body),) = mailbox.taken
+    ((headers, body),) = receiver.received
     client.webhooks.verify_signature(body, headers, secret=SECRET)
     with pytest.raises(InvalidWebhookSignatureError):
         client.webhooks.verify_signature(body + b" ", headers, secret=SECRET)
 
 
-def test_nobody_is_told_without_an_address_and_one_that_is_gone_waits(
+def test_events_need_a_receiver_and_wait_while_it_is_down(
     sim: Simulator, client: OpenAI, clock: VirtualClock
 ) -> None:
     create(client, lines(1))
     clock.advance(100)
     assert sim.send_webhooks() == []
-    to = Webhook(url="http://127.0.0.1:1/", secret=SECRET)
-    sim.profile = Profile(models=MODELS, webhook=to)
+    webhook = Webhook(url="http://127.0.0.1:1/", secret=SECRET)
+    sim.profile = Profile(models=MODELS, webhook=webhook)
     create(client, lines(1))
     clock.advance(100)
     assert sim.send_webhooks() == [0] == sim.send_webhooks()
