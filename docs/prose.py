@@ -58,8 +58,17 @@ WORDS = {
     r"\b(somebody|anybody|everybody)\b": "the noun: producer, worker, operator",
     r"\bgo(es|ing)? by (it|them|its|their|the)\b": "`uses`, `supports`",
     r"\bc(omes?|ame) to nothing\b": "`was cancelled`",
+    r"\blies\b": "`is stored`",
+    r"\bnobody\b": "the noun, negated",
+    r"\b(is|are|was) away\b": "`does not answer`",
+    r"\bgo(es)? on (with|until|as|to)\b": "`continues`",
+    r"\bhears?\b": "`is notified`",
+    r"\banew\b": "`again`",
+    r"\brush(es)?\b": "burst",
     "\u2014": "two sentences, or a colon",
 }
+#: Words that no name in Python may contain.
+NAMES = {"bell", "desk", "leash", "lookout", "lot", "outlook", "overheard", "seat", "sheet"}
 PROSELINT = '{"checks": {"typography": false, "restricted": false, "annotations": false}}'
 
 
@@ -67,6 +76,7 @@ def main() -> int:
     """Print what is wrong, one line each; 1 if there is anything."""
     texts = {path: prose_of(path) for path in _files()}
     found = [problem for path, text in texts.items() for problem in own_words(path, text)]
+    found += [problem for path in texts if path.suffix == ".py" for problem in private_names(path)]
     with tempfile.TemporaryDirectory() as folder:
         for path, text in texts.items():
             copy = Path(folder, path)
@@ -86,6 +96,14 @@ def own_words(path: Path, text: str) -> Iterator[str]:
         for pattern, better in WORDS.items():
             for match in re.finditer(pattern, line, re.IGNORECASE):
                 yield f"{path}:{number}: {match[0]!r}: write {better}"
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """The names of a Python file that contain a word of NAMES."""
+    for token in tokenize.generate_tokens(io.StringIO((ROOT / path).read_text()).readline):
+        words = re.findall(r"[A-Z]?[a-z]+", token.string) if token.type == tokenize.NAME else []
+        for word in NAMES & {word.lower() for word in words}:
+            yield f"{path}:{token.start[0]}: {token.string}: a name without {word!r}"
 
 
 def prose_of(path: Path) -> str:
