@@ -50,7 +50,7 @@ WORDS = {
     r"\blots?\b": "the noun, or `many`",
     r"\b(its|the|an) ending\b": "the finisher, or `the end of ...`",
     r"\bpost offices?\b": "publisher",
-    r"\b(of|for|to|from|in|at|by|on) which\b": "two sentences, the subject first",
+    r"\b(of|to|by|from) which\b": "two sentences, the subject first",
     r"\bones? (that|which|who|of which)\b": "the noun",
     r"\b(is|are|was|were) to be\b": "`must be`",
     r"\b(it|that|which|they) lies?\b": "`is stored`",
