@@ -1,4 +1,4 @@
-"""One question to the fleet that `make up` started: `python examples/hello.py [question]`."""
+"""Ask the fleet that `make up` started: `python examples/hello.py [question]`."""
 
 import sys
 from pathlib import Path
@@ -26,10 +26,10 @@ def main() -> None:
 
 
 def redis_url() -> str:
-    """The address that `make up` wrote down when it was ready."""
+    """Return the Redis URL that `make up` has written to .fleet/addresses.yaml."""
     path = ROOT / ".fleet" / "addresses.yaml"
     if not path.exists():
-        sys.exit("No fleet runs here: start one with `make up` in another terminal.")
+        sys.exit("No fleet is running: start one with `make up` in another terminal.")
     return path.read_text().splitlines()[0].removeprefix("redis: ")
 
 

@@ -1,6 +1,6 @@
-"""An orchestrator and an agent on the fleet of `make up`: `python examples/orchestrator.py [url]`.
+"""An orchestrator and an agent that use the fleet: `python examples/orchestrator.py [url]`.
 
-Without the address of its Redis it is the fleet that `make up` started from this checkout.
+Without the URL of a fleet's Redis, they use the fleet that `make up` started from this checkout.
 """
 
 import asyncio
@@ -23,47 +23,47 @@ from primarch_fleet import (
 )
 
 #: Seconds to wait for an answer.
-PATIENCE = 60
+TIMEOUT_SECONDS = 60
 
 
 class Orchestrator:
-    """One way in for all three lanes: what each call of an orchestrator is here."""
+    """The calls of an orchestrator, each on the lane that fits it."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
     def process_request(self, text: str) -> Completion:
-        """The fleet chooses the lane; the receipt says which, and why."""
-        request = CompletionRequest(model="gpt-4o-mini", messages=said(text))
-        return self._fleet.result(self._fleet.submit(request), timeout=PATIENCE)
+        """Let the fleet choose the lane; the receipt says which one and why."""
+        request = CompletionRequest(model="gpt-4o-mini", messages=user_message(text))
+        return self._fleet.result(self._fleet.submit(request), timeout=TIMEOUT_SECONDS)
 
     def route_completion(self, text: str) -> Completion:
-        """A provider at once, chosen by a strategy of LiteLLM's Router."""
+        """Call a provider at once, chosen by a routing strategy of LiteLLM."""
         request = CompletionRequest(
             model="gpt-4o",
-            messages=said(text),
+            messages=user_message(text),
             lane="realtime",
             routing_strategy="latency-based-routing",
         )
-        return self._fleet.result(self._fleet.submit(request), timeout=PATIENCE)
+        return self._fleet.result(self._fleet.submit(request), timeout=TIMEOUT_SECONDS)
 
     def batch_generate(self, prompts: Sequence[str]) -> list[Completion]:
-        """Many prompts on own hardware: vLLM computes together what waits for it."""
+        """Run many prompts on your own GPUs, where vLLM batches them."""
         tickets = self._fleet.submit_many(
-            CompletionRequest(model="smollm2-135m", messages=said(one), lane="local")
-            for one in prompts
+            CompletionRequest(model="smollm2-135m", messages=user_message(prompt), lane="local")
+            for prompt in prompts
         )
-        return [self._fleet.result(ticket, timeout=PATIENCE) for ticket in tickets]
+        return [self._fleet.result(ticket, timeout=TIMEOUT_SECONDS) for ticket in tickets]
 
     def submit_batch(self, prompts: Sequence[str]) -> list[Ticket]:
-        """Half the price, within a day: the fleet groups them into the provider's batches."""
+        """Submit prompts for half the price within a day, in the provider's batches."""
         return self._fleet.submit_many(
-            CompletionRequest(model="gpt-4o-mini", messages=said(one), lane="batch")
-            for one in prompts
+            CompletionRequest(model="gpt-4o-mini", messages=user_message(prompt), lane="batch")
+            for prompt in prompts
         )
 
     def monitor_batch(self, tickets: Sequence[Ticket], every: float = 0.5) -> Iterator[Progress]:
-        """How far they are, each so many seconds, until all have their outcome."""
+        """Yield the progress every so many seconds, until all requests are finished."""
         progress = self._fleet.progress(tickets)
         while progress.done < progress.total:
             yield progress
@@ -72,11 +72,11 @@ class Orchestrator:
         yield progress
 
     def retrieve_batch_results(self, tickets: Sequence[Ticket]) -> list[Completion]:
-        return [self._fleet.result(ticket, timeout=PATIENCE) for ticket in tickets]
+        return [self._fleet.result(ticket, timeout=TIMEOUT_SECONDS) for ticket in tickets]
 
 
 class RoutingEnabledAgent:
-    """An agent that says for whom it asks, how soon, how dear and how good; not where."""
+    """An agent that sets tenant, latency, cost and quality limits, and lets the fleet route."""
 
     def __init__(self, fleet: AsyncFleet, system_message: str) -> None:
         self._fleet, self._system = fleet, {"role": "system", "content": system_message}
@@ -84,7 +84,7 @@ class RoutingEnabledAgent:
     async def process_with_optimization(self, text: str, tenant: str, user: str) -> Completion:
         request = CompletionRequest(
             model="gpt-4o-mini",
-            messages=[self._system, *said(text)],
+            messages=[self._system, *user_message(text)],
             max_completion_tokens=200,
             tenant_id=tenant,
             user_id=user,
@@ -92,10 +92,10 @@ class RoutingEnabledAgent:
             max_cost=50_000,  # micro-dollars: 5 cents
             quality=0.8,
         )
-        return await self._fleet.result(await self._fleet.submit(request), timeout=PATIENCE)
+        return await self._fleet.result(await self._fleet.submit(request), timeout=TIMEOUT_SECONDS)
 
 
-def said(text: str) -> list[dict[str, str]]:
+def user_message(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 

@@ -23,8 +23,8 @@ class Estimate(NamedTuple):
     #: have no bound: an image or a file that the request references by URL, and an answer whose
     #: length is not limited, for which the tenant's `default_output_tokens` are reserved.
     max_cost: int
-    #: Tokens that the request counts for in its tenant's rate limit.
-    tokens: int
+    #: Tokens that count for the tenant's rate; None on the batch lane, whose requests do not count.
+    tokens: int | None
 
 
 def estimate(
@@ -46,7 +46,7 @@ def estimate(
     return Estimate(
         expected_cost=price.cost(prompt_tokens, output_tokens),
         max_cost=price.cost(size_bytes, output_tokens),
-        tokens=prompt_tokens + output_tokens,
+        tokens=None if lane == "batch" else prompt_tokens + output_tokens,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Self
 import redis
 
 from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES
+from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.queues import QueueDepth, count_waiting
 from primarch_fleet.redis_support import ScriptPipeline
 
@@ -136,8 +136,8 @@ class LaneMonitor:
             depth = QueueDepth.from_reply(depth_reply)
             queued[queue] = depth.depth
             oldest_waits[queue] = depth.oldest_wait_seconds(now)
-            for priority, step in PRIORITIES.items():
-                lower_priority[queue, priority] = depth.lower_priority(step)
+            for priority, count in depth.lower_priority().items():
+                lower_priority[queue, priority] = count
             if catalogue.heartbeats and not has_worker:
                 unserved.add(queue)
             rate = sum(float(throughput.partition(" ")[0]) for throughput in throughputs)

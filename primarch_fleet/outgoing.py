@@ -40,11 +40,10 @@ class OutgoingMessage:
     size_bytes: int
     #: The tenant's limits; None for a tenant whose spending is not counted.
     limits: Limits | None
-    #: Micro-dollars to reserve: the most that the request can cost.
-    max_cost: int
-    #: Tokens that the request counts for in its tenant's rate; None on the batch lane, where
-    #: requests do not count.
-    tokens: int | None
+    #: The amounts to reserve before the message is published, if spending is counted.
+    reservation: ReservationRequest
+    #: The Redis key of the request's idempotency key; None if the request has none.
+    idempotency_key: str | None = None
     #: The same request on another lane, to publish instead if the budget has no room for this one.
     fallback: OutgoingMessage | None = None
 
@@ -86,36 +85,30 @@ class OutgoingMessage:
         fallback = None
         if decision.fallback is not None:
             fallback = cls._encode(request, decision.fallback, common, now)
+        task_id = common["task_id"]
         return cls(
             request=request,
-            ticket=Ticket(common["task_id"], decision.lane, decision.reason, decision.queue),
+            ticket=Ticket(task_id, decision.lane, decision.reason, decision.queue),
             options=common | lane_options,
             size_bytes=decision.size_bytes,
             limits=decision.limits,
-            max_cost=decision.estimate.max_cost,
-            tokens=None if decision.lane == "batch" else decision.estimate.tokens,
+            reservation=_reservation(task_id, decision),
+            idempotency_key=request.idempotency_key and f"fleet:idempotency:{task_id}",
             fallback=fallback,
         )
 
-    @property
-    def reservation(self) -> ReservationRequest:
-        """The amounts to reserve before the message is published."""
-        if self.fallback is None:
-            return ReservationRequest(self.ticket.id, self.max_cost, None, (self.tokens, None))
-        tokens = (self.tokens, self.fallback.tokens)
-        return ReservationRequest(self.ticket.id, self.max_cost, self.fallback.max_cost, tokens)
-
-    @property
-    def idempotency_key(self) -> str | None:
-        """The Redis key of the request's idempotency key; None if the request has none."""
-        if self.request.idempotency_key is None:
-            return None
-        return f"fleet:idempotency:{self.ticket.id}"
-
 
 def task_id(ticket: Ticket | str) -> str:
-    """The task id of a ticket, which may be given by its id."""
+    """Return the task id of a ticket, which may be given by its id."""
     return ticket if isinstance(ticket, str) else ticket.id
+
+
+def _reservation(task_id: str, decision: LaneDecision) -> ReservationRequest:
+    estimate, fallback = decision.estimate, decision.fallback
+    if fallback is None:
+        return ReservationRequest(task_id, estimate.max_cost, None, (estimate.tokens, None))
+    tokens = (estimate.tokens, fallback.estimate.tokens)
+    return ReservationRequest(task_id, estimate.max_cost, fallback.estimate.max_cost, tokens)
 
 
 def _task_id(request: Request) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from primarch_fleet import protocol
+from primarch_fleet.contract import PRIORITIES
 from primarch_fleet.redis_support import LuaScript
 
 #: Separates the name of a queue from a priority in the names of its lists:
@@ -40,9 +41,12 @@ class QueueDepth(NamedTuple):
         submit_times = [float(text) for text in reply[1::2] if text]
         return cls(sum(counts), min(submit_times, default=None), counts)
 
-    def lower_priority(self, step: int) -> int:
-        """Return the number of messages with a lower priority than `step`."""
-        return sum(self.counts[PRIORITY_STEPS.index(step) + 1 :])
+    def lower_priority(self) -> dict[str, int]:
+        """Return for each named priority the number of messages with a lower priority."""
+        return {
+            name: sum(self.counts[PRIORITY_STEPS.index(step) + 1 :])
+            for name, step in PRIORITIES.items()
+        }
 
     def oldest_wait_seconds(self, now: tuple[int, int]) -> float | None:
         """Return the seconds that the oldest message has waited; None without `oldest_at`.
