@@ -46,6 +46,14 @@ def test_tenants_that_are_equally_busy_can_use_all_slots(slots: SlotReservation)
     assert reserved(slots, 40, a=14, b=13, c=13) == 0
 
 
+def test_a_tenant_that_holds_a_fifth_of_the_slots_has_none_reserved(
+    slots: SlotReservation,
+) -> None:
+    slots.record_message("quiet")
+    assert reserved(slots, 40, hot=32, quiet=7) == 8
+    assert reserved(slots, 40, hot=32, quiet=8) == 0
+
+
 @pytest.mark.parametrize(("total", "part"), [(1, 0), (2, 1), (5, 1), (6, 2), (500, 100)])
 def test_a_fifth_of_the_slots_is_reserved_but_never_all(
     slots: SlotReservation, total: int, part: int

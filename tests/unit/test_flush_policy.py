@@ -135,6 +135,7 @@ def test_few_requests_are_promoted_when_they_can_wait_for_no_more() -> None:
     few = PromotionDecision(NOW + DAY + 3600, "too few requests for a batch")
     assert promote(waiting(9, deadline=DAY), policy, NOW) == few
     assert promote(waiting(10, deadline=DAY), policy, NOW) is None
+    assert promote(waiting(9, deadline=DAY + 3600), policy, NOW) == few
     assert promote(waiting(9, deadline=DAY + 3601), policy, NOW) is None
 
 

@@ -27,6 +27,12 @@ def test_each_worker_gets_the_gpus_it_needs_for_itself_alone() -> None:
     assert assigned(wide, deep) == [("m", "0,1"), ("m", "2,3"), ("n", "4,GPU-5f2a")]
 
 
+def test_each_worker_knows_its_engine() -> None:
+    engines = [engine(gpus=[0, 1], data_parallel_size=2), engine("n", gpus=[2])]
+    placed = [placement.engine for placement in assign_gpus(engines)]
+    assert placed == [engines[0], engines[0], engines[1]]
+
+
 def test_an_engine_without_gpus_sets_no_visible_devices() -> None:
     assert assigned(engine(data_parallel_size=2)) == [("m", None), ("m", None)]
 

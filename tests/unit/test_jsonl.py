@@ -154,3 +154,8 @@ def test_a_line_is_one_line_of_utf_8_with_the_providers_name_of_the_model() -> N
         "url": "/v1/chat/completions",
         "body": {"model": "theirs", "messages": messages, "temperature": 0.5},
     }
+
+
+def test_a_request_id_is_a_hash_of_the_task_id_whatever_that_contains() -> None:
+    assert jsonl.request_id("a") == "27c35e6e9373877f29e562464e46497e"
+    assert jsonl.request_id("\ud800") == "b4fe3de0239399efbfffc79686f435f9"
