@@ -117,8 +117,8 @@ class Fleet:
         """Check a request and enqueue it on its lane.
 
         Returns:
-            The ticket, with which any process can ask for the result. For an idempotency key that
-            was submitted before, the ticket of the first submit; nothing is enqueued again.
+            The ticket, with which any process can ask for the result. If the idempotency key was
+            submitted before, its id is that of the first ticket, and nothing is enqueued.
 
         Raises:
             InvalidRequest: A field is wrong; the message names it. Nothing was enqueued.

@@ -105,7 +105,7 @@ class Request(BaseModel):
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
     #: Seconds that the caller is willing to wait for the answer. Only routing uses it.
     max_latency: Seconds | None = None
-    #: Upper limit for the estimated cost, in micro-dollars; needs max_completion_tokens.
+    #: Upper limit for the estimated cost, in micro-dollars. A chat needs max_completion_tokens too.
     max_cost: Count | None = None
     #: The minimum quality of the model, 0 to 1. The configuration sets the quality of each engine.
     quality: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -113,7 +113,7 @@ class Request(BaseModel):
     #: exception, `{"error": {"code", "message", "retryable"}}`, so that a chain or chord continues.
     #: `Fleet.result` still raises the error.
     return_exceptions: bool = False
-    #: A later submit with the same key and tenant returns the ticket of the first one.
+    #: A later submit with the same key and tenant enqueues nothing and has the first one's result.
     idempotency_key: Name | None = None
     #: Seconds, at most 30 days: the answer is cached for so long, and a cached answer that is not
     #: older is returned to an equal request of the same tenant, lane and tags. A cache hit costs
