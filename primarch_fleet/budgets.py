@@ -62,7 +62,7 @@ class ReserveStatus(StrEnum):
 
 
 class ReachedLimit(StrEnum):
-    """The limit because of which a reservation was refused."""
+    """The limit that a refused reservation would exceed."""
 
     MONTHLY_BUDGET = "monthly"
     DAILY_BUDGET = "daily"

@@ -24,7 +24,7 @@ class ProducerResultBackend(RedisBackend):
         self.app.result_backends.add(self)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Do nothing: saves two round trips for each submit, each of which could hang."""
+        """Do nothing: saves two round trips for each submit, and both could hang."""
 
     def close(self) -> None:
         """Close the connections."""

@@ -351,7 +351,7 @@ def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any
         The value of the task.
 
     Raises:
-        ResultTimeout: No batch worker answered in time. The next one that starts runs the task.
+        ResultTimeout: No batch worker answered in time. The next worker that starts runs the task.
         FleetUnavailable: The broker did not answer, or the task failed.
     """
     message = f"no batch worker answered within {timeout:.0f} s"

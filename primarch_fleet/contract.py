@@ -283,7 +283,7 @@ class Receipt(BaseModel):
     cached: bool = False
     #: Calls to providers for this request, including the successful one.
     attempts: int = 1
-    #: Model groups that failed before the one that answered.
+    #: Model groups that failed before another one answered.
     fallbacks: int = 0
     #: Seconds between submit and the start on a worker; None without a submit time.
     queue_wait: float | None = None

@@ -16,8 +16,8 @@ from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.queues import QueueDepth, count_waiting
 from primarch_fleet.redis_support import ScriptPipeline
 
-#: Seconds for which a producer uses a snapshot, to which it adds only what it sends itself. A queue
-#: can exceed its limit by what other producers send meanwhile.
+#: Seconds for which a producer uses a snapshot. It adds its own messages, but does not see those of
+#: other producers, so a queue can exceed its limit by their number.
 MAX_AGE_SECONDS = 0.25
 #: Messages in a queue of unknown speed that make its lane too slow for an urgent request.
 LONG_QUEUE_LENGTH = 100

@@ -191,7 +191,7 @@ class _Assessment:
         return best, "; ".join([choices[best], *flaws])
 
     def fallback_lane(self) -> Lane | None:
-        """The lane to which the tenant's policy moves a request that its budget has no room for.
+        """The lane where the tenant's policy moves a request that its budget has no room for.
 
         None if the request is refused instead: by the policy, because the request names its lane,
         or because the policy's lane cannot serve it or is closed.
@@ -219,7 +219,7 @@ class _Assessment:
         )
 
     def problem(self, lane: Lane) -> LaneProblem:
-        """The worst problem of a lane. A lane of which nothing is known has none."""
+        """The worst problem of a lane; none if nothing is known of the lane."""
         queue = self.model.lanes[lane].queue
         return max(
             self._full(lane, queue),

@@ -54,7 +54,7 @@ FAILED_READ_SECONDS = 0.05
 #: Seconds between two attempts to reach the broker, and seconds after which a reader without a
 #: `timeout` gives up.
 RECONNECT_SECONDS, RECONNECT_TIMEOUT_SECONDS = 0.2, 60.0
-#: Seconds by which the end of a stream may follow the task's result.
+#: Seconds that a reader waits for the end of a stream after the task's result is stored.
 RESULT_GRACE_SECONDS = 3.0
 
 CHUNKS_MISSING = "Part of the stream is no longer stored: call result() for the whole answer"
