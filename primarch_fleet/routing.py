@@ -94,8 +94,8 @@ def route(
         InvalidRequest: No lane can serve the request, or a field is wrong. Includes UnknownModel,
             RequestTooLarge, and CostCapExceeded if no fallback lane is cheaper than the cap.
         DeadlineExceeded: The deadline has passed at `now`.
-        LaneFull: Every lane that can serve the request is closed, the preferred one for its length.
-        LaneUnavailable: The same, and the preferred lane has no worker.
+        LaneFull: Every lane that can serve the request is closed, and the preferred one is full.
+        LaneUnavailable: Every such lane is closed, and the preferred one has no worker.
     """
     assessment = _Assessment.of(request, catalogue, now, health or LaneHealth())
     lane, reason = assessment.choose()
