@@ -7,14 +7,12 @@ import os
 import subprocess
 import sys
 
-from tests.support.batch_fixture import (
-    Bench,
-)
+from tests.support.batch_fixture import Bench
 from tests.support.workers import REPOSITORY
 
 
 async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]:
-    """`python -m scheduler`, with the fleet's Redis and no key."""
+    """Run `python -m scheduler` with the fleet's Redis and no provider key."""
     return await asyncio.to_thread(_scheduler, b.url, *command)
 
 

@@ -1,4 +1,4 @@
-"""The batch lane in one process: real Valkey, real Celery tracer, real SDK, simulated provider."""
+"""The batch lane in one process: real Valkey, Celery tracer and SDK, and a simulated provider."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ from workers.onebox.simulator.profile import BatchProfile, Fault, Model
 from workers.onebox.simulator.provider import Provider
 from workers.runtime import result_backend
 
-#: Seconds for which the fleet keeps results.
-KEPT = 3 * 86_400.0
+#: Lifetime of results, in seconds.
+RESULT_TTL = 3 * 86_400.0
 PRICES = {"gpt-4o": ("2.50", "10.00"), "gpt-4o-mini": ("0.15", "0.60"), "vectors": ("0.02", "0")}
 
 
 def profile(*faults: Fault, **batch: Any) -> Profile:
-    """A provider with the models of PRICES."""
+    """The profile of a provider with the models of PRICES."""
     models = {
         name: Model(kind="embedding" if name == "vectors" else "chat", input=paid, output=made)
         for name, (paid, made) in PRICES.items()
@@ -53,7 +53,12 @@ def profile(*faults: Fault, **batch: Any) -> Profile:
 
 
 def config(token_limit: int | None = None, **policy: Any) -> FleetConfig:
-    """A fleet that serves them by batch, and cuts at once; `token_limit` is that of each model."""
+    """A fleet that offers the models of PRICES in batches and creates batches at once.
+
+    Args:
+        token_limit: The provider's limit of enqueued tokens for each model.
+        policy: Fields of the section `batch`.
+    """
     return FleetConfig.model_validate(
         {
             "providers": {"openai": {"litellm_provider": "openai", "api_key": "os.environ/KEY"}},
@@ -84,7 +89,7 @@ def embedding(*texts: str) -> EmbeddingRequest:
 
 
 class Dialect(NamedTuple):
-    """Which provider is simulated, and how the lane speaks to one at an address."""
+    """The API of the simulated provider, and the account that calls it at a URL."""
 
     app: Callable[[Provider], App]
     account: Callable[[str], OpenAIBatches]
@@ -94,12 +99,12 @@ OPENAI = Dialect(App, lambda url: OpenAIBatches(AsyncOpenAI(api_key="test-key", 
 
 
 class Scheduler:
-    """One scheduler process's worth of objects."""
+    """The objects of one scheduler process."""
 
     def __init__(self, bench: Bench) -> None:
         client, limit = patient_async(bench.url), bench.config.batch.body_limit
         self.store = MortalStore(client, bench.now)
-        self.bodies = BlobStore(client, self.store.now, bench.place, limit=limit, kept=KEPT)
+        self.bodies = BlobStore(client, self.store.now, bench.place, limit=limit, kept=RESULT_TTL)
         self.provider = bench.account(bench.simulator.url)
         self.receipts: list[Receipt] = []
         self.jobs: list[tuple[float, int, set[str]]] = []
@@ -119,7 +124,7 @@ class Scheduler:
 
 
 class Bench:
-    """Everything that a test needs. Its clock is the provider's; the store's is `skew` ahead."""
+    """The lane, the provider and their clock. The store's clock is `skew` seconds ahead."""
 
     skew = 0.0
 
@@ -139,7 +144,7 @@ class Bench:
         self.app, self.url, self.folder = app, url, folder
         self.simulator, self.clock, self.config = simulator, simulator.clock, config
         self.redis = redis.Redis.from_url(url, decode_responses=True)
-        #: Ids of the tasks completed by any scheduler, in this order, as often as that was done.
+        #: Task ids of the completions by all schedulers, in order; repeated ones count again.
         self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
@@ -147,16 +152,16 @@ class Bench:
         services.install(replace(services.current(), deferral_store=store))
 
     def now(self) -> float:
-        """The store's time."""
+        """The store's time, in Unix seconds."""
         return self.clock.now() + self.skew
 
     def new_scheduler(self) -> Scheduler:
-        """Another scheduler process."""
+        """Start another scheduler."""
         self.schedulers.append(Scheduler(self))
         return self.schedulers[-1]
 
     async def send(self, *requests: Request, **options: Any) -> list[AsyncResult[Any]]:
-        """Enqueue requests as messages, and park them."""
+        """Enqueue requests and park them."""
         results = await asyncio.to_thread(self._send, requests, options)
         await self.work()
         return results
@@ -164,12 +169,14 @@ class Bench:
     def _send(self, requests: Any, options: dict[str, Any]) -> list[AsyncResult[Any]]:
         tasks = self.app.tasks
         return [
-            tasks[protocol.task_name("batch", one.verb)].apply_async((one.to_wire(),), **options)
-            for one in requests
+            tasks[protocol.task_name("batch", request.verb)].apply_async(
+                (request.to_wire(),), **options
+            )
+            for request in requests
         ]
 
     async def work(self) -> int:
-        """Run every waiting message, of any queue, as a worker would; their number."""
+        """Run all messages of the batch and realtime queues as a worker does; their number."""
         return await asyncio.to_thread(self._work)
 
     def _work(self) -> int:
@@ -199,55 +206,57 @@ class Bench:
         trace_task(task, headers["id"], args, kwargs, request, app=self.app)
 
     async def turn(self, seconds: float = 20.0) -> None:
-        """One tick of beat, `seconds` after the last."""
+        """Advance the clock, then aggregate and poll once."""
         self.clock.advance(seconds)
         await self.scheduler.lane.aggregate()
         await self.scheduler.lane.poll()
 
     async def until_idle(self, seconds: float = 20.0, turns: int = 60) -> None:
-        """Tick until nothing waits and no job is live."""
+        """Take turns until no request waits and no job is live."""
         for _ in range(turns):
             await self.turn(seconds)
             waits = sum(self.redis.zcard(key) for key in self.redis.keys(PREFIX + "waiting:*"))
             if not waits and not self.redis.zcard(PREFIX + "jobs"):
                 return
-        raise AssertionError("the lane did not come to rest")
+        raise AssertionError(f"the lane is not idle after {turns} turns")
 
     async def die(self) -> None:
-        """Tick until the scheduler dies, as its store was told to; another one takes its place."""
+        """Take turns until the scheduler's store kills it; then start another one."""
         with pytest.raises(Killed):
             await self.until_idle()
         self.scheduler = self.new_scheduler()
 
     async def outcome(self, result: AsyncResult[Any]) -> Any:
-        """What `get()` gives, or the exception it raises."""
+        """What `get()` returns, or the exception that it raises."""
         return await asyncio.to_thread(result.get, timeout=5, propagate=False)
 
     async def completion(self, result: AsyncResult[Any]) -> Completion:
         return Completion.model_validate(await self.outcome(result))
 
     async def completions(self, results: list[AsyncResult[Any]]) -> list[Completion]:
-        return [await self.completion(one) for one in results]
+        return [await self.completion(result) for result in results]
 
     async def settled(self, results: list[AsyncResult[Any]], batches: int) -> list[Any]:
-        """What every task got, a Completion or an exception: each once, by so many paid batches."""
-        assert sorted(self.completed) == sorted(str(one.id) for one in results)
-        assert len([one for one in await self.batches() if one.status != "failed"]) == batches
-        outcomes = [await self.outcome(one) for one in results]
+        """The outcomes of tasks; asserts one completion each, and the number of paid batches."""
+        assert sorted(self.completed) == sorted(str(result.id) for result in results)
+        statuses = [batch.status for batch in await self.batches()]
+        assert len([status for status in statuses if status != "failed"]) == batches
+        outcomes = [await self.outcome(result) for result in results]
         return [
-            Completion.model_validate(one) if isinstance(one, dict) else one for one in outcomes
+            Completion.model_validate(outcome) if isinstance(outcome, dict) else outcome
+            for outcome in outcomes
         ]
 
     def calls(self, endpoint: str) -> dict[str, int]:
-        """How often an endpoint of the provider was called, by the answer's status."""
+        """Calls of an endpoint of the provider, by HTTP status."""
         return dict(self.simulator.stats()["calls"].get(endpoint, {}))
 
     def answered(self) -> int:
-        """How many requests the provider has put on the invoice."""
+        """The number of requests on the provider's invoice."""
         return int(self.simulator.invoice()["requests"])
 
     def states(self) -> list[str]:
-        """The states of all jobs ever."""
+        """The states of all jobs, ended jobs included."""
         keys = sorted(self.redis.keys(PREFIX + "job:*"))
         return [str(self.redis.hget(key, "state")) for key in keys]
 
@@ -270,7 +279,17 @@ async def bench(
     place: str = "",
     **policy: Any,
 ) -> AsyncIterator[Bench]:
-    """A bench on an empty Valkey; large bodies lie at a `place`, if there is one."""
+    """A bench on an empty Valkey.
+
+    Args:
+        app: The fleet's app.
+        url: The Valkey; all its data is deleted.
+        folder: For the files of jobs.
+        offer: The provider's profile.
+        dialect: The provider's API.
+        place: Where large bodies are stored; empty for Redis.
+        policy: Of `config`.
+    """
     with (
         redis.Redis.from_url(url) as client,
         Simulator(offer, VirtualClock(time.time()), app=dialect.app) as simulator,
@@ -296,7 +315,7 @@ async def bench(
 
 @contextmanager
 def _closed_backends(app: Any) -> Iterator[None]:
-    """Celery makes a result backend for each thread and leaves its sockets to the collector."""
+    """Close the result backends that Celery makes for each thread; it leaves them open."""
     make, made = app._get_backend, []
 
     def record() -> Any:
@@ -312,7 +331,7 @@ def _closed_backends(app: Any) -> Iterator[None]:
         vars(app._local).clear()
         for backend in made:
             backend.result_consumer.stop()
-            backend.result_consumer._pubsub = None  # or a result that is collected reopens it
+            backend.result_consumer._pubsub = None  # else a garbage-collected result reopens it
             backend.client.connection_pool.disconnect()
 
 
@@ -321,7 +340,7 @@ OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
 
 @pytest.fixture(name="app", scope="module")
 def fleet_app(valkey_url: str) -> Iterator[Celery]:
-    """The fleet's own app, on the test's Valkey."""
+    """The fleet's app on the test's Valkey, with a worker's result backend."""
     before = os.environ.get("FLEET_REDIS_URL")
     os.environ["FLEET_REDIS_URL"] = valkey_url
     settings.cache_clear()
@@ -331,7 +350,7 @@ def fleet_app(valkey_url: str) -> Iterator[Celery]:
     app.conf.update(broker_url=valkey_url, result_backend=result_backend.backend_url(valkey_url))
     app.task(name="test.text")(_text)
     app.task(name="test.join")(_join)
-    app.task(name="test.told")(_told)
+    app.task(name="test.errback")(_errback)
     app.finalize()
     with app:
         yield app
@@ -350,7 +369,7 @@ def _join(parts: list[str]) -> list[str]:
     return parts
 
 
-def _told(task_id: str) -> str:
+def _errback(task_id: str) -> str:
     return task_id
 
 

@@ -1,4 +1,4 @@
-"""A batch worker's environment, and the set of leased messages."""
+"""A batch worker's environment, and the key of the leased messages."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import yaml
 
 from tests.support.batch_fixture import config
 
+#: Hash of the leased messages.
 LEASED = "unacked"
 
 
 def environment(folder: Path, url: str) -> dict[str, str]:
-    """Of a batch worker."""
+    """The environment of a batch worker."""
     file = folder / "fleet.yaml"
     tenants = {"tenants": {"default": {"monthly_budget": "100"}}}
     file.write_text(yaml.safe_dump(config().model_dump(mode="json") | tenants))

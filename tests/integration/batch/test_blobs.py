@@ -17,7 +17,7 @@ from scheduler.model.jsonl import request_id
 from scheduler.store import blobs, keys
 from scheduler.store.blobs import LOOK, MARK, ORPHAN_SECONDS
 from tests.support.batch_fixture import (
-    KEPT,
+    RESULT_TTL,
     Bench,
     OpenBench,
     chat,
@@ -165,7 +165,7 @@ async def test_a_place_that_cannot_be_written_leaves_bodies_in_redis(
         assert {one.__dict__.get("action") for one in caplog.records} >= {"body_not_put"}
         assert TEXT[:100] not in caplog.text
         place.clear()
-        await swept(b, KEPT + 2 * ORPHAN_SECONDS)
+        await swept(b, RESULT_TTL + 2 * ORPHAN_SECONDS)
         assert not b.redis.exists(keys.BODIES), "what was never put is swept too"
 
 
@@ -231,7 +231,7 @@ async def test_the_body_of_an_answer_is_swept_after_its_result(
     async with placed(body_limit=200) as b:
         (result,) = await b.send(chat("hello"))
         await b.until_idle()
-        await swept(b, KEPT)
+        await swept(b, RESULT_TTL)
         assert len(place.lying()) == 1, "its result may still be asked for"
         assert (await fetched(b.url, result.id)).text
         await swept(b, LOOK)

@@ -1,4 +1,4 @@
-"""A thousand batch requests, some of which fail, under one chord."""
+"""A chord of a thousand batch requests, some of which fail."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ __all__ = ["fleet_app", "open_bench"]  # fixtures
 pytestmark = pytest.mark.anyio
 
 REQUESTS = 1000
-#: One line in twenty.
+#: Refuses one line in twenty.
 REFUSED = Fault(scope="line", every=20, status=400, code="wrong", message="Not this one.")
 
 
-async def ask(b: Bench, app: Celery, **options: Any) -> None:
-    """A chord over REQUESTS requests, from a message each to a result each."""
+async def run_chord(b: Bench, app: Celery, **options: Any) -> None:
+    """Run a chord over REQUESTS requests until each has its result."""
     tasks = [
         app.tasks["batch.complete"].s(chat(f"question {n}", **options).to_wire())
         for n in range(REQUESTS)
     ]
     body = app.tasks["test.join"].s().set(task_id="the-body")
-    chord(tasks)(body.on_error(app.tasks["test.told"].s().set(task_id="the-errback")))
+    chord(tasks)(body.on_error(app.tasks["test.errback"].s().set(task_id="the-errback")))
     assert await b.work() == REQUESTS
     await b.until_idle()
     assert b.batches_created() == 1
 
 
-async def test_its_body_runs_once_with_answers_and_errors_where_that_is_asked_for(
+async def test_the_body_runs_once_with_answers_and_errors_with_return_exceptions(
     opened: OpenBench, app: Celery
 ) -> None:
     async with opened(profile(REFUSED)) as b:
-        await ask(b, app, return_exceptions=True)
+        await run_chord(b, app, return_exceptions=True)
         assert await b.work() == 1, "the body, once"
         values = await b.outcome(app.AsyncResult("the-body"))
         assert len(values) == REQUESTS
         failed = [value["error"] for value in values if "error" in value]
-        told = {"code": "provider_error", "message": "Not this one.", "retryable": False}
-        assert failed == [told] * (REQUESTS // 20)
+        error = {"code": "provider_error", "message": "Not this one.", "retryable": False}
+        assert failed == [error] * (REQUESTS // 20)
         for number, value in enumerate(values):
             if "error" in value:
                 with pytest.raises(errors.ProviderError, match="Not this one"):
@@ -52,9 +52,11 @@ async def test_its_body_runs_once_with_answers_and_errors_where_that_is_asked_fo
                 assert f"question {number}" in Completion.model_validate(value).text
 
 
-async def test_its_errback_runs_once_where_it_is_not(opened: OpenBench, app: Celery) -> None:
+async def test_the_errback_runs_once_without_return_exceptions(
+    opened: OpenBench, app: Celery
+) -> None:
     async with opened(profile(REFUSED)) as b:
-        await ask(b, app)
+        await run_chord(b, app)
         assert await b.work() == 1, "the errback, once"
         assert await b.outcome(app.AsyncResult("the-errback")) == "the-body"
         assert len(b.completed) == REQUESTS

@@ -1,4 +1,4 @@
-"""What operators do with `python -m scheduler`, and producers with their client."""
+"""The commands of `python -m scheduler`, and cancelling by producers."""
 
 from __future__ import annotations
 
@@ -42,22 +42,20 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 
-async def test_the_board_shows_live_batches_and_what_waits(opened: OpenBench) -> None:
+async def test_batches_shows_live_batches_and_waiting_requests(opened: OpenBench) -> None:
     async with opened() as b:
         await b.send(chat("one"), chat("two"))
         await b.turn()
         ((job, *_),) = await b.scheduler.store.live_jobs()
         slow = (await b.scheduler.store.members(job))[1]
-        await b.scheduler.store.begin_completions(
-            [slow]
-        )  # by another scheduler, which takes its time
+        await b.scheduler.store.begin_completions([slow])  # another scheduler has begun
         for _ in range(3):
             await b.turn()
         deadline = datetime.fromtimestamp(int(b.clock.now()) + 90_000, UTC)
         await b.send(chat("three", "gpt-4o", deadline=deadline), chat("four", "gpt-4o"))
-        shown, told = await scheduler(b, "batches"), await scheduler(b, "batches", "--json")
-        board = json.loads(told.stdout)
-        (live,), (waiting,) = board["jobs"], board["waiting"]
+        table, report = await scheduler(b, "batches"), await scheduler(b, "batches", "--json")
+        status = json.loads(report.stdout)
+        (live,), (waiting,) = status["jobs"], status["waiting"]
         (receipt,) = b.scheduler.receipts
         assert {
             "intent": job.intent,
@@ -76,11 +74,13 @@ async def test_the_board_shows_live_batches_and_what_waits(opened: OpenBench) ->
         assert waiting["deadline"] == deadline.timestamp()
         assert waiting["oldest_age"] >= 0
         for words in (job.intent[:8], "DRAINING", "gpt-4o", "live batches: 1", "a batch: 2"):
-            assert words in shown.stdout
-        assert (shown.returncode, shown.stderr) == (0, "")
+            assert words in table.stdout
+        assert (table.returncode, table.stderr) == (0, "")
 
 
-async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: OpenBench) -> None:
+async def test_drain_pauses_batch_creation_and_waits_for_the_live_batches(
+    opened: OpenBench,
+) -> None:
     async with opened() as b:
         (first,) = await b.send(chat("first"))
         await b.turn()
@@ -101,7 +101,7 @@ async def test_a_drained_lane_cuts_nothing_and_finishes_what_is_live(opened: Ope
         assert "second" in (await b.completion(second)).text
 
 
-async def test_nonsense_is_refused_with_status_2(opened: OpenBench) -> None:
+async def test_wrong_arguments_exit_with_status_2(opened: OpenBench) -> None:
     async with opened() as b:
         for command, words in {
             ("cancel",): "give either request ids",
@@ -116,7 +116,7 @@ async def test_nonsense_is_refused_with_status_2(opened: OpenBench) -> None:
             assert "Traceback" not in result.stderr
 
 
-def test_a_broker_that_is_down_is_said_in_one_line() -> None:
+def test_a_broker_that_is_down_is_reported_in_one_line() -> None:
     for command in (("batches",), ("drain",), ("cancel", "x"), ("cancel", "--batch", "x")):
         result = _scheduler("redis://127.0.0.1:1/0", *command)
         assert result.returncode == 1
@@ -128,7 +128,7 @@ def test_a_broker_that_is_down_is_said_in_one_line() -> None:
 def provider(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> Iterator[Simulator]:
-    """Of a real batch worker."""
+    """The provider of a real batch worker."""
     with Simulator(profile(in_progress=1000), VirtualClock(time.time())) as simulator:
         env = environment(tmp_path, valkey_url, simulator, poll_interval=0.1, poll_interval_max=0.1)
         with start_worker("operated", app="scheduler.app", concurrency=None, env=env):
@@ -136,7 +136,7 @@ def provider(
 
 
 def environment(folder: Path, url: str, simulator: Simulator, **policy: Any) -> dict[str, str]:
-    """Of the processes of a fleet with a simulated provider."""
+    """The environment of processes of a fleet with a simulated provider."""
     section = config(**policy).model_dump(mode="json")
     section["providers"]["openai"] |= {
         "api_base": "os.environ/BASE",
@@ -153,7 +153,7 @@ def environment(folder: Path, url: str, simulator: Simulator, **policy: Any) -> 
     }
 
 
-def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
+def test_producers_and_operators_cancel_requests_and_a_batch(
     provider: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     clock = provider.clock
@@ -162,22 +162,22 @@ def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
     def created() -> int:
         return int(provider.stats()["batches_created"])
 
-    def ask(*command: str) -> tuple[int, str]:
+    def run(*command: str) -> tuple[int, str]:
         result = _scheduler(valkey_url, *command)
         assert "Traceback" not in result.stderr
         return result.returncode, result.stderr
 
     with Fleet(valkey_url) as fleet:
         tickets = fleet.submit_many(chat(f"q{n}", lane="batch") for n in range(4))
-        assert fleet.cancel(tickets[0]) is True, "parked or not"
+        assert fleet.cancel(tickets[0]) is True, "parked or still queued"
         assert fleet.cancel(tickets[0]) is True
         eventually(lambda: is_parked(store, *tickets[1:]))
-        assert {fleet.status(one) for one in tickets[1:]} == {"PARKED"}
+        assert {fleet.status(ticket) for ticket in tickets[1:]} == {"PARKED"}
         fleet.app.send_task("scheduler.aggregate", queue="scheduler")
         eventually(lambda: created() == 1)
         assert asyncio.run(_cancel(valkey_url, tickets[1].id)) is True
         assert fleet.progress(tickets) == Progress(done=2, total=4, failed=2)
-        code, words = ask("cancel", tickets[2].id, tickets[0].id, "nonsense")
+        code, words = run("cancel", tickets[2].id, tickets[0].id, "nonsense")
         assert code == 2
         assert f"{tickets[2].id}: cancelled" in words
         assert "nonsense: not on the batch lane" in words
@@ -185,7 +185,7 @@ def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
             fleet.result(tickets[2], timeout=5)
         clock.advance(501)
         (live,) = json.loads(_scheduler(valkey_url, "batches", "--json").stdout)["jobs"]
-        assert ask("cancel", "--batch", live["intent"][:6]) == (
+        assert run("cancel", "--batch", live["intent"][:6]) == (
             0,
             f"{live['intent']}: cancelled at its provider\n",
         )
@@ -199,7 +199,7 @@ def test_a_producer_cancels_and_an_operator_sees_to_the_rest(
 
         eventually(answered, 60)
         assert fleet.cancel(tickets[3]) is False
-        assert ask("cancel", tickets[3].id) == (1, f"{tickets[3].id}: already has its result\n")
+        assert run("cancel", tickets[3].id) == (1, f"{tickets[3].id}: already has its result\n")
         assert fleet.progress(tickets) == Progress(done=4, total=4, failed=3)
 
 
@@ -211,7 +211,7 @@ async def _cancel(url: str, ticket: str) -> bool:
 
 @contextmanager
 def webhooks(folder: Path, env: dict[str, str]) -> Iterator[str]:
-    """The address of a server of webhooks, which is told to stop and does."""
+    """Run a webhook server; gives its address, and stops it by SIGTERM."""
     log = folder / "webhook.log"
     with log.open("w") as out:
         server = subprocess.Popen(
@@ -231,13 +231,13 @@ def webhooks(folder: Path, env: dict[str, str]) -> Iterator[str]:
     assert SECRET not in log.read_text()
 
 
-def test_a_worker_delivers_at_once_what_a_webhook_tells_of(
+def test_a_webhook_makes_a_worker_complete_its_batch_at_once(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     with Simulator(profile(), clock := VirtualClock(time.time())) as simulator:
         env = environment(tmp_path, valkey_url, simulator, poll_interval=300)
         with (
-            start_worker("told", app="scheduler.app", concurrency=None, env=env),
+            start_worker("webhook", app="scheduler.app", concurrency=None, env=env),
             webhooks(tmp_path, env) as address,
             Fleet(valkey_url) as fleet,
         ):
@@ -252,7 +252,7 @@ def test_a_worker_delivers_at_once_what_a_webhook_tells_of(
             assert "hello" in fleet.result(ticket, timeout=20).text
 
 
-def test_a_server_of_webhooks_that_cannot_start_says_why_in_one_line() -> None:
+def test_a_webhook_server_that_cannot_start_reports_why_in_one_line() -> None:
     nowhere, name = "redis://127.0.0.1:1/0", "OPENAI_WEBHOOK_SECRET"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

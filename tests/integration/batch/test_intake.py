@@ -1,4 +1,4 @@
-"""What a real batch worker does with the messages of its lane, many at a time."""
+"""How a real batch worker parks the messages of its lane, many at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.workers import StartWorker, eventually
 def worker(
     valkey_url: str, start_worker: StartWorker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """A batch worker, and no beat: what is parked stays where it is."""
+    """A batch worker without beat: parked requests stay parked."""
     env = environment(tmp_path_factory.mktemp("intake"), valkey_url)
     with start_worker("parks", app="scheduler.app", concurrency=None, env=env):
         yield
@@ -30,7 +30,7 @@ def worker(
 
 @pytest.fixture
 def app(valkey_url: str, store: redis.Redis) -> Iterator[Celery]:
-    """A producer of plain Celery."""
+    """A producer with plain Celery."""
     with Celery("producer", broker=valkey_url, backend=valkey_url, set_as_current=False) as app:
         app.conf.update(task_default_queue="batch", task_default_priority=3)
         app.conf.broker_transport_options = {"queue_order_strategy": "priority"}
@@ -47,20 +47,18 @@ def record(store: redis.Redis, task_id: str) -> Any:
     return json.loads(text)["context"]
 
 
-def all_done(store: redis.Redis) -> bool:
+def all_acknowledged(store: redis.Redis) -> bool:
     return not store.exists("batch", LEASED) and not store.keys("batch*")
 
 
 def states(app: Celery, ids: list[str]) -> set[str]:
-    return {app.AsyncResult(one).state for one in ids}
+    return {app.AsyncResult(task_id).state for task_id in ids}
 
 
-def test_all_that_arrive_are_parked_and_their_messages_acknowledged(
-    app: Celery, store: redis.Redis
-) -> None:
+def test_messages_are_parked_and_acknowledged(app: Celery, store: redis.Redis) -> None:
     ids = [send(app, number) for number in range(300)]
     eventually(lambda: store.hlen(REQUESTS) == 300)
-    eventually(lambda: all_done(store))
+    eventually(lambda: all_acknowledged(store))
     assert states(app, ids) == {"PARKED"}
     assert app.AsyncResult(ids[0]).info == {"model": "gpt-4o-mini"}
     (group,) = cast(set[str], store.smembers(GROUPS))
@@ -68,7 +66,7 @@ def test_all_that_arrive_are_parked_and_their_messages_acknowledged(
     assert store.hget(f"{PREFIX}totals:{group}", "inputs") == "300"
 
 
-def test_one_that_no_batch_can_hold_fails_and_keeps_none_of_the_others(
+def test_an_invalid_request_fails_and_the_others_are_parked(
     app: Celery, store: redis.Redis
 ) -> None:
     ids = [send(app, number) for number in range(20)]
@@ -77,35 +75,35 @@ def test_one_that_no_batch_can_hold_fails_and_keeps_none_of_the_others(
         chat("no such model", model="unheard-of").to_wire(),
         "nonsense",
     ]
-    wrong = [app.send_task("batch.complete", [body]) for body in bodies]
+    invalid = [app.send_task("batch.complete", [body]) for body in bodies]
     ids += [send(app, number) for number in range(20, 40)]
-    errors = [one.get(timeout=20, propagate=False) for one in wrong]
+    errors = [result.get(timeout=20, propagate=False) for result in invalid]
     assert [type(error) for error in errors] == [InvalidRequest, UnknownModel, InvalidRequest]
     eventually(lambda: store.hlen(REQUESTS) == 40)
-    eventually(lambda: all_done(store))
+    eventually(lambda: all_acknowledged(store))
     assert states(app, ids) == {"PARKED"}
 
 
-def test_one_for_which_there_is_no_money_fails_and_keeps_none_of_the_others(
+def test_a_request_over_budget_fails_and_the_others_are_parked(
     app: Celery, store: redis.Redis
 ) -> None:
     ids = [send(app, number) for number in range(20)]
-    dear = chat("dear", max_tokens=10**9, n=128).to_wire()
-    wrong = [app.send_task("batch.complete", [dear]) for _ in range(3)]
+    expensive = chat("expensive", max_tokens=10**9, n=128).to_wire()
+    invalid = [app.send_task("batch.complete", [expensive]) for _ in range(3)]
     ids += [send(app, number) for number in range(20, 40)]
-    errors = [one.get(timeout=20, propagate=False) for one in wrong]
+    errors = [result.get(timeout=20, propagate=False) for result in invalid]
     assert [type(error) for error in errors] == [BudgetExceeded] * 3
     eventually(lambda: store.hlen(REQUESTS) == 40)
-    eventually(lambda: all_done(store))
+    eventually(lambda: all_acknowledged(store))
     assert states(app, ids) == {"PARKED"}
 
 
-def test_a_message_of_the_wrong_shape_fails_as_celery_says(app: Celery) -> None:
+def test_a_message_with_wrong_arguments_fails_as_in_celery(app: Celery) -> None:
     sent = app.send_task("batch.complete", [1, 2])
     assert isinstance(sent.get(timeout=20, propagate=False), TypeError)
 
 
-def test_what_completes_a_task_is_kept_whole(app: Celery, store: redis.Redis) -> None:
+def test_the_record_keeps_the_whole_task_context(app: Celery, store: redis.Redis) -> None:
     body = chat("linked").to_wire()
     link = app.signature("test.text", queue="elsewhere")
     steps = app.signature("batch.complete", [body]), app.signature("test.next", queue="elsewhere")
@@ -120,48 +118,50 @@ def test_what_completes_a_task_is_kept_whole(app: Celery, store: redis.Redis) ->
     assert context["task"] == "batch.complete"
     assert context["args"] == [body]
     assert [step["task"] for step in context["chain"]] == ["test.next"]
-    assert [one["task"] for one in context["errbacks"]] == ["test.text"]
+    assert [errback["task"] for errback in context["errbacks"]] == ["test.text"]
     assert context["fleet_submitted_at"] == 1.5
     assert context["delivery_info"]["priority"] == 6
     assert context["expires"].startswith("20")
     assert body["messages"][0]["content"] not in context["argsrepr"]
 
 
-def test_a_message_that_comes_again_changes_neither_request_nor_result(
+def test_a_redelivered_message_changes_neither_the_record_nor_the_result(
     app: Celery, store: redis.Redis
 ) -> None:
     parked, done = send(app, 1), send(app, 2)
     eventually(lambda: store.hlen(REQUESTS) == 2)
     before = store.hget(REQUESTS, request_id(parked))
-    # What completing a task leaves behind.
+    # The state after a completion.
     app.backend.mark_as_failure(done, ValueError("no"))
     store.hdel(REQUESTS, request_id(done))
     store.set(f"{PREFIX}outcome:{request_id(done)}", "done")
     send(app, 1, task_id=parked)
     send(app, 2, task_id=done)
-    eventually(lambda: all_done(store))
+    eventually(lambda: all_acknowledged(store))
     assert store.hget(REQUESTS, request_id(parked)) == before
     assert store.hlen(REQUESTS) == 1
     assert (app.AsyncResult(parked).state, app.AsyncResult(done).state) == ("PARKED", "FAILURE")
 
 
-def test_one_that_comes_too_late_is_not_parked(app: Celery, store: redis.Redis) -> None:
-    late = send(app, 1, expires=-1)
-    fine = send(app, 2)
-    eventually(lambda: states(app, [late, fine]) == {"REVOKED", "PARKED"})
-    eventually(lambda: all_done(store))
-    assert store.hkeys(REQUESTS) == [request_id(fine)]
+def test_an_expired_message_is_not_parked(app: Celery, store: redis.Redis) -> None:
+    expired = send(app, 1, expires=-1)
+    parked = send(app, 2)
+    eventually(lambda: states(app, [expired, parked]) == {"REVOKED", "PARKED"})
+    eventually(lambda: all_acknowledged(store))
+    assert store.hkeys(REQUESTS) == [request_id(parked)]
 
 
-def test_one_whose_result_nobody_wants_has_no_state(app: Celery, store: redis.Redis) -> None:
-    quiet = send(app, 1, ignore_result=True)
+def test_a_request_with_ignore_result_is_parked_without_a_state(
+    app: Celery, store: redis.Redis
+) -> None:
+    ignored = send(app, 1, ignore_result=True)
     eventually(lambda: store.hlen(REQUESTS) == 1)
-    eventually(lambda: all_done(store))
-    assert states(app, [quiet]) == {"PENDING"}
+    eventually(lambda: all_acknowledged(store))
+    assert states(app, [ignored]) == {"PENDING"}
 
 
-def test_when_nothing_can_be_parked_every_task_says_so(app: Celery, store: redis.Redis) -> None:
+def test_every_task_fails_while_the_store_cannot_park(app: Celery, store: redis.Redis) -> None:
     store.set(REQUESTS, "in the way")
     ids = [send(app, number) for number in range(10)]
     eventually(lambda: states(app, ids) == {"FAILURE"})
-    eventually(lambda: all_done(store))
+    eventually(lambda: all_acknowledged(store))

@@ -1,4 +1,4 @@
-"""Batch workers that die while they park."""
+"""Batch workers that are killed while they park."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT = 2000
 
 
 def parked(store: redis.Redis, count: int) -> bool:
-    """Whether so many are parked; every request that is not must be in a message."""
+    """Whether `count` requests are parked; asserts that all others are in a message."""
     pipe: Any = store.pipeline(transaction=True)
     pipe.hlen(REQUESTS).hlen(LEASED)
     count_waiting(pipe, "batch")
@@ -28,7 +28,7 @@ def parked(store: redis.Redis, count: int) -> bool:
     return bool(requests >= count)
 
 
-def test_workers_killed_while_they_park_lose_nothing_and_park_nothing_twice(
+def test_workers_killed_while_parking_lose_no_request_and_park_none_twice(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, valkey_url)
@@ -42,7 +42,7 @@ def test_workers_killed_while_they_park_lose_nothing_and_park_nothing_twice(
         with start_worker("lives", app="scheduler.app", concurrency=None, env=env):
             eventually(partial(parked, store, COUNT), 60)
             eventually(lambda: not store.exists(LEASED), 30)
-        assert {app.AsyncResult(one).state for one in ids} == {"PARKED"}
+        assert {app.AsyncResult(task_id).state for task_id in ids} == {"PARKED"}
     (totals,) = cast(list[str], store.keys(PREFIX + "totals:*"))
     assert store.hget(totals, "inputs") == str(COUNT)
     (waiting,) = cast(list[str], store.keys(PREFIX + "waiting:*"))

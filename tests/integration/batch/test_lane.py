@@ -1,4 +1,4 @@
-"""The batch lane from a Celery message to a Celery result."""
+"""The batch lane, from a Celery message to a Celery result."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 
-async def test_each_request_of_a_batch_ends_with_its_own_result(opened: OpenBench) -> None:
+async def test_each_request_of_a_batch_gets_its_own_result(opened: OpenBench) -> None:
     async with opened() as b:
         questions = [chat(f"question {n}") for n in range(5)]
         results = await b.send(*questions, embedding("one"), embedding("two"))
-        assert {one.state for one in results} == {"PARKED"}
+        assert {result.state for result in results} == {"PARKED"}
         await b.until_idle()
         answers = await b.completions(results)
         for n in range(5):
             assert f"question {n}" in answers[n].text
-        assert len({str(one.body["data"][0]["embedding"]) for one in answers[5:]}) == 2
+        assert len({str(answer.body["data"][0]["embedding"]) for answer in answers[5:]}) == 2
         assert b.batches_created() == 2
         assert not list(b.folder.iterdir())
 
 
-async def test_a_batch_is_cut_by_count_and_the_rest_waits_its_time(opened: OpenBench) -> None:
+async def test_full_batches_are_created_at_once_and_the_rest_after_max_wait(
+    opened: OpenBench,
+) -> None:
     async with opened(max_requests=2, max_wait=300) as b:
         results = await b.send(*(chat(f"q{n}") for n in range(5)))
         await b.turn()
@@ -49,7 +51,9 @@ async def test_a_batch_is_cut_by_count_and_the_rest_waits_its_time(opened: OpenB
         assert len(await b.completions(results)) == 5
 
 
-async def test_the_receipt_tells_the_whole_story(opened: OpenBench, valkey_url: str) -> None:
+async def test_the_receipt_has_all_fields_of_a_batch_answer(
+    opened: OpenBench, valkey_url: str
+) -> None:
     async with opened() as b:
         b.config.catalogue().publish(b.redis)
         request = chat("hello", lane="batch", tenant_id="acme", metadata={"step": 1})
@@ -73,7 +77,7 @@ async def test_the_receipt_tells_the_whole_story(opened: OpenBench, valkey_url: 
         assert 0 < hours < 1
 
 
-async def test_the_receipts_add_up_to_the_invoice(opened: OpenBench) -> None:
+async def test_the_costs_of_the_receipts_add_up_to_the_invoice(opened: OpenBench) -> None:
     async with opened() as b:
         texts = [chat("x" * n, model) for n in range(1, 9) for model in ("gpt-4o", "gpt-4o-mini")]
         await b.send(*texts, *(embedding("y" * 500 * n) for n in range(1, 5)))
@@ -81,11 +85,15 @@ async def test_the_receipts_add_up_to_the_invoice(opened: OpenBench) -> None:
         invoice = b.simulator.invoice()
         receipts = b.scheduler.receipts
         assert len(receipts) == invoice["requests"] == 20
-        assert sum(one.cost for one in receipts) == invoice["total"] == invoice["by_kind"]["batch"]
-        assert sum(one.saving for one in receipts) > 0
+        assert (
+            sum(receipt.cost for receipt in receipts)
+            == invoice["total"]
+            == invoice["by_kind"]["batch"]
+        )
+        assert sum(receipt.saving for receipt in receipts) > 0
 
 
-async def test_links_chains_groups_and_chords_go_on_from_batch_results(
+async def test_links_chains_groups_and_chords_continue_with_batch_results(
     opened: OpenBench, app: Celery
 ) -> None:
     async with opened() as b:
@@ -118,16 +126,16 @@ async def test_links_chains_groups_and_chords_go_on_from_batch_results(
         ] * 3
 
 
-async def test_a_failure_travels_down_a_chain_and_calls_the_errback(
+async def test_a_failure_fails_the_rest_of_a_chain_and_calls_the_errback(
     opened: OpenBench, app: Celery
 ) -> None:
     refuse = Fault(scope="line", contains="wrong", status=400, message="No such thing.")
     async with opened(profile(refuse)) as b:
         ask, text = app.tasks["batch.complete"], app.tasks["test.text"]
-        told = app.tasks["test.told"].s().set(task_id="told")
+        errback = app.tasks["test.errback"].s().set(task_id="errback")
 
         def start() -> AsyncResult[Any]:
-            return (ask.s(chat("wrong").to_wire()) | text.s()).apply_async(link_error=told)
+            return (ask.s(chat("wrong").to_wire()) | text.s()).apply_async(link_error=errback)
 
         last = await asyncio.to_thread(start)
         first: Any = last.parent
@@ -136,24 +144,26 @@ async def test_a_failure_travels_down_a_chain_and_calls_the_errback(
         await b.work()
         error = await b.outcome(last)
         assert isinstance(error, errors.ProviderError)
-        assert await b.outcome(app.AsyncResult("told")) == first.id
+        assert await b.outcome(app.AsyncResult("errback")) == first.id
 
 
-async def test_flower_is_told_how_a_parked_task_ended(opened: OpenBench) -> None:
+async def test_events_of_completions_are_published_for_flower(opened: OpenBench) -> None:
     refuse = Fault(scope="line", contains="wrong", status=400)
     async with opened(profile(refuse)) as b:
         with b.redis.pubsub() as events:  # type: ignore[no-untyped-call]
             events.psubscribe("*celeryev*")
             await b.send(chat("good"), chat("wrong"))
             await b.until_idle()
-            told = list(iter(lambda: events.get_message(timeout=0.1), None))
-        ended = [one for one in told if str(one["channel"]).endswith("/task.multi")]
-        bodies = (b64decode(json.loads(one["data"])["body"]) for one in ended)
+            messages = list(iter(lambda: events.get_message(timeout=0.1), None))
+        published = [
+            message for message in messages if str(message["channel"]).endswith("/task.multi")
+        ]
+        bodies = (b64decode(json.loads(message["data"])["body"]) for message in published)
         kinds = [event["type"] for body in bodies for event in json.loads(body)]
         assert sorted(kinds) == ["task-failed", "task-succeeded"]
 
 
-async def test_a_deadline_that_passes_in_the_queue_fails_the_request_unsent(
+async def test_a_request_whose_deadline_passes_while_it_waits_fails_and_is_not_sent(
     opened: OpenBench,
 ) -> None:
     async with opened(max_requests=2, max_wait=10_000) as b:
@@ -168,7 +178,7 @@ async def test_a_deadline_that_passes_in_the_queue_fails_the_request_unsent(
         assert b.simulator.invoice()["requests"] == 1
 
 
-async def test_a_near_deadline_cuts_a_batch_at_once(opened: OpenBench) -> None:
+async def test_a_near_deadline_creates_a_batch_at_once(opened: OpenBench) -> None:
     async with opened(max_wait=10_000, margin=3600) as b:
         deadline = datetime.fromtimestamp(b.clock.now() + 25.1 * 3600, UTC)
         await b.send(chat("urgent", deadline=deadline))
@@ -178,7 +188,7 @@ async def test_a_near_deadline_cuts_a_batch_at_once(opened: OpenBench) -> None:
         assert b.batches_created() == 1
 
 
-async def test_a_job_whose_deadline_passes_before_it_is_ordered_is_not_sent(
+async def test_a_job_whose_deadline_passes_before_its_batch_is_created_is_not_sent(
     opened: OpenBench,
 ) -> None:
     down = Fault(endpoint="files.create", status=503, times=1)
@@ -194,19 +204,19 @@ async def test_a_job_whose_deadline_passes_before_it_is_ordered_is_not_sent(
         assert b.simulator.invoice()["requests"] == 1
 
 
-async def test_a_definite_refusal_fails_the_requests_with_the_providers_words(
+async def test_a_permanent_refusal_fails_the_requests_with_the_providers_message(
     opened: OpenBench,
 ) -> None:
     refuse = Fault(endpoint="batches.create", status=400, message="Not like this.")
     async with opened(profile(refuse)) as b:
         results = await b.send(chat("one"), chat("two"))
         await b.until_idle()
-        for one in results:
-            assert str(await b.outcome(one)) == "Not like this."
+        for result in results:
+            assert str(await b.outcome(result)) == "Not like this."
         assert b.batches_created() == 0
 
 
-async def test_a_request_that_cannot_be_read_any_more_fails_alone(opened: OpenBench) -> None:
+async def test_a_record_that_cannot_be_parsed_fails_alone(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         good, bad = await b.send(chat("good"), chat("wrong"))
         key, name = PREFIX + "requests", request_id(bad.id)

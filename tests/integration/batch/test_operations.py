@@ -1,4 +1,4 @@
-"""What operators and producers do by hand on the batch lane."""
+"""Cancelling requests and batches of the batch lane."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 
-def operator(b: Bench) -> Operations:
-    """Of a batch worker of its own."""
+def operations(b: Bench) -> Operations:
+    """The operations of another batch worker."""
     scheduler = b.new_scheduler()
     return Operations(scheduler.store, {"openai": scheduler.provider}, scheduler.lane.withdrawal)
 
 
 async def cancel(b: Bench, *results: AsyncResult[Any]) -> list[str]:
-    answers = await operator(b).cancel([one.id for one in results])
+    answers = await operations(b).cancel([result.id for result in results])
     return list(answers.values())
 
 
@@ -41,7 +41,7 @@ async def is_cancelled(b: Bench, result: AsyncResult[Any]) -> bool:
 
 
 def forgotten(b: Bench, result: AsyncResult[Any]) -> bool:
-    """Whether the lane keeps nothing of a request but that it was cancelled."""
+    """Whether the lane has only the outcome of a request, cancelled."""
     request = request_id(result.id)
     hashes = ("requests", "sizes", "failures", "expiries")
     places = [*b.redis.keys(PREFIX + "waiting:*"), *b.redis.keys(PREFIX + "members:*")]
@@ -65,7 +65,7 @@ async def test_a_waiting_request_is_cancelled_and_never_sent(opened: OpenBench) 
         assert (waiting.requests, waiting.inputs, waiting.size_bytes) == (0, 0, 0)
 
 
-async def test_a_request_of_a_job_that_is_not_sent_yet_is_cancelled(opened: OpenBench) -> None:
+async def test_a_request_of_a_job_that_is_not_uploaded_is_cancelled(opened: OpenBench) -> None:
     down = Fault(endpoint="files.create", status=503, times=1)
     async with opened(profile(down)) as b:
         first, second = await b.send(chat("first"), chat("second"))
@@ -96,28 +96,30 @@ async def test_a_request_in_a_live_batch_is_cancelled_and_its_answer_dropped(
         paid = (await b.completion(second)).receipt.cost
         lost = metrics.dropped_cost_total.labels("openai")._value.get() - dropped
         assert paid + round(lost * 1_000_000) == b.simulator.invoice()["total"]
-        assert "batch_answer_dropped" in {getattr(one, "action", "") for one in caplog.records}
-        assert [one.status for one in await b.batches()] == ["completed"]
+        assert "batch_answer_dropped" in {
+            getattr(record, "action", "") for record in caplog.records
+        }
+        assert [batch.status for batch in await b.batches()] == ["completed"]
         assert len(b.scheduler.receipts) == 1
 
 
-async def test_a_batch_is_cancelled_when_nobody_wants_any_of_it(opened: OpenBench) -> None:
+async def test_a_batch_is_cancelled_when_all_its_requests_are(opened: OpenBench) -> None:
     async with opened(profile(in_progress=1000)) as b:
         results = await b.send(chat("first"), chat("second"))
         await b.turn()
         assert await cancel(b, results[0]) == ["cancelled"]
         await b.turn()
-        assert [one.status for one in await b.batches()] == ["in_progress"]
+        assert [batch.status for batch in await b.batches()] == ["in_progress"]
         assert await cancel(b, results[1]) == ["cancelled"]
         await b.turn(0.1)
-        assert [one.status for one in await b.batches()] == ["cancelling"]
+        assert [batch.status for batch in await b.batches()] == ["cancelling"]
         await b.until_idle(400)
-        assert [one.status for one in await b.batches()] == ["cancelled"]
+        assert [batch.status for batch in await b.batches()] == ["cancelled"]
         assert b.states() == ["DONE"]
         assert b.batches_created() == 1
 
 
-async def test_a_result_that_came_first_stands(opened: OpenBench) -> None:
+async def test_a_request_with_a_result_cannot_be_cancelled(opened: OpenBench) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("quick"))
         await b.until_idle()
@@ -125,23 +127,23 @@ async def test_a_result_that_came_first_stands(opened: OpenBench) -> None:
         assert "quick" in (await b.completion(result)).text
 
 
-async def test_a_completion_under_way_is_waited_for(opened: OpenBench) -> None:
+async def test_cancelling_waits_for_a_completion_that_has_begun(opened: OpenBench) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("quick"))
         assert list(
             (await b.scheduler.store.begin_completions([request_id(result.id)])).values()
         ) == ["ours"]
-        asking = asyncio.create_task(cancel(b, result))
+        cancelling = asyncio.create_task(cancel(b, result))
         await asyncio.sleep(0.3)
-        assert not asking.done()
+        assert not cancelling.done()
         group = (await b.scheduler.store.groups())[0]
         await b.scheduler.store.finish(
             [request_id(result.id)], RequestOutcome.DONE, Location(group)
         )
-        assert await asking == ["done"]
+        assert await cancelling == ["done"]
 
 
-async def test_a_request_that_moves_while_it_is_cancelled_is_found(
+async def test_a_request_that_is_claimed_during_its_cancellation_is_found(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as b:
@@ -163,32 +165,36 @@ async def test_a_request_that_moves_while_it_is_cancelled_is_found(
         assert "second" in (await b.completion(second)).text
 
 
-async def test_a_cancellation_whose_worker_died_is_made_again(opened: OpenBench) -> None:
+async def test_a_cancellation_whose_worker_died_is_finished_by_the_next_call(
+    opened: OpenBench,
+) -> None:
     async with opened(max_wait=300) as b:
         (result,) = await b.send(chat("one"))
         assert await b.scheduler.store.withdraw(request_id(result.id), str(CANCELLED)) == "ours"
-        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as if it expired
         assert await cancel(b, result) == ["cancelled"]
         assert forgotten(b, result)
 
 
-async def test_a_cancellation_that_nobody_repeats_is_made_all_the_same(opened: OpenBench) -> None:
+async def test_a_cancellation_whose_worker_died_is_finished_by_the_scheduler(
+    opened: OpenBench,
+) -> None:
     async with opened() as b:
         (result,) = await b.send(chat("one"))
         assert await b.scheduler.store.withdraw(request_id(result.id), str(CANCELLED)) == "ours"
         await b.turn()
         assert b.states() == [], "no batch takes it"
-        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as Redis does after GUARD
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # as if it expired
         await b.turn()
         assert await is_cancelled(b, result)
         assert forgotten(b, result)
         assert b.answered() == 0
 
 
-async def test_cancelling_twice_at_once_or_later_is_cancelling_once(opened: OpenBench) -> None:
+async def test_a_request_is_cancelled_once_by_any_number_of_calls(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
-        told = b.app.tasks["test.told"].s()
-        (result,) = await b.send(chat("one"), link_error=told)
+        errback = b.app.tasks["test.errback"].s()
+        (result,) = await b.send(chat("one"), link_error=errback)
         answers = await asyncio.gather(*(cancel(b, result) for _ in range(5)))
         assert answers == [["cancelled"]] * 5
         assert await cancel(b, result) == ["cancelled"]
@@ -197,7 +203,7 @@ async def test_cancelling_twice_at_once_or_later_is_cancelling_once(opened: Open
         assert not b.redis.exists(f"{PREFIX}outcome:{request_id('nobody')}")
 
 
-async def test_cancelling_while_batches_are_cut_and_answered_gives_each_one_outcome(
+async def test_cancelling_while_batches_run_gives_each_request_one_outcome(
     opened: OpenBench,
 ) -> None:
     async with opened(max_requests=5) as b:
@@ -205,8 +211,8 @@ async def test_cancelling_while_batches_are_cut_and_answered_gives_each_one_outc
 
         async def cancel_all() -> list[str]:
             answers = []
-            for one in results[::2]:
-                answers += await cancel(b, one)
+            for result in results[::2]:
+                answers += await cancel(b, result)
             return answers
 
         async def turns() -> None:
@@ -226,11 +232,12 @@ async def test_a_chord_with_a_cancelled_member_calls_its_errback(
     opened: OpenBench, app: Celery
 ) -> None:
     async with opened() as b:
-        ask, told = app.tasks["batch.complete"], app.tasks["test.told"].s().set(task_id="told")
+        ask = app.tasks["batch.complete"]
+        errback = app.tasks["test.errback"].s().set(task_id="errback")
 
         def start() -> AsyncResult[Any]:
             parts = [ask.s(chat(f"part {n}").to_wire()).set(task_id=f"part-{n}") for n in range(2)]
-            return chord(parts)(app.tasks["test.join"].s().on_error(told))
+            return chord(parts)(app.tasks["test.join"].s().on_error(errback))
 
         joined = await asyncio.to_thread(start)
         await b.work()
@@ -238,27 +245,29 @@ async def test_a_chord_with_a_cancelled_member_calls_its_errback(
         await b.until_idle()
         await b.work()
         assert isinstance(await b.outcome(joined), Exception)
-        assert await b.outcome(app.AsyncResult("told")) == joined.id
+        assert await b.outcome(app.AsyncResult("errback")) == joined.id
 
 
-async def test_a_batch_cancelled_by_the_operator_delivers_its_part_once(opened: OpenBench) -> None:
+async def test_a_cancelled_batch_delivers_its_answers_and_the_rest_goes_into_another(
+    opened: OpenBench,
+) -> None:
     async with opened(profile(in_progress=1000)) as b:
         results = await b.send(*(chat(f"q{n}") for n in range(4)))
         await b.turn()
         b.clock.advance(501)
         ((job, *_),) = await b.scheduler.store.live_jobs()
-        await operator(b).cancel_batch(job.intent)
+        await operations(b).cancel_batch(job.intent)
         b.simulator.profile = profile()
         await b.until_idle(400)
         answers = await b.completions(results)
-        assert sorted(one.receipt.attempts for one in answers) == [1, 1, 2, 2]
+        assert sorted(answer.receipt.attempts for answer in answers) == [1, 1, 2, 2]
         assert b.simulator.invoice()["requests"] == len(b.scheduler.receipts) == 4
-        assert [one.status for one in await b.batches()] == ["completed", "cancelled"]
+        assert [batch.status for batch in await b.batches()] == ["completed", "cancelled"]
         with pytest.raises(BatchNotCancelled, match="no live batch"):
-            await operator(b).cancel_batch(job.intent)
+            await operations(b).cancel_batch(job.intent)
 
 
-async def test_a_batch_that_cannot_be_cancelled_says_why(opened: OpenBench) -> None:
+async def test_a_batch_that_cannot_be_cancelled_raises_why(opened: OpenBench) -> None:
     down = Fault(endpoint="files.create", status=503, times=1)
     refuse = Fault(endpoint="batches.cancel", status=400, message="Too late.")
     async with opened(profile(down, refuse)) as b:
@@ -266,8 +275,8 @@ async def test_a_batch_that_cannot_be_cancelled_says_why(opened: OpenBench) -> N
         await b.turn()
         ((job, *_),) = await b.scheduler.store.live_jobs()
         with pytest.raises(BatchNotCancelled, match="not at its provider"):
-            await operator(b).cancel_batch(job.intent)
+            await operations(b).cancel_batch(job.intent)
         await b.turn()
         assert b.states() == ["SUBMITTED"]
         with pytest.raises(BatchNotCancelled, match=r"^openai: Too late\.$"):
-            await operator(b).cancel_batch(job.intent)
+            await operations(b).cancel_batch(job.intent)

@@ -1,4 +1,4 @@
-"""Requests for which a batch would be too late, or not worth its while, go to the realtime lane."""
+"""Promotion of batch requests to the realtime lane: near deadlines, and too few for a batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def within(b: Bench, seconds: float) -> datetime:
 
 
 def promoted(b: Bench) -> list[dict[str, Any]]:
-    """The messages on the realtime lane, taken off it."""
+    """Take the messages off the realtime lane; their headers."""
     messages = []
     for key in b.redis.keys("realtime*"):
         while text := b.redis.rpop(key):
@@ -44,7 +44,7 @@ def promoted(b: Bench) -> list[dict[str, Any]]:
     return messages
 
 
-async def test_a_request_near_its_deadline_goes_on_as_the_same_task(opened: OpenBench) -> None:
+async def test_a_request_near_its_deadline_is_promoted_under_its_task_id(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         deadline = within(b, 600)
         (near,) = await b.send(chat("near", deadline=deadline, tenant_id="a b"), expires=deadline)
@@ -59,18 +59,18 @@ async def test_a_request_near_its_deadline_goes_on_as_the_same_task(opened: Open
         await b.until_idle()
         assert "patient" in (await b.completion(patient)).text
         assert b.answered() == 1
-        assert b.completed == [patient.id], "the other lane completes it"
+        assert b.completed == [patient.id], "the realtime lane completes the other"
 
 
-async def test_embeddings_are_promoted_as_embeddings(opened: OpenBench) -> None:
+async def test_an_embedding_is_promoted_as_an_embedding(opened: OpenBench) -> None:
     async with opened(max_wait=300) as b:
         request = embedding("near").model_copy(update={"deadline": within(b, 600)})
         await b.send(request)
         await b.turn()
-        assert [one["task"] for one in promoted(b)] == ["realtime.embed"]
+        assert [headers["task"] for headers in promoted(b)] == ["realtime.embed"]
 
 
-async def test_too_few_requests_for_a_deadline_are_promoted_and_enough_are_cut(
+async def test_requests_with_a_deadline_are_promoted_if_too_few_wait_for_a_batch(
     opened: OpenBench,
 ) -> None:
     async with opened(max_wait=10 * HOUR, min_requests=3) as b:
@@ -98,7 +98,7 @@ async def test_a_request_stays_when_its_cap_allows_a_batch_but_not_the_realtime_
         assert "near" in (await b.completion(capped)).text
 
 
-async def test_promotion_can_be_switched_off(opened: OpenBench) -> None:
+async def test_nothing_is_promoted_when_promote_before_is_0(opened: OpenBench) -> None:
     down = Fault(endpoint="files.create", status=503)
     async with opened(profile(down), promote_before=0) as b:
         (late,) = await b.send(chat("late", deadline=within(b, 60)))
@@ -107,43 +107,47 @@ async def test_promotion_can_be_switched_off(opened: OpenBench) -> None:
         assert isinstance(await b.outcome(late), errors.DeadlineExceeded)
 
 
-async def test_links_errbacks_chords_and_groups_go_with_it(opened: OpenBench, app: Celery) -> None:
+async def test_a_promoted_task_keeps_its_links_errbacks_groups_and_chords(
+    opened: OpenBench, app: Celery
+) -> None:
     async with opened(max_wait=300) as b:
         near = chat("near", deadline=within(b, 600)).to_wire()
         head = [app.tasks["batch.complete"].s(near) for _ in range(2)]
         chord(head)(app.tasks["test.join"].s().set(task_id="the-body"))
         plain = app.tasks["batch.complete"].s(near)
         plain.options["ignore_result"] = True
-        link, errback = app.tasks["test.text"].s(), app.tasks["test.told"].s()
+        link, errback = app.tasks["test.text"].s(), app.tasks["test.errback"].s()
         (plain.on_error(errback) | link).apply_async()
         await b.work()
         await b.turn()
-        *parts, linked = sorted(promoted(b), key=lambda one: not one["group"])
-        assert [one["group_index"] for one in parts] in ([0, 1], [1, 0])
-        assert {one["group"] for one in parts} == {parts[0]["group"]}
+        *parts, linked = sorted(promoted(b), key=lambda headers: not headers["group"])
+        assert [part["group_index"] for part in parts] in ([0, 1], [1, 0])
+        assert {part["group"] for part in parts} == {parts[0]["group"]}
         assert linked["ignore_result"] is True
 
 
-async def test_a_scheduler_that_dies_between_sending_and_noting_it_sends_it_once(
+async def test_a_promotion_whose_scheduler_died_publishes_the_message_once(
     opened: OpenBench,
 ) -> None:
     async with opened(max_wait=300) as b:
         (near,) = await b.send(chat("near", deadline=within(b, 600)))
         b.scheduler.store.dies_after = 0
         await b.die()
-        b.redis.delete(f"fleet:batch:outcome:{request_id(near.id)}")  # as Redis does after GUARD
+        b.redis.delete(f"fleet:batch:outcome:{request_id(near.id)}")  # as if it expired
         await b.turn()
-        assert [one["id"] for one in promoted(b)] == [near.id]
+        assert [headers["id"] for headers in promoted(b)] == [near.id]
         await b.until_idle()
         assert b.completed == []
 
 
-async def test_a_message_that_comes_again_does_not_bring_it_back(opened: OpenBench) -> None:
+async def test_a_redelivered_message_of_a_promoted_request_changes_nothing(
+    opened: OpenBench,
+) -> None:
     async with opened(max_wait=300) as b:
         request = chat("near", deadline=within(b, 600))
         await b.send(request, task_id="the-same")
         await b.turn()
-        assert [one["id"] for one in promoted(b)] == ["the-same"]
+        assert [headers["id"] for headers in promoted(b)] == ["the-same"]
         await b.send(request, task_id="the-same")
         await b.until_idle()
         assert promoted(b) == []

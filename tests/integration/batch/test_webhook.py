@@ -44,7 +44,7 @@ async def test_only_the_batch_of_an_event_becomes_due(opened: OpenBench) -> None
     async with opened(poll_interval=300, max_requests=1) as b, receiver(b) as r:
         await b.send(chat("one"), chat("two"))
         await b.turn()
-        first, second = (one.job for one in await b.scheduler.store.live_jobs())
+        first, second = (progress.job for progress in await b.scheduler.store.live_jobs())
         assert await r.send(second.batch_id, "batch.expired") == 204
         assert await b.scheduler.store.due_jobs() == [second.intent]
         assert first.intent != second.intent
@@ -123,8 +123,9 @@ async def test_an_invalid_webhook_is_refused_and_no_secret_is_logged(
             assert (await r.post(good, rest)).status_code == 400
         assert (await b.scheduler.store.due_jobs(), r.queued_tasks()) == ([], [])
         assert (await r.post(good, headers)).status_code == 204
-        said = [one.action for one in caplog.records if one.name == "scheduler.admin.webhook"]
-        assert said == ["webhook_refused"] * 16 + ["webhook_received"]
+        records = [record for record in caplog.records if record.name == "scheduler.admin.webhook"]
+        actions = [record.action for record in records]
+        assert actions == ["webhook_refused"] * 16 + ["webhook_received"]
         assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 14, 1, 1]
         assert SECRET not in caplog.text
 
@@ -134,7 +135,9 @@ def counted() -> list[float]:
     name = "primarch_batch_webhooks_total"
     taken = REGISTRY.get_sample_value(name, {"provider": "openai"})
     name = "primarch_batch_refused_webhooks_total"
-    refused = [REGISTRY.get_sample_value(name, {"status": one}) for one in ("400", "404", "413")]
+    refused = [
+        REGISTRY.get_sample_value(name, {"status": status}) for status in ("400", "404", "413")
+    ]
     return [count or 0.0 for count in (taken, *refused)]
 
 

@@ -1,4 +1,4 @@
-"""Requests that wait for an engine go to the realtime lane when their deadline is near."""
+"""Promotion of requests that wait for an engine: they move to the realtime lane in time."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from workers.onebox.simulator.server import Simulator
 from workers.runtime.scripts import FETCH
 
 MODEL, QUEUE = "gpt-4o-mini", "local.gpt-4o-mini"
-#: The list of it that a request without a priority is pushed to.
+#: The list of the queue for requests without a priority.
 NORMAL = f"{QUEUE}{SEPARATOR}{PRIORITIES['normal']}"
 PATIENCE = 60.0
 
 
 def configuration(folder: Path, promote_before: float) -> Path:
-    """The shipped one; gpt-4o-mini and its embeddings are hosted here too."""
+    """The shipped configuration, with an engine for gpt-4o-mini."""
     data = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
     [engine] = data["engines"]
     hosted = {"model": MODEL, "quality": 1.0, "promote_before": promote_before}
@@ -48,7 +48,7 @@ def configuration(folder: Path, promote_before: float) -> Path:
 
 
 def question(seconds: float | None = None, **fields: Any) -> CompletionRequest:
-    """One whose answer is wanted within so many seconds."""
+    """A request with a deadline in `seconds`."""
     messages = [{"role": "user", "content": "Why?"}]
     deadline = None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
     return CompletionRequest.parse(
@@ -64,7 +64,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FleetConfig:
 
 @pytest.fixture
 def fleet(config: FleetConfig, store: redis.Redis, valkey_url: str) -> Iterator[Fleet]:
-    """A producer of a fleet whose workers are said to be there, and do not come."""
+    """A producer of a fleet whose workers have heartbeats but fetch nothing."""
     config.catalogue().publish(store)
     for queue in ("realtime", QUEUE):
         store.set(heartbeat_key(queue), 1)
@@ -73,32 +73,32 @@ def fleet(config: FleetConfig, store: redis.Redis, valkey_url: str) -> Iterator[
 
 
 def promote(config: FleetConfig, url: str) -> None:
-    """One look."""
+    """Search the engine queues once."""
 
-    async def look() -> None:
+    async def promote_once() -> None:
         promotion = LocalPromotion(patient_async(url, text=False), config.engines)
-        charges = Accountant.at(url, config.catalogue(), lambda _: None)
+        accountant = Accountant.at(url, config.catalogue(), lambda _: None)
         try:
-            with services.override(accountant=charges):
+            with services.override(accountant=accountant):
                 await promotion.promote()
         finally:
-            await charges.close()
+            await accountant.close()
             await promotion.close()
 
-    asyncio.run(look())
+    asyncio.run(promote_once())
 
 
 def waiting(store: redis.Redis, queue: str) -> dict[str, dict[str, Any]]:
-    """The messages of a queue, sorted by tenant or not, by their tasks' ids."""
+    """The messages of a queue, in the lists of tenants and in the list of producers, by task id."""
     lists: list[Any] = [key for key in store.keys(f"{queue}*") if store.type(key) == "list"]
     texts = [
         text for key in lists if not key.endswith("turns") for text in store.lrange(key, 0, -1)
     ]
     messages = map(json.loads, texts)
-    return {one["headers"]["id"]: one for one in messages if isinstance(one, dict)}
+    return {message["headers"]["id"]: message for message in messages if isinstance(message, dict)}
 
 
-def test_a_request_that_an_engine_does_not_come_to_is_answered_in_real_time(
+def test_a_request_that_no_engine_takes_in_time_is_answered_on_the_realtime_lane(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     with Simulator() as simulator, ExitStack() as stack:
@@ -128,7 +128,7 @@ def test_a_request_that_an_engine_does_not_come_to_is_answered_in_real_time(
         assert fleet.budget("default").month.reserved == 0
 
 
-def test_it_is_the_next_one_there_with_its_id_and_is_promoted_once(
+def test_a_promoted_request_is_next_on_the_realtime_lane_with_its_task_id(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     before = fleet.submit(question(lane="realtime", priority="high"))
@@ -145,7 +145,7 @@ def test_it_is_the_next_one_there_with_its_id_and_is_promoted_once(
     assert store.lrange(f"realtime{SEPARATOR}turns", 0, -1) == [protocol.tenant_header("a tenant")]
 
 
-def test_an_embedding_stays_one(
+def test_an_embedding_is_promoted_as_an_embedding(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str, tmp_path: Path
 ) -> None:
     [engine] = config.engines
@@ -155,7 +155,7 @@ def test_an_embedding_stays_one(
     store.set(heartbeat_key(hosted.queue), 1)
     soon = datetime.now(UTC) + timedelta(seconds=8)
     request = EmbeddingRequest(model=hosted.model, input="a text", deadline=soon)
-    with Fleet(valkey_url) as producer:  # the other knows the catalogue of before
+    with Fleet(valkey_url) as producer:  # `fleet` has cached the former catalogue
         ticket = producer.submit(request)
     assert ticket.lane == "local"
     promote(config, valkey_url)
@@ -165,11 +165,11 @@ def test_an_embedding_stays_one(
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param({"seconds": None}, id="that has all the time"),
-        pytest.param({"seconds": 120}, id="whose deadline is far"),
-        pytest.param({"lane": "local"}, id="that names its lane"),
-        pytest.param({"max_cost": 10}, id="whose cap the other lane exceeds"),
-        pytest.param({"tenant_id": "poor"}, id="whose tenant has no money for the other lane"),
+        pytest.param({"seconds": None}, id="without a deadline"),
+        pytest.param({"seconds": 120}, id="with a distant deadline"),
+        pytest.param({"lane": "local"}, id="with lane local"),
+        pytest.param({"max_cost": 10}, id="with a cap below the realtime cost"),
+        pytest.param({"tenant_id": "poor"}, id="with a budget below the realtime cost"),
     ],
 )
 def test_a_request_stays(
@@ -185,7 +185,7 @@ def test_a_request_stays(
     assert not waiting(store, "realtime")
 
 
-def test_nothing_goes_to_a_lane_without_a_worker(
+def test_nothing_is_promoted_without_a_realtime_worker(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     ticket = fleet.submit(question(8))
@@ -194,7 +194,7 @@ def test_nothing_goes_to_a_lane_without_a_worker(
     assert set(waiting(store, QUEUE)) == {ticket.id}
 
 
-def test_max_latency_counts_from_the_submit(
+def test_max_latency_counts_from_submit(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     ticket = fleet.submit(question(max_latency=9))
@@ -203,7 +203,7 @@ def test_max_latency_counts_from_the_submit(
 
 
 @pytest.mark.parametrize("sorted_by_tenant", [False, True])
-def test_tenants_that_have_nothing_left_take_no_turns(
+def test_a_tenant_without_remaining_requests_leaves_the_turns(
     sorted_by_tenant: bool, fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     names = ("one", "other")
@@ -219,12 +219,12 @@ def test_tenants_that_have_nothing_left_take_no_turns(
 
 
 def sort(store: redis.Redis) -> None:
-    """What a worker does that has no place: sort what has come to the engine's queue by tenant."""
-    no_place: list[Any] = [0, 0, "{}", 1, "tag"]
-    assert not FETCH.run(store, ["leases", "index", NORMAL], [*no_place, "1"])
+    """Sort the engine's queue by tenant, as a worker without free slots does."""
+    no_slot: list[Any] = [0, 0, "{}", 1, "tag"]
+    assert not FETCH.run(store, ["leases", "index", NORMAL], [*no_slot, "1"])
 
 
-def test_what_cannot_be_read_keeps_nothing_else(
+def test_a_message_that_cannot_be_parsed_does_not_stop_the_others(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     header = f'"{protocol.DEADLINE}": 1.0'
