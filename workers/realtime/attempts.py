@@ -21,8 +21,10 @@ class Attempts:
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
-        self._call_times: list[float] = []
-        self._models: set[str] = set()
+        #: When each call was made, by `time.perf_counter`.
+        self.call_times: list[float] = []
+        #: The models that were called.
+        self.models: set[str] = set()
         #: Ids of the deployments that failed since the Router was last called.
         self.failed_deployments: set[str] = set()
         #: Seconds until the first token of a stream; None until it is published.
@@ -32,12 +34,12 @@ class Attempts:
     @property
     def count(self) -> int:
         """Calls made so far."""
-        return len(self._call_times)
+        return len(self.call_times)
 
     @property
     def routing_seconds(self) -> float:
         """Seconds until the first call; 0 if no call was made."""
-        return self._call_times[0] - self._started if self._call_times else 0.0
+        return self.call_times[0] - self._started if self.call_times else 0.0
 
     @property
     def elapsed(self) -> float:
@@ -49,7 +51,7 @@ class Attempts:
 
         LiteLLM's own count includes steps to the next `order` of a model and is lost in streams.
         """
-        return len({requested_model, *self._models}) - 1
+        return len({requested_model, *self.models}) - 1
 
     @classmethod
     def record_call(cls, model: str) -> None:
@@ -57,8 +59,8 @@ class Attempts:
         UsageMeter.current().called = True
         attempts = cls._current.get(None)
         if attempts is not None:
-            attempts._call_times.append(time.perf_counter())
-            attempts._models.add(model)
+            attempts.call_times.append(time.perf_counter())
+            attempts.models.add(model)
 
     @classmethod
     def record_failure(cls, deployment_id: str) -> None:
