@@ -224,10 +224,12 @@ class AsyncLedger(_LedgerScripts):
     async def reserve(
         self, tenant_id: str, limits: Limits, requests: Sequence[ReservationRequest]
     ) -> list[Reservation]:
+        """Reserve as `Ledger.reserve` does."""
         reply = await self._run_reserve(tenant_id, limits, requests)
         return read_reservations(tenant_id, limits, requests, reply)
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
+        """Settle as `Ledger.settle` does."""
         return bool(await self._run_settle(tenant_id, task_id, run, cost))
 
     async def settle_many(self, runs: Iterable[tuple[str, str, str, int]]) -> None:
@@ -238,6 +240,7 @@ class AsyncLedger(_LedgerScripts):
         await pipe.execute()
 
     async def refund(self, tenant_id: str, task_id: str) -> None:
+        """Refund as `Ledger.refund` does."""
         await self.settle(tenant_id, task_id, "", 0)
 
     async def close(self) -> None:
@@ -245,6 +248,7 @@ class AsyncLedger(_LedgerScripts):
         await self._redis.aclose()
 
     async def budget(self, tenant_id: str, limits: Limits) -> Budget:
+        """Return what `Ledger.budget` does."""
         return self._budget(limits, await self._read_ledger(tenant_id).execute())
 
 

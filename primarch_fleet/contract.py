@@ -216,6 +216,7 @@ class CompletionRequest(Request):
         return self
 
     def max_output_tokens(self) -> int | None:
+        """Return the limit of one choice times `n`; None without a limit."""
         limit = self.max_completion_tokens or self.max_tokens
         return None if limit is None else limit * (self.n or 1)
 
@@ -252,6 +253,7 @@ class EmbeddingRequest(Request):
     encoding_format: Literal["float", "base64"] | None = None
 
     def max_output_tokens(self) -> int:
+        """Return 0: embeddings have no output tokens."""
         return 0
 
 

@@ -233,6 +233,7 @@ class ScriptPipeline:
         self._calls: dict[int, _Call] = {}
 
     def add(self, call: _Call) -> None:
+        """Add the call of a script."""
         self._calls[len(self.commands)] = call
         self.commands.execute_command(*call.command())
 

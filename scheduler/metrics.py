@@ -110,6 +110,7 @@ class LiveBatches(Collector):
         self._redis = client
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the live batches from Redis; without Redis the metrics have no samples."""
         names = ["provider", "state", "status"]
         live = GaugeMetricFamily(
             "primarch_batch_live_batches",
@@ -159,6 +160,7 @@ class ParkedRequests(Collector):
         self._redis = client
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the parked requests from Redis; without Redis the metrics have no samples."""
         parked = GaugeMetricFamily(
             "primarch_batch_parked_requests",
             "Requests of the batch lane that wait for a batch or for its result",

@@ -84,6 +84,7 @@ class CostSummary:
 
     @property
     def total(self) -> Figures:
+        """The sum of all rows."""
         return reduce(Figures.plus, self.rows.values(), Figures())
 
     @property

@@ -84,6 +84,7 @@ class LocalServer:
         return Completion(body=answer.body, receipt=receipt)
 
     async def close(self) -> None:
+        """Stop the watch, write the rest of the streams and close the engine."""
         if self._watch:
             self._watch.cancel()
         await self._streams.close()

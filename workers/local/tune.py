@@ -59,6 +59,8 @@ class Row(NamedTuple):
 
 
 class Sample(NamedTuple):
+    """One measured request: seconds, seconds, tokens."""
+
     latency: float
     time_to_first_token: float
     tokens: int
@@ -131,6 +133,7 @@ async def tune(config: EngineConfig, load: Load, target: float, seconds: float) 
 
 
 def table(rows: list[Row], chosen: Row | None, title: str) -> Table:
+    """Return the measurements as a table, with the chosen row marked."""
     view = Table("max_num_seqs", "tokens/s", "latency p95", "first token p95", "", title=title)
     view.box = SIMPLE_HEAD
     for row in rows:
@@ -145,6 +148,7 @@ def table(rows: list[Row], chosen: Row | None, title: str) -> Table:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="workers.local.tune", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

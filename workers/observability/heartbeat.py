@@ -41,6 +41,7 @@ class Heartbeat:
         self._stopped = threading.Event()
 
     def start(self) -> None:
+        """Start the thread."""
         threading.Thread(target=self._repeat, name="heartbeat", daemon=True).start()
 
     async def stop(self) -> None:

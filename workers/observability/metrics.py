@@ -110,6 +110,7 @@ class QueueDepthCollector(Collector):
         self._redis, self._lane, self._queues = client, lane, list(queues)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the queues from Redis; without Redis the metrics have no samples."""
         labels = ["lane", "queue"]
         depth = GaugeMetricFamily(
             "primarch_queue_depth", "Messages that wait in a queue", labels=labels
@@ -143,6 +144,7 @@ class BudgetCollector(Collector):
         self._ledger, self._tenants = ledger, tenants
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the budgets from Redis; without Redis the metric has no samples."""
         gauge = GaugeMetricFamily(
             "primarch_budget_usd",
             "Dollars spent, reserved, and the cap, of this day or month by UTC",

@@ -208,7 +208,7 @@ class Plan:
 
 
 def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
-    """supervisord's configuration: https://supervisord.org/configuration.html."""
+    """Return the configuration of supervisord: https://supervisord.org/configuration.html."""
     config = RawConfigParser()
     config["supervisord"] = {
         "nodaemon": "true",
@@ -331,6 +331,7 @@ def lock(data_dir: Path) -> None:
 
 
 def options(args: list[str] | None = None) -> Options:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="workers.onebox.up", description=__doc__)
     for lane, default in {"realtime": 1, "local": None, "batch": 1}.items():
         per_engine = " per engine (its data_parallel_size)" if lane == "local" else ""

@@ -32,9 +32,11 @@ class RouterHost(PythonHost):
     cooldowns: Cooldowns
 
     def sleep(self, seconds: float) -> Awaitable[None]:
+        """Sleep, but at most MAX_PAUSE_SECONDS."""
         return super().sleep(min(seconds, MAX_PAUSE_SECONDS))
 
     def invoke(self, op: str) -> Any:
+        """Return the endpoint; those of OPERATIONS tell the cooldowns of Retry-After."""
         endpoint = super().invoke(op)
         return self._with_cooldowns(endpoint) if op in OPERATIONS else endpoint
 

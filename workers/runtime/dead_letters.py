@@ -25,7 +25,7 @@ class DeadLetter:
 
 
 class Undeliverable(Exception):
-    """A message cannot be processed"""
+    """A message cannot be processed."""
 
     def __init__(self, kind: str, error: Exception) -> None:
         super().__init__(kind, error)

@@ -46,7 +46,7 @@ UNWIND_SECONDS = 5.0
 
 
 class JobState(Enum):
-    """The life of a job. It changes under the job's lock, and only forwards:
+    """The life of a job, which changes under the job's lock, and only forwards.
 
     QUEUED -> RUNNING -> ENDED, or from QUEUED or RUNNING to CLAIMED.
     """

@@ -56,9 +56,11 @@ class SimulatedEngine:
 
     @property
     def running(self) -> int:
+        """Requests that have a slot now."""
         return self._running
 
     async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Answer with words derived from the last message."""
         text = self._text(body)
         started = time.perf_counter()
         async with self._slot(priority):
@@ -71,6 +73,7 @@ class SimulatedEngine:
     async def stream(
         self, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the words of `chat`, one in each chunk."""
         text = self._text(body)
         head, all_choices = text.head("chat.completion.chunk"), range(text.choices)
         async with self._slot(priority):
@@ -86,6 +89,7 @@ class SimulatedEngine:
         yield head | _body([], text.usage)
 
     async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Return vectors derived from the inputs."""
         _check_parameters(body)
         inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
         if not isinstance(inputs[0], str):

@@ -101,6 +101,7 @@ class VllmEngine:
         return int(self._llm.get_num_unfinished_requests())
 
     async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Answer with vLLM's own chat handler."""
         response = await self._chat(body, priority)
         # The field `metrics` is vLLM's own: read it, and leave it out of the body.
         metrics, response.metrics = response.metrics, None
@@ -109,6 +110,7 @@ class VllmEngine:
     async def stream(
         self, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the chunks of vLLM's own chat handler."""
         request_id = uuid.uuid4().hex
         streamed = {
             "stream": True,
@@ -125,11 +127,13 @@ class VllmEngine:
             await self._llm.abort(f"chatcmpl-{request_id}")
 
     async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Answer with vLLM's own embedding handler."""
         handler = self._handler("serving_embedding")
         response = await _response(handler, EmbeddingCompletionRequest, body, priority)
         return Answer(json.loads(response.body), None)
 
     async def close(self) -> None:
+        """Shut vLLM down and kill what is left of its processes."""
         await asyncio.to_thread(self._llm.shutdown, SHUTDOWN_TIMEOUT_SECONDS)
         self._guard.close()
         # Delete now: the destructor fails with a traceback when it runs at interpreter exit.
