@@ -34,7 +34,7 @@ worker_prefetch_multiplier = 1
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_enable_prefetch_count_reduction = False
 
-# A broker that is away is waited for; a result is never dropped because Redis restarts.
+# Wait for a broker that does not answer; never drop a result because Redis restarts.
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_channel_error_retry = True

@@ -1,4 +1,4 @@
-"""The fleet's own file, fleet.yaml: what it serves, from where, at which price, by which policy."""
+"""The fleet's own file, fleet.yaml: models, providers, prices and policies."""
 
 from __future__ import annotations
 

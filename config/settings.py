@@ -46,8 +46,8 @@ class Settings(BaseSettings):
     bodies: Annotated[str, AfterValidator(_check_blob_url)] = Field("", repr=False)
     #: The model whose engine a local worker runs. Empty: the first engine in the file.
     engine: str = ""
-    #: The Python interpreter with vLLM, for the one-machine fleet. Empty: the one that
-    #: `make engine` installed.
+    #: The Python interpreter with vLLM, for the one-machine fleet. Empty: that of
+    #: `make engine`.
     engine_python: Path | None = None
     #: Tasks in flight in one worker process. A local worker holds what its engine has slots for.
     concurrency: int = Field(500, gt=0)

@@ -28,7 +28,14 @@ CHECKED = (
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "config",
+    "docker",
     "docs",
+    "examples",
+    "primarch_fleet",
+    "workers/local",
+    "workers/onebox",
+    "workers/realtime",
 )
 #: Left out: pages that repeat the prose of checked code, and those that name what they forbid.
 EXCLUDED = (
@@ -50,7 +57,7 @@ WORDS = {
     r"\blots?\b": "the noun, or `many`",
     r"\b(its|the|an) ending\b": "the finisher, or `the end of ...`",
     r"\bpost offices?\b": "publisher",
-    r"\b(of|to|by|from) which\b": "two sentences, the subject first",
+    r"\b(of|to) which\b": "two sentences, the subject first",
     r"\bones? (that|which|who|of which)\b": "the noun",
     r"\b(is|are|was|were) to be\b": "`must be`",
     r"\b(it|that|which|they) lies?\b": "`is stored`",
@@ -112,7 +119,8 @@ def prose_of(path: Path) -> str:
     if path.suffix == ".md":
         return _without_code(text)
     if path.suffix == ".lua":
-        return _without_code(re.sub(r"^.*?(?:--(.*))?$", r"\1", text, flags=re.MULTILINE))
+        comments = re.sub(r"^.*?(?:--\s*(.*))?$", r"\1", text, flags=re.MULTILINE)
+        return _without_code(re.sub(r"^.*  .*$", "", comments, flags=re.MULTILINE))  # no tables
     return _without_code(_python_prose(text))
 
 
@@ -137,7 +145,7 @@ def _python_prose(source: str) -> str:
             if isinstance(first, ast.Expr) and ast.get_docstring(node) is not None:
                 docstring = ast.get_docstring(node, clean=False) or ""
                 for number, line in enumerate(docstring.splitlines(), first.lineno - 1):
-                    lines[number] = line.strip() if "    " not in line.strip() else ""
+                    lines[number] = line.strip() if "  " not in line.strip() else ""
     return "\n".join(lines)
 
 

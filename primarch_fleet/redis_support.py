@@ -133,7 +133,7 @@ def push_connection(parameters: dict[str, Any]) -> Any:
 
 
 def on_pool(pool: redis.ConnectionPool) -> redis.Redis:
-    """Return a client on a connection pool that somebody else owns and closes."""
+    """Return a client on a connection pool that the caller owns and closes."""
     return redis.Redis(connection_pool=pool)
 
 

@@ -21,7 +21,7 @@ TIMEOUT_SECONDS = 900.0
 def main() -> None:
     """Write addresses.yaml beside the given file; exit 1 if the fleet is not ready in time.
 
-    The file is the one that `workers.onebox.up` writes: expected workers, addresses, configuration.
+    `workers.onebox.up` writes the file: expected workers, addresses, configuration.
     """
     path = Path(sys.argv[1])
     startup = yaml.safe_load(path.read_text())

@@ -86,7 +86,7 @@ def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
             # The key of cooldowns in Redis: it must be the same in every process.
             "id": deployment.id,
             "mode": deployment.kind,
-            # For cost-based routing. In litellm_params, LiteLLM would register the prices anew at
+            # For cost-based routing. In litellm_params, LiteLLM would register the prices again at
             # every call, which takes a millisecond.
             "input_cost_per_token": to_dollars(deployment.price.input),
             "output_cost_per_token": to_dollars(deployment.price.output),

@@ -19,7 +19,7 @@ class ControlRoutes:
         self._app = app
 
     def add_to(self, application: web.Application) -> None:
-        """Add the routes, and a last one that answers all other paths with 404."""
+        """Add the routes, and last a route that answers all other paths with 404."""
         application.add_routes(
             [
                 web.get("/simulator/invoice", self._invoice),

@@ -8,7 +8,7 @@ _MAX_DEPTH = 16  # ends schemas that no value satisfies
 
 
 def sample_value(schema: JsonObject, text: str) -> Any:
-    """Return the smallest value for `schema`, with `text` for free strings.
+    """Return the smallest value for `schema`, with `text` for unconstrained strings.
 
     Supports `const`, `enum`, `anyOf`/`oneOf`, local `$ref`, `type`, `properties`, `required`,
     `items`, `minItems` and `minimum`; other keywords are ignored.
