@@ -1,4 +1,4 @@
-"""The realtime lane in one process: LiteLLM's real Router, a real Valkey, a provider over HTTP."""
+"""The realtime lane in one process: the real Router, a real Valkey, a simulated provider."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from workers.onebox.simulator.server import Simulator
 from workers.realtime.server import RealtimeServer
 
 KEY = "sk-secret-of-the-test"
-ENVELOPE = RequestMetadata(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)
-#: Of two deployments of a model the first is the cheaper.
+METADATA = RequestMetadata(task_id="task", trace_id="trace", reason="asked for", queue_wait=0.5)
+#: Of the two deployments of a model, the first is cheaper.
 PROFILE = Profile(
     models={
         "big-1": Model(input=2, output=8),
@@ -31,21 +31,21 @@ PROFILE = Profile(
         "vectors-2": Model(kind="embedding", input="0.03"),
     }
 )
-#: What a test that holds for all kinds of requests is run with.
+#: The kinds of requests that tests are parametrized with.
 KINDS = ("chat", "stream", "embedding")
 
 
-def deployment(identity: str, **more: Any) -> dict[str, Any]:
-    """One of the simulator's models as the deployment of the name before its number."""
-    price = PROFILE.models[identity].model_dump(mode="json", include={"input", "output"})
+def deployment(upstream: str, **fields: Any) -> dict[str, Any]:
+    """A deployment of the simulator's model `big-1`, as the fleet's model `big`."""
+    price = PROFILE.models[upstream].model_dump(mode="json", include={"input", "output"})
     return {
-        "id": identity,
-        "model": identity.partition("-")[0],
+        "id": upstream,
+        "model": upstream.partition("-")[0],
         "provider": "simulated",
-        "upstream": identity,
-        "kind": PROFILE.models[identity].kind,
+        "upstream": upstream,
+        "kind": PROFILE.models[upstream].kind,
         "price": price,
-        **more,
+        **fields,
     }
 
 
@@ -75,7 +75,7 @@ CONFIG = config()
 
 
 def pair(model: str, first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two deployments of a model, with these LiteLLM parameters."""
+    """The two deployments of a model, with these LiteLLM parameters."""
     return [deployment(f"{model}-1", params=first), deployment(f"{model}-2", params=second)]
 
 
@@ -96,7 +96,7 @@ def chat(model: str = "big", **fields: Any) -> CompletionRequest:
 
 
 def request(kind: str, **fields: Any) -> Request:
-    """One of each of KINDS, for `big` or `vectors`."""
+    """A request of one of KINDS, for `big` or `vectors`."""
     if kind == "embedding":
         return EmbeddingRequest(model="vectors", input="Hello", **fields)
     return chat(stream=kind == "stream", **fields)
@@ -112,16 +112,16 @@ async def realtime_server(config: FleetConfig, url: str) -> AsyncIterator[Realti
     try:
         yield server
     finally:
-        await asyncio.sleep(0.05)  # LiteLLM's tasks after a call would open connections again
+        await asyncio.sleep(0.05)  # LiteLLM's background tasks would reopen connections
         await server.close()
 
 
 def ask(url: str, *requests: Request, config: FleetConfig = CONFIG) -> list[Completion]:
-    """What a server on a loop of its own answers to these requests, one after the other."""
+    """Serve these requests one after the other, with a server on its own event loop."""
 
     async def answers() -> list[Completion]:
         async with realtime_server(config, url) as server:
-            return [await server.serve(one, ENVELOPE) for one in requests]
+            return [await server.serve(request, METADATA) for request in requests]
 
     return asyncio.run(answers())
 
@@ -131,7 +131,7 @@ Ask = Callable[..., list[Completion]]
 
 @pytest.fixture(name="simulator")
 def open_provider(store: redis.Redis) -> Iterator[Simulator]:
-    """The provider, on an empty Valkey."""
+    """The simulated provider; Valkey is empty."""
     with provider() as simulator:
         yield simulator
 

@@ -29,7 +29,7 @@ CONFIG = EngineConfig.model_validate(
         "max_model_len": 100,
     }
 )
-ENVELOPE = RequestMetadata(task_id="task", trace_id="trace", reason="hosted here", queue_wait=0.1)
+METADATA = RequestMetadata(task_id="task", trace_id="trace", reason="hosted here", queue_wait=0.1)
 
 
 class RecordingWriter(StreamWriter):
@@ -61,7 +61,7 @@ def request(text: str = "one two three", **fields: Any) -> CompletionRequest:
 
 def test_a_simulated_engines_receipt_says_so_and_has_both_costs() -> None:
     server = local_server(SimulatedEngine(CONFIG))
-    answer = asyncio.run(server.serve(request(), ENVELOPE))
+    answer = asyncio.run(server.serve(request(), METADATA))
     receipt = answer.receipt
     assert receipt.simulated
     assert (receipt.lane, receipt.provider, receipt.strategy) == ("local", "local", "simulated")
@@ -79,7 +79,7 @@ def test_requests_run_in_the_engine_together_up_to_max_num_seqs() -> None:
     async def run() -> list[Completion]:
         server = local_server(SimulatedEngine(CONFIG, sleep))
         return await asyncio.gather(
-            *(server.serve(request(f"question {number}"), ENVELOPE) for number in range(40))
+            *(server.serve(request(f"question {number}"), METADATA) for number in range(40))
         )
 
     answers = asyncio.run(run())
@@ -114,7 +114,7 @@ def test_a_request_whose_engine_dies_is_requeued_and_the_worker_stops(
     writer = RecordingWriter()
     server = local_server(DyingEngine(dies=True), writer, stop=lambda: stopped.append(True))
     with pytest.raises(Reject) as caught:
-        asyncio.run(server.serve(request(stream=stream), ENVELOPE))
+        asyncio.run(server.serve(request(stream=stream), METADATA))
     assert caught.value.requeue  # type: ignore[attr-defined]
     assert stopped == [True]
     assert writer.ended == ("failed" if stream else None)
@@ -123,7 +123,7 @@ def test_a_request_whose_engine_dies_is_requeued_and_the_worker_stops(
 def test_a_failure_that_the_engine_survives_fails_only_its_request() -> None:
     server = local_server(DyingEngine(dies=False))
     with pytest.raises(errors.EngineError):
-        asyncio.run(server.serve(request(), ENVELOPE))
+        asyncio.run(server.serve(request(), METADATA))
 
 
 @pytest.mark.parametrize(
@@ -137,14 +137,14 @@ def test_a_failure_that_the_engine_survives_fails_only_its_request() -> None:
 def test_a_request_that_the_engine_cannot_serve_is_invalid(invalid: Any, message: str) -> None:
     server = local_server(SimulatedEngine(CONFIG))
     with pytest.raises(errors.InvalidRequest, match=message):
-        asyncio.run(server.serve(invalid, ENVELOPE))
+        asyncio.run(server.serve(invalid, METADATA))
 
 
 def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() -> None:
     async def run() -> tuple[Completion, Completion]:
         server = local_server(SimulatedEngine(CONFIG), writer)
-        plain = await server.serve(request(), ENVELOPE)
-        return plain, await server.serve(request(stream=True), ENVELOPE)
+        plain = await server.serve(request(), METADATA)
+        return plain, await server.serve(request(stream=True), METADATA)
 
     writer = RecordingWriter()
     plain, streamed = asyncio.run(run())
@@ -159,7 +159,7 @@ def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() 
 
 def test_a_request_without_stream_publishes_no_stream() -> None:
     writer = RecordingWriter()
-    asyncio.run(local_server(SimulatedEngine(CONFIG), writer).serve(request(), ENVELOPE))
+    asyncio.run(local_server(SimulatedEngine(CONFIG), writer).serve(request(), METADATA))
     assert writer.ended is None
 
 
@@ -171,7 +171,7 @@ def test_a_request_that_arrives_at_a_dead_engine_waits_until_the_worker_stops() 
         engine = DyingEngine(dies=True)
         engine.dead = True
         server = local_server(engine, stop=lambda: stopped.append(True))
-        waiting = [asyncio.create_task(server.serve(request(), ENVELOPE)) for _ in range(3)]
+        waiting = [asyncio.create_task(server.serve(request(), METADATA)) for _ in range(3)]
         done, _ = await asyncio.wait(waiting, timeout=0.05)
         assert not done
         for task in waiting:
@@ -210,7 +210,7 @@ def test_waiting_requests_run_by_priority_and_then_in_order_of_arrival() -> None
     finished: list[str] = []
 
     async def ask(server: LocalServer, name: str, **fields: Any) -> None:
-        await server.serve(request(name, **fields), ENVELOPE)
+        await server.serve(request(name, **fields), METADATA)
         finished.append(name)
 
     async def run() -> None:
@@ -231,13 +231,13 @@ def test_cancelling_a_request_that_waits_for_a_slot_loses_no_slot() -> None:
     async def run() -> None:
         engine = SimulatedEngine(CONFIG)
         server = local_server(engine)
-        calls = [asyncio.create_task(server.serve(request(f"{n}"), ENVELOPE)) for n in range(20)]
+        calls = [asyncio.create_task(server.serve(request(f"{n}"), METADATA)) for n in range(20)]
         await asyncio.sleep(0)
         for call in calls[::2]:
             call.cancel()
         await asyncio.wait(calls)
         assert engine.running == 0
-        await server.serve(request(), ENVELOPE)
+        await server.serve(request(), METADATA)
 
     asyncio.run(run())
 

@@ -52,7 +52,7 @@ class LocalServer:
         """Start checking that the engine is alive, also while it has no requests."""
         self._watch = asyncio.create_task(self._watch_engine())
 
-    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
+    async def serve(self, request: Request, metadata: RequestMetadata) -> Completion:
         """Return the engine's answer; publish its chunks if the request streams.
 
         A request that arrives after the engine died waits for the worker to stop: its message then
@@ -70,16 +70,16 @@ class LocalServer:
                 f"model: this queue serves only {names}, for {self._config.kind} requests"
             )
         if not (isinstance(request, CompletionRequest) and request.stream):
-            return await self._serve(request, envelope)
-        with self._streams.run(envelope.task_id) as publish:
-            return await self._serve(request, envelope, publish)
+            return await self._serve(request, metadata)
+        with self._streams.run(metadata.task_id) as publish:
+            return await self._serve(request, metadata, publish)
 
     async def _serve(
-        self, request: Request, envelope: RequestMetadata, publish: Publish | None = None
+        self, request: Request, metadata: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
         started = time.perf_counter()
         answer = await self._answer(request, publish)
-        receipt = self._receipt(request, envelope, answer, time.perf_counter() - started)
+        receipt = self._receipt(request, metadata, answer, time.perf_counter() - started)
         metrics.record_answer(receipt)
         return Completion(body=answer.body, receipt=receipt)
 
@@ -138,7 +138,7 @@ class LocalServer:
         return Answer(assembler.body(), first_token)
 
     def _receipt(
-        self, request: Request, envelope: RequestMetadata, answer: Answer, latency: float
+        self, request: Request, metadata: RequestMetadata, answer: Answer, latency: float
     ) -> Receipt:
         usage, price = answer.body["usage"], self._config.price
         source = AnswerSource(
@@ -157,4 +157,4 @@ class LocalServer:
             latency=latency,
             time_to_first_token=answer.time_to_first_token,
         )
-        return build_receipt(request, envelope, source, facts)
+        return build_receipt(request, metadata, source, facts)

@@ -72,7 +72,7 @@ class RealtimeServer:
                 )
                 return
 
-    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
+    async def serve(self, request: Request, metadata: RequestMetadata) -> Completion:
         """Return the answer of the first deployment that gives one; publish it if streamed.
 
         If all deployments refuse, the request waits until one can answer: for at most
@@ -86,14 +86,14 @@ class RealtimeServer:
         if request.tags:
             self._check_tags(request)
         if not (isinstance(request, CompletionRequest) and request.stream):
-            return await self._serve(request, envelope)
+            return await self._serve(request, metadata)
         if (request.n or 1) > 1:
             raise InvalidRequest(
                 "n: streams support one choice only, because LiteLLM does not report where the "
                 "second one ends"
             )
-        with self._streams.run(envelope.task_id) as publish:
-            return await self._serve(request, envelope, publish)
+        with self._streams.run(metadata.task_id) as publish:
+            return await self._serve(request, metadata, publish)
 
     async def close(self) -> None:
         """Close all connections, those that LiteLLM caches for the process included."""
@@ -114,15 +114,15 @@ class RealtimeServer:
         )
 
     async def _serve(
-        self, request: Request, envelope: RequestMetadata, publish: Publish | None = None
+        self, request: Request, metadata: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
         attempts = Attempts()
         strategy = self._strategy(request)
         if strategy not in self._registered_strategies:
             self._registered_strategies.add(strategy)
             register_strategy(self._router, strategy)
-        response = await self._call_until_answered(request, envelope, attempts, publish)
-        receipt = self._receipt(request, envelope, attempts, response)
+        response = await self._call_until_answered(request, metadata, attempts, publish)
+        receipt = self._receipt(request, metadata, attempts, response)
         metrics.record_answer(receipt)
         metrics.observe_routing(receipt.strategy, request.tenant_id, attempts.routing_seconds)
         return Completion(body=response.model_dump(), receipt=receipt)
@@ -130,7 +130,7 @@ class RealtimeServer:
     async def _call_until_answered(
         self,
         request: Request,
-        envelope: RequestMetadata,
+        metadata: RequestMetadata,
         attempts: Attempts,
         publish: Publish | None,
     ) -> Any:
@@ -146,12 +146,12 @@ class RealtimeServer:
                 time_left = request.time_left()
                 deadline = math.inf if time_left is None else time_left
                 if delay is None or delay > min(wait_left, deadline):
-                    raise self._failure(error, delay, envelope) from None
+                    raise self._failure(error, delay, metadata) from None
             wait_left -= delay
             logger.info(
                 "no deployment can answer now; retrying in %.1f s",
                 delay,
-                extra={"action": "retry_scheduled", "task_id": envelope.task_id},
+                extra={"action": "retry_scheduled", "task_id": metadata.task_id},
             )
             await asyncio.sleep(delay * random.uniform(1, 1 + RETRY_JITTER))  # noqa: S311
 
@@ -169,13 +169,13 @@ class RealtimeServer:
         return await self._cooldowns.retry_delay(deployment_ids, attempts.failed_deployments, error)
 
     def _failure(
-        self, error: Exception, retry_delay: float | None, envelope: RequestMetadata
+        self, error: Exception, retry_delay: float | None, metadata: RequestMetadata
     ) -> RequestFailed:
         failure = translate(error, self._secrets, retry_delay)
         logger.warning(
             "request failed: %s",
             failure.code,
-            extra={"action": "request_failed", "task_id": envelope.task_id},
+            extra={"action": "request_failed", "task_id": metadata.task_id},
         )
         return failure
 
@@ -196,7 +196,7 @@ class RealtimeServer:
         return assemble_response(stream, collector.chunks, body["messages"])
 
     def _receipt(
-        self, request: Request, envelope: RequestMetadata, attempts: Attempts, response: Any
+        self, request: Request, metadata: RequestMetadata, attempts: Attempts, response: Any
     ) -> Receipt:
         deployment = self._deployments[hidden_params(response)["model_id"]]
         usage = response.usage
@@ -218,7 +218,7 @@ class RealtimeServer:
             attempts=max(1, attempts.count),
             fallbacks=attempts.fallbacks(request.model),
         )
-        return build_receipt(request, envelope, source, answer)
+        return build_receipt(request, metadata, source, answer)
 
 
 def _configure_litellm() -> None:

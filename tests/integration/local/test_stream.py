@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("store")
 CONFIG = EngineConfig.model_validate(
     {"model": "m", "engine": "simulated", "price": {"input": 1, "output": 2}, "max_num_seqs": 8}
 )
-ENVELOPE = RequestMetadata(task_id=TASK, trace_id="trace", reason="hosted here", queue_wait=0.1)
+METADATA = RequestMetadata(task_id=TASK, trace_id="trace", reason="hosted here", queue_wait=0.1)
 
 
 class PausedEngine(SimulatedEngine):
@@ -53,7 +53,7 @@ def test_each_word_is_readable_before_the_answer_is_complete(
         async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as fleet:
             engine = PausedEngine()
             served = asyncio.create_task(
-                local_server(writer, engine).serve(request("one two", stream=True), ENVELOPE)
+                local_server(writer, engine).serve(request("one two", stream=True), METADATA)
             )
             chunks = await fleet.stream(TASK, timeout=20)
             assert (await anext(chunks)).body["choices"][0]["delta"]["role"] == "assistant"
@@ -80,7 +80,7 @@ def test_a_cancelled_request_ends_its_stream_and_leaves_the_engine(
         async with writing(valkey_url) as writer:
             engine = PausedEngine()
             served = asyncio.create_task(
-                local_server(writer, engine).serve(request(stream=True), ENVELOPE)
+                local_server(writer, engine).serve(request(stream=True), METADATA)
             )
             while not engine.running:  # noqa: ASYNC110 - engines send no event
                 await asyncio.sleep(0.001)
@@ -111,7 +111,7 @@ def test_a_stream_that_the_engine_ends_early_is_an_error(
         async with writing(valkey_url) as writer:
             with pytest.raises(errors.EngineError, match="before its answer was complete"):
                 await local_server(writer, ShortEngine(CONFIG)).serve(
-                    request(stream=True), ENVELOPE
+                    request(stream=True), METADATA
                 )
 
     run(work())
@@ -123,7 +123,7 @@ def test_the_usage_is_in_the_receipt_but_not_in_the_chunks(valkey_url: str) -> N
     async def work() -> Any:
         async with writing(valkey_url) as writer:
             server = local_server(writer, SimulatedEngine(CONFIG))
-            return await server.serve(request(stream=True), ENVELOPE)
+            return await server.serve(request(stream=True), METADATA)
 
     completion = run(work())
     with Fleet(valkey_url) as fleet:

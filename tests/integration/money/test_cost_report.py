@@ -125,7 +125,7 @@ async def test_realtime_answers_are_written_at_stop(valkey_url: str, store: redi
             realtime_fixture.realtime_server(config, valkey_url) as one,
         ):
             for kind in realtime_fixture.KINDS:
-                await one.serve(realtime_fixture.request(kind), realtime_fixture.ENVELOPE)
+                await one.serve(realtime_fixture.request(kind), realtime_fixture.METADATA)
         seen = await total(valkey_url)
         assert (seen.requests, seen.cost) == (3, simulator.invoice()["total"])
         assert seen.realtime_cost == seen.cost

@@ -1,4 +1,4 @@
-"""Deployments that failed are passed over, by all processes, or by none, as the file says."""
+"""Failed deployments get no calls while they cool down, in all processes that share state."""
 
 import asyncio
 from typing import Any
@@ -11,7 +11,7 @@ from litellm.types.router import RouterRateLimitError
 from config.fleet import FleetConfig
 from primarch_fleet import errors
 from tests.support.realtime_fixture import (
-    ENVELOPE,
+    METADATA,
     Ask,
     ask_server,
     chat,
@@ -29,12 +29,12 @@ from workers.realtime.router import build_router
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
 MINUTE = 60
-#: With a Retry-After the provider's word counts, without it the file's.
+#: With a Retry-After, it sets the cooldown; without one, the configuration does.
 FAULTS = [{"status": 500}, {"status": 503, "retry_after": MINUTE}]
 
 
 def two(**routing: Any) -> FleetConfig:
-    """The cheaper one is asked first, and cools down for a minute when it fails."""
+    """Two deployments: the cheaper is called first, and cools down for a minute if it fails."""
     both = [deployment("big-1"), deployment("big-2")]
     return config(
         both,
@@ -47,7 +47,7 @@ def two(**routing: Any) -> FleetConfig:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_deployment_that_failed_is_left_alone(
+def test_a_failed_deployment_gets_no_calls_while_it_cools_down(
     ask: Ask, simulator: Simulator, store: redis.Redis, fault: dict[str, Any]
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", times=1, **fault))
@@ -58,7 +58,7 @@ def test_a_deployment_that_failed_is_left_alone(
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_without_cooldowns_one_that_failed_is_asked_again_at_once(
+def test_without_cooldowns_a_failed_deployment_is_called_again_at_once(
     ask: Ask, simulator: Simulator, store: redis.Redis, fault: dict[str, Any]
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", times=1, **fault))
@@ -70,40 +70,41 @@ def test_without_cooldowns_one_that_failed_is_asked_again_at_once(
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("shared", "attempts"), [(True, [2, 1]), (False, [2, 2])])
-def test_processes_know_of_each_others_failures_if_they_share_their_state(
+def test_processes_share_cooldowns_only_with_shared_state(
     simulator: Simulator,
     valkey_url: str,
     fault: dict[str, Any],
     shared: bool,
     attempts: list[int],
 ) -> None:
-    """Two Routers stand for two processes, the second made when the first has seen the failure:
+    """Two Routers stand for two processes.
 
-    LiteLLM tells all Routers that are in a process of each failure.
+    The second is built after the failure, because LiteLLM reports each failure to all Routers of
+    a process.
     """
     simulator.profile = failing(Fault(model="big-1", **fault))
-    each = two(shared_state=shared)
+    both = two(shared_state=shared)
 
     async def run() -> list[int]:
-        async with realtime_server(each, valkey_url) as first:
-            answers = [await first.serve(chat(), ENVELOPE)]
-            async with realtime_server(each, valkey_url) as second:
-                answers.append(await second.serve(chat(), ENVELOPE))
+        async with realtime_server(both, valkey_url) as first:
+            answers = [await first.serve(chat(), METADATA)]
+            async with realtime_server(both, valkey_url) as second:
+                answers.append(await second.serve(chat(), METADATA))
         return [answer.receipt.attempts for answer in answers]
 
     assert asyncio.run(asyncio.wait_for(run(), MINUTE)) == attempts
 
 
-def test_a_cooldown_lasts_no_longer_than_the_provider_said(
+def test_a_cooldown_lasts_no_longer_than_the_retry_after(
     ask: Ask, simulator: Simulator, store: redis.Redis
 ) -> None:
-    """Also when it is one failure too many, for which the file has a minute."""
+    """Even if `allowed_fails` is exceeded, for which the configuration sets a minute."""
     simulator.profile = failing(Fault(model="big-1", status=429, retry_after=7))
     ask(chat(), config=two())
     assert 0 < store.ttl("deployment:big-1:cooldown") <= 7
 
 
-def test_a_part_of_a_second_is_a_second_and_not_the_files_minute(
+def test_a_retry_after_below_a_second_is_a_cooldown_of_one_second(
     ask: Ask, simulator: Simulator, store: redis.Redis
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", status=429, retry_after=0.15))
@@ -111,9 +112,7 @@ def test_a_part_of_a_second_is_a_second_and_not_the_files_minute(
     assert 0 < store.pttl("deployment:big-1:cooldown") <= 1_000
 
 
-def test_a_request_is_told_when_a_deployment_that_cools_down_is_back(
-    ask: Ask, simulator: Simulator
-) -> None:
+def test_an_error_says_when_a_cooldown_ends(ask: Ask, simulator: Simulator) -> None:
     simulator.profile = failing(Fault(status=500))
     with pytest.raises(errors.ProviderUnavailable):
         ask(chat(), config=two())
@@ -122,14 +121,14 @@ def test_a_request_is_told_when_a_deployment_that_cools_down_is_back(
 
 
 @pytest.mark.parametrize(
-    ("error", "pause"),
+    ("error", "delay"),
     [
         (RouterRateLimitError("big", MINUTE, False, ["big-1"]), MIN_RETRY_SECONDS),
         (exceptions.ServiceUnavailableError("no", "openai", "big-1"), None),
     ],
 )
-def test_litellm_is_asked_again_soon_when_a_cooldown_ends_while_it_says_no(
-    simulator: Simulator, valkey_url: str, error: Exception, pause: float | None
+def test_a_cooldown_that_ended_meanwhile_is_retried_soon(
+    simulator: Simulator, valkey_url: str, error: Exception, delay: float | None
 ) -> None:
     async def run() -> float | None:
         router = build_router(two(shared_state=False), valkey_url)
@@ -138,4 +137,4 @@ def test_litellm_is_asked_again_soon_when_a_cooldown_ends_while_it_says_no(
         finally:
             router.retire()
 
-    assert asyncio.run(run()) == pause
+    assert asyncio.run(run()) == delay

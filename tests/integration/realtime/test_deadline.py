@@ -1,4 +1,4 @@
-"""A deadline is for all of a request on the realtime lane, and cuts the provider's call off too."""
+"""A deadline covers the whole request on the realtime lane and aborts its provider calls."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from primarch_fleet import errors
 from primarch_fleet.streaming import stream_key
 from tasks import services, serving
 from tests.support.realtime_fixture import (
-    ENVELOPE,
     KEY,
     KINDS,
+    METADATA,
     chat,
     config,
     model_of,
@@ -28,8 +28,9 @@ from tests.support.realtime_fixture import (
     request,
 )
 
-#: Seconds that a test may take on a busy machine, and that a deadline leaves.
-PATIENCE, SOON = 60.0, 1.0
+#: How long a test may take on a busy machine.
+TIMEOUT_SECONDS = 60.0
+DEADLINE_SECONDS = 1.0
 CHUNK = (
     b'data: {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "big-1", '
     b'"choices": [{"index": 0, "delta": {"content": "and "}, "finish_reason": null}]}\n\n'
@@ -37,35 +38,35 @@ CHUNK = (
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
 
-class Endless:
-    """A provider that takes calls and ends none: it says nothing, or never stops talking."""
+class EndlessProvider:
+    """A provider whose responses never end: it sends nothing, or chunks without end."""
 
-    def __init__(self, *, talks: bool) -> None:
-        self._talks = talks
-        self.calls = self.hung_up = 0
+    def __init__(self, *, streams: bool) -> None:
+        self._streams = streams
+        self.calls = self.closed_calls = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.calls += 1
-        talking = asyncio.create_task(self._talk(writer))
+        sending = asyncio.create_task(self._send(writer))
         try:
-            await reader.read()  # to the end: the caller has hung up
+            await reader.read()  # until the caller closes the connection
         except ConnectionError:
             pass
         finally:
-            self.hung_up += 1
-            talking.cancel()
+            self.closed_calls += 1
+            sending.cancel()
             writer.close()
 
-    async def _talk(self, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD if self._talks else b"")
-        while self._talks:
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD if self._streams else b"")
+        while self._streams:
             writer.write(CHUNK)
             await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
-async def endless(*, talks: bool = False) -> AsyncIterator[Endless]:
-    provider = Endless(talks=talks)
+async def endless(*, streams: bool = False) -> AsyncIterator[EndlessProvider]:
+    provider = EndlessProvider(streams=streams)
     async with await asyncio.start_server(provider.answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         os.environ |= {"TEST_KEY": KEY, "TEST_BASE": f"http://127.0.0.1:{port}/v1"}
@@ -73,47 +74,47 @@ async def endless(*, talks: bool = False) -> AsyncIterator[Endless]:
 
 
 class Context(dict[str, Any]):
-    id = root_id = ENVELOPE.task_id
+    id = root_id = METADATA.task_id
 
 
-async def run_late(provider: Endless, url: str, config: FleetConfig, kind: str) -> None:
-    """The lane's task with a deadline that passes: all calls that it made are hung up."""
+async def serve_until_deadline(
+    provider: EndlessProvider, url: str, config: FleetConfig, kind: str
+) -> None:
+    """Serve a request whose deadline passes; return when all its provider calls are closed."""
     task: Any = SimpleNamespace(request=Context())
     async with realtime_server(config, url) as server:
         await server.warm_up()
-        deadline = datetime.now(UTC) + timedelta(seconds=SOON)
-        late = request(kind, deadline=deadline)
+        deadline = datetime.now(UTC) + timedelta(seconds=DEADLINE_SECONDS)
+        expiring = request(kind, deadline=deadline)
         with (
             services.override(backends={"realtime": server}),
             pytest.raises(errors.DeadlineExceeded),
         ):
-            await serving.serve("realtime", task, type(late), late.to_wire())
-        while provider.hung_up < provider.calls:  # noqa: ASYNC110 - the loop is the provider's too
+            await serving.serve("realtime", task, type(expiring), expiring.to_wire())
+        while provider.closed_calls < provider.calls:  # noqa: ASYNC110 - the loop is the provider's too
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_deadline_hangs_up_on_a_provider_that_does_not_answer(
+def test_a_deadline_closes_the_call_to_a_provider_that_does_not_answer(
     store: redis.Redis, valkey_url: str, kind: str
 ) -> None:
     async def run() -> int:
         async with endless() as provider:
-            await run_late(provider, valkey_url, config(), kind)
+            await serve_until_deadline(provider, valkey_url, config(), kind)
             return provider.calls
 
-    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == 1
+    assert asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS)) == 1
 
 
-def test_a_deadline_ends_an_answer_that_is_being_streamed(
-    store: redis.Redis, valkey_url: str
-) -> None:
+def test_a_deadline_ends_a_stream_as_failed(store: redis.Redis, valkey_url: str) -> None:
     async def run() -> int:
-        async with endless(talks=True) as provider:
-            await run_late(provider, valkey_url, config(), "stream")
+        async with endless(streams=True) as provider:
+            await serve_until_deadline(provider, valkey_url, config(), "stream")
             return provider.calls
 
-    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == 1
-    entries: Any = store.xrange(stream_key(ENVELOPE.task_id))
+    assert asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS)) == 1
+    entries: Any = store.xrange(stream_key(METADATA.task_id))
     fields = [name for _, entry in entries for name in entry]
     assert (fields[0], fields[-1]) == ("opened", "ended")
     assert "chunk" in fields
@@ -121,11 +122,11 @@ def test_a_deadline_ends_an_answer_that_is_being_streamed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_deadline_is_total_however_many_attempts_and_fallbacks_are_left(
+def test_a_deadline_ends_all_attempts_and_fallbacks(
     store: redis.Redis, valkey_url: str, kind: str
 ) -> None:
-    """Each attempt has less time than the deadline, and there are more than it has time for."""
-    stubborn = config(
+    """Each attempt times out before the deadline, and more attempts are left than fit in it."""
+    many_attempts = config(
         timeout=0.1,
         stream_timeout=0.1,
         num_retries=1_000,
@@ -135,18 +136,16 @@ def test_a_deadline_is_total_however_many_attempts_and_fallbacks_are_left(
 
     async def run() -> tuple[int, int]:
         async with endless() as provider:
-            await run_late(provider, valkey_url, stubborn, kind)
-            seen = provider.calls
-            await asyncio.sleep(0.3)  # longer than an attempt: none follows
-            return seen, provider.calls
+            await serve_until_deadline(provider, valkey_url, many_attempts, kind)
+            calls = provider.calls
+            await asyncio.sleep(0.3)  # longer than an attempt: no more may follow
+            return calls, provider.calls
 
-    seen, later = asyncio.run(asyncio.wait_for(run(), PATIENCE))
-    assert seen == later > 0
+    calls, calls_later = asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS))
+    assert calls == calls_later > 0
 
 
-def test_how_long_a_caller_will_wait_is_for_the_choice_of_the_lane_and_no_deadline(
-    store: redis.Redis, valkey_url: str
-) -> None:
+def test_max_latency_is_no_deadline_on_the_lane(store: redis.Redis, valkey_url: str) -> None:
     task: Any = SimpleNamespace(request=Context())
     patient = chat(max_latency=0.001)
 
@@ -156,4 +155,4 @@ def test_how_long_a_caller_will_wait_is_for_the_choice_of_the_lane_and_no_deadli
                 await serving.serve("realtime", task, type(patient), patient.to_wire())
 
     with pytest.raises(errors.ProviderTimeout):
-        asyncio.run(asyncio.wait_for(run(), PATIENCE))
+        asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS))

@@ -1,7 +1,7 @@
-"""Keys of the `routing_orchestration` section, at the place where each of them matters.
+"""The effects of the keys of the `routing_orchestration` section.
 
-tests/unit/test_orchestration.py says what each becomes; what comes of that is tested with the lanes
-themselves, and here where no test of theirs does it by the key that it has become.
+tests/unit/test_agents_config.py tests which setting each key becomes. The tests of the lanes cover
+the effects of most of these settings; this module covers the others.
 """
 
 from __future__ import annotations
@@ -40,22 +40,20 @@ GIVEN = yaml.safe_load((ROOT / "tests" / "data" / "routing_orchestration.yaml").
 
 
 def routed(**litellm_router: Any) -> FleetConfig:
-    """Deployments of `big` and `small`, which answers for `big`, with a policy for the router."""
-    plain = config(ONE_OF_EACH, fallbacks={"big": ["small"]}).model_dump(mode="json")
+    """Deployments of `big` and its fallback `small`, with a policy for the router."""
+    fleet = config(ONE_OF_EACH, fallbacks={"big": ["small"]}).model_dump(mode="json")
     return FleetConfig.model_validate(
-        plain | {"routing_orchestration": {"litellm_router": litellm_router}}
+        fleet | {"routing_orchestration": {"litellm_router": litellm_router}}
     )
 
 
 def shipped(**orchestration: Any) -> FleetConfig:
-    """The shipped file with a policy, and no tenants of its own."""
+    """The shipped fleet.yaml with a policy and without tenants."""
     file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text()) | {"tenants": {}}
     return FleetConfig.model_validate(file | {"routing_orchestration": orchestration})
 
 
-def test_without_fallbacks_a_models_own_deployments_answer_or_nobody(
-    ask: Ask, simulator: Simulator
-) -> None:
+def test_enable_fallbacks_false_disables_fallbacks(ask: Ask, simulator: Simulator) -> None:
     simulator.profile = failing(Fault(model="big-1", status=503))
     [answer] = ask(chat(), config=routed(enable_fallbacks=True))
     assert answer.receipt.deployment == "small-1"
@@ -63,11 +61,11 @@ def test_without_fallbacks_a_models_own_deployments_answer_or_nobody(
         ask(chat(), config=routed(enable_fallbacks=False))
 
 
-def test_the_strategy_is_that_of_requests_which_name_none(ask: Ask) -> None:
+def test_routing_strategy_is_the_default_strategy(ask: Ask) -> None:
     policies = {"usage-based-routing": "usage-based-routing-v2", "least-busy": "least-busy"}
     for named, strategy in policies.items():
         answers: list[Completion] = ask(chat(), config=routed(routing_strategy=named))
-        assert [one.receipt.strategy for one in answers] == [strategy]
+        assert [answer.receipt.strategy for answer in answers] == [strategy]
 
 
 def question(**fields: Any) -> CompletionRequest:
@@ -75,34 +73,34 @@ def question(**fields: Any) -> CompletionRequest:
     return CompletionRequest.parse({"model": "gpt-4o", "messages": messages} | fields)
 
 
-def test_the_limits_of_money_are_every_tenants(store: redis.Redis, valkey_url: str) -> None:
-    """A request for a thousand tokens of gpt-4o is a cent."""
+def test_cost_limits_apply_to_every_tenant(store: redis.Redis, valkey_url: str) -> None:
+    """A request for 1,000 tokens of gpt-4o costs a cent."""
     cap = {"cost_optimization": {"realtime_cost_limit_usd": "0.009"}}
     budget = {"performance_monitoring": {"cost_targets": {"monthly_budget_usd": "0.015"}}}
-    asked = question(lane="realtime", max_tokens=1_000, tenant_id="acme")
+    request = question(lane="realtime", max_tokens=1_000, tenant_id="acme")
     shipped(**cap).catalogue().publish(store)
     with Fleet(valkey_url) as fleet, pytest.raises(CostCapExceeded, match="the cap is 9000"):
-        fleet.submit(asked)
+        fleet.submit(request)
     shipped(**budget).catalogue().publish(store)
     with Fleet(valkey_url) as fleet:
-        fleet.submit(asked)
+        fleet.submit(request)
         with pytest.raises(BudgetExceeded):
-            fleet.submit(asked)
-        fleet.submit(asked.model_copy(update={"tenant_id": "another"}))
+            fleet.submit(request)
+        fleet.submit(request.model_copy(update={"tenant_id": "another"}))
 
 
 @pytest.mark.anyio
-async def test_the_completion_window_is_what_the_provider_is_asked_for(opened: OpenBench) -> None:
-    """The simulator takes 24h alone, as OpenAI does."""
+async def test_the_completion_window_is_sent_to_the_provider(opened: OpenBench) -> None:
+    """The simulator accepts only 24h, as OpenAI does."""
     async with opened(completion_window="2d") as b:
         [result] = await b.send(batched("Why?"))
         await b.until_idle()
-        refused = await b.outcome(result)
-        assert isinstance(refused, ProviderError)
-        assert "Invalid value: '2d'" in str(refused)
+        error = await b.outcome(result)
+        assert isinstance(error, ProviderError)
+        assert "Invalid value: '2d'" in str(error)
 
 
-def test_the_targets_are_metrics_of_every_worker(
+def test_every_worker_exports_the_targets_as_metrics(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
@@ -120,13 +118,13 @@ def test_the_targets_are_metrics_of_every_worker(
         "OPENAI_API_KEY": "x",
     }
     with start_worker("targeted", app="workers.realtime.app", env=env):
-        said = eventually(lambda: targets(port))
-    assert said == load(file).targets.by_name()
-    assert said["realtime_p95_seconds"] == 1.234
+        exported = eventually(lambda: targets(port))
+    assert exported == load(file).targets.by_name()
+    assert exported["realtime_p95_seconds"] == 1.234
 
 
 def targets(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    found = [line.split() for line in lines if line.startswith("primarch_target{")]
-    return {name.split('"')[1]: float(value) for name, value in found}
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    samples = [line.split() for line in lines if line.startswith("primarch_target{")]
+    return {name.split('"')[1]: float(value) for name, value in samples}

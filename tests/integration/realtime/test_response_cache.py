@@ -1,4 +1,4 @@
-"""Answers kept for equal requests: the real Router, a provider over HTTP, a real Valkey."""
+"""The response cache with the real Router, a provider over HTTP and a real Valkey."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class Context(dict[str, Any]):
 Ask = Callable[[Request], Awaitable[Completion]]
 
 
-async def ask(one: Request, task_id: str = "task") -> Completion:
-    """What the realtime lane's task returns."""
+async def ask(request: Request, task_id: str = "task") -> Completion:
+    """Serve a request as the realtime lane's task does."""
     task: Any = SimpleNamespace(request=Context(task_id))
     return Completion.model_validate(
-        await serving.serve("realtime", task, type(one), one.to_wire())
+        await serving.serve("realtime", task, type(request), request.to_wire())
     )
 
 
@@ -79,33 +79,33 @@ def run(
     url: str,
     body: Callable[[], Awaitable[Any]],
     clock: Clock | None = None,
-    at: str = "",
+    cache_url: str = "",
     config: FleetConfig = CONFIG,
 ) -> list[Receipt]:
-    """Run `body` in a process that serves and keeps; the receipts of the answers found."""
-    found: list[Receipt] = []
+    """Run `body` with a server and a cache; return the receipts of cache hits."""
+    hits: list[Receipt] = []
 
-    async def all_of_it() -> None:
+    async def run_body() -> None:
         async with realtime_server(config, url) as server:
-            client = Redis.from_url(at or url, decode_responses=True)
-            cache = ResponseCache(client, found.append, clock or Clock(1_000_000.0))
+            client = Redis.from_url(cache_url or url, decode_responses=True)
+            cache = ResponseCache(client, hits.append, clock or Clock(1_000_000.0))
             try:
                 with services.override(backends={"realtime": server}, response_cache=cache):
                     await body()
             finally:
                 await cache.close()
 
-    asyncio.run(all_of_it())
-    return found
+    asyncio.run(run_body())
+    return hits
 
 
-def asked(simulator: Simulator) -> int:
-    """How many answers the provider has put on its invoice."""
+def provider_calls(simulator: Simulator) -> int:
+    """The number of requests on the provider's invoice."""
     return int(simulator.invoice()["requests"])
 
 
 @pytest.mark.parametrize("kind", ["chat", "embedding"])
-def test_an_equal_request_gets_the_kept_answer_for_nothing(
+def test_an_equal_request_gets_the_cached_answer_at_no_cost(
     kind: str, simulator: Simulator, valkey_url: str
 ) -> None:
     async def body() -> None:
@@ -119,11 +119,11 @@ def test_an_equal_request_gets_the_kept_answer_for_nothing(
         assert (again.receipt.metadata, again.receipt.user_id) == ({"n": 2}, None)
         assert again.receipt.trace_id == "second"
 
-    found = run(valkey_url, body)
-    assert (asked(simulator), len(found)) == (1, 1)
+    hits = run(valkey_url, body)
+    assert (provider_calls(simulator), len(hits)) == (1, 1)
 
 
-def test_a_hit_is_no_call_whatever_it_took_to_get_the_answer(
+def test_a_hit_has_no_attempts_whatever_the_first_request_needed(
     simulator: Simulator, valkey_url: str
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", status=500))
@@ -137,7 +137,7 @@ def test_a_hit_is_no_call_whatever_it_took_to_get_the_answer(
     run(valkey_url, body, config=config(fallbacks={"big": ["small"]}))
 
 
-def test_an_error_is_not_kept(simulator: Simulator, valkey_url: str, store: redis.Redis) -> None:
+def test_an_error_is_not_cached(simulator: Simulator, valkey_url: str, store: redis.Redis) -> None:
     simulator.profile = failing(Fault(status=500, times=1))
 
     async def body() -> None:
@@ -149,18 +149,18 @@ def test_an_error_is_not_kept(simulator: Simulator, valkey_url: str, store: redi
     run(valkey_url, body)
 
 
-def test_equal_requests_at_the_same_time_are_all_asked_for(
+def test_equal_concurrent_requests_all_call_the_provider(
     simulator: Simulator, valkey_url: str
 ) -> None:
     simulator.profile = PROFILE.model_copy(update={"latency": Latency(mean=0.5)})
 
     async def body() -> None:
         both = await asyncio.gather(*(ask(chat(cache_ttl=60)) for _ in range(2)))
-        assert [one.receipt.cached for one in both] == [False, False]
+        assert [answer.receipt.cached for answer in both] == [False, False]
         assert (await ask(chat(cache_ttl=60))).receipt.cached
 
     run(valkey_url, body)
-    assert asked(simulator) == 2
+    assert provider_calls(simulator) == 2
 
 
 def lookups(result: str) -> float:
@@ -172,7 +172,7 @@ def lookups(result: str) -> float:
     )
 
 
-def test_hits_and_misses_are_counted(simulator: Simulator, valkey_url: str) -> None:
+def test_cache_hits_and_misses_are_counted(simulator: Simulator, valkey_url: str) -> None:
     before = lookups("hit"), lookups("miss")
 
     async def body() -> None:
@@ -185,22 +185,22 @@ def test_hits_and_misses_are_counted(simulator: Simulator, valkey_url: str) -> N
 
 
 @pytest.mark.parametrize(
-    "other",
+    "change",
     [{"tenant_id": "another"}, {"temperature": 0.5}, {"model": "small"}, {"cache_ttl": None}],
     ids=str,
 )
-def test_another_tenant_and_another_request_get_answers_of_their_own(
-    other: dict[str, Any], simulator: Simulator, valkey_url: str
+def test_another_tenant_or_request_gets_its_own_answer(
+    change: dict[str, Any], simulator: Simulator, valkey_url: str
 ) -> None:
     async def body() -> None:
         await ask(chat(cache_ttl=60))
-        assert not (await ask(chat(**{"cache_ttl": 60, **other}))).receipt.cached
+        assert not (await ask(chat(**{"cache_ttl": 60, **change}))).receipt.cached
 
     assert run(valkey_url, body) == []
-    assert asked(simulator) == 2
+    assert provider_calls(simulator) == 2
 
 
-def test_an_answer_older_than_the_request_allows_is_not_found(
+def test_an_answer_older_than_cache_ttl_is_a_miss(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
     clock = Clock(1_000_000.0)
@@ -213,20 +213,20 @@ def test_an_answer_older_than_the_request_allows_is_not_found(
 
     run(valkey_url, body, clock)
     (key,) = store.keys("fleet:cache:*")
-    assert 50_000 < store.pttl(key) <= 60_000, "kept for as long as the last one asked"
+    assert 50_000 < store.pttl(key) <= 60_000, "the last request's cache_ttl counts"
 
 
-def test_a_stream_is_asked_for_each_time(simulator: Simulator, valkey_url: str) -> None:
+def test_a_stream_is_never_cached(simulator: Simulator, valkey_url: str) -> None:
     async def body() -> None:
         for _ in range(2):
             await ask(request("stream", cache_ttl=60))
 
     run(valkey_url, body)
     assert "stream" in KINDS
-    assert asked(simulator) == 2
+    assert provider_calls(simulator) == 2
 
 
-def test_what_cannot_be_read_is_asked_for_again(
+def test_a_corrupt_entry_is_a_miss(
     simulator: Simulator, valkey_url: str, store: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def body() -> None:
@@ -237,35 +237,35 @@ def test_what_cannot_be_read_is_asked_for_again(
         assert (await ask(chat(cache_ttl=60))).receipt.cached
 
     run(valkey_url, body)
-    assert [one.action for one in caplog.records if hasattr(one, "action")] == ["cache_failed"]
+    assert [record.action for record in caplog.records if hasattr(record, "action")] == [
+        "cache_failed"
+    ]
     assert "half an ans" not in caplog.text
 
 
-def test_a_redis_that_is_away_is_as_if_nothing_were_kept(
-    simulator: Simulator, valkey_url: str
-) -> None:
+def test_an_unreachable_redis_is_a_miss(simulator: Simulator, valkey_url: str) -> None:
     async def body() -> None:
         for _ in range(2):
             assert not (await ask(chat(cache_ttl=60))).receipt.cached
 
-    run(valkey_url, body, at="redis://127.0.0.1:1/0")
-    assert asked(simulator) == 2
+    run(valkey_url, body, cache_url="redis://127.0.0.1:1/0")
+    assert provider_calls(simulator) == 2
 
 
-def test_an_answer_that_shares_the_place_of_another_is_never_taken_for_it(
+def test_answers_with_the_same_key_are_not_confused(
     simulator: Simulator, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(response_cache, "MAX_ENTRIES", 1)
 
     async def body() -> None:
-        for one in (chat(cache_ttl=60), chat("small", cache_ttl=60), chat(cache_ttl=60)):
-            assert not (await ask(one)).receipt.cached
+        for asked in (chat(cache_ttl=60), chat("small", cache_ttl=60), chat(cache_ttl=60)):
+            assert not (await ask(asked)).receipt.cached
 
     run(valkey_url, body)
-    assert asked(simulator) == 3
+    assert provider_calls(simulator) == 3
 
 
-def test_an_answer_that_is_too_large_is_not_kept(
+def test_an_answer_over_the_size_limit_is_not_cached(
     simulator: Simulator, valkey_url: str, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(response_cache, "MAX_ENTRY_BYTES", 100)
@@ -277,45 +277,47 @@ def test_an_answer_that_is_too_large_is_not_kept(
     assert store.keys("fleet:cache:*") == []
 
 
-def test_the_size_of_an_answer_is_that_of_its_bytes(valkey_url: str, store: redis.Redis) -> None:
-    assert kept(valkey_url, "é" * (response_cache.MAX_ENTRY_BYTES // 2)) == ""
+def test_the_size_of_an_answer_counts_bytes(valkey_url: str, store: redis.Redis) -> None:
+    assert cached(valkey_url, "é" * (response_cache.MAX_ENTRY_BYTES // 2)) == ""
 
 
-def test_answers_of_the_largest_size_in_all_places_take_256_mib_at_most(
+def test_a_full_cache_of_the_largest_answers_takes_at_most_256_mib(
     valkey_url: str, store: redis.Redis
 ) -> None:
-    """By Redis's own count of a place, and of no more places than there are."""
-    room = response_cache.MAX_ENTRY_BYTES - len(kept(valkey_url, ""))
+    """By the memory that Redis reports for one entry, times the maximum number of entries."""
+    room = response_cache.MAX_ENTRY_BYTES - len(cached(valkey_url, ""))
     store.flushall()
-    assert len(kept(valkey_url, "x" * room).encode()) == response_cache.MAX_ENTRY_BYTES
+    assert len(cached(valkey_url, "x" * room).encode()) == response_cache.MAX_ENTRY_BYTES
     (key,) = map(str, store.keys("fleet:cache:*"))
     assert int(store.memory_usage(key) or 0) * response_cache.MAX_ENTRIES <= 256 * 2**20
     assert response_cache.MAX_ENTRY_BYTES <= 56 * 1024, "over it, Redis allocates 80 KiB"
     assert 0 <= int(key.removeprefix("fleet:cache:")) < response_cache.MAX_ENTRIES
 
 
-def test_an_answer_that_a_filter_has_cut_is_not_kept(valkey_url: str, store: redis.Redis) -> None:
-    assert kept(valkey_url, "half an ans", "content_filter") == ""
+def test_an_answer_cut_by_a_content_filter_is_not_cached(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    assert cached(valkey_url, "half an ans", "content_filter") == ""
 
 
-def kept(url: str, text: str, ended_by: str = "stop") -> str:
-    """What Redis has of an answer of this text; "" if nothing."""
-    asked = chat(cache_ttl=60)
-    choice = {"finish_reason": ended_by, "message": {"content": text}}
+def cached(url: str, text: str, finish_reason: str = "stop") -> str:
+    """Cache an answer with this text, and return the stored entry; "" if it is not cached."""
+    request = chat(cache_ttl=60)
+    choice = {"finish_reason": finish_reason, "message": {"content": text}}
     answer = Completion(body={"choices": [choice]}, receipt=RECEIPT)
 
     async def keep() -> str:
         client = Redis.from_url(url, decode_responses=True)
         cache = ResponseCache(client, clock=Clock(1_000_000.0))
-        await cache.keep("realtime", asked, answer)
+        await cache.keep("realtime", request, answer)
         stored = await client.mget(await client.keys("fleet:cache:*") or ["none"])
         await cache.close()
-        return "".join(str(one) for one in stored if one)
+        return "".join(str(entry) for entry in stored if entry)
 
     return asyncio.run(keep())
 
 
-def test_nothing_of_who_asked_is_kept_and_nothing_of_a_prompt_in_a_key(
+def test_an_entry_has_no_user_data_and_its_key_no_prompt(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
     async def body() -> None:

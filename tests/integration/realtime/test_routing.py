@@ -1,4 +1,4 @@
-"""How the realtime lane chooses: strategies, tags, orders, weights, and who answers a refusal."""
+"""How the realtime lane chooses a deployment: strategies, tags, order, weights and fallbacks."""
 
 import asyncio
 import time
@@ -10,8 +10,8 @@ import redis
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, errors
 from tests.support.realtime_fixture import (
-    ENVELOPE,
     KINDS,
+    METADATA,
     PROFILE,
     Ask,
     ask_server,
@@ -32,12 +32,12 @@ from workers.realtime import router, router_host
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
-#: Weights with which the default strategy only ever takes the second deployment, the dearer one.
+#: Weights with which the default strategy only takes the second, more expensive deployment.
 NEVER, ALWAYS = ({"weight": weight, "rpm": 1_000, "tpm": 1_000_000} for weight in (0, 1))
-#: Seconds that a provider asks to wait: no test waits for it.
+#: A Retry-After that no test waits for.
 MINUTE = 60.0
-#: Seconds that a test may take on a busy machine.
-PATIENCE = 30.0
+#: How long a test may take on a busy machine.
+TIMEOUT_SECONDS = 30.0
 
 
 def weighted(first: dict[str, Any] = NEVER, second: dict[str, Any] = ALWAYS) -> FleetConfig:
@@ -48,19 +48,19 @@ def served_by(answers: list[Completion]) -> list[str]:
     return [answer.receipt.deployment for answer in answers]
 
 
-def test_weights_share_the_calls_out(ask: Ask) -> None:
+def test_weights_distribute_the_calls(ask: Ask) -> None:
     assert served_by(ask(*[chat()] * 8, config=weighted())) == ["big-2"] * 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_request_has_the_strategy_that_it_names(ask: Ask, kind: str) -> None:
-    """LiteLLM knows the parameter, but does not document it: this notices if it is gone."""
+def test_a_request_can_name_its_strategy(ask: Ask, kind: str) -> None:
+    """LiteLLM supports this parameter without documenting it; this test notices its removal."""
     plain, named = request(kind), request(kind, routing_strategy="cost-based-routing")
     answers = ask(*[plain, named] * 3, config=weighted())
-    cheap, dear = f"{model_of(kind)}-1", f"{model_of(kind)}-2"
-    assert served_by(answers) == [dear, cheap] * 3
-    told = [answer.receipt.strategy for answer in answers]
-    assert told == ["simple-shuffle", "cost-based-routing"] * 3
+    cheap, expensive = f"{model_of(kind)}-1", f"{model_of(kind)}-2"
+    assert served_by(answers) == [expensive, cheap] * 3
+    strategies = [answer.receipt.strategy for answer in answers]
+    assert strategies == ["simple-shuffle", "cost-based-routing"] * 3
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_a_request_has_the_strategy_that_it_names(ask: Ask, kind: str) -> None:
         ({"cost_preference": "speed", "routing_strategy": "simple-shuffle"}, "simple-shuffle"),
     ],
 )
-def test_a_preference_has_its_strategy_and_a_named_one_wins(
+def test_a_cost_preference_selects_a_strategy_unless_one_is_named(
     ask: Ask, fields: dict[str, Any], strategy: str
 ) -> None:
     both = config(pair("big", NEVER, ALWAYS), routing_strategy="least-busy")
     [answer] = ask(chat(**fields), config=both)
     assert answer.receipt.strategy == strategy
-    dear = {"simple-shuffle": "big-2", "cost-based-routing": "big-1"}
-    assert answer.receipt.deployment == dear.get(strategy, answer.receipt.deployment)
+    expected = {"simple-shuffle": "big-2", "cost-based-routing": "big-1"}
+    assert answer.receipt.deployment == expected.get(strategy, answer.receipt.deployment)
 
 
-def test_a_request_for_the_fastest_gets_it_once_both_are_known(
+def test_latency_based_routing_picks_the_faster_once_both_are_measured(
     simulator: Simulator, valkey_url: str
 ) -> None:
     slow = PROFILE.models["big-1"].model_copy(update={"latency": Latency(mean=0.2)})
@@ -91,32 +91,32 @@ def test_a_request_for_the_fastest_gets_it_once_both_are_known(
 
     async def run() -> list[str]:
         async with realtime_server(weighted(ALWAYS, NEVER), valkey_url) as server:
-            return served_by([await server.serve(fast, ENVELOPE) for _ in range(16)])
+            return served_by([await server.serve(fast, METADATA) for _ in range(16)])
 
-    served = asyncio.run(asyncio.wait_for(run(), PATIENCE))
+    served = asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS))
     assert set(served[:-8]) == {"big-1", "big-2"}
     assert set(served[-8:]) == {"big-2"}
 
 
-def test_a_request_for_the_least_busy_avoids_the_one_that_hangs(
+def test_least_busy_routing_avoids_a_deployment_that_hangs(
     simulator: Simulator, valkey_url: str
 ) -> None:
-    simulator.profile = failing(Fault(model="big-1", delay=PATIENCE, first=1))
+    simulator.profile = failing(Fault(model="big-1", delay=TIMEOUT_SECONDS, first=1))
     idle = chat(routing_strategy="least-busy")
 
     async def run() -> list[str]:
         async with realtime_server(weighted(ALWAYS, NEVER), valkey_url) as server:
-            hanging = asyncio.create_task(server.serve(idle, ENVELOPE))
+            hanging = asyncio.create_task(server.serve(idle, METADATA))
             await asyncio.to_thread(eventually, lambda: simulator.stats()["max_in_flight"])
-            served = served_by([await server.serve(idle, ENVELOPE) for _ in range(4)])
+            served = served_by([await server.serve(idle, METADATA) for _ in range(4)])
             hanging.cancel()
             await asyncio.gather(hanging, return_exceptions=True)
             return served
 
-    assert asyncio.run(asyncio.wait_for(run(), PATIENCE)) == ["big-2"] * 4
+    assert asyncio.run(asyncio.wait_for(run(), TIMEOUT_SECONDS)) == ["big-2"] * 4
 
 
-def test_requests_for_the_least_used_use_both(ask: Ask) -> None:
+def test_usage_based_routing_uses_both_deployments(ask: Ask) -> None:
     least = chat(routing_strategy="usage-based-routing-v2")
     answers = ask(*[least] * 16, config=weighted())
     assert set(served_by(answers)) == {"big-1", "big-2"}
@@ -126,11 +126,11 @@ def tagged(*deployments: dict[str, Any], **routing: Any) -> FleetConfig:
     return config(list(deployments), enable_tag_filtering=True, num_retries=2, **routing)
 
 
-def in_region(identity: str, *tags: str) -> dict[str, Any]:
-    return deployment(identity, params={"tags": list(tags)})
+def in_region(upstream: str, *tags: str) -> dict[str, Any]:
+    return deployment(upstream, params={"tags": list(tags)})
 
 
-def test_tags_choose_among_deployments(ask: Ask) -> None:
+def test_tags_select_deployments(ask: Ask) -> None:
     both = tagged(in_region("big-1", "eu"), in_region("big-2", "us"))
     answers = ask(*[chat(tags=[tag]) for tag in ("us", "eu", "us", "us")], config=both)
     assert served_by(answers) == ["big-2", "big-1", "big-2", "big-2"]
@@ -141,14 +141,14 @@ def test_a_deployment_must_have_all_tags_of_a_request(ask: Ask) -> None:
     assert served_by(ask(*[chat(tags=["paid", "eu"])] * 8, config=both)) == ["big-2"] * 8
 
 
-def test_a_request_without_tags_goes_to_the_default(ask: Ask) -> None:
+def test_a_request_without_tags_goes_to_the_default_deployment(ask: Ask) -> None:
     both = tagged(in_region("big-1", "eu"), in_region("big-2", "default"))
     assert served_by(ask(*[chat()] * 8, config=both)) == ["big-2"] * 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tags", [["mars"], ["eu", "mars"], ["eu", "us"], ["!us"]])
-def test_tags_that_no_deployment_has_are_refused_and_nobody_is_called(
+def test_tags_that_no_deployment_has_are_refused_without_a_call(
     ask: Ask, simulator: Simulator, kind: str, tags: list[str]
 ) -> None:
     """LiteLLM would send them to deployments tagged "default"."""
@@ -159,7 +159,7 @@ def test_tags_that_no_deployment_has_are_refused_and_nobody_is_called(
     assert simulator.stats()["calls"] == {}
 
 
-def test_tags_are_refused_where_nobody_goes_by_them(ask: Ask, simulator: Simulator) -> None:
+def test_tags_are_refused_without_tag_filtering(ask: Ask, simulator: Simulator) -> None:
     with pytest.raises(errors.InvalidRequest, match=r"tags: .*enable_tag_filtering"):
         ask(chat(tags=["eu"]), config=config([in_region("big-1", "eu")]))
     assert simulator.stats()["calls"] == {}
@@ -167,15 +167,17 @@ def test_tags_are_refused_where_nobody_goes_by_them(ask: Ask, simulator: Simulat
 
 @pytest.mark.parametrize("kind", ["chat", "stream"])
 @pytest.mark.parametrize("table", ["fallbacks", "context_window_fallbacks"])
-@pytest.mark.parametrize("elsewhere", [["default"], ["us"], []])
-def test_a_fallback_in_another_region_does_not_serve_a_request(
-    ask: Ask, simulator: Simulator, kind: str, table: str, elsewhere: list[str]
+@pytest.mark.parametrize("fallback_tags", [["default"], ["us"], []])
+def test_a_fallback_without_the_tags_does_not_serve_a_request(
+    ask: Ask, simulator: Simulator, kind: str, table: str, fallback_tags: list[str]
 ) -> None:
     message = "This model's maximum context length is 8192 tokens."
-    wrong = Fault(model="big-1", status=400, code="context_length_exceeded", message=message)
-    simulator.profile = failing(wrong)
+    too_long = Fault(model="big-1", status=400, code="context_length_exceeded", message=message)
+    simulator.profile = failing(too_long)
     both = tagged(
-        in_region("big-1", "eu"), in_region("small-1", *elsewhere), **{table: {"big": ["small"]}}
+        in_region("big-1", "eu"),
+        in_region("small-1", *fallback_tags),
+        **{table: {"big": ["small"]}},
     )
     with pytest.raises(errors.ContextWindowExceeded):
         ask(request(kind, tags=["eu"]), config=both)
@@ -184,7 +186,7 @@ def test_a_fallback_in_another_region_does_not_serve_a_request(
 
 
 @pytest.mark.parametrize("kind", ["chat", "stream"])
-def test_the_fallback_in_the_region_answers_and_the_others_are_not_tried(
+def test_only_the_fallback_with_the_tags_is_called(
     ask: Ask, simulator: Simulator, kind: str
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", status=429, retry_after=MINUTE))
@@ -201,7 +203,7 @@ def test_the_fallback_in_the_region_answers_and_the_others_are_not_tried(
     assert (answer.receipt.attempts, answer.receipt.fallbacks) == (2, 1)
 
 
-def test_a_region_that_cools_down_is_not_replaced_by_another(
+def test_a_region_that_cools_down_is_not_replaced_by_another_region(
     ask: Ask, simulator: Simulator, store: redis.Redis
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", status=500))
@@ -216,7 +218,7 @@ def test_a_region_that_cools_down_is_not_replaced_by_another(
     assert set(simulator.stats()["calls"]["chat.completions"]) == {"500"}
 
 
-def test_the_first_order_answers_while_it_can_and_then_the_next(
+def test_the_next_order_answers_only_after_the_first_fails(
     ask: Ask, simulator: Simulator, store: redis.Redis
 ) -> None:
     ordered = config(
@@ -236,7 +238,7 @@ def test_the_first_order_answers_while_it_can_and_then_the_next(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_fallback_answers_without_waiting_for_what_a_provider_asks_to_wait(
+def test_a_fallback_answers_without_waiting_for_a_retry_after(
     ask: Ask, simulator: Simulator, kind: str, status: int, count: int
 ) -> None:
     names = ("big-1", "big-2", "vectors-1", "vectors-2")
@@ -258,14 +260,14 @@ def test_a_fallback_answers_without_waiting_for_what_a_provider_asks_to_wait(
     )
     started = time.monotonic()
     [answer] = ask(request(kind), config=several)
-    assert time.monotonic() - started < PATIENCE
+    assert time.monotonic() - started < TIMEOUT_SECONDS
     assert served_by([answer]) == [spare["id"]]
     assert answer.receipt.fallbacks == 1
     assert answer.receipt.attempts == 2 if count == 1 else answer.receipt.attempts <= 4
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_fallback_answers_at_once_for_one_that_refuses_and_does_not_say_until_when(
+def test_a_fallback_answers_at_once_after_a_refusal_without_retry_after(
     ask: Ask, simulator: Simulator, status: int
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", status=status))
@@ -275,32 +277,32 @@ def test_a_fallback_answers_at_once_for_one_that_refuses_and_does_not_say_until_
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_models_other_deployment_answers_for_one_that_fails(
+def test_another_deployment_of_the_model_answers_after_a_failure(
     ask: Ask, simulator: Simulator, kind: str, status: int
 ) -> None:
-    """It does not cool down, and chance would send every second request to it."""
+    """Without cooldowns, every second request would go to the failing deployment first."""
     name = model_of(kind)
     simulator.profile = failing(Fault(model=f"{name}-1", status=status))
     both = config([deployment(f"{name}-1"), deployment(f"{name}-2")], disable_cooldowns=True)
     assert served_by(ask(*[request(kind)] * 12, config=both)) == [f"{name}-2"] * 12
 
 
-def test_no_pause_between_two_attempts_is_as_long_as_a_provider_likes(
+def test_the_pause_between_attempts_is_limited(
     ask: Ask, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A 500 is tried again at the same deployment, and may have a Retry-After too."""
+    """A 500 with a Retry-After is retried at the same deployment."""
     monkeypatch.setattr(router_host, "MAX_PAUSE_SECONDS", 0.01)
     simulator.profile = failing(Fault(model="big-1", status=500, retry_after=MINUTE))
-    one = config(fallbacks={"big": ["small"]}, num_retries=2, allowed_fails=1_000)
+    single = config(fallbacks={"big": ["small"]}, num_retries=2, allowed_fails=1_000)
     started = time.monotonic()
-    [answer] = ask(chat(), config=one)
-    assert time.monotonic() - started < PATIENCE
+    [answer] = ask(chat(), config=single)
+    assert time.monotonic() - started < TIMEOUT_SECONDS
     assert served_by([answer]) == ["small-1"]
     assert answer.receipt.attempts > 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rate_limit_that_nobody_else_can_answer_says_when_to_come_again(
+def test_a_rate_limit_without_a_fallback_says_when_to_retry(
     ask: Ask, simulator: Simulator, kind: str
 ) -> None:
     simulator.profile = failing(Fault(status=429, retry_after=MINUTE))

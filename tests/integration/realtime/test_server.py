@@ -1,4 +1,4 @@
-"""The realtime lane's server: LiteLLM's real Router against the provider simulator over HTTP."""
+"""The realtime lane's server: the real Router and the provider simulator over HTTP."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from workers.realtime.errors import FLEET_ERRORS, translate
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
-#: Errors of LiteLLM's proxy server, which the fleet does not run.
+#: Errors that only LiteLLM's proxy server raises, which the fleet does not run.
 PROXY_ONLY = {
     "BlockedPiiEntityError",
     "BudgetExceededError",
@@ -37,9 +37,7 @@ PROXY_ONLY = {
 LIMITED = {"rpm": 100, "tpm": 100_000}
 
 
-def test_a_chat_returns_the_body_of_openai_and_a_receipt_of_what_served_it(
-    ask: Ask, simulator: Simulator
-) -> None:
+def test_a_chat_returns_openais_body_and_a_complete_receipt(ask: Ask, simulator: Simulator) -> None:
     [answer] = ask(chat(tenant_id="t", user_id="u", metadata={"k": 1}))
     body = ChatCompletion.model_validate(answer.body)
     receipt = answer.receipt
@@ -57,14 +55,14 @@ def test_a_chat_returns_the_body_of_openai_and_a_receipt_of_what_served_it(
     assert receipt.cost == simulator.invoice()["total"] > 0
 
 
-def test_an_embedding_returns_its_vectors(ask: Ask, simulator: Simulator) -> None:
+def test_an_embedding_request_returns_vectors(ask: Ask, simulator: Simulator) -> None:
     [answer] = ask(EmbeddingRequest(model="vectors", input=["one", "two"], encoding_format="float"))
     assert len(CreateEmbeddingResponse.model_validate(answer.body).data) == 2
     assert answer.receipt.output_tokens == 0
     assert answer.receipt.cost == simulator.invoice()["total"]
 
 
-def test_a_streamed_chat_is_whole_and_knows_its_first_token(ask: Ask) -> None:
+def test_a_streamed_chat_is_complete_and_has_a_time_to_first_token(ask: Ask) -> None:
     plain, streamed = ask(chat(), chat(stream=True))
     assert streamed.text == plain.text
     assert streamed.receipt.cost == plain.receipt.cost
@@ -73,7 +71,9 @@ def test_a_streamed_chat_is_whole_and_knows_its_first_token(ask: Ask) -> None:
     assert ChatCompletion.model_validate(streamed.body).choices[0].finish_reason == "stop"
 
 
-def test_a_fallback_is_counted_and_priced_as_what_it_is(ask: Ask, simulator: Simulator) -> None:
+def test_a_fallback_is_counted_and_priced_by_the_model_that_answered(
+    ask: Ask, simulator: Simulator
+) -> None:
     simulator.profile = failing(Fault(model="big-1", status=500, message="broken"))
     [answer] = ask(chat(), config=config(fallbacks={"big": ["small"]}, num_retries=1))
     receipt = answer.receipt
@@ -101,7 +101,7 @@ def test_a_fallback_is_counted_and_priced_as_what_it_is(ask: Ask, simulator: Sim
         ),
     ],
 )
-def test_context_and_content_have_fallbacks_of_their_own(
+def test_context_window_and_content_policy_have_their_own_fallbacks(
     ask: Ask, simulator: Simulator, fault: dict[str, Any], table: str, kind: type[Exception]
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", **fault))
@@ -128,7 +128,7 @@ def test_context_and_content_have_fallbacks_of_their_own(
         ({"delay": 5}, errors.ProviderTimeout, True),
     ],
 )
-def test_a_providers_failure_becomes_one_of_ours_without_the_key(
+def test_a_provider_error_becomes_a_fleet_error_without_the_key(
     ask: Ask,
     simulator: Simulator,
     fault: dict[str, Any],
@@ -144,10 +144,10 @@ def test_a_providers_failure_becomes_one_of_ours_without_the_key(
     assert caught.value.__cause__ is None
 
 
-def test_a_model_that_nobody_serves_is_named_and_no_provider_is_called(
+def test_an_unknown_model_is_refused_without_a_provider_call(
     ask: Ask, simulator: Simulator
 ) -> None:
-    """A plain Celery producer has nobody else to tell it."""
+    """A plain Celery producer gets the error from the worker only."""
     with pytest.raises(errors.UnknownModel, match="gpt-9"):
         ask(chat("gpt-9"))
     assert simulator.stats()["calls"] == {}
@@ -161,20 +161,20 @@ def two(**routing: Any) -> FleetConfig:
     "strategy",
     ["simple-shuffle", "least-busy", "usage-based-routing-v2", "latency-based-routing"],
 )
-def test_every_strategy_answers_and_is_named_in_the_receipt(ask: Ask, strategy: str) -> None:
+def test_every_strategy_answers_and_is_in_the_receipt(ask: Ask, strategy: str) -> None:
     answers = ask(*[chat()] * 4, config=two(routing_strategy=strategy))
     assert [answer.receipt.strategy for answer in answers] == [strategy] * 4
     assert {answer.receipt.deployment for answer in answers} <= {"big-1", "big-2"}
 
 
-def test_every_error_of_litellm_has_a_meaning_here() -> None:
-    """Fails when LiteLLM grows an error that only the catch-all would translate."""
-    kinds = [one for one in vars(exceptions).values() if isinstance(one, type)]
-    caught = {
-        kind.__name__
-        for kind in kinds
-        if issubclass(kind, Exception)
-        and next(one for one in kind.__mro__ if one in FLEET_ERRORS) is Exception
+def test_every_error_of_litellm_is_translated() -> None:
+    """Fails if LiteLLM adds an error that only the catch-all `Exception` would translate."""
+    classes = [value for value in vars(exceptions).values() if isinstance(value, type)]
+    untranslated = {
+        error.__name__
+        for error in classes
+        if issubclass(error, Exception)
+        and next(base for base in error.__mro__ if base in FLEET_ERRORS) is Exception
     }
-    assert caught == PROXY_ONLY
+    assert untranslated == PROXY_ONLY
     assert type(translate(ValueError("x"), [])) is errors.ProviderError

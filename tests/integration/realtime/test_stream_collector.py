@@ -1,4 +1,4 @@
-"""Streams of the realtime lane: LiteLLM's Router between providers over HTTP and a real Valkey."""
+"""Streams of the realtime lane: the real Router, providers over HTTP and a real Valkey."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from openai.types.chat import ChatCompletionChunk
 from config.fleet import FleetConfig
 from primarch_fleet import Chunk, Completion, CompletionRequest, Fleet, errors
 from primarch_fleet.streaming import stream_key
-from tests.support.realtime_fixture import CONFIG, ENVELOPE, ask, chat, config, failing, provider
+from tests.support.realtime_fixture import CONFIG, METADATA, ask, chat, config, failing, provider
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 
-TASK = ENVELOPE.task_id
+TASK = METADATA.task_id
 TOOL = {
     "type": "function",
     "function": {
@@ -40,7 +40,7 @@ def simulator(store: redis.Redis) -> Iterator[Simulator]:
 
 
 def serve(url: str, request: CompletionRequest, config: FleetConfig = CONFIG) -> Completion:
-    """One answer of a server of its own, and its stream written to the end."""
+    """Serve one request with its own server; its stream is written to the end."""
     [answer] = ask(url, request, config=config)
     return answer
 
@@ -50,12 +50,12 @@ def chunks_of(url: str) -> list[Chunk]:
         return list(fleet.stream(TASK, timeout=10))
 
 
-def end_of(store: redis.Redis) -> Any:
-    last: Any = store.xrevrange(stream_key(TASK), count=1)
-    return last[0][1]["ended"]
+def stream_end(store: redis.Redis) -> Any:
+    entries: Any = store.xrevrange(stream_key(TASK), count=1)
+    return entries[0][1]["ended"]
 
 
-def test_chunks_are_openais_and_their_text_is_the_answers(
+def test_chunks_have_openais_form_and_the_text_of_the_answer(
     simulator: Simulator, valkey_url: str
 ) -> None:
     completion = serve(valkey_url, chat(stream=True))
@@ -82,28 +82,28 @@ def test_the_arguments_of_a_tool_call_are_streamed(simulator: Simulator, valkey_
     assert completion.receipt.time_to_first_token is not None
 
 
-def test_a_stream_that_the_provider_cuts_is_an_error_and_no_shorter_answer(
+def test_a_stream_that_the_provider_breaks_off_is_an_error(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
     simulator.profile = failing(Fault(model="big-1", drop="mid_stream"))
     both = config(fallbacks={"big": ["small"]}, num_retries=1)
     with pytest.raises(errors.ProviderUnavailable):
         serve(valkey_url, chat(stream=True), both)
-    assert end_of(store) == "failed"
+    assert stream_end(store) == "failed"
     assert simulator.stats()["calls"]["chat.completions"] == {"dropped": 1}
 
 
 def test_several_choices_cannot_be_streamed(simulator: Simulator, valkey_url: str) -> None:
-    """LiteLLM keeps the reason for which the first one ended, and loses the others'."""
+    """LiteLLM keeps only the first choice's finish reason."""
     with pytest.raises(errors.InvalidRequest, match=r"^n:"):
         serve(valkey_url, chat(stream=True, n=2))
     assert simulator.stats()["calls"] == {}
 
 
 @contextmanager
-def ending_early(*deltas: dict[str, Any]) -> Iterator[str]:
-    """A provider that sends these deltas and closes the connection as if it were done."""
-    head = {"id": "early", "object": "chat.completion.chunk", "created": 1, "model": "big-1"}
+def truncated_stream(*deltas: dict[str, Any]) -> Iterator[str]:
+    """A provider that sends these deltas and closes the connection without a finish reason."""
+    head = {"id": "truncated", "object": "chat.completion.chunk", "created": 1, "model": "big-1"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -116,7 +116,7 @@ def ending_early(*deltas: dict[str, Any]) -> Iterator[str]:
                 self.wfile.write(f"data: {json.dumps(head | {'choices': [choice]})}\n\n".encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, args=(0.05,))
@@ -128,32 +128,32 @@ def ending_early(*deltas: dict[str, Any]) -> Iterator[str]:
             thread.join()
 
 
-def with_early(url: str) -> FleetConfig:
-    """`big` at the provider that ends early, with `small` at the simulator as its fallback."""
-    os.environ["TEST_EARLY"] = url
-    early = {"litellm_provider": "openai", "api_key": "os.environ/TEST_KEY"}
-    base = config(fallbacks={"big": ["small"]}).model_dump()
-    base["providers"]["early"] = early | {"api_base": "os.environ/TEST_EARLY"}
-    for deployment in base["deployments"]:
+def config_with_truncating(url: str) -> FleetConfig:
+    """`big` at the truncating provider, with `small` at the simulator as its fallback."""
+    os.environ["TEST_TRUNCATING"] = url
+    truncating = {"litellm_provider": "openai", "api_key": "os.environ/TEST_KEY"}
+    fleet = config(fallbacks={"big": ["small"]}).model_dump()
+    fleet["providers"]["truncating"] = truncating | {"api_base": "os.environ/TEST_TRUNCATING"}
+    for deployment in fleet["deployments"]:
         if deployment["id"] == "big-1":
-            deployment["provider"] = "early"
-    return FleetConfig.model_validate(base)
+            deployment["provider"] = "truncating"
+    return FleetConfig.model_validate(fleet)
 
 
-def test_an_answer_without_an_end_is_not_taken_for_one(
+def test_a_stream_without_a_finish_reason_is_an_error(
     simulator: Simulator, valkey_url: str, store: redis.Redis
 ) -> None:
     deltas = ({"role": "assistant", "content": ""}, {"content": "half an "})
-    with ending_early(*deltas) as url, pytest.raises(errors.ProviderUnavailable):
-        serve(valkey_url, chat(stream=True), with_early(url))
-    assert end_of(store) == "failed"
+    with truncated_stream(*deltas) as url, pytest.raises(errors.ProviderUnavailable):
+        serve(valkey_url, chat(stream=True), config_with_truncating(url))
+    assert stream_end(store) == "failed"
 
 
-def test_a_fallback_from_a_provider_that_had_said_nothing_leaves_no_trace_of_it(
+def test_a_fallback_before_the_first_token_replaces_the_failed_stream(
     simulator: Simulator, valkey_url: str
 ) -> None:
-    with ending_early({"role": "assistant", "content": ""}) as url:
-        completion = serve(valkey_url, chat(stream=True), with_early(url))
+    with truncated_stream({"role": "assistant", "content": ""}) as url:
+        completion = serve(valkey_url, chat(stream=True), config_with_truncating(url))
     chunks = chunks_of(valkey_url)
     assert {chunk.body["model"] for chunk in chunks} == {"small-1"}
     assert "".join(chunk.text for chunk in chunks) == completion.text
