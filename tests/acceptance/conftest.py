@@ -74,7 +74,9 @@ def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Ite
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.onebox.up", "--simulate", *options],
             cwd=ROOT,
-            env=os.environ | {"FLEET_DATA_DIR": str(folder)} | env,
+            # SPT_NOENV: setproctitle, if installed, would overwrite the environment of the processes,
+            # by which `processes_of` recognizes them.
+            env=os.environ | {"FLEET_DATA_DIR": str(folder), "SPT_NOENV": "1"} | env,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
