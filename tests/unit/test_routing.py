@@ -145,6 +145,34 @@ def test_the_cost_cap_of_a_tenant_is_for_the_realtime_lane_only() -> None:
         check_cost(request(), 11, "realtime", limits)
 
 
+@pytest.mark.parametrize(
+    ("fields", "promote_at"),
+    [
+        ({"max_latency": 60.0}, NOW.timestamp() + 60),
+        ({"deadline": NOW + timedelta(seconds=30), "max_latency": 60.0}, NOW.timestamp() + 30),
+        ({}, None),
+        ({"lane": "local", "max_latency": 60.0}, None),
+        ({"model": "hosted", "max_latency": 60.0}, None),
+        ({"model": "remote", "max_latency": 60.0}, None),
+        ({"stream": True, "n": 2, "max_latency": 60.0}, None),
+    ],
+)
+def test_a_local_request_is_promoted_at_its_deadline_if_the_realtime_lane_can_serve_it(
+    fields: dict[str, Any], promote_at: float | None
+) -> None:
+    assert decide(request(**fields), CATALOGUE).promote_at == promote_at
+
+
+def test_a_decision_checks_the_caps_of_the_request_and_of_its_tenant() -> None:
+    tenant = CATALOGUE.model_copy(update={"tenants": {"acme": Limits(max_cost_realtime=10)}})
+    urgent: dict[str, Any] = {"priority": "high", "max_tokens": 100}
+    assert decide(request(**urgent), tenant).limits is None
+    with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
+        decide(request(**urgent, tenant_id="acme"), tenant)
+    with pytest.raises(CostCapExceeded, match="max_cost"):
+        decide(request(**urgent, max_cost=10), CATALOGUE)
+
+
 def with_policy(over_budget: str) -> Catalogue:
     limits = Limits.model_validate({"over_budget": over_budget})
     return CATALOGUE.model_copy(update={"tenants": {"default": limits}})
