@@ -1,4 +1,4 @@
-"""A worker's side of streams as tests play it, and what their readers collect."""
+"""The writing side of streams, and readers that collect chunks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from primarch_fleet import Chunk
 from workers.stream_writer import Publish, StreamWriter
 
-#: Seconds that no test here should take.
-PATIENCE = 60.0
+#: Seconds after which a test fails.
+TIMEOUT_SECONDS = 60.0
 TASK = "task"
 
 
@@ -34,13 +34,13 @@ async def writing(url: str) -> AsyncIterator[StreamWriter]:
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, PATIENCE))
+    return asyncio.run(asyncio.wait_for(work, TIMEOUT_SECONDS))
 
 
 async def write(
     writer: StreamWriter, texts: list[str], task: str = TASK, pause: float = 0.0
 ) -> None:
-    """What a server does with an answer."""
+    """Write an answer as a worker does."""
     with writer.run(task) as publish:
         for text in texts:
             publish(chunk(text))
@@ -48,7 +48,7 @@ async def write(
 
 
 def written(url: str, texts: list[str], task: str = TASK) -> None:
-    """A whole answer, written before anybody reads."""
+    """Write a whole answer before it is read."""
 
     async def work() -> None:
         async with writing(url) as writer:
@@ -58,14 +58,14 @@ def written(url: str, texts: list[str], task: str = TASK) -> None:
 
 
 async def collect(chunks: AsyncIterator[Chunk]) -> list[Chunk]:
-    return [one async for one in chunks]
+    return [chunk async for chunk in chunks]
 
 
 def text(chunks: list[Chunk]) -> str:
-    return "".join(one.text for one in chunks)
+    return "".join(chunk.text for chunk in chunks)
 
 
 async def publish_slowly(publish: Publish, texts: list[str]) -> None:
-    for one in texts:
-        publish(chunk(one))
+    for text in texts:
+        publish(chunk(text))
         await asyncio.sleep(0.002)

@@ -1,4 +1,4 @@
-"""The layout holds: imports point one way, and the public API is what it says."""
+"""The layout: imports point one way, and every exported name exists."""
 
 import ast
 import subprocess
@@ -11,9 +11,9 @@ import primarch_fleet
 from config.settings import ROOT
 from tests.support.imports import ORDER, imports
 
-#: What a producer has installed.
+#: Packages that a producer has installed.
 PRODUCER = {"celery", "kombu", "redis", "pydantic", "primarch_fleet"}
-#: What it may lack as long as no answer lies outside of Redis; imported where it is met.
+#: Packages that a producer needs only for answers outside Redis; imported when they are needed.
 OPTIONAL = {"fsspec"}
 
 
@@ -28,13 +28,13 @@ def test_producers_need_only_what_the_wheel_declares() -> None:
     assert used - set(sys.stdlib_module_names) <= PRODUCER | OPTIONAL
 
 
-def test_what_a_producer_may_lack_is_not_imported_with_the_package() -> None:
+def test_optional_packages_are_not_imported_with_the_producers_package() -> None:
     code = f"import primarch_fleet, sys; print({OPTIONAL} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert loaded.stdout == "set()\n"
 
 
-def test_everything_exported_exists_and_is_listed_in_order() -> None:
+def test_every_exported_name_exists_and_the_list_is_sorted() -> None:
     assert primarch_fleet.__all__ == sorted(primarch_fleet.__all__)
     assert all(hasattr(primarch_fleet, name) for name in primarch_fleet.__all__)
 

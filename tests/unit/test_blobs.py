@@ -1,4 +1,4 @@
-"""Bodies outside of Redis: what is read is what was put, and what is wrong says what to do."""
+"""Bodies outside Redis: reads are checked, and errors say what to do."""
 
 from __future__ import annotations
 
@@ -40,49 +40,49 @@ RECEIPT = Receipt(
 
 @pytest.fixture
 def answer(tmp_path: Path) -> Completion:
-    """A completion whose body lies in a file."""
+    """A completion whose body is stored in a file."""
     (tmp_path / "body.json").write_bytes(BODY)
     reference = BlobRef.for_data(f"file://{tmp_path}/body.json", BODY)
     return Completion(body_ref=reference, receipt=RECEIPT)
 
 
-def test_a_body_that_lies_elsewhere_is_fetched_by_whoever_asks(answer: Completion) -> None:
-    got = Completion.model_validate(answer.to_wire())
-    assert (got.body, got.text) == ({}, "long")
-    whole = got.fetched()
+def test_a_body_outside_redis_is_fetched_on_demand(answer: Completion) -> None:
+    received = Completion.model_validate(answer.to_wire())
+    assert (received.body, received.text) == ({}, "long")
+    whole = received.fetched()
     assert whole.body == {"choices": [{"message": {"content": "long"}}]}
     assert whole.body_ref is None
     assert whole.fetched() is whole
     assert Completion.model_validate(whole.to_wire()) == whole
 
 
-def test_a_producer_that_knows_no_references_takes_none_for_an_empty_answer(
+def test_a_producer_without_support_for_references_gets_an_error_and_not_an_empty_answer(
     answer: Completion,
 ) -> None:
-    class Before(BaseModel):
+    class OldCompletion(BaseModel):
         body: dict[str, Any]
         receipt: Receipt
 
     with pytest.raises(ValidationError, match="body"):
-        Before.model_validate(answer.to_wire())
-    assert Before.model_validate(answer.fetched().to_wire()).body
+        OldCompletion.model_validate(answer.to_wire())
+    assert OldCompletion.model_validate(answer.fetched().to_wire()).body
     assert "body_ref" not in answer.fetched().to_wire()
 
 
-@pytest.mark.parametrize("what", ["changed", "cut short", "gone"])
-def test_a_body_that_is_not_what_was_put_is_an_error(
-    answer: Completion, tmp_path: Path, what: str
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
+def test_a_changed_or_missing_body_is_an_error(
+    answer: Completion, tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "body.json"
-    if what == "gone":
+    if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(BODY.replace(b"long", b"lost") if what == "changed" else BODY[:-1])
+        path.write_bytes(BODY.replace(b"long", b"lost") if damage == "changed" else BODY[:-1])
     with pytest.raises(BodyUnavailable, match=f"44 bytes at file://{path}: FileNotFoundError"):
         answer.fetched()
 
 
-def test_a_producer_without_the_packages_is_told_which(
+def test_the_error_names_the_packages_that_a_producer_must_install(
     answer: Completion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BodyUnavailable, match=r"pip install fsspec, .*Install s3fs"):
@@ -93,20 +93,20 @@ def test_a_producer_without_the_packages_is_told_which(
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
+    ("url", "words"),
     [
         ("s3://bucket/fleet", "Install s3fs"),
         ("nowhere://bucket", "nowhere"),
         ("file://{file}/below", "Not a directory"),
     ],
 )
-async def test_a_place_that_cannot_be_used_is_a_configuration_error(
-    tmp_path: Path, place: str, words: str
+async def test_a_storage_url_that_cannot_be_used_is_a_configuration_error(
+    tmp_path: Path, url: str, words: str
 ) -> None:
     (tmp_path / "file").write_text("")
     client = patient_async("redis://127.0.0.1:1")
     with pytest.raises(ConfigError, match=f"FLEET_BODIES: .*{words}"):
-        await BlobStore(client, _now, place.format(file=tmp_path / "file")).check()
+        await BlobStore(client, _now, url.format(file=tmp_path / "file")).check()
     await BlobStore(client, _now, "").check()
     await BlobStore(client, _now, f"file://{tmp_path}/new/one").check()
 
@@ -119,7 +119,7 @@ async def test_a_place_that_cannot_be_used_is_a_configuration_error(
         ("https://host/bodies?token=hunter2", "remove the credentials"),
     ],
 )
-def test_a_place_with_credentials_is_refused_without_saying_them(
+def test_a_storage_url_with_credentials_is_rejected_and_not_repeated(
     monkeypatch: pytest.MonkeyPatch, url: str, words: str
 ) -> None:
     monkeypatch.setenv("FLEET_BODIES", url)

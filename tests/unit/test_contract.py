@@ -1,4 +1,4 @@
-"""The wire contract: what is accepted, what is refused, and that nothing private is repeated."""
+"""The wire contract: what is accepted, what is rejected, and that errors repeat nothing private."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from primarch_fleet import CompletionRequest, EmbeddingRequest, FleetError
 from primarch_fleet.errors import InvalidRequest
 
-SECRET = "the prompt that nobody may see"
+SECRET = "a private prompt"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": SECRET}]}
 
 
@@ -22,7 +22,7 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": S
     [
         ("lane", {"lane": "express"}),
         ("messages", {"messages": []}),
-        ("messages.0: role", {"messages": [{"role": "nobody", "content": "x"}]}),
+        ("messages.0: role", {"messages": [{"role": "unknown", "content": "x"}]}),
         ("messages.0.content", {"messages": [{"role": "user", "content": b"x"}]}),
         ("messages.0.content", {"messages": [{"role": "user", "content": [{"x": math.nan}]}]}),
         ("messages.0: content", {"messages": [{"role": "user", "content": 5}]}),
@@ -43,7 +43,9 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": S
         ("temprature", {"temprature": 1}),
     ],
 )
-def test_a_wrong_field_is_named_and_no_value_is_repeated(field: str, wrong: dict[str, Any]) -> None:
+def test_the_error_names_the_wrong_field_and_contains_no_value(
+    field: str, wrong: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         CompletionRequest(**CHAT | wrong)
     assert str(caught.value).startswith(field)
@@ -59,25 +61,25 @@ def test_an_embedding_needs_text_or_tokens(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, "text", [1], 5])
-def test_what_is_not_an_object_is_refused_with_its_type(wrong: object) -> None:
+def test_a_request_that_is_not_an_object_is_rejected_with_its_type(wrong: object) -> None:
     with pytest.raises(InvalidRequest, match=type(wrong).__name__):
         CompletionRequest.parse(wrong)
 
 
-def test_a_capped_request_needs_a_length() -> None:
+def test_max_cost_needs_a_token_limit() -> None:
     with pytest.raises(InvalidRequest, match="max_completion_tokens"):
         CompletionRequest(**CHAT, max_cost=100)
     assert CompletionRequest(**CHAT, max_cost=100, max_tokens=7, n=2).max_output_tokens() == 14
 
 
-def test_the_body_holds_the_parameters_of_openai_and_nothing_of_the_fleet() -> None:
+def test_the_body_contains_only_openai_parameters() -> None:
     request = CompletionRequest(
         **CHAT, temperature=0.5, seed=None, tenant_id="t", tags=["a"], metadata={"k": 1}
     )
     assert request.body() == {**CHAT, "temperature": 0.5}
 
 
-def test_a_message_keeps_what_openai_knows_and_the_fleet_does_not() -> None:
+def test_a_message_keeps_keys_that_the_fleet_does_not_know() -> None:
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None,
@@ -86,7 +88,7 @@ def test_a_message_keeps_what_openai_knows_and_the_fleet_does_not() -> None:
     assert CompletionRequest(model="m", messages=[message]).body()["messages"] == [message]
 
 
-def test_a_prompt_does_not_show_in_a_repr() -> None:
+def test_repr_does_not_contain_the_prompt() -> None:
     assert SECRET not in repr(CompletionRequest(**CHAT))
     assert SECRET not in repr(EmbeddingRequest(model="m", input=SECRET))
 
@@ -103,7 +105,7 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 TOOL = {"type": "function", "function": {"name": "look"}}
 
 
-def said(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
@@ -112,43 +114,45 @@ def prefixes(*messages: dict[str, str], **fields: Any) -> list[str]:
 
 
 def test_every_turn_of_a_conversation_has_the_same_prefixes() -> None:
-    first = prefixes(SYSTEM, said("user", "hello"))
-    second = prefixes(SYSTEM, said("user", "hello"), said("assistant", "hi"), said("user", "bye"))
+    first = prefixes(SYSTEM, message("user", "hello"))
+    second = prefixes(
+        SYSTEM, message("user", "hello"), message("assistant", "hi"), message("user", "bye")
+    )
     assert first == second
     assert len(first) == 2
     assert all(re.fullmatch("[0-9a-f]{16}", prefix) for prefix in first)
 
 
-def test_conversations_share_the_prefix_of_their_system_prompt_after_their_own() -> None:
-    one, other = (prefixes(SYSTEM, said("user", text)) for text in ("one", "other"))
-    assert one[0] != other[0]
-    assert one[1] == other[1]
-    assert prefixes(said("developer", "Be brief."), said("user", "one"))[1] != one[1]
+def test_conversations_with_the_same_system_prompt_share_its_prefix() -> None:
+    first, second = (prefixes(SYSTEM, message("user", text)) for text in ("one", "other"))
+    assert first[0] != second[0]
+    assert first[1] == second[1]
+    assert prefixes(message("developer", "Be brief."), message("user", "one"))[1] != first[1]
 
 
 def test_a_request_without_a_system_prompt_has_one_prefix() -> None:
-    user, late = said("user", "hello"), said("user", "bye")
+    user, late = message("user", "hello"), message("user", "bye")
     assert prefixes(user) == prefixes(user, SYSTEM, late)
     assert len(prefixes(user)) == 1
-    assert len(prefixes(SYSTEM)) == 1, "nobody has said anything yet"
+    assert len(prefixes(SYSTEM)) == 1, "there is no user message"
     assert EmbeddingRequest(model="m", input="hello").prefixes() == []
 
 
-def test_other_tools_make_other_prefixes() -> None:
-    messages = SYSTEM, said("user", "hello")
+def test_different_tools_give_different_prefixes() -> None:
+    messages = SYSTEM, message("user", "hello")
     with_tool = prefixes(*messages, tools=[TOOL])
     assert not set(with_tool) & set(prefixes(*messages))
     assert with_tool == prefixes(*messages, tools=[dict(reversed(TOOL.items()))])
 
 
-def test_the_envelope_and_the_sampling_parameters_leave_the_prefixes_alone() -> None:
+def test_routing_fields_and_sampling_parameters_do_not_change_the_prefixes() -> None:
     fields: dict[str, Any] = {"tenant_id": "t", "priority": "high", "lane": "local", "seed": 1}
-    messages = dict(reversed(SYSTEM.items())), said("user", "hello")
-    assert prefixes(*messages, **fields) == prefixes(SYSTEM, said("user", "hello"))
+    messages = dict(reversed(SYSTEM.items())), message("user", "hello")
+    assert prefixes(*messages, **fields) == prefixes(SYSTEM, message("user", "hello"))
 
 
-def test_prefixes_survive_the_wire() -> None:
-    request = CompletionRequest(model="m", messages=[SYSTEM, said("user", "héllo")])
+def test_prefixes_are_the_same_after_a_json_round_trip() -> None:
+    request = CompletionRequest(model="m", messages=[SYSTEM, message("user", "héllo")])
     sent = json.loads(json.dumps(request.to_wire()))
     assert CompletionRequest.parse(sent).prefixes() == request.prefixes()
 
@@ -160,7 +164,7 @@ def test_prefixes_survive_the_wire() -> None:
     deadline=st.datetimes(min_value=datetime(2020, 1, 1), timezones=st.just(UTC)) | st.none(),  # noqa: DTZ001
     metadata=st.dictionaries(st.text(), st.integers() | st.text() | st.none()),
 )
-def test_a_request_survives_the_wire(**fields: Any) -> None:
+def test_a_request_is_the_same_after_a_json_round_trip(**fields: Any) -> None:
     request = CompletionRequest(
         model="m",
         messages=[{"role": "user", "content": fields["text"]}],

@@ -1,4 +1,4 @@
-"""The error tree: documented, portable, complete."""
+"""The error tree: documented, complete, and the same after a JSON round trip."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from primarch_fleet import errors
 from primarch_fleet.errors import FleetError
 
 TREE = [
-    one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, FleetError)
+    kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, FleetError)
 ]
 
 
@@ -27,12 +27,12 @@ def test_the_docstring_is_the_message(kind: type[FleetError]) -> None:
     assert str(kind()) == (kind.__doc__ or "").splitlines()[0]
 
 
-def test_codes_are_unique_and_spelled_like_the_classes() -> None:
+def test_codes_are_unique_and_derived_from_the_class_names() -> None:
     codes = [kind.code for kind in TREE]
     assert len(set(codes)) == len(codes)
     assert errors.ContextWindowExceeded.code == "context_window_exceeded"
 
 
-def test_the_tree_in_the_docstring_is_the_tree() -> None:
+def test_the_tree_in_the_docstring_is_complete() -> None:
     drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
     assert sorted(drawn) == sorted(kind.__name__ for kind in TREE if kind is not FleetError)

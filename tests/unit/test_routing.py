@@ -1,4 +1,4 @@
-"""The choice of a lane: which one, and why."""
+"""Routing: the lane of a request, the reason, the estimate and the fallback."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -79,7 +79,7 @@ def request(model: str = "everywhere", **fields: Any) -> CompletionRequest:
         ({"cost_preference": "cost", "routing_strategy": "least-busy"}, "realtime", "no cheaper"),
     ],
 )
-def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
+def test_auto_chooses_by_urgency_cost_preference_time_and_hosted_models(
     fields: dict[str, Any], lane: Lane, reason: str
 ) -> None:
     choice = decide(request(**fields), CATALOGUE)
@@ -90,7 +90,7 @@ def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"model": "nobody"}, UnknownModel, "model.*nobody.*everywhere, remote, hosted"),
+        ({"model": "unknown"}, UnknownModel, "model.*unknown.*everywhere, remote, hosted"),
         ({"model": "vectors"}, InvalidRequest, "model.*embedding"),
         ({"model": "remote", "lane": "local"}, InvalidRequest, "lane.*realtime and batch"),
         ({"lane": "local", "quality": 0.9}, InvalidRequest, "quality"),
@@ -104,31 +104,31 @@ def test_the_lane_follows_from_urgency_cost_patience_and_what_is_hosted(
         ({"deadline": NOW}, DeadlineExceeded, "deadline"),
     ],
 )
-def test_what_no_lane_can_serve_is_refused_by_the_name_of_the_field(
+def test_a_request_that_no_lane_can_serve_is_rejected_with_the_field(
     fields: dict[str, Any], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         decide(request(**fields), CATALOGUE)
 
 
-def test_no_lane_is_left_when_quality_excludes_the_only_one() -> None:
+def test_a_request_is_rejected_if_its_quality_excludes_the_only_lane() -> None:
     models = {"poor": model("local", quality=0.2)}
     with pytest.raises(InvalidRequest, match="quality"):
         decide(request("poor", quality=0.5), CATALOGUE.model_copy(update={"models": models}))
 
 
-def test_an_embedding_goes_to_a_model_for_embeddings() -> None:
+def test_an_embedding_is_served_by_an_embedding_model() -> None:
     assert decide(EmbeddingRequest(model="vectors", input="x"), CATALOGUE).lane == "realtime"
 
 
 @pytest.mark.parametrize("lane", ["local", "batch"])
-def test_embeddings_are_not_served_where_their_tags_mean_nothing(lane: Lane) -> None:
+def test_embeddings_with_tags_are_rejected_on_lanes_without_tags(lane: Lane) -> None:
     vectors = EmbeddingRequest(model="vectors", input="x", lane=lane, tags=["eu"])
     with pytest.raises(InvalidRequest, match="tags"):
         decide(vectors, CATALOGUE)
 
 
-def test_an_estimate_over_the_cap_is_refused_and_one_at_the_cap_is_not() -> None:
+def test_an_estimate_over_the_cap_is_rejected_and_an_estimate_at_the_cap_is_not() -> None:
     capped = request(max_cost=1000, max_tokens=100)
     expected = estimate(capped, 400, CATALOGUE.models["remote"], "realtime").expected_cost
     assert expected == 101 * 2 + 100 * 8
@@ -184,7 +184,7 @@ def with_policy(over_budget: str) -> Catalogue:
         ("batch", {}, "batch"),
         ("local", {"priority": "high"}, "local"),
         ("refuse", {}, None),
-        ("local", {}, None),  # it goes there in any case
+        ("local", {}, None),  # it is on that lane already
         ("local", {"model": "remote"}, None),
         ("local", {"quality": 0.9}, None),
         ("batch", {"stream": True}, None),
@@ -211,7 +211,7 @@ def test_over_budget_a_request_falls_back_to_the_lane_of_the_policy_if_it_can_se
         ({"n": 2}, None, 14),
     ],
 )
-def test_what_is_reserved_is_a_token_a_byte_and_the_longest_answer_at_the_dearest_price(
+def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_highest_price(
     fields: dict[str, Any], limit: int | None, tokens: int
 ) -> None:
     dearest = Price(input="3", output="11")
@@ -227,51 +227,51 @@ ALL = frozenset({"local", "realtime", "batch"})
 
 
 def waiting(
-    local: int = 0, realtime: int = 0, deserted: Iterable[str] = (), /, **rates: float
+    local: int = 0, realtime: int = 0, unserved: Iterable[str] = (), /, **rates: float
 ) -> LaneHealth:
-    """So many wait on the local and the realtime lane; the rates are of their workers."""
+    """Requests that wait on the two lanes, lanes without a worker, and rates of the workers."""
     queued = Counter({"local": local, "realtime": realtime})
-    return LaneHealth(queued=queued, unserved=frozenset(deserted), rates=rates)
+    return LaneHealth(queued=queued, unserved=frozenset(unserved), rates=rates)
 
 
 def waited(seconds: float | None, **rates: float) -> LaneHealth:
     return replace(waiting(1, **rates), oldest_wait_seconds={"local": seconds})
 
 
-#: Of 30 messages 20 are of low priority; one is answered in a second.
+#: 20 of 30 messages have a low priority; the workers answer one request per second.
 LOW_WAITS = replace(
     waiting(30, local=1.0), lower_priority={("local", "normal"): 20, ("local", "low"): 0}
 )
-HURRIED, PATIENT = {"max_latency": 60.0}, {"max_latency": 61.0}
+URGENT, PATIENT = {"max_latency": 60.0}, {"max_latency": 61.0}
 SOON = {"deadline": NOW + timedelta(seconds=20)}
 
 
 @pytest.mark.parametrize(
     ("fields", "health", "lane", "reason"),
     [
-        # Nothing is known of how fast the lanes are: a rule of thumb.
-        (HURRIED, waiting(100), "realtime", "; local is slow: its queue is long"),
+        # The throughput is not known: a rule of thumb.
+        (URGENT, waiting(100), "realtime", "; local is slow: its queue is long"),
         (PATIENT, waiting(100), "local", "hosted here"),
-        (HURRIED, waiting(99), "local", "hosted here"),
-        # Their workers say how fast they are: 60 s of waiting fit into 60 s, 61 do not.
-        (HURRIED, waiting(120, local=2.0), "local", "hosted here"),
-        (HURRIED, waiting(122, local=2.0), "realtime", "slow: about 61 s to wait, 60 s are left"),
+        (URGENT, waiting(99), "local", "hosted here"),
+        # The workers report their throughput: a wait of 60 s fits into 60 s, 61 s do not.
+        (URGENT, waiting(120, local=2.0), "local", "hosted here"),
+        (URGENT, waiting(122, local=2.0), "realtime", "slow: about 61 s to wait, 60 s are left"),
         (PATIENT, waiting(1, local=0.01), "realtime", "about 100 s to wait, 61 s are left"),
         (SOON, waiting(21, local=1.0), "realtime", "about 21 s to wait, 20 s are left"),
         (SOON, waiting(20, local=1.0), "local", "hosted here"),
-        (HURRIED, waiting(100_000, local=10_000.0), "local", "hosted here"),
+        (URGENT, waiting(100_000, local=10_000.0), "local", "hosted here"),
         ({}, waiting(100_000, local=0.001), "local", "hosted here"),
-        # What is less urgent does not hold it up.
+        # Requests of a lower priority do not delay it.
         (SOON, LOW_WAITS, "local", "hosted here"),
         ({"priority": "low", **SOON}, LOW_WAITS, "realtime", "about 30 s to wait, 20 s are left"),
-        # How fast they are is not known, but how long the oldest has waited.
+        # The throughput is not known, but the wait of the oldest request.
         (SOON, waited(20.5), "realtime", "its oldest request has waited 20.5 s, 20 s are left"),
         (SOON, waited(20.0), "local", "hosted here"),
         (SOON, waited(None), "local", "hosted here"),
         (SOON, waited(99.0, local=0.5), "local", "hosted here"),
-        # Both are slow: the first of them, as it would be with neither.
+        # Both are slow: the preferred lane.
         (SOON, waiting(30, 40, local=1.0, realtime=1.0), "local", "20 s are left"),
-        # Nobody is there.
+        # Lanes without a worker.
         ({}, waiting(0, 0, {"local"}), "realtime", "; local is without a worker"),
         ({}, waiting(0, 0, ALL), "local", "hosted here; local is without a worker"),
         (
@@ -280,12 +280,12 @@ SOON = {"deadline": NOW + timedelta(seconds=20)}
             "realtime",
             "realtime is slow: about 40 s to wait, 20 s are left",
         ),
-        # A lane that is named is taken as it is.
+        # A lane that the request names is taken in any state.
         ({"lane": "local"}, waiting(0, 0, {"local"}), "local", "asked for"),
         ({"lane": "local", **SOON}, waiting(30, local=1.0), "local", "asked for"),
     ],
 )
-def test_the_health_of_the_lanes_is_heeded(
+def test_auto_skips_lanes_that_are_slow_or_have_no_worker(
     fields: dict[str, Any], health: LaneHealth, lane: Lane, reason: str
 ) -> None:
     choice = decide(request(**fields), CATALOGUE, health)
@@ -308,7 +308,7 @@ def with_(**fields: Any) -> Catalogue:
         (99, {"local": 0.5}, 60.0),
     ],
 )
-def test_a_full_lane_says_when_there_is_room_by_how_fast_it_is(
+def test_a_full_lane_computes_retry_after_from_its_throughput(
     queued: int, rates: dict[str, float], seconds: float
 ) -> None:
     full = with_(lanes={"local": LaneLimits(max_queued=10, retry_after=7.0)})
@@ -318,7 +318,7 @@ def test_a_full_lane_says_when_there_is_room_by_how_fast_it_is(
     assert ("answer about" in str(refused.value)) == ("local" in rates)
 
 
-def test_a_lane_that_needs_a_worker_is_closed_without_one() -> None:
+def test_a_lane_that_needs_a_worker_is_closed_without_a_worker() -> None:
     strict = with_(needs_worker={"local": 3.0})
     alone = waiting(0, 0, {"local"})
     with pytest.raises(
@@ -332,7 +332,7 @@ def test_a_lane_that_needs_a_worker_is_closed_without_one() -> None:
         decide(request("hosted"), strict, alone)
 
 
-def test_where_every_lane_is_closed_the_refusal_is_of_the_one_that_is_wanted_most() -> None:
+def test_if_every_lane_is_closed_the_error_is_that_of_the_preferred_lane() -> None:
     both = with_(needs_worker={"local": 3.0}, lanes={"realtime": LaneLimits(max_queued=5)})
     health = waiting(0, 5, {"local"})
     with pytest.raises(LaneUnavailable):
@@ -341,14 +341,14 @@ def test_where_every_lane_is_closed_the_refusal_is_of_the_one_that_is_wanted_mos
         decide(request(max_latency=9.0, priority="high"), both, health)
 
 
-def test_without_a_worker_anywhere_a_lane_whose_queue_keeps_requests_is_taken() -> None:
+def test_if_no_lane_has_a_worker_a_lane_that_accepts_requests_is_chosen() -> None:
     strict = with_(needs_worker={"local": 3.0})
     choice = decide(request(), strict, waiting(0, 0, ALL))
     assert choice.lane == "realtime"
     assert choice.reason.endswith("local is without a worker; realtime is without a worker")
 
 
-def test_batch_is_not_chosen_where_it_has_to_be_named() -> None:
+def test_without_auto_batch_the_batch_lane_must_be_named() -> None:
     named = with_(auto_batch=False, tenants={"default": Limits(over_budget="batch")})
     cheap = request("remote", cost_preference="cost")
     assert decide(cheap, named).lane == "realtime"
@@ -369,7 +369,7 @@ DEPLOYMENTS = ((), ("eu", "fast"), ("us",))
 
 
 @pytest.mark.parametrize("lane", ["auto", "realtime"])
-def test_tags_that_no_deployment_has_all_of_are_refused_with_those_there_are(lane: str) -> None:
+def test_tags_that_no_single_deployment_has_are_rejected_with_the_existing_tags(lane: str) -> None:
     words = r"^tags: no deployment of 'everywhere' .*\[\] or \[eu, fast\] or \[us\]"
     with pytest.raises(InvalidRequest, match=words):
         decide(request(tags=["eu", "us"], lane=lane), tagged(DEPLOYMENTS))
@@ -377,11 +377,11 @@ def test_tags_that_no_deployment_has_all_of_are_refused_with_those_there_are(lan
         assert decide(request(tags=tags, lane=lane), tagged(DEPLOYMENTS)).lane == "realtime"
 
 
-def test_tags_are_refused_where_nobody_goes_by_them_and_let_through_where_none_are_known() -> None:
-    asked = request(tags=["eu"])
+def test_tags_are_rejected_if_filtering_is_off_and_accepted_if_they_are_not_known() -> None:
+    tagged_request = request(tags=["eu"])
     with pytest.raises(InvalidRequest, match=r"^tags: not supported; set routing"):
-        decide(asked, tagged(DEPLOYMENTS, tag_filtering=False))
-    assert decide(asked, tagged(None)).lane == "realtime"
+        decide(tagged_request, tagged(DEPLOYMENTS, tag_filtering=False))
+    assert decide(tagged_request, tagged(None)).lane == "realtime"
     assert decide(request(), tagged((), tag_filtering=False)).lane == "local"
 
 

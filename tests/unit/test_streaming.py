@@ -1,4 +1,4 @@
-"""What a reader makes of what it reads from a stream, without Redis and without waiting."""
+"""How a reader decodes a stream, without Redis and without waiting."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def reading(
 
 
 def entries(*some: tuple[str, str]) -> list[Any]:
-    """An answer to XREAD; "opened", "ok" and "failed" are what they say, all else is text."""
+    """A reply to XREAD: "opened", "ok" and "failed" are markers, other strings are texts."""
     kinds = {"opened": {"opened": ""}, "ok": {"ended": "ok"}, "failed": {"ended": "failed"}}
     return [
         ("key", [(one, kinds.get(what, {"chunk": json.dumps(body(what))})) for one, what in some])
@@ -51,7 +51,7 @@ def test_a_run_is_read_in_order_to_its_end() -> None:
     assert reader.after == "7-3"
 
 
-def test_a_reader_resumes_behind_a_chunk() -> None:
+def test_a_reader_resumes_after_a_chunk() -> None:
     reader = reading(after="7-1")
     assert reader.after == "7-1"
     [chunk] = reader.read(entries(("7-2", "b")))
@@ -59,7 +59,7 @@ def test_a_reader_resumes_behind_a_chunk() -> None:
 
 
 @pytest.mark.parametrize("after", ["", "7", "7-", "$", "7-1-2", "-7-1"])
-def test_what_is_no_id_of_a_chunk_is_refused_by_name(after: str) -> None:
+def test_an_invalid_chunk_id_is_rejected(after: str) -> None:
     with pytest.raises(errors.InvalidRequest, match=r"^after"):
         reading(after=after)
 
@@ -72,7 +72,7 @@ def test_a_reader_without_a_chunk_follows_a_run_that_starts_over() -> None:
 
 
 @pytest.mark.parametrize("after", [None, "7-1"])
-def test_a_reader_with_a_chunk_is_told_that_the_run_starts_over(after: str | None) -> None:
+def test_a_reader_with_a_chunk_gets_an_error_if_the_run_starts_over(after: str | None) -> None:
     reader = reading(after)
     if after is None:
         reader.read(entries(("7-0", "opened"), ("7-1", "a")))
@@ -88,7 +88,7 @@ def test_a_gap_is_an_error_and_never_a_shorter_answer(after: str | None, next_id
         reading(after).read(entries((next_id, "c")))
 
 
-def test_a_failed_run_has_the_reason_looked_up_at_once() -> None:
+def test_after_a_failed_run_the_result_is_read_soon() -> None:
     reader = reading()
     assert reader.block_milliseconds == READ_SECONDS * 1000
     reader.read(entries(("7-0", "opened"), ("7-1", "failed")))
@@ -99,19 +99,19 @@ def test_a_failed_run_has_the_reason_looked_up_at_once() -> None:
     assert reader.block_milliseconds == READ_SECONDS * 1000
 
 
-def test_a_task_that_failed_fails_its_readers_alike() -> None:
+def test_a_failed_task_raises_its_error_for_readers() -> None:
     failure = BACKEND.prepare_exception(errors.RateLimited("slow down"), "json")
     with pytest.raises(errors.RateLimited, match="slow down"):
         reading().read_nothing(json.dumps({"status": "FAILURE", "result": failure}))
 
 
-def test_a_result_without_the_end_of_a_stream_is_waited_out_and_then_said() -> None:
+def test_a_result_without_the_end_of_its_stream_is_an_error_after_a_grace_period() -> None:
     clock = Clock()
     reader = reading(clock=clock)
     reader.read_nothing(ANSWER)
     clock.now += RESULT_GRACE_SECONDS - 0.1
     reader.read_nothing(ANSWER)
-    reader.read(entries(("7-0", "opened")))  # the writer was behind: it has its time anew
+    reader.read(entries(("7-0", "opened")))  # the writer was slow: its grace period starts again
     clock.now += RESULT_GRACE_SECONDS - 0.1
     reader.read_nothing(ANSWER)
     clock.now += RESULT_GRACE_SECONDS
@@ -119,7 +119,7 @@ def test_a_result_without_the_end_of_a_stream_is_waited_out_and_then_said() -> N
         reader.read_nothing(ANSWER)
 
 
-def test_the_timeout_is_between_two_chunks_and_only_while_somebody_waits() -> None:
+def test_the_timeout_counts_between_two_chunks_and_only_while_the_reader_waits() -> None:
     clock = Clock()
     reader = reading(timeout=5, clock=clock)
     clock.now += 60  # the consumer was busy
@@ -133,11 +133,11 @@ def test_the_timeout_is_between_two_chunks_and_only_while_somebody_waits() -> No
     clock.now += 0.1
     with pytest.raises(errors.ResultTimeout, match=r"within 5 s"):
         reader.read_nothing(None)
-    assert reader.block_milliseconds == 1  # 0 would be for ever
+    assert reader.block_milliseconds == 1  # 0 would be without limit
 
 
 @pytest.mark.parametrize(("timeout", "limit"), [(3.0, 3.0), (None, RECONNECT_TIMEOUT_SECONDS)])
-def test_a_broker_that_is_away_is_waited_for_as_long_as_said(
+def test_a_reader_waits_for_an_unreachable_broker_until_its_limit(
     timeout: float | None, limit: float
 ) -> None:
     clock = Clock()
@@ -153,7 +153,7 @@ def test_a_broker_that_is_away_is_waited_for_as_long_as_said(
         reader.connection_lost(redis.TimeoutError())
 
 
-def test_a_broker_that_refuses_is_not_asked_again() -> None:
+def test_a_read_that_the_broker_rejects_is_not_repeated() -> None:
     with pytest.raises(errors.FleetUnavailable, match="WRONGTYPE"):
         reading().connection_lost(redis.ResponseError("WRONGTYPE"))
 
@@ -168,7 +168,7 @@ def test_a_broker_that_refuses_is_not_asked_again() -> None:
         ([], ""),
     ],
 )
-def test_the_text_of_a_chunk_is_what_the_first_choice_gains(
+def test_the_text_of_a_chunk_is_that_of_the_first_choice(
     choices: list[dict[str, Any]], text: str
 ) -> None:
     assert Chunk("7-1", {"choices": choices}).text == text
@@ -190,7 +190,7 @@ def test_the_first_token_is_text_reasoning_or_a_tool_call(
     assert has_token({"choices": [{"index": 0, "delta": delta}]}) is expected
 
 
-def test_streaming_is_asked_for_whatever_the_request_says() -> None:
+def test_streamed_sets_stream_true_and_rejects_requests_that_cannot_stream() -> None:
     hello = [{"role": "user", "content": "Hi"}]
     for stream in (None, False, True):
         request = streamed(CompletionRequest(model="m", messages=hello, stream=stream))

@@ -1,4 +1,4 @@
-"""Submits of AsyncFleet that come in the same moment, against a real Valkey."""
+"""Concurrent submits of AsyncFleet, against a real Valkey."""
 
 import asyncio
 from typing import Any
@@ -17,10 +17,10 @@ def server(store: redis.Redis) -> redis.Redis:
     return store
 
 
-def submitted(url: str, *requests: CompletionRequest) -> list[Ticket | BaseException]:
+def submit_all(url: str, *requests: CompletionRequest) -> list[Ticket | BaseException]:
     async def work() -> list[Ticket | BaseException]:
         async with AsyncFleet(url) as fleet:
-            submits = (fleet.submit(one) for one in requests)
+            submits = (fleet.submit(request) for request in requests)
             return await asyncio.gather(*submits, return_exceptions=True)
 
     outcomes: list[Ticket | BaseException] = run(work())
@@ -31,45 +31,47 @@ def ids(server: redis.Redis) -> list[str]:
     return [message["headers"]["id"] for message in messages(server)]
 
 
-def test_they_are_sent_together_and_each_has_its_own_ticket(
+def test_concurrent_submits_are_sent_together_and_each_gets_its_own_ticket(
     server: redis.Redis, valkey_url: str
 ) -> None:
     texts = [f"question {number}" for number in range(200)]
     before = reads(server)
-    tickets: list[Any] = submitted(valkey_url, *(request(text) for text in texts))
-    assert reads(server) - before < len(texts)  # as many at least if each went alone
+    tickets: list[Any] = submit_all(valkey_url, *(request(text) for text in texts))
+    assert reads(server) - before < len(texts)  # at least as many if each were sent alone
     assert [ticket.id for ticket in tickets] == ids(server)
-    sent = [message["body"] for message in messages(server)]
-    assert len(set(sent)) == len(texts)
+    bodies = {message["body"] for message in messages(server)}
+    assert len(bodies) == len(texts)
 
 
 def reads(server: redis.Redis) -> int:
-    """How often the server has read from a connection."""
+    """The number of reads of the server from its connections."""
     return int(server.info("stats")["total_reads_processed"])
 
 
-def test_one_that_is_refused_takes_none_with_it(server: redis.Redis, valkey_url: str) -> None:
-    outcomes = submitted(valkey_url, request(), request(model="unknown"), request())
+def test_a_rejected_request_does_not_affect_the_others(
+    server: redis.Redis, valkey_url: str
+) -> None:
+    outcomes = submit_all(valkey_url, request(), request(model="unknown"), request())
     assert isinstance(outcomes[1], errors.UnknownModel)
-    assert [one.id for one in outcomes if isinstance(one, Ticket)] == ids(server)
+    assert [ticket.id for ticket in outcomes if isinstance(ticket, Ticket)] == ids(server)
     assert len(ids(server)) == 2
 
 
-def test_none_is_sent_again_when_the_broker_may_have_some(
+def test_no_request_is_sent_again_when_the_broker_may_have_some(
     server: redis.Redis, valkey_url: str
 ) -> None:
     async def work() -> list[Ticket | BaseException]:
         async with AsyncFleet(valkey_url) as fleet:
-            server.set("realtime\x06\x163", "no list")  # every push fails
+            server.set("realtime\x06\x163", "not a list")  # every push fails
             server.config_resetstat()
             submits = [fleet.submit(request()) for _ in range(3)]
             return await asyncio.gather(*submits, return_exceptions=True)
 
-    assert {type(one) for one in run(work())} == {errors.FleetUnavailable}
+    assert {type(outcome) for outcome in run(work())} == {errors.FleetUnavailable}
     assert server.info("commandstats")["cmdstat_lpush"]["failed_calls"] == 1
 
 
-def test_one_that_is_cancelled_before_it_is_sent_is_not_enqueued(
+def test_a_submit_cancelled_before_it_is_sent_enqueues_nothing(
     server: redis.Redis, valkey_url: str
 ) -> None:
     async def work() -> Ticket:
@@ -82,13 +84,13 @@ def test_one_that_is_cancelled_before_it_is_sent_is_not_enqueued(
     assert [run(work()).id] == ids(server)
 
 
-def test_one_that_is_cancelled_while_it_is_sent_is_sent_before_the_client_closes(
+def test_a_submit_cancelled_while_it_is_sent_completes_before_the_client_closes(
     server: redis.Redis, valkey_url: str
 ) -> None:
     async def work() -> list[str]:
         async with AsyncFleet(valkey_url) as fleet:
             submit = asyncio.create_task(fleet.submit(request()))
-            for _ in range(3):  # it waits, it is taken, its thread starts
+            for _ in range(3):  # it is queued, it is taken from the queue, its thread starts
                 await asyncio.sleep(0)
             submit.cancel()
         return ids(server)

@@ -1,6 +1,6 @@
-"""One call stops a request wherever it is, and gives its reservation back: the shipped workers.
+"""One call cancels a request in any state and releases its reservation, with the shipped workers.
 
-So do Celery's own `revoke` and the Terminate of a real Flower.
+So do Celery's own `revoke` and the Terminate button of a real Flower.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from workers.observability.cost_report import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
-#: Answers, and their words, are slow enough for a busy machine to cancel in the middle.
+#: Answers and their tokens are slow enough for a busy machine to cancel them half-way.
 SLOW = Profile(latency=Latency(mean=1.0, time_per_token=0.3), batch=BatchProfile(in_progress=1000))
 
 
 class Lanes(ExitStack):
-    """A worker of each lane, the provider behind them, and a Flower beside them."""
+    """A worker for each lane, a simulated provider and a Flower."""
 
     def __init__(
         self, simulator: Simulator, url: str, start_worker: StartWorker, folder: Path
@@ -67,29 +67,27 @@ class Lanes(ExitStack):
         self.flower = self.enter_context(flower(self._env))
 
     def reserved(self, tenant: str) -> int:
-        """Micro-dollars."""
+        """Reserved micro-dollars."""
         return self.fleet.budget(tenant).month.reserved
 
     def spent(self, tenant: str) -> int:
-        """Micro-dollars."""
+        """Spent micro-dollars."""
         return self.fleet.budget(tenant).month.spent
 
-    def cut_short(self, tenant: str) -> bool:
-        """Whether the report of costs has a run that was stopped, by what it is estimated."""
-        reports = [
-            self.redis.hkeys(stream_key) for stream_key in self.redis.keys("fleet:costs:20*")
-        ]
+    def has_aborted_run(self, tenant: str) -> bool:
+        """Whether the cost report contains an aborted run, whose cost is an estimate."""
+        reports = [self.redis.hkeys(key) for key in self.redis.keys("fleet:costs:20*")]
         rows = [json.loads(row) for report in reports for row in report]
         return any(row[:1] == [tenant] and ESTIMATED in row for row in rows)
 
     def calls(self) -> dict[str, int]:
-        """Chat calls that the provider is done with, by their answer's status."""
+        """The provider's finished chat calls, by status."""
         return dict(self.simulator.stats()["calls"].get("chat.completions", {}))
 
 
 @contextmanager
 def flower(env: dict[str, str]) -> Iterator[str]:
-    """A real one; yields its address."""
+    """Run a real Flower. Yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -109,7 +107,7 @@ def flower(env: dict[str, str]) -> Iterator[str]:
             return False
 
     try:
-        eventually(answers, PATIENCE)
+        eventually(answers, TIMEOUT_SECONDS)
         yield address
     finally:
         process.kill()
@@ -127,8 +125,8 @@ def lanes(
 
 @pytest.fixture
 def tenant(lanes: Lanes) -> str:
-    """One that has no other request; the provider has forgotten those of other tests."""
-    eventually(lambda: lanes.redis.hlen("unacked") == 0, PATIENCE)
+    """A tenant without requests; the provider's counters are reset."""
+    eventually(lambda: lanes.redis.hlen("unacked") == 0, TIMEOUT_SECONDS)
     lanes.simulator.reset()
     return f"tenant-{uuid.uuid4().hex[:8]}"
 
@@ -147,27 +145,27 @@ def question(tenant: str, lane: str, **fields: Any) -> CompletionRequest:
     )
 
 
-Place = Callable[[Lanes, str], AbstractContextManager[Ticket]]
-Stop = Callable[[Lanes, Ticket], object]
+Situation = Callable[[Lanes, str], AbstractContextManager[Ticket]]
+Cancel = Callable[[Lanes, Ticket], object]
 
 
-def queued(lane: str) -> Place:
-    """No worker takes anything from the queue while the block lasts."""
+def queued(lane: str) -> Situation:
+    """No worker consumes the queue during the block."""
 
     @contextmanager
-    def place(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+    def situation(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
         request, control = question(tenant, lane), lanes.fleet.app.control
         queue = {"realtime": "realtime", "local": f"local.{LOCAL}", "batch": "batch"}[lane]
-        only: dict[str, Any] = {"destination": [f"stop-{lane}@test"], "reply": True}
-        control.cancel_consumer(queue, **only, timeout=PATIENCE, limit=1)
+        worker: dict[str, Any] = {"destination": [f"stop-{lane}@test"], "reply": True}
+        control.cancel_consumer(queue, **worker, timeout=TIMEOUT_SECONDS, limit=1)
         try:
             ticket = lanes.fleet.submit(request)
             yield ticket
             assert any(lanes.redis.llen(name) for name in lanes.redis.keys(f"{queue}\x06*"))
         finally:
-            control.add_consumer(queue, **only, timeout=PATIENCE, limit=1)
+            control.add_consumer(queue, **worker, timeout=TIMEOUT_SECONDS, limit=1)
 
-    return place
+    return situation
 
 
 @contextmanager
@@ -175,32 +173,32 @@ def calling(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
     ticket = lanes.fleet.submit(question(tenant, "realtime", max_tokens=5))
     eventually(lambda: lanes.simulator.stats()["max_in_flight"])
     yield ticket
-    eventually(lambda: lanes.calls() == {"dropped": 1}, PATIENCE)
+    eventually(lambda: lanes.calls() == {"dropped": 1}, TIMEOUT_SECONDS)
 
 
 @contextmanager
 def in_the_engine(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
     long = [{"role": "user", "content": "word " * 500}]
     ticket = lanes.fleet.submit(question(tenant, "local", messages=long))
-    local = lanes.fleet.app.control.inspect(["stop-local@test"], timeout=PATIENCE, limit=1)
+    local = lanes.fleet.app.control.inspect(["stop-local@test"], timeout=TIMEOUT_SECONDS, limit=1)
     eventually(lambda: ticket.id in str(local.active()))
     yield ticket
-    eventually(lambda: lanes.cut_short(tenant), PATIENCE)
+    eventually(lambda: lanes.has_aborted_run(tenant), TIMEOUT_SECONDS)
 
 
-def streaming(lane: str) -> Place:
-    """Three chunks have been read."""
+def streaming(lane: str) -> Situation:
+    """The reader has read three chunks."""
 
     @contextmanager
-    def place(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
-        stream = lanes.fleet.stream(question(tenant, lane), timeout=PATIENCE)
+    def situation(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
+        stream = lanes.fleet.stream(question(tenant, lane), timeout=TIMEOUT_SECONDS)
         assert len(list(itertools.islice(stream, 3))) == 3
         assert isinstance(stream.ticket, Ticket)
         yield stream.ticket
         with pytest.raises(errors.Cancelled):
             list(stream)
 
-    return place
+    return situation
 
 
 @contextmanager
@@ -218,7 +216,7 @@ def in_a_live_batch(lanes: Lanes, tenant: str) -> Iterator[Ticket]:
         yield ticket
 
 
-PLACES = {
+SITUATIONS = {
     "queued for realtime": queued("realtime"),
     "queued for local": queued("local"),
     "queued for batch": queued("batch"),
@@ -232,7 +230,7 @@ PLACES = {
 
 
 def by_the_fleet(lanes: Lanes, ticket: Ticket) -> None:
-    assert lanes.fleet.cancel(ticket, PATIENCE) is True
+    assert lanes.fleet.cancel(ticket, TIMEOUT_SECONDS) is True
 
 
 def by_celery(lanes: Lanes, ticket: Ticket) -> None:
@@ -240,62 +238,60 @@ def by_celery(lanes: Lanes, ticket: Ticket) -> None:
 
 
 def by_flower(lanes: Lanes, ticket: Ticket) -> None:
-    """What its button sends."""
+    """Send what the Terminate button sends."""
     call = f"{lanes.flower}/api/task/revoke/{ticket.id}?terminate=true"
     with urllib.request.urlopen(urllib.request.Request(call, method="POST")) as answer:
         assert ticket.id in json.load(answer)["message"]
 
 
-@pytest.mark.parametrize("stop", [by_the_fleet, by_celery, by_flower])
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
-def test_one_call_stops_a_request_wherever_it_is_and_gives_its_reservation_back(
-    place: Place, stop: Stop, lanes: Lanes, tenant: str
+@pytest.mark.parametrize("cancel", [by_the_fleet, by_celery, by_flower])
+@pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS.keys())
+def test_one_call_cancels_a_request_in_any_state_and_releases_its_reservation(
+    situation: Situation, cancel: Cancel, lanes: Lanes, tenant: str
 ) -> None:
-    with place(lanes, tenant) as ticket:
+    with situation(lanes, tenant) as ticket:
         assert lanes.reserved(tenant) > 0
-        stop(lanes, ticket)
+        cancel(lanes, ticket)
         with pytest.raises(errors.Cancelled):
-            lanes.fleet.result(ticket, PATIENCE)
+            lanes.fleet.result(ticket, TIMEOUT_SECONDS)
     eventually(lambda: lanes.reserved(tenant) == 0)
-    assert lanes.fleet.cancel(ticket, PATIENCE) is True, "again"
+    assert lanes.fleet.cancel(ticket, TIMEOUT_SECONDS) is True, "a second cancel"
 
 
 def by_a_plain_revoke(lanes: Lanes, ticket: Ticket) -> None:
-    """Returns when the three workers have done what they do about it."""
+    """Return when all three workers have executed the revoke."""
     control = lanes.fleet.app.control
-    answers = control.revoke(ticket.id, reply=True, timeout=PATIENCE, limit=3) or []
+    answers = control.revoke(ticket.id, reply=True, timeout=TIMEOUT_SECONDS, limit=3) or []
     assert len(answers) == 3
 
 
 @pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
-def test_a_plain_revoke_has_a_request_in_its_queue_cancelled_at_once(
+def test_a_plain_revoke_cancels_a_queued_request_at_once(
     lane: str, lanes: Lanes, tenant: str
 ) -> None:
     with queued(lane)(lanes, tenant) as ticket:
         by_a_plain_revoke(lanes, ticket)
         with pytest.raises(errors.Cancelled):
-            lanes.fleet.result(ticket, PATIENCE)
+            lanes.fleet.result(ticket, TIMEOUT_SECONDS)
     eventually(lambda: lanes.reserved(tenant) == 0)
     assert (lanes.spent(tenant), lanes.calls()) == (0, {})
 
 
 @pytest.mark.parametrize("lane", ["realtime", "local"])
-def test_a_plain_revoke_lets_a_request_that_runs_come_to_its_own_end(
-    lane: str, lanes: Lanes, tenant: str
-) -> None:
-    """As Celery has it; the workers of the other lanes must not say REVOKED of it."""
+def test_a_plain_revoke_lets_a_running_request_finish(lane: str, lanes: Lanes, tenant: str) -> None:
+    """As in Celery; the workers of the other lanes must not store REVOKED."""
     ticket = lanes.fleet.submit(question(tenant, lane, max_tokens=5))
-    own = lanes.fleet.app.control.inspect([f"stop-{lane}@test"], timeout=PATIENCE, limit=1)
+    own = lanes.fleet.app.control.inspect([f"stop-{lane}@test"], timeout=TIMEOUT_SECONDS, limit=1)
     eventually(lambda: ticket.id in str(own.active()))
     by_a_plain_revoke(lanes, ticket)
-    receipt = lanes.fleet.result(ticket, PATIENCE).receipt
+    receipt = lanes.fleet.result(ticket, TIMEOUT_SECONDS).receipt
     assert lanes.fleet.status(ticket) == "SUCCESS"
     eventually(lambda: lanes.reserved(tenant) == 0)
     assert lanes.spent(tenant) == receipt.cost
 
 
 def written(lanes: Lanes, ticket: Ticket) -> tuple[int, bool]:
-    """Entries that a stream has got, and whether it has ended."""
+    """The number of entries of a stream, and whether it has ended."""
     [(entry, fields)] = lanes.redis.xrevrange(stream_key(ticket.id), count=1)
     return int(entry.partition("-")[2]), "ended" in fields
 
@@ -305,18 +301,18 @@ def test_after_a_cancel_at_most_one_more_chunk_is_written(
     lane: str, lanes: Lanes, tenant: str
 ) -> None:
     with streaming(lane)(lanes, tenant) as ticket:
-        assert lanes.fleet.cancel(ticket, PATIENCE) is True
+        assert lanes.fleet.cancel(ticket, TIMEOUT_SECONDS) is True
         before, ended = written(lanes, ticket)
         eventually(lambda: written(lanes, ticket)[1])
-        end = 1 - ended  # is an entry too
-        assert written(lanes, ticket)[0] - end - before <= 1
+        end_entries = 0 if ended else 1
+        assert written(lanes, ticket)[0] - end_entries - before <= 1
 
 
-def test_after_a_cancel_the_provider_generates_at_most_one_more_chunk_and_sees_us_go(
+def test_after_a_cancel_the_provider_generates_at_most_one_more_chunk_and_loses_the_connection(
     lanes: Lanes, tenant: str
 ) -> None:
     with streaming("realtime")(lanes, tenant) as ticket:
-        assert lanes.fleet.cancel(ticket, PATIENCE) is True
+        assert lanes.fleet.cancel(ticket, TIMEOUT_SECONDS) is True
         before = lanes.simulator.stats()["chunks"]
-        eventually(lambda: lanes.calls() == {"dropped": 1}, PATIENCE)
+        eventually(lambda: lanes.calls() == {"dropped": 1}, TIMEOUT_SECONDS)
         assert lanes.simulator.stats()["chunks"] - before <= 1

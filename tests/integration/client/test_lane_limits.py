@@ -1,4 +1,4 @@
-"""What the fleet refuses for the time being: full lanes, and tenants who send too much."""
+"""Temporary rejections: full lanes, and tenants that submit too much."""
 
 from __future__ import annotations
 
@@ -37,58 +37,62 @@ def fleet(valkey_url: str, store: redis.Redis) -> Iterator[Fleet]:
         yield fleet
 
 
-def busy(store: redis.Redis) -> int:
+def concurrent(store: redis.Redis) -> int:
     count: Any = store.zcard("fleet:budget:busy:t")
     return int(count)
 
 
-def test_a_full_lane_refuses_and_says_when_to_come_again(fleet: Fleet, store: redis.Redis) -> None:
+def test_a_full_lane_rejects_a_request_and_says_when_to_retry(
+    fleet: Fleet, store: redis.Redis
+) -> None:
     publish(store, lanes={"realtime": LaneLimits(max_queued=3, retry_after=7.0)})
-    asked = request(lane="realtime", idempotency_key="k")
+    keyed = request(lane="realtime", idempotency_key="k")
     fleet.submit_many([request(lane="realtime")] * 3)
     with pytest.raises(LaneFull, match=r"3 requests wait.*limit is 3; try again in 7.0 s") as full:
-        fleet.submit(asked)
+        fleet.submit(keyed)
     assert full.value.retry_after == 7.0
     assert full.value.retryable
     assert store.llen("realtime\x06\x163") == 3
     assert store.keys("fleet:idempotency:*") == []
 
 
-def test_of_more_than_a_lane_takes_none_is_sent(fleet: Fleet, store: redis.Redis) -> None:
+def test_submit_many_sends_nothing_if_the_lane_has_no_room_for_all(
+    fleet: Fleet, store: redis.Redis
+) -> None:
     publish(store, lanes={"realtime": LaneLimits(max_queued=3)})
     with pytest.raises(LaneFull):
         fleet.submit_many([request(lane="realtime")] * 4)
     assert len(fleet.submit_many([request(lane="realtime")] * 3)) == 3
 
 
-def test_what_is_parked_counts_for_the_batch_lane(fleet: Fleet, store: redis.Redis) -> None:
+def test_parked_requests_count_for_the_limit_of_the_batch_lane(
+    fleet: Fleet, store: redis.Redis
+) -> None:
     publish(store, lanes={"batch": LaneLimits(max_queued=2)})
     store.hset(PARKED_REQUESTS_KEY, mapping={"a": "", "b": ""})
     with pytest.raises(LaneFull, match="2 requests wait in 'batch'"):
         fleet.submit(request(lane="batch"))
 
 
-def test_a_full_lane_is_passed_over_for_another(fleet: Fleet, store: redis.Redis) -> None:
+def test_auto_skips_a_full_lane(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, lanes={"local": LaneLimits(max_queued=1)})
     first, second = fleet.submit_many([request(), request()])
     assert (first.lane, first.reason) == ("local", "hosted here")
     assert (second.lane, second.reason) == ("realtime", "no cheaper lane fits; local is full")
 
 
-def test_a_lane_that_would_answer_too_late_is_passed_over_for_another(
-    fleet: Fleet, store: redis.Redis
-) -> None:
+def test_auto_skips_a_lane_that_would_answer_too_late(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, heartbeats=True)
     Heartbeat(store, ["local.m"], lambda: 0.5).beat()
     Heartbeat(store, ["realtime"], lambda: 100.0).beat()
     tickets = fleet.submit_many([request(max_latency=4.0)] * 4)
-    assert [one.lane for one in tickets] == ["local", "local", "local", "realtime"]
-    late = "no cheaper lane fits; local is slow: about 6 s to wait, 4 s are left"
-    assert tickets[-1].reason == late
-    assert fleet.submit(request(max_latency=4.0)).reason == late
+    assert [ticket.lane for ticket in tickets] == ["local", "local", "local", "realtime"]
+    reason = "no cheaper lane fits; local is slow: about 6 s to wait, 4 s are left"
+    assert tickets[-1].reason == reason
+    assert fleet.submit(request(max_latency=4.0)).reason == reason
 
 
-def test_tags_that_no_deployment_has_are_refused_and_nothing_is_enqueued(
+def test_tags_that_no_deployment_has_are_rejected_and_nothing_is_enqueued(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     tagged = OFFERS["realtime"].model_copy(update={"tags": (("eu", "fast"), ("us",))})
@@ -100,20 +104,20 @@ def test_tags_that_no_deployment_has_are_refused_and_nothing_is_enqueued(
     assert fleet.submit(request(tags=["fast", "eu"])).lane == "realtime"
 
 
-def test_a_look_is_good_for_a_moment_and_counts_what_was_sent_since(store: redis.Redis) -> None:
-    catalogue, now = publish(store, lanes={"batch": LaneLimits(max_queued=2)}), [0.0]
-    watch = LaneMonitor(store, lambda: now[0])
-    assert watch.snapshot(catalogue).queued["realtime"] == 0  # type: ignore[union-attr]
-    store.lpush("realtime", "one", "two")
-    watch.record_sent(["realtime"])
-    assert watch.snapshot(catalogue).queued["realtime"] == 1  # type: ignore[union-attr]
-    now[0] = MAX_AGE_SECONDS
-    assert watch.snapshot(catalogue).queued["realtime"] == 2  # type: ignore[union-attr]
-
-
-def test_auto_keeps_away_from_a_lane_whose_workers_are_gone(
-    fleet: Fleet, store: redis.Redis
+def test_a_snapshot_is_reused_for_a_moment_and_counts_the_messages_sent_since(
+    store: redis.Redis,
 ) -> None:
+    catalogue, now = publish(store, lanes={"batch": LaneLimits(max_queued=2)}), [0.0]
+    monitor = LaneMonitor(store, lambda: now[0])
+    assert monitor.snapshot(catalogue).queued["realtime"] == 0  # type: ignore[union-attr]
+    store.lpush("realtime", "one", "two")
+    monitor.record_sent(["realtime"])
+    assert monitor.snapshot(catalogue).queued["realtime"] == 1  # type: ignore[union-attr]
+    now[0] = MAX_AGE_SECONDS
+    assert monitor.snapshot(catalogue).queued["realtime"] == 2  # type: ignore[union-attr]
+
+
+def test_auto_skips_a_lane_without_a_worker(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, heartbeats=True)
     Heartbeat(store, ["realtime", "batch"]).beat()
     ticket = fleet.submit(request())
@@ -122,7 +126,7 @@ def test_auto_keeps_away_from_a_lane_whose_workers_are_gone(
     assert 0 < int(store.ttl(heartbeat_key("batch"))) <= 20
 
 
-def test_of_many_producers_no_more_get_in_than_the_tenants_concurrency(
+def test_concurrent_producers_never_exceed_the_tenants_concurrency(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     publish(store, tenants={"t": Limits(max_concurrency=10)})
@@ -138,12 +142,12 @@ def test_of_many_producers_no_more_get_in_than_the_tenants_concurrency(
 
     with ThreadPoolExecutor(PRODUCERS) as threads:
         assert sum(threads.map(submit, range(4 * PRODUCERS))) == 10
-    assert busy(store) == store.llen("realtime\x06\x163") == 10
+    assert concurrent(store) == store.llen("realtime\x06\x163") == 10
     assert fleet.submit(request(lane="batch")).lane == "batch"
-    assert busy(store) == 10
+    assert concurrent(store) == 10
 
 
-def test_a_request_that_has_ended_makes_room_and_one_that_comes_again_takes_none(
+def test_a_finished_request_frees_its_slot_and_a_repeated_one_takes_none(
     store: redis.Redis,
 ) -> None:
     now, limits = [1_000_000.0], Limits(max_concurrency=2)
@@ -161,13 +165,13 @@ def test_a_request_that_has_ended_makes_room_and_one_that_comes_again_takes_none
     ledger.settle("t", "a", "run", 0)
     ledger.settle("t", "a", "run", 0)
     reserve("c")
-    assert busy(store) == 2
+    assert concurrent(store) == 2
     now[0] += MAX_CONCURRENCY_SECONDS
     reserve("d", "e")
-    assert busy(store) == 2
+    assert concurrent(store) == 2
 
 
-def test_the_tokens_of_a_minute_are_limited_and_the_next_minute_is_free(
+def test_the_tokens_of_a_minute_are_limited_and_the_next_minute_starts_at_zero(
     store: redis.Redis,
 ) -> None:
     now, limits = [600.0 + 45], Limits(tokens_per_minute=100)
@@ -181,6 +185,6 @@ def test_the_tokens_of_a_minute_are_limited_and_the_next_minute_is_free(
     ledger.reserve("t", limits, [ReservationRequest("c", 0, tokens=(100, None))])
 
 
-def test_what_is_limited_may_come_again() -> None:
+def test_errors_of_limits_are_retryable() -> None:
     assert LaneFull.retryable
     assert issubclass(TenantLimited, FleetError)

@@ -1,6 +1,4 @@
-"""A tenant's concurrency through the whole fleet: whatever becomes of a request, its place is free
-again.
-"""
+"""A tenant's concurrency with real workers: every request frees its slot, however it ends."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
-PATIENCE = 60.0
-MOST = 4
+TIMEOUT_SECONDS = 60.0
+MAX_CONCURRENCY = 4
 
 
 def question(**fields: Any) -> CompletionRequest:
@@ -29,11 +27,11 @@ def question(**fields: Any) -> CompletionRequest:
     return CompletionRequest.parse(usual | fields)
 
 
-def test_no_place_is_lost_to_results_deadlines_cancelling_or_a_kill(
+def test_results_deadlines_cancels_and_a_killed_worker_all_free_their_slots(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
-    file["tenants"] = {"t": {"max_concurrency": MOST}}
+    file["tenants"] = {"t": {"max_concurrency": MAX_CONCURRENCY}}
     config = tmp_path / "fleet.yaml"
     config.write_text(yaml.safe_dump(file))
     app = "workers.realtime.app"
@@ -50,17 +48,17 @@ def test_no_place_is_lost_to_results_deadlines_cancelling_or_a_kill(
             assert eventually(lambda: store.exists(heartbeat_key("realtime")))
             soon = datetime.now(UTC) + timedelta(seconds=1)
             late = fleet.submit(question(deadline=soon))
-            cancelled, *others = fleet.submit_many([question()] * (MOST - 1))
+            cancelled, *others = fleet.submit_many([question()] * (MAX_CONCURRENCY - 1))
             with pytest.raises(errors.TenantLimited):
                 fleet.submit(question())
-            assert fleet.cancel(cancelled, PATIENCE)
+            assert fleet.cancel(cancelled, TIMEOUT_SECONDS)
             with pytest.raises(errors.DeadlineExceeded):
-                fleet.result(late, PATIENCE)
+                fleet.result(late, TIMEOUT_SECONDS)
             worker.kill()
         simulator.profile = Profile()
         with start_worker("rescuer", app=app, env=env, wait=False):
             for ticket in others:
-                fleet.result(ticket, PATIENCE)
+                fleet.result(ticket, TIMEOUT_SECONDS)
             eventually(lambda: store.zcard("fleet:budget:busy:t") == 0)
-            tickets = fleet.submit_many([question()] * MOST)
-            assert all(fleet.result(ticket, PATIENCE) for ticket in tickets)
+            tickets = fleet.submit_many([question()] * MAX_CONCURRENCY)
+            assert all(fleet.result(ticket, TIMEOUT_SECONDS) for ticket in tickets)

@@ -1,13 +1,11 @@
-"""How submits reach Redis: the money and the messages in one step, against a real Valkey."""
+"""How submits reach Redis: reservations and messages in one step, against a real Valkey."""
 
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,7 +20,7 @@ from primarch_fleet.errors import FleetUnavailable, LaneFull
 from primarch_fleet.lane_health import ANY_LANE, LaneMonitor
 from primarch_fleet.publisher import MAX_MEMORY_FRACTION, MAX_PUSH_BYTES
 from primarch_fleet.queues import priority_lists
-from tests.support.workers import eventually
+from tests.support.relay import relay
 
 PRICE = Price(input="1", output="2")
 LANES: tuple[Lane, ...] = ("realtime", "batch")
@@ -58,10 +56,10 @@ def fleet(valkey_url: str, store: redis.Redis) -> Iterator[Fleet]:
 
 def waiting(store: redis.Redis, queue: str = "realtime") -> list[dict[str, Any]]:
     """The messages of a queue, oldest first."""
-    found: Any = [
+    texts: Any = [
         text for name in priority_lists(queue) for text in store.lrange(name, 0, -1)[::-1]
     ]
-    return [json.loads(text) for text in found]
+    return [json.loads(text) for text in texts]
 
 
 def ids(store: redis.Redis) -> list[str]:
@@ -74,7 +72,7 @@ def reserved(fleet: Fleet, tenant: str = "t") -> int:
 
 @contextmanager
 def memory(store: redis.Redis, share: float, policy: str = "noeviction") -> Iterator[None]:
-    """Have so much of its memory used."""
+    """Limit the memory, so that this share of it is used."""
     store.config_set("maxmemory-policy", policy)
     store.config_set("maxmemory", int(store.info("memory")["used_memory"] / share))
     try:
@@ -84,11 +82,13 @@ def memory(store: redis.Redis, share: float, policy: str = "noeviction") -> Iter
         store.config_set("maxmemory-policy", "noeviction")
 
 
-# What is sent
+# Messages
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
-def test_a_letter_is_what_celery_sends(fleet: Fleet, store: redis.Redis, priority: str) -> None:
+def test_an_encoded_message_equals_the_message_that_celery_sends(
+    fleet: Fleet, store: redis.Redis, priority: str
+) -> None:
     options: dict[str, Any] = {
         "name": "realtime.complete",
         "args": [{"text": "ü"}],
@@ -99,17 +99,17 @@ def test_a_letter_is_what_celery_sends(fleet: Fleet, store: redis.Redis, priorit
         "headers": {"fleet_tenant": "t"},
     }
     fleet.app.send_task(**options)
-    [name] = [one for one in priority_lists("realtime") if store.exists(one)]
-    [letter] = MessageEncoder(fleet.app).encode([options])
-    assert letter.list_key == name
-    sent, written = json.loads(store.lindex(name, 0) or ""), json.loads(letter.text)
-    for message in (sent, written):  # what is different each time
+    [name] = [key for key in priority_lists("realtime") if store.exists(key)]
+    [encoded] = MessageEncoder(fleet.app).encode([options])
+    assert encoded.list_key == name
+    sent, written = json.loads(store.lindex(name, 0) or ""), json.loads(encoded.text)
+    for message in (sent, written):  # without the values that differ each time
         del message["properties"]["delivery_tag"], message["headers"]["expires"]
         message["properties"]["expiration"] = round(float(message["properties"]["expiration"]), -3)
     assert written == sent
 
 
-def test_celerys_signals_see_a_message_and_may_add_to_it(fleet: Fleet, store: redis.Redis) -> None:
+def test_celerys_signals_fire_and_may_add_headers(fleet: Fleet, store: redis.Redis) -> None:
     published = []
 
     def trace(headers: dict[str, Any], **_: Any) -> None:
@@ -129,7 +129,7 @@ def test_celerys_signals_see_a_message_and_may_add_to_it(fleet: Fleet, store: re
     assert published == ["realtime.complete"]
 
 
-def test_a_signal_handler_may_submit_too(fleet: Fleet, store: redis.Redis) -> None:
+def test_a_signal_handler_may_submit(fleet: Fleet, store: redis.Redis) -> None:
     within: list[Ticket] = []
 
     def another(**_: Any) -> None:
@@ -145,51 +145,53 @@ def test_a_signal_handler_may_submit_too(fleet: Fleet, store: redis.Redis) -> No
     assert ids(store) == [within[1].id, ticket.id]
 
 
-def test_threads_share_a_client(fleet: Fleet, store: redis.Redis) -> None:
+def test_threads_may_share_a_client(fleet: Fleet, store: redis.Redis) -> None:
     with ThreadPoolExecutor(8) as threads:
         tickets = list(threads.map(lambda number: fleet.submit(request(str(number))), range(200)))
     assert sorted(ids(store)) == sorted(ticket.id for ticket in tickets)
 
 
-# One step
+# One atomic step
 
 
 def commands(store: redis.Redis, work: Callable[[], Any]) -> dict[str, int]:
-    """How often which commands are called meanwhile, those that scripts call included."""
+    """The number of calls of each command during `work`, including those of scripts."""
     store.config_resetstat()
     work()
     stats = store.info("commandstats")
-    ours = {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()}
-    return {name: count for name, count in ours.items() if not name.startswith("config")}
+    calls = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
+    return {name: count for name, count in calls.items() if not name.startswith("config")}
 
 
-def test_money_and_messages_of_a_tenant_take_one_round_trip(
+def test_a_tenants_reservations_and_messages_take_one_round_trip(
     fleet: Fleet, store: redis.Redis
 ) -> None:
-    fleet.submit(request())  # the connection is there, and the script
+    fleet.submit(request())  # connects, and loads the script
     before = int(store.info("stats")["total_reads_processed"])
     called = commands(store, lambda: fleet.submit_many([request()] * 100))
-    assert int(store.info("stats")["total_reads_processed"]) - before <= 5  # four are ours
+    assert (
+        int(store.info("stats")["total_reads_processed"]) - before <= 5
+    )  # four are those of this test
     assert (called["evalsha"], called["lpush"]) == (1, 100)
     assert len(waiting(store)) == 101
     assert reserved(fleet) > 0
 
 
-def test_a_producer_that_hears_nothing_has_sent_both_once(
+def test_after_a_lost_reply_the_message_and_its_reservation_exist_once(
     valkey_url: str, store: redis.Redis, fleet: Fleet
 ) -> None:
-    with (
-        deaf_after(valkey_url, b"EVALSHA") as url,
-        Fleet(url) as other,
-        pytest.raises(FleetUnavailable),
-    ):
-        other.submit(request())
-    eventually(lambda: waiting(store))
-    assert len(waiting(store)) == 1
-    assert reserved(fleet) > 0
+    fleet.submit(request())  # loads the script
+    before = reserved(fleet)
+    with relay(valkey_url) as broker, Fleet(broker.url) as other:
+        broker.lose_replies(b"EVALSHA")
+        with pytest.raises(FleetUnavailable):
+            other.submit(request())
+    assert broker.all_lost
+    assert len(waiting(store)) == 2
+    assert reserved(fleet) == 2 * before > 0
 
 
-def test_a_submit_after_the_server_has_hung_up_is_a_submit(
+def test_a_submit_succeeds_after_the_server_has_closed_the_connection(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     first = fleet.submit(request())
@@ -198,7 +200,7 @@ def test_a_submit_after_the_server_has_hung_up_is_a_submit(
     assert ids(store) == [first.id, second.id]
 
 
-def test_large_lots_go_in_several_steps_and_keep_their_order(
+def test_large_submits_are_pushed_in_steps_and_keep_their_order(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     text = "x" * (MAX_PUSH_BYTES // 4)
@@ -208,16 +210,16 @@ def test_large_lots_go_in_several_steps_and_keep_their_order(
         lambda: tickets.extend(fleet.submit_many(request(f"{n}{text}") for n in range(9))),
     )
     assert ids(store) == [ticket.id for ticket in tickets]
-    assert 1 + 3 <= called["evalsha"] <= 1 + 9  # one reserves
+    assert 1 + 3 <= called["evalsha"] <= 1 + 9  # one script reserves
 
 
-def test_one_that_is_larger_than_a_step_is_sent(fleet: Fleet, store: redis.Redis) -> None:
-    fleet.submit(request("x" * (MAX_PUSH_BYTES - 1_000)))  # as base64 it is a third longer
+def test_a_message_larger_than_a_step_is_pushed(fleet: Fleet, store: redis.Redis) -> None:
+    fleet.submit(request("x" * (MAX_PUSH_BYTES - 1_000)))  # as base64 a third longer
     assert len(waiting(store)) == 1
 
 
-def test_what_a_queue_cannot_take_is_not_reserved_for(fleet: Fleet, store: redis.Redis) -> None:
-    store.set("realtime\x06\x163", "no list")
+def test_nothing_is_reserved_if_the_push_fails(fleet: Fleet, store: redis.Redis) -> None:
+    store.set("realtime\x06\x163", "not a list")
     with pytest.raises(FleetUnavailable, match="WRONGTYPE"):
         fleet.submit(request())
     assert reserved(fleet) == 0
@@ -227,43 +229,43 @@ def test_what_a_queue_cannot_take_is_not_reserved_for(fleet: Fleet, store: redis
 
 
 @pytest.mark.parametrize(
-    "lot",
+    "requests",
     [
         [request()],
-        [request(tenant_id="nobody's")],
-        [request(idempotency_key="k"), request(tenant_id="u"), request(tenant_id="nobody's")],
+        [request(tenant_id="not counted")],
+        [request(idempotency_key="k"), request(tenant_id="u"), request(tenant_id="not counted")],
     ],
     ids=["counted", "not counted", "of several tenants"],
 )
-def test_a_server_almost_out_of_memory_takes_nothing(
-    fleet: Fleet, store: redis.Redis, lot: list[CompletionRequest]
+def test_a_server_almost_out_of_memory_accepts_nothing(
+    fleet: Fleet, store: redis.Redis, requests: list[CompletionRequest]
 ) -> None:
     with (
         memory(store, MAX_MEMORY_FRACTION + 0.01),
         pytest.raises(LaneFull, match=r"9[5-7]% of") as full,
     ):
-        fleet.submit_many(lot)
+        fleet.submit_many(requests)
     assert full.value.retry_after == 5.0
     assert waiting(store) == []
     assert (reserved(fleet), reserved(fleet, "u")) == (0, 0)
     assert store.keys("fleet:idempotency:*") == []
-    assert len(fleet.submit_many(lot)) == len(waiting(store)) == len(lot)
+    assert len(fleet.submit_many(requests)) == len(waiting(store)) == len(requests)
 
 
 @pytest.mark.parametrize(("share", "policy"), [(0.9, "noeviction"), (0.99, "allkeys-lru")])
-def test_one_that_has_room_or_makes_it_takes_all(
+def test_a_server_that_has_memory_or_evicts_keys_accepts_everything(
     fleet: Fleet, store: redis.Redis, share: float, policy: str
 ) -> None:
     with memory(store, share, policy):
-        fleet.submit_many([request(), request(tenant_id="nobody's")])
+        fleet.submit_many([request(), request(tenant_id="not counted")])
         fleet.submit(request())
 
 
-# What is looked at before
+# The health of the lanes
 
 
 @pytest.mark.parametrize(
-    ("asked_for", "fields", "looked"),
+    ("requested", "fields", "is_read"),
     [
         ({"realtime"}, {"heartbeats": True}, False),
         ({"realtime"}, {"heartbeats": True, "lanes": {"batch": LaneLimits(max_queued=1)}}, False),
@@ -274,18 +276,18 @@ def test_one_that_has_room_or_makes_it_takes_all(
         (ANY_LANE, {}, False),
     ],
 )
-def test_nothing_is_looked_at_on_which_nothing_depends(
-    store: redis.Redis, asked_for: set[str], fields: dict[str, Any], looked: bool
+def test_the_health_is_read_only_if_the_decision_depends_on_it(
+    store: redis.Redis, requested: set[str], fields: dict[str, Any], is_read: bool
 ) -> None:
     catalogue = publish(store, **fields)
     health: list[Any] = []
     called = commands(
-        store, lambda: health.append(LaneMonitor(store).snapshot(catalogue, asked_for))
+        store, lambda: health.append(LaneMonitor(store).snapshot(catalogue, requested))
     )
-    assert ("hlen" in called) is looked is (health[0] is not None)
+    assert ("hlen" in called) is is_read is (health[0] is not None)
 
 
-def test_a_lane_that_is_asked_for_and_never_refused_takes_one_round_trip(
+def test_a_submit_to_a_named_lane_without_limits_takes_one_round_trip(
     store: redis.Redis, valkey_url: str
 ) -> None:
     publish(store, heartbeats=True)
@@ -294,28 +296,3 @@ def test_a_lane_that_is_asked_for_and_never_refused_takes_one_round_trip(
         called = commands(store, lambda: other.submit(request()))
         assert called["evalsha"] == 1
         assert "exists" not in called
-
-
-@contextmanager
-def deaf_after(url: str, command: bytes) -> Iterator[str]:
-    """A way to a server on which nothing comes back once a command has been passed on."""
-    host, port = url.removeprefix("redis://").partition("/")[0].split(":")
-
-    def serve() -> None:
-        with suppress(OSError):  # the listener is closed
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=relay, args=(connection,), daemon=True).start()
-
-    def relay(client: socket.socket) -> None:
-        with client, socket.create_connection((host, int(port))) as server:
-            while data := client.recv(2**20):
-                server.sendall(data)
-                if command in data:
-                    server.recv(2**20)  # it is done
-                    return
-                client.sendall(server.recv(2**20))
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"

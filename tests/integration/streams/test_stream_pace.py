@@ -1,4 +1,4 @@
-"""When a writer makes a round trip, by what a real Valkey and its readers see of it."""
+"""When the writer makes a round trip, measured at a real Valkey and its readers."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ def round_trips(server: redis.Redis) -> int:
     return int(server.info("commandstats").get("cmdstat_exec", {"calls": 0})["calls"])
 
 
-def test_first_tokens_and_ends_go_at_once_and_the_rest_together(
+def test_first_tokens_and_ends_are_written_at_once_and_other_chunks_together(
     server: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_writer, "PACE", 3600.0)
@@ -31,25 +31,25 @@ def test_first_tokens_and_ends_go_at_once_and_the_rest_together(
     async def work() -> tuple[str, str]:
         async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as fleet:
             readers = [await fleet.stream(task, timeout=20) for task in (TASK, "other")]
-            with writer.run(TASK) as one, writer.run("other") as two:
-                one(role)
-                one(chunk("first "))
-                heard = [(await anext(readers[0])).body, (await anext(readers[0])).text]
-                two(chunk("second "))
+            with writer.run(TASK) as publish, writer.run("other") as publish_other:
+                publish(role)
+                publish(chunk("first "))
+                received = [(await anext(readers[0])).body, (await anext(readers[0])).text]
+                publish_other(chunk("second "))
                 assert (await anext(readers[1])).text == "second "
                 before = round_trips(server)
                 for word in words(50):
-                    one(chunk(word))
+                    publish(chunk(word))
                     await asyncio.sleep(0.001)
                 assert round_trips(server) == before
-            assert heard == [role, "first "]
+            assert received == [role, "first "]
             return text(await collect(readers[0])), text(await collect(readers[1]))
 
     assert run(work()) == ("".join(words(50)), "")
     assert round_trips(server) <= 4  # two first tokens, two ends
 
 
-def test_a_chunk_that_nothing_follows_does_not_wait_for_the_end(
+def test_a_single_chunk_does_not_wait_for_the_end_of_the_stream(
     server: redis.Redis, valkey_url: str
 ) -> None:
     async def work() -> list[str]:
@@ -57,8 +57,8 @@ def test_a_chunk_that_nothing_follows_does_not_wait_for_the_end(
             reader = await fleet.stream(TASK, timeout=20)
             with writer.run(TASK) as publish:
                 publish(chunk("first "))
-                heard = [(await anext(reader)).text]
+                received = [(await anext(reader)).text]
                 publish(chunk("second "))
-                return [*heard, (await anext(reader)).text]
+                return [*received, (await anext(reader)).text]
 
     assert run(work()) == ["first ", "second "]
