@@ -1,6 +1,6 @@
 """Celery's settings, the same for workers, beat and Flower. Times in seconds.
 
-Why each differs from Celery's default is said beside it; the rest is in Celery's documentation.
+Comments say why a setting differs from Celery's default. For the rest, see Celery's documentation.
 """
 
 from kombu import Queue
@@ -12,11 +12,11 @@ _DAY = 86_400
 
 broker_url = result_backend = redis_url()
 
-# JSON only: nothing that a producer sends is ever unpickled.
+# JSON only, so that no message of a producer is ever unpickled.
 task_serializer = result_serializer = "json"
 accept_content = result_accept_content = ["json"]
 
-# Lanes are queues; `local.<model>` queues are declared by the worker that serves the model.
+# A lane is a queue. The worker that serves a model declares its `local.<model>` queue.
 task_default_queue = REALTIME_QUEUE
 task_queues = [Queue(REALTIME_QUEUE), Queue(BATCH_QUEUE), Queue(SCHEDULER_QUEUE)]
 task_routes = {
@@ -24,10 +24,10 @@ task_routes = {
     "batch.*": {"queue": BATCH_QUEUE},
     "scheduler.*": {"queue": SCHEDULER_QUEUE},
 }
-# The Redis transport serves a message without a priority first: give every message one.
+# The Redis transport delivers messages without a priority first, so every message gets one.
 task_default_priority = PRIORITIES["normal"]
 
-# A message is acknowledged when its work is done, and a worker holds only what it works on.
+# A message is acknowledged after its task, and a worker fetches only what it can run at once.
 task_acks_late = True
 task_reject_on_worker_lost = True
 worker_prefetch_multiplier = 1
@@ -51,7 +51,7 @@ redis_socket_timeout = 10
 redis_socket_keepalive = True
 redis_backend_health_check_interval = 10
 result_backend_always_retry = True
-# One store for all threads of a process; Celery's default is one, with its connections, a thread.
+# One result store, with its connections, for all threads; Celery's default is one per thread.
 result_backend_thread_safe = True
 result_backend_transport_options = {
     "retry_policy": {
@@ -68,10 +68,10 @@ task_publish_retry_policy = {
     "interval_max": 5,
 }
 
-# Longer than the longest batch, or a chord over batch results would never fire.
+# Longer than the longest batch; otherwise a chord over batch results would never run its body.
 result_expires = result_chord_expires = 3 * _DAY
 
-# Flower sees every task, but no prompt and no answer: tasks/base.py hides them.
+# Flower shows every task, but no prompt and no answer: tasks/base.py hides them.
 worker_send_task_events = True
 task_send_sent_event = True
 worker_hijack_root_logger = False

@@ -1,4 +1,4 @@
-"""What a run of a task may cost and has cost: reserved before it, settled after it."""
+"""Accounting: reserves what the run of a task may cost before it, and settles its cost after it."""
 
 from __future__ import annotations
 
@@ -28,24 +28,22 @@ from primarch_fleet.errors import (
 
 logger = logging.getLogger(__name__)
 
-#: To the ledgers, of all tasks of a process together.
+#: Connections to the ledgers, of all tasks of a process together.
 MAX_CONNECTIONS = 20
-#: Seconds that one round trip may take before it is tried again.
-TIMEOUT_SECONDS = 10.0
 
 
 @dataclass
 class UsageMeter:
-    """What was used for the request of the current asyncio task, known before it has its answer."""
+    """What the run of the current asyncio task has used, before its answer is complete."""
 
-    #: True once a provider or an engine was asked.
+    #: True once a provider or an engine was called.
     called: bool = False
-    #: Chunks of an answer that came: about a token each.
+    #: Chunks of the answer that arrived: about one token each.
     chunks: int = 0
 
     @classmethod
     def current(cls) -> UsageMeter:
-        """The meter of the request at hand; of no request, one that nobody reads."""
+        """Return the meter of the current run; outside a run, one that nothing reads."""
         return _meter.get() or cls()
 
 
@@ -54,13 +52,13 @@ _meter: ContextVar[UsageMeter | None] = ContextVar("meter", default=None)
 
 @dataclass
 class RunCost:
-    """What a run has cost, in micro-dollars."""
+    """The cost of a run in micro-dollars. The run sets it."""
 
     cost: int = 0
 
 
 class AbortedRun(NamedTuple):
-    """A run that was cut short, and the micro-dollars that it has cost, by estimate."""
+    """A run that ended without an answer, and its estimated cost in micro-dollars."""
 
     tenant_id: str
     lane: Lane
@@ -69,7 +67,7 @@ class AbortedRun(NamedTuple):
 
 
 class DroppedAnswer(NamedTuple):
-    """A provider's answer to a request that was cancelled before it came."""
+    """A provider's answer to a request that was cancelled before it arrived."""
 
     tenant_id: str
     lane: Lane
@@ -84,40 +82,46 @@ class DroppedAnswer(NamedTuple):
 class Accountant:
     """The worker's side of budgets. Use it on one loop.
 
-    A Redis that is away is waited for. A tenant without limits costs no round trip.
+    It waits while Redis is unavailable. A tenant without limits costs no round trip.
 
     Args:
-        observe: Told of each run that was cut short and has cost something.
+        on_aborted: Called for each run that ended without an answer and has a cost.
     """
 
     def __init__(
         self,
         ledger: AsyncLedger,
         catalogue: Catalogue,
-        observe: Callable[[AbortedRun], None] = lambda _: None,
+        on_aborted: Callable[[AbortedRun], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
-        self._observe = observe
+        self._on_aborted = on_aborted
         self._settling: set[asyncio.Task[None]] = set()
 
     @classmethod
-    def at(cls, url: str, catalogue: Catalogue, observe: Callable[[AbortedRun], None]) -> Self:
-        """Charges to the ledgers at a Redis URL."""
+    def connect(
+        cls, url: str, catalogue: Catalogue, on_aborted: Callable[[AbortedRun], None]
+    ) -> Self:
+        """Return an accountant for the ledgers in the Redis at a URL."""
         client = redis_support.patient_async(url, MAX_CONNECTIONS)
-        return cls(AsyncLedger(client), catalogue, observe)
+        return cls(AsyncLedger(client), catalogue, on_aborted)
 
     async def close(self) -> None:
-        """Return when all that is known was settled."""
+        """Finish the settlements under way and close the connections."""
         await asyncio.gather(*self._settling)
         await self._ledger.close()
 
     async def reserve(self, lane: Lane, request: Request, task_id: str) -> None:
-        """See to it that a task holds as much as it can cost on a lane; as often as one likes.
+        """Reserve what a task can cost on a lane. May be repeated.
 
-        A task that goes to a dearer lane gets what is missing. Raises CostCapExceeded,
-        BudgetExceeded, or FleetUnavailable when Redis refuses; nothing more is reserved then than
-        before. What the fleet does not serve on the lane is left for those to refuse who know why.
+        For a task that has a reservation, only the difference to a more expensive lane is added.
+        A model that the lane does not serve needs no reservation: the backend refuses it.
+
+        Raises:
+            CostCapExceeded: The request may cost more than its own or its tenant's cap.
+            BudgetExceeded: The tenant's budget has no room.
+            FleetUnavailable: Redis refused. In all three cases nothing is added.
         """
         for error in (await self.reserve_many(lane, {task_id: request})).values():
             raise error
@@ -125,68 +129,85 @@ class Accountant:
     async def reserve_many(
         self, lane: Lane, requests: Mapping[str, Request]
     ) -> dict[str, FleetError]:
-        """`reserve` for many, by their task ids: the refusals of those for which there is no room.
+        """Reserve what many tasks can cost, in one round trip per tenant, and few per refusal.
 
-        One round trip a tenant, and a few for each refusal. Raises FleetUnavailable: then some are
-        reserved, and the call may be repeated.
+        Args:
+            requests: By task id.
+
+        Returns:
+            The refusals, by task id.
+
+        Raises:
+            FleetUnavailable: Redis refused; some tasks have a reservation. May be repeated.
         """
-        refused: dict[str, FleetError] = {}
+        refusals: dict[str, FleetError] = {}
         by_tenant: defaultdict[str, list[ReservationRequest]] = defaultdict(list)
         for task_id, request in requests.items():
             try:
-                by_tenant[request.tenant_id] += self._orders(lane, request, task_id)
+                by_tenant[request.tenant_id] += self._reservation_requests(lane, request, task_id)
             except CostCapExceeded as error:
-                refused[task_id] = error
-        for tenant_id, orders in by_tenant.items():
-            refused |= await self._grant(tenant_id, orders)
-        return refused
+                refusals[task_id] = error
+        for tenant_id, reservations in by_tenant.items():
+            refusals |= await self._reserve_for_tenant(tenant_id, reservations)
+        return refusals
 
-    def _orders(self, lane: Lane, request: Request, task_id: str) -> list[ReservationRequest]:
-        """What is to be reserved for a task, if anything. Raises CostCapExceeded."""
+    def _reservation_requests(
+        self, lane: Lane, request: Request, task_id: str
+    ) -> list[ReservationRequest]:
+        """What to reserve for a task; empty without limits. Raises CostCapExceeded."""
         limits, model = self._catalogue.limits(request.tenant_id), self._model(lane, request)
         if model is None:
             return []
-        size = protocol.wire_size_bytes(request.to_wire())
-        estimate = estimates.estimate(request, size, model, lane, limits)
+        size_bytes = protocol.wire_size_bytes(request.to_wire())
+        estimate = estimates.estimate(request, size_bytes, model, lane, limits)
         estimates.check_cost(request, estimate.expected_cost, lane, limits)
         return [] if limits is None else [ReservationRequest(task_id, estimate.max_cost)]
 
-    async def _grant(
-        self, tenant_id: str, orders: list[ReservationRequest]
+    async def _reserve_for_tenant(
+        self, tenant_id: str, reservations: list[ReservationRequest]
     ) -> dict[str, FleetError]:
-        """Reserve for those that fit, in their order; the refusals of the others."""
+        """Reserve what fits, in this order; return the refusals of the others, by task id."""
         limits = self._catalogue.limits(tenant_id)
-        if limits is None or not orders:
+        if limits is None or not reservations:
             return {}
         try:
-            await self._ledger.reserve(tenant_id, limits, orders)
+            await self._ledger.reserve(tenant_id, limits, reservations)
         except BudgetExceeded as error:
-            if len(orders) == 1:
-                return {orders[0].task_id: error}
-            half = len(orders) // 2
-            first = await self._grant(tenant_id, orders[:half])
-            return first | await self._grant(tenant_id, orders[half:])
+            if len(reservations) == 1:
+                return {reservations[0].task_id: error}
+            half = len(reservations) // 2
+            refusals = await self._reserve_for_tenant(tenant_id, reservations[:half])
+            return refusals | await self._reserve_for_tenant(tenant_id, reservations[half:])
         except redis.RedisError as error:
-            raise FleetUnavailable(f"no budget could be asked: {type(error).__name__}") from None
+            raise FleetUnavailable(
+                f"budget not reserved: Redis failed with {type(error).__name__}; retry later"
+            ) from None
         return {}
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> None:
-        """Count what a run has cost, in micro-dollars, and give the task's reservation back.
+        """Count the cost of a run, in micro-dollars, and return the task's reservation.
 
         Args:
-            run: What tells this run from another of the task: a repeated call counts once.
+            run: Identifies the run of the task: a repeated call counts once.
         """
         await self.settle_many([(tenant_id, task_id, run, cost)])
 
-    async def settle_many(self, bills: Iterable[tuple[str, str, str, int]]) -> None:
-        """`settle` with the arguments of each, in one round trip."""
-        limited = [bill for bill in bills if self._catalogue.limits(bill[0]) is not None]
+    async def settle_many(self, settlements: Iterable[tuple[str, str, str, int]]) -> None:
+        """Settle many runs in one round trip, each by the arguments of `settle`.
+
+        An error of Redis is logged: these costs are not counted.
+        """
+        limited = [
+            settlement
+            for settlement in settlements
+            if self._catalogue.limits(settlement[0]) is not None
+        ]
         try:
             await self._ledger.settle_many(limited)
         except redis.RedisError as error:
             for _, task_id, _, cost in limited:
                 logger.error(
-                    "%s: %s micro-dollars are not counted: %s",
+                    "%s: cost of %s micro-dollars not counted: %s",
                     task_id,
                     cost,
                     type(error).__name__,
@@ -194,7 +215,11 @@ class Accountant:
                 )
 
     async def refund(self, message: Any) -> None:
-        """Give the reservation back of a task that will not run, by what Celery knows of it."""
+        """Return the reservation of a task that will not run.
+
+        Args:
+            message: Celery's request of the task.
+        """
         body = next(iter(message.args or ()), None)
         if isinstance(body, dict):
             tenant = body.get("tenant_id") or Request.model_fields["tenant_id"].default
@@ -202,49 +227,50 @@ class Accountant:
 
     @asynccontextmanager
     async def run(self, lane: Lane, request: Request, task_id: str) -> AsyncIterator[RunCost]:
-        """Reserve before a run of a task and settle after it, with the bill that is then written.
+        """Reserve before the block and settle after it, with the cost that the block sets.
 
-        Of a run that fails nothing is paid, as far as anyone knows. One that is cut short, by its
-        deadline, by who cancels it, or in the middle of a stream, was paid until then: for its
-        prompt, if it had got to a provider, and a token for each chunk, by estimate.
+        A run that fails costs nothing, as far as is known. A run that is aborted by its deadline or
+        a cancellation, or in the middle of a stream, costs what it used: its prompt, if a provider
+        was called, and one token for each chunk, by estimate.
         """
         await self.reserve(lane, request, task_id)
-        bill, meter = RunCost(), UsageMeter()
+        run_cost, meter = RunCost(), UsageMeter()
         token = _meter.set(meter)
         try:
-            yield bill
+            yield run_cost
         except (asyncio.CancelledError, DeadlineExceeded):
-            bill.cost = self._used(lane, request, task_id, meter)
+            run_cost.cost = self._estimate_cost(lane, request, task_id, meter)
             raise
         except Exception:
-            bill.cost = self._used(lane, request, task_id, meter) if meter.chunks else 0
+            streamed = meter.chunks > 0
+            run_cost.cost = self._estimate_cost(lane, request, task_id, meter) if streamed else 0
             raise
         finally:
             _meter.reset(token)
-            await self._settled(request.tenant_id, task_id, bill.cost)
+            await self._settle_shielded(request.tenant_id, task_id, run_cost.cost)
 
-    async def _settled(self, tenant_id: str, task_id: str, cost: int) -> None:
-        """Settle even if the task is cancelled meanwhile."""
+    async def _settle_shielded(self, tenant_id: str, task_id: str, cost: int) -> None:
+        """Settle, even if the task is cancelled in the meantime."""
         settling = asyncio.create_task(self.settle(tenant_id, task_id, uuid.uuid4().hex, cost))
         self._settling.add(settling)
         settling.add_done_callback(self._settling.discard)
         await asyncio.shield(settling)
 
-    def _used(self, lane: Lane, request: Request, task_id: str, meter: UsageMeter) -> int:
-        """Micro-dollars that a run without an answer has cost, by estimate."""
+    def _estimate_cost(self, lane: Lane, request: Request, task_id: str, meter: UsageMeter) -> int:
+        """The estimated cost of a run without an answer, in micro-dollars; it is reported too."""
         model = self._model(lane, request)
         if model is None or not meter.called:
             return 0
-        prompt = protocol.wire_size_bytes(request.body()) // estimates.BYTES_PER_TOKEN + 1
-        cost = model.lanes[lane].price.cost(prompt, meter.chunks)
+        prompt_tokens = protocol.wire_size_bytes(request.body()) // estimates.BYTES_PER_TOKEN + 1
+        cost = model.lanes[lane].price.cost(prompt_tokens, meter.chunks)
         logger.info(
-            "%s: cut short after %s chunks, about %s micro-dollars",
+            "%s: run aborted after %s chunks; estimated cost %s micro-dollars",
             task_id,
             meter.chunks,
             cost,
-            extra={"action": "run_cut_short", "task_id": task_id},
+            extra={"action": "run_aborted", "task_id": task_id},
         )
-        self._observe(AbortedRun(request.tenant_id, lane, request.model, cost))
+        self._on_aborted(AbortedRun(request.tenant_id, lane, request.model, cost))
         return cost
 
     def _model(self, lane: Lane, request: Request) -> Model | None:

@@ -1,7 +1,7 @@
-"""The fleet's Celery app: its tasks by name, on no lane in particular.
+"""The fleet's Celery app: its tasks by name, without a lane.
 
-Beat and Flower run on it. Workers run on the app of their lane (workers/, scheduler/), which is
-this one with a server behind the lane's tasks.
+Beat and Flower run on it. A worker runs on the app of its lane (in workers/ and scheduler/): this
+app, with the backend for the lane's tasks.
 """
 
 from celery import Celery
@@ -13,9 +13,9 @@ app.conf.include = ["tasks.realtime", "tasks.local", "tasks.batch"]
 
 
 @worker_init.connect
-def _needs_a_lane(**_: object) -> None:
+def _require_lane(**_: object) -> None:
     if not app.conf.get("fleet_lane"):
         raise SystemExit(
-            "A worker serves one lane: celery -A workers.realtime.app worker, "
+            "tasks.app serves no lane; run a lane's app: celery -A workers.realtime.app worker, "
             "celery -A workers.local.app worker or celery -A scheduler.app worker"
         )

@@ -1,7 +1,7 @@
-"""The tasks of the batch lane: they park a request, and the scheduler completes the task later.
+"""The batch lane's tasks: they park a request; the scheduler completes the task later.
 
-They are plain functions: Celery records where an `Ignore` was raised, and a coroutine's traceback
-is long. They are not tracked as started: a redelivered message must not overwrite a stored result.
+Plain functions: Celery logs the place where an `Ignore` was raised, and a coroutine's traceback is
+long. They are not tracked as started, so that a redelivered message cannot overwrite a result.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tasks.deferral import park
 
 @app.task(name="batch.complete", bind=True, track_started=False)
 def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a CompletionRequest in its wire form with a Completion in its wire form."""
+    """Answer a CompletionRequest with a Completion, both in their wire form."""
     return park(task, CompletionRequest, request)
 
 
 @app.task(name="batch.embed", bind=True, track_started=False)
 def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer an EmbeddingRequest in its wire form with a Completion in its wire form."""
+    """Answer an EmbeddingRequest with a Completion, both in their wire form."""
     return park(task, EmbeddingRequest, request)

@@ -11,11 +11,11 @@ from tasks.serving import serve
 
 @app.task(name="local.complete", bind=True)
 async def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a CompletionRequest in its wire form with a Completion in its wire form."""
+    """Answer a CompletionRequest with a Completion, both in their wire form."""
     return await serve("local", task, CompletionRequest, request)
 
 
 @app.task(name="local.embed", bind=True)
 async def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer an EmbeddingRequest in its wire form with a Completion in its wire form."""
+    """Answer an EmbeddingRequest with a Completion, both in their wire form."""
     return await serve("local", task, EmbeddingRequest, request)

@@ -1,15 +1,15 @@
-"""Answers kept for equal requests to come, if a request asks for that with `cache_ttl`.
+"""Cached answers, for requests that ask for them with `cache_ttl`.
 
-Equal are requests of one tenant, on one lane and with the same tags, whose bodies for the provider
-are the same to the last field; no other tenant's answer is ever found. How its deployment was
-chosen, for which user and how urgently makes no difference. Not streamed ones, and none of the
-batch lane. Two that run at once are both asked for: an answer is found once it is there.
+Requests are equal if tenant, lane, tags and the request body for the provider are the same; no
+tenant ever gets another's answer. The routing strategy, the user and the priority make no
+difference. Streamed requests and the batch lane are not cached. Two equal requests that run at the
+same time both go to the provider: an answer can be found once it is stored.
 
-A hit costs nothing. Only a worker knows that it is one: until then what the request may cost is
-reserved like any other's, and is given back; its tokens stay counted in `tokens_per_minute`.
+A cached answer costs nothing. Only a worker knows that there is one: until then the possible cost
+is reserved as for any request and then returned; its tokens stay counted in `tokens_per_minute`.
 
-The memory that it takes of Redis is bounded: there are SLOTS places, a request has one by its hash,
-and the newer answer takes the older one's place. A Redis that fails is as if nothing were kept.
+The memory in Redis is bounded: there are MAX_ENTRIES slots, a request's hash chooses its slot, and
+a newer answer overwrites an older one. If Redis fails, nothing is cached.
 """
 
 from __future__ import annotations
@@ -32,74 +32,80 @@ from primarch_fleet.contract import Completion, Lane, Receipt, Request
 
 logger = logging.getLogger(__name__)
 
-#: Answers kept at once at most, and bytes of the largest: 256 MiB together, with what Redis needs
-#: around them. Its allocator rounds to 56 KiB, and anything over 64 KiB to 80.
-MAX_ENTRIES, MAX_ENTRY_BYTES = 4096, 57_000
-#: Seconds that Redis may take, before an answer is asked for without it.
-TIMEOUT = 0.5
-#: How a choice ends that is as whole as it will get: not one that a filter has cut.
+#: Most answers that are cached at once.
+MAX_ENTRIES = 4096
+#: Most bytes of a cached answer. Redis's allocator rounds an entry to 56 KiB, and anything over
+#: 64 KiB to 80 KiB, so that all entries take 256 MiB with Redis's overhead.
+MAX_ENTRY_BYTES = 57_000
+#: Time for Redis to reply; after it the request runs without the cache.
+TIMEOUT_SECONDS = 0.5
+#: Finish reasons of a complete choice; a choice that a content filter cut is incomplete.
 #: https://platform.openai.com/docs/api-reference/chat/object (finish_reason)
 COMPLETE_FINISH_REASONS = {"stop", "length", "tool_calls", "function_call"}
 
 lookups_total = Counter(
     "primarch_cache_lookups_total",
-    "Requests with a cache_ttl, by whether an answer was kept",
+    "Requests with a cache_ttl, by lane and by result: hit or miss",
     ["lane", "result"],
 )
 
 
 class _Entry(BaseModel):
-    """What a slot holds."""
+    """The content of a slot."""
 
-    #: Hash of the request: others share the slot.
+    #: Hash of the request; other requests share the slot.
     request: str
-    #: When the answer came, in Unix seconds by its worker's clock.
+    #: When the answer was stored, in Unix seconds by its worker's clock.
     at: float
     answer: Completion
 
 
 class ResponseCache:
-    """The answers kept at one Redis. Use it on one loop.
+    """The cached answers in one Redis. Use it on one loop.
 
     Args:
         client: With `decode_responses`.
-        observe: Told of the receipt of each answer that was found.
-        clock: Unix seconds.
+        on_hit: Called with the receipt of each answer from the cache.
+        clock: Returns Unix seconds.
     """
 
     def __init__(
         self,
         client: Redis,
-        observe: Callable[[Receipt], None] = lambda _: None,
+        on_hit: Callable[[Receipt], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._redis = client
-        self._observe = observe
+        self._on_hit = on_hit
         self._clock = clock
 
     @classmethod
-    def at(cls, url: str, observe: Callable[[Receipt], None]) -> Self:
-        """Answers kept at a Redis URL."""
-        return cls(redis_support.once_async(url, TIMEOUT), observe)
+    def connect(cls, url: str, on_hit: Callable[[Receipt], None]) -> Self:
+        """Return a cache in the Redis at a URL."""
+        return cls(redis_support.once_async(url, TIMEOUT_SECONDS), on_hit)
 
     async def close(self) -> None:
-        """Give the connections back; what is kept stays."""
+        """Close the connections; answers stay cached."""
         await self._redis.aclose()
 
-    async def find(self, lane: Lane, request: Request, own: Mapping[str, Any]) -> Completion | None:
-        """An answer to an equal request, not older than this one's `cache_ttl`; never an error.
+    async def get(
+        self, lane: Lane, request: Request, receipt_fields: Mapping[str, Any]
+    ) -> Completion | None:
+        """Return the answer to an equal request, None without one. Raises nothing.
+
+        The answer is at most the request's `cache_ttl` seconds old.
 
         Args:
-            own: Fields of the receipt that are the present request's.
+            receipt_fields: Fields of the receipt that come from this request.
         """
         started = time.perf_counter()
         entry = await self._read(cache_key(lane, request))
-        found = entry is not None and self._clock() - entry.at <= (request.cache_ttl or 0)
-        lookups_total.labels(lane, "hit" if found else "miss").inc()
-        if entry is None or not found:
+        hit = entry is not None and self._clock() - entry.at <= (request.cache_ttl or 0)
+        lookups_total.labels(lane, "hit" if hit else "miss").inc()
+        if entry is None or not hit:
             return None
         update = {
-            **own,
+            **receipt_fields,
             "user_id": request.user_id,
             "metadata": request.metadata,
             "latency": time.perf_counter() - started,
@@ -109,54 +115,59 @@ class ResponseCache:
             "cost": 0,
         }
         receipt = entry.answer.receipt.model_copy(update=update)
-        self._observe(receipt)
+        self._on_hit(receipt)
         return entry.answer.model_copy(update={"receipt": receipt})
 
-    async def keep(self, lane: Lane, request: Request, answer: Completion) -> None:
-        """Keep a whole answer for the request's `cache_ttl`, unless it is too large."""
+    async def put(self, lane: Lane, request: Request, answer: Completion) -> None:
+        """Store an answer for the request's `cache_ttl` seconds. Raises nothing.
+
+        An answer that is incomplete or larger than MAX_ENTRY_BYTES is not stored.
+        """
         if not is_complete(answer):
             return
         receipt = answer.receipt.model_copy(update={"metadata": {}, "user_id": None})
-        name = cache_key(lane, request)
-        kept = answer.model_copy(update={"receipt": receipt})
-        text = _Entry(request=name, at=self._clock(), answer=kept).model_dump_json()
+        key = cache_key(lane, request)
+        stored = answer.model_copy(update={"receipt": receipt})
+        text = _Entry(request=key, at=self._clock(), answer=stored).model_dump_json()
         if len(text.encode()) > MAX_ENTRY_BYTES:
             return
+        ttl_ms = math.ceil(1000 * (request.cache_ttl or 0))
         try:
-            await self._redis.set(_key(name), text, px=math.ceil(1000 * (request.cache_ttl or 0)))
+            await self._redis.set(_slot(key), text, px=ttl_ms)
         except redis.RedisError as error:
             _warn(error)
 
-    async def _read(self, name: str) -> _Entry | None:
-        """What is kept for a request by its hash. Unreadable is nothing."""
+    async def _read(self, key: str) -> _Entry | None:
+        """The entry of a request's hash; None if there is none or it cannot be read."""
         try:
-            text = await self._redis.get(_key(name))
+            text = await self._redis.get(_slot(key))
             entry = text and _Entry.model_validate_json(text)
         except (redis.RedisError, ValueError) as error:
             _warn(error)
             return None
-        return entry if entry and entry.request == name else None
+        return entry if entry and entry.request == key else None
 
 
 def cache_key(lane: Lane, request: Request) -> str:
-    """What equal requests have in common and no others: a hash, of which no text can be read."""
-    same = [request.tenant_id, lane, sorted(set(request.tags)), request.body()]
-    text = json.dumps(same, sort_keys=True, separators=(",", ":"))
+    """Return a hash that equal requests share and no others; it reveals nothing of the request."""
+    identity = [request.tenant_id, lane, sorted(set(request.tags)), request.body()]
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_complete(answer: Completion) -> bool:
-    """Whether every choice came to its end; embeddings have none."""
+    """Return whether every choice is complete; embeddings have no choices."""
     return all(
         choice.get("finish_reason") in COMPLETE_FINISH_REASONS
         for choice in answer.body.get("choices", [])
     )
 
 
-def _key(name: str) -> str:
-    return f"fleet:cache:{int(name, 16) % MAX_ENTRIES}"
+def _slot(key: str) -> str:
+    """The Redis key of a request's slot."""
+    return f"fleet:cache:{int(key, 16) % MAX_ENTRIES}"
 
 
 def _warn(error: Exception) -> None:
-    """Of the error only its kind: its words may be those of an answer."""
-    logger.warning("the cache failed: %s", type(error).__name__, extra={"action": "cache_failed"})
+    """Log only the type of the error: its text may contain an answer."""
+    logger.warning("cache failed: %s", type(error).__name__, extra={"action": "cache_failed"})

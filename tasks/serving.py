@@ -64,9 +64,9 @@ async def _answer(lane: Lane, request: Request, metadata: RequestMetadata) -> Co
     streamed = getattr(request, "stream", False)
     if cache is None or request.cache_ttl is None or streamed:
         return await backend.serve(request, metadata)
-    cached = await cache.find(lane, request, metadata.receipt_fields())
+    cached = await cache.get(lane, request, metadata.receipt_fields())
     if cached is not None:
         return cached
     completion = await backend.serve(request, metadata)
-    await cache.keep(lane, request, completion)
+    await cache.put(lane, request, completion)
     return completion

@@ -97,9 +97,9 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
 
     The reservations of tasks that are revoked before they run are returned.
     """
-    cost_report = CostReport.at(url, catalogue)
-    accountant = Accountant.at(url, catalogue, cost_report.add_aborted)
-    response_cache = ResponseCache.at(url, cost_report.add)
+    cost_report = CostReport.connect(url, catalogue)
+    accountant = Accountant.connect(url, catalogue, cost_report.add_aborted)
+    response_cache = ResponseCache.connect(url, cost_report.add)
     event_loop.at_stop(accountant.close)
 
     @task_revoked.connect(weak=False)
@@ -139,7 +139,7 @@ def _start_lane(start_lane: StartLane, services: Services) -> None:
     try:
         runtime = asyncio.run_coroutine_threadsafe(start(), event_loop.get()).result()
     except FleetError as error:
-        logger.critical("%s", error, extra={"action": "lane_not_started"})
+        logger.critical("%s", error, extra={"action": "lane_start_failed"})
         raise SystemExit(1) from None
     event_loop.at_stop(runtime.close)
 

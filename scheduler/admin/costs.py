@@ -19,10 +19,10 @@ from rich.text import Text
 
 from config.targets import Targets
 from primarch_fleet.money import format_dollars, to_dollars
-from workers.observability.cost_report import Figures, Row, key, parse
+from workers.observability.cost_report import CostKey, CostTotals, day_key, parse_day
 
 #: What rows can be grouped by.
-DIMENSIONS = Row._fields
+DIMENSIONS = CostKey._fields
 #: Days of the month of a target; docker/prometheus/alerts.yml counts the same.
 DAYS_PER_MONTH = 30
 
@@ -68,24 +68,24 @@ class CostSummary:
     first: date
     last: date
     by: Sequence[str]
-    rows: Mapping[tuple[str, ...], Figures]
+    rows: Mapping[tuple[str, ...], CostTotals]
 
     @classmethod
     def of(
-        cls, first: date, last: date, by: Sequence[str], costs: Mapping[Row, Figures]
+        cls, first: date, last: date, by: Sequence[str], costs: Mapping[CostKey, CostTotals]
     ) -> CostSummary:
         """Group costs by the dimensions `by`; the most expensive row comes first."""
-        rows: dict[tuple[str, ...], Figures] = {}
+        rows: dict[tuple[str, ...], CostTotals] = {}
         for row, figures in costs.items():
             names = tuple(getattr(row, name) for name in by)
-            rows[names] = rows.get(names, Figures()).plus(figures)
+            rows[names] = rows.get(names, CostTotals()).plus(figures)
         ordered = sorted(rows.items(), key=lambda row: (-row[1].cost, row[0]))
         return cls(first, last, by, dict(ordered))
 
     @property
-    def total(self) -> Figures:
+    def total(self) -> CostTotals:
         """The sum of all rows."""
-        return reduce(Figures.plus, self.rows.values(), Figures())
+        return reduce(CostTotals.plus, self.rows.values(), CostTotals())
 
     @property
     def days(self) -> int:
@@ -135,19 +135,19 @@ class CostSummary:
         return table
 
 
-async def read_costs(client: Redis, first: date, last: date) -> dict[Row, Figures]:
+async def read_costs(client: Redis, first: date, last: date) -> dict[CostKey, CostTotals]:
     """The sum of the costs from `first` to `last`, both included. One round trip."""
     pipe: Any = client.pipeline(transaction=False)
     for offset in range((last - first).days + 1):
-        pipe.hgetall(key(first + timedelta(offset)))
-    rows: dict[Row, Figures] = {}
+        pipe.hgetall(day_key(first + timedelta(offset)))
+    rows: dict[CostKey, CostTotals] = {}
     for day in await pipe.execute():
-        for row, figures in parse(day).items():
-            rows[row] = rows.get(row, Figures()).plus(figures)
+        for row, figures in parse_day(day).items():
+            rows[row] = rows.get(row, CostTotals()).plus(figures)
     return rows
 
 
-def cost_targets(targets: Targets, total: Figures, days: int) -> list[CostTarget]:
+def cost_targets(targets: Targets, total: CostTotals, days: int) -> list[CostTarget]:
     """Compare a total with the targets about money.
 
     Args:
@@ -167,7 +167,7 @@ def cost_targets(targets: Targets, total: Figures, days: int) -> list[CostTarget
     ]
 
 
-def saving(figures: Figures, reference_cost: int) -> tuple[int, float | None]:
+def saving(figures: CostTotals, reference_cost: int) -> tuple[int, float | None]:
     """Micro-dollars saved against a reference cost, and the share; None for a reference of 0."""
     saved = reference_cost - figures.cost
     return saved, _ratio(saved, reference_cost)
@@ -186,7 +186,7 @@ def _targets_table(targets: list[CostTarget]) -> Table:
     return table
 
 
-def _figures_json(figures: Figures) -> dict[str, Any]:
+def _figures_json(figures: CostTotals) -> dict[str, Any]:
     saved, rate = saving(figures, figures.list_cost)
     realtime_saved, realtime_rate = saving(figures, figures.realtime_cost)
     return {
@@ -198,14 +198,14 @@ def _figures_json(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _cells(figures: Figures) -> list[str]:
+def _cells(figures: CostTotals) -> list[str]:
     counts = figures.requests, figures.input_tokens, figures.output_tokens
     references = figures.list_cost, figures.realtime_cost
     savings = [_saving_cell(figures, reference) for reference in references]
     return [*map(str, counts), format_dollars(figures.cost), *savings]
 
 
-def _saving_cell(figures: Figures, reference_cost: int) -> str:
+def _saving_cell(figures: CostTotals, reference_cost: int) -> str:
     saved, rate = saving(figures, reference_cost)
     return format_dollars(saved) if rate is None else f"{format_dollars(saved)} {rate:.1%}"
 

@@ -90,8 +90,8 @@ def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
 
     async def all_of_it() -> Any:
         async with realtime_server(config, url) as server:
-            costs = CostReport.at(url, config.catalogue())
-            charges = Accountant.at(url, config.catalogue(), costs.add_aborted)
+            costs = CostReport.connect(url, config.catalogue())
+            charges = Accountant.connect(url, config.catalogue(), costs.add_aborted)
             try:
                 with services.override(
                     backends={"realtime": server}, accountant=charges, cost_report=costs

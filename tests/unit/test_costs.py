@@ -15,7 +15,7 @@ from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.contract import Receipt
 from primarch_fleet.money import Price
 from scheduler.admin.costs import CostSummary, CostTarget, cost_targets, saving
-from workers.observability.cost_report import Figures, Row, figures, parse, row
+from workers.observability.cost_report import CostKey, CostTotals, cost_key, cost_totals, parse_day
 
 LIST = Price(input="2", output="8")
 CATALOGUE = Catalogue(
@@ -59,16 +59,16 @@ def receipt(**fields: Any) -> Receipt:
 
 
 def test_an_answer_counts_for_its_tenant_lane_provider_and_the_model_that_answered() -> None:
-    assert row(receipt()) == Row("acme", "batch", "openai", "both-2026")
+    assert cost_key(receipt()) == CostKey("acme", "batch", "openai", "both-2026")
 
 
 def test_the_realtime_cost_is_at_the_realtime_price_of_the_requested_model() -> None:
-    assert figures(receipt(), CATALOGUE) == Figures(1, 10, 5, 30, 60, 10 * 3 + 5 * 9)
+    assert cost_totals(receipt(), CATALOGUE) == CostTotals(1, 10, 5, 30, 60, 10 * 3 + 5 * 9)
 
 
 def test_the_realtime_cost_of_a_model_without_a_realtime_offer_is_at_its_list_price() -> None:
     for model in ("hosted", "gone"):
-        assert figures(receipt(requested_model=model), CATALOGUE).realtime_cost == 60
+        assert cost_totals(receipt(requested_model=model), CATALOGUE).realtime_cost == 60
 
 
 def test_stored_figures_are_parsed_into_their_rows() -> None:
@@ -77,56 +77,56 @@ def test_stored_figures_are_parsed_into_their_rows() -> None:
         '["a", "batch", "openai", "m", "cost"]': "9007199254740993",
         '["b, \\"x\\"", "local", "p", "m", "cost"]': "-3",
     }
-    assert parse(stored) == {
-        Row("a", "batch", "openai", "m"): Figures(requests=2, cost=9_007_199_254_740_993),
-        Row('b, "x"', "local", "p", "m"): Figures(cost=-3),
+    assert parse_day(stored) == {
+        CostKey("a", "batch", "openai", "m"): CostTotals(requests=2, cost=9_007_199_254_740_993),
+        CostKey('b, "x"', "local", "p", "m"): CostTotals(cost=-3),
     }
 
 
 def summary(by: list[str]) -> CostSummary:
     costs = {
-        Row("a", "batch", "openai", "m"): Figures(1, 10, 5, 30, 60, 75),
-        Row("b", "batch", "openai", "m"): Figures(2, 20, 10, 60, 120, 150),
-        Row("a", "realtime", "azure", "m"): Figures(1, 10, 5, 75, 60, 75),
+        CostKey("a", "batch", "openai", "m"): CostTotals(1, 10, 5, 30, 60, 75),
+        CostKey("b", "batch", "openai", "m"): CostTotals(2, 20, 10, 60, 120, 150),
+        CostKey("a", "realtime", "azure", "m"): CostTotals(1, 10, 5, 75, 60, 75),
     }
     return CostSummary.of(DAY, DAY + timedelta(1), by, costs)
 
 
 def test_a_summary_adds_up_the_other_dimensions_and_puts_the_most_expensive_row_first() -> None:
     assert summary(["tenant"]).rows == {
-        ("a",): Figures(2, 20, 10, 105, 120, 150),
-        ("b",): Figures(2, 20, 10, 60, 120, 150),
+        ("a",): CostTotals(2, 20, 10, 105, 120, 150),
+        ("b",): CostTotals(2, 20, 10, 60, 120, 150),
     }
     assert list(summary(["lane"]).rows) == [("batch",), ("realtime",)]
 
 
 def test_the_total_is_the_same_for_every_grouping() -> None:
-    total = Figures(4, 40, 20, 165, 240, 300)
+    total = CostTotals(4, 40, 20, 165, 240, 300)
     groupings = (["tenant"], ["model"], ["provider", "lane"])
     assert [summary(by).total for by in groupings] == [total] * 3
 
 
 def test_a_saving_is_an_amount_and_a_share_and_has_no_share_of_zero() -> None:
-    assert saving(Figures(cost=30), 60) == (30, 0.5)
-    assert saving(Figures(cost=75), 60) == (-15, -0.25)
-    assert saving(Figures(cost=5), 0) == (-5, None)
+    assert saving(CostTotals(cost=30), 60) == (30, 0.5)
+    assert saving(CostTotals(cost=75), 60) == (-15, -0.25)
+    assert saving(CostTotals(cost=5), 0) == (-5, None)
 
 
 def test_the_json_report_has_rows_total_days_and_savings() -> None:
     report = summary(["model"]).as_json(Targets())
-    (row,) = report["rows"]
-    assert {"model": "m", **report["total"]} == row
+    (cost_key,) = report["rows"]
+    assert {"model": "m", **report["total"]} == cost_key
     assert (report["from"], report["to"]) == ("2026-11-25", "2026-11-26")
-    assert (row["saving"], row["saving_rate"]) == (75, 75 / 240)
-    assert (row["realtime_saving"], row["realtime_saving_rate"]) == (135, 0.45)
+    assert (cost_key["saving"], cost_key["saving_rate"]) == (75, 75 / 240)
+    assert (cost_key["realtime_saving"], cost_key["realtime_saving_rate"]) == (135, 0.45)
 
 
 #: The total of 30 days, at list price and as paid.
-MONTH = Figures(requests=4, cost=60, list_cost=100)
+MONTH = CostTotals(requests=4, cost=60, list_cost=100)
 
 
 def targets_by_name(
-    total: Figures = MONTH, days: int = 30, **targets: Any
+    total: CostTotals = MONTH, days: int = 30, **targets: Any
 ) -> dict[str, CostTarget]:
     return {target.name: target for target in cost_targets(Targets(**targets), total, days)}
 
@@ -147,13 +147,13 @@ def test_a_value_equal_to_its_target_meets_it(name: str, meets: Any, misses: Any
 
 
 def test_the_monthly_cost_is_extrapolated_from_the_days_of_the_report() -> None:
-    total = Figures(requests=1, cost=1_000_000)
+    total = CostTotals(requests=1, cost=1_000_000)
     actual = [targets_by_name(total, days)["monthly_cost_usd"].actual for days in (1, 30, 60)]
     assert actual == [30.0, 1.0, 0.5]
 
 
 def test_the_days_of_a_report_include_the_first_and_the_last() -> None:
-    costs = {Row("a", "batch", "openai", "m"): Figures(requests=1, cost=3_000_000)}
+    costs = {CostKey("a", "batch", "openai", "m"): CostTotals(requests=1, cost=3_000_000)}
     report = CostSummary.of(DAY, DAY + timedelta(2), [], costs).as_json(Targets())
     actual = [one["actual"] for one in report["targets"] if one["name"] == "monthly_cost_usd"]
     assert actual == [30.0]
@@ -168,7 +168,7 @@ def test_a_target_is_neither_met_nor_missed_while_nothing_was_spent() -> None:
     }
 
 
-def rendered(costs: dict[Row, Figures]) -> str:
+def rendered(costs: dict[CostKey, CostTotals]) -> str:
     out = StringIO()
     summary = CostSummary.of(DAY, DAY, [], costs)
     Console(file=out, width=140).print(summary.as_tables(Targets()))
@@ -176,9 +176,9 @@ def rendered(costs: dict[Row, Figures]) -> str:
 
 
 def test_the_table_shows_which_targets_are_met() -> None:
-    text = rendered({Row("a", "batch", "openai", "m"): MONTH._replace(cost=70_000_000_000)})
+    text = rendered({CostKey("a", "batch", "openai", "m"): MONTH._replace(cost=70_000_000_000)})
     lines = [line.split() for line in text.splitlines() if "_" in line]
     assert [line[-1] for line in lines] == ["no", "no", "no"]
     assert "at most $10000.000000" in text
-    assert "yes" in rendered({Row("a", "batch", "openai", "m"): MONTH})
+    assert "yes" in rendered({CostKey("a", "batch", "openai", "m"): MONTH})
     assert rendered({}).count("nothing was spent yet") == 2

@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.observability.throughput import SPANS, Throughput
+from workers.observability.throughput import WINDOW_SPANS, Throughput
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_rate_is_of_the_last_spans_alone_and_of_the_places_as_they_are() -> No
     throughput.add(4.0)
     assert throughput.measure() == 0.25
     throughput.add(2.0)
-    assert [throughput.measure() for _ in range(SPANS - 1)] == [1 / 3] * (SPANS - 1)
+    assert [throughput.measure() for _ in range(WINDOW_SPANS - 1)] == [1 / 3] * (WINDOW_SPANS - 1)
     places[0] = 3
     assert throughput.measure() == 1.5
     assert throughput.measure() is None
@@ -42,8 +42,8 @@ def test_a_rate_is_of_the_last_spans_alone_and_of_the_places_as_they_are() -> No
 def test_an_idle_worker_is_as_fast_as_it_was() -> None:
     throughput = Throughput(lambda: 1, lambda: [])
     throughput.add(4.0)
-    assert [throughput.measure() for _ in range(2 * SPANS)] == [0.25] * 2 * SPANS
-    for _ in range(SPANS):
+    assert [throughput.measure() for _ in range(2 * WINDOW_SPANS)] == [0.25] * 2 * WINDOW_SPANS
+    for _ in range(WINDOW_SPANS):
         throughput.add(2.0)
         throughput.measure()
     assert throughput.measure() == 0.5

@@ -1,11 +1,10 @@
-"""What answers have cost, kept in Redis day by day: what `python -m scheduler costs` reports.
+"""The daily cost report in Redis, which `python -m scheduler costs` shows.
 
-It is a report and no ledger: what a worker has seen is written about once a second and when the
-worker stops, so that one which is killed takes with it what it saw since then. Nothing is added
-twice. The exact account of a tenant's money is its budget (primarch_fleet/budget.py).
+It is a report, not a ledger: a worker writes what it counted about once a second and when it stops,
+so a killed worker loses the costs since its last write. Nothing is added twice. The exact account
+of a tenant's money is its budget (primarch_fleet/budgets.py).
 
-Runs that were cut short are in it with what they have cost by estimate, under ESTIMATED: no
-provider tells.
+Runs without an answer are in the report with their estimated cost, under the provider ESTIMATED.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ from tasks.accounting import AbortedRun, DroppedAnswer
 
 logger = logging.getLogger(__name__)
 
-#: In the place of a provider, of what no provider has said: an estimate.
+#: The provider of costs that no provider reported: they are estimates.
 ESTIMATED = "(estimated)"
-#: Seconds between two writes.
-INTERVAL = 1.0
-#: Seconds that a write may take.
-TIMEOUT = 2.0
-#: Seconds for which a day is kept, after it was last added to: a year and a month.
-KEPT = 400 * 86_400
-#: Seconds for which it is known what was added: longer than a batch lives, and so repeats itself.
-REMEMBERED = 7 * 86_400
+#: Time between two writes.
+FLUSH_INTERVAL_SECONDS = 1.0
+#: Time for one write.
+TIMEOUT_SECONDS = 2.0
+#: A day is kept for a year and a month after its last write.
+DAY_TTL_SECONDS = 400 * 86_400
+#: A write is remembered for longer than a batch is retried, so that its repetitions are ignored.
+ADDITION_TTL_SECONDS = 7 * 86_400
 
 _ADD_COSTS = LuaScript.load(Path(__file__).with_name("lua") / "add_costs.lua")
 
 
-class Row(NamedTuple):
-    """Who asked for an answer, and who gave it: the model that did, by the provider's own word."""
+class CostKey(NamedTuple):
+    """What costs are counted by. The model is the one that answered, in the provider's words."""
 
     tenant: str
     lane: Lane
@@ -56,83 +55,83 @@ class Row(NamedTuple):
     model: str
 
 
-class Figures(NamedTuple):
-    """What answers come to together; money in micro-dollars."""
+class CostTotals(NamedTuple):
+    """Sums over answers; money in micro-dollars."""
 
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost: int = 0
-    #: At the list price of the models that were asked for.
+    #: At the list price of the requested models.
     list_cost: int = 0
     #: At the price of the same models on the realtime lane.
     realtime_cost: int = 0
 
-    def plus(self, other: Figures) -> Figures:
-        """Both together."""
-        return Figures(*(one + two for one, two in zip(self, other, strict=True)))
+    def plus(self, other: CostTotals) -> CostTotals:
+        """Return the sum of both."""
+        return CostTotals(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-def row(receipt: Receipt) -> Row:
-    """The row of the report to which an answer belongs."""
-    return Row(receipt.tenant_id, receipt.lane, receipt.provider, receipt.model)
+def cost_key(receipt: Receipt) -> CostKey:
+    """Return the key by which an answer is counted."""
+    return CostKey(receipt.tenant_id, receipt.lane, receipt.provider, receipt.model)
 
 
-def figures(receipt: Receipt, catalogue: Catalogue) -> Figures:
-    """What an answer adds to the report.
+def cost_totals(receipt: Receipt, catalogue: Catalogue) -> CostTotals:
+    """Return what an answer adds to the report.
 
-    Its realtime cost is the list price's where the realtime lane does not offer the model.
+    Where the realtime lane does not serve the model, its realtime cost is the list cost.
     """
     tokens = receipt.input_tokens, receipt.output_tokens
     model = catalogue.models.get(receipt.requested_model)
     offer = model and model.lanes.get("realtime")
-    realtime = offer.price.cost(*tokens) if offer else receipt.list_cost
-    return Figures(1, *tokens, receipt.cost, receipt.list_cost, realtime)
+    realtime_cost = offer.price.cost(*tokens) if offer else receipt.list_cost
+    return CostTotals(1, *tokens, receipt.cost, receipt.list_cost, realtime_cost)
 
 
-def key(day: date) -> str:
-    """Redis key of a day's costs, by lua/add_costs.lua."""
+def day_key(day: date) -> str:
+    """Return the Redis key of a day's costs; lua/add_costs.lua says what it holds."""
     return f"fleet:costs:{day.isoformat()}"
 
 
-def parse(stored: Mapping[str, str]) -> dict[Row, Figures]:
-    """A day's costs as they are stored."""
-    rows: dict[Row, Figures] = {}
+def parse_day(stored: Mapping[str, str]) -> dict[CostKey, CostTotals]:
+    """Parse a day's costs as they are stored."""
+    costs: dict[CostKey, CostTotals] = {}
     for field, amount in stored.items():
         *names, figure = json.loads(field)
-        one = Row(*names)
-        rows[one] = rows.get(one, Figures()).plus(Figures(**{figure: int(amount)}))
-    return rows
+        key = CostKey(*names)
+        costs[key] = costs.get(key, CostTotals()).plus(CostTotals(**{figure: int(amount)}))
+    return costs
 
 
 @dataclass(frozen=True)
 class _Addition:
-    """What is written at once, and again under the same name if nobody knows whether it was."""
+    """One write. It is retried under the same id while its outcome is unknown."""
 
-    name: str
+    id: str
     day: date
-    rows: Mapping[Row, Figures]
+    costs: Mapping[CostKey, CostTotals]
 
     def fields(self) -> list[str | int]:
-        amounts = (
-            (json.dumps([*row, figure]), amount)
-            for row, figures in self.rows.items()
-            for figure, amount in figures._asdict().items()
-            if amount
-        )
-        return [part for pair in amounts for part in pair]
+        """Pairs of a field and an amount, one after the other."""
+        fields: list[str | int] = []
+        for key, totals in self.costs.items():
+            for figure, amount in totals._asdict().items():
+                if amount:
+                    fields += [json.dumps([*key, figure]), amount]
+        return fields
 
 
 class CostReport:
-    """A worker's side of the report. Use it on one loop.
+    """A worker's part of the report. Use it on one loop.
 
-    An answer counts on the UTC day on which its worker saw it, by the worker's clock: one that
-    Redis is too busy to take before midnight is still on its day.
+    An answer counts on the UTC day on which its worker counted it, by the worker's clock, even if
+    Redis takes it after midnight.
 
     Args:
         client: With `decode_responses`.
         catalogue: For the prices of the realtime lane.
-        clock: Unix seconds.
+        clock: Returns Unix seconds.
     """
 
     def __init__(
@@ -141,42 +140,43 @@ class CostReport:
         self._redis = client
         self._catalogue = catalogue
         self._clock = clock
-        self._seen: dict[date, dict[Row, Figures]] = {}
-        self._writing: _Addition | None = None
-        self._running: asyncio.Task[None] | None = None
+        self._unwritten: dict[date, dict[CostKey, CostTotals]] = {}
+        self._in_flight: _Addition | None = None
+        self._flusher: asyncio.Task[None] | None = None
 
     @classmethod
-    def at(cls, url: str, catalogue: Catalogue) -> Self:
-        """Costs kept at a Redis URL."""
-        return cls(redis_support.once_async(url, TIMEOUT), catalogue)
+    def connect(cls, url: str, catalogue: Catalogue) -> Self:
+        """Return a report in the Redis at a URL."""
+        return cls(redis_support.once_async(url, TIMEOUT_SECONDS), catalogue)
 
     async def start(self) -> None:
-        """Write what is seen from now on every INTERVAL seconds, until `close`."""
-        self._running = asyncio.create_task(self._run())
+        """Write every FLUSH_INTERVAL_SECONDS until `close`."""
+        self._flusher = asyncio.create_task(self._flush_repeatedly())
 
     async def close(self) -> None:
-        """Write what was seen, and give the connections back."""
-        if self._running:
-            self._running.cancel()
+        """Write what was counted, and close the connections."""
+        if self._flusher:
+            self._flusher.cancel()
             with suppress(asyncio.CancelledError):
-                await self._running
+                await self._flusher
         await self._try_flush()
         await self._redis.aclose()
 
     def add(self, receipt: Receipt) -> None:
         """Count an answered request, in memory until the next flush."""
-        self._add(row(receipt), figures(receipt, self._catalogue))
+        self._add(cost_key(receipt), cost_totals(receipt, self._catalogue))
 
     def add_aborted(self, run: AbortedRun) -> None:
         """Count the cost of a run without an answer, in memory until the next flush.
 
         It adds a cost and no request.
         """
-        self._add(Row(run.tenant_id, run.lane, ESTIMATED, run.model), Figures(cost=run.cost))
+        key = CostKey(run.tenant_id, run.lane, ESTIMATED, run.model)
+        self._add(key, CostTotals(cost=run.cost))
 
-    def _add(self, row: Row, more: Figures) -> None:
-        day = self._seen.setdefault(self._today(), {})
-        day[row] = day.get(row, Figures()).plus(more)
+    def _add(self, key: CostKey, totals: CostTotals) -> None:
+        day = self._unwritten.setdefault(self._today(), {})
+        day[key] = day.get(key, CostTotals()).plus(totals)
 
     async def add_dropped(self, answer: DroppedAnswer) -> None:
         """Store the cost of an answer to a cancelled request: a cost and no request.
@@ -186,30 +186,35 @@ class CostReport:
         Raises:
             redis.RedisError: The call may be repeated.
         """
-        row = Row(answer.tenant_id, answer.lane, answer.provider, answer.model)
-        figures = {row: Figures(cost=answer.cost)}
-        await self._write(_Addition(answer.answer_id, self._today(), figures))
+        key = CostKey(answer.tenant_id, answer.lane, answer.provider, answer.model)
+        costs = {key: CostTotals(cost=answer.cost)}
+        await self._write(_Addition(answer.answer_id, self._today(), costs))
 
     async def flush(self) -> None:
-        """Write what was seen. Raises redis.RedisError; what is not written is kept then."""
-        while addition := self._writing or self._next():
-            self._writing = addition
+        """Write what was counted.
+
+        Raises:
+            redis.RedisError: The rest is kept for the next flush.
+        """
+        while addition := self._in_flight or self._next_addition():
+            self._in_flight = addition
             await self._write(addition)
-            self._writing = None
+            self._in_flight = None
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock(), UTC).date()
 
-    def _next(self) -> _Addition | None:
-        return _Addition(uuid.uuid4().hex, *self._seen.popitem()) if self._seen else None
+    def _next_addition(self) -> _Addition | None:
+        return _Addition(uuid.uuid4().hex, *self._unwritten.popitem()) if self._unwritten else None
 
     async def _write(self, addition: _Addition) -> None:
-        keys = [key(addition.day), f"fleet:costs:added:{addition.name}"]
-        await _ADD_COSTS.run(self._redis, keys, [KEPT, REMEMBERED, *addition.fields()])
+        keys = [day_key(addition.day), f"fleet:costs:added:{addition.id}"]
+        arguments = [DAY_TTL_SECONDS, ADDITION_TTL_SECONDS, *addition.fields()]
+        await _ADD_COSTS.run(self._redis, keys, arguments)
 
-    async def _run(self) -> None:
+    async def _flush_repeatedly(self) -> None:
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(FLUSH_INTERVAL_SECONDS)
             await self._try_flush()
 
     async def _try_flush(self) -> None:
@@ -217,7 +222,7 @@ class CostReport:
             await self.flush()
         except redis.RedisError as error:
             logger.warning(
-                "costs are not written: %s",
+                "cost report not written: %s",
                 type(error).__name__,
-                extra={"action": "costs_not_written"},
+                extra={"action": "cost_report_write_failed"},
             )

@@ -1,4 +1,4 @@
-"""What operators watch: the fleet's Prometheus metrics and the endpoint that shows them."""
+"""The Prometheus metrics of every worker, and the endpoint that serves them."""
 
 from __future__ import annotations
 
@@ -23,42 +23,48 @@ logger = logging.getLogger(__name__)
 
 requests_total = Counter(
     "primarch_routing_requests_total",
-    "Requests answered",
+    "Answered requests, by provider, answering model, strategy (routing strategy, engine or batch) "
+    "and tenant",
     ["provider", "model", "strategy", "tenant_id"],
 )
 routing_latency = Histogram(
     "primarch_routing_latency_seconds",
-    "From a worker's taking a request to its first call to a provider or engine",
+    "Seconds from a worker's start on a request to its first call of a provider, by routing "
+    "strategy and tenant",
     ["strategy", "tenant_id"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 usage_total = Counter(
     "primarch_model_usage_total",
-    "Tokens read and written by a model",
+    "Tokens of prompts and answers, by provider, answering model and tenant",
     ["provider", "model", "tenant_id"],
 )
 cost_total = Counter(
     "primarch_routing_cost_usd_total",
-    "Dollars paid; the category is the lane",
+    "Cost of answers in US dollars, by provider, lane (cost_category) and tenant",
     ["provider", "cost_category", "tenant_id"],
 )
 list_cost_total = Counter(
     "primarch_list_cost_usd_total",
-    "Dollars that the same answers cost at the list price; the category is the lane",
+    "Cost of the same answers at the list price in US dollars, by provider, lane (cost_category) "
+    "and tenant",
     ["provider", "cost_category", "tenant_id"],
 )
 request_duration = Histogram(
     "primarch_request_duration_seconds",
-    "From a request's submit to its answer",
+    "Seconds from a request's submit to its answer, by lane and tenant",
     ["lane", "tenant_id"],
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600, 28_800, 72_000, 86_400),
 )
 target = Gauge(
-    "primarch_target", "What alerts measure against: the targets of fleet.yaml", ["name"]
+    "primarch_target",
+    "Targets of fleet.yaml that alerts compare with, by name; the name tells the unit",
+    ["name"],
 )
 batch_duration = Histogram(
     "primarch_batch_processing_duration_hours",
-    "From a batch's creation to its last result",
+    "Hours from a batch's creation to its last result, once for each tenant in it, by size (small: "
+    "below 100 requests, medium: below 10,000, large) and tenant",
     ["batch_size_category", "tenant_id"],
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 12, 16, 20, 24),
 )
@@ -67,7 +73,7 @@ batch_duration = Histogram(
 def record_answer(receipt: Receipt) -> None:
     """Count an answered request in the metrics and in the cost report.
 
-    The one entry for all lanes. A cached answer is in the cost report alone.
+    All lanes call this. A cached answer is only in the cost report.
     """
     tenant = receipt.tenant_id
     requests_total.labels(receipt.provider, receipt.model, receipt.strategy, tenant).inc()
@@ -85,26 +91,32 @@ def record_answer(receipt: Receipt) -> None:
         cost_report.add(receipt)
 
 
-def show_targets(figures: Mapping[str, float]) -> None:
-    """Publish what alerts measure against, by name."""
-    for name, figure in figures.items():
-        target.labels(name).set(figure)
+def show_targets(targets: Mapping[str, float]) -> None:
+    """Export targets by name."""
+    for name, value in targets.items():
+        target.labels(name).set(value)
 
 
 def observe_routing(strategy: str, tenant_id: str, seconds: float) -> None:
-    """Record how long it took to decide where a request goes."""
+    """Record the time from the start on a request to its first call of a provider."""
     routing_latency.labels(strategy, tenant_id).observe(seconds)
 
 
 def observe_batch(hours: float, size: int, tenants: Iterable[str]) -> None:
-    """Record a finished batch of `size` requests, once for each tenant that has some in it."""
+    """Record a finished batch, once for each tenant.
+
+    Args:
+        hours: Since its creation.
+        size: Its requests.
+        tenants: Tenants with requests in it.
+    """
     category = "small" if size < 100 else "medium" if size < 10_000 else "large"
     for tenant in tenants:
         batch_duration.labels(category, tenant).observe(hours)
 
 
 class QueueDepthCollector(Collector):
-    """What waits in a lane's queues, read from Redis at each scrape."""
+    """Depth and oldest wait of a lane's queues, read from Redis at each scrape."""
 
     def __init__(self, client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
         self._redis, self._lane, self._queues = client, lane, list(queues)
@@ -112,26 +124,28 @@ class QueueDepthCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Read the queues from Redis; without Redis the metrics have no samples."""
         labels = ["lane", "queue"]
-        depth = GaugeMetricFamily(
-            "primarch_queue_depth", "Messages that wait in a queue", labels=labels
+        depths = GaugeMetricFamily(
+            "primarch_queue_depth", "Messages waiting in a queue, by lane and queue", labels=labels
         )
-        oldest = GaugeMetricFamily(
+        oldest_waits = GaugeMetricFamily(
             "primarch_queue_oldest_wait_seconds",
-            "How long the oldest of them has waited; 0 when none does",
+            "Seconds that the oldest message in a queue has waited, by lane and queue; 0 in an "
+            "empty queue",
             labels=labels,
         )
         try:
             for queue in self._queues:
-                answer: Any = self._redis.time(), count_waiting(self._redis, queue)
-                waiting = QueueDepth.from_reply(answer[1])
-                depth.add_metric([self._lane, queue], waiting.depth)
-                oldest.add_metric(
-                    [self._lane, queue], waiting.oldest_wait_seconds(answer[0]) or 0.0
-                )
+                now: Any = self._redis.time()
+                waiting = QueueDepth.from_reply(count_waiting(self._redis, queue))
+                depths.add_metric([self._lane, queue], waiting.depth)
+                wait = waiting.oldest_wait_seconds(now) or 0.0
+                oldest_waits.add_metric([self._lane, queue], wait)
         except redis.RedisError as error:  # the other metrics are still worth a scrape
-            logger.warning("queue depth: %s", error, extra={"action": "queue_depth_failed"})
-        yield depth
-        yield oldest
+            logger.warning(
+                "queue depths not read: %s", error, extra={"action": "queue_depth_failed"}
+            )
+        yield depths
+        yield oldest_waits
 
 
 class BudgetCollector(Collector):
@@ -147,7 +161,8 @@ class BudgetCollector(Collector):
         """Read the budgets from Redis; without Redis the metric has no samples."""
         gauge = GaugeMetricFamily(
             "primarch_budget_usd",
-            "Dollars spent, reserved, and the cap, of this day or month by UTC",
+            "US dollars of a tenant's budget, by tenant, period (day or month, UTC) and state "
+            "(spent, reserved, or cap); the same on every worker",
             labels=["tenant_id", "period", "state"],
         )
         try:
@@ -157,7 +172,7 @@ class BudgetCollector(Collector):
                     for state, micros in _amounts(spending).items():
                         gauge.add_metric([tenant, period, state], to_dollars(micros))
         except redis.RedisError as error:  # the other metrics are still worth a scrape
-            logger.warning("budgets: %s", error, extra={"action": "budget_metrics_failed"})
+            logger.warning("budgets not read: %s", error, extra={"action": "budget_metrics_failed"})
         yield gauge
 
 
@@ -167,7 +182,11 @@ def _amounts(spending: Spending) -> dict[str, int]:
 
 
 def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
-    """Open this process's endpoint. Raises OSError when its port is taken."""
+    """Serve this process's metrics.
+
+    Raises:
+        OSError: FLEET_METRICS_PORT is taken.
+    """
     REGISTRY.register(QueueDepthCollector(client, lane, queues))
     server, _ = start_http_server(settings().metrics_port, settings().metrics_host)
     host, port = server.server_address[:2]

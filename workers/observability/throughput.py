@@ -1,4 +1,4 @@
-"""How fast a worker is: what producers estimate their waits by."""
+"""Measures a worker's throughput, from which producers estimate waiting times."""
 
 from __future__ import annotations
 
@@ -11,55 +11,55 @@ from typing import Any
 from celery.signals import task_postrun
 from celery.worker import state
 
-#: Spans that a rate looks back over.
-SPANS = 12
-NOTHING = (0, 0.0)
+#: Spans over which the throughput is measured. A span lasts from one measurement to the next.
+WINDOW_SPANS = 12
+EMPTY_SPAN = (0, 0.0)
 
 
 class Throughput:
-    """Requests that a worker ends in a second while it has as many as it can take.
+    """Measures the requests per second that a worker completes when all of its slots are busy.
 
-    That is its places by the mean time that a message holds one, from its fetch on. What ended in
-    a second would take a worker with little to do for a slow one. Where a request is slower the
-    more of them run, as in an engine, the rate is too high while there is little to do, and right
-    when it matters. Safe to use from any thread.
+    That is the number of slots divided by the mean time that a message holds a slot, from its fetch
+    on. Counting completed requests per second instead would make an idle worker look slow. Where
+    requests run slower together, as in an engine, the figure is too high at low load and right at
+    full load, when it matters. Thread-safe.
 
     Args:
-        places: How many messages the worker holds at the same time.
-        held: What it holds now.
+        slots: Returns how many messages the worker can hold at the same time.
+        held: Returns the messages that it holds now.
     """
 
     def __init__(
-        self, places: Callable[[], int], held: Callable[[], Sized] = lambda: state.requests
+        self, slots: Callable[[], int], held: Callable[[], Sized] = lambda: state.requests
     ) -> None:
-        self._places, self._held = places, held
+        self._slots, self._held = slots, held
         self._lock = threading.Lock()
-        #: Of each span how many messages ended, and the seconds for which they had been held.
-        self._spans: deque[tuple[int, float]] = deque([NOTHING], maxlen=SPANS)
+        #: For each span: the messages that completed, and the seconds that they were held.
+        self._spans: deque[tuple[int, float]] = deque([EMPTY_SPAN], maxlen=WINDOW_SPANS)
 
     def watch(self) -> None:
-        """Count the fleet's tasks that this process runs from now on."""
-        task_postrun.connect(self._on_end, weak=False)
+        """Count the tasks that this process completes from now on."""
+        task_postrun.connect(self._on_postrun, weak=False)
 
     def add(self, seconds: float) -> None:
-        """A message ended that had been held for so long."""
+        """Count a completed message that was held for so long."""
         with self._lock:
-            ended, held = self._spans[-1]
-            self._spans[-1] = (ended + 1, held + seconds)
+            completed, held_seconds = self._spans[-1]
+            self._spans[-1] = (completed + 1, held_seconds + seconds)
 
     def measure(self) -> float | None:
-        """The rate over the last SPANS spans; None if nothing has ended in them.
+        """Return the throughput over the last WINDOW_SPANS spans; None if no message completed.
 
-        Begins a new span, unless there was nothing to do in this: an idle worker is as fast as it
-        was, but one in which nothing ends any more is not.
+        A new span begins, unless the worker was idle in this span: an idle worker keeps its
+        throughput, a worker that holds messages and completes none loses it.
         """
         with self._lock:
-            ended, held = map(sum, zip(*self._spans, strict=True))
-            if self._spans[-1] != NOTHING or self._held():
-                self._spans.append(NOTHING)
-        return self._places() * ended / held if held else None
+            completed, held_seconds = map(sum, zip(*self._spans, strict=True))
+            if self._spans[-1] != EMPTY_SPAN or self._held():
+                self._spans.append(EMPTY_SPAN)
+        return self._slots() * completed / held_seconds if held_seconds else None
 
-    def _on_end(self, task_id: str, **_: Any) -> None:
+    def _on_postrun(self, task_id: str, **_: Any) -> None:
         received_at = getattr(state.requests.get(task_id), "received_at", None)
         if received_at is not None:
             self.add(time.monotonic() - received_at)

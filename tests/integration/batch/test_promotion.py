@@ -88,7 +88,7 @@ async def test_a_request_stays_when_its_cap_allows_a_batch_but_not_the_realtime_
     opened: OpenBench,
 ) -> None:
     async with opened(max_wait=0) as b:
-        accountant = Accountant.at(b.url, b.config.catalogue(), lambda _: None)
+        accountant = Accountant.connect(b.url, b.config.catalogue(), lambda _: None)
         near = chat("near", deadline=within(b, 600), max_cost=200, max_tokens=500)
         with services.override(accountant=accountant):
             (capped,) = await b.send(near)

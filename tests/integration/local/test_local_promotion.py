@@ -77,7 +77,7 @@ def promote(config: FleetConfig, url: str) -> None:
 
     async def promote_once() -> None:
         promotion = LocalPromotion(patient_async(url, text=False), config.engines)
-        accountant = Accountant.at(url, config.catalogue(), lambda _: None)
+        accountant = Accountant.connect(url, config.catalogue(), lambda _: None)
         try:
             with services.override(accountant=accountant):
                 await promotion.promote()

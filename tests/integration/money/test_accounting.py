@@ -25,6 +25,7 @@ from tests.support.accounting_fixture import (
     limited,
     reserve,
     run,
+    simulator,
     spending,
 )
 from tests.support.realtime_fixture import (
@@ -35,6 +36,8 @@ from tests.support.realtime_fixture import (
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 from workers.stream_writer import has_token
+
+__all__ = ["simulator"]  # a fixture
 
 
 def test_an_answer_costs_what_its_receipt_says(

@@ -30,7 +30,7 @@ from tests.support.accounting_fixture import (
     spending,
 )
 from tests.support.realtime_fixture import PROFILE, chat, config, failing, pair
-from workers.observability.cost_report import ESTIMATED, Figures, Row, parse
+from workers.observability.cost_report import ESTIMATED, CostKey, CostTotals, parse_day
 from workers.onebox.simulator.profile import Fault, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 from workers.stream_writer import has_token
@@ -43,9 +43,9 @@ SLOWLY = PROFILE.model_copy(update={"latency": Latency(time_per_token=0.2)})
 ORDERED = pair("big", {"order": 1}, {"order": 2})
 
 
-def reported(store: redis.Redis) -> dict[Row, Figures]:
+def reported(store: redis.Redis) -> dict[CostKey, CostTotals]:
     [key] = map(str, store.keys("fleet:costs:20*"))
-    return parse(store.hgetall(key))  # type: ignore[arg-type]
+    return parse_day(store.hgetall(key))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -152,5 +152,5 @@ def test_what_was_cut_short_costs_everywhere_its_prompt_and_what_had_come(
     assert bool(came) is streamed
     assert spending(store).spent == estimate(request, came) > 0
     assert spending(store).reserved == 0
-    row = Row("default", "realtime", ESTIMATED, "big")
-    assert reported(store) == {row: Figures(cost=spending(store).spent)}
+    row = CostKey("default", "realtime", ESTIMATED, "big")
+    assert reported(store) == {row: CostTotals(cost=spending(store).spent)}

@@ -21,7 +21,7 @@ from tests.support import realtime_fixture
 from tests.support.batch_cli import scheduler
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.observability import metrics
-from workers.observability.cost_report import CostReport, Figures, figures, key
+from workers.observability.cost_report import CostReport, CostTotals, cost_totals, day_key
 
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
@@ -44,7 +44,7 @@ async def reported(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
         await costs.close()
 
 
-async def total(url: str) -> Figures:
+async def total(url: str) -> CostTotals:
     async with Redis.from_url(url, decode_responses=True) as client:
         return CostSummary.of(DAY, DAY, [], await read_costs(client, DAY, DAY)).total
 
@@ -64,15 +64,16 @@ async def test_a_batch_is_reported_with_what_its_receipts_and_the_invoice_say(
             results = await b.send(*asked)
             await b.until_idle()
             receipts = [one.receipt for one in await b.completions(results)]
-            assert await total(b.url) == Figures(), "nothing is written before a flush"
+            assert await total(b.url) == CostTotals(), "nothing is written before a flush"
             await costs.flush()
             await costs.flush()
         seen = await total(b.url)
-        each = [figures(one, b.config.catalogue()) for one in receipts]
-        assert seen == Figures(*map(sum, zip(*each, strict=True)))
+        each = [cost_totals(one, b.config.catalogue()) for one in receipts]
+        assert seen == CostTotals(*map(sum, zip(*each, strict=True)))
         assert seen.cost == b.simulator.invoice()["total"] > 0
         assert seen.list_cost == sum(one.list_cost for one in receipts)
-        assert b.redis.ttl(key(DAY)) > 366 * 86_400, "a year can be compared with the one before"
+        kept_seconds = b.redis.ttl(day_key(DAY))
+        assert kept_seconds > 366 * 86_400, "a year can be compared with the year before"
 
 
 async def test_a_completion_that_is_asked_for_again_is_reported_once(opened: OpenBench) -> None:
@@ -114,7 +115,7 @@ async def test_what_is_added_again_because_its_answer_was_lost_counts_once(
         for _ in range(2):
             await costs.add_dropped(answer)
         await costs.add_dropped(answer._replace(answer_id="another"))
-    assert await total(valkey_url) == Figures(cost=14)
+    assert await total(valkey_url) == CostTotals(cost=14)
 
 
 async def test_realtime_answers_are_written_at_stop(valkey_url: str, store: redis.Redis) -> None:

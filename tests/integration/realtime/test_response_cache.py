@@ -309,7 +309,7 @@ def cached(url: str, text: str, finish_reason: str = "stop") -> str:
     async def keep() -> str:
         client = Redis.from_url(url, decode_responses=True)
         cache = ResponseCache(client, clock=Clock(1_000_000.0))
-        await cache.keep("realtime", request, answer)
+        await cache.put("realtime", request, answer)
         stored = await client.mget(await client.keys("fleet:cache:*") or ["none"])
         await cache.close()
         return "".join(str(entry) for entry in stored if entry)

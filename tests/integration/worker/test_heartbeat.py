@@ -15,7 +15,7 @@ from primarch_fleet.client import call_scheduler
 from primarch_fleet.errors import LaneFull, LaneUnavailable
 from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key
 from tests.support.workers import StartWorker, eventually
-from workers.observability.heartbeat import EXPIRY, Heartbeat
+from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
@@ -75,12 +75,15 @@ def test_a_worker_has_the_rate_that_it_said_last(store: redis.Redis) -> None:
 
 def test_a_worker_that_says_nothing_any_more_is_forgotten(store: redis.Redis) -> None:
     now = int(store.time()[0])
-    said: dict[Any, Any] = {"gone": f"7 {now - EXPIRY - 2}", "late": f"2 {now - EXPIRY + 5}"}
+    said: dict[Any, Any] = {
+        "gone": f"7 {now - EXPIRY_SECONDS - 2}",
+        "late": f"2 {now - EXPIRY_SECONDS + 5}",
+    }
     store.hset(throughput_key(QUEUE), mapping=said)
     beat(store, 1.0)
     assert rates(store) == {QUEUE: 3.0}
-    assert 0 < int(store.ttl(throughput_key(QUEUE))) <= EXPIRY
-    assert 0 < int(store.ttl(heartbeat_key(QUEUE))) <= EXPIRY
+    assert 0 < int(store.ttl(throughput_key(QUEUE))) <= EXPIRY_SECONDS
+    assert 0 < int(store.ttl(heartbeat_key(QUEUE))) <= EXPIRY_SECONDS
 
 
 def test_a_full_lane_says_when_it_has_room_by_what_its_workers_say(

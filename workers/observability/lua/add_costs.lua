@@ -1,12 +1,12 @@
--- Add to a day's costs, once.
+-- Add to the costs of a day, once.
 --
--- KEYS[1]  hash    '[tenant, lane, provider, model, figure]' -> integer: what that comes to so far
--- KEYS[2]  string  there as long as it is known that this was added
--- ARGV[1]  number  seconds for which the day is kept, from now
--- ARGV[2]  number  seconds for which it is known that this was added
--- ARGV[3...]       a field of KEYS[1] and what to add to it, and so on
+-- KEYS[1]  costs: hash, '["tenant", "lane", "provider", "model", "figure"]' -> integer total
+-- KEYS[2]  addition: string, exists while this addition is known to be made
+-- ARGV[1]  day TTL: seconds to keep KEYS[1], from now
+-- ARGV[2]  addition TTL: seconds to keep KEYS[2]
+-- ARGV[3...]  pairs of a field of KEYS[1] and the integer to add to it
 --
--- Returns 1, or 0 when this was added before: then nothing has changed.
+-- Returns 1 if it added, 0 if this addition was made before: then nothing changes.
 
 if not redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[2]) then
   return 0
