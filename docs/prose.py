@@ -33,7 +33,10 @@ CHECKED = (
     "docs",
     "examples",
     "primarch_fleet",
+    "tasks",
+    "workers/bootstrap.py",
     "workers/local",
+    "workers/observability",
     "workers/onebox",
     "workers/realtime",
 )

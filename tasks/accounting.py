@@ -43,7 +43,7 @@ class UsageMeter:
 
     @classmethod
     def current(cls) -> UsageMeter:
-        """Return the meter of the current run; outside a run, one that nothing reads."""
+        """Return the meter of the current run; outside a run, an unused meter."""
         return _meter.get() or cls()
 
 

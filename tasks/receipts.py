@@ -67,7 +67,7 @@ class AnswerSource:
 class AnswerFacts:
     """What is known of one answer. Times in seconds from the worker's start on the request."""
 
-    #: The model that answered, in the provider's own words.
+    #: The provider's name of the model that answered.
     model: str
     input_tokens: int
     output_tokens: int

@@ -23,7 +23,7 @@ async def reserve(parked: Iterable[ParkedRequest]) -> Mapping[str, FleetError]:
     accountant = services.current().accountant
     if accountant is None:
         return {}
-    requests: dict[str, Request] = {one.context["id"]: one.parse() for one in parked}
+    requests: dict[str, Request] = {request.context["id"]: request.parse() for request in parked}
     return await accountant.reserve_many("batch", requests)
 
 

@@ -114,11 +114,11 @@ def test_a_saving_is_an_amount_and_a_share_and_has_no_share_of_zero() -> None:
 
 def test_the_json_report_has_rows_total_days_and_savings() -> None:
     report = summary(["model"]).as_json(Targets())
-    (cost_key,) = report["rows"]
-    assert {"model": "m", **report["total"]} == cost_key
+    (row,) = report["rows"]
+    assert {"model": "m", **report["total"]} == row
     assert (report["from"], report["to"]) == ("2026-11-25", "2026-11-26")
-    assert (cost_key["saving"], cost_key["saving_rate"]) == (75, 75 / 240)
-    assert (cost_key["realtime_saving"], cost_key["realtime_saving_rate"]) == (135, 0.45)
+    assert (row["saving"], row["saving_rate"]) == (75, 75 / 240)
+    assert (row["realtime_saving"], row["realtime_saving_rate"]) == (135, 0.45)
 
 
 #: The total of 30 days, at list price and as paid.

@@ -47,7 +47,7 @@ _ADD_COSTS = LuaScript.load(Path(__file__).with_name("lua") / "add_costs.lua")
 
 
 class CostKey(NamedTuple):
-    """What costs are counted by. The model is the one that answered, in the provider's words."""
+    """What costs are counted by. `model` is the provider's name of the model that answered."""
 
     tenant: str
     lane: Lane

@@ -48,7 +48,7 @@ class Throughput:
             self._spans[-1] = (completed + 1, held_seconds + seconds)
 
     def measure(self) -> float | None:
-        """Return the throughput over the last WINDOW_SPANS spans; None if no message completed.
+        """Return the throughput over the window of WINDOW_SPANS; None if no message completed.
 
         A new span begins, unless the worker was idle in this span: an idle worker keeps its
         throughput, a worker that holds messages and completes none loses it.
