@@ -66,8 +66,8 @@ async def start(shared: Services) -> BatchPipeline:
         client,
         store.now,
         settings().bodies,
-        limit=config.batch.body_limit,
-        kept=float(app.conf.result_expires),
+        max_inline_bytes=config.batch.body_limit,
+        result_ttl_seconds=float(app.conf.result_expires),
     )
     await blobs.check()
     accounts = open_accounts(config)

@@ -83,7 +83,7 @@ class ParkingStore:
     async def _with_blob(self, record: ParkedRecord, now: float) -> ParkedRecord:
         """The record with its time; a large body is stored outside of Redis."""
         parked = record.parked.model_copy(update={"parked_at": now})
-        if record.size.size_bytes > self._blobs.limit:
+        if record.size.size_bytes > self._blobs.max_inline_bytes:
             parked = await self._blobs.offload_request(record.request, parked)
         return record._replace(parked=parked)
 

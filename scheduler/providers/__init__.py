@@ -1,4 +1,4 @@
-"""Who runs batches for us: one module a provider, behind the seam in `base`."""
+"""Providers of batches: a module for each, behind the interface in `base`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scheduler.providers.base import BatchProvider
 from scheduler.providers.compatible import CompatibleBatches, GroqBatches
 from scheduler.providers.openai import OpenAIBatches
 
-#: By the name that an entry of `providers` has as its `litellm_provider`.
+#: By `litellm_provider` of an entry of `providers`.
 PROVIDERS: dict[str, type[BatchProvider]] = {
     "anthropic": AnthropicBatches,
     "azure": AzureBatches,

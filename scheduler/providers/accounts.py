@@ -1,4 +1,4 @@
-"""The accounts that a configuration needs for its batches."""
+"""Opens the provider accounts that a configuration needs for its batches."""
 
 from __future__ import annotations
 
@@ -10,60 +10,67 @@ from primarch_fleet.errors import ConfigError
 from scheduler.providers import PROVIDERS
 from scheduler.providers.base import BatchProvider, Capabilities
 
-#: The path of a request, by the kind of the model that answers it.
+#: Paths of requests, by the kind of the model that answers them.
 ENDPOINTS = {kind.kind: kind.endpoint for kind in (CompletionRequest, EmbeddingRequest)}
 
 
 def open_accounts(config: FleetConfig) -> dict[str, BatchProvider]:
-    """The account of each provider that serves batches, by its name in the configuration.
+    """Open the account of each provider that serves batches, by its name in the configuration.
 
-    Raises ConfigError, which names the entry: for a provider that has no batches or whose account
-    is not given, a deployment that its batches do not serve, and a limit above its own.
+    Raises:
+        ConfigError: A provider has no batches or its account is not configured, its batches do not
+            serve a deployment, or a limit is above its own. The message names the entry.
     """
-    kinds: dict[str, type[BatchProvider]] = {}
+    provider_types: dict[str, type[BatchProvider]] = {}
     for deployment in config.deployments:
         if deployment.batch:
             name = deployment.provider
-            kinds[name] = _kind(name, config.providers[name])
-            _check_endpoint(deployment, kinds[name].capabilities)
-    for name, kind in kinds.items():
-        _check_limits(name, config.batch, kind.capabilities)
-    return {name: _open(name, config.providers[name], kind) for name, kind in kinds.items()}
+            provider_types[name] = _provider_type(name, config.providers[name])
+            _check_endpoint(deployment, provider_types[name].capabilities)
+    for name, provider_type in provider_types.items():
+        _check_limits(name, config.batch, provider_type.capabilities)
+    return {
+        name: _open(name, config.providers[name], provider_type)
+        for name, provider_type in provider_types.items()
+    }
 
 
-def _kind(name: str, provider: Provider) -> type[BatchProvider]:
+def _provider_type(name: str, provider: Provider) -> type[BatchProvider]:
     try:
         return PROVIDERS[provider.litellm_provider]
     except KeyError:
         raise ConfigError(
-            f"providers.{name}: batches are known at {', '.join(PROVIDERS)}, not at "
-            f"{provider.litellm_provider}; take `batch: true` off its deployments"
+            f"providers.{name}: batches are supported at {', '.join(PROVIDERS)}, not at "
+            f"{provider.litellm_provider}; remove `batch: true` from its deployments"
         ) from None
 
 
-def _check_endpoint(deployment: Deployment, can: Capabilities) -> None:
+def _check_endpoint(deployment: Deployment, capabilities: Capabilities) -> None:
     endpoint = ENDPOINTS[deployment.kind]
-    if endpoint not in can.endpoints:
+    if endpoint not in capabilities.endpoints:
         raise ConfigError(
             f"deployments.{deployment.id}: {deployment.provider} has no batches of {endpoint}; "
-            "take `batch: true` off it"
+            "remove its `batch: true`"
         )
 
 
-def _check_limits(name: str, policy: Batch, can: Capabilities) -> None:
+def _check_limits(name: str, policy: Batch, capabilities: Capabilities) -> None:
     for key in ("max_requests", "max_bytes"):
-        asked, most = getattr(policy, key), getattr(can, key)
-        if asked > most:
-            raise ConfigError(f"batch.{key}: {asked:,} are too many for {name}: at most {most:,}")
+        configured, supported = getattr(policy, key), getattr(capabilities, key)
+        if configured > supported:
+            raise ConfigError(
+                f"batch.{key}: {configured:,} is above the limit of {name}: {supported:,}"
+            )
     window = policy.completion_window
-    if can.windows is not None and window not in can.windows:
+    if capabilities.windows is not None and window not in capabilities.windows:
+        supported_windows = ", ".join(sorted(capabilities.windows))
         raise ConfigError(
-            f"batch.completion_window: {name} knows {', '.join(sorted(can.windows))}, not {window}"
+            f"batch.completion_window: {name} supports {supported_windows}, not {window}"
         )
 
 
-def _open(name: str, provider: Provider, kind: type[BatchProvider]) -> BatchProvider:
+def _open(name: str, provider: Provider, provider_type: type[BatchProvider]) -> BatchProvider:
     try:
-        return kind.from_config(provider)
+        return provider_type.from_config(provider)
     except ConfigError as error:
         raise ConfigError(f"providers.{name}: {error}") from None

@@ -1,16 +1,17 @@
 """Anthropic's Message Batches: https://docs.anthropic.com/en/docs/build-with-claude/batch-processing.
 
-What it does otherwise than OpenAI, and how that fits the seam:
+The differences from OpenAI, and how they fit the interface:
 
-- Requests travel in the call itself: an "uploaded" file stays on this machine, translated, and is
-  streamed into the call. Another machine does not find it, and writes its own.
-- A batch carries nothing of ours. Of one that may have been made without an answer, only the time
-  and the number of its requests can be seen until it has ended, and then the custom_ids in its
-  results: until then a job waits, because it must not be ordered twice.
-- Requests are validated one by one while they are executed: a batch as a whole never fails.
-- The results are one file; which of them are errors says each line.
+- The create call carries the requests. An "uploaded" input file stays on this machine, translated
+  into an order file, and is streamed into the call. Another machine does not find it and writes its
+  own.
+- A batch carries nothing of the fleet. When a create call got no answer, a running batch shows only
+  its creation time and number of requests; the custom_ids in its results show whose it is after it
+  has ended. Until then the job waits, because it must not create a second batch.
+- Requests are validated one by one during execution: a batch never fails as a whole.
+- The results are one file; each line says whether it is an error.
 
-The SDK is imported when an account is opened: 60 MB that only who has one pays.
+The SDK is imported when an account is opened: only fleets that have one pay its 60 MB of memory.
 """
 
 from __future__ import annotations
@@ -47,28 +48,29 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
     from anthropic.types.messages import MessageBatch
 
-BATCHES = "/v1/messages/batches"
-#: What LiteLLM translates for. The SDK's own, newer one has no temperature any more:
+BATCHES_PATH = "/v1/messages/batches"
+#: The version that LiteLLM translates for. The SDK's newer one has no temperature:
 #: https://platform.claude.com/docs/en/api/versioning.
 VERSION = {"anthropic-version": "2023-06-01"}
-#: Batches in a page of the list, and bytes of an order in memory at once.
-PAGE, PIECE = 100, 1 << 20
-#: Bytes kept free for the headers at the beginning of an order.
-HEAD = 4096
-#: The window that all batches have.
+PAGE_SIZE = 100
+#: Bytes of an order file in memory while it is sent.
+PIECE_BYTES = 1 << 20
+#: Bytes reserved for the headers at the start of an order file.
+HEADERS_BYTES = 4096
+#: The window of every batch.
 WINDOW = "24h"
-#: https://docs.anthropic.com/en/api/errors: a lack of credit may come as a 400 without a code.
+#: A lack of credit may be a 400 without a code: https://docs.anthropic.com/en/api/errors.
 NO_CREDIT = "credit balance is too low"
 
 
 class AnthropicBatches:
-    """`BatchProvider` over the Anthropic SDK."""
+    """`BatchProvider` on the Anthropic SDK."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         endpoints=frozenset({CHAT}),
         max_requests=100_000,
-        windows=frozenset({"24h"}),
-        # Half of Anthropic's 256 MB: short texts grow in translation, but not to the double.
+        windows=frozenset({WINDOW}),
+        # Half of Anthropic's 256 MB: translation makes short texts longer, but less than double.
         max_bytes=128_000_000,
         metadata=False,
     )
@@ -76,37 +78,43 @@ class AnthropicBatches:
     def __init__(self, client: AsyncAnthropic) -> None:
         from anthropic import Timeout  # noqa: PLC0415
 
-        # The SDK repeats calls by default: for a create that would be a second batch to pay.
+        # The SDK retries by default: a repeated create would be a second batch to pay.
         timeout = Timeout(60.0, connect=10.0, read=300.0, write=300.0)
         self._client = client.with_options(max_retries=0, timeout=timeout, default_headers=VERSION)
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
-        """The account of the configuration. Raises ConfigError when its key is not set."""
+        """Return the configured account. Raises ConfigError when its key is not set."""
         from anthropic import AsyncAnthropic  # noqa: PLC0415
 
-        # LiteLLM takes an address with the path of the API too.
+        # LiteLLM also accepts an address with the path of the API.
         base_url = re.sub(r"/v1(/messages)?/?$", "", provider.base_url() or "") or None
         return cls(AsyncAnthropic(api_key=provider.key(), base_url=base_url))
 
     async def upload(self, path: Path, name: str) -> str:
-        """Translate an input file into an order beside it; its path, on this machine, is the id.
+        """Translate an input file into an order file next to it; its local path is the id.
 
-        Raises Refused, with the lines, when some cannot be translated; no order is left then.
+        Raises ProviderRefused, with the lines as faults, when some cannot be translated; no order
+        file is left then.
         """
         order = path.with_suffix(".order")
-        faults = await asyncio.to_thread(_translate, path, order)
+        faults = await asyncio.to_thread(_write_order, path, order)
         if faults:
             raise ProviderRefused(
-                "Anthropic cannot be asked for all of it", 400, faults=tuple(faults)
+                "some requests use features that Anthropic batches do not support",
+                400,
+                faults=tuple(faults),
             )
         return str(order)
 
     async def find_input_file(self, name: str, size: int) -> None:
-        """None: what is "uploaded" stays here, and is as soon written again as found."""
+        """Return None: the order file is local, and writing it again costs as little."""
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
-        """Order a batch, streamed from disk; one translated on another machine is not found."""
+        """Create a batch, streamed from the order file.
+
+        Raises InputFileNotLocal when another machine has written that.
+        """
         from anthropic.types.messages import MessageBatch  # noqa: PLC0415
 
         if endpoint != CHAT or window != WINDOW:
@@ -115,62 +123,66 @@ class AnthropicBatches:
             file = await asyncio.to_thread(open, file_id, "rb")
         except FileNotFoundError:
             raise InputFileNotLocal(file_id) from None
-        with failures(), file:
+        with provider_errors(), file:
             headers = json.loads(file.readline())
-            size = os.fstat(file.fileno()).st_size - file.tell()
+            size_bytes = os.fstat(file.fileno()).st_size - file.tell()
             # `batches.create` would need all requests in memory.
             batch = await self._client.post(
-                BATCHES,
+                BATCHES_PATH,
                 cast_to=MessageBatch,
                 content=_pieces(file),
-                options={"headers": {**headers, "content-length": str(size)}},
+                options={"headers": {**headers, "content-length": str(size_bytes)}},
             )
-            return remote(batch)
+            return provider_batch(batch)
 
     async def retrieve(self, batch_id: str) -> ProviderBatch:
-        """A batch as it is now."""
-        with failures():
-            return remote(await self._client.messages.batches.retrieve(batch_id))
+        """Return a batch as it is now."""
+        with provider_errors():
+            return provider_batch(await self._client.messages.batches.retrieve(batch_id))
 
     async def list(self, after: str | None) -> BatchPage:
-        """PAGE batches, newest first."""
+        """Return PAGE_SIZE batches, newest first."""
         from anthropic import omit  # noqa: PLC0415
 
-        with failures():
-            page = await self._client.messages.batches.list(limit=PAGE, after_id=after or omit)
-            return BatchPage([remote(batch) for batch in page.data], page.has_more is not False)
+        with provider_errors():
+            page = await self._client.messages.batches.list(limit=PAGE_SIZE, after_id=after or omit)
+            return BatchPage(
+                [provider_batch(batch) for batch in page.data], page.has_more is not False
+            )
 
     async def cancel(self, batch_id: str) -> None:
-        """Start cancelling a batch."""
-        with failures():
+        """Start to cancel a batch."""
+        with provider_errors():
             await self._client.messages.batches.cancel(batch_id)
 
     async def download(self, file_id: str, path: Path) -> None:
-        """Write the results of a batch, whose id is the file's, in the lines of OpenAI's files."""
+        """Write a batch's results in the format of OpenAI's files; the batch id is the file id."""
         part = path.with_name(path.name + ".part")
-        with failures():
+        with provider_errors():
             batch = await self._client.messages.batches.retrieve(file_id)
         with part.open("wb") as file:
-            async for line in self._results(file_id):
+            async for line in self._result_lines(file_id):
                 file.write(line)
         ended_at = batch.ended_at or batch.created_at
         await asyncio.to_thread(_translate_results, part, path, int(ended_at.timestamp()))
 
-    async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> bool | None:
-        """By its time and number of requests while it runs: not, or nobody knows.
+    async def matches(self, batch: ProviderBatch, fingerprint: BatchFingerprint) -> bool | None:
+        """Compare creation time and number of requests, and the custom_ids of an ended batch.
 
-        By its custom_ids once it has ended. A request of the job may have been cancelled since: one
-        that is left is enough.
+        Returns None for a running batch that may be the one. One custom_id of the job is enough:
+        its other requests may have been cancelled since.
         """
-        early = remote.created_at < sought.since - CLOCK_SKEW_SECONDS
-        if early or remote.requests != sought.requests or remote.id in sought.others:
+        too_early = batch.created_at < fingerprint.since - CLOCK_SKEW_SECONDS
+        if too_early or batch.requests != fingerprint.requests:
             return False
-        if not remote.files:
+        if batch.id in fingerprint.other_batches:
+            return False
+        if not batch.files:
             return None
-        async with aclosing(self._results(remote.id)) as results:
-            async for line in results:
+        async with aclosing(self._result_lines(batch.id)) as lines:
+            async for line in lines:
                 custom_id = _custom_id(line)
-                if await sought.has(custom_id):
+                if await fingerprint.has(custom_id):
                     return True
                 if jsonl.request_of(custom_id) is None:
                     return False
@@ -180,22 +192,22 @@ class AnthropicBatches:
         """Close the connections."""
         await self._client.close()
 
-    async def _results(self, batch_id: str) -> AsyncGenerator[bytes]:
-        """The lines of a batch's results, each with its newline as far as it has one."""
+    async def _result_lines(self, batch_id: str) -> AsyncGenerator[bytes]:
+        """Yield the lines of a batch's results, each with its newline if it has one."""
         batches = self._client.messages.batches
-        with failures():
+        with provider_errors():
             async with batches.with_streaming_response.results(batch_id) as response:
                 rest = b""
                 async for piece in response.iter_bytes():
-                    *whole, rest = (rest + piece).split(b"\n")
-                    for line in whole:
+                    *lines, rest = (rest + piece).split(b"\n")
+                    for line in lines:
                         yield line + b"\n"
                 if rest:
                     yield rest
 
 
-def remote(batch: MessageBatch) -> ProviderBatch:
-    """Anthropic's batch as ours. It does not say how a batch ended: the counts do."""
+def provider_batch(batch: MessageBatch) -> ProviderBatch:
+    """Convert Anthropic's batch. Its request counts tell how it ended."""
     counts = batch.request_counts
     return ProviderBatch(
         id=batch.id,
@@ -210,19 +222,21 @@ def remote(batch: MessageBatch) -> ProviderBatch:
 
 
 def _status(batch: MessageBatch) -> str:
+    if batch.processing_status == "canceling":
+        return "cancelling"
     if batch.processing_status != "ended":
-        return {"canceling": "cancelling"}.get(batch.processing_status, batch.processing_status)
+        return batch.processing_status
     if batch.request_counts.expired:
         return "expired"
     return "cancelled" if batch.request_counts.canceled else "completed"
 
 
-def _translate(path: Path, order: Path) -> list[BatchFault]:
-    """Write an order, complete or not at all: a line of headers, then the body of the call."""
+def _write_order(path: Path, order: Path) -> list[BatchFault]:
+    """Write an order file, completely or not at all: a line of headers, then the request body."""
     part, betas = order.with_suffix(".order.part"), set[str]()
     faults: list[BatchFault] = []
     with path.open("rb") as file, part.open("wb") as body:
-        body.write(b" " * HEAD + b'\n{"requests":[')
+        body.write(b" " * HEADERS_BYTES + b'\n{"requests":[')
         for number, text in enumerate(file, 1):
             line = json.loads(text)
             try:
@@ -231,8 +245,9 @@ def _translate(path: Path, order: Path) -> list[BatchFault]:
                 faults.append(BatchFault("untranslatable", str(error), number))
                 continue
             betas |= params.betas
-            request = {"custom_id": line["custom_id"], "params": params.params}
-            body.write(b"," * (number > 1) + _json(request))
+            if number > 1:
+                body.write(b",")
+            body.write(_json({"custom_id": line["custom_id"], "params": params.params}))
         body.write(b"]}")
         body.seek(0)
         body.write(_json({"anthropic-beta": ",".join(sorted(betas))} if betas else {}))
@@ -243,23 +258,23 @@ def _translate(path: Path, order: Path) -> list[BatchFault]:
     return faults
 
 
-def _translate_results(part: Path, path: Path, created: int) -> None:
-    """Anthropic's results as a file of OpenAI's; a line that is none stays as it is.
+def _translate_results(source: Path, target: Path, created: int) -> None:
+    """Rewrite Anthropic's results as a file of OpenAI's; a line that is no result stays as it is.
 
-    Raises Failure when the last one is cut short.
+    Raises ProviderCallFailed when the last line is truncated.
     """
-    whole = path.with_name(path.name + ".whole")
-    with part.open("rb") as file, whole.open("wb") as ours:
+    translated = target.with_name(target.name + ".whole")
+    with source.open("rb") as file, translated.open("wb") as output:
         for text in file:
             try:
-                line = _json(anthropic_messages.answer(json.loads(text), created))
+                line = _json(anthropic_messages.result_line(json.loads(text), created))
             except (ValueError, KeyError, TypeError):
                 if not text.endswith(b"\n"):
                     raise ProviderCallFailed("the results end within a line") from None
                 line = text.rstrip(b"\n")
-            ours.write(line + b"\n")
-    part.unlink()
-    whole.replace(path)
+            output.write(line + b"\n")
+    source.unlink()
+    translated.replace(target)
 
 
 def _json(value: dict[str, Any]) -> bytes:
@@ -270,17 +285,17 @@ def _custom_id(line: bytes) -> str:
     try:
         return str(json.loads(line)["custom_id"])
     except (ValueError, KeyError, TypeError):
-        raise ProviderCallFailed("the results cannot be read") from None
+        raise ProviderCallFailed("the results are unreadable") from None
 
 
 async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(file.read, PIECE):
+    while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
         yield piece
 
 
 @contextmanager
-def failures() -> Iterator[None]:
-    """Turn the SDK's errors into the seam's."""
+def provider_errors() -> Iterator[None]:
+    """Convert the SDK's errors to ProviderRefused and ProviderCallFailed."""
     import anthropic  # noqa: PLC0415
     import httpx2  # noqa: PLC0415
 

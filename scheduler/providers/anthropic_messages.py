@@ -1,6 +1,6 @@
-"""Chat completions as Anthropic's Messages, and back: LiteLLM's translation. Without a network.
+"""Translates chat completions to Anthropic's Messages and back, as LiteLLM does. No network.
 
-LiteLLM is imported when it is first needed: 120 MB that only who has such batches pays.
+LiteLLM is imported on first use: only fleets with such batches pay its 120 MB of memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import httpx
 
 Json = dict[str, Any]
 
-#: OpenAI's defaults: what says nothing else than the API does by itself is left out.
+#: OpenAI's defaults: a parameter with its default value is left out.
 DEFAULTS: Json = {
     "n": 1,
     "stream": False,
@@ -22,13 +22,15 @@ DEFAULTS: Json = {
     "frequency_penalty": 0,
     "logit_bias": {},
 }
-#: Parts of messages that are translated; LiteLLM leaves others out silently.
-PARTS = frozenset({"text", "image_url", "file"})
+#: Types of message parts that LiteLLM translates; it leaves out others silently.
+PART_TYPES = frozenset({"text", "image_url", "file"})
 #: Where LiteLLM notes that it had to rename tools.
-RENAMED = "_anthropic_tool_name_map"
+RENAMED_TOOLS = "_anthropic_tool_name_map"
+#: What LiteLLM adds for itself.
+INTERNAL_FIELDS = ("json_mode", "extra_headers", "stream")
 
-#: HTTP statuses of errors: https://docs.anthropic.com/en/api/errors. A lack of credit counts as a
-#: limit: it says nothing of the request.
+#: HTTP statuses of errors: https://docs.anthropic.com/en/api/errors. A lack of credit is a 429: it
+#: is not the request's fault.
 STATUSES = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -41,64 +43,67 @@ STATUSES = {
     "api_error": 500,
     "overloaded_error": 529,
 }
-#: What is said of a prompt that is too long; the error has no code of its own.
+#: Messages of errors about a prompt that is too long, for which there is no code.
 TOO_LONG = ("prompt is too long", "exceed context limit")
 #: OpenAI's errors for requests that were not executed.
-UNEXECUTED = {
+NOT_EXECUTED = {
     "canceled": {"code": "batch_cancelled", "message": "The batch was cancelled before it."},
     "expired": {"code": "batch_expired", "message": "The batch expired before it."},
 }
 
 
 class Untranslatable(ValueError):
-    """Anthropic cannot be asked for this; the message repeats nothing of the conversation."""
+    """Anthropic does not support the request; the message repeats nothing of the conversation."""
 
 
 class Params(NamedTuple):
-    """One request as Anthropic takes it, and the beta features that it has to be sent under."""
+    """A request in Anthropic's form, and the beta features that it needs."""
 
     params: Json
     betas: frozenset[str]
 
 
 def params(body: Json) -> Params:
-    """An OpenAI chat body as Anthropic's `params`, with the model's most tokens where none are set.
+    """Translate an OpenAI chat body; a missing token limit becomes the model's maximum.
 
-    Raises Untranslatable for whatever would otherwise be dropped, changed or fetched.
+    Raises Untranslatable for whatever LiteLLM would drop, change or fetch.
     """
     litellm, config = _litellm()
-    rest = {key: value for key, value in body.items() if DEFAULTS.get(key, ...) != value}
-    model, messages = rest.pop("model"), rest.pop("messages")
-    _check(rest, config.get_supported_openai_params(model))
+    options = {key: value for key, value in body.items() if DEFAULTS.get(key, ...) != value}
+    model, messages = options.pop("model"), options.pop("messages")
+    _check_options(options, config.get_supported_openai_params(model))
     _check_parts(messages)
     try:
-        options = config.map_openai_params(rest, {}, model, False)
+        optional_params = config.map_openai_params(options, {}, model, False)
     except (ValueError, KeyError, TypeError, litellm.exceptions.BadRequestError) as error:
-        words = str(error).partition("\n")[0][:200]
-        raise Untranslatable(f"not for Anthropic: {words}") from None
-    own: Json = {}
+        reason = str(error).partition("\n")[0][:200]
+        raise Untranslatable(f"not supported by Anthropic: {reason}") from None
+    litellm_params: Json = {}
     headers: Json = {}
     try:
-        data: Json = config.transform_request(model, messages, options, own, headers)
-    except Exception as error:  # whatever it is, it repeats the messages
-        raise Untranslatable(f"messages: not for Anthropic ({type(error).__name__})") from None
-    if own.get(RENAMED):
-        raise Untranslatable("tools: Anthropic takes names of at most 128 of [A-Za-z0-9_-]")
+        data: Json = config.transform_request(
+            model, messages, optional_params, litellm_params, headers
+        )
+    except Exception as error:  # its text may repeat the messages
+        name = type(error).__name__
+        raise Untranslatable(f"messages: not supported by Anthropic ({name})") from None
+    if litellm_params.get(RENAMED_TOOLS):
+        raise Untranslatable("tools: Anthropic supports names of up to 128 of [A-Za-z0-9_-]")
     if not data["messages"]:
-        raise Untranslatable("messages: Anthropic needs one of the user or the assistant")
-    for internal in ("json_mode", "extra_headers", "stream"):
-        data.pop(internal, None)
+        raise Untranslatable("messages: Anthropic needs one by the user or the assistant")
+    for name in INTERNAL_FIELDS:
+        data.pop(name, None)
     betas = str(headers.get("anthropic-beta") or "").split(",")
-    return Params(data, frozenset(one.strip() for one in betas if one.strip()))
+    return Params(data, frozenset(beta.strip() for beta in betas if beta.strip()))
 
 
-def _check(options: Json, supported: list[str]) -> None:
-    unknown = sorted(set(options) - set(supported))
-    if unknown:
-        raise Untranslatable(f"{', '.join(unknown)}: Anthropic has no such parameter")
-    form = options.get("response_format") or {}
-    if form.get("type") == "json_object":
-        raise Untranslatable("response_format: Anthropic makes JSON by a json_schema alone")
+def _check_options(options: Json, supported: list[str]) -> None:
+    unsupported = sorted(set(options) - set(supported))
+    if unsupported:
+        raise Untranslatable(f"{', '.join(unsupported)}: not supported by Anthropic")
+    response_format = options.get("response_format") or {}
+    if response_format.get("type") == "json_object":
+        raise Untranslatable("response_format: Anthropic supports JSON only by json_schema")
 
 
 def _check_parts(messages: list[Json]) -> None:
@@ -106,36 +111,41 @@ def _check_parts(messages: list[Json]) -> None:
         content = message.get("content")
         for part in content if isinstance(content, list) else []:
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in PARTS:
-                raise Untranslatable(f"messages: no part of type {str(kind)[:40]!r} for Anthropic")
+            if kind not in PART_TYPES:
+                raise Untranslatable(
+                    f"messages: parts of type {str(kind)[:40]!r} are not supported by Anthropic"
+                )
             if '"http://' in json.dumps(part.get(kind)):  # LiteLLM would fetch it from here
-                raise Untranslatable("messages: an address must be https, or the data itself")
+                raise Untranslatable("messages: a URL must be https, or a data URL")
 
 
-def answer(line: Json, created: int) -> Json:
-    """A line of Anthropic's results as one of OpenAI's, made at `created` (Unix seconds).
+def result_line(line: Json, created: int) -> Json:
+    """Translate a line of Anthropic's results to OpenAI's, as created at `created` (Unix seconds).
 
-    Raises KeyError or TypeError when it is none.
+    Raises KeyError or TypeError when the line is no result.
     """
     result = line["result"]
     kind = result["type"]
-    ours: Json = {"custom_id": line["custom_id"], "response": None, "error": None}
-    if kind in UNEXECUTED:
-        return {**ours, "error": UNEXECUTED[kind]}
+    translated: Json = {"custom_id": line["custom_id"], "response": None, "error": None}
+    if kind in NOT_EXECUTED:
+        return {**translated, "error": NOT_EXECUTED[kind]}
     if kind == "succeeded":
-        return {**ours, "response": _succeeded(result["message"], created)}
-    told = result["error"]
-    error = told.get("error") or told
+        return {**translated, "response": _succeeded(result["message"], created)}
+    envelope = result["error"]
+    error = envelope.get("error") or envelope
     status = STATUSES.get(error.get("type"), 500)
-    return {**ours, "response": _response(status, told.get("request_id"), {"error": _error(error)})}
+    body = {"error": _error(error)}
+    return {**translated, "response": _response(status, envelope.get("request_id"), body)}
 
 
 def _succeeded(message: Json, created: int) -> Json:
     try:
         return _response(200, message["id"], _completion(message, created))
-    except Exception as error:  # paid, and it would be again: its request fails
-        words = f"the answer cannot be translated: {type(error).__name__}"
-        return _response(422, message.get("id"), {"error": {"message": words}})
+    except (
+        Exception
+    ) as error:  # the answer is paid, and a retry would cost again: the request fails
+        reason = f"the response cannot be translated: {type(error).__name__}"
+        return _response(422, message.get("id"), {"error": {"message": reason}})
 
 
 def _completion(message: Json, created: int) -> Json:
@@ -156,8 +166,8 @@ def _response(status: int, request_id: Any, body: Json) -> Json:
 
 def _error(error: Json) -> Json:
     message = str(error.get("message") or "")
-    too_long = any(words in message for words in TOO_LONG)
-    code = "context_length_exceeded" if too_long else str(error.get("type") or "")
+    is_too_long = any(words in message for words in TOO_LONG)
+    code = "context_length_exceeded" if is_too_long else str(error.get("type") or "")
     return {"message": message, "type": error.get("type"), "code": code}
 
 

@@ -1,4 +1,4 @@
-"""The seam between the batch lane and a provider of batches."""
+"""The interface between the batch lane and the providers of batches."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 from config.provider import Provider
 from scheduler.providers.errors import BatchFault, ProviderCallFailed
 
-#: Metadata key under which every batch carries our intent id.
-INTENT = "fleet_intent"
-#: Pages that a search may take before it is given up, and seconds by which clocks may differ.
-MAX_PAGES, CLOCK_SKEW_SECONDS = 100, 3600.0
+#: Metadata key under which a batch carries the intent of its job.
+INTENT_KEY = "fleet_intent"
+#: Most pages that a scan of a provider's list reads.
+MAX_PAGES = 100
+#: Seconds by which the clocks of provider and store may differ.
+CLOCK_SKEW_SECONDS = 3600.0
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
 LIVE = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
@@ -21,24 +23,24 @@ LIVE = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the batches of a provider hold and carry, at every account of it."""
+    """What the batches of a provider support, at every account."""
 
-    #: Paths of the requests that it serves in batches.
+    #: Paths of the requests that a batch may hold.
     endpoints: frozenset[str]
     #: Requests, and bytes of the input file, in one batch.
     max_requests: int
     max_bytes: int
-    #: The completion windows that it knows; None leaves that to the account.
+    #: The supported completion windows; None leaves that to the account.
     windows: frozenset[str] | None = None
-    #: A batch carries our intent; without it, a batch is known again by its input file alone.
+    #: Whether a batch carries the intent; without it, a batch is recognised by its input file.
     metadata: bool = True
-    #: Seconds after which it is told to forget an input file; None: it cannot be told.
-    input_life: int | None = None
+    #: Seconds after which the provider removes an input file; None if it cannot be told.
+    input_ttl_seconds: int | None = None
 
 
 @dataclass(frozen=True)
 class ProviderBatch:
-    """A batch as the provider describes it. Times in Unix seconds by the provider's clock."""
+    """A batch as the provider describes it. Times are in Unix seconds by the provider's clock."""
 
     id: str
     status: str
@@ -49,17 +51,17 @@ class ProviderBatch:
     error_file_id: str = ""
     faults: tuple[BatchFault, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
-    #: How many requests it has; None where only its input file tells.
+    #: How many requests it has; None where only the input file tells.
     requests: int | None = None
 
     @property
     def files(self) -> list[str]:
-        """Its result files: the one with answers first, the one with errors after it."""
-        return [one for one in (self.output_file_id, self.error_file_id) if one]
+        """The ids of its result files: responses first, then errors."""
+        return [file_id for file_id in (self.output_file_id, self.error_file_id) if file_id]
 
 
 class BatchPage(NamedTuple):
-    """Some batches of the provider's list, and whether it goes on."""
+    """A page of the provider's list of batches, and whether there are more."""
 
     batches: list[ProviderBatch]
     more: bool
@@ -67,109 +69,117 @@ class BatchPage(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchFingerprint:
-    """A batch that may have been made for a job: all that it can be known by."""
+    """By what the batch of a job is recognised when the call that created it got no answer."""
 
     intent: str
     file_id: str
-    #: Unix seconds by our clock before which it was not made.
+    #: Unix seconds by the store's clock before which it was not created.
     since: float
     requests: int
     #: Ids of the batches of other jobs.
-    others: frozenset[str]
-    #: Whether a custom_id is of one of the job's requests, in the attempt that it is in.
+    other_batches: frozenset[str]
+    #: Whether a custom_id belongs to one of the job's requests, in its present attempt.
     has: Callable[[str], Awaitable[bool]]
 
 
 class BatchProvider(Protocol):
-    """One account. Every method is one call, never repeated by itself.
+    """An account at a provider. Every method is one call and is never retried by itself.
 
-    All raise Refused when the provider said no and Failure when nobody knows.
+    All raise ProviderRefused when the call had no effect, and ProviderCallFailed when that is
+    unknown.
     """
 
     capabilities: ClassVar[Capabilities]
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
-        """The account of the configuration. Raises ConfigError when its key is not set."""
+        """Return the configured account. Raises ConfigError when its key is not set."""
 
     async def upload(self, path: Path, name: str) -> str:
-        """Upload an input file; its id. Refused with faults names lines that cannot be sent."""
+        """Upload an input file and return its id.
+
+        ProviderRefused may name, as faults, the lines that cannot be sent.
+        """
 
     async def find_input_file(self, name: str, size: int) -> str | None:
-        """The newest whole input file of this name and of `size` bytes; its id.
+        """Return the id of the newest complete input file of a name and of `size` bytes.
 
-        None when there is none among the newest files, or when the account cannot list them.
+        None when the newest files do not include it, or when the account cannot list files.
         """
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
-        """Order a batch, which carries `intent` if it can. This is what costs money.
+        """Create a batch, which carries `intent` if it can. This costs money.
 
-        Raises Elsewhere when the file cannot be had on this machine.
+        Raises InputFileNotLocal when this machine does not have the file.
         """
 
     async def retrieve(self, batch_id: str) -> ProviderBatch:
-        """A batch as it is now."""
+        """Return a batch as it is now."""
 
     async def list(self, after: str | None) -> BatchPage:
-        """Batches of the account, those after the batch `after`."""
+        """Return a page of the account's batches, those after the batch `after`."""
 
     async def cancel(self, batch_id: str) -> None:
-        """Stop a batch; what was answered so far stays and is charged."""
+        """Start to cancel a batch; its responses so far stay and are charged."""
 
     async def download(self, file_id: str, path: Path) -> None:
-        """Write a result file to `path`, complete or not at all."""
+        """Write a result file to `path`, completely or not at all."""
 
-    async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> bool | None:
-        """Whether a batch of the list is the one sought; None while nobody can know."""
+    async def matches(self, batch: ProviderBatch, fingerprint: BatchFingerprint) -> bool | None:
+        """Return whether a listed batch is the one of a job; None while that cannot be known."""
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
 
 
-async def find_batches(provider: BatchProvider, sought: BatchFingerprint) -> list[ProviderBatch]:
-    """Every batch that was made for a job since a moment, oldest first.
+async def find_batches(
+    provider: BatchProvider, fingerprint: BatchFingerprint
+) -> list[ProviderBatch]:
+    """Return every batch that was created for a job, oldest first.
 
-    Raises Failure when none was found and that is no proof of absence: the provider's list could
-    not be read that far, or only the end of a batch will tell whether it is the one.
+    Raises:
+        ProviderCallFailed: None was found, but one may exist: the list could not be read far
+            enough, or a running batch can be recognised only when it has ended.
     """
     found: dict[str, ProviderBatch] = {}
-    doubtful: list[str] = []
-    async for batch in scan_list(provider, sought.since - CLOCK_SKEW_SECONDS):
-        made = await provider.matches(batch, sought)
-        if made:
+    undecided: list[str] = []
+    async for batch in scan_list(provider, fingerprint.since - CLOCK_SKEW_SECONDS):
+        is_match = await provider.matches(batch, fingerprint)
+        if is_match:
             found[batch.id] = batch
-        elif made is None:
-            doubtful.append(batch.id)
-    if doubtful and not found:
+        elif is_match is None:
+            undecided.append(batch.id)
+    if undecided and not found:
         raise ProviderCallFailed(
-            f"{len(doubtful)} batches may be it until they end: {doubtful[0]} is one"
+            f"cannot tell yet which of {len(undecided)} running batches (such as {undecided[0]}) "
+            "belongs to this job"
         )
-    return sorted(found.values(), key=lambda one: (one.created_at, one.id))
+    return sorted(found.values(), key=lambda batch: (batch.created_at, batch.id))
 
 
 async def scan_list(provider: BatchProvider, since: float) -> AsyncGenerator[ProviderBatch, None]:
-    """The batches of the list, each once, at least those made since a moment.
+    """Yield the listed batches, each once, at least those created since a time (Unix seconds).
 
-    Raises Failure when it does not end within PAGES.
+    Raises ProviderCallFailed when the list has more than MAX_PAGES.
     """
     seen: set[str] = set()
     after: str | None = None
     for _ in range(MAX_PAGES):
         page = await provider.list(after)
-        fresh = [batch for batch in page.batches if batch.id not in seen]
-        for batch in fresh:
+        new = [batch for batch in page.batches if batch.id not in seen]
+        for batch in new:
             seen.add(batch.id)
             yield batch
-        if not fresh or not page.more or _past(fresh, since):
+        if not new or not page.more or _is_older(new, since):
             return
-        after = fresh[-1].id
-    raise ProviderCallFailed(f"the list of batches did not end within {MAX_PAGES} pages")
+        after = new[-1].id
+    raise ProviderCallFailed(f"the list of batches has more than {MAX_PAGES} pages")
 
 
-def _past(page: list[ProviderBatch], since: float) -> bool:
-    """Whether nothing after this page can be of `since` or later.
+def _is_older(page: list[ProviderBatch], since: float) -> bool:
+    """Whether no later page can have a batch created at `since` or later.
 
-    Azure does not say in which order it lists: only a page that goes back in time ends a search.
+    Azure does not document the order of its list: only a page that goes back in time ends a scan.
     """
-    times = [one.created_at for one in page]
+    times = [batch.created_at for batch in page]
     return times[0] < since and times[0] > times[-1] and times == sorted(times, reverse=True)

@@ -1,4 +1,4 @@
-"""Servers that speak OpenAI's Files and Batches API at an address of their own."""
+"""Servers that implement OpenAI's Files and Batches API at an address of their own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scheduler.providers.openai import CHAT, EMBEDDINGS, OpenAIBatches
 
 
 class CompatibleBatches(OpenAIBatches):
-    """A gateway in front of vLLM (vLLM itself has no batches), as llm-d's; needs `api_base`.
+    """A gateway in front of vLLM (vLLM itself has no batches), such as llm-d's; needs `api_base`.
 
-    It is asked for nothing beyond the API's first version: not every server can expire a file.
+    Uses only the first version of the API: not every server can expire a file.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -23,12 +23,12 @@ class CompatibleBatches(OpenAIBatches):
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
-        """The account of the configuration. Raises ConfigError without its key or its address."""
+        """Return the configured account. Raises ConfigError without its key or its address."""
         return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.required_base_url()))
 
 
 class GroqBatches(OpenAIBatches):
-    """Groq: chat alone, files of 100 MB: https://console.groq.com/docs/batch."""
+    """Groq: only chat, files of 100 MB at most: https://console.groq.com/docs/batch."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         endpoints=frozenset({CHAT}), max_requests=50_000, max_bytes=100_000_000
@@ -36,6 +36,6 @@ class GroqBatches(OpenAIBatches):
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
-        """The account of the configuration. Raises ConfigError when its key is not set."""
+        """Return the configured account. Raises ConfigError when its key is not set."""
         base_url = provider.base_url() or "https://api.groq.com/openai/v1"
         return cls(AsyncOpenAI(api_key=provider.key(), base_url=base_url))

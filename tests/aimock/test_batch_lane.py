@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from primarch_fleet import errors
-from scheduler.providers.base import INTENT
+from scheduler.providers.base import INTENT_KEY
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
 from scheduler.providers.openai import OpenAIBatches
 from tests.aimock.conftest import AtAimock, on_aimock
@@ -66,7 +66,7 @@ async def test_a_batch_that_was_made_unnoticed_is_adopted_by_its_metadata(
         await b.until_idle()
         answers = await b.settled(results, batches=1)
         (batch,) = await b.batches()
-        assert set(batch.metadata) == {INTENT}
+        assert set(batch.metadata) == {INTENT_KEY}
         assert {one.receipt.batch_id for one in answers} == {batch.id}
 
 

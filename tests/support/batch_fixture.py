@@ -104,7 +104,13 @@ class Scheduler:
     def __init__(self, bench: Bench) -> None:
         client, limit = patient_async(bench.url), bench.config.batch.body_limit
         self.store = MortalStore(client, bench.now)
-        self.bodies = BlobStore(client, self.store.now, bench.place, limit=limit, kept=RESULT_TTL)
+        self.bodies = BlobStore(
+            client,
+            self.store.now,
+            bench.place,
+            max_inline_bytes=limit,
+            result_ttl_seconds=RESULT_TTL,
+        )
         self.provider = bench.account(bench.simulator.url)
         self.receipts: list[Receipt] = []
         self.jobs: list[tuple[float, int, set[str]]] = []

@@ -42,7 +42,7 @@ def tool(name: str) -> dict[str, Any]:
 
 def read(result: dict[str, Any]) -> LineOutcome:
     """What the lane makes of a result of Anthropic's."""
-    line = anthropic_messages.answer({"custom_id": "r-1-1", "result": result}, 5)
+    line = anthropic_messages.result_line({"custom_id": "r-1-1", "result": result}, 5)
     return decode_line(json.dumps(line)).outcome
 
 
@@ -99,7 +99,7 @@ def test_without_a_limit_the_model_may_write_as_much_as_it_can() -> None:
     ],
 )
 def test_a_parameter_that_anthropic_lacks_is_refused_by_its_name(option: dict[str, Any]) -> None:
-    assert refused(**option) == f"{next(iter(option))}: Anthropic has no such parameter"
+    assert refused(**option) == f"{next(iter(option))}: not supported by Anthropic"
 
 
 def test_a_parameter_that_asks_for_nothing_is_left_out() -> None:
@@ -113,7 +113,10 @@ def test_json_without_a_schema_is_refused_because_nothing_would_come_of_it() -> 
 
 def test_a_part_of_a_kind_that_would_be_left_out_is_refused() -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
-    assert refused(parts(sound)) == "messages: no part of type 'input_audio' for Anthropic"
+    assert (
+        refused(parts(sound))
+        == "messages: parts of type 'input_audio' are not supported by Anthropic"
+    )
     assert refused(parts("text")).startswith("messages: ")
 
 
@@ -126,7 +129,7 @@ def test_nothing_is_fetched_from_an_address_in_a_request(image: Any) -> None:
 
 def test_a_conversation_that_cannot_be_translated_is_not_repeated_in_the_error() -> None:
     orphan = {"role": "tool", "content": SECRET}
-    assert refused(orphan) == "messages: not for Anthropic (AnthropicError)"
+    assert refused(orphan) == "messages: not supported by Anthropic (AnthropicError)"
     assert refused({"role": "system", "content": SECRET}).startswith("messages: ")
 
 

@@ -261,7 +261,7 @@ async def test_a_request_that_anthropic_cannot_be_asked_fails_alone(anthropic: O
         await b.until_idle()
         good, seeded, too = await b.settled(results, batches=1)
         assert isinstance(seeded, errors.ProviderError)
-        assert str(seeded) == "seed: Anthropic has no such parameter"
+        assert str(seeded) == "seed: not supported by Anthropic"
         assert [one.receipt.attempts for one in (good, too)] == [1, 1]
         assert [len(order) for order in orders(b)] == [2]
 

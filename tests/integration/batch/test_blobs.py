@@ -15,7 +15,7 @@ from celery import Celery
 from primarch_fleet import AsyncFleet, Completion, Fleet, errors
 from scheduler.model.jsonl import request_id
 from scheduler.store import blobs, keys
-from scheduler.store.blobs import LOOK, MARK, ORPHAN_SECONDS
+from scheduler.store.blobs import CHECK_INTERVAL_SECONDS, MARKER_NAME, ORPHAN_SECONDS
 from tests.support.batch_fixture import (
     RESULT_TTL,
     Bench,
@@ -43,7 +43,7 @@ class Place:
 
     def lying(self) -> list[Path]:
         """The bodies in it."""
-        return sorted(path for path in self.path.glob("*") if path.name != MARK)
+        return sorted(path for path in self.path.glob("*") if path.name != MARKER_NAME)
 
     def lose(self, task_id: str, bytes_left: int) -> None:
         """Cut the body of a request short; with -1, remove it."""
@@ -162,7 +162,7 @@ async def test_a_place_that_cannot_be_written_leaves_bodies_in_redis(
         (result,) = await b.send(chat(TEXT))
         await b.until_idle()
         assert (await b.completion(result)).text
-        assert {one.__dict__.get("action") for one in caplog.records} >= {"body_not_put"}
+        assert {one.__dict__.get("action") for one in caplog.records} >= {"body_not_stored"}
         assert TEXT[:100] not in caplog.text
         place.clear()
         await swept(b, RESULT_TTL + 2 * ORPHAN_SECONDS)
@@ -215,11 +215,11 @@ async def test_the_body_of_a_request_is_swept_when_that_has_left_the_lane(
 ) -> None:
     async with placed(max_wait=3 * ORPHAN_SECONDS) as b:
         results = await b.send(chat(TEXT), chat(TEXT))
-        for seconds in (LOOK, 2 * ORPHAN_SECONDS):
+        for seconds in (CHECK_INTERVAL_SECONDS, 2 * ORPHAN_SECONDS):
             await swept(b, seconds)
             assert len(place.lying()) == 2, "it still waits"
         await b.until_idle(ORPHAN_SECONDS)
-        await swept(b, LOOK)
+        await swept(b, CHECK_INTERVAL_SECONDS)
         assert not place.lying()
         assert not b.redis.exists(keys.BODIES)
         assert len(await b.completions(results)) == 2
@@ -234,7 +234,7 @@ async def test_the_body_of_an_answer_is_swept_after_its_result(
         await swept(b, RESULT_TTL)
         assert len(place.lying()) == 1, "its result may still be asked for"
         assert (await fetched(b.url, result.id)).text
-        await swept(b, LOOK)
+        await swept(b, CHECK_INTERVAL_SECONDS)
         assert not place.lying()
         with pytest.raises(errors.BodyUnavailable):
             await fetched(b.url, result.id)
@@ -251,7 +251,7 @@ async def test_a_sweep_is_bounded_and_stuck_bodies_keep_no_others(
         )
         await b.send(*(chat(TEXT) for _ in range(3)))
         await b.until_idle()
-        b.clock.advance(LOOK)
+        b.clock.advance(CHECK_INTERVAL_SECONDS)
         left = []
         for _ in range(3):
             await b.scheduler.bodies.sweep()
@@ -272,7 +272,7 @@ async def test_a_request_whose_body_is_lost_fails_alone(
         await b.until_idle()
         error = await b.outcome(lost)
         assert isinstance(error, errors.BatchError)
-        assert str(error) == "the request cannot be read any more: its body is gone"
+        assert str(error) == "the stored request is unreadable: its body is gone"
         assert all(one.text for one in await b.completions(others))
         assert b.answered() == 2
 
@@ -354,7 +354,7 @@ async def test_an_answer_that_nothing_can_hold_is_an_error(
         await b.until_idle()
         error, answer = [await b.outcome(one) for one in results]
         assert isinstance(error, errors.BatchError)
-        assert "a result in Redis 5000 at most" in str(error)
+        assert "a result in Redis has at most 5000" in str(error)
         assert Completion.model_validate(answer).text
 
 
