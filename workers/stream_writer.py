@@ -1,6 +1,6 @@
-"""The workers' side of streams: chunks go out as they come, in order and once.
+"""Writes the streams of a worker: each chunk once, in order, as soon as possible.
 
-primarch_fleet/stream.py says what is written, and how readers read it.
+primarch_fleet/streaming.py describes what is written and how readers read it.
 """
 
 from __future__ import annotations
@@ -37,29 +37,30 @@ logger = logging.getLogger(__name__)
 #: Sends one chunk to its readers; never waits and never fails.
 Publish = Callable[[dict[str, Any]], None]
 
-#: Bytes of chunks that may wait for a Redis that is away; those that come then are lost, and
-#: readers are told by the gap.
-MAX_PENDING = 64 * 2**20
-#: Entries that one round trip carries at most.
-BATCH = 1_000
-#: Seconds between two round trips, unless a stream begins to say something or ends: a screen shows
-#: no more pictures than that, and every round trip less is time for somebody's first token.
-PACE = 1 / 60
-#: Seconds that a round trip may take, and between attempts: at first, and at most.
-TIMEOUT = 5.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-#: Seconds that closing leaves for what is still to be written.
-CLOSE_TIMEOUT = 1.0
+#: Bytes of chunks that wait while Redis cannot be reached. Chunks beyond that are lost; readers
+#: notice the gap.
+MAX_PENDING_BYTES = 64 * 2**20
+#: Entries that one round trip writes at most.
+MAX_ENTRIES_PER_WRITE = 1_000
+#: Seconds between two round trips, except for the first token or the end of a stream. A screen
+#: shows no more pictures than that, and each round trip delays the first token of another stream.
+WRITE_INTERVAL_SECONDS = 1 / 60
+#: Seconds that a round trip may take.
+TIMEOUT_SECONDS = 5.0
+#: Seconds between two attempts of a write: the first and the longest.
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 2.0
+#: Seconds that `close` waits for the last writes.
+CLOSE_SECONDS = 1.0
 
 
 @dataclass(eq=False)
 class _Run:
-    """One run; its number is the server's to give, when it is opened there."""
+    """One run of a task, of which the stream has the chunks."""
 
     stream_key: str
-    number: str | None = None
+    number: str | None = None  # the server assigns it when it opens the run
     entries: int = 0
-    speaks: bool = False
+    has_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,33 +74,32 @@ class _Entry:
 class StreamWriter:
     """Writes the streams of all tasks of a process, on a thread of its own.
 
-    The tasks' loop is as good as never idle where many answer at once: what had to wait for its
-    turn there, three times for one round trip, would reach its readers a screenful late.
+    The thread spares the chunks the event loop: on a busy loop, each write would wait for three
+    turns, and readers would get their chunks late.
 
-    The first token of a stream leaves at once, and so does its end; so does what comes after a
-    pause of PACE seconds. Otherwise the chunks of all streams that come within PACE seconds, or
-    while a round trip is in flight, go together in the next: a busy worker makes 60 a second, and
-    not one for each token. While Redis is away nothing fails and nobody waits: up to MAX_PENDING
-    bytes are kept and written when it is back.
+    The first token and the end of a stream are written at once, and so is a chunk after a pause of
+    WRITE_INTERVAL_SECONDS. Otherwise the chunks of all streams that arrive within that interval, or
+    during a round trip, are written together: a busy worker makes 60 round trips a second, not one
+    for each token. While Redis cannot be reached, nothing fails and no caller waits: up to
+    MAX_PENDING_BYTES are kept and written later.
     """
 
     def __init__(self, url: str) -> None:
-        self._redis = redis_support.once(
-            url, TIMEOUT
-        )  # `_deliver` retries, and knows what it has written
-        self._changed = threading.Condition()  # of the four that follow
+        # Without retries of its own: `_write` retries, and knows what is already written.
+        self._redis = redis_support.once(url, TIMEOUT_SECONDS)
+        self._changed = threading.Condition()  # guards the next four attributes
         self._pending: list[_Entry] = []
-        self._size = 0
-        self._urgent = False
+        self._pending_bytes = 0
+        self._urgent = False  # an entry must be written at once
         self._closing = False
         self._given_up = threading.Event()
-        self._next = 0.0  # when `time.monotonic` shows that, another round trip is due
-        self._thread = threading.Thread(target=self._write, name="fleet-streams", daemon=True)
+        self._write_at = 0.0  # the next round trip that is not urgent, by `time.monotonic`
+        self._thread = threading.Thread(target=self._run_writes, name="fleet-streams", daemon=True)
         self._thread.start()
 
     @contextmanager
     def run(self, task_id: str) -> Iterator[Publish]:
-        """A run of the task's stream: it ends with the block, well or by its exception."""
+        """Open a run of the task's stream. It ends with the block: ok, or failed if that raises."""
         run = _Run(stream_key(task_id))
         self._put(run, OPENED, "")
         try:
@@ -110,71 +110,75 @@ class StreamWriter:
         self._put(run, ENDED, OK, urgent=True)
 
     async def close(self) -> None:
-        """Write what is left, for CLOSE_TIMEOUT seconds at most, and give the connection back."""
+        """Write pending chunks, for at most CLOSE_SECONDS, and close the connection."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join, CLOSE_TIMEOUT)
+        await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
         self._given_up.set()
         self._redis.close()
 
     def _publish(self, run: _Run, chunk: dict[str, Any]) -> None:
-        token = has_token(chunk)
-        first = token and not run.speaks
-        run.speaks |= token
-        UsageMeter.current().chunks += token
-        # ASCII: a chunk may end in the middle of a character, which UTF-8 could not carry.
+        is_first_token = False
+        if has_token(chunk):
+            is_first_token = not run.has_token
+            run.has_token = True
+            UsageMeter.current().chunks += 1
+        # ASCII: a chunk may end in the middle of a character, which UTF-8 cannot encode.
         text = json.dumps(chunk, separators=(",", ":"))
-        if self._size + len(text) <= MAX_PENDING:
-            self._put(run, CHUNK, text, urgent=first)
+        if self._pending_bytes + len(text) <= MAX_PENDING_BYTES:
+            self._put(run, CHUNK, text, urgent=is_first_token)
             return
-        run.entries += 1  # the gap that readers see
-        logger.warning("streams: Redis is behind", extra={"action": "stream_chunk_dropped"})
+        run.entries += 1  # readers notice the gap in the numbers
+        action = {"action": "stream_chunk_dropped"}
+        logger.warning("streams: chunk dropped, too many wait for Redis", extra=action)
 
     def _put(self, run: _Run, field: str, value: str, *, urgent: bool = False) -> None:
         with self._changed:
             self._pending.append(_Entry(run, run.entries, field, value))
-            self._size += len(value)
-            self._urgent |= urgent
+            self._pending_bytes += len(value)
+            if urgent:
+                self._urgent = True
             if urgent or len(self._pending) == 1:
                 self._changed.notify()
         run.entries += 1
 
-    def _write(self) -> None:
-        while (batch := self._due()) and not self._given_up.is_set():
+    def _run_writes(self) -> None:
+        while (entries := self._wait_for_entries()) and not self._given_up.is_set():
             try:
-                self._deliver(batch)
-            except Exception as error:  # readers are told by the gap
-                # Of the error only its kind: its words may be those of an answer.
+                self._write(entries)
+            except Exception as error:  # readers notice the gap
+                # Only the kind of the error: its text may quote an answer.
                 action = {"action": "stream_chunks_lost"}
                 logger.error("streams: chunks are lost: %s", type(error).__name__, extra=action)
             with self._changed:
-                self._size -= sum(len(entry.value) for entry in batch)
+                self._pending_bytes -= sum(len(entry.value) for entry in entries)
 
-    def _due(self) -> list[_Entry]:
-        """What the next round trip carries, when its time has come; nothing after the last."""
+    def _wait_for_entries(self) -> list[_Entry]:
+        """Wait until a round trip is due, and return its entries; none when closed and done."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closing)
-            pause = self._next - time.monotonic()
-            self._changed.wait_for(lambda: self._urgent or self._closing, max(0.0, pause))
+            pause = max(0.0, self._write_at - time.monotonic())
+            self._changed.wait_for(lambda: self._urgent or self._closing, pause)
             self._urgent = False
-            self._next = time.monotonic() + PACE
-            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
-            return batch
+            self._write_at = time.monotonic() + WRITE_INTERVAL_SECONDS
+            entries = self._pending[:MAX_ENTRIES_PER_WRITE]
+            self._pending = self._pending[MAX_ENTRIES_PER_WRITE:]
+            return entries
 
-    def _deliver(self, batch: list[_Entry]) -> None:
-        """Write a batch; again when it is not known whether it was written: ids tell."""
-        pause = FIRST_PAUSE
+    def _write(self, entries: list[_Entry]) -> None:
+        """Write entries, and retry until Redis answers: their ids prevent a second copy."""
+        backoff = FIRST_BACKOFF_SECONDS
         while not self._given_up.is_set():
             try:
-                self._open([entry.run for entry in batch if entry.field == OPENED])
-                self._append([entry for entry in batch if entry.field != OPENED])
+                self._open([entry.run for entry in entries if entry.field == OPENED])
+                self._append([entry for entry in entries if entry.field != OPENED])
                 return
             except (OSError, redis.RedisError) as error:
                 action = {"action": "stream_write_failed"}
                 logger.warning("streams: %s", _reason(error), extra=action)
-            self._given_up.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+            self._given_up.wait(backoff)
+            backoff = min(2 * backoff, MAX_BACKOFF_SECONDS)
 
     def _open(self, runs: list[_Run]) -> None:
         new = [run for run in runs if run.number is None]
@@ -189,31 +193,32 @@ class StreamWriter:
     def _append(self, entries: list[_Entry]) -> None:
         if not entries:
             return
-        # All or nothing: if one were refused for want of memory, those behind it must be too.
+        # A transaction: if Redis, out of memory, refuses one entry, it must refuse the next too.
         pipeline = self._redis.pipeline(transaction=True)
         for entry in entries:
-            name, identity = entry.run.stream_key, f"{entry.run.number}-{entry.number}"
-            pipeline.xadd(name, {entry.field: entry.value}, identity, MAX_CHUNKS, approximate=True)
-        for name in {entry.run.stream_key for entry in entries}:
-            pipeline.expire(name, TTL_SECONDS)
-        for answer in pipeline.execute(raise_on_error=False):
-            # An id that is not greater than the last: it is there, or a later run has the stream.
-            if isinstance(answer, Exception) and "equal or smaller" not in str(answer):
+            key, entry_id = entry.run.stream_key, f"{entry.run.number}-{entry.number}"
+            pipeline.xadd(key, {entry.field: entry.value}, entry_id, MAX_CHUNKS, approximate=True)
+        for key in {entry.run.stream_key for entry in entries}:
+            pipeline.expire(key, TTL_SECONDS)
+        for reply in pipeline.execute(raise_on_error=False):
+            # Redis refuses an id that is not greater than the last one: the entry is already
+            # written, or a later run has the stream.
+            if isinstance(reply, Exception) and "equal or smaller" not in str(reply):
                 action = {"action": "stream_write_refused"}
-                logger.error("streams: %s", _reason(answer), extra=action)
+                logger.error("streams: %s", _reason(reply), extra=action)
 
 
 def _reason(error: Exception) -> str:
-    """Redis's words, without the command that redis-py puts before them: answers are in it."""
+    """Return Redis's message without the command that redis-py quotes: that contains an answer."""
     return str(error).rpartition("caused error: ")[2] or type(error).__name__
 
 
-#: Where servers put a model's reasoning: OpenAI has no name for it.
+#: Fields in which servers put a model's reasoning; OpenAI has no name for it.
 REASONING = ("reasoning_content", "reasoning")
 
 
 def has_token(chunk: dict[str, Any]) -> bool:
-    """True when a chunk carries a part of an answer: text, reasoning or a tool call."""
+    """Return whether a chunk has a part of an answer: text, reasoning or a tool call."""
     deltas = [choice.get("delta") or {} for choice in chunk.get("choices") or []]
     return any(
         delta.get(name)

@@ -1,9 +1,8 @@
-"""The workers' side of results: Celery's Redis backend, which stores a result in one step.
+"""The workers' result backend: Celery's Redis backend, which stores a result in one round trip.
 
-Celery reads what is stored, then writes and publishes: a success is never overwritten. Here
-lua/store.lua does all that in one round trip; where a success is stored, Celery's own way is taken.
-Keys, channels, encoding, expiry and retries are Celery's, so producers and everybody else keep its
-backend.
+Celery reads the stored result, then writes and publishes, so that a success is never overwritten.
+lua/store.lua does all that in one step; if a success is stored, Celery's own code runs. Keys,
+channels, encoding, expiry and retries are Celery's, so producers and all others use its backend.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,39 +18,39 @@ from workers.runtime.scripts import ANNOUNCE, STORE
 class WorkerResultBackend(RedisBackend):
     """Celery's Redis backend, with fewer round trips."""
 
-    # What this relies on and Celery does not publish.
+    # Attributes of Celery's that it does not document.
     _get_result_meta: Callable[..., dict[str, Any]]
     _MAX_STR_VALUE_SIZE: int
     expires: int | None
     failure_expires: int | None
 
     def _chord_publish_claim_expires(self, initial_expires: int, callback: Any) -> int:
-        """Seconds for which one worker alone may send a chord's body: those of a first try.
+        """Return the seconds for which only one worker may publish a chord's body: of one attempt.
 
-        Celery's own answer leaves time for every retry of the publish: hours, by our policy. A
-        worker that dies meanwhile would keep the part that comes again from sending the body.
+        Celery's own value leaves time for every retry of the publish, which is hours with our
+        policy. If the worker died meanwhile, a repeated header task could not publish the body.
         """
         return initial_expires
 
     def announce(self, states: Iterable[tuple[str, str, Any, Any]]) -> None:
-        """Store states of tasks of which nothing is stored yet, all in one round trip.
+        """Store and publish the states of tasks that have none yet, all in one round trip.
 
         Args:
-            states: Of each task its id, the state, what is told of it, and its request.
+            states: Of each task its id, the state, the state's meta data, and the request.
         """
-        told = [
-            (self.get_key_for_task(task_id), self._text(task_id, meta, state, None, request))
+        encoded_states = [
+            (self.get_key_for_task(task_id), self._encoded(task_id, meta, state, None, request))
             for task_id, state, meta, request in states
         ]
-        self.ensure(self._announce, (told,))
+        self.ensure(self._announce, (encoded_states,))
 
-    def _announce(self, told: list[tuple[Any, Any]]) -> None:
-        pipe = ScriptPipeline(self.client)
-        for key, text in told:
-            ANNOUNCE.run(pipe, [key, key], [text, self.expires or 0])
-        pipe.execute()
+    def _announce(self, encoded_states: list[tuple[Any, Any]]) -> None:
+        pipeline = ScriptPipeline(self.client)
+        for key, text in encoded_states:
+            ANNOUNCE.run(pipeline, [key, key], [text, self.expires or 0])
+        pipeline.execute()
 
-    def _text(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
+    def _encoded(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
         meta = self._get_result_meta(
             result=result, state=state, traceback=traceback, request=request
         )
@@ -66,7 +65,7 @@ class WorkerResultBackend(RedisBackend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        text = self._text(task_id, result, state, traceback, request)
+        text = self._encoded(task_id, result, state, traceback, request)
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key = self.get_key_for_task(task_id)
         if len(text) <= self._MAX_STR_VALUE_SIZE and self.ensure(
@@ -79,6 +78,6 @@ class WorkerResultBackend(RedisBackend):
 
 
 def backend_url(url: str) -> str:
-    """A worker's `result_backend` for the results at this `redis://` or `rediss://` URL."""
-    redis = url.startswith(("redis://", "rediss://"))
-    return f"workers.runtime.result_backend:WorkerResultBackend+{url}" if redis else url
+    """Return a worker's `result_backend` for results at `redis://` or `rediss://`."""
+    is_redis = url.startswith(("redis://", "rediss://"))
+    return f"workers.runtime.result_backend:WorkerResultBackend+{url}" if is_redis else url

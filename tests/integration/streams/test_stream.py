@@ -198,7 +198,7 @@ def test_a_restart_of_the_broker_pauses_readers_and_not_the_writer(
 def test_readers_get_an_error_for_chunks_that_did_not_fit_the_buffer(
     fleet: Fleet, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_writer, "MAX_PENDING", 1_000)
+    monkeypatch.setattr(stream_writer, "MAX_PENDING_BYTES", 1_000)
     written(valkey_url, words(200))  # before the first round trip ends
     with pytest.raises(errors.StreamInterrupted, match="Part of the stream"):
         list(fleet.stream(TASK, timeout=10))
@@ -217,7 +217,7 @@ def test_the_buffer_of_unwritten_chunks_is_bounded(valkey_url: str) -> None:
                     publish(big)
             return sum(len(entry.value) for entry in writer._pending)
 
-    assert run(work()) <= stream_writer.MAX_PENDING
+    assert run(work()) <= stream_writer.MAX_PENDING_BYTES
 
 
 def test_the_writer_waits_for_a_full_redis_and_logs_no_word_of_the_answer(

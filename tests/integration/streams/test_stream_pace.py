@@ -24,7 +24,7 @@ def round_trips(server: redis.Redis) -> int:
 def test_first_tokens_and_ends_are_written_at_once_and_other_chunks_together(
     server: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_writer, "PACE", 3600.0)
+    monkeypatch.setattr(stream_writer, "WRITE_INTERVAL_SECONDS", 3600.0)
     role = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
     server.config_resetstat()
 

@@ -1,4 +1,4 @@
-"""The async pool in a real worker process."""
+"""The task pool in a real worker process."""
 
 import asyncio
 import signal
@@ -16,24 +16,24 @@ from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import event_loop, pool
 
-TIMEOUT = 30  # seconds; none of the results takes a tenth of it
+TIMEOUT = 30  # seconds; no result takes a tenth of it
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _emptied(valkey_url: str) -> None:
+def _empty_server(valkey_url: str) -> None:
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
 
 
 @pytest.fixture(scope="module")
-def worker(start_worker: StartWorker, _emptied: None) -> Iterator[Worker]:
+def worker(start_worker: StartWorker, _empty_server: None) -> Iterator[Worker]:
     with start_worker("pool", concurrency=500) as worker:
         yield worker
 
 
 @pytest.fixture
 def store(valkey_url: str) -> Iterator[redis.Redis]:
-    """A client, without emptying what the module's worker lives on."""
+    """A client; the server is not emptied, because the module's worker uses it."""
     with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
         yield client
 
@@ -46,11 +46,11 @@ def nothing_unacked(store: redis.Redis) -> bool:
     return not store.hlen("unacked") and not store.zcard("unacked_index")
 
 
-def ran(store: redis.Redis, task_id: str) -> int:
+def run_count(store: redis.Redis, task_id: str) -> int:
     return store.lrange("runs", 0, -1).count(task_id)
 
 
-def test_five_hundred_bodies_are_inside_one_worker_at_once(
+def test_one_worker_runs_five_hundred_bodies_at_once(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
     results = [producer.send("meet", 500) for _ in range(500)]
@@ -58,7 +58,7 @@ def test_five_hundred_bodies_are_inside_one_worker_at_once(
     eventually(lambda: nothing_unacked(store))
 
 
-def test_a_plain_def_task_runs_too(worker: Worker, producer: Producer) -> None:
+def test_a_plain_def_task_runs(worker: Worker, producer: Producer) -> None:
     assert producer.send("add_plainly", 2, 3).get(timeout=TIMEOUT) == 5
 
 
@@ -67,12 +67,12 @@ def test_a_soft_limit_is_raised_inside_the_coroutine(worker: Worker, producer: P
     assert result.get(timeout=TIMEOUT) == "soft limit"
 
 
-def test_a_soft_limit_that_is_not_caught_fails_the_task(worker: Worker, producer: Producer) -> None:
+def test_an_uncaught_soft_limit_fails_the_task(worker: Worker, producer: Producer) -> None:
     with pytest.raises(SoftTimeLimitExceeded):
         producer.send("rest", 60, soft_time_limit=0.2).get(timeout=TIMEOUT)
 
 
-def test_a_hard_limit_fails_the_task_cancels_the_body_and_acknowledges(
+def test_a_hard_limit_fails_the_task_cancels_its_body_and_acknowledges(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
     result = producer.send("rest", 60, time_limit=0.3)
@@ -82,13 +82,13 @@ def test_a_hard_limit_fails_the_task_cancels_the_body_and_acknowledges(
     eventually(lambda: nothing_unacked(store))
 
 
-def test_a_hard_limit_does_not_wait_for_a_body_that_resists(
+def test_a_hard_limit_does_not_wait_for_a_body_that_swallows_cancellation(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
-    result = producer.send("never_give_in", time_limit=0.3)
+    result = producer.send("swallow_cancellation", time_limit=0.3)
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=TIMEOUT)
-    eventually(lambda: "never_give_in" in store.lrange("cancelled", 0, -1))
+    eventually(lambda: "swallow_cancellation" in store.lrange("cancelled", 0, -1))
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
 
 
@@ -96,7 +96,7 @@ def test_revoking_a_running_task_cancels_its_body_and_acknowledges(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
     result = producer.send("rest", 60)
-    eventually(lambda: ran(store, result.id))
+    eventually(lambda: run_count(store, result.id))
     result.revoke(terminate=True)
     with pytest.raises(TaskRevokedError):
         result.get(timeout=TIMEOUT)
@@ -104,13 +104,13 @@ def test_revoking_a_running_task_cancels_its_body_and_acknowledges(
     eventually(lambda: nothing_unacked(store))
 
 
-def test_revoking_a_queued_task_does_not_wait_for_its_turn(
+def test_a_queued_task_is_revoked_without_waiting_for_its_turn(
     start_worker: StartWorker, producer: Producer, worker: Worker, store: redis.Redis
 ) -> None:
     args = ("--prefetch-multiplier", "2", "-Q", "narrow")
     with start_worker("narrow", concurrency=1, args=args):
         running = producer.send("rest", 60, queue="narrow")
-        eventually(lambda: ran(store, running.id))
+        eventually(lambda: run_count(store, running.id))
         queued = producer.send("rest", 60, queue="narrow")
         eventually(lambda: store.hlen("unacked") == 2)
         queued.revoke(terminate=True)
@@ -119,22 +119,22 @@ def test_revoking_a_queued_task_does_not_wait_for_its_turn(
         assert not running.ready()
         running.revoke(terminate=True)
         eventually(lambda: nothing_unacked(store))
-        assert ran(store, queued.id) == 0
+        assert run_count(store, queued.id) == 0
 
 
-def test_the_request_is_known_in_the_coroutine_and_its_children(
+def test_the_body_and_its_child_tasks_see_the_request(
     worker: Worker, producer: Producer
 ) -> None:
-    result = producer.send("which_request")
+    result = producer.send("read_request_id")
     assert result.get(timeout=TIMEOUT) == [result.id, result.id]
 
 
-@pytest.mark.parametrize("task", ["third_time_lucky", "retried_for_it"])
-def test_retries_work(worker: Worker, producer: Producer, task: str) -> None:
+@pytest.mark.parametrize("task", ["retry_twice", "autoretry_twice"])
+def test_a_task_is_retried(worker: Worker, producer: Producer, task: str) -> None:
     assert producer.send(task).get(timeout=TIMEOUT) == 2
 
 
-def test_a_chain_goes_from_body_to_body(worker: Worker, producer: Producer) -> None:
+def test_a_chain_runs_one_body_after_the_other(worker: Worker, producer: Producer) -> None:
     add = "tests.support.apps.pool_app.add"
     signature = producer.app.signature
     result = chain(signature(add, (1, 2)), signature(add, (3,)), app=producer.app).apply_async()
@@ -157,27 +157,27 @@ def test_reject_fails_the_task_and_acknowledges(
     eventually(lambda: nothing_unacked(store))
 
 
-def test_a_body_that_exits_fails_alone(worker: Worker, producer: Producer) -> None:
+def test_a_body_that_raises_system_exit_fails_only_its_task(worker: Worker, producer: Producer) -> None:
     with pytest.raises(RuntimeError, match="SystemExit"):
-        producer.send("leave").get(timeout=TIMEOUT)
+        producer.send("exit_worker").get(timeout=TIMEOUT)
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
 
 
-def test_a_child_of_a_body_that_exits_does_not_stop_the_loop(
+def test_system_exit_in_a_child_task_does_not_stop_the_loop(
     worker: Worker, producer: Producer
 ) -> None:
-    assert producer.send("leave_from_a_child").get(timeout=TIMEOUT) == "still here"
+    assert producer.send("exit_from_a_child").get(timeout=TIMEOUT) == "still running"
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
 
 
-def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_once(
+def test_sigterm_lets_short_tasks_end_and_returns_long_tasks_for_another_worker(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     queue = ("-Q", "drained")
     with start_worker("old", args=queue, env={"FLEET_TEST_DRAIN": "1"}) as old:
         short = producer.send("rest", 0.5, queue="drained")
         long = producer.send("rest", 2, queue="drained")
-        eventually(lambda: ran(store, short.id) and ran(store, long.id))
+        eventually(lambda: run_count(store, short.id) and run_count(store, long.id))
         old.signal(signal.SIGTERM)
         assert old.process.wait(20) == 0
     assert short.get(timeout=TIMEOUT) == "rested"
@@ -187,26 +187,26 @@ def test_sigterm_lets_short_tasks_end_and_hands_long_ones_to_another_worker_at_o
     with start_worker("new", args=queue):
         assert long.get(timeout=TIMEOUT) == "rested"
         eventually(lambda: nothing_unacked(store))  # the result comes before the acknowledgement
-    assert (ran(store, short.id), ran(store, long.id)) == (1, 2)
+    assert (run_count(store, short.id), run_count(store, long.id)) == (1, 2)
 
 
-def test_sigquit_cancels_at_once_and_gives_everything_back(
+def test_sigquit_cancels_at_once_and_returns_all_messages(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     with start_worker("quit", args=("-Q", "quit")) as worker:
         result = producer.send("rest", 60, queue="quit")
-        eventually(lambda: ran(store, result.id))
+        eventually(lambda: run_count(store, result.id))
         worker.signal(signal.SIGQUIT)
         worker.process.wait(20)
     assert (waiting(store, "quit"), nothing_unacked(store)) == (1, True)
 
 
-# Jobs and the loop by themselves.
+# Jobs and the event loop without a worker.
 
 
-def job() -> pool.PoolJob:
-    ignored = dict.fromkeys(["callback", "accept_callback", "error_callback", "timeout_callback"])
-    return pool.PoolJob(1, lambda: None, ignored | {"accept_callback": lambda *_: None})
+def new_job() -> pool.PoolJob:
+    names = ["callback", "accept_callback", "error_callback", "timeout_callback"]
+    return pool.PoolJob(1, lambda: None, dict.fromkeys(names, lambda *_: None))
 
 
 @pytest.fixture
@@ -216,21 +216,21 @@ def _loop() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_loop")
-def test_an_outcome_is_either_the_bodys_or_the_claimants() -> None:
+def test_either_the_body_or_a_claim_decides_the_outcome() -> None:
     async def body() -> str:
         await asyncio.sleep(0)
         return "done"
 
     outcomes = set()
     for number in range(300):
-        one = job()
-        assert one.accept()
+        job = new_job()
+        assert job.accept()
         claims: Queue[bool] = Queue()
-        claimant = threading.Thread(target=lambda one=one, claims=claims: claims.put(one.claim()))
+        claimant = threading.Thread(target=lambda job=job, claims=claims: claims.put(job.claim()))
         if number % 2:
             claimant.start()
         try:
-            outcome = one.run_body(body)
+            outcome = job.run_body(body)
         except Ignore:
             outcome = "claimed"
         if not number % 2:
@@ -241,36 +241,36 @@ def test_an_outcome_is_either_the_bodys_or_the_claimants() -> None:
     assert "done" in outcomes
 
 
-def test_a_job_claimed_while_it_is_queued_is_not_accepted_and_makes_no_body() -> None:
-    one = job()
-    assert one.claim()
-    assert not one.accept()
+def test_a_job_that_is_claimed_in_the_queue_never_starts_its_body() -> None:
+    job = new_job()
+    assert job.claim()
+    assert not job.accept()
     with pytest.raises(Ignore):
-        one.run_body(lambda: pytest.fail("the body was made"))
-    assert not one.claim()
+        job.run_body(lambda: pytest.fail("the body was started"))
+    assert not job.claim()
 
 
 @pytest.mark.usefixtures("_loop")
-def test_hooks_run_newest_first_on_the_loop_and_one_that_fails_stops_none() -> None:
-    ran: list[object] = []
+def test_stop_hooks_run_on_the_loop_newest_first_and_a_failing_hook_stops_no_other() -> None:
+    calls: list[object] = []
 
     async def note() -> None:
-        ran.append(asyncio.get_running_loop())
+        calls.append(asyncio.get_running_loop())
 
     async def fail() -> None:
-        ran.append("failed")
+        calls.append("failed")
         raise ValueError
 
     loop = event_loop.get()
     event_loop.at_stop(note)
     event_loop.at_stop(fail)
     event_loop.stop()
-    assert ran == ["failed", loop]
+    assert calls == ["failed", loop]
     assert loop.is_closed()
 
 
 @pytest.mark.usefixtures("_loop")
-def test_a_hook_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_hook_that_hangs_does_not_delay_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_loop, "CLOSE_SECONDS", 0.1)
     event_loop.at_stop(lambda: asyncio.sleep(3600))
     started = time.monotonic()

@@ -1,6 +1,7 @@
-"""A Celery app on the fleet's pool and transport, with tasks that tests can look into.
+"""A Celery app on the fleet's pool and transport, with tasks that tests can observe.
 
-A body that runs adds its task id to the Redis list `runs`, one that ends in full to `ends`.
+Some tasks add their id to the Redis list `runs` when they start, to `ends` when they complete and
+to `cancelled` when they are cancelled.
 """
 
 import asyncio
@@ -47,8 +48,8 @@ app.conf.update(
 )
 
 _redis = redis.Redis.from_url(URL)
-_guests: list[str] = []
-_everybody = asyncio.Event()
+_met: list[str] = []
+_all_met = asyncio.Event()
 
 
 @app.task
@@ -63,17 +64,17 @@ def add_plainly(x: int, y: int) -> int:
 
 @app.task(bind=True)
 async def meet(self: AsyncTask, expected: int) -> int:
-    """End when so many are inside at once; return how many there were."""
-    _guests.append(str(self.request.id))
-    if len(_guests) == expected:
-        _everybody.set()
-    await _everybody.wait()
-    return len(_guests)
+    """Wait until so many of these tasks run at once; return how many run."""
+    _met.append(str(self.request.id))
+    if len(_met) == expected:
+        _all_met.set()
+    await _all_met.wait()
+    return len(_met)
 
 
 @app.task(bind=True)
 async def rest(self: AsyncTask, seconds: float) -> str:
-    """Take so many seconds."""
+    """Sleep for so many seconds."""
     task_id = str(self.request.id)
     await asyncio.to_thread(_redis.rpush, "runs", task_id)
     try:
@@ -90,23 +91,23 @@ async def rest_softly() -> str:
     try:
         await asyncio.sleep(60)
     except SoftTimeLimitExceeded:
-        await asyncio.sleep(0)  # it can go on awaiting
+        await asyncio.sleep(0)  # the body can still await
         return "soft limit"
     return "slept"
 
 
 @app.task
-async def never_give_in() -> None:
+async def swallow_cancellation() -> None:
     """Swallow every cancellation."""
     while True:
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            _redis.rpush("cancelled", "never_give_in")
+            _redis.rpush("cancelled", "swallow_cancellation")
 
 
 @app.task(bind=True)
-async def which_request(self: AsyncTask) -> list[str | None]:
+async def read_request_id(self: AsyncTask) -> list[str | None]:
     async def child() -> str | None:
         await asyncio.sleep(0)
         return self.request.id
@@ -115,14 +116,14 @@ async def which_request(self: AsyncTask) -> list[str | None]:
 
 
 @app.task(bind=True)
-async def third_time_lucky(self: AsyncTask) -> int:
+async def retry_twice(self: AsyncTask) -> int:
     if self.request.retries < 2:
         raise self.retry(countdown=0)
     return self.request.retries
 
 
 @app.task(bind=True, autoretry_for=(KeyError,), retry_backoff=False, default_retry_delay=0)
-async def retried_for_it(self: AsyncTask) -> int:
+async def autoretry_twice(self: AsyncTask) -> int:
     if self.request.retries < 2:
         raise KeyError("again")
     return self.request.retries
@@ -139,21 +140,21 @@ async def reject() -> None:
 
 
 @app.task
-async def leave() -> None:
+async def exit_worker() -> None:
     raise SystemExit(3)
 
 
 @app.task
-async def leave_from_a_child() -> str:
+async def exit_from_a_child() -> str:
     async def child() -> None:
         raise SystemExit(3)
 
     await asyncio.wait([asyncio.create_task(child())])
-    return "still here"
+    return "still running"
 
 
 @app.task(bind=True)
 async def die(self: AsyncTask) -> None:
-    """Kill the worker."""
+    """Kill the worker process."""
     _redis.rpush("runs", str(self.request.id))
     os.kill(os.getpid(), signal.SIGKILL)
