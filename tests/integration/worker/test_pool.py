@@ -122,9 +122,7 @@ def test_a_queued_task_is_revoked_without_waiting_for_its_turn(
         assert run_count(store, queued.id) == 0
 
 
-def test_the_body_and_its_child_tasks_see_the_request(
-    worker: Worker, producer: Producer
-) -> None:
+def test_the_body_and_its_child_tasks_see_the_request(worker: Worker, producer: Producer) -> None:
     result = producer.send("read_request_id")
     assert result.get(timeout=TIMEOUT) == [result.id, result.id]
 
@@ -157,7 +155,9 @@ def test_reject_fails_the_task_and_acknowledges(
     eventually(lambda: nothing_unacked(store))
 
 
-def test_a_body_that_raises_system_exit_fails_only_its_task(worker: Worker, producer: Producer) -> None:
+def test_a_body_that_raises_system_exit_fails_only_its_task(
+    worker: Worker, producer: Producer
+) -> None:
     with pytest.raises(RuntimeError, match="SystemExit"):
         producer.send("exit_worker").get(timeout=TIMEOUT)
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5

@@ -1,4 +1,4 @@
-"""The workers' result backend against a real server and Celery's own backend."""
+"""The workers' result backend, on a real server and compared with Celery's own."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def key(task_id: str) -> str:
     return f"celery-task-meta-{task_id}"
 
 
-def outcome(state: str) -> Any:
+def result_of(state: str) -> Any:
     return ValueError("no") if state in EXCEPTION_STATES else "some"
 
 
@@ -50,7 +50,7 @@ def stored(store: redis.Redis, task_id: str) -> Any:
     return json.loads(str(store.get(key(task_id))))
 
 
-def test_a_result_is_as_celery_would_store_it(
+def test_a_result_is_stored_as_celery_stores_it(
     app: Celery, store: redis.Redis, valkey_url: str, task_id: str
 ) -> None:
     other_id = str(uuid.uuid4())
@@ -60,15 +60,15 @@ def test_a_result_is_as_celery_would_store_it(
         app.backend.mark_as_done(task_id, {"some": ["thing", 1.5]})
         ours, celerys = stored(store, task_id), stored(store, other_id)
         assert list(ours) == list(celerys)
-        unlike = {"task_id", "date_done"}
-        assert {k: ours[k] for k in ours.keys() - unlike} == {
-            k: celerys[k] for k in celerys.keys() - unlike
+        differing = {"task_id", "date_done"}
+        assert {k: ours[k] for k in ours.keys() - differing} == {
+            k: celerys[k] for k in celerys.keys() - differing
         }
         assert abs(store.ttl(key(task_id)) - store.ttl(key(other_id))) <= 1
         assert stock.AsyncResult(task_id).get(timeout=5) == {"some": ["thing", 1.5]}
 
 
-def test_only_a_workers_url_names_the_backend(app: Celery) -> None:
+def test_a_workers_redis_url_names_the_backend(app: Celery) -> None:
     assert type(app.backend) is WorkerResultBackend
     assert (
         backend_url("rediss://host/0")
@@ -77,7 +77,7 @@ def test_only_a_workers_url_names_the_backend(app: Celery) -> None:
     assert backend_url("sentinel://host") == "sentinel://host"
 
 
-def test_a_result_is_announced_once_to_who_waits(
+def test_a_result_is_published_once_to_subscribers(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     with store.pubsub(ignore_subscribe_messages=True) as listener:  # type: ignore[no-untyped-call]
@@ -85,12 +85,12 @@ def test_a_result_is_announced_once_to_who_waits(
         listener.get_message(timeout=1)
         app.backend.mark_as_done(task_id, 1)
         app.backend.mark_as_done(task_id, 2)  # it ran a second time
-        told = [listener.get_message(timeout=0.5) for _ in range(2)]
-    assert told[0]["data"] == store.get(key(task_id))
-    assert told[1] is None
+        store.publish(key(task_id), "the next message")
+        messages = [listener.get_message(timeout=5)["data"] for _ in range(2)]
+    assert messages == [store.get(key(task_id)), "the next message"]
 
 
-def test_states_are_announced_where_nothing_is_stored(
+def test_a_state_is_announced_only_if_none_is_stored(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     done = str(uuid.uuid4())
@@ -99,11 +99,11 @@ def test_states_are_announced_where_nothing_is_stored(
         listener.subscribe(key(task_id), key(done))
         listener.get_message(timeout=1)
         listener.get_message(timeout=1)
-        states = [(one, "WAITING", {"some": 1}, None) for one in (done, task_id)]
+        states = [(id_, "WAITING", {"some": 1}, None) for id_ in (done, task_id)]
         app.backend.announce(states)  # type: ignore[attr-defined]
-        told = listener.get_message(timeout=1)
+        message = listener.get_message(timeout=1)
     assert stored(store, done)["status"] == "FAILURE"
-    assert told["data"] == store.get(key(task_id))
+    assert message["data"] == store.get(key(task_id))
     assert (stored(store, task_id)["status"], stored(store, task_id)["result"]) == (
         "WAITING",
         {"some": 1},
@@ -111,23 +111,23 @@ def test_states_are_announced_where_nothing_is_stored(
     assert 590 <= int(store.ttl(key(task_id))) <= 600
 
 
-@pytest.mark.parametrize("again", ["SUCCESS", "FAILURE", "REVOKED", "STARTED"])
+@pytest.mark.parametrize("second", ["SUCCESS", "FAILURE", "REVOKED", "STARTED"])
 def test_a_success_is_never_overwritten(
-    app: Celery, store: redis.Redis, task_id: str, again: str
+    app: Celery, store: redis.Redis, task_id: str, second: str
 ) -> None:
     app.backend.mark_as_done(task_id, "first")
-    app.backend.store_result(task_id, outcome(again), again)
+    app.backend.store_result(task_id, result_of(second), second)
     assert (stored(store, task_id)["status"], stored(store, task_id)["result"]) == (
         "SUCCESS",
         "first",
     )
 
 
-@pytest.mark.parametrize("before", ["STARTED", "RETRY", "FAILURE", "REVOKED"])
-def test_everything_else_is_overwritten_and_announced(
-    app: Celery, store: redis.Redis, task_id: str, before: str
+@pytest.mark.parametrize("first", ["STARTED", "RETRY", "FAILURE", "REVOKED"])
+def test_any_other_state_is_overwritten_and_the_result_published(
+    app: Celery, store: redis.Redis, task_id: str, first: str
 ) -> None:
-    app.backend.store_result(task_id, outcome(before), before)
+    app.backend.store_result(task_id, result_of(first), first)
     with store.pubsub(ignore_subscribe_messages=True) as listener:  # type: ignore[no-untyped-call]
         listener.subscribe(key(task_id))
         listener.get_message(timeout=1)
@@ -137,18 +137,18 @@ def test_everything_else_is_overwritten_and_announced(
     assert stored(store, task_id)["status"] == "SUCCESS"
 
 
-def test_a_result_takes_one_command_also_over_a_state(
+def test_a_result_takes_one_command_even_if_a_state_is_stored(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     app.backend.store_result(task_id, {"some": 1}, "WAITING")
     store.config_resetstat()
     app.backend.mark_as_done(task_id, "done")
-    stats = {name: of["calls"] for name, of in store.info("commandstats").items()}
+    stats = {name: stat["calls"] for name, stat in store.info("commandstats").items()}
     assert stats["cmdstat_evalsha"] == 1
     assert not {"cmdstat_get", "cmdstat_exec"} & set(stats)
 
 
-def test_a_failure_has_its_own_expiry_and_none_is_for_ever(
+def test_a_failure_has_its_own_expiry_which_may_be_never(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     app.backend.mark_as_failure(task_id, ValueError("no"))
@@ -159,7 +159,7 @@ def test_a_failure_has_its_own_expiry_and_none_is_for_ever(
     assert store.ttl(key(other_id)) == -1
 
 
-def test_a_result_that_redis_cannot_hold_is_refused(
+def test_a_result_that_is_too_large_for_redis_is_refused(
     app: Celery, store: redis.Redis, task_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RedisBackend, "_MAX_STR_VALUE_SIZE", 1000)
@@ -168,7 +168,7 @@ def test_a_result_that_redis_cannot_hold_is_refused(
     assert store.get(key(task_id)) is None
 
 
-def test_a_script_that_the_server_forgot_is_sent_again(
+def test_a_result_is_stored_after_the_server_forgot_the_script(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     app.backend.mark_as_done(str(uuid.uuid4()), 1)
@@ -177,7 +177,7 @@ def test_a_script_that_the_server_forgot_is_sent_again(
     assert stored(store, task_id)["result"] == 2
 
 
-def test_a_connection_that_was_cut_is_made_anew(
+def test_a_result_is_stored_after_the_connection_was_cut(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     app.backend.mark_as_done(str(uuid.uuid4()), 1)
@@ -186,33 +186,45 @@ def test_a_connection_that_was_cut_is_made_anew(
     assert stored(store, task_id)["result"] == 2
 
 
-def test_a_result_waits_for_a_server_that_is_away(
-    app: Celery, store: redis.Redis, valkey: ValkeyServer, task_id: str
+def test_a_result_is_stored_when_an_unreachable_server_is_back(
+    app: Celery,
+    store: redis.Redis,
+    valkey: ValkeyServer,
+    task_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    failed = threading.Event()
+
+    def on_connection_error(*_: Any) -> float:
+        failed.set()
+        return 0.1
+
+    monkeypatch.setattr(app.backend, "on_connection_error", on_connection_error)
     app.backend.mark_as_done(str(uuid.uuid4()), 1)
     valkey.terminate()
     storing = threading.Thread(target=app.backend.mark_as_done, args=(task_id, 2), daemon=True)
     storing.start()
-    storing.join(0.5)
+    assert failed.wait(10), "an attempt fails while the server is down"
     assert storing.is_alive()
     valkey.start()
     storing.join(10)
     assert stored(store, task_id)["result"] == 2
 
 
-def test_a_worker_that_dies_while_it_sends_a_chords_body_keeps_others_from_it_for_seconds(
+def test_a_worker_that_dies_publishing_a_chords_body_blocks_others_only_for_seconds(
     app: Celery, store: redis.Redis, task_id: str
 ) -> None:
     app.conf.task_publish_retry_policy = {"max_retries": 1000, "interval_max": 5}
     group = str(uuid.uuid4())
     body = app.signature("body", app=app)
-    part = Context(id=task_id, group=group, group_index=0, chord=dict(body))
+    header_task = Context(id=task_id, group=group, group_index=0, chord=dict(body))
     app.backend.set_chord_size(group, 1)
     child = os.fork()
     if not child:
         app.amqp._retry_publish = lambda *_: os._exit(9)  # type: ignore[attr-defined]
-        app.backend.mark_as_done(task_id, "the part", request=part)
+        app.backend.mark_as_done(task_id, "the result", request=header_task)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, "it came so far"
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9, "the child dies while it publishes the body"
     (claim,) = store.keys(f"*{group}*.c")
     assert 0 < store.ttl(claim) <= 10

@@ -1,4 +1,4 @@
-"""Each lane alone, by the command that docs/deployment.md gives for another machine."""
+"""Each lane by itself, started by the command in docs/deployment.md."""
 
 import os
 import re
@@ -19,22 +19,22 @@ from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
 
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
-QUICK = BatchProfile(validating=0, in_progress=0.2, finalizing=0)
+FAST_BATCH = BatchProfile(validating=0, in_progress=0.2, finalizing=0)
 
 
 def command(lane: str) -> str:
-    """The app that the page starts for a lane."""
-    found = re.search(rf"celery -A (\S+) worker -n {lane}1@%h", DEPLOYMENT)
-    assert found, f"docs/deployment.md has no command for {lane}"
-    return found[1]
+    """The Celery app in the page's command for a lane."""
+    match = re.search(rf"celery -A (\S+) worker -n {lane}1@%h", DEPLOYMENT)
+    assert match, f"docs/deployment.md has no command for {lane}"
+    return match[1]
 
 
 @contextmanager
 def beat(env: dict[str, str]) -> Iterator[None]:
-    """`celery -A scheduler.beat beat`, as the page has it."""
+    """Run `celery -A scheduler.beat beat`, as the page says."""
     assert "celery -A scheduler.beat beat" in DEPLOYMENT
-    line = [sys.executable, "-m", "celery", "-A", "scheduler.beat", "beat"]
-    process = subprocess.Popen(line, cwd=ROOT, env={**os.environ, **env})
+    arguments = [sys.executable, "-m", "celery", "-A", "scheduler.beat", "beat"]
+    process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, **env})
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def beat(env: dict[str, str]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("lane", "model"), [("realtime", "gpt-4o-mini"), ("local", "smollm2-135m")]
 )
-def test_a_lane_started_alone_answers(
+def test_a_lane_that_is_started_alone_answers_requests(
     lane: str, model: str, start_worker: StartWorker, store: redis.Redis, valkey_url: str
 ) -> None:
     with Simulator(Profile()) as simulator:
@@ -61,10 +61,10 @@ def test_a_lane_started_alone_answers(
             assert (receipt.lane, receipt.requested_model) == (lane, model)
 
 
-def test_a_batch_worker_and_beat_are_the_batch_lane(
+def test_a_batch_worker_and_beat_together_complete_a_batch_request(
     start_worker: StartWorker, store: redis.Redis, valkey_url: str, tmp_path: Path
 ) -> None:
-    with Simulator(Profile(batch=QUICK)) as simulator:
+    with Simulator(Profile(batch=FAST_BATCH)) as simulator:
         config = tmp_path / "fleet.yaml"
         shipped = (ROOT / "config" / "fleet.yaml").read_text()
         config.write_text(
@@ -92,7 +92,7 @@ def test_a_batch_worker_and_beat_are_the_batch_lane(
             assert simulator.stats()["batches_created"] == 1
 
 
-def test_a_lane_without_its_providers_key_says_which_and_takes_nothing(
+def test_a_worker_without_its_providers_key_names_the_key_and_exits(
     start_worker: StartWorker, store: redis.Redis, valkey_url: str
 ) -> None:
     env = {"FLEET_REDIS_URL": valkey_url}
