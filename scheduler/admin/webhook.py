@@ -173,7 +173,7 @@ def _read_secret(provider: str, reference: str) -> str:
     key = b""
     with suppress(ValueError):
         key = base64.b64decode(secret.removeprefix(KEY_PREFIX), validate=True)
-    # With an empty key, anybody could sign.
+    # A signature with an empty key proves nothing.
     if not key or not secret.startswith(KEY_PREFIX):
         raise ConfigError(f"{variable}: a webhook secret must be {KEY_PREFIX} and base64")
     return secret

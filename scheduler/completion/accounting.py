@@ -10,7 +10,7 @@ from scheduler.model.job import Job, ParkedRequest
 from tasks import services
 from tasks.accounting import DroppedAnswer
 
-#: The run of a request that left the lane before a batch was ordered for it.
+#: The `run` of a request that was not in a job when it left the lane.
 UNSENT = "unsent"
 
 

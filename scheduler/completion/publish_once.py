@@ -75,7 +75,7 @@ class Transport(kombu_redis.Transport):
 
 
 def publish_through(app: Celery) -> None:
-    """Replace the app's producer pool by one that supports `publish_once`.
+    """Replace the app's producer pool; the new pool supports `publish_once`.
 
     Does nothing for brokers other than Redis.
     """

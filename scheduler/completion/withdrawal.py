@@ -145,6 +145,6 @@ class Withdrawal:
 
 
 async def _run_in_thread(call: Callable[..., None], *args: Any) -> None:
-    # Not `asyncio.to_thread`: it copies the context, and Celery would take the running task's
-    # request for the one that is completed.
+    # Not `asyncio.to_thread`: it copies the context, and Celery would use the request of the
+    # running task for the completed task.
     await asyncio.get_running_loop().run_in_executor(None, call, *args)

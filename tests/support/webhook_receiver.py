@@ -65,7 +65,7 @@ async def receiver(
     store: Store | None = None,
     request_poll: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Receiver]:
-    """A webhook server on the bench's Redis, to which the simulator sends its events."""
+    """Run a webhook server on the bench's Redis; the simulator sends its events there."""
     with Fleet(bench.url) as fleet:
         webhooks = WebhookReceiver(
             store or bench.scheduler.store,

@@ -1,4 +1,4 @@
-"""A chord of a thousand batch requests, some of which fail."""
+"""A chord of a thousand batch requests; some of them fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REFUSED = Fault(scope="line", every=20, status=400, code="wrong", message="Not t
 
 
 async def run_chord(b: Bench, app: Celery, **options: Any) -> None:
-    """Run a chord over REQUESTS requests until each has its result."""
+    """Run a chord of REQUESTS tasks until each has its result."""
     tasks = [
         app.tasks["batch.complete"].s(chat(f"question {n}", **options).to_wire())
         for n in range(REQUESTS)
