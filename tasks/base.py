@@ -53,7 +53,7 @@ def _run_here(body: Body) -> Any:
 
 
 class PrivateRequest(Request):
-    """A message whose arguments appear in no log and no event, even if a producer did not hide them."""
+    """A message whose arguments appear in no log and no event, even if its producer shows them."""
 
     def __init__(self, message: Any, *args: Any, **options: Any) -> None:
         super().__init__(message, *args, **options)

@@ -76,7 +76,7 @@ class AnswerFacts:
     time_to_first_token: float | None = None
     #: Calls to providers, the successful one included.
     attempts: int = 1
-    #: Models that failed before the one that answered.
+    #: Models that failed before another model answered.
     fallbacks: int = 0
 
 
