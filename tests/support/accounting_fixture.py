@@ -1,4 +1,4 @@
-"""A realtime lane that reserves, settles and reports, with a provider over HTTP."""
+"""A realtime lane that reserves, settles and reports its costs, with a provider over HTTP."""
 
 from __future__ import annotations
 
@@ -27,18 +27,11 @@ from workers.onebox.simulator.profile import Latency
 from workers.onebox.simulator.server import Simulator
 
 TASK, TENANT = "task", "default"
-
-
-#: Of `big-1`, in micro-dollars a token.
+#: Prices of `big-1`, in micro-dollars per token.
 INPUT, OUTPUT = 2, 8
-
-
 LIMIT = {"monthly_budget": "1"}
-
-
-#: A provider that takes longer for an answer than a test waits.
+#: A provider that takes longer to answer than a test waits.
 HANGS = PROFILE.model_copy(update={"latency": Latency(mean=60)})
-
 
 Body = Callable[["Lane"], Awaitable[Any]]
 
@@ -48,10 +41,10 @@ class Context(dict[str, Any]):
 
 
 class Lane:
-    """The realtime lane's task, with what stands behind it in a worker."""
+    """The realtime lane's task, with the services of a worker."""
 
-    def __init__(self, charges: Accountant) -> None:
-        self.charges = charges
+    def __init__(self, accountant: Accountant) -> None:
+        self.accountant = accountant
 
     async def serve(self, request: CompletionRequest) -> dict[str, Any]:
         task: Any = SimpleNamespace(request=Context())
@@ -60,9 +53,9 @@ class Lane:
     async def at_the_provider(
         self, request: CompletionRequest, simulator: Simulator
     ) -> asyncio.Task[dict[str, Any]]:
-        """A request's run, as soon as the provider has it."""
+        """Start to serve a request; return its run once the provider has received the request."""
         running = asyncio.create_task(self.serve(request))
-        while not simulator.stats()["max_in_flight"]:  # noqa: ASYNC110 - nothing tells
+        while not simulator.stats()["max_in_flight"]:  # noqa: ASYNC110 - the simulator sends no event
             await asyncio.sleep(0.02)
         return running
 
@@ -85,23 +78,23 @@ def simulator(store: redis.Redis) -> Iterator[Simulator]:
 
 
 def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
-    """What `body` returns, in a process that serves, charges and reports."""
+    """Run `body` in a process that serves, accounts and reports; return its result."""
     config = config or limited()
 
-    async def all_of_it() -> Any:
+    async def serve_and_run() -> Any:
         async with realtime_server(config, url) as server:
             costs = CostReport.connect(url, config.catalogue())
-            charges = Accountant.connect(url, config.catalogue(), costs.add_aborted)
+            accountant = Accountant.connect(url, config.catalogue(), costs.add_aborted)
             try:
                 with services.override(
-                    backends={"realtime": server}, accountant=charges, cost_report=costs
+                    backends={"realtime": server}, accountant=accountant, cost_report=costs
                 ):
-                    return await body(Lane(charges))
+                    return await body(Lane(accountant))
             finally:
-                await charges.close()
+                await accountant.close()
                 await costs.close()
 
-    return asyncio.run(all_of_it())
+    return asyncio.run(serve_and_run())
 
 
 def spending(store: redis.Redis) -> Spending:
@@ -109,7 +102,7 @@ def spending(store: redis.Redis) -> Spending:
 
 
 def reserve(store: redis.Redis, amount: int = 500) -> None:
-    """As a producer does at submit."""
+    """Reserve as a producer does at submit."""
     Ledger(store).reserve(TENANT, Limits(), [ReservationRequest(TASK, amount)])
 
 

@@ -1,4 +1,4 @@
-"""The `routing_orchestration` section: what each of its keys does, and that there are no others."""
+"""The `routing_orchestration` section: the effect of each key, and no other keys."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from primarch_fleet import Catalogue, CompletionRequest
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.routing import route
 
-#: A production configuration of the Primarch agents, as it stands.
+#: A production configuration of the Primarch agents, unchanged.
 GIVEN = ROOT / "tests" / "data" / "routing_orchestration.yaml"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -29,7 +29,8 @@ def lane_of(request: CompletionRequest, catalogue: Catalogue) -> str:
     return route(request, request.to_wire(), catalogue, NOW).lane
 
 
-#: By key: another value than the given, what shows its effect, and that with either value.
+#: By key: another value, a function that reads the effect, and the effects of the given and of the
+#: other value.
 EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     "litellm_router.routing_strategy": (
         "least-busy",
@@ -135,7 +136,7 @@ def given() -> Any:
 
 
 def shipped() -> Any:
-    """fleet.yaml, with an engine and a default tenant that say nothing of what is tested."""
+    """The shipped file without the keys of engine and tenant that would override the section."""
     file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
     del file["engines"][0]["max_num_seqs"]
     del file["tenants"]["default"]
@@ -150,10 +151,10 @@ def keys(data: Any, path: str = "") -> set[str]:
 
 def put(data: Any, path: str, value: Any) -> Any:
     *steps, last = path.split(".")
-    place = data
+    parent = data
     for step in steps:
-        place = place[step]
-    place[last] = value
+        parent = parent[step]
+    parent[last] = value
     return data
 
 
@@ -163,7 +164,7 @@ def config(orchestration: Any, file: Any = None) -> FleetConfig:
     )
 
 
-def test_every_key_of_the_given_configuration_is_in_the_table() -> None:
+def test_every_key_of_the_given_configuration_is_tested() -> None:
     assert keys(given()) == set(EFFECTS)
 
 
@@ -175,7 +176,7 @@ def test_a_key_has_its_effect(key: str) -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_an_unknown_key_is_refused_by_its_name(section: str, tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_with_its_name(section: str, tmp_path: Path) -> None:
     wrong = f"{section}.surprise".lstrip(".")
     file = tmp_path / "fleet.yaml"
     file.write_text(yaml.safe_dump(shipped() | {"routing_orchestration": put(given(), wrong, 1)}))
@@ -183,7 +184,7 @@ def test_an_unknown_key_is_refused_by_its_name(section: str, tmp_path: Path) -> 
         load(file)
 
 
-def test_the_text_as_it_stands_may_follow_the_shipped_file(tmp_path: Path) -> None:
+def test_the_given_section_can_be_appended_to_the_shipped_file(tmp_path: Path) -> None:
     file = tmp_path / "fleet.yaml"
     file.write_text((ROOT / "config" / "fleet.yaml").read_text() + "\n" + GIVEN.read_text())
     loaded = load(file)
@@ -194,7 +195,7 @@ def test_the_text_as_it_stands_may_follow_the_shipped_file(tmp_path: Path) -> No
     assert load(copy) == loaded
 
 
-def test_what_is_of_one_engine_or_one_tenant_goes_before_what_is_of_all() -> None:
+def test_keys_of_an_engine_or_a_tenant_override_the_section() -> None:
     file = shipped()
     file["engines"][0]["max_num_seqs"] = 5
     file["tenants"]["acme"] = {"monthly_budget": "1"}
@@ -203,7 +204,7 @@ def test_what_is_of_one_engine_or_one_tenant_goes_before_what_is_of_all() -> Non
     assert loaded.tenants["acme"].monthly_budget == 1
 
 
-def test_what_the_section_leaves_out_stays_as_the_file_has_it() -> None:
+def test_keys_missing_from_the_section_keep_the_values_of_the_file() -> None:
     file = shipped()
     file["routing"] |= {"disable_cooldowns": True, "shared_state": False}
     file["targets"] = {"cost_reduction": 0.1}
@@ -212,7 +213,7 @@ def test_what_the_section_leaves_out_stays_as_the_file_has_it() -> None:
     assert config({"vllm_optimization": {}}, file) == before
 
 
-def test_the_given_targets_are_those_of_a_fleet_that_names_none() -> None:
+def test_the_given_targets_equal_the_defaults() -> None:
     plain = FleetConfig.model_validate(shipped()).targets
     assert plain == config(given()).targets
     assert plain.cost_per_request_usd == Decimal("0.05")

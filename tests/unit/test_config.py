@@ -1,4 +1,4 @@
-"""The operator's files: what is refused, by which name, and that no secret is in them."""
+"""fleet.yaml and FLEET_*: errors name the key, and no secret is shown."""
 
 import os
 from pathlib import Path
@@ -19,10 +19,10 @@ SHIPPED = ROOT / "config" / "fleet.yaml"
 def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
     """The shipped file with one value replaced."""
     data = yaml.safe_load(SHIPPED.read_text())
-    place = data
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = value
+    parent = data
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
     file = tmp_path / "fleet.yaml"
     file.write_text(yaml.safe_dump(data))
     return file
@@ -63,7 +63,7 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("surprise",), 1, "surprise"),
     ],
 )
-def test_a_wrong_file_is_refused_by_the_name_of_the_key(
+def test_a_wrong_value_is_refused_with_the_name_of_its_key(
     tmp_path: Path, path: tuple[str | int, ...], value: Any, words: str
 ) -> None:
     file = changed(tmp_path, *path, value=value)
@@ -74,13 +74,15 @@ def test_a_wrong_file_is_refused_by_the_name_of_the_key(
 
 
 @pytest.mark.parametrize("text", ["{", "- a list", ""])
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_configuration_is_refused_with_its_name(
+    tmp_path: Path, text: str
+) -> None:
     (tmp_path / "fleet.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"fleet\.yaml"):
         load(tmp_path / "fleet.yaml")
 
 
-def test_the_catalogue_says_what_each_lane_offers() -> None:
+def test_the_catalogue_lists_the_offer_of_each_lane() -> None:
     models = load(SHIPPED).catalogue().models
     assert set(models["gpt-4o"].lanes) == {"realtime", "batch"}
     assert set(models["smollm2-135m"].lanes) == {"local"}
@@ -91,21 +93,21 @@ def test_the_catalogue_says_what_each_lane_offers() -> None:
         load(SHIPPED).list_price("nobody")
 
 
-def test_a_model_served_in_two_places_has_the_first_ones_price(tmp_path: Path) -> None:
+def test_a_model_served_twice_has_the_list_price_of_the_first_deployment(tmp_path: Path) -> None:
     file = changed(tmp_path, "engines", 0, "model", value="gpt-4o")
     models = load(file).catalogue().models
     assert set(models["gpt-4o"].lanes) == {"realtime", "batch", "local"}
     assert models["gpt-4o"].list_price == Price(input="2.50", output="10.00")
 
 
-def test_what_is_declared_to_be_free_needs_no_price(tmp_path: Path) -> None:
+def test_a_free_model_needs_no_price(tmp_path: Path) -> None:
     engine = {"model": "own", "engine": "simulated", "free": True}
     for priced in ({}, {"price": {"input": 0, "output": 0}}):
         config = load(changed(tmp_path, "engines", 0, value=engine | priced))
         assert config.engine("own").price.cost(1_000, 1_000) == 0
 
 
-def test_budgets_are_told_in_micro_dollars_and_of_each_tenant_its_own() -> None:
+def test_the_catalogue_has_the_budgets_of_each_tenant_in_micro_dollars() -> None:
     data = yaml.safe_load(SHIPPED.read_text())
     data["tenants"]["acme"] = {"daily_budget": "0.000001", "over_budget": "batch"}
     catalogue = FleetConfig.model_validate(data).catalogue()
@@ -117,8 +119,8 @@ def test_budgets_are_told_in_micro_dollars_and_of_each_tenant_its_own() -> None:
     assert FleetConfig.model_validate(data).catalogue().limits("acme") is None
 
 
-def test_an_offer_tells_the_dearest_price_that_may_answer_for_it() -> None:
-    """`a` falls back to `b`, that to `c`; `a` is served twice, and of `d` nobody is a fallback."""
+def test_an_offer_has_the_highest_price_of_all_deployments_that_may_answer() -> None:
+    """`a` falls back to `b` and `b` to `c`; `a` is served twice; no model falls back to `d`."""
     data = yaml.safe_load(SHIPPED.read_text())
     models = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d"}
     prices = {"a1": (1, 5), "a2": (2, 2), "b": (3, 1), "c": (1, 9), "d": (50, 50)}
@@ -148,9 +150,7 @@ def test_an_offer_tells_the_dearest_price_that_may_answer_for_it() -> None:
     assert offers["d"].max_output_tokens is None
 
 
-def test_producers_are_told_the_tags_of_each_deployment_and_whether_requests_may_have_some() -> (
-    None
-):
+def test_the_catalogue_has_the_tags_of_each_deployment_and_whether_tags_are_supported() -> None:
     data = yaml.safe_load(SHIPPED.read_text())
     plain = FleetConfig.model_validate(data).catalogue()
     assert plain.models["gpt-4o"].lanes["realtime"].tags == ((),)
@@ -166,15 +166,15 @@ def test_producers_are_told_the_tags_of_each_deployment_and_whether_requests_may
     assert Catalogue.model_validate_json(catalogue.model_dump_json()) == catalogue
 
 
-def test_no_key_no_address_and_no_name_of_a_providers_is_told_to_producers() -> None:
+def test_the_catalogue_contains_no_key_no_url_and_no_variable_of_a_provider() -> None:
     os.environ["OPENAI_API_KEY"] = "sk-secret"
     os.environ["OPENAI_BASE_URL"] = "https://there.example/v1"
-    told = load(SHIPPED).catalogue().model_dump_json()
+    published = load(SHIPPED).catalogue().model_dump_json()
     for secret in ("sk-secret", "there.example", "os.environ", "OPENAI", "api_"):
-        assert secret not in told
+        assert secret not in published
 
 
-def test_a_lane_is_limited_or_needs_a_worker_or_both() -> None:
+def test_a_lane_may_have_a_limit_or_need_a_worker_or_both() -> None:
     data = yaml.safe_load(SHIPPED.read_text())
     data["lanes"] = {
         "realtime": {"max_queued": 9},
@@ -189,8 +189,8 @@ def test_a_lane_is_limited_or_needs_a_worker_or_both() -> None:
     assert catalogue.needs_worker == {"local": 2.0}
 
 
-def test_a_catalogue_of_a_fleet_that_knew_less_is_understood() -> None:
-    """Workers are older than producers, or newer, while a fleet is upgraded."""
+def test_a_catalogue_of_an_older_fleet_is_understood() -> None:
+    """During an upgrade, workers are older or newer than producers."""
     older = load(SHIPPED).catalogue().model_dump(mode="json")
     for field in ("needs_worker", "auto_batch", "tag_filtering"):
         del older[field]
@@ -202,7 +202,7 @@ def test_a_catalogue_of_a_fleet_that_knew_less_is_understood() -> None:
     assert catalogue.models["gpt-4o"].lanes["realtime"].tags is None
 
 
-def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:
+def test_a_missing_api_key_is_refused_with_the_name_of_its_variable() -> None:
     provider = load(SHIPPED).providers["openai"]
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         provider.key()
@@ -212,7 +212,7 @@ def test_a_key_that_is_not_set_is_asked_for_by_its_name() -> None:
     assert "sk-secret" not in repr(load(SHIPPED))
 
 
-def test_an_address_that_is_needed_is_asked_for_by_the_name_of_its_variable() -> None:
+def test_a_missing_base_url_is_refused_with_the_name_of_its_variable() -> None:
     provider = load(SHIPPED).providers["openai"]
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL is not set"):
         provider.required_base_url()
@@ -222,18 +222,18 @@ def test_an_address_that_is_needed_is_asked_for_by_the_name_of_its_variable() ->
         provider.model_copy(update={"api_base": None}).required_base_url()
 
 
-def test_an_engine_that_is_not_there_is_named() -> None:
+def test_an_unknown_engine_is_refused_with_its_name() -> None:
     config = load(SHIPPED)
     assert config.engine() == config.engine("smollm2-135m")
     with pytest.raises(ConfigError, match="nobody"):
         config.engine("nobody")
 
 
-def test_a_password_in_the_address_of_redis_does_not_show() -> None:
+def test_the_password_of_redis_is_not_shown() -> None:
     assert "hunter2" not in repr(Settings(redis_url="redis://:hunter2@host/0"))
 
 
-def test_a_wrong_variable_is_named() -> None:
+def test_a_wrong_variable_is_refused_with_its_name() -> None:
     os.environ["FLEET_METRICS_PORT"] = "99999"
     settings.cache_clear()
     with pytest.raises(ConfigError, match="FLEET_METRICS_PORT"):
@@ -241,8 +241,8 @@ def test_a_wrong_variable_is_named() -> None:
     settings.cache_clear()
 
 
-def test_the_whole_file_survives_being_written(tmp_path: Path) -> None:
-    """`make up` hands its children a changed copy."""
+def test_a_dumped_configuration_loads_as_the_same(tmp_path: Path) -> None:
+    """`make up` gives its child processes a changed copy."""
     config = load(SHIPPED)
     (tmp_path / "copy.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load(tmp_path / "copy.yaml") == config

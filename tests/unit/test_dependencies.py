@@ -1,4 +1,4 @@
-"""What is installed is what was decided: no compromised release, no root that was withdrawn."""
+"""Installed packages are the pinned ones: no compromised release, no withdrawn root certificate."""
 
 import re
 import sysconfig
@@ -14,19 +14,19 @@ from config.settings import ROOT
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
 
 
-def test_no_emudhra_root_is_in_the_bundle_that_https_trusts() -> None:
+def test_the_https_root_bundle_contains_no_emudhra_certificate() -> None:
     bundle = Path(certifi.where()).read_text()
     assert "ISRG Root X1" in bundle, "the bundle's comments are what this test reads"
     assert not re.search(r"emsign|emudhra", bundle, re.IGNORECASE)
 
 
-def test_litellm_and_openai_are_the_pinned_ones() -> None:
+def test_litellm_and_openai_have_their_pinned_versions() -> None:
     assert version("litellm") == "1.109.1"
     assert version("openai").startswith("2.")
 
 
-def test_nothing_but_known_files_runs_when_python_starts() -> None:
-    """The compromised litellm 1.82.8 came as a .pth file."""
+def test_only_known_pth_files_run_at_python_start() -> None:
+    """The compromised litellm 1.82.8 added a .pth file."""
     found = {path.name for path in Path(sysconfig.get_path("purelib")).glob("*.pth")}
     assert found <= {
         "a1_coverage.pth",  # coverage in subprocesses, where COVERAGE_PROCESS_START asks for it
@@ -37,7 +37,7 @@ def test_nothing_but_known_files_runs_when_python_starts() -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
-def test_a_lock_has_a_hash_for_every_package_and_no_address(lock: Path) -> None:
+def test_a_lock_file_has_a_hash_for_every_package_and_no_url(lock: Path) -> None:
     text = lock.read_text()
     entries = re.split(r"\n(?=\w)", text.strip())
     assert all("--hash=sha256:" in entry for entry in entries)
@@ -49,7 +49,7 @@ def test_a_lock_has_a_hash_for_every_package_and_no_address(lock: Path) -> None:
 def test_every_dependency_of_the_project_is_locked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["fleet"]]
-    names = {re.split(r"[<>=!\[]", one)[0].lower() for one in wanted}
+    names = {re.split(r"[<>=!\[]", requirement)[0].lower() for requirement in wanted}
     locked = set(
         re.findall(r"^([\w-]+)==", (ROOT / "requirements" / "fleet.lock").read_text(), re.M)
     )

@@ -1,4 +1,4 @@
-"""The container files name what exists; building them needs Docker and is not done here."""
+"""The container files name files and modules that exist. Nothing is built: that needs Docker."""
 
 import re
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").rea
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_dockerfile_copies_what_is_there_and_starts_what_exists(file: Path) -> None:
+def test_a_dockerfile_copies_files_and_starts_modules_that_exist(file: Path) -> None:
     text = file.read_text()
     sources = re.findall(r"^COPY ((?:\S+ )+)\S+$", text, re.MULTILINE)
     for source in " ".join(sources).split():
@@ -28,17 +28,19 @@ def test_a_dockerfile_copies_what_is_there_and_starts_what_exists(file: Path) ->
         assert find_spec(module) is not None
 
 
-@pytest.mark.parametrize("name", [name for name, one in SERVICES.items() if "build" in one])
-def test_a_service_runs_an_app_of_the_fleet(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, service in SERVICES.items() if "build" in service])
+def test_a_service_runs_a_module_that_exists(name: str) -> None:
     service = SERVICES[name]
     assert (ROOT / service["build"]["dockerfile"]).exists()
     [module] = re.findall(r"-[Am] ([\w.]+)", service["command"])
     assert find_spec(module) is not None
 
 
-def test_only_the_lanes_that_call_a_provider_hold_its_key() -> None:
+def test_only_lanes_that_call_a_provider_get_its_key() -> None:
     with_key = {
-        name for name, one in SERVICES.items() if "OPENAI_API_KEY" in one.get("environment", {})
+        name
+        for name, service in SERVICES.items()
+        if "OPENAI_API_KEY" in service.get("environment", {})
     }
     assert with_key == {"realtime", "batch"}
 
@@ -48,17 +50,17 @@ def expressions() -> list[str]:
     return [rule["expr"] for group in file["groups"] for rule in group["rules"]]
 
 
-def test_prometheus_reads_the_rules_that_are_mounted() -> None:
+def test_prometheus_reads_rules_that_are_mounted() -> None:
     folder = ROOT / "docker" / "prometheus"
     for name in yaml.safe_load((folder / "prometheus.yml").read_text())["rule_files"]:
         assert (folder / name).exists()
     assert "./prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
 
 
-def test_alerts_go_by_metrics_that_workers_have() -> None:
+def test_alerts_use_metrics_that_workers_export() -> None:
     code = "".join(
-        (ROOT / one).read_text()
-        for one in ("workers/observability/metrics.py", "scheduler/metrics.py")
+        (ROOT / module).read_text()
+        for module in ("workers/observability/metrics.py", "scheduler/metrics.py")
     )
     named = set(re.findall(r'"(primarch_\w+)"', code))
     used = set(re.findall(r"primarch_\w+", " ".join(expressions())))
@@ -66,13 +68,15 @@ def test_alerts_go_by_metrics_that_workers_have() -> None:
 
 
 def test_every_target_has_an_alert_and_every_alert_a_target() -> None:
-    by_alert = [re.findall(r'primarch_target\{name="(\w+)"\}', one) for one in expressions()]
+    by_alert = [
+        re.findall(r'primarch_target\{name="(\w+)"\}', expression) for expression in expressions()
+    ]
     assert all(len(names) == 1 for names in by_alert)
     assert {name for (name,) in by_alert} == set(Targets.model_fields)
 
 
-def test_the_target_of_a_latency_is_a_bound_of_its_buckets() -> None:
-    """Otherwise the quantile is interpolated across the target."""
+def test_latency_targets_are_bounds_of_histogram_buckets() -> None:
+    """Otherwise quantiles near the target are interpolated."""
     targets = Targets()
     bounds = request_duration._upper_bounds
     assert {targets.realtime_p95_seconds, targets.local_p95_seconds} <= set(bounds)

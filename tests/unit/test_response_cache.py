@@ -1,4 +1,4 @@
-"""Which requests are equal to the cache, and which answers it keeps."""
+"""Which requests have the same cache key, and which answers are cached."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ CHAT = CompletionRequest(model="m", messages=[{"role": "user", "content": "Say h
 EMBEDDING = EmbeddingRequest(model="m", input="Hello", tags=TAGS)
 
 
-def test_equal_requests_are_equal_whatever_the_order_of_their_keys() -> None:
-    one, two = ({"role": "user", "content": "a"}, {"content": "a", "role": "user"})
-    first, second = (CompletionRequest(model="m", messages=[each]) for each in (one, two))
+def test_the_order_of_json_keys_does_not_change_the_cache_key() -> None:
+    messages = ({"role": "user", "content": "a"}, {"content": "a", "role": "user"})
+    first, second = (CompletionRequest(model="m", messages=[message]) for message in messages)
     assert cache_key("realtime", first) == cache_key("realtime", second)
 
 
-def test_tenants_lanes_and_tags_are_kept_apart() -> None:
+def test_tenant_lane_and_tags_change_the_cache_key() -> None:
     plain = EmbeddingRequest(model="m", input="a")
     tagged, foreign = (
-        EmbeddingRequest(model="m", input="a", **one)
-        for one in ({"tags": ["eu"]}, {"tenant_id": "t"})
+        EmbeddingRequest(model="m", input="a", **fields)
+        for fields in ({"tags": ["eu"]}, {"tenant_id": "t"})
     )
-    digests = {cache_key("realtime", one) for one in (plain, tagged, foreign)}
-    assert len({*digests, cache_key("local", plain)}) == 4
+    keys = {cache_key("realtime", request) for request in (plain, tagged, foreign)}
+    assert len({*keys, cache_key("local", plain)}) == 4
 
 
-#: A value for each field that is the provider's, other than what a request without it has.
+#: For each field that goes to the provider, a value other than its default.
 PARAMETERS: dict[type[Request], dict[str, Any]] = {
     CompletionRequest: {
         "model": "other",
@@ -64,7 +64,8 @@ PARAMETERS: dict[type[Request], dict[str, Any]] = {
         "encoding_format": "base64",
     },
 }
-SAME: dict[str, Any] = {
+#: Values for the fleet's own fields, which the provider does not see.
+FLEET_FIELDS: dict[str, Any] = {
     "lane": "realtime",
     "priority": "high",
     "cost_preference": "cost",
@@ -83,24 +84,24 @@ SAME: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("plain", [CHAT, EMBEDDING], ids=["chat", "embedding"])
-def test_each_field_of_the_providers_makes_another_request_and_no_other_field_does(
+def test_only_fields_for_the_provider_change_the_cache_key(
     plain: Request,
 ) -> None:
-    fields, others = PARAMETERS[type(plain)], SAME.items()
-    envelope = {*SAME, "tenant_id", "max_cost"}  # the one keeps apart, the other needs a length
-    assert fields.keys() | envelope == type(plain).model_fields.keys()
+    provider_fields, fleet_fields = PARAMETERS[type(plain)], FLEET_FIELDS.items()
+    other_names = {*FLEET_FIELDS, "tenant_id", "max_cost"}  # max_cost would need max_tokens
+    assert provider_fields.keys() | other_names == type(plain).model_fields.keys()
 
-    def asked_for(name: str, value: Any) -> str:
+    def key_with(name: str, value: Any) -> str:
         return cache_key("realtime", type(plain)(**plain.to_wire() | {name: value}))
 
-    assert {asked_for(*one) for one in others} == {cache_key("realtime", plain)}
-    assert len({cache_key("realtime", plain), *map(asked_for, fields, fields.values())}) == 1 + len(
-        fields
-    )
+    plain_key = cache_key("realtime", plain)
+    assert {key_with(*field) for field in fleet_fields} == {plain_key}
+    other_keys = set(map(key_with, provider_fields, provider_fields.values()))
+    assert len({plain_key, *other_keys}) == 1 + len(provider_fields)
 
 
 @pytest.mark.parametrize(
-    ("reason", "kept"),
+    ("reason", "complete"),
     [
         ("stop", True),
         ("length", True),
@@ -109,6 +110,6 @@ def test_each_field_of_the_providers_makes_another_request_and_no_other_field_do
         (None, False),
     ],
 )
-def test_only_answers_that_came_to_their_end_are_kept(reason: str | None, kept: bool) -> None:
+def test_only_complete_answers_are_cached(reason: str | None, complete: bool) -> None:
     answer: Any = {"body": {"choices": [{"finish_reason": "stop"}, {"finish_reason": reason}]}}
-    assert is_complete(Completion.model_construct(**answer)) is kept
+    assert is_complete(Completion.model_construct(**answer)) is complete

@@ -1,4 +1,4 @@
-"""The seam between a lane's tasks and its server, and what an error becomes at it."""
+"""How a task of a lane is served, and how its errors are raised or returned."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tasks.receipts import RequestMetadata
 REQUEST = CompletionRequest(model="m", messages=[{"role": "user", "content": "Hello"}]).to_wire()
 
 
-class Limited:
-    """A server that refuses everything."""
+class RefusingBackend:
+    """A backend that refuses everything."""
 
-    async def serve(self, request: Request, envelope: RequestMetadata) -> Completion:
+    async def serve(self, request: Request, metadata: RequestMetadata) -> Completion:
         raise errors.RateLimited("slow down")
 
 
@@ -30,7 +30,7 @@ class Context(dict[str, Any]):
 
 def serve(**fields: Any) -> dict[str, Any]:
     task: Any = SimpleNamespace(request=Context())
-    with services.override(backends={"realtime": Limited()}):
+    with services.override(backends={"realtime": RefusingBackend()}):
         return asyncio.run(serving.serve("realtime", task, CompletionRequest, REQUEST | fields))
 
 
@@ -39,27 +39,27 @@ def test_an_error_is_raised_by_the_task() -> None:
         serve()
 
 
-def test_an_error_is_returned_to_a_request_that_asks_for_that() -> None:
-    told = serve(return_exceptions=True)["error"]
-    assert told == {"code": "rate_limited", "message": "slow down", "retryable": True}
+def test_an_error_is_returned_to_a_request_with_return_exceptions() -> None:
+    returned = serve(return_exceptions=True)["error"]
+    assert returned == {"code": "rate_limited", "message": "slow down", "retryable": True}
 
 
-def test_a_deadline_that_has_passed_is_returned_too() -> None:
+def test_a_passed_deadline_is_returned_too() -> None:
     late = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
     assert serve(return_exceptions=True, deadline=late)["error"]["code"] == "deadline_exceeded"
 
 
-def test_a_request_that_is_wrong_is_an_error_all_the_same() -> None:
+def test_an_invalid_request_is_always_raised() -> None:
     with pytest.raises(errors.InvalidRequest):
         serve(return_exceptions=True, messages=[])
 
 
-def test_a_returned_error_is_raised_again_as_what_it_was() -> None:
+def test_a_returned_error_is_raised_by_the_producer_with_its_type() -> None:
     with pytest.raises(errors.RateLimited, match="slow down"):
         protocol.completion_or_raise(serve(return_exceptions=True))
 
 
-def test_an_error_of_a_newer_fleet_is_a_failure() -> None:
+def test_an_unknown_error_code_of_a_newer_fleet_is_request_failed() -> None:
     newer = {"error": {"code": "of_tomorrow", "message": "new", "retryable": False}}
     with pytest.raises(errors.RequestFailed, match="new"):
         protocol.completion_or_raise(newer)

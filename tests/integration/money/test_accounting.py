@@ -1,4 +1,4 @@
-"""What runs of tasks are charged: the real Router, a provider over HTTP, and ledgers in Valkey."""
+"""What runs cost: the real Router, a provider over HTTP, and ledgers in Valkey."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from workers.stream_writer import has_token
 __all__ = ["simulator"]  # a fixture
 
 
-def test_an_answer_costs_what_its_receipt_says(
+def test_a_tenant_pays_the_cost_of_the_receipt(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     reserve(store)
@@ -50,23 +50,23 @@ def test_an_answer_costs_what_its_receipt_says(
     assert now.spent == simulator.invoice()["total"] > 0
 
 
-def test_a_request_that_nobody_reserved_for_is_reserved_before_it_is_served(
+def test_a_request_without_a_reservation_gets_one_before_it_runs(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    """A plain Celery producer's; and one that its tenant has no money for never starts."""
+    """As from a plain Celery producer. Without budget for it, the request never runs."""
     run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
     paid = spending(store).spent
     assert paid == simulator.invoice()["total"]
     poor = limited(monthly_budget="0.0005")
     with pytest.raises(errors.BudgetExceeded, match="tenant 'default'"):
         run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)), poor)
-    told = run(valkey_url, lambda lane: lane.serve(chat(return_exceptions=True)), poor)
-    assert told["error"]["code"] == "budget_exceeded"
+    returned = run(valkey_url, lambda lane: lane.serve(chat(return_exceptions=True)), poor)
+    assert returned["error"]["code"] == "budget_exceeded"
     assert spending(store).spent == paid == simulator.invoice()["total"]
     assert spending(store).reserved == 0
 
 
-def test_one_that_may_cost_more_than_its_tenant_allows_never_starts(
+def test_a_request_over_the_cost_cap_of_its_tenant_never_runs(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     capped = limited(max_cost_realtime="0.0004")
@@ -77,7 +77,7 @@ def test_one_that_may_cost_more_than_its_tenant_allows_never_starts(
 
 
 @pytest.mark.parametrize("fault", [{"status": 400}, {"status": 500}, {"drop": "before_response"}])
-def test_a_failure_costs_nothing(
+def test_a_failed_run_costs_nothing(
     simulator: Simulator, store: redis.Redis, valkey_url: str, fault: dict[str, Any]
 ) -> None:
     simulator.profile = failing(Fault(**fault))
@@ -87,7 +87,7 @@ def test_a_failure_costs_nothing(
     assert (spending(store).spent, spending(store).reserved) == (0, 0)
 
 
-def test_a_deadline_that_has_passed_costs_nothing(
+def test_a_request_past_its_deadline_costs_nothing(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     reserve(store)
@@ -97,7 +97,7 @@ def test_a_deadline_that_has_passed_costs_nothing(
     assert (spending(store).spent, spending(store).reserved) == (0, 0)
 
 
-def test_a_call_that_is_cancelled_costs_its_prompt(
+def test_a_cancelled_call_costs_its_prompt(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     simulator.profile = HANGS
@@ -110,7 +110,7 @@ def test_a_call_that_is_cancelled_costs_its_prompt(
     assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
 
 
-def test_a_call_that_its_deadline_cuts_short_costs_its_prompt(
+def test_a_call_aborted_by_its_deadline_costs_its_prompt(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     simulator.profile = HANGS
@@ -120,7 +120,7 @@ def test_a_call_that_its_deadline_cuts_short_costs_its_prompt(
     assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
 
 
-def test_an_abandoned_stream_costs_its_prompt_and_what_had_come(
+def test_a_broken_stream_costs_its_prompt_and_the_tokens_received(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     simulator.profile = failing(Fault(drop="mid_stream"))
@@ -128,16 +128,16 @@ def test_an_abandoned_stream_costs_its_prompt_and_what_had_come(
     with pytest.raises(errors.ProviderUnavailable):
         run(valkey_url, lambda lane: lane.serve(request))
     entries: Any = store.xrange(streaming.stream_key(TASK))
-    came = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
-    tokens = sum(map(has_token, came))
+    received = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
+    tokens = sum(map(has_token, received))
     assert tokens > 0
     assert (spending(store).spent, spending(store).reserved) == (estimate(request, tokens), 0)
 
 
-def test_a_kept_answer_costs_its_tenant_nothing_and_its_reservation_is_given_back(
+def test_a_cached_answer_costs_nothing_and_its_reservation_is_returned(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    """But a tenant without room for the reservation is refused: nobody knows yet that it is one."""
+    """A tenant without budget for the reservation is refused: a cache hit is only known later."""
     request = chat(max_tokens=50, cache_ttl=60)
 
     async def twice(lane: Lane) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ def test_a_kept_answer_costs_its_tenant_nothing_and_its_reservation_is_given_bac
         run(valkey_url, twice, poor)
 
 
-def test_a_task_that_runs_twice_is_paid_twice(
+def test_a_task_that_runs_twice_costs_twice(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     async def twice(lane: Lane) -> list[dict[str, Any]]:
@@ -169,10 +169,10 @@ def test_a_task_that_runs_twice_is_paid_twice(
     assert spending(store).spent == simulator.invoice()["total"]
 
 
-def test_a_dearer_fallback_is_reserved_for_too(
+def test_the_reservation_covers_a_more_expensive_fallback(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    """`small` falls back to `big`: what is reserved would pay for that."""
+    """`small` falls back to `big`: the reservation is large enough for `big`."""
     simulator.profile = failing(Fault(model="small-1", status=500))
     both = limited(config(fallbacks={"small": ["big"]}))
     request = chat("small", max_tokens=50)
@@ -185,17 +185,17 @@ def test_a_dearer_fallback_is_reserved_for_too(
         run(valkey_url, lambda lane: lane.serve(request), short)
 
 
-def test_a_settlement_is_not_lost_to_a_second_cancellation(
+def test_a_second_cancellation_does_not_interrupt_the_settlement(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    """The first one ends the call, the second comes while that is being settled."""
+    """The first cancellation aborts the call; the second arrives during its settlement."""
     simulator.profile = HANGS
     request = chat(max_tokens=50)
 
     async def body(lane: Lane) -> None:
         running = await lane.at_the_provider(request, simulator)
         running.cancel()
-        while not lane.charges._settling:  # noqa: ASYNC110 - nothing tells
+        while not lane.accountant._settling:  # noqa: ASYNC110 - the simulator sends no event
             await asyncio.sleep(0)
         await cancelled(running)
 
@@ -203,10 +203,10 @@ def test_a_settlement_is_not_lost_to_a_second_cancellation(
     assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
 
 
-def test_of_many_those_are_reserved_that_fit_in_their_order(
+def test_reserve_many_reserves_what_fits_in_order(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    """As when requests are parked together: none is refused for another's sake."""
+    """As when requests are parked together: a refusal affects no other request."""
     requests = {f"task-{i}": chat(max_tokens=90 if i % 4 == 1 else 10) for i in range(16)}
     budget = room = 5_000
     expected = set()
@@ -218,7 +218,7 @@ def test_of_many_those_are_reserved_that_fit_in_their_order(
         room -= needed if needed <= room else 0
 
     async def body(lane: Lane) -> dict[str, errors.FleetError]:
-        return await lane.charges.reserve_many("realtime", requests)
+        return await lane.accountant.reserve_many("realtime", requests)
 
     refused = run(valkey_url, body, limited(monthly_budget=f"0.{budget:06}"))
     assert set(refused) == expected

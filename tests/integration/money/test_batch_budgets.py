@@ -1,4 +1,4 @@
-"""What requests of the batch lane cost is reserved when they are parked and settled in the end."""
+"""Batch requests reserve their cost when they are parked and settle it when they complete."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LIMITS = Limits(monthly_budget=1_000_000)
 
 
 @asynccontextmanager
-async def charged(b: Bench, limits: Limits = LIMITS) -> AsyncIterator[AsyncLedger]:
-    """Within the block, every tenant has limits, as in a worker."""
+async def accounted(b: Bench, limits: Limits = LIMITS) -> AsyncIterator[AsyncLedger]:
+    """Within the block, every tenant has these limits, as in a worker."""
     catalogue = b.config.catalogue().model_copy(update={"tenants": {"default": limits}})
     ledger = AsyncLedger(Redis.from_url(b.url, decode_responses=True))
     try:
@@ -42,8 +42,10 @@ async def month(ledger: AsyncLedger) -> Spending:
     return (await ledger.budget("default", LIMITS)).month
 
 
-async def test_what_is_parked_is_reserved_and_what_is_answered_is_spent(opened: OpenBench) -> None:
-    async with opened() as b, charged(b) as ledger:
+async def test_parked_requests_are_reserved_and_answered_requests_are_spent(
+    opened: OpenBench,
+) -> None:
+    async with opened() as b, accounted(b) as ledger:
         results = await b.send(*(chat(f"question {n}", max_tokens=50) for n in range(5)))
         assert (await month(ledger)).spent == 0
         assert (await month(ledger)).reserved > 0
@@ -57,26 +59,32 @@ async def test_what_is_parked_is_reserved_and_what_is_answered_is_spent(opened: 
         )
 
 
-async def test_a_request_for_which_there_is_no_money_fails_and_the_others_are_parked(
+async def test_a_request_over_budget_fails_and_other_requests_are_parked(
     opened: OpenBench,
 ) -> None:
-    async with opened() as b, charged(b, Limits(monthly_budget=1_000)) as ledger:
-        dear, cheap = await b.send(chat("dear", max_tokens=16_000), chat("cheap", max_tokens=50))
-        assert isinstance(await b.outcome(dear), errors.BudgetExceeded)
+    async with opened() as b, accounted(b, Limits(monthly_budget=1_000)) as ledger:
+        expensive, cheap = await b.send(
+            chat("expensive", max_tokens=16_000), chat("cheap", max_tokens=50)
+        )
+        assert isinstance(await b.outcome(expensive), errors.BudgetExceeded)
         await b.until_idle()
         assert "cheap" in (await b.completion(cheap)).text
         assert (await month(ledger)).reserved == 0
 
 
-async def test_a_request_that_asks_for_its_error_gets_that_one_too(opened: OpenBench) -> None:
-    async with opened() as b, charged(b, Limits(monthly_budget=1_000)):
-        (dear,) = await b.send(chat("dear", max_tokens=16_000, return_exceptions=True))
-        assert (await b.outcome(dear))["error"]["code"] == "budget_exceeded"
+async def test_a_request_with_return_exceptions_gets_its_refusal_as_a_value(
+    opened: OpenBench,
+) -> None:
+    async with opened() as b, accounted(b, Limits(monthly_budget=1_000)):
+        (expensive,) = await b.send(chat("expensive", max_tokens=16_000, return_exceptions=True))
+        assert (await b.outcome(expensive))["error"]["code"] == "budget_exceeded"
 
 
-async def test_what_fails_or_is_cancelled_unsent_costs_nothing(opened: OpenBench) -> None:
+async def test_failed_requests_and_requests_cancelled_before_a_batch_cost_nothing(
+    opened: OpenBench,
+) -> None:
     refuse = Fault(scope="line", contains="wrong", status=400)
-    async with opened(profile(refuse), max_wait=300) as b, charged(b) as ledger:
+    async with opened(profile(refuse), max_wait=300) as b, accounted(b) as ledger:
         _, cancelled = await b.send(chat("wrong"), chat("cancelled"))
         assert await _cancel(b, cancelled) == "cancelled"
         await b.until_idle(300)
@@ -84,7 +92,7 @@ async def test_what_fails_or_is_cancelled_unsent_costs_nothing(opened: OpenBench
 
 
 async def test_the_dropped_answer_to_a_cancelled_request_is_spent(opened: OpenBench) -> None:
-    async with opened(profile(in_progress=1000)) as b, charged(b) as ledger:
+    async with opened(profile(in_progress=1000)) as b, accounted(b) as ledger:
         _, cancelled = await b.send(chat("one"), chat("cancelled"))
         await b.turn()
         assert await _cancel(b, cancelled) == "cancelled"
@@ -93,17 +101,17 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_spent(opened: OpenBe
         assert (await month(ledger)).reserved == 0
 
 
-async def test_a_request_is_promoted_only_with_the_money_for_it(opened: OpenBench) -> None:
+async def test_a_request_is_promoted_only_if_its_tenant_has_the_budget(opened: OpenBench) -> None:
     deadline = datetime.fromtimestamp(1e10, UTC)
     async with opened(max_wait=300, promote_before=1e10) as b:
         request = chat("near", deadline=deadline, max_tokens=100)
-        async with charged(b) as ledger:
+        async with accounted(b) as ledger:
             await b.send(request)
-            held = (await month(ledger)).reserved
-            limits = Limits(monthly_budget=held + 1)
-            async with charged(b, limits):
+            reserved_micros = (await month(ledger)).reserved
+            limits = Limits(monthly_budget=reserved_micros + 1)
+            async with accounted(b, limits):
                 await b.turn()
-                assert not b.redis.keys("realtime*"), "the other lane costs twice as much"
+                assert not b.redis.keys("realtime*"), "the realtime lane costs twice as much"
 
 
 async def _cancel(b: Bench, result: Any) -> str:

@@ -24,7 +24,7 @@ from primarch_fleet.errors import BudgetExceeded
 from workers.observability.metrics import BudgetCollector
 
 LIMITS = Limits(daily_budget=100, monthly_budget=250)
-#: Almost the end of February of a leap year.
+#: One second before the end of February of a leap year.
 EVENING = datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC)
 
 
@@ -46,18 +46,18 @@ def ledger(store: redis.Redis, clock: Clock) -> Ledger:
     return Ledger(store, clock)
 
 
-def reserve(ledger: Ledger, task: str, amount: int, instead: int | None = None) -> Reservation:
-    [held] = ledger.reserve("t", LIMITS, [ReservationRequest(task, amount, instead)])
-    return held
+def reserve(ledger: Ledger, task: str, amount: int, fallback: int | None = None) -> Reservation:
+    [reservation] = ledger.reserve("t", LIMITS, [ReservationRequest(task, amount, fallback)])
+    return reservation
 
 
 def figures(ledger: Ledger) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of the day and of the month, what is spent and reserved."""
+    """(spent, reserved) of the day, and of the month."""
     budget = ledger.budget("t", LIMITS)
     return (budget.day.spent, budget.day.reserved), (budget.month.spent, budget.month.reserved)
 
 
-def test_what_is_settled_takes_the_place_of_what_was_reserved(ledger: Ledger) -> None:
+def test_a_settlement_replaces_the_reservation(ledger: Ledger) -> None:
     assert reserve(ledger, "a", 70) == Reservation("a", is_fallback=False, is_new=True)
     assert figures(ledger) == ((0, 70), (0, 70))
     assert ledger.settle("t", "a", "run", 20)
@@ -65,7 +65,7 @@ def test_what_is_settled_takes_the_place_of_what_was_reserved(ledger: Ledger) ->
     assert ledger.budget("t", LIMITS).day.left == 80
 
 
-def test_a_task_reserves_once_and_then_only_what_is_missing(ledger: Ledger) -> None:
+def test_a_repeated_reservation_adds_only_the_difference(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     assert reserve(ledger, "a", 60) == Reservation("a", is_fallback=False, is_new=False)
     assert reserve(ledger, "a", 40) == Reservation("a", is_fallback=False, is_new=False)
@@ -77,7 +77,7 @@ def test_a_task_reserves_once_and_then_only_what_is_missing(ledger: Ledger) -> N
     assert figures(ledger)[0] == (0, 100)
 
 
-def test_what_is_missing_is_reserved_on_the_day_of_the_reservation(
+def test_the_difference_is_reserved_on_the_day_of_the_first_reservation(
     ledger: Ledger, clock: Clock
 ) -> None:
     reserve(ledger, "a", 60)
@@ -90,7 +90,7 @@ def test_what_is_missing_is_reserved_on_the_day_of_the_reservation(
     assert figures(ledger) == ((0, 100), (0, 100))
 
 
-def test_a_run_counts_once_and_another_run_of_the_task_counts_too(ledger: Ledger) -> None:
+def test_each_run_of_a_task_counts_once(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     assert ledger.settle("t", "a", "first", 20)
     assert not ledger.settle("t", "a", "first", 20)
@@ -105,7 +105,7 @@ def test_a_task_that_runs_again_reserves_again(ledger: Ledger) -> None:
     assert figures(ledger)[0] == (20, 60)
 
 
-def test_more_than_was_reserved_is_counted_and_leaves_no_room(ledger: Ledger) -> None:
+def test_a_cost_above_the_reservation_counts_and_may_exceed_the_cap(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     ledger.settle("t", "a", "run", 130)
     assert ledger.budget("t", LIMITS).day.left == -30
@@ -114,7 +114,7 @@ def test_more_than_was_reserved_is_counted_and_leaves_no_room(ledger: Ledger) ->
     assert reserve(ledger, "free", 0).is_new
 
 
-def test_a_refund_may_be_repeated(ledger: Ledger) -> None:
+def test_a_repeated_refund_returns_the_reservation_once(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     reserve(ledger, "b", 10)
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_a_refund_may_be_repeated(ledger: Ledger) -> None:
     assert figures(ledger)[0] == (0, 10)
 
 
-def test_of_many_all_are_reserved_or_none(ledger: Ledger) -> None:
+def test_one_call_reserves_all_requests_or_none(ledger: Ledger) -> None:
     with pytest.raises(BudgetExceeded):
         ledger.reserve(
             "t",
@@ -130,19 +130,23 @@ def test_of_many_all_are_reserved_or_none(ledger: Ledger) -> None:
             [ReservationRequest("a", 60), ReservationRequest("b", 50), ReservationRequest("c", 1)],
         )
     assert figures(ledger)[0] == (0, 0)
-    held = ledger.reserve(
+    reservations = ledger.reserve(
         "t",
         LIMITS,
         [ReservationRequest("a", 60), ReservationRequest("b", 50, 40), ReservationRequest("c", 0)],
     )
-    assert [one.is_fallback for one in held] == [False, True, False]
+    assert [reservation.is_fallback for reservation in reservations] == [False, True, False]
     assert figures(ledger)[0] == (0, 100)
 
 
-def test_more_orders_than_one_call_of_lua_takes_are_reserved_together(ledger: Ledger) -> None:
+def test_more_requests_than_the_arguments_of_one_lua_call_are_reserved_together(
+    ledger: Ledger,
+) -> None:
     limits = Limits(daily_budget=12_001)
-    held = ledger.reserve("t", limits, [ReservationRequest(f"task-{i}", 1) for i in range(12_001)])
-    assert len(held) == 12_001
+    reservations = ledger.reserve(
+        "t", limits, [ReservationRequest(f"task-{i}", 1) for i in range(12_001)]
+    )
+    assert len(reservations) == 12_001
     assert figures(ledger)[0] == (0, 12_001)
 
 
@@ -155,7 +159,7 @@ def test_amounts_up_to_billions_of_dollars_are_exact(ledger: Ledger) -> None:
     assert figures(ledger)[0] == (2**52, 1)
 
 
-def test_a_refusal_says_which_cap_what_is_left_and_when_it_starts_anew(
+def test_a_refusal_names_the_budget_what_is_left_and_when_it_resets(
     ledger: Ledger, clock: Clock
 ) -> None:
     reserve(ledger, "a", 90)
@@ -169,7 +173,7 @@ def test_a_refusal_says_which_cap_what_is_left_and_when_it_starts_anew(
         reserve(ledger, "b", 300)
 
 
-def test_a_new_day_and_a_new_month_start_anew_and_what_runs_stays_where_it_was(
+def test_a_new_day_resets_the_budget_and_running_tasks_settle_on_their_old_day(
     ledger: Ledger, clock: Clock
 ) -> None:
     reserve(ledger, "a", 100)
@@ -182,7 +186,9 @@ def test_a_new_day_and_a_new_month_start_anew_and_what_runs_stays_where_it_was(
     assert figures(ledger) == ((99, 0), (99, 0))
 
 
-def test_the_month_holds_when_each_day_would_have_room(ledger: Ledger, clock: Clock) -> None:
+def test_the_monthly_budget_refuses_what_the_daily_budget_allows(
+    ledger: Ledger, clock: Clock
+) -> None:
     clock.now += timedelta(days=1)
     for day in ("first", "second"):
         reserve(ledger, day, 100)
@@ -193,9 +199,7 @@ def test_the_month_holds_when_each_day_would_have_room(ledger: Ledger, clock: Cl
     assert figures(ledger) == ((0, 50), (0, 250))
 
 
-def test_a_reservation_that_nobody_settles_is_given_back_at_last(
-    ledger: Ledger, clock: Clock
-) -> None:
+def test_a_reservation_that_is_never_settled_expires(ledger: Ledger, clock: Clock) -> None:
     limits = Limits(monthly_budget=100)
     clock.now = datetime(2028, 3, 1, tzinfo=UTC)
     ledger.reserve("t", limits, [ReservationRequest("a", 60), ReservationRequest("alive", 40)])
@@ -210,7 +214,7 @@ def test_a_reservation_that_nobody_settles_is_given_back_at_last(
     assert figures(ledger)[1] == (5, 100)
 
 
-def test_the_ledger_forgets_old_days(ledger: Ledger, clock: Clock, store: redis.Redis) -> None:
+def test_the_ledger_deletes_old_days(ledger: Ledger, clock: Clock, store: redis.Redis) -> None:
     for day in range(100):
         reserve(ledger, str(day), 1)
         ledger.settle("t", str(day), "run", 1)
@@ -223,7 +227,7 @@ def test_the_ledger_forgets_old_days(ledger: Ledger, clock: Clock, store: redis.
     assert not [field for field in fields if field.startswith("2028-03")]
 
 
-def test_a_tenant_who_comes_no_more_leaves_nothing(ledger: Ledger, store: redis.Redis) -> None:
+def test_all_keys_of_a_tenant_expire(ledger: Ledger, store: redis.Redis) -> None:
     reserve(ledger, "a", 1)
     ledger.settle("t", "a", "run", 1)
     reserve(ledger, "b", 1)
@@ -232,7 +236,7 @@ def test_a_tenant_who_comes_no_more_leaves_nothing(ledger: Ledger, store: redis.
     assert all(0 < int(store.ttl(key)) <= KEPT_DAYS * 86_400 for key in keys)
 
 
-def test_every_date_of_four_centuries_is_right(store: redis.Redis) -> None:
+def test_the_dates_of_four_centuries_are_right(store: redis.Redis) -> None:
     ledger = Ledger(store, lambda: now)
     start = datetime(2000, 1, 1, tzinfo=UTC)
     moments = [start + timedelta(days=day) for day in range(0, 146_097, 53)]
@@ -244,11 +248,11 @@ def test_every_date_of_four_centuries_is_right(store: redis.Redis) -> None:
         assert set(ledgers) == {f"{moment:%Y-%m-%d} spent", f"{moment:%Y-%m} spent"}
 
 
-#: Days about which calendars go wrong.
+#: Days at which calendar arithmetic often fails.
 EDGES = [f"{day}+00:00" for day in ("01-01T00:00:00", "02-28T23:59:59", "03-01T00:00:00")]
 
 
-def test_the_clock_is_that_of_the_server(store: redis.Redis) -> None:
+def test_the_ledger_uses_the_clock_of_redis(store: redis.Redis) -> None:
     ledger = Ledger(store)
     ledger.reserve("t", LIMITS, [ReservationRequest("a", 5)])
     server: Any = store.time()
@@ -262,37 +266,37 @@ def test_the_clock_is_that_of_the_server(store: redis.Redis) -> None:
     )
 
 
-def test_asyncio_sees_the_same_ledger(store: redis.Redis, valkey_url: str) -> None:
+def test_the_asyncio_ledger_is_the_same_ledger(store: redis.Redis, valkey_url: str) -> None:
     async def run() -> None:
-        other = AsyncLedger(redis.asyncio.Redis.from_url(valkey_url, decode_responses=True))
-        assert await other.reserve("t", LIMITS, [ReservationRequest("a", 60)]) == [
+        ledger = AsyncLedger(redis.asyncio.Redis.from_url(valkey_url, decode_responses=True))
+        assert await ledger.reserve("t", LIMITS, [ReservationRequest("a", 60)]) == [
             Reservation("a", False, True)
         ]
         with pytest.raises(BudgetExceeded):
             Ledger(store).reserve("t", LIMITS, [ReservationRequest("b", 60)])
-        await other.settle("t", "a", "run", 30)
-        await other.reserve("t", LIMITS, [ReservationRequest("b", 60)])
-        await other.refund("t", "b")
-        assert await other.budget("t", LIMITS) == Ledger(store).budget("t", LIMITS)
-        await other.close()
+        await ledger.settle("t", "a", "run", 30)
+        await ledger.reserve("t", LIMITS, [ReservationRequest("b", 60)])
+        await ledger.refund("t", "b")
+        assert await ledger.budget("t", LIMITS) == Ledger(store).budget("t", LIMITS)
+        await ledger.close()
 
     asyncio.run(run())
     assert figures(Ledger(store))[0] == (30, 0)
 
 
-def test_operators_see_the_budgets_of_named_tenants(ledger: Ledger) -> None:
+def test_metrics_show_the_budgets_of_named_tenants(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     ledger.settle("t", "a", "run", 25)
     reserve(ledger, "b", 40)
     limits = {"t": LIMITS.model_copy(update={"daily_budget": None}), "idle": Limits()}
     [gauge] = BudgetCollector(ledger, limits).collect()
-    told = {tuple(one.labels.values()): one.value for one in gauge.samples}
-    assert {key: value for key, value in told.items() if value} == {
+    exported = {tuple(sample.labels.values()): sample.value for sample in gauge.samples}
+    assert {key: value for key, value in exported.items() if value} == {
         ("t", "day", "spent"): 0.000025,
         ("t", "day", "reserved"): 0.00004,
         ("t", "month", "spent"): 0.000025,
         ("t", "month", "reserved"): 0.00004,
         ("t", "month", "cap"): 0.00025,
     }
-    assert ("t", "day", "cap") not in told
-    assert ("idle", "month", "spent") in told
+    assert ("t", "day", "cap") not in exported
+    assert ("idle", "month", "spent") in exported

@@ -1,4 +1,4 @@
-"""Producers who spend by their tenants' budgets, on a real Valkey."""
+"""Producers reserve budget at submit, on a real Valkey."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MESSAGES = [{"role": "user", "content": "2+2?"}]
 
 
 def request(**fields: Any) -> CompletionRequest:
-    """One that can cost at most its bytes, and twice 100, in micro-dollars; a batch half of it."""
+    """A request that costs at most its bytes + 200 micro-dollars, and half of it in a batch."""
     usual = {"model": "m", "messages": MESSAGES, "max_tokens": 100, "tenant_id": "t"}
     return CompletionRequest.parse(usual | fields)
 
@@ -48,9 +48,7 @@ def waiting(store: redis.Redis, queue: str = "realtime") -> int:
     return int(length)
 
 
-def test_a_request_is_enqueued_with_the_most_it_can_cost_reserved(
-    fleet: Fleet, store: redis.Redis
-) -> None:
+def test_submit_reserves_the_maximum_cost(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, t=Limits(monthly_budget=10_000))
     fleet.submit(request())
     size = len(request().model_dump_json(exclude_unset=True).encode())
@@ -59,7 +57,7 @@ def test_a_request_is_enqueued_with_the_most_it_can_cost_reserved(
     assert fleet.budget("t").day.cap is None
 
 
-def test_a_tenant_that_is_not_named_has_a_default_budget_of_its_own(
+def test_each_tenant_that_is_not_named_has_a_default_budget_of_its_own(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     publish(store, default=Limits(daily_budget=500))
@@ -69,14 +67,14 @@ def test_a_tenant_that_is_not_named_has_a_default_budget_of_its_own(
     fleet.submit(request(tenant_id="b"))
 
 
-def test_without_limits_nothing_is_counted(fleet: Fleet, store: redis.Redis) -> None:
+def test_a_tenant_without_limits_is_not_counted(fleet: Fleet, store: redis.Redis) -> None:
     publish(store)
     fleet.submit(request())
     assert fleet.budget("t").month == fleet.budget("other").month
     assert store.keys("fleet:budget:*") == []
 
 
-def test_of_many_requests_none_is_sent_when_one_is_refused_and_its_key_is_free_again(
+def test_a_refusal_in_submit_many_sends_nothing_and_frees_the_idempotency_keys(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     publish(store, default=Limits(daily_budget=700))
@@ -93,12 +91,12 @@ def test_of_many_requests_none_is_sent_when_one_is_refused_and_its_key_is_free_a
     assert fleet.budget("t").day.reserved == reserved > 0
 
 
-def test_over_budget_a_request_is_degraded_to_the_lane_of_the_policy(
+def test_a_request_over_budget_is_degraded_to_the_lane_of_over_budget(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     publish(store, t=Limits(daily_budget=500, over_budget="batch"))
     tickets = fleet.submit_many([request(), request()])
-    assert [(one.lane, one.queue, one.reason) for one in tickets] == [
+    assert [(ticket.lane, ticket.queue, ticket.reason) for ticket in tickets] == [
         ("realtime", "realtime", "no cheaper lane fits"),
         ("batch", "batch", "over budget: degraded to batch"),
     ]
@@ -108,7 +106,7 @@ def test_over_budget_a_request_is_degraded_to_the_lane_of_the_policy(
 
 
 @pytest.mark.parametrize("fields", [{"lane": "realtime"}, {"stream": True}, {"max_latency": 60.0}])
-def test_a_request_that_cannot_or_must_not_go_there_is_refused(
+def test_a_request_over_budget_that_the_other_lane_cannot_serve_is_refused(
     fleet: Fleet, store: redis.Redis, fields: dict[str, Any]
 ) -> None:
     publish(store, t=Limits(daily_budget=200, over_budget="batch"))
@@ -116,7 +114,7 @@ def test_a_request_that_cannot_or_must_not_go_there_is_refused(
         fleet.submit(request(**fields))
 
 
-def test_one_realtime_request_may_not_cost_more_than_its_tenant_allows(
+def test_a_realtime_request_over_max_cost_realtime_is_refused_or_degraded(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     publish(
@@ -132,7 +130,7 @@ def test_one_realtime_request_may_not_cost_more_than_its_tenant_allows(
     assert fleet.submit(request(tenant_id="rich")).lane == "realtime"
 
 
-def test_a_request_without_a_length_reserves_its_tenants_default(
+def test_a_request_without_max_tokens_reserves_the_tenants_default(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     publish(store, t=Limits(daily_budget=90_000, default_output_tokens=10_000))
@@ -140,7 +138,7 @@ def test_a_request_without_a_length_reserves_its_tenants_default(
     assert 60_000 < fleet.budget("t").day.reserved < 60_500
 
 
-def test_asyncio_is_refused_and_told_like_everyone(store: redis.Redis, valkey_url: str) -> None:
+def test_asyncio_producers_are_refused_over_budget_too(store: redis.Redis, valkey_url: str) -> None:
     publish(store, t=Limits(daily_budget=500))
 
     async def run() -> int:
@@ -154,6 +152,6 @@ def test_asyncio_is_refused_and_told_like_everyone(store: redis.Redis, valkey_ur
     assert 0 < asyncio.run(run()) <= 500
 
 
-def test_being_over_budget_is_no_fault_of_the_request() -> None:
+def test_budget_exceeded_is_retryable_and_no_invalid_request() -> None:
     assert BudgetExceeded.retryable
     assert not issubclass(BudgetExceeded, InvalidRequest)

@@ -1,8 +1,7 @@
 """64 clients spend one tenant's budget at the same time, on a real Valkey.
 
-Whatever they do at once, and whenever somebody looks: spent and reserved are never above a cap. And
-whoever is refused is refused because there was no room: while nothing is given back there is less
-of it from moment to moment, so an amount that was refused fits at the end of a burst least of all.
+At no moment is spent plus reserved above a cap. And a refusal is only allowed without room: while
+nothing is returned, the room only shrinks, so a refused amount must not fit after the burst either.
 """
 
 from __future__ import annotations
@@ -43,30 +42,32 @@ SETTINGS = settings(
     stateful_step_count=10,
     suppress_health_check=list(HealthCheck),
 )
-#: All of a burst's chance comes from it: what threads do to each other is none of Hypothesis's.
+#: The seed of a burst's random choices. Hypothesis does not control how the threads interleave.
 SEEDS = st.integers(0, 2**32)
 
 T = TypeVar("T")
 
 
 class Reserved(NamedTuple):
-    """What a task holds, and since which day."""
+    """The amount that a task has reserved, and its day."""
 
     amount: int
     day: str
 
 
 class Crowd:
-    """64 threads, each a client with a connection of its own, and one more that watches."""
+    """64 threads, each a client with its own connection, and one more that watches."""
 
     def __init__(self, url: str) -> None:
         self.now = START.timestamp()
         connections = [redis.Redis.from_url(url, decode_responses=True) for _ in range(CLIENTS + 1)]
-        *self.ledgers, self.watcher = [Ledger(one, lambda: self.now) for one in connections]
+        *self.ledgers, self.watcher = [
+            Ledger(connection, lambda: self.now) for connection in connections
+        ]
         self._threads = ThreadPoolExecutor(CLIENTS + 1)
 
     def at_once(self, limits: Limits, calls: Iterable[Callable[[Ledger], T]]) -> list[T]:
-        """Make the calls at the same time, each as a client of its own, and watch meanwhile."""
+        """Make the calls at the same time, each by its own client, and watch the budget."""
         gate, done = threading.Barrier(CLIENTS), threading.Event()
 
         def client(ledger: Ledger, call: Callable[[Ledger], T]) -> T:
@@ -89,7 +90,7 @@ class Crowd:
             watching.result(60)
 
 
-def _chance(seed: int) -> Random:
+def _random(seed: int) -> Random:
     return Random(seed)  # noqa: S311
 
 
@@ -112,46 +113,54 @@ class Budgets(RuleBasedStateMachine):
 
     @initialize(seed=SEEDS)
     def limit(self, seed: int) -> None:
-        chance = _chance(seed)
-        caps = (chance.choice([None, 700, 3_000]), chance.choice([None, 1_000, 5_000]))
+        random = _random(seed)
+        caps = (random.choice([None, 700, 3_000]), random.choice([None, 1_000, 5_000]))
         self.limits = Limits(daily_budget=caps[0], monthly_budget=caps[1])
 
     @rule(seed=SEEDS)
     def all_reserve(self, seed: int) -> None:
-        orders = [self._order(_chance(seed + i)) for i in range(CLIENTS)]
-        answers = self.crowd.at_once(self.limits, [self._reserving(one) for one in orders])
-        self._keep(orders, answers)
+        requests = [self._reservation_request(_random(seed + i)) for i in range(CLIENTS)]
+        amounts = self.crowd.at_once(
+            self.limits, [self._reserve_call(request) for request in requests]
+        )
+        self._record(requests, amounts)
         budget = self._budget()
-        lefts = [one.left for one in (budget.day, budget.month) if one.left is not None]
-        room = min(lefts, default=UNLIMITED)
-        for order, taken in zip(orders, answers, strict=True):
-            least = order.amount if order.fallback is None else min(order.amount, order.fallback)
-            if taken is None:
-                assert least > room, f"refused {order}, and {room} is left at the end"
-            elif taken != order.amount:
-                assert order.amount > room + taken, f"{order} got {taken}, and {room} is left"
+        room_left = [one.left for one in (budget.day, budget.month) if one.left is not None]
+        room = min(room_left, default=UNLIMITED)
+        for request, amount in zip(requests, amounts, strict=True):
+            least = (
+                request.amount
+                if request.fallback is None
+                else min(request.amount, request.fallback)
+            )
+            if amount is None:
+                assert least > room, f"refused {request}, and {room} is left at the end"
+            elif amount != request.amount:
+                assert request.amount > room + amount, f"{request} got {amount}, and {room} is left"
 
     @rule(seed=SEEDS)
     def all_settle(self, seed: int) -> None:
-        """Each call twice over by different clients: a run counts once."""
-        self.crowd.at_once(self.limits, self._settlings(_chance(seed), CLIENTS))
+        """Each settlement is made twice, by different clients: a run counts once."""
+        self.crowd.at_once(self.limits, self._settle_calls(_random(seed), CLIENTS))
 
     @rule(seed=SEEDS)
     def half_reserve_and_half_settle(self, seed: int) -> None:
-        chance, half = _chance(seed), CLIENTS // 2
-        settlings = self._settlings(chance, half)
-        orders = [self._order(chance) for _ in range(half)]
-        calls = [*settlings, *(self._reserving(one) for one in orders)]
-        self._keep(orders, self.crowd.at_once(self.limits, calls)[half:])
+        random, half = _random(seed), CLIENTS // 2
+        settlements = self._settle_calls(random, half)
+        requests = [self._reservation_request(random) for _ in range(half)]
+        calls = [*settlements, *(self._reserve_call(request) for request in requests)]
+        self._record(requests, self.crowd.at_once(self.limits, calls)[half:])
 
     @rule(seed=SEEDS)
     def all_reserve_the_same_tasks_again(self, seed: int) -> None:
-        """By their ids: nothing more is reserved, and nothing refused."""
+        """A repeated reservation adds nothing and is not refused."""
         known = [ReservationRequest(task, held.amount) for task, held in self.open.items()]
         if known:
-            again = [_chance(seed + i).choice(known) for i in range(CLIENTS)]
-            answers = self.crowd.at_once(self.limits, [self._reserving(one) for one in again])
-            assert answers == [order.amount for order in again]
+            repeated = [_random(seed + i).choice(known) for i in range(CLIENTS)]
+            amounts = self.crowd.at_once(
+                self.limits, [self._reserve_call(request) for request in repeated]
+            )
+            assert amounts == [request.amount for request in repeated]
 
     @rule(days=st.integers(1, 3))
     def time_passes(self, days: int) -> None:
@@ -163,7 +172,7 @@ class Budgets(RuleBasedStateMachine):
             del self.open[task]
 
     @invariant()
-    def every_figure_is_what_it_must_be(self) -> None:
+    def the_ledger_equals_the_model(self) -> None:
         expected: Counter[str] = Counter()
         for period, cost in self.spent.items():
             expected[f"{period} spent"] += cost
@@ -176,40 +185,40 @@ class Budgets(RuleBasedStateMachine):
         }
         check(self._budget())
 
-    def _order(self, chance: Random) -> ReservationRequest:
+    def _reservation_request(self, random: Random) -> ReservationRequest:
         self.number += 1
-        amount = chance.choice([0, 1, 10, 33, 100])
+        amount = random.choice([0, 1, 10, 33, 100])
         return ReservationRequest(
-            f"task-{self.number}", amount, chance.choice([None, None, amount // 2])
+            f"task-{self.number}", amount, random.choice([None, None, amount // 2])
         )
 
-    def _reserving(self, order: ReservationRequest) -> Callable[[Ledger], int | None]:
+    def _reserve_call(self, request: ReservationRequest) -> Callable[[Ledger], int | None]:
         def reserve(ledger: Ledger) -> int | None:
             try:
-                [held] = ledger.reserve(TENANT, self.limits, [order])
+                [held] = ledger.reserve(TENANT, self.limits, [request])
             except BudgetExceeded:
                 return None
-            return order.fallback if held.is_fallback else order.amount
+            return request.fallback if held.is_fallback else request.amount
 
         return reserve
 
-    def _keep(self, orders: list[ReservationRequest], answers: list[Any]) -> None:
+    def _record(self, requests: list[ReservationRequest], amounts: list[Any]) -> None:
         today = datetime.fromtimestamp(self.crowd.now, UTC).date().isoformat()
-        for order, taken in zip(orders, answers, strict=True):
-            if taken is not None:
-                self.open[order.task_id] = Reserved(taken, today)
+        for request, amount in zip(requests, amounts, strict=True):
+            if amount is not None:
+                self.open[request.task_id] = Reserved(amount, today)
 
-    def _settlings(self, chance: Random, number: int) -> list[Callable[[Ledger], Any]]:
-        tasks = chance.sample(sorted(self.open), min(number // 2, len(self.open)))
+    def _settle_calls(self, random: Random, number: int) -> list[Callable[[Ledger], Any]]:
+        tasks = random.sample(sorted(self.open), min(number // 2, len(self.open)))
         calls: list[Callable[[Ledger], Any]] = []
         for task in tasks:
             amount, day = self.open.pop(task)
-            cost = chance.randint(0, amount)
+            cost = random.randint(0, amount)
             self.spent.update({day: cost, day[:7]: cost})
-            calls += 2 * [self._settling(task, cost)]
+            calls += 2 * [self._settle_call(task, cost)]
         return calls + (number - len(calls)) * [lambda _: None]
 
-    def _settling(self, task: str, cost: int) -> Callable[[Ledger], bool]:
+    def _settle_call(self, task: str, cost: int) -> Callable[[Ledger], bool]:
         return lambda ledger: ledger.settle(TENANT, task, "run", cost)
 
     def _budget(self) -> Budget:
@@ -225,8 +234,8 @@ def crowd(valkey_url: str) -> Iterator[Crowd]:
     crowd._threads.shutdown()
 
 
-def test_the_cap_is_never_passed_and_nobody_is_refused_while_there_is_room(
+def test_concurrent_clients_never_exceed_the_cap_and_are_refused_only_without_room(
     crowd: Crowd, store: redis.Redis
 ) -> None:
-    machine: Any = lambda: Budgets(crowd, store)  # noqa: E731 - as good as the class
+    machine: Any = lambda: Budgets(crowd, store)  # noqa: E731 - stands for the class
     run_state_machine_as_test(machine, settings=SETTINGS)

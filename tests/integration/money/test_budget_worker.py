@@ -1,4 +1,4 @@
-"""Budgets through the whole fleet: a real realtime worker, and what it drops without serving it."""
+"""Budgets through the whole fleet: a real realtime worker, and tasks that it drops unserved."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
-PATIENCE = 60.0
-#: Words of an answer come one by one.
+TIMEOUT_SECONDS = 60.0
+#: A provider that streams a word every 0.1 s.
 SLOW = Profile(latency=Latency(time_per_token=0.1))
 
 
 class Lane(ExitStack):
-    """A worker of the fleet that is shipped, and the provider behind it."""
+    """A worker with the shipped configuration, and its provider."""
 
     def __init__(self, simulator: Simulator, url: str, start_worker: StartWorker) -> None:
         super().__init__()
@@ -77,54 +77,54 @@ def settled(fleet: Fleet, tenant: str) -> bool:
     return month(fleet, tenant).reserved == 0
 
 
-def test_what_is_reserved_at_submit_is_settled_by_the_worker(fleet: Fleet) -> None:
+def test_the_worker_settles_what_submit_reserved(fleet: Fleet) -> None:
     tickets = fleet.submit_many([question("answered") for _ in range(20)])
-    receipts = [fleet.result(ticket, PATIENCE).receipt for ticket in tickets]
+    receipts = [fleet.result(ticket, TIMEOUT_SECONDS).receipt for ticket in tickets]
     assert month(fleet, "answered").cap == 10_000_000_000
     assert month(fleet, "answered").spent == sum(receipt.cost for receipt in receipts) > 0
     assert month(fleet, "answered").reserved == 0
 
 
-def test_a_stream_that_is_cancelled_is_paid_until_then(fleet: Fleet, simulator: Simulator) -> None:
+def test_a_cancelled_stream_costs_what_it_used(fleet: Fleet, simulator: Simulator) -> None:
     simulator.profile = SLOW
-    stream = fleet.stream(question("abandoned"), timeout=PATIENCE)
+    stream = fleet.stream(question("abandoned"), timeout=TIMEOUT_SECONDS)
     assert len(list(itertools.islice(stream, 4))) == 4
-    assert fleet.cancel(stream.ticket, PATIENCE)
+    assert fleet.cancel(stream.ticket, TIMEOUT_SECONDS)
     eventually(lambda: settled(fleet, "abandoned"))
-    whole = fleet.result(fleet.submit(question("whole")), PATIENCE).receipt.cost
+    whole = fleet.result(fleet.submit(question("whole")), TIMEOUT_SECONDS).receipt.cost
     assert 0 < month(fleet, "abandoned").spent < whole
 
 
-def test_what_expires_or_is_revoked_in_the_queue_costs_nothing(fleet: Fleet) -> None:
-    fleet.app.control.cancel_consumer("realtime", reply=True, timeout=PATIENCE, limit=1)
+def test_tasks_that_expire_or_are_revoked_in_the_queue_cost_nothing(fleet: Fleet) -> None:
+    fleet.app.control.cancel_consumer("realtime", reply=True, timeout=TIMEOUT_SECONDS, limit=1)
     try:
         deadline = datetime.now(UTC) + timedelta(seconds=2)
         late = fleet.submit(question("late", deadline=deadline))
         revoked = fleet.submit(question("revoked"))
-        assert min(month(fleet, one).reserved for one in ("late", "revoked")) > 0
-        fleet.app.control.revoke(revoked.id, reply=True, timeout=PATIENCE, limit=1)
+        assert min(month(fleet, tenant).reserved for tenant in ("late", "revoked")) > 0
+        fleet.app.control.revoke(revoked.id, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
         eventually(lambda: datetime.now(UTC) > deadline)
     finally:
-        fleet.app.control.add_consumer("realtime", reply=True, timeout=PATIENCE, limit=1)
+        fleet.app.control.add_consumer("realtime", reply=True, timeout=TIMEOUT_SECONDS, limit=1)
     with pytest.raises(errors.DeadlineExceeded):
-        fleet.result(late, PATIENCE)
+        fleet.result(late, TIMEOUT_SECONDS)
     with pytest.raises(errors.Cancelled):
-        fleet.result(revoked, PATIENCE)
+        fleet.result(revoked, TIMEOUT_SECONDS)
     for tenant in ("late", "revoked"):
         eventually(partial(settled, fleet, tenant))
         assert month(fleet, tenant).spent == 0
 
 
-def test_a_task_whose_worker_dies_is_settled_by_the_next_one(
+def test_the_task_of_a_killed_worker_is_settled_by_the_next_worker(
     fleet: Fleet, lane: Lane, simulator: Simulator
 ) -> None:
-    """What the first run had come to is not known to anyone."""
+    """The cost of the first run is unknown and not counted."""
     simulator.profile = SLOW
-    stream = fleet.stream(question("orphaned"), timeout=PATIENCE)
+    stream = fleet.stream(question("orphaned"), timeout=TIMEOUT_SECONDS)
     next(stream)
     lane.worker.kill()
     assert month(fleet, "orphaned").reserved > 0
     lane.worker = lane.start("budget-rescuer", wait=False)
-    receipt = fleet.result(stream.ticket, PATIENCE).receipt
+    receipt = fleet.result(stream.ticket, TIMEOUT_SECONDS).receipt
     assert month(fleet, "orphaned").spent == receipt.cost
     assert month(fleet, "orphaned").reserved == 0

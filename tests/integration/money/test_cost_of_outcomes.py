@@ -1,7 +1,7 @@
-"""Whatever becomes of a request, its receipt, its tenant's budget and the report of costs agree.
+"""For every outcome of a request, receipt, tenant's budget and cost report agree.
 
-With the provider's invoice too, to the micro-dollar, if the provider has said what it used. A run
-that is cut short costs what is estimated: no provider tells.
+They equal the provider's invoice to the micro-dollar if the provider reported the usage. An aborted
+run has no reported usage, so its cost is an estimate.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from workers.stream_writer import has_token
 __all__ = ["simulator"]  # a fixture
 
 BROKEN = Fault(model="big-1", status=500)
-#: Seconds until an answer's words come, one by one.
-SLOWLY = PROFILE.model_copy(update={"latency": Latency(time_per_token=0.2)})
+#: A provider that streams a word every 0.2 s.
+SLOW = PROFILE.model_copy(update={"latency": Latency(time_per_token=0.2)})
 ORDERED = pair("big", {"order": 1}, {"order": 2})
 
 
@@ -49,48 +49,48 @@ def reported(store: redis.Redis) -> dict[CostKey, CostTotals]:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What becomes of a request that the provider answers in the end."""
+class Answered:
+    """An outcome with an answer, and what its receipt must say."""
 
     profile: Profile = PROFILE
     config: FleetConfig = field(default_factory=config)
     fields: dict[str, Any] = field(default_factory=dict)
-    #: Of its receipt.
+    #: In the receipt.
     model: str = "big-1"
     attempts: int = 1
 
 
-ANSWERED = {
-    "an answer": Told(),
-    "a stream that nobody reads": Told(fields={"stream": True}),
-    "a retry": Told(
+ANSWERED_OUTCOMES = {
+    "an answer": Answered(),
+    "a stream that nobody reads": Answered(fields={"stream": True}),
+    "a retry": Answered(
         failing(BROKEN.model_copy(update={"times": 1})), config(num_retries=1), {}, "big-1", 2
     ),
-    "another deployment": Told(failing(BROKEN), config(ORDERED), {}, "big-2", 2),
-    "a fallback": Told(failing(BROKEN), config(fallbacks={"big": ["small"]}), {}, "small-1", 2),
-    "a fallback's stream": Told(
+    "another deployment": Answered(failing(BROKEN), config(ORDERED), {}, "big-2", 2),
+    "a fallback": Answered(failing(BROKEN), config(fallbacks={"big": ["small"]}), {}, "small-1", 2),
+    "a fallback's stream": Answered(
         failing(BROKEN), config(fallbacks={"big": ["small"]}), {"stream": True}, "small-1", 2
     ),
 }
 
 
-@pytest.mark.parametrize("told", ANSWERED.values(), ids=ANSWERED)
-def test_what_was_answered_costs_everywhere_what_the_invoice_says(
-    told: Told, simulator: Simulator, store: redis.Redis, valkey_url: str
+@pytest.mark.parametrize("outcome", ANSWERED_OUTCOMES.values(), ids=ANSWERED_OUTCOMES)
+def test_an_answer_costs_what_the_invoice_says_everywhere(
+    outcome: Answered, simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    simulator.profile = told.profile
+    simulator.profile = outcome.profile
     reserve(store)
-    request = chat(max_tokens=50, **told.fields)
-    answer = run(valkey_url, lambda lane: lane.serve(request), limited(told.config))
-    receipt, due = answer["receipt"], simulator.invoice()["total"]
-    assert (receipt["model"], receipt["attempts"]) == (told.model, told.attempts)
-    [(row, figures)] = reported(store).items()
-    assert (row.model, row.provider, figures.requests) == (told.model, "simulated", 1)
-    assert receipt["cost"] == figures.cost == spending(store).spent == due > 0
+    request = chat(max_tokens=50, **outcome.fields)
+    answer = run(valkey_url, lambda lane: lane.serve(request), limited(outcome.config))
+    receipt, invoiced = answer["receipt"], simulator.invoice()["total"]
+    assert (receipt["model"], receipt["attempts"]) == (outcome.model, outcome.attempts)
+    [(key, totals)] = reported(store).items()
+    assert (key.model, key.provider, totals.requests) == (outcome.model, "simulated", 1)
+    assert receipt["cost"] == totals.cost == spending(store).spent == invoiced > 0
     assert spending(store).reserved == 0
 
 
-def test_a_failure_is_on_no_invoice_and_costs_nothing_anywhere(
+def test_a_failure_costs_nothing_anywhere(
     simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
     simulator.profile = failing(BROKEN)
@@ -102,55 +102,57 @@ def test_a_failure_is_on_no_invoice_and_costs_nothing_anywhere(
     assert store.keys("fleet:costs:20*") == []
 
 
-Cutting = Callable[[Lane, Simulator, CompletionRequest], Awaitable[None]]
+Abort = Callable[[Lane, Simulator, CompletionRequest], Awaitable[None]]
 
 
-async def at_the_call(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
+async def cancel_the_call(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
     await cancelled(await lane.at_the_provider(request, simulator))
 
 
-async def in_the_stream(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
+async def cancel_the_stream(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
     running = await lane.at_the_provider(request, simulator)
-    while simulator.stats()["chunks"] < 4:  # noqa: ASYNC110 - nothing tells
+    while simulator.stats()["chunks"] < 4:  # noqa: ASYNC110 - the simulator sends no event
         await asyncio.sleep(0.02)
     await cancelled(running)
 
 
-async def by_its_deadline(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
-    in_time = {"deadline": datetime.now(UTC) + timedelta(seconds=3)}
+async def pass_the_deadline(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
+    changes = {"deadline": datetime.now(UTC) + timedelta(seconds=3)}
     with pytest.raises(errors.DeadlineExceeded):
-        await lane.serve(request.model_copy(update=in_time))
+        await lane.serve(request.model_copy(update=changes))
 
 
-async def by_the_provider(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
+async def break_the_stream(lane: Lane, simulator: Simulator, request: CompletionRequest) -> None:
     with pytest.raises(errors.ProviderUnavailable):
         await lane.serve(request)
 
 
-CUT: dict[str, tuple[Profile, bool, Cutting]] = {
-    "cancelled in a call": (HANGS, False, at_the_call),
-    "cancelled in a stream": (SLOWLY, True, in_the_stream),
-    "late": (HANGS, False, by_its_deadline),
-    "a stream that the provider breaks off": (
+ABORTED_OUTCOMES: dict[str, tuple[Profile, bool, Abort]] = {
+    "cancelled in a call": (HANGS, False, cancel_the_call),
+    "cancelled in a stream": (SLOW, True, cancel_the_stream),
+    "late": (HANGS, False, pass_the_deadline),
+    "a stream that the provider breaks": (
         failing(Fault(drop="mid_stream")),
         True,
-        by_the_provider,
+        break_the_stream,
     ),
 }
 
 
-@pytest.mark.parametrize("cut", CUT.values(), ids=CUT)
-def test_what_was_cut_short_costs_everywhere_its_prompt_and_what_had_come(
-    cut: tuple[Profile, bool, Cutting], simulator: Simulator, store: redis.Redis, valkey_url: str
+@pytest.mark.parametrize("outcome", ABORTED_OUTCOMES.values(), ids=ABORTED_OUTCOMES)
+def test_an_aborted_run_costs_its_prompt_and_its_tokens_everywhere(
+    outcome: tuple[Profile, bool, Abort], simulator: Simulator, store: redis.Redis, valkey_url: str
 ) -> None:
-    simulator.profile, streamed, cutting = cut
+    simulator.profile, streamed, abort = outcome
     reserve(store)
     request = chat(max_tokens=50, stream=streamed)
-    run(valkey_url, lambda lane: cutting(lane, simulator, request))
+    run(valkey_url, lambda lane: abort(lane, simulator, request))
     entries: Any = store.xrange(streaming.stream_key("task"))
-    came = sum(has_token(json.loads(one["chunk"])) for _, one in entries if "chunk" in one)
-    assert bool(came) is streamed
-    assert spending(store).spent == estimate(request, came) > 0
+    tokens = sum(
+        has_token(json.loads(fields["chunk"])) for _, fields in entries if "chunk" in fields
+    )
+    assert bool(tokens) is streamed
+    assert spending(store).spent == estimate(request, tokens) > 0
     assert spending(store).reserved == 0
-    row = CostKey("default", "realtime", ESTIMATED, "big")
-    assert reported(store) == {row: CostTotals(cost=spending(store).spent)}
+    key = CostKey("default", "realtime", ESTIMATED, "big")
+    assert reported(store) == {key: CostTotals(cost=spending(store).spent)}

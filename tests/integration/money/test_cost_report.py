@@ -1,4 +1,4 @@
-"""The report of costs: real lanes, a provider over HTTP with an invoice, a real Valkey."""
+"""The cost report: real lanes, a provider over HTTP with an invoice, a real Valkey."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ CLI_DAY = ("--from", "2026-11-25", "--to", "2026-11-25")
 
 
 @asynccontextmanager
-async def reported(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
-    """Within the block answers are reported, as in a worker, on DAY."""
+async def reporting(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
+    """Within the block, answers are reported as in a worker, on DAY."""
     client = Redis.from_url(url, decode_responses=True)
-    costs = CostReport(client, config.catalogue(), NOW.timestamp)
+    report = CostReport(client, config.catalogue(), NOW.timestamp)
     try:
-        with services.override(cost_report=costs):
-            yield costs
+        with services.override(cost_report=report):
+            yield report
     finally:
-        await costs.close()
+        await report.close()
 
 
 async def total(url: str) -> CostTotals:
@@ -49,24 +49,24 @@ async def total(url: str) -> CostTotals:
         return CostSummary.of(DAY, DAY, [], await read_costs(client, DAY, DAY)).total
 
 
-def observing(b: Bench) -> None:
-    """Have the bench's scheduler tell what a worker's does."""
+def report_answers(b: Bench) -> None:
+    """Let the bench's scheduler report as a worker does."""
     b.scheduler.lane._completer._observe = metrics.record_answer
 
 
-async def test_a_batch_is_reported_with_what_its_receipts_and_the_invoice_say(
+async def test_the_report_of_a_batch_equals_its_receipts_and_the_invoice(
     opened: OpenBench,
 ) -> None:
     async with opened() as b:
-        async with reported(b.url, b.config) as costs:
-            observing(b)
+        async with reporting(b.url, b.config) as report:
+            report_answers(b)
             asked = (chat(f"question {n}", tenant_id=f"t{n % 2}") for n in range(5))
             results = await b.send(*asked)
             await b.until_idle()
             receipts = [one.receipt for one in await b.completions(results)]
             assert await total(b.url) == CostTotals(), "nothing is written before a flush"
-            await costs.flush()
-            await costs.flush()
+            await report.flush()
+            await report.flush()
         seen = await total(b.url)
         each = [cost_totals(one, b.config.catalogue()) for one in receipts]
         assert seen == CostTotals(*map(sum, zip(*each, strict=True)))
@@ -76,9 +76,9 @@ async def test_a_batch_is_reported_with_what_its_receipts_and_the_invoice_say(
         assert kept_seconds > 366 * 86_400, "a year can be compared with the year before"
 
 
-async def test_a_completion_that_is_asked_for_again_is_reported_once(opened: OpenBench) -> None:
-    async with opened() as b, reported(b.url, b.config) as costs:
-        observing(b)
+async def test_a_repeated_completion_is_reported_once(opened: OpenBench) -> None:
+    async with opened() as b, reporting(b.url, b.config) as report:
+        report_answers(b)
         await b.send(chat("one"), chat("two"))
         await b.turn()
         ((job, *_),) = await b.scheduler.store.live_jobs()
@@ -86,15 +86,15 @@ async def test_a_completion_that_is_asked_for_again_is_reported_once(opened: Ope
         body = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}, "choices": []}
         for _ in range(3):
             await b.scheduler.lane._completer.answer(job, dict.fromkeys(members.values(), body))
-        await costs.flush()
+        await report.flush()
         assert (await total(b.url)).requests == 2
 
 
-async def test_the_dropped_answer_to_a_cancelled_request_is_a_cost_and_no_request(
+async def test_a_dropped_answer_is_reported_as_a_cost_without_a_request(
     opened: OpenBench,
 ) -> None:
-    async with opened(profile(in_progress=1000)) as b, reported(b.url, b.config) as costs:
-        observing(b)
+    async with opened(profile(in_progress=1000)) as b, reporting(b.url, b.config) as report:
+        report_answers(b)
         _, cancelled = await b.send(chat("one"), chat("cancelled"))
         await b.turn()
         operator = Operations(
@@ -102,27 +102,29 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_a_cost_and_no_reques
         )
         await operator.cancel([str(cancelled.id)])
         await b.until_idle(1100)
-        await costs.flush()
+        await report.flush()
         seen = await total(b.url)
         assert (seen.requests, seen.cost) == (1, b.simulator.invoice()["total"])
 
 
-async def test_what_is_added_again_because_its_answer_was_lost_counts_once(
+async def test_a_dropped_answer_that_is_reported_twice_counts_once(
     valkey_url: str, store: redis.Redis
 ) -> None:
     answer = DroppedAnswer("t", "batch", "p", "m", cost=7, answer_id="the answer")
-    async with reported(valkey_url, realtime_fixture.CONFIG) as costs:
+    async with reporting(valkey_url, realtime_fixture.CONFIG) as report:
         for _ in range(2):
-            await costs.add_dropped(answer)
-        await costs.add_dropped(answer._replace(answer_id="another"))
+            await report.add_dropped(answer)
+        await report.add_dropped(answer._replace(answer_id="another"))
     assert await total(valkey_url) == CostTotals(cost=14)
 
 
-async def test_realtime_answers_are_written_at_stop(valkey_url: str, store: redis.Redis) -> None:
+async def test_realtime_answers_are_written_when_the_worker_stops(
+    valkey_url: str, store: redis.Redis
+) -> None:
     config = realtime_fixture.CONFIG
     with realtime_fixture.provider() as simulator:
         async with (
-            reported(valkey_url, config),
+            reporting(valkey_url, config),
             realtime_fixture.realtime_server(config, valkey_url) as one,
         ):
             for kind in realtime_fixture.KINDS:
@@ -132,10 +134,10 @@ async def test_realtime_answers_are_written_at_stop(valkey_url: str, store: redi
         assert seen.realtime_cost == seen.cost
 
 
-async def test_operators_see_what_was_saved(opened: OpenBench) -> None:
+async def test_the_cli_shows_costs_and_savings(opened: OpenBench) -> None:
     async with opened() as b:
-        async with reported(b.url, b.config):
-            observing(b)
+        async with reporting(b.url, b.config):
+            report_answers(b)
             await b.send(chat("one", tenant_id="acme"), chat("two", tenant_id="other"))
             await b.until_idle()
         shown = await scheduler(b, "costs", *CLI_DAY)
@@ -155,6 +157,6 @@ async def test_operators_see_what_was_saved(opened: OpenBench) -> None:
     "wrong",
     [("--by", "colour"), ("--from", "soon"), ("--from", "2026-11-26", "--to", "2026-11-25")],
 )
-async def test_what_makes_no_report_is_refused(wrong: Any, opened: OpenBench) -> None:
+async def test_the_cli_refuses_wrong_arguments(wrong: Any, opened: OpenBench) -> None:
     async with opened() as b:
         assert (await scheduler(b, "costs", *wrong)).returncode == 2

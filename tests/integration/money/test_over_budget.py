@@ -1,6 +1,6 @@
-"""A request for which its tenant's budget has no room goes on to the lane of the policy.
+"""A request over its tenant's budget moves to the lane that `over_budget` names.
 
-The shipped workers of all lanes serve, and a provider with an invoice.
+With the workers of all lanes, and a provider with an invoice.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import BatchProfile, Model, Profile
 from workers.onebox.simulator.server import Simulator
 
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 PROVIDER = Profile(
     models={"gpt-4o": Model(input="2.5", output="10")},
     batch=BatchProfile(validating=0, in_progress=0, finalizing=0),
 )
-#: Dollars: enough for half of what the request can cost on the realtime lane, and no more.
+#: Dollars: enough for half of the request's maximum cost on the realtime lane, and no more.
 BUDGET = "0.006000"
 
 
 def configuration(folder: Path) -> Path:
-    """The shipped one; gpt-4o is hosted here too, and two tenants have a little money."""
+    """The shipped file, with gpt-4o on an engine too, and two tenants with a small budget."""
     data = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
     hosted = {"model": "gpt-4o", "price": {"input": "1", "output": "2"}}
     data["engines"] = [data["engines"][0] | hosted]
@@ -75,39 +75,39 @@ def fleet(
 
 
 def question(tenant: str, **fields: Any) -> CompletionRequest:
-    """One that would rather be served in real time, and can cost a cent there."""
+    """A request that prefers the realtime lane, where it costs at most a cent."""
     messages = [{"role": "user", "content": "Why?"}]
     usual = {"model": "gpt-4o", "messages": messages, "tenant_id": tenant, "max_tokens": 1000}
     return CompletionRequest.parse(usual | {"cost_preference": "speed"} | fields)
 
 
-def in_batches(fleet: Fleet, ticket: Ticket) -> bool:
-    """Do what beat does; whether the request has its result."""
+def has_batch_result(fleet: Fleet, ticket: Ticket) -> bool:
+    """Send beat's tasks; return whether the request has its result."""
     for task in ("scheduler.aggregate", "scheduler.poll"):
         fleet.app.send_task(task, queue="scheduler")
     return fleet.status(ticket) == "SUCCESS"
 
 
 @pytest.mark.parametrize("lane", ["batch", "local"])
-def test_over_budget_ticket_and_receipt_name_the_lane_of_the_policy_and_why(
+def test_ticket_and_receipt_of_a_degraded_request_name_lane_and_reason(
     lane: Lane, fleet: Fleet, simulator: Simulator
 ) -> None:
-    tenant, why = f"to-{lane}", f"over budget: degraded to {lane}"
+    tenant, reason = f"to-{lane}", f"over budget: degraded to {lane}"
     simulator.reset()
     assert fleet.submit(question("rich", max_tokens=1)).lane == "realtime"
     ticket = fleet.submit(question(tenant))
-    assert (ticket.lane, ticket.reason) == (lane, why)
+    assert (ticket.lane, ticket.reason) == (lane, reason)
     assert 0 < fleet.budget(tenant).day.reserved <= 6_000
     if lane == "batch":
-        eventually(lambda: in_batches(fleet, ticket), PATIENCE)
-    receipt = fleet.result(ticket, PATIENCE).receipt
-    assert (receipt.lane, receipt.reason) == (lane, why)
+        eventually(lambda: has_batch_result(fleet, ticket), TIMEOUT_SECONDS)
+    receipt = fleet.result(ticket, TIMEOUT_SECONDS).receipt
+    assert (receipt.lane, receipt.reason) == (lane, reason)
     eventually(lambda: fleet.budget(tenant).day.reserved == 0)
     assert fleet.budget(tenant).day.spent == receipt.cost > 0
     billed = simulator.invoice()["by_kind"]["batch"]
     assert billed == (receipt.cost if lane == "batch" else 0)
 
 
-def test_a_request_that_names_its_lane_is_refused(fleet: Fleet) -> None:
+def test_a_request_over_budget_that_names_its_lane_is_refused(fleet: Fleet) -> None:
     with pytest.raises(errors.BudgetExceeded):
         fleet.submit(question("to-batch", lane="realtime"))

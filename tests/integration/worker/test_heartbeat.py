@@ -1,4 +1,4 @@
-"""What workers say of themselves, and what producers make of it."""
+"""Heartbeats and throughput that workers report, and how producers use them."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def question(model: str = "one", **fields: str) -> CompletionRequest:
     )
 
 
-def test_a_queue_is_as_fast_as_its_workers_together(store: redis.Redis) -> None:
+def test_the_throughput_of_a_queue_is_the_sum_of_its_workers(store: redis.Redis) -> None:
     for rate in (1.5, None, 2.0):
         beat(store, rate)
     assert rates(store) == {QUEUE: 3.5}
 
 
-def test_a_worker_has_the_rate_that_it_said_last(store: redis.Redis) -> None:
-    said = [3.0, 5.0, None]
-    heartbeat = Heartbeat(store, [QUEUE], lambda: said.pop(0))
+def test_only_the_last_throughput_of_a_worker_counts(store: redis.Redis) -> None:
+    reports = [3.0, 5.0, None]
+    heartbeat = Heartbeat(store, [QUEUE], lambda: reports.pop(0))
     heartbeat.beat()
     heartbeat.beat()
     assert rates(store) == {QUEUE: 5.0}
@@ -73,20 +73,20 @@ def test_a_worker_has_the_rate_that_it_said_last(store: redis.Redis) -> None:
     assert rates(store) == {}
 
 
-def test_a_worker_that_says_nothing_any_more_is_forgotten(store: redis.Redis) -> None:
+def test_a_worker_without_recent_heartbeats_is_removed(store: redis.Redis) -> None:
     now = int(store.time()[0])
-    said: dict[Any, Any] = {
+    reports: dict[Any, Any] = {
         "gone": f"7 {now - EXPIRY_SECONDS - 2}",
         "late": f"2 {now - EXPIRY_SECONDS + 5}",
     }
-    store.hset(throughput_key(QUEUE), mapping=said)
+    store.hset(throughput_key(QUEUE), mapping=reports)
     beat(store, 1.0)
     assert rates(store) == {QUEUE: 3.0}
     assert 0 < int(store.ttl(throughput_key(QUEUE))) <= EXPIRY_SECONDS
     assert 0 < int(store.ttl(heartbeat_key(QUEUE))) <= EXPIRY_SECONDS
 
 
-def test_a_full_lane_says_when_it_has_room_by_what_its_workers_say(
+def test_a_full_lane_estimates_retry_after_from_the_throughput(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     limits = {"local": LaneLimits(max_queued=2, retry_after=7.0)}
@@ -98,24 +98,24 @@ def test_a_full_lane_says_when_it_has_room_by_what_its_workers_say(
     assert full.value.retry_after == 4.0
 
 
-def test_a_model_that_needs_a_worker_is_refused_without_one_and_another_is_not(
+def test_a_model_without_a_worker_is_refused_where_its_lane_needs_one(
     fleet: Fleet, store: redis.Redis
 ) -> None:
     CATALOGUE.model_copy(update={"needs_worker": {"local": 3.0}}).publish(store)
     beat(store, None, "local.two")
-    for asked in (question(), question(lane="local")):
+    for request in (question(), question(lane="local")):
         with pytest.raises(LaneUnavailable, match=r"'local.one'; try again in 3.0 s") as refused:
-            fleet.submit(asked)
+            fleet.submit(request)
         assert refused.value.retryable
     assert store.keys("local.one*") == []
     assert fleet.submit(question("two", lane="local")).queue == "local.two"
 
 
-def test_a_real_worker_says_how_fast_it_is(
+def test_a_real_worker_reports_its_throughput(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker
 ) -> None:
-    least, places = 0.2, 3
-    slow = Profile(latency=Latency(mean=least))
+    latency, slots = 0.2, 3
+    slow = Profile(latency=Latency(mean=latency))
     with Simulator(slow) as simulator, Fleet(valkey_url) as fleet:
         env = {
             "FLEET_REDIS_URL": valkey_url,
@@ -123,15 +123,15 @@ def test_a_real_worker_says_how_fast_it_is(
             "OPENAI_BASE_URL": simulator.url,
         }
         app = "workers.realtime.app"
-        with start_worker("timed", app=app, env=env, concurrency=places):
+        with start_worker("timed", app=app, env=env, concurrency=slots):
             eventually(lambda: store.exists(heartbeat_key("realtime")))
             tickets = fleet.submit_many([question("gpt-4o-mini", lane="realtime")] * 6)
             assert all(fleet.result(ticket, 60) for ticket in tickets)
-            [said] = eventually(lambda: store.hvals(throughput_key("realtime")))
-            assert 0 < float(said.split()[0]) <= places / least
+            [report] = eventually(lambda: store.hvals(throughput_key("realtime")))
+            assert 0 < float(report.split()[0]) <= slots / latency
 
 
-def test_what_is_less_urgent_is_told_apart(fleet: Fleet, store: redis.Redis) -> None:
+def test_the_estimated_wait_depends_on_the_priority(fleet: Fleet, store: redis.Redis) -> None:
     CATALOGUE.publish(store)
     counts = {"high": 1, "normal": 2, "low": 4}
     for priority, count in counts.items():
@@ -147,10 +147,10 @@ def test_what_is_less_urgent_is_told_apart(fleet: Fleet, store: redis.Redis) -> 
     assert health.estimated_wait_seconds("local.two", "low") is None
 
 
-def test_a_batch_worker_does_not_say_how_fast_it_is(
+def test_a_batch_worker_reports_no_throughput(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """What it ends in seconds are the scheduler's own tasks."""
+    """The tasks that it completes in seconds are the scheduler's own."""
     env = {
         "FLEET_REDIS_URL": valkey_url,
         "FLEET_DATA_DIR": str(tmp_path),

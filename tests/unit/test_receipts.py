@@ -1,0 +1,83 @@
+"""Receipts: the same for a request and for its wire form."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from celery.app.task import Context
+
+from primarch_fleet import CompletionRequest, Price, protocol
+from primarch_fleet.contract import Receipt
+from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
+
+REQUEST = CompletionRequest(
+    model="asked",
+    messages=[{"role": "user", "content": "Hello"}],
+    tenant_id="acme",
+    user_id="u",
+    metadata={"n": 1},
+)
+METADATA = RequestMetadata(task_id="task", trace_id="trace", reason="why", queue_wait=0.5)
+SOURCE = AnswerSource(
+    lane="batch",
+    provider="openai",
+    deployment="openai-1",
+    strategy="batch",
+    price=Price(input="1", output="2"),
+    list_price=Price(input="2", output="4"),
+    batch_id="b",
+)
+ANSWER = AnswerFacts(model="answering", input_tokens=10, output_tokens=5, latency=3.0, attempts=2)
+
+
+def test_a_receipt_has_the_facts_of_request_source_and_answer_and_the_costs_of_its_tokens() -> None:
+    assert build_receipt(REQUEST, METADATA, SOURCE, ANSWER) == Receipt(
+        lane="batch",
+        reason="why",
+        requested_model="asked",
+        model="answering",
+        provider="openai",
+        deployment="openai-1",
+        strategy="batch",
+        attempts=2,
+        queue_wait=0.5,
+        latency=3.0,
+        input_tokens=10,
+        output_tokens=5,
+        cost=20,
+        list_cost=40,
+        batch_id="b",
+        trace_id="trace",
+        tenant_id="acme",
+        user_id="u",
+        metadata={"n": 1},
+    )
+
+
+def test_the_wire_form_of_a_request_gives_the_same_receipt() -> None:
+    expected = build_receipt(REQUEST, METADATA, SOURCE, ANSWER)
+    assert build_receipt(REQUEST.to_wire(), METADATA, SOURCE, ANSWER) == expected
+
+
+def test_a_wire_form_with_its_model_alone_gives_the_defaults() -> None:
+    receipt = build_receipt({"model": "asked"}, METADATA, SOURCE, ANSWER)
+    assert (receipt.tenant_id, receipt.user_id, receipt.metadata) == ("default", None, {})
+
+
+def context(**fields: Any) -> Context:
+    return Context({"id": "task"} | fields)
+
+
+def test_the_trace_is_the_root_task_or_the_task_itself() -> None:
+    assert RequestMetadata.of(context(root_id="root")).trace_id == "root"
+    assert RequestMetadata.of(context()).trace_id == "task"
+
+
+def test_the_queue_wait_ends_at_the_start_and_is_never_negative() -> None:
+    now = time.time()
+    submitted = context(**{protocol.SUBMITTED_AT: now - 2})
+    assert RequestMetadata.of(submitted, received_at=now).queue_wait == 2
+    assert RequestMetadata.of(submitted, received_at=now - 5).queue_wait == 0
+    assert 2 <= (RequestMetadata.of(submitted).queue_wait or 0) < 60
+    assert RequestMetadata.of(context()).queue_wait is None
