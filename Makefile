@@ -4,6 +4,7 @@ VENV   := .venv
 ENGINE := .venv-engine
 AUTOBATCHER := .venv-autobatcher
 AIMOCK := .aimock
+NEXT   := .venv-next
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 REALTIME ?= 1
@@ -31,7 +32,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test unit check docs coverage mutants bench wheel engine test-engine test-aimock bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness tune lock clean
+.PHONY: help run up test unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -96,6 +97,14 @@ test-engine: engine  ## the local lane's tests on the real engine
 test-aimock: $(VENV)/.dev $(AIMOCK)/.installed  ## the batch lane's tests on a provider simulated by others; needs node >= 20.15
 	$(PYTEST) tests/aimock $(ARGS)
 
+# Resolved anew each time, so it has no lock file. The pins themselves are not tested here.
+test-next: $(VENV)/bin/uv  ## unit and contract tests with the newest celery, kombu, redis and litellm
+	$(PYTHON) -m venv --clear $(NEXT)
+	$(INSTALL) $(NEXT)/bin/python -r requirements/dev.lock
+	$(UV) pip install --quiet --upgrade --prerelease disallow --python $(NEXT)/bin/python celery 'kombu[redis]' redis litellm
+	$(UV) pip list --python $(NEXT)/bin/python | grep -E '^(celery|kombu|redis|litellm|openai) '
+	$(NEXT)/bin/python -m pytest --basetemp=.pytest_tmp --ignore tests/unit/test_dependencies.py tests/unit tests/contract $(ARGS)
+
 bench-local: engine  ## the local lane against its own engine; ARGS="--set max_num_seqs=64"
 	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(ENGINE)/bin/python -m tests.bench.local $(ARGS)
 
@@ -113,7 +122,7 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## forget the environment and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) .fleet site mutants
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
