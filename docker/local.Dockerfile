@@ -1,4 +1,4 @@
-# The local lane on a machine with GPUs: vLLM's own image, plus what the fleet needs beside it.
+# The local lane on a machine with GPUs: vLLM's image plus the fleet's dependencies.
 FROM vllm/vllm-openai:v0.32.0
 WORKDIR /fleet
 RUN pip install --no-cache-dir \

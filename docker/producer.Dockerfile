@@ -1,4 +1,4 @@
-# A service that only submits: no LiteLLM, no vLLM, no provider key.
+# A service that only submits requests: no LiteLLM, no vLLM, no provider key.
 FROM python:3.12-slim
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./

@@ -1,4 +1,4 @@
-# The realtime and batch lanes, beat and Flower: one image, the command says which.
+# The realtime and the batch lane, beat and Flower: one image; the command selects the process.
 FROM python:3.12-slim
 RUN useradd --create-home fleet && mkdir /data && chown fleet /data
 WORKDIR /fleet
@@ -14,6 +14,6 @@ ENV FLEET_DATA_DIR=/data \
     FLEET_METRICS_HOST=0.0.0.0 \
     FLEET_METRICS_PORT=9464
 EXPOSE 9464
-# A warm stop drains: give it longer than FLEET_DRAIN_TIMEOUT before the container is killed.
+# On SIGTERM a worker drains: allow it more than FLEET_DRAIN_TIMEOUT before it is killed.
 STOPSIGNAL SIGTERM
 CMD ["celery", "-A", "workers.realtime.app", "worker", "-n", "realtime@%h"]

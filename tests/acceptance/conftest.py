@@ -74,8 +74,8 @@ def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Ite
         process = subprocess.Popen(
             [sys.executable, "-m", "workers.onebox.up", "--simulate", *options],
             cwd=ROOT,
-            # SPT_NOENV: setproctitle, if installed, would overwrite the environment of the processes,
-            # by which `processes_of` recognizes them.
+            # SPT_NOENV: setproctitle, if installed, would overwrite the environment, by which
+            # `processes_of` recognizes the processes.
             env=os.environ | {"FLEET_DATA_DIR": str(folder), "SPT_NOENV": "1"} | env,
             stdout=log,
             stderr=subprocess.STDOUT,

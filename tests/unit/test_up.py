@@ -20,16 +20,19 @@ from workers.onebox.up import (
     free_port,
     supervisor_config,
 )
+from workers.onebox.wait_ready import welcome
 
 VLLM = engine_settings("vllm") | {"path": "/models/small"}
 
 
-def plan(folder: Path, *engines: dict[str, Any], local: int | None = None) -> Plan:
+def plan(
+    folder: Path, *engines: dict[str, Any], local: int | None = None, simulate: bool = True
+) -> Plan:
     file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
     file["engines"] = list(engines)
     (folder / "fleet.yaml").write_text(yaml.safe_dump(file))
     machine = Settings(data_dir=folder, engine_python=Path("/vllm/bin/python"))
-    options = Options(realtime=1, local=local, batch=1, simulate=True)
+    options = Options(realtime=1, local=local, batch=1, simulate=simulate)
     return Plan(options, load(folder / "fleet.yaml"), machine)
 
 
@@ -59,6 +62,22 @@ def test_an_engine_that_does_not_start_is_retried_without_limit(tmp_path: Path) 
     program = config["program:local-1"]
     assert (program["startsecs"], program["startretries"]) == ("900", "1000000")
     assert program["autorestart"] == "true"
+
+
+def test_the_plan_says_why_providers_are_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan(tmp_path).simulation_reason == "--simulate"
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert plan(tmp_path, simulate=False).simulation_reason == "not set: OPENAI_API_KEY"
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert plan(tmp_path, simulate=False).simulation_reason == ""
+
+
+def test_the_welcome_text_has_addresses_configuration_data_and_how_to_stop(tmp_path: Path) -> None:
+    text = welcome({"redis": "redis://host:1/0"}, "/etc/fleet.yaml", tmp_path)
+    for part in ("redis://host:1/0", "/etc/fleet.yaml", str(tmp_path), "Ctrl-C stops it"):
+        assert part in text
 
 
 def test_workers_that_would_share_a_gpu_are_not_started(tmp_path: Path) -> None:

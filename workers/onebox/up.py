@@ -104,8 +104,8 @@ class Plan:
         self._options, self._config, self._machine = options, config, machine
         self.data_dir = machine.data_dir.resolve()
         self.addresses: dict[str, str] = {}
-        #: Why the providers are simulated; "" if they are not.
-        self.simulated_because = ""
+        #: Why the providers are simulated; "" if they are real.
+        self.simulation_reason = ""
         self.env: dict[str, str] = {"FLEET_DATA_DIR": str(self.data_dir)}
         self.processes = [*self._broker(), *self._simulator(), *self._workers(), *self._services()]
 
@@ -123,9 +123,9 @@ class Plan:
         """The simulator replaces every provider, if requested or if a provider key is missing."""
         missing = [name for name in self._key_names() if name not in os.environ]
         if self._options.simulate:
-            self.simulated_because = "--simulate was given"
+            self.simulation_reason = "--simulate"
         elif missing:
-            self.simulated_because = f"{' and '.join(missing)} is not set"
+            self.simulation_reason = f"not set: {', '.join(missing)}"
         else:
             return
         port = free_port()
@@ -353,8 +353,8 @@ def _count(text: str) -> int:
 def _announce(plan: Plan) -> None:
     names = [process.name for process in plan.processes if process.name != "ready"]
     print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
-    if plan.simulated_because:
-        print(f"The providers are simulated, because {plan.simulated_because}.")
+    if plan.simulation_reason:
+        print(f"The providers are simulated ({plan.simulation_reason}).")
     sys.stdout.flush()
 
 
