@@ -21,7 +21,7 @@ CHAT = "/v1/chat/completions"
 Account = Callable[..., OpenAIBatches]
 
 
-async def test_requests_of_two_kinds_are_answered_each_once(at_aimock: AtAimock) -> None:
+async def test_requests_of_two_kinds_are_answered_once_each(at_aimock: AtAimock) -> None:
     async with at_aimock() as b:
         results = await b.send(chat("one"), chat("two"), embedding("three"))
         await b.until_idle()
@@ -41,21 +41,21 @@ async def test_requests_of_two_kinds_are_answered_each_once(at_aimock: AtAimock)
         ("failed", 3, errors.ProviderUnavailable, "Mock batch failure"),
     ],
 )
-async def test_requests_whose_batches_always_end_so_fail_after_their_tries(
+async def test_requests_whose_batches_always_fail_end_after_max_attempts(
     at_aimock: AtAimock, outcome: str, batches: int, error: type[Exception], says: str
 ) -> None:
     async with at_aimock(outcome) as b:
         results = await b.send(chat("one"), chat("two"))
         await b.until_idle()
-        assert [one.status for one in await b.batches()] == [outcome] * batches
+        assert [batch.status for batch in await b.batches()] == [outcome] * batches
         for result in results:
             got = await b.outcome(result)
             assert type(got) is error
             assert says in str(got)
-        assert sorted(b.completed) == sorted(str(one.id) for one in results)
+        assert sorted(b.completed) == sorted(str(result.id) for result in results)
 
 
-async def test_a_batch_that_was_made_unnoticed_is_adopted_by_its_metadata(
+async def test_a_batch_created_without_an_answer_is_adopted_by_its_metadata(
     at_aimock: AtAimock,
 ) -> None:
     async with at_aimock() as b:
@@ -67,10 +67,10 @@ async def test_a_batch_that_was_made_unnoticed_is_adopted_by_its_metadata(
         answers = await b.settled(results, batches=1)
         (batch,) = await b.batches()
         assert set(batch.metadata) == {INTENT_KEY}
-        assert {one.receipt.batch_id for one in answers} == {batch.id}
+        assert {answer.receipt.batch_id for answer in answers} == {batch.id}
 
 
-async def test_a_file_that_was_uploaded_unnoticed_is_found_by_its_name_and_size(
+async def test_a_file_uploaded_without_an_answer_is_found_by_name_and_size(
     at_aimock: AtAimock,
 ) -> None:
     async with at_aimock() as b:
@@ -84,7 +84,7 @@ async def test_a_file_that_was_uploaded_unnoticed_is_found_by_its_name_and_size(
         assert batch.input_file_id == uploaded.id
 
 
-async def test_the_list_is_newest_first_and_says_whether_it_goes_on(
+async def test_the_list_is_newest_first_and_says_whether_there_are_more(
     account: Account, tmp_path: Path
 ) -> None:
     provider = account()
@@ -93,16 +93,18 @@ async def test_the_list_is_newest_first_and_says_whether_it_goes_on(
     file_id = await provider.upload(path, "input.jsonl")
     made = [await provider.create(file_id, CHAT, "24h", f"job{n}") for n in range(101)]
     first = await provider.list(None)
-    assert ([one.id for one in first.batches], first.more) == (
+    assert ([batch.id for batch in first.batches], first.more) == (
         [one.id for one in made[:0:-1]],
         True,
     )
     rest = await provider.list(first.batches[-1].id)
-    assert ([one.id for one in rest.batches], rest.more) == ([made[0].id], False)
+    assert ([batch.id for batch in rest.batches], rest.more) == ([made[0].id], False)
     await provider.close()
 
 
-async def test_a_batch_is_cancelled_until_it_has_ended(account: Account, tmp_path: Path) -> None:
+async def test_a_batch_can_be_cancelled_until_it_has_ended(
+    account: Account, tmp_path: Path
+) -> None:
     provider = account()
     path = tmp_path / "input.jsonl"
     path.write_text("{}\n")
@@ -117,9 +119,7 @@ async def test_a_batch_is_cancelled_until_it_has_ended(account: Account, tmp_pat
     await provider.close()
 
 
-async def test_a_file_that_is_uploaded_comes_back_byte_by_byte(
-    account: Account, tmp_path: Path
-) -> None:
+async def test_an_uploaded_file_is_downloaded_unchanged(account: Account, tmp_path: Path) -> None:
     provider = account()
     sent, came = tmp_path / "sent.jsonl", tmp_path / "came.jsonl"
     sent.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("é", "\u2028", "😀")))

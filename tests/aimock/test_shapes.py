@@ -31,7 +31,7 @@ MORE = {
 }
 
 
-def test_aimock_says_nothing_that_our_simulator_says_otherwise(aimock_url: str) -> None:
+def test_our_simulator_agrees_with_aimock(aimock_url: str) -> None:
     clock = VirtualClock(time.time())
     with Simulator(Profile(), clock) as ours:
         told = _told(ours.url, lambda: clock.advance(60))

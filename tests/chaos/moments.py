@@ -134,10 +134,10 @@ def _commands(command: bytes | str | Iterable[bytes]) -> Step | None:
     """Commands as a step, by their names and first words; None for a handshake."""
     packed = command.encode() if isinstance(command, str) else command
     words = _words(packed if isinstance(packed, bytes) else b"".join(packed))
-    names = {one[0] for one in words}
+    names = {word[0] for word in words}
     if names <= HANDSHAKE:
         return None
-    return Step(", ".join(" ".join(one) for one in words), changes=not names <= READS)
+    return Step(", ".join(" ".join(word) for word in words), changes=not names <= READS)
 
 
 def _words(packed: bytes) -> list[list[str]]:
@@ -149,7 +149,7 @@ def _words(packed: bytes) -> list[list[str]]:
             length, rest = rest[1:].split(b"\r\n", 1)
             words.append(rest[: int(length)])
             rest = rest[int(length) + 2 :]
-        found.append([_named(one) for one in words[:2]])
+        found.append([_named(word) for word in words[:2]])
     return found
 
 

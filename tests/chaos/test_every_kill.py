@@ -80,7 +80,7 @@ def life_of_a_scheduler(parked: Dump, at_once: int) -> Life:
     return life
 
 
-def test_a_scheduler_killed_at_any_moment_of_a_batch_loses_and_repeats_nothing(
+def test_a_scheduler_killed_at_any_point_of_a_batch_loses_and_repeats_nothing(
     worlds: list[World],
 ) -> None:
     life = life_of_a_scheduler(worlds[0].parked(NAMES), at_once=1)
@@ -100,7 +100,7 @@ def test_a_scheduler_killed_while_it_completes_many_requests_loses_and_repeats_n
 
 
 @pytest.mark.parametrize("first", [(), ("schedule",)], ids=["again", "answered, and again"])
-def test_a_worker_killed_at_any_moment_of_parking_parks_once(
+def test_a_worker_killed_at_any_point_of_parking_parks_once(
     worlds: list[World], first: tuple[str, ...]
 ) -> None:
     names = ["linked"]
@@ -127,7 +127,7 @@ CANCELLED = Fate({"both": "Cancelled", "plain": "plain"}, [("test.refused", ["bo
 
 @pytest.mark.parametrize("turns", [0, 1], ids=["waiting", "in a batch"])
 @pytest.mark.parametrize("again", [True, False], ids=["asked again", "not asked again"])
-def test_an_operator_killed_at_any_moment_of_cancelling_leaves_a_request_with_one_outcome(
+def test_an_operator_killed_at_any_point_of_a_cancellation_leaves_one_outcome(
     worlds: list[World], again: bool, turns: int
 ) -> None:
     parked = worlds[0].parked(["both", "plain"])
@@ -155,7 +155,7 @@ def promoted(name: str) -> Fate:
 
 
 @pytest.mark.parametrize("seconds", [300, 50])
-def test_a_scheduler_killed_at_any_moment_of_a_promotion_hands_a_request_over_once(
+def test_a_scheduler_killed_at_any_point_of_a_promotion_promotes_once(
     worlds: list[World], seconds: int
 ) -> None:
     name = f"late-{seconds}"

@@ -1,8 +1,8 @@
-"""A scheduler that dies where a test wants it, and a tracer that remembers what it completed."""
+"""A scheduler that dies where a test wants it, and a replay that records what it completed."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery
 
@@ -12,13 +12,14 @@ from scheduler.store.store import Store
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing of the scheduler that meets it runs on, not even clean-up."""
+    """Stands for SIGKILL: the scheduler that meets it runs nothing more, not even clean-up."""
 
 
 class MortalStore(Store):
-    """A store whose scheduler dies once a job was brought into the state `dies_at`, before it is
-    written down that one is in the state `dies_before`, or when so many completions are written
-    down, of those that were made.
+    """A store whose scheduler dies at a chosen step.
+
+    It dies after a job has entered the state `dies_at`, before a job enters the state
+    `dies_before`, or after `dies_after` requests were finished.
     """
 
     dies_at: JobState | None = None
@@ -27,9 +28,14 @@ class MortalStore(Store):
     dead = False
     finished = 0
 
+    def die(self) -> NoReturn:
+        """Kill the scheduler: every later script of the store raises Killed too."""
+        self.dead = True
+        raise Killed
+
     async def advance(self, job: Any, state: Any = None, after: float = 0.0, **fields: Any) -> Any:
         if state is not None and state == self.dies_before:
-            self._die()
+            self.die()
         job = await super().advance(job, state, after, **fields)
         self._die_in(job.state)
         return job
@@ -40,11 +46,11 @@ class MortalStore(Store):
         return job
 
     async def finish(self, requests: Any, *args: Any) -> None:
-        left = None if self.dies_after is None else self.dies_after - self.finished
+        remaining = None if self.dies_after is None else self.dies_after - self.finished
         self.finished += len(requests)
-        await super().finish(requests[:left], *args)
-        if left is not None and len(requests) >= left:
-            self._die()
+        await super().finish(requests[:remaining], *args)
+        if remaining is not None and len(requests) >= remaining:
+            self.die()
 
     async def _run(self, script: str, keys: Any, args: Any) -> Any:
         if self.dead:
@@ -53,15 +59,11 @@ class MortalStore(Store):
 
     def _die_in(self, state: str) -> None:
         if state == self.dies_at:
-            self._die()
-
-    def _die(self) -> None:
-        self.dead = True
-        raise Killed
+            self.die()
 
 
 class Witness(CeleryReplay):
-    """A tracer that writes down the id of every task that it completes."""
+    """A replay that records the id of every task that it completes."""
 
     def __init__(self, app: Celery, completed: list[str]) -> None:
         super().__init__(app, "batch1@test")

@@ -128,16 +128,16 @@ async def look(store: Store, model: Model, names: list[str]) -> None:
         assert waiting.reserved == model.reserved()[group.quota_scope]
         late = {one for one, until in deadlines.items() if until <= model.now}
         assert set(await store.with_deadline_until(group, model.now)) == late
-    due = {one for one in model.live() if (model.jobs[one].due or 0) <= model.now}
+    due = {progress for progress in model.live() if (model.jobs[progress].due or 0) <= model.now}
     assert set(await store.due_jobs()) == due
     for intent in model.jobs:
         assert await store.remaining(intent) == len(model.members(intent))
     live = await store.live_jobs()
-    assert {one.job.intent: one.remaining for one in live} == {
-        one: len(model.members(one)) for one in model.live()
+    assert {progress.job.intent: progress.remaining for progress in live} == {
+        progress: len(model.members(progress)) for progress in model.live()
     }
-    for one in live:
-        assert await store.members(one.job) == model.members(one.job.intent)
+    for progress in live:
+        assert await store.members(progress.job) == model.members(progress.job.intent)
     for name, (parked, tries) in (await store.load(names)).items():
         request = model.requests.get(name)
         assert (parked and parked.model_dump_json()) == (request and request.record)

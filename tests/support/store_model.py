@@ -277,8 +277,8 @@ class Model:
     def reserved(self) -> Counter[str]:
         """Tokens by queue: those of its live jobs, whatever has left them."""
         tokens: Counter[str] = Counter()
-        for one in map(self.jobs.__getitem__, self.live()):
-            tokens[one.group.quota_scope] += one.fields["tokens"]
+        for progress in map(self.jobs.__getitem__, self.live()):
+            tokens[progress.group.quota_scope] += progress.fields["tokens"]
         return tokens
 
     def _held(self, lease: job.Job) -> Job:
@@ -296,7 +296,7 @@ class Model:
     def forget(self) -> list[str]:
         """Drop what is past its time; the keys that Redis has dropped by now."""
         names = [name for name, mark in self.marks.items() if mark.until <= self.now]
-        done = [one for one in self.jobs if 0 < self.jobs[one].until <= self.now]
+        done = [job for job in self.jobs if 0 < self.jobs[job].until <= self.now]
         for name in names:
             del self.marks[name]
         for intent in done:

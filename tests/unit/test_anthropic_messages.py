@@ -1,4 +1,4 @@
-"""Chat completions as Anthropic's Messages, and back."""
+"""The translation of chat completions to Anthropic's Messages and back."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SECRET = "what nobody else may read"
 
 
 def translated(*turns: dict[str, Any], **options: Any) -> anthropic_messages.Params:
-    asked = list(turns) or [{"role": "user", "content": SECRET}]
-    return anthropic_messages.params({"model": MODEL, "messages": asked, **options})
+    messages = list(turns) or [{"role": "user", "content": SECRET}]
+    return anthropic_messages.params({"model": MODEL, "messages": messages, **options})
 
 
 def refused(*turns: dict[str, Any], **options: Any) -> str:
-    """Why a request is not for Anthropic."""
+    """The error of a request that cannot be translated."""
     with pytest.raises(Untranslatable) as error:
         translated(*turns, **options)
     assert SECRET not in str(error.value)
@@ -40,15 +40,15 @@ def tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
 
 
-def read(result: dict[str, Any]) -> LineOutcome:
-    """What the lane makes of a result of Anthropic's."""
+def outcome_of(result: dict[str, Any]) -> LineOutcome:
+    """The outcome of one of Anthropic's results."""
     line = anthropic_messages.result_line({"custom_id": "r-1-1", "result": result}, 5)
     return decode_line(json.dumps(line)).outcome
 
 
 def errored(kind: str, message: str = "no") -> LineOutcome:
     error = {"type": "error", "error": {"type": kind, "message": message}}
-    return read({"type": "errored", "error": error})
+    return outcome_of({"type": "errored", "error": error})
 
 
 def answered(*content: dict[str, Any], reason: str = "end_turn") -> dict[str, Any]:
@@ -62,12 +62,12 @@ def answered(*content: dict[str, Any], reason: str = "end_turn") -> dict[str, An
         "stop_sequence": None,
         "usage": {"input_tokens": 5, "output_tokens": 7},
     }
-    outcome = read({"type": "succeeded", "message": message})
+    outcome = outcome_of({"type": "succeeded", "message": message})
     assert isinstance(outcome, LineAnswered)
     return outcome.body
 
 
-def test_the_workers_of_other_providers_pay_neither_for_litellm_nor_for_the_sdk() -> None:
+def test_other_providers_import_neither_litellm_nor_the_sdk() -> None:
     code = "import sys, scheduler.pipeline, scheduler.providers.accounts; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     imported = set(run.stdout.split())
@@ -75,14 +75,14 @@ def test_the_workers_of_other_providers_pay_neither_for_litellm_nor_for_the_sdk(
     assert not imported & {"anthropic", "litellm"}
 
 
-def test_what_openai_calls_max_completion_tokens_and_stop_has_anthropics_names() -> None:
+def test_max_completion_tokens_and_stop_get_anthropics_names() -> None:
     params = translated(max_completion_tokens=9, stop="end", temperature=0.5).params
     assert params["max_tokens"] == 9
     assert (params["stop_sequences"], params["temperature"]) == (["end"], 0.5)
     assert set(params) == {"model", "messages", "max_tokens", "stop_sequences", "temperature"}
 
 
-def test_without_a_limit_the_model_may_write_as_much_as_it_can() -> None:
+def test_a_missing_token_limit_becomes_the_models_maximum() -> None:
     assert translated().params["max_tokens"] == 64_000
 
 
@@ -98,23 +98,23 @@ def test_without_a_limit_the_model_may_write_as_much_as_it_can() -> None:
         {"frequency_penalty": -1},
     ],
 )
-def test_a_parameter_that_anthropic_lacks_is_refused_by_its_name(option: dict[str, Any]) -> None:
+def test_an_unsupported_parameter_is_refused_by_name(option: dict[str, Any]) -> None:
     assert refused(**option) == f"{next(iter(option))}: not supported by Anthropic"
 
 
-def test_a_parameter_that_asks_for_nothing_is_left_out() -> None:
+def test_a_parameter_with_its_default_value_is_left_out() -> None:
     assert translated(**anthropic_messages.DEFAULTS) == translated()
 
 
-def test_json_without_a_schema_is_refused_because_nothing_would_come_of_it() -> None:
+def test_json_without_a_schema_is_refused() -> None:
     assert refused(response_format={"type": "json_object"}).startswith("response_format: ")
     assert translated(response_format={"type": "text"}) == translated()
 
 
-def test_a_part_of_a_kind_that_would_be_left_out_is_refused() -> None:
-    sound = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+def test_a_message_part_that_would_be_left_out_is_refused() -> None:
+    audio = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
     assert (
-        refused(parts(sound))
+        refused(parts(audio))
         == "messages: parts of type 'input_audio' are not supported by Anthropic"
     )
     assert refused(parts("text")).startswith("messages: ")
@@ -123,26 +123,26 @@ def test_a_part_of_a_kind_that_would_be_left_out_is_refused() -> None:
 @pytest.mark.parametrize(
     "image", ["http://inside.example/1.png", {"url": "http://inside.example/1.png"}]
 )
-def test_nothing_is_fetched_from_an_address_in_a_request(image: Any) -> None:
+def test_an_image_url_that_would_be_fetched_is_refused(image: Any) -> None:
     assert "https" in refused(parts({"type": "image_url", "image_url": image}))
 
 
-def test_a_conversation_that_cannot_be_translated_is_not_repeated_in_the_error() -> None:
+def test_an_error_does_not_repeat_the_conversation() -> None:
     orphan = {"role": "tool", "content": SECRET}
     assert refused(orphan) == "messages: not supported by Anthropic (AnthropicError)"
     assert refused({"role": "system", "content": SECRET}).startswith("messages: ")
 
 
-def test_a_tool_whose_name_would_have_to_be_changed_is_refused() -> None:
+def test_a_tool_that_would_be_renamed_is_refused() -> None:
     assert refused(tools=[tool("get.weather")]).startswith("tools: ")
     assert translated(tools=[tool("get_weather")]).params["tools"][0]["name"] == "get_weather"
 
 
-def test_a_tool_of_a_kind_that_anthropic_lacks_is_refused() -> None:
+def test_an_unsupported_type_of_tool_is_refused() -> None:
     assert "Unsupported tool type" in refused(tools=[{"type": "astrology"}])
 
 
-def test_a_schema_comes_with_the_beta_feature_that_it_needs() -> None:
+def test_a_schema_names_the_beta_feature_that_it_needs() -> None:
     form = {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "string"}}}}
     wanted = translated(response_format={"type": "json_schema", "json_schema": form})
     assert any("structured-outputs" in beta for beta in wanted.betas)
@@ -150,7 +150,7 @@ def test_a_schema_comes_with_the_beta_feature_that_it_needs() -> None:
     assert translated().betas == frozenset()
 
 
-def test_an_answer_is_openais_with_its_usage() -> None:
+def test_a_response_has_openais_format_with_its_usage() -> None:
     body = answered({"type": "text", "text": "hello"})
     assert (body["id"], body["object"], body["created"]) == ("msg_1", "chat.completion", 5)
     assert body["choices"][0]["message"]["content"] == "hello"
@@ -159,7 +159,7 @@ def test_an_answer_is_openais_with_its_usage() -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (5, 7, 12)
 
 
-def test_a_tool_call_is_openais() -> None:
+def test_a_tool_call_has_openais_format() -> None:
     use = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Bern"}}
     (choice,) = answered(use, reason="tool_use")["choices"]
     assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
@@ -167,15 +167,15 @@ def test_a_tool_call_is_openais() -> None:
     assert (function["name"], json.loads(function["arguments"])) == ("weather", {"city": "Bern"})
 
 
-def test_the_tool_that_stands_for_a_schema_is_text_again() -> None:
+def test_the_tool_that_stands_for_a_schema_becomes_text() -> None:
     use = {"type": "tool_use", "id": "toolu_1", "name": "json_tool_call", "input": {"a": 1}}
     (choice,) = answered(use, reason="tool_use")["choices"]
     assert json.loads(choice["message"]["content"]) == {"a": 1}
     assert "tool_calls" not in choice["message"]
 
 
-def test_an_answer_that_cannot_be_translated_is_not_paid_for_again() -> None:
-    outcome = read({"type": "succeeded", "message": {"id": "msg_1", "content": None}})
+def test_a_response_that_cannot_be_translated_is_not_retried() -> None:
+    outcome = outcome_of({"type": "succeeded", "message": {"id": "msg_1", "content": None}})
     assert isinstance(outcome, LineRefused)
 
 
@@ -189,7 +189,7 @@ def test_an_answer_that_cannot_be_translated_is_not_paid_for_again() -> None:
         ("permission_error", errors.AuthenticationFailed),
     ],
 )
-def test_an_error_of_the_request_stays(kind: str, error: type[Exception]) -> None:
+def test_an_error_of_the_request_is_permanent(kind: str, error: type[Exception]) -> None:
     outcome = errored(kind)
     assert isinstance(outcome, LineRefused)
     assert type(outcome.error) is error
@@ -202,7 +202,7 @@ def test_an_error_of_the_request_stays(kind: str, error: type[Exception]) -> Non
         "input length and `max_tokens` exceed context limit: 199000 + 9000 > 200000",
     ],
 )
-def test_a_prompt_that_is_too_long_has_openais_code(message: str) -> None:
+def test_a_prompt_that_is_too_long_is_a_context_window_error(message: str) -> None:
     outcome = errored("invalid_request_error", message)
     assert isinstance(outcome, LineRefused)
     assert isinstance(outcome.error, errors.ContextWindowExceeded)
@@ -212,14 +212,14 @@ def test_a_prompt_that_is_too_long_has_openais_code(message: str) -> None:
     "kind",
     ["overloaded_error", "api_error", "timeout_error", "rate_limit_error", "billing_error", "new"],
 )
-def test_an_error_of_anthropics_is_worth_another_try(kind: str) -> None:
+def test_an_error_of_anthropic_is_retried(kind: str) -> None:
     outcome = errored(kind)
     assert isinstance(outcome, LineRetry)
     assert outcome.counter == "failures"
 
 
 @pytest.mark.parametrize("kind", ["canceled", "expired"])
-def test_a_request_that_was_not_executed_has_not_failed(kind: str) -> None:
-    outcome = read({"type": kind})
+def test_a_request_that_was_not_executed_counts_as_an_expiry(kind: str) -> None:
+    outcome = outcome_of({"type": kind})
     assert isinstance(outcome, LineRetry)
     assert outcome.counter == "expiries"

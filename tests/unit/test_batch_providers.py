@@ -1,4 +1,4 @@
-"""Which provider runs the batches of a configuration, and what a provider's words mean."""
+"""The accounts of a configuration, and how providers' batches and lists are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def entry(kind: str, **more: Any) -> dict[str, Any]:
 
 
 def config(kind: str, model: str = "chat", batch: bool = True, **policy: Any) -> FleetConfig:
-    """One deployment at one provider."""
+    """A configuration with one deployment at one provider."""
     os.environ |= {"TEST_KEY": "sk-of-the-test", "TEST_BASE": "https://there.example/v1"}
     deployment = {
         "id": "the-deployment",
@@ -50,36 +50,38 @@ def config(kind: str, model: str = "chat", batch: bool = True, **policy: Any) ->
 
 
 @pytest.mark.parametrize("kind", PROVIDERS)
-def test_every_provider_in_the_table_opens_by_its_name(kind: str) -> None:
+def test_every_provider_opens_by_its_litellm_name(kind: str) -> None:
     accounts = open_accounts(config(kind))
-    assert {name: type(one) for name, one in accounts.items()} == {"somewhere": PROVIDERS[kind]}
+    assert {name: type(account) for name, account in accounts.items()} == {
+        "somewhere": PROVIDERS[kind]
+    }
 
 
 def test_a_provider_without_batch_deployments_needs_no_account() -> None:
     assert open_accounts(config("mistral", batch=False)) == {}
 
 
-def test_a_provider_without_batches_is_refused_with_those_that_have_them() -> None:
+def test_a_provider_without_batches_is_refused_with_a_list_of_those_that_have_them() -> None:
     words = "providers.somewhere: .*anthropic, azure, groq, hosted_vllm, openai, not at mistral"
     with pytest.raises(ConfigError, match=words):
         open_accounts(config("mistral"))
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "azure", "groq"])
-def test_a_deployment_that_its_providers_batches_do_not_serve_is_named(kind: str) -> None:
+def test_a_deployment_that_batches_do_not_serve_is_refused_by_name(kind: str) -> None:
     words = "deployments.the-deployment: somewhere has no batches of /v1/embeddings"
     with pytest.raises(ConfigError, match=words):
         open_accounts(config(kind, "embedding"))
     assert open_accounts(config("openai", "embedding"))
 
 
-def test_a_policy_for_larger_batches_than_a_provider_takes_is_refused() -> None:
+def test_a_policy_above_a_providers_limit_is_refused() -> None:
     words = "batch.max_bytes: 190,000,000 is above the limit of somewhere: 100,000,000"
     with pytest.raises(ConfigError, match=words):
         open_accounts(config("groq", max_bytes=190_000_000))
 
 
-def test_a_window_that_a_provider_does_not_know_is_refused() -> None:
+def test_a_window_that_a_provider_does_not_support_is_refused() -> None:
     words = "batch.completion_window: somewhere supports 24h, not 7d"
     with pytest.raises(ConfigError, match=words):
         open_accounts(config("openai", completion_window="7d"))
@@ -87,14 +89,14 @@ def test_a_window_that_a_provider_does_not_know_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["azure", "hosted_vllm"])
-def test_an_address_that_only_the_operator_knows_is_asked_for(kind: str) -> None:
+def test_a_missing_address_is_an_error_that_names_its_variable(kind: str) -> None:
     wanted = config(kind)
     del os.environ["TEST_BASE"]
     with pytest.raises(ConfigError, match="somewhere: TEST_BASE is not set"):
         open_accounts(wanted)
 
 
-def test_a_key_that_is_not_set_is_asked_for_by_its_name_and_its_providers() -> None:
+def test_a_missing_key_is_an_error_that_names_its_variable_and_provider() -> None:
     wanted = config("groq")
     del os.environ["TEST_KEY"]
     with pytest.raises(ConfigError, match="somewhere: TEST_KEY is not set"):
@@ -108,7 +110,7 @@ def client(kind: str, base: str = "", version: str = "") -> Any:
 
 
 @pytest.mark.parametrize("path", ["", "/", "/openai", "/openai/v1/", "/openai/deployments/gpt"])
-def test_azures_address_may_be_any_that_litellm_takes(path: str) -> None:
+def test_an_azure_address_may_have_any_path_that_litellm_accepts(path: str) -> None:
     host = "https://openai-ours.openai.azure.com"
     plain, dated = client("azure", host + path), client("azure", host + path, "2024-10-21")
     assert str(plain.base_url) == f"{host}/openai/v1/"
@@ -119,35 +121,35 @@ def test_azures_address_may_be_any_that_litellm_takes(path: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["v1", "latest", "preview"])
-def test_azures_version_without_a_date_is_the_one_that_litellm_knows(version: str) -> None:
+def test_azures_undated_versions_select_the_v1_api(version: str) -> None:
     assert str(client("azure", "https://ours", version).base_url) == "https://ours/openai/v1/"
 
 
-def test_a_gateways_path_is_kept_and_groq_has_an_address_of_its_own() -> None:
+def test_a_gateways_path_is_kept_and_groq_has_a_default_address() -> None:
     assert str(client("hosted_vllm", "http://gateway/v1").base_url) == "http://gateway/v1/"
     assert str(client("groq").base_url) == "https://api.groq.com/openai/v1/"
 
 
-def test_no_client_repeats_a_call_by_itself() -> None:
+def test_no_client_retries_by_itself() -> None:
     assert [client(kind, "https://ours").max_retries for kind in PROVIDERS] == [0] * len(PROVIDERS)
 
 
 def batch(**fields: Any) -> ProviderBatch:
-    """What the SDK reads, as ours."""
-    known = {"id": "b", "created_at": 1, "status": "completed", "input_file_id": "in"}
-    return provider_batch(Batch.construct(None, **{**known, **fields}))
+    """Convert a batch of the SDK."""
+    required = {"id": "b", "created_at": 1, "status": "completed", "input_file_id": "in"}
+    return provider_batch(Batch.construct(None, **{**required, **fields}))
 
 
-def test_what_azure_leaves_empty_is_none() -> None:
+def test_empty_fields_of_azure_are_read_as_none() -> None:
     counts = {"total": None, "completed": None, "failed": None}
     empty = {"output_file_id": "", "error_file_id": "", "metadata": None, "errors": None}
-    told = batch(endpoint=None, request_counts=counts, **empty)
-    assert (told.files, told.metadata, told.faults) == ([], {}, ())
+    converted = batch(endpoint=None, request_counts=counts, **empty)
+    assert (converted.files, converted.metadata, converted.faults) == ([], {}, ())
     assert batch(errors={"data": None}).faults == ()
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("spelling", "status"),
     [
         ("canceled", "cancelled"),
         ("canceling", "cancelling"),
@@ -155,12 +157,12 @@ def test_what_azure_leaves_empty_is_none() -> None:
         ("pre_schedule", "pre_schedule"),
     ],
 )
-def test_a_status_has_one_spelling(said: str, meant: str) -> None:
-    assert batch(status=said).status == meant
+def test_spellings_of_a_status_are_unified(spelling: str, status: str) -> None:
+    assert batch(status=spelling).status == status
 
 
 class Listing(AzureBatches):
-    """An account whose list has these batches, two a page, in this order."""
+    """An account that lists these batches in this order, two a page."""
 
     def __init__(self, *batches: ProviderBatch) -> None:
         super().__init__(AsyncOpenAI(api_key="sk"))
@@ -171,7 +173,7 @@ class Listing(AzureBatches):
         self.pages += 1
         start = 0
         if after is not None:
-            start = [one.id for one in self._batches].index(after) + 1
+            start = [batch.id for batch in self._batches].index(after) + 1
         return BatchPage(list(self._batches[start : start + 2]), start + 2 < len(self._batches))
 
 
@@ -179,51 +181,53 @@ async def none(custom_id: str) -> bool:
     return False
 
 
-SOUGHT = BatchFingerprint("intent", "ours", 6 * HOUR, 1, frozenset(), none)
+FINGERPRINT = BatchFingerprint("intent", "ours", 6 * HOUR, 1, frozenset(), none)
 
 
-def made(hours: float, file: str = "another") -> ProviderBatch:
-    return ProviderBatch(f"made-{hours}", "completed", hours * HOUR, input_file_id=file)
+def created(hours: float, file: str = "another") -> ProviderBatch:
+    return ProviderBatch(f"created-{hours}", "completed", hours * HOUR, input_file_id=file)
 
 
 @pytest.mark.anyio
-async def test_a_search_ends_on_the_first_page_that_is_too_old_and_goes_back_in_time() -> None:
-    listing = Listing(made(9), made(8, "ours"), made(3), made(2), made(1), made(0))
-    (found,) = await find_batches(listing, SOUGHT)
-    assert (found.id, listing.pages) == ("made-8", 2)
+async def test_a_search_ends_with_a_page_that_is_too_old_and_goes_back_in_time() -> None:
+    listing = Listing(
+        created(9), created(8, "ours"), created(3), created(2), created(1), created(0)
+    )
+    (found,) = await find_batches(listing, FINGERPRINT)
+    assert (found.id, listing.pages) == ("created-8", 2)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("times", [(0, 1, 2, 3), (0, 0, 1, 1), (0, 0, 0, 0)])
-async def test_a_list_that_does_not_go_back_in_time_is_read_to_its_end(
+async def test_an_unordered_list_is_read_to_its_end(
     times: Sequence[int],
 ) -> None:
     others = [ProviderBatch(f"b{n}", "completed", hours * HOUR) for n, hours in enumerate(times)]
-    (found,) = await find_batches(Listing(*others, made(8, "ours")), SOUGHT)
-    assert found.id == "made-8"
+    (found,) = await find_batches(Listing(*others, created(8, "ours")), FINGERPRINT)
+    assert found.id == "created-8"
 
 
 @pytest.mark.anyio
-async def test_a_list_that_gives_the_same_page_for_ever_has_been_read() -> None:
+async def test_a_search_ends_when_the_server_repeats_a_page() -> None:
     class Stuck(OpenAIBatches):
         async def list(self, after: str | None) -> BatchPage:
-            return BatchPage([made(8, "ours"), made(7)], True)
+            return BatchPage([created(8, "ours"), created(7)], True)
 
-    (found,) = await find_batches(Stuck(AsyncOpenAI(api_key="sk")), SOUGHT)
-    assert found.id == "made-8"
+    (found,) = await find_batches(Stuck(AsyncOpenAI(api_key="sk")), FINGERPRINT)
+    assert found.id == "created-8"
 
 
 @pytest.mark.anyio
-async def test_a_list_that_cannot_be_read_is_no_proof_of_absence() -> None:
+async def test_a_list_with_too_many_pages_does_not_prove_absence() -> None:
     class Endless(OpenAIBatches):
         async def list(self, after: str | None) -> BatchPage:
             return BatchPage([ProviderBatch(f"after-{after}", "completed", 9 * HOUR)], True)
 
     with pytest.raises(ProviderCallFailed, match="more than 100 pages"):
-        await find_batches(Endless(AsyncOpenAI(api_key="sk")), SOUGHT)
+        await find_batches(Endless(AsyncOpenAI(api_key="sk")), FINGERPRINT)
 
 
-class Doubting(Listing):
+class Undecided(Listing):
     """An account that cannot know its running batches yet."""
 
     async def matches(self, remote: ProviderBatch, sought: BatchFingerprint) -> Any:
@@ -231,9 +235,9 @@ class Doubting(Listing):
 
 
 @pytest.mark.anyio
-async def test_a_batch_that_may_be_the_one_is_no_proof_of_absence() -> None:
-    doubtful = ProviderBatch("doubtful", "in_progress", 9 * HOUR)
-    with pytest.raises(ProviderCallFailed, match="such as doubtful"):
-        await find_batches(Doubting(made(9), doubtful), SOUGHT)
-    (found,) = await find_batches(Doubting(doubtful, made(8, "ours")), SOUGHT)
-    assert found.id == "made-8"
+async def test_an_undecided_batch_does_not_prove_absence() -> None:
+    undecided = ProviderBatch("undecided", "in_progress", 9 * HOUR)
+    with pytest.raises(ProviderCallFailed, match="such as undecided"):
+        await find_batches(Undecided(created(9), undecided), FINGERPRINT)
+    (found,) = await find_batches(Undecided(undecided, created(8, "ours")), FINGERPRINT)
+    assert found.id == "created-8"

@@ -1,4 +1,4 @@
-"""When a batch is cut."""
+"""When a batch is created, and when requests are promoted."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ POLICY = Batch(max_requests=100, max_inputs=100, max_bytes=1000, max_wait=300, m
 DAY = 86_400
 
 
-def waiting(
+def backlog(
     requests: int = 1,
     inputs: int | None = None,
     size: int = 1,
     age: float = 0,
     deadline: float | None = None,
 ) -> GroupBacklog:
-    at = None if deadline is None else NOW + deadline
+    deadline_at = None if deadline is None else NOW + deadline
     inputs = requests if inputs is None else inputs
-    return GroupBacklog(requests, inputs, size, oldest=NOW - age, deadline=at)
+    return GroupBacklog(requests, inputs, size, oldest=NOW - age, deadline=deadline_at)
 
 
-def test_nothing_waits_and_nothing_is_cut() -> None:
+def test_an_empty_group_creates_no_batch() -> None:
     assert flush(GroupBacklog(), POLICY, NOW) is None
 
 
-def test_a_young_small_group_waits_for_more() -> None:
-    assert flush(waiting(99, size=999, age=299), POLICY, NOW) is None
+def test_a_small_recent_group_waits_for_more_requests() -> None:
+    assert flush(backlog(99, size=999, age=299), POLICY, NOW) is None
 
 
-def test_a_batch_full_by_count_is_cut_at_once() -> None:
-    assert flush(waiting(250), POLICY, NOW) == FlushDecision(100, "count")
+def test_a_batch_full_by_count_is_created_at_once() -> None:
+    assert flush(backlog(250), POLICY, NOW) == FlushDecision(100, "count")
 
 
-def test_embedding_inputs_count_each() -> None:
-    assert flush(waiting(3, inputs=100), POLICY, NOW) == FlushDecision(3, "count")
+def test_each_embedding_input_counts() -> None:
+    assert flush(backlog(3, inputs=100), POLICY, NOW) == FlushDecision(3, "count")
 
 
-def test_a_batch_full_by_bytes_is_cut_at_once() -> None:
-    assert flush(waiting(3, size=1000), POLICY, NOW) == FlushDecision(3, "bytes")
+def test_a_batch_full_by_bytes_is_created_at_once() -> None:
+    assert flush(backlog(3, size=1000), POLICY, NOW) == FlushDecision(3, "bytes")
 
 
-def test_the_oldest_request_waits_no_longer_than_it_may() -> None:
-    assert flush(waiting(age=300), POLICY, NOW) == FlushDecision(1, "age")
+def test_a_batch_is_created_when_its_oldest_request_has_waited_max_wait() -> None:
+    assert flush(backlog(age=300), POLICY, NOW) == FlushDecision(1, "age")
 
 
-def test_a_deadline_that_leaves_the_window_and_the_margin_cuts_at_once() -> None:
-    assert flush(waiting(deadline=DAY + 3600), POLICY, NOW) == FlushDecision(1, "deadline")
-    assert flush(waiting(deadline=DAY + 3601), POLICY, NOW) is None
+def test_a_deadline_that_leaves_just_window_and_margin_creates_a_batch() -> None:
+    assert flush(backlog(deadline=DAY + 3600), POLICY, NOW) == FlushDecision(1, "deadline")
+    assert flush(backlog(deadline=DAY + 3601), POLICY, NOW) is None
 
 
 groups = st.builds(
-    waiting,
+    backlog,
     requests=st.integers(1, 10_000),
     inputs=st.integers(1, 10_000),
     size=st.integers(1, 10_000),
@@ -76,27 +76,29 @@ policies = st.builds(
 
 
 @given(groups, policies)
-def test_a_cut_is_never_empty_and_never_over_the_limit(group: GroupBacklog, policy: Batch) -> None:
-    cut = flush(group, policy, NOW)
-    if cut is not None:
-        assert 1 <= cut.requests <= min(group.requests, policy.max_requests)
+def test_a_batch_is_never_empty_and_never_above_the_limit(
+    group: GroupBacklog, policy: Batch
+) -> None:
+    decision = flush(group, policy, NOW)
+    if decision is not None:
+        assert 1 <= decision.requests <= min(group.requests, policy.max_requests)
 
 
 @given(groups, policies, st.integers(0, 10 * DAY))
-def test_what_is_to_be_cut_stays_so_as_time_goes_by(
-    group: GroupBacklog, policy: Batch, later: float
-) -> None:
+def test_a_batch_that_is_due_stays_due(group: GroupBacklog, policy: Batch, later: float) -> None:
     if flush(group, policy, NOW) is not None:
         assert flush(group, policy, NOW + later) is not None
 
 
 @given(groups, policies)
-def test_nothing_waits_longer_than_it_may(group: GroupBacklog, policy: Batch) -> None:
+def test_no_request_waits_longer_than_max_wait(group: GroupBacklog, policy: Batch) -> None:
     assert flush(group, policy, NOW + policy.max_wait) is not None
 
 
 @given(groups, policies)
-def test_a_group_that_waits_is_neither_full_nor_late(group: GroupBacklog, policy: Batch) -> None:
+def test_a_group_without_a_batch_is_neither_full_nor_late(
+    group: GroupBacklog, policy: Batch
+) -> None:
     if flush(group, policy, NOW) is None:
         assert group.inputs < policy.max_inputs
         assert group.requests < policy.max_requests
@@ -106,39 +108,39 @@ def test_a_group_that_waits_is_neither_full_nor_late(group: GroupBacklog, policy
         )
 
 
-def of_tokens(tokens: int, reserved: int = 0, age: float = 0) -> GroupBacklog:
-    return replace(waiting(3, age=age), tokens=tokens, reserved=reserved)
+def tokens_waiting(tokens: int, reserved: int = 0, age: float = 0) -> GroupBacklog:
+    return replace(backlog(3, age=age), tokens=tokens, reserved=reserved)
 
 
-def test_a_group_that_fills_the_token_budget_is_cut_at_once() -> None:
-    assert flush(of_tokens(1000), POLICY, NOW, budget=1000) == FlushDecision(3, "tokens")
-    assert flush(of_tokens(999), POLICY, NOW, budget=1000) is None
-    assert flush(of_tokens(1_000_000), POLICY, NOW) is None, "there is no budget"
+def test_a_group_that_fills_the_token_budget_creates_a_batch_at_once() -> None:
+    assert flush(tokens_waiting(1000), POLICY, NOW, budget=1000) == FlushDecision(3, "tokens")
+    assert flush(tokens_waiting(999), POLICY, NOW, budget=1000) is None
+    assert flush(tokens_waiting(1_000_000), POLICY, NOW) is None, "there is no budget"
 
 
-def test_nothing_is_cut_while_live_batches_hold_the_whole_budget() -> None:
-    assert flush(of_tokens(1, reserved=1000, age=300), POLICY, NOW, budget=1000) is None
-    assert flush(of_tokens(1, reserved=999, age=300), POLICY, NOW, budget=1000) == FlushDecision(
-        3, "age"
-    )
+def test_no_batch_is_created_while_live_batches_hold_the_whole_budget() -> None:
+    assert flush(tokens_waiting(1, reserved=1000, age=300), POLICY, NOW, budget=1000) is None
+    assert flush(
+        tokens_waiting(1, reserved=999, age=300), POLICY, NOW, budget=1000
+    ) == FlushDecision(3, "age")
 
 
 def test_a_request_near_its_deadline_is_promoted() -> None:
     near = PromotionDecision(NOW + 900, "its deadline is near")
-    assert promote(waiting(deadline=900), POLICY, NOW) == near
-    assert promote(waiting(deadline=901), POLICY, NOW) is None
-    assert promote(waiting(), POLICY, NOW) is None
+    assert promote(backlog(deadline=900), POLICY, NOW) == near
+    assert promote(backlog(deadline=901), POLICY, NOW) is None
+    assert promote(backlog(), POLICY, NOW) is None
 
 
-def test_few_requests_are_promoted_when_they_can_wait_for_no_more() -> None:
+def test_too_few_requests_are_promoted_when_their_deadline_forces_a_batch() -> None:
     policy = POLICY.model_copy(update={"min_requests": 10})
     few = PromotionDecision(NOW + DAY + 3600, "too few requests for a batch")
-    assert promote(waiting(9, deadline=DAY), policy, NOW) == few
-    assert promote(waiting(10, deadline=DAY), policy, NOW) is None
-    assert promote(waiting(9, deadline=DAY + 3600), policy, NOW) == few
-    assert promote(waiting(9, deadline=DAY + 3601), policy, NOW) is None
+    assert promote(backlog(9, deadline=DAY), policy, NOW) == few
+    assert promote(backlog(10, deadline=DAY), policy, NOW) is None
+    assert promote(backlog(9, deadline=DAY + 3600), policy, NOW) == few
+    assert promote(backlog(9, deadline=DAY + 3601), policy, NOW) is None
 
 
-def test_no_request_is_promoted_where_that_is_switched_off() -> None:
+def test_no_request_is_promoted_when_promotion_is_disabled() -> None:
     policy = POLICY.model_copy(update={"promote_before": 0.0})
-    assert promote(waiting(deadline=1), policy, NOW) is None
+    assert promote(backlog(deadline=1), policy, NOW) is None

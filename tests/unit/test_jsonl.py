@@ -1,4 +1,4 @@
-"""What a line of a batch's result files means, and how a request's line is written."""
+"""How the lines of result files are decoded, and how the lines of input files are encoded."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def answer(status: int, **error: Any) -> str:
     return line({"status_code": status, "request_id": "", "body": {"error": error}})
 
 
-def test_an_answer_is_status_200_with_a_body_and_no_error() -> None:
+def test_a_response_has_status_200_a_body_and_no_error() -> None:
     assert decode_line(line({"status_code": 200, "body": BODY})).outcome == LineAnswered(BODY)
 
 
-def test_a_body_that_is_json_text_is_an_answer_too() -> None:
+def test_a_body_encoded_as_json_text_is_a_response_too() -> None:
     response = {"status_code": 200, "body": json.dumps(BODY)}
     assert decode_line(line(response)).outcome == LineAnswered(BODY)
 
@@ -44,11 +44,11 @@ def test_a_body_that_is_json_text_is_an_answer_too() -> None:
         {"object": "response", "status": "incomplete", "error": None, "output": []},
     ],
 )
-def test_an_answer_that_is_refused_held_back_or_cut_short_stays_as_it_is(body: Any) -> None:
+def test_a_response_that_is_refused_filtered_or_truncated_is_unchanged(body: Any) -> None:
     assert decode_line(line({"status_code": 200, "body": body})).outcome == LineAnswered(body)
 
 
-def test_a_line_that_does_not_name_response_or_error_is_read() -> None:
+def test_a_line_without_response_and_error_is_retried() -> None:
     outcome = decode_line('{"custom_id": "r-1-1"}').outcome
     assert isinstance(outcome, LineRetry)
 
@@ -67,7 +67,7 @@ RETRIES = [
 
 
 @pytest.mark.parametrize(("text", "error"), RETRIES)
-def test_what_may_work_later_is_tried_again(text: str, error: type[Exception]) -> None:
+def test_a_temporary_error_is_retried(text: str, error: type[Exception]) -> None:
     outcome = decode_line(text).outcome
     assert isinstance(outcome, LineRetry)
     assert type(outcome.error) is error
@@ -75,7 +75,7 @@ def test_what_may_work_later_is_tried_again(text: str, error: type[Exception]) -
 
 
 @pytest.mark.parametrize("code", ["batch_expired", "batch_cancelled"])
-def test_what_was_never_executed_is_counted_apart(code: str) -> None:
+def test_a_request_that_was_not_executed_is_counted_as_an_expiry(code: str) -> None:
     outcome = decode_line(line(error={"code": code, "message": "m"})).outcome
     assert isinstance(outcome, LineRetry)
     assert outcome.counter == "expiries"
@@ -97,20 +97,20 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("text", "error"), REFUSALS)
-def test_what_would_fail_again_fails(text: str, error: type[Exception]) -> None:
+def test_a_permanent_error_is_refused(text: str, error: type[Exception]) -> None:
     outcome = decode_line(text).outcome
     assert isinstance(outcome, LineRefused)
     assert type(outcome.error) is error
 
 
-def test_the_error_is_in_the_providers_words() -> None:
+def test_the_error_has_the_providers_message() -> None:
     outcome = decode_line(answer(400, message="No such thing.")).outcome
     assert isinstance(outcome, LineRefused)
     assert str(outcome.error) == "No such thing."
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "1", "{}", '{"custom_id": 1}', b"\xff\xfe"])
-def test_what_is_no_result_is_a_bad_line(text: str | bytes) -> None:
+def test_a_line_that_is_no_result_raises_bad_line(text: str | bytes) -> None:
     with pytest.raises(BadLine):
         decode_line(text)
 
@@ -123,12 +123,12 @@ json_values = st.recursive(
 
 
 @given(json_values, json_values)
-def test_whatever_a_line_says_it_means_something(response: Any, error: Any) -> None:
+def test_any_line_with_a_custom_id_is_decoded(response: Any, error: Any) -> None:
     assert decode_line(line(response, error)).custom_id == "r-1-1"
 
 
 @given(st.text(), st.integers(1, 9999))
-def test_any_task_id_becomes_a_custom_id_that_every_provider_takes(
+def test_any_task_id_becomes_a_custom_id_that_every_provider_accepts(
     task_id: str, attempt: int
 ) -> None:
     request = jsonl.request_id(task_id)
@@ -138,17 +138,17 @@ def test_any_task_id_becomes_a_custom_id_that_every_provider_takes(
 
 
 @pytest.mark.parametrize("custom_id", ["", "unknown-1", "r-1", "x-1-1", "r-1-1-1"])
-def test_a_custom_id_of_somebody_else_is_not_ours(custom_id: str) -> None:
+def test_a_foreign_custom_id_has_no_request(custom_id: str) -> None:
     assert jsonl.request_of(custom_id) is None
 
 
-def test_a_line_is_one_line_of_utf_8_with_the_providers_name_of_the_model() -> None:
+def test_an_encoded_request_is_one_line_of_utf_8_with_the_providers_model_name() -> None:
     messages = [{"role": "user", "content": "two\nlines\u2028and ünïcode"}]
     request = CompletionRequest(model="ours", messages=messages, tenant_id="acme", temperature=0.5)
-    written = jsonl.encode_line("r-1-1", request, "theirs")
-    assert written.count(b"\n") == 1
-    assert "ünïcode".encode() in written
-    assert json.loads(written) == {
+    encoded = jsonl.encode_line("r-1-1", request, "theirs")
+    assert encoded.count(b"\n") == 1
+    assert "ünïcode".encode() in encoded
+    assert json.loads(encoded) == {
         "custom_id": "r-1-1",
         "method": "POST",
         "url": "/v1/chat/completions",
@@ -156,6 +156,6 @@ def test_a_line_is_one_line_of_utf_8_with_the_providers_name_of_the_model() -> N
     }
 
 
-def test_a_request_id_is_a_hash_of_the_task_id_whatever_that_contains() -> None:
+def test_a_request_id_is_a_hash_of_any_task_id() -> None:
     assert jsonl.request_id("a") == "27c35e6e9373877f29e562464e46497e"
     assert jsonl.request_id("\ud800") == "b4fe3de0239399efbfffc79686f435f9"

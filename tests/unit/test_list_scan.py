@@ -1,4 +1,4 @@
-"""How far a provider's list is read, and what of it counts."""
+"""How far a provider's list is scanned, and which batches are returned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW = 1_750_000_000.0
 
 
 class Listing:
-    """A provider of which only the list is asked for, newest first and two batches a page."""
+    """A provider of which only `list` is called: newest first, two batches a page."""
 
     def __init__(self, batches: Sequence[ProviderBatch], endless: bool = False) -> None:
         self._batches, self._endless = list(batches), endless
@@ -33,7 +33,7 @@ class Listing:
 
     async def list(self, after: str | None) -> BatchPage:
         self.calls += 1
-        ids = [one.id for one in self._batches]
+        ids = [batch.id for batch in self._batches]
         start = 0 if after is None or self._endless else ids.index(after) + 1
         return BatchPage(self._batches[start : start + 2], start + 2 < len(ids))
 
@@ -55,7 +55,7 @@ def job(batch_id: str, provider: str = "here") -> Job:
 
 
 def jobs(provider: str = "here") -> list[Job]:
-    """As many as it takes, of which only b0 to b9 are ever listed here."""
+    """Enough jobs for a scan; the tests list only b0 to b9."""
     return [job(f"b{n}", provider) for n in range(MIN_DUE_FOR_SCAN + 1)]
 
 
@@ -67,38 +67,38 @@ def provider(listing: Any) -> BatchProvider:
     return cast(BatchProvider, listing)
 
 
-async def test_only_what_is_on_its_way_counts() -> None:
+async def test_only_live_batches_are_returned() -> None:
     statuses = ["in_progress", "validating", "finalizing", "cancelling"]
     ended = ["completed", "failed", "expired", "cancelled", "something_new"]
-    here = Listing([remote(f"b{n}", one) for n, one in enumerate(statuses + ended)])
+    here = Listing([remote(f"b{n}", status) for n, status in enumerate(statuses + ended)])
     seen = await scan_lists(jobs(), {"here": provider(here)})
-    assert {name: one.status for name, one in seen.items()} == {
-        ("here", f"b{n}"): one for n, one in enumerate(statuses)
+    assert {key: batch.status for key, batch in seen.items()} == {
+        ("here", f"b{n}"): status for n, status in enumerate(statuses)
     }
 
 
-async def test_batches_of_others_do_not_count() -> None:
-    here = Listing([remote("of somebody"), remote("b1")])
+async def test_batches_of_other_jobs_are_left_out() -> None:
+    here = Listing([remote("foreign"), remote("b1")])
     assert list(await scan_lists(jobs(), {"here": provider(here)})) == [("here", "b1")]
 
 
-async def test_reading_ends_when_every_batch_was_seen() -> None:
+async def test_a_scan_ends_when_every_batch_was_seen() -> None:
     wanted = jobs()
     here = Listing(
-        [remote(one.batch_id) for one in wanted] + [remote(f"old {n}") for n in range(9)]
+        [remote(job.batch_id) for job in wanted] + [remote(f"old {n}") for n in range(9)]
     )
     assert len(await scan_lists(wanted, {"here": provider(here)})) == len(wanted)
     assert here.calls == (len(wanted) + 1) // 2
 
 
-async def test_reading_ends_with_a_page_from_before_the_first_batch() -> None:
+async def test_a_scan_ends_with_a_page_older_than_the_first_batch() -> None:
     old = [remote(f"old {n}", age=2 * CLOCK_SKEW_SECONDS + n) for n in range(9)]
     here = Listing([remote("b0"), *old])
     assert list(await scan_lists(jobs(), {"here": provider(here)})) == [("here", "b0")]
     assert here.calls == 2
 
 
-async def test_reading_ends_at_a_server_that_begins_again() -> None:
+async def test_a_scan_ends_when_the_server_repeats_a_page() -> None:
     here = Listing([remote(f"b{n}") for n in range(9)], endless=True)
     assert set(await scan_lists(jobs(), {"here": provider(here)})) == {
         ("here", "b0"),
@@ -107,13 +107,13 @@ async def test_reading_ends_at_a_server_that_begins_again() -> None:
     assert here.calls == 2
 
 
-async def test_reading_ends_after_as_many_pages_as_are_worth_it() -> None:
-    here = Listing([remote(f"of somebody {n}") for n in range(10_000)])
+async def test_a_scan_ends_after_max_pages() -> None:
+    here = Listing([remote(f"foreign {n}") for n in range(10_000)])
     assert await scan_lists(jobs(), {"here": provider(here)}) == {}
     assert here.calls == MAX_PAGES <= MIN_DUE_FOR_SCAN
 
 
-async def test_each_provider_with_many_is_read_on_its_own() -> None:
+async def test_each_provider_with_many_batches_is_scanned() -> None:
     here, there = Listing([remote("b0")]), Listing([remote("b0"), remote("b1")])
     few = Listing([remote("b0")])
     accounts = {"here": provider(here), "there": provider(there), "few": provider(few)}
@@ -122,13 +122,11 @@ async def test_each_provider_with_many_is_read_on_its_own() -> None:
     assert (here.calls, there.calls, few.calls) == (1, 1, 0)
 
 
-async def test_batches_of_a_provider_that_is_not_configured_any_more_are_not_looked_for() -> None:
+async def test_a_provider_that_is_not_configured_is_not_scanned() -> None:
     assert await scan_lists(jobs("gone"), {}) == {}
 
 
-async def test_a_list_that_does_not_come_is_not_waited_for_long(
-    monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
+async def test_a_scan_times_out(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     class Hanging:
         async def list(self, after: str | None) -> BatchPage:
             await asyncio.Event().wait()
@@ -136,10 +134,12 @@ async def test_a_list_that_does_not_come_is_not_waited_for_long(
 
     monkeypatch.setattr("scheduler.jobs.list_scan.TIMEOUT_SECONDS", 0.0)
     assert await scan_lists(jobs(), {"here": provider(Hanging())}) == {}
-    assert [getattr(one, "action", "") for one in caplog.records] == ["batch_list_scan_failed"]
+    assert [getattr(record, "action", "") for record in caplog.records] == [
+        "batch_list_scan_failed"
+    ]
 
 
-async def test_a_list_that_makes_no_sense_is_as_good_as_none(caplog: Any) -> None:
+async def test_a_list_that_cannot_be_decoded_counts_as_empty(caplog: Any) -> None:
     class Broken:
         async def list(self, after: str | None) -> BatchPage:
             raise TypeError("'NoneType' object is not iterable")
@@ -147,4 +147,6 @@ async def test_a_list_that_makes_no_sense_is_as_good_as_none(caplog: Any) -> Non
     there = Listing([remote("b0")])
     accounts = {"here": provider(Broken()), "there": provider(there)}
     assert list(await scan_lists([*jobs(), *jobs("there")], accounts)) == [("there", "b0")]
-    assert [getattr(one, "action", "") for one in caplog.records] == ["batch_list_scan_failed"]
+    assert [getattr(record, "action", "") for record in caplog.records] == [
+        "batch_list_scan_failed"
+    ]

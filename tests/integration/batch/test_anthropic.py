@@ -1,4 +1,4 @@
-"""The batch lane at Anthropic: the real SDK and LiteLLM's translation, at a simulated workspace."""
+"""The batch lane at Anthropic: the real SDK, LiteLLM's translation and a simulated API."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEATHER = {
     },
 }
 CITY = {"name": "city", "schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
-NEVER_MADE = Fault(endpoint="batches.create", drop="before_response", times=1)
+NEVER_CREATED = Fault(endpoint="batches.create", drop="before_response", times=1)
 NEVER_ANSWERED = Fault(endpoint="batches.create", drop="after_commit", times=1)
 
 
@@ -39,14 +39,14 @@ def at_anthropic(opened: OpenBench) -> OpenBench:
 
 
 def orders(b: Bench) -> list[list[dict[str, Any]]]:
-    """The requests of every order that came."""
+    """The requests of each create call."""
     app: Any = b.simulator._app
     return [body["requests"] for body in app.created_bodies]
 
 
-async def order_of_somebody(b: Bench, folder: Path, *custom_ids: str) -> str:
-    """A batch that somebody else makes in the account; its id."""
-    path = folder / "somebody.jsonl"
+async def create_foreign_batch(b: Bench, folder: Path, *custom_ids: str) -> str:
+    """Create a batch outside of the fleet, in the same account; its id."""
+    path = folder / "foreign.jsonl"
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "theirs"}]}
     path.write_text("".join(json.dumps({"custom_id": c, "body": body}) + "\n" for c in custom_ids))
     provider = b.scheduler.provider
@@ -58,7 +58,7 @@ def paid(b: Bench) -> int:
     return int(b.simulator.invoice()["by_kind"]["batch"])
 
 
-async def test_requests_of_every_kind_go_there_and_come_back_as_openai_writes_them(
+async def test_requests_of_every_kind_get_responses_in_openais_format(
     anthropic: OpenBench,
 ) -> None:
     picture = [
@@ -85,12 +85,13 @@ async def test_requests_of_every_kind_go_there_and_come_back_as_openai_writes_th
         assert "city" in json.loads(schema.text)
         assert "tool_calls" not in schema.body["choices"][0]["message"]
         assert "what is it?" in seen.text
-        (sent,) = [one for one in orders(b)[0] if "Be brief." in json.dumps(one)]
+        (sent,) = [request for request in orders(b)[0] if "Be brief." in json.dumps(request)]
         assert sent["params"]["system"] == [{"type": "text", "text": "Be brief."}]
         sources = [part["source"]["type"] for part in sent["params"]["messages"][0]["content"][1:]]
         assert sources == ["url", "base64"]
-        assert paid(b) == sum(one.receipt.cost for one in (short, tool, schema, seen)) > 0
-        assert all(one.body["object"] == "chat.completion" for one in (short, tool, schema, seen))
+        answers = (short, tool, schema, seen)
+        assert paid(b) == sum(answer.receipt.cost for answer in answers) > 0
+        assert all(answer.body["object"] == "chat.completion" for answer in answers)
         assert not list(b.folder.iterdir())
 
 
@@ -105,7 +106,7 @@ async def test_requests_of_every_kind_go_there_and_come_back_as_openai_writes_th
         ({"status": 500, "times": 1}, None, 2),
     ],
 )
-async def test_an_error_is_its_requests_alone_and_is_tried_again_if_that_may_help(
+async def test_an_error_concerns_only_its_request_and_a_temporary_one_is_retried(
     anthropic: OpenBench, fault: dict[str, Any], outcome: Any, batches: int
 ) -> None:
     async with anthropic(profile(Fault(scope="line", contains="bad", **fault))) as b:
@@ -119,19 +120,19 @@ async def test_an_error_is_its_requests_alone_and_is_tried_again_if_that_may_hel
             assert bad.receipt.attempts == 2
 
 
-async def test_what_expired_goes_again_and_is_paid_once(anthropic: OpenBench) -> None:
+async def test_an_expired_request_is_requeued_and_paid_once(anthropic: OpenBench) -> None:
     async with anthropic(profile(expire_at_fraction=0.5)) as b:
         results = await b.send(*(chat(f"question {n}") for n in range(4)))
         await b.turn()
         b.simulator.profile = profile()
         await b.until_idle(3600)
-        assert [one.status for one in await b.batches()] == ["completed", "expired"]
+        assert [batch.status for batch in await b.batches()] == ["completed", "expired"]
         answers = await b.settled(results, batches=2)
-        assert sorted(one.receipt.attempts for one in answers) == [1, 1, 2, 2]
-        assert (paid(b), b.answered()) == (sum(one.receipt.cost for one in answers), 4)
+        assert sorted(answer.receipt.attempts for answer in answers) == [1, 1, 2, 2]
+        assert (paid(b), b.answered()) == (sum(answer.receipt.cost for answer in answers), 4)
 
 
-async def test_what_was_cancelled_goes_again_and_the_part_that_was_answered_is_delivered(
+async def test_a_cancelled_batch_delivers_its_responses_and_the_rest_is_requeued(
     anthropic: OpenBench,
 ) -> None:
     async with anthropic(profile(in_progress=100)) as b:
@@ -145,11 +146,11 @@ async def test_what_was_cancelled_goes_again_and_the_part_that_was_answered_is_d
         assert (await b.scheduler.provider.retrieve(live.id)).status == "cancelled"
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert sorted(one.receipt.attempts for one in answers) == [1, 1, 2, 2]
+        assert sorted(answer.receipt.attempts for answer in answers) == [1, 1, 2, 2]
         assert b.answered() == 4
 
 
-async def test_a_batch_that_may_be_ours_is_waited_for_and_adopted_when_it_has_ended(
+async def test_a_batch_that_may_be_the_jobs_is_adopted_after_it_has_ended(
     anthropic: OpenBench,
 ) -> None:
     async with anthropic(profile(NEVER_ANSWERED, in_progress=7200)) as b:
@@ -159,11 +160,11 @@ async def test_a_batch_that_may_be_ours_is_waited_for_and_adopted_when_it_has_en
             assert b.states() == ["SUBMITTING"]
         await b.until_idle(200)
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert (sum(b.calls("batches.create").values()), b.answered()) == (1, 2)
 
 
-async def test_a_cancelled_request_of_it_does_not_hide_that_it_is_ours(
+async def test_a_batch_is_recognized_although_most_of_its_requests_were_cancelled(
     anthropic: OpenBench,
 ) -> None:
     async with anthropic(profile(NEVER_ANSWERED, in_progress=1000)) as b:
@@ -171,17 +172,17 @@ async def test_a_cancelled_request_of_it_does_not_hide_that_it_is_ours(
         await b.turn()
         accounts = {"openai": b.scheduler.provider}
         operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
-        for one in results[:3]:
-            assert list((await operator.cancel([str(one.id)])).values()) == ["cancelled"]
+        for result in results[:3]:
+            assert list((await operator.cancel([str(result.id)])).values()) == ["cancelled"]
         await b.until_idle(100)
         assert (await b.completion(results[3])).receipt.attempts == 1
         assert (b.batches_created(), b.answered()) == (1, 4)
 
 
-async def test_a_batch_that_was_not_made_is_ordered_again_only_after_clean_scans(
+async def test_a_batch_that_was_not_created_is_created_again_only_after_clean_scans(
     anthropic: OpenBench,
 ) -> None:
-    async with anthropic(profile(NEVER_MADE)) as b:
+    async with anthropic(profile(NEVER_CREATED)) as b:
         results = await b.send(chat("one"))
         await b.turn()
         started = b.clock.now()
@@ -194,12 +195,12 @@ async def test_a_batch_that_was_not_made_is_ordered_again_only_after_clean_scans
         assert answer.receipt.attempts == 1
 
 
-async def test_somebodys_batch_of_the_same_size_is_waited_for_but_not_adopted(
+async def test_a_foreign_batch_of_the_same_size_delays_the_job_but_is_not_adopted(
     anthropic: OpenBench, tmp_path: Path
 ) -> None:
     lost = Fault(endpoint="batches.create", contains="ours", drop="before_response", times=1)
     async with anthropic(profile(lost, in_progress=5000)) as b:
-        theirs = await order_of_somebody(b, tmp_path, "question-1")
+        theirs = await create_foreign_batch(b, tmp_path, "question-1")
         results = await b.send(chat("ours"))
         for _ in range(20):
             await b.turn(200)
@@ -210,24 +211,24 @@ async def test_somebodys_batch_of_the_same_size_is_waited_for_but_not_adopted(
         assert answer.receipt.attempts == 1
 
 
-async def test_somebodys_batch_of_another_size_is_not_waited_for(
+async def test_a_foreign_batch_of_another_size_does_not_delay_the_job(
     anthropic: OpenBench, tmp_path: Path
 ) -> None:
     lost = Fault(endpoint="batches.create", contains="ours", drop="before_response", times=1)
     async with anthropic(profile(lost, in_progress=5000)) as b:
-        await order_of_somebody(b, tmp_path, "question-1", "question-2")
+        await create_foreign_batch(b, tmp_path, "question-1", "question-2")
         await b.send(chat("ours"))
         for _ in range(40):
             await b.turn()
         assert b.batches_created() == 2
 
 
-async def test_a_batch_that_is_older_than_the_job_is_not_waited_for(
+async def test_a_batch_older_than_the_job_does_not_delay_the_job(
     anthropic: OpenBench, tmp_path: Path
 ) -> None:
     lost = Fault(endpoint="batches.create", contains="ours", drop="before_response", times=1)
     async with anthropic(profile(lost, in_progress=20_000)) as b:
-        await order_of_somebody(b, tmp_path, "question-1")
+        await create_foreign_batch(b, tmp_path, "question-1")
         b.clock.advance(4000)
         await b.send(chat("ours"))
         for _ in range(40):
@@ -235,7 +236,9 @@ async def test_a_batch_that_is_older_than_the_job_is_not_waited_for(
         assert b.batches_created() == 2
 
 
-async def test_another_jobs_batch_of_the_same_size_is_not_waited_for(anthropic: OpenBench) -> None:
+async def test_another_jobs_batch_of_the_same_size_does_not_delay_the_job(
+    anthropic: OpenBench,
+) -> None:
     lost = Fault(endpoint="batches.create", contains="lost", drop="before_response", times=1)
     async with anthropic(profile(lost, in_progress=5000)) as b:
         await b.send(chat("lost"), chat("another", "gpt-4o"))
@@ -255,18 +258,20 @@ async def test_the_batch_of_an_earlier_attempt_is_not_adopted(anthropic: OpenBen
         assert [line["custom_id"][-2:] for (line,) in orders(b)] == ["-1", "-2"]
 
 
-async def test_a_request_that_anthropic_cannot_be_asked_fails_alone(anthropic: OpenBench) -> None:
+async def test_a_request_that_anthropic_does_not_support_fails_alone(anthropic: OpenBench) -> None:
     async with anthropic() as b:
         results = await b.send(chat("good"), chat("seeded", seed=7), chat("too"))
         await b.until_idle()
         good, seeded, too = await b.settled(results, batches=1)
         assert isinstance(seeded, errors.ProviderError)
         assert str(seeded) == "seed: not supported by Anthropic"
-        assert [one.receipt.attempts for one in (good, too)] == [1, 1]
+        assert [answer.receipt.attempts for answer in (good, too)] == [1, 1]
         assert [len(order) for order in orders(b)] == [2]
 
 
-async def test_a_scheduler_on_another_machine_writes_its_own_order(anthropic: OpenBench) -> None:
+async def test_a_scheduler_on_another_machine_writes_its_own_order_file(
+    anthropic: OpenBench,
+) -> None:
     async with anthropic() as b:
         results = await b.send(chat("one"), chat("two"))
         b.scheduler.store.dies_at = "UPLOADED"
@@ -275,11 +280,11 @@ async def test_a_scheduler_on_another_machine_writes_its_own_order(anthropic: Op
             path.unlink()
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert b.calls("batches.create") == {"200": 1}
 
 
-async def test_however_often_a_job_changes_machines_it_is_not_given_up(
+async def test_a_job_may_change_machines_any_number_of_times(
     anthropic: OpenBench,
 ) -> None:
     busy = Fault(endpoint="batches.create", status=429, times=12)
@@ -295,7 +300,7 @@ async def test_however_often_a_job_changes_machines_it_is_not_given_up(
         assert b.calls("batches.create") == {"429": 12, "200": 1}
 
 
-async def test_results_that_end_early_are_fetched_again(anthropic: OpenBench) -> None:
+async def test_truncated_results_are_downloaded_again(anthropic: OpenBench) -> None:
     short = Fault(endpoint="files.content", drop="short", times=2)
     torn = Fault(endpoint="files.content", drop="mid_stream", times=1)
     async with anthropic(profile(short, torn)) as b:
@@ -306,20 +311,20 @@ async def test_results_that_end_early_are_fetched_again(anthropic: OpenBench) ->
         assert b.calls("files.content") == {"200": 3, "dropped": 1}
 
 
-async def test_a_line_that_is_lost_or_spoilt_does_not_keep_the_others(anthropic: OpenBench) -> None:
+async def test_a_missing_or_corrupt_line_does_not_stop_the_others(anthropic: OpenBench) -> None:
     lost = Fault(scope="line", contains="lost", write="missing", times=1)
-    spoilt = Fault(scope="line", contains="spoilt", write="corrupt", times=1)
-    async with anthropic(profile(lost, spoilt)) as b:
-        results = await b.send(chat("lost"), chat("spoilt"), chat("good"))
+    corrupt = Fault(scope="line", contains="corrupt", write="corrupt", times=1)
+    async with anthropic(profile(lost, corrupt)) as b:
+        results = await b.send(chat("lost"), chat("corrupt"), chat("good"))
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [2, 2, 1]
+        assert [answer.receipt.attempts for answer in answers] == [2, 2, 1]
 
 
 async def test_the_list_is_read_page_by_page(anthropic: OpenBench, tmp_path: Path) -> None:
     async with anthropic() as b:
-        made = [await order_of_somebody(b, tmp_path, f"request-{n}") for n in range(102)]
+        made = [await create_foreign_batch(b, tmp_path, f"request-{n}") for n in range(102)]
         first = await b.scheduler.provider.list(None)
         second = await b.scheduler.provider.list(first.batches[-1].id)
         assert (len(first.batches), first.more, second.more) == (100, True, False)
-        assert [one.id for one in [*first.batches, *second.batches]] == made[::-1]
+        assert [batch.id for batch in [*first.batches, *second.batches]] == made[::-1]

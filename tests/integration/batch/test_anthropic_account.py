@@ -1,4 +1,4 @@
-"""An account at Anthropic: what its refusals mean, and what the simulated one refuses."""
+"""An account at Anthropic: its refusals, and those of the simulated API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "of_account"),
+    ("fault", "code", "is_account_error"),
     [
         ({"status": 429, "retry_after": 30}, "rate_limit_error", True),
         ({"status": 404}, "not_found_error", False),
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.anyio
         ({"status": 400}, "invalid_request_error", False),
     ],
 )
-async def test_a_refusal_had_no_effect_and_says_whose_fault_it_is(
-    fault: dict[str, Any], code: str, of_account: bool
+async def test_a_refusal_says_whether_the_account_is_the_reason(
+    fault: dict[str, Any], code: str, is_account_error: bool
 ) -> None:
     refuse = Fault(endpoint="batches.retrieve", **fault)
     with Simulator(profile(refuse), app=AnthropicApp) as simulator:
@@ -36,7 +36,7 @@ async def test_a_refusal_had_no_effect_and_says_whose_fault_it_is(
         with pytest.raises(ProviderRefused) as refused:
             await provider.retrieve("msgbatch_1")
         assert (refused.value.status, refused.value.code) == (fault["status"], code)
-        assert refused.value.is_account_error is of_account
+        assert refused.value.is_account_error is is_account_error
         assert refused.value.retry_after == fault.get("retry_after")
         await provider.close()
 
@@ -44,7 +44,7 @@ async def test_a_refusal_had_no_effect_and_says_whose_fault_it_is(
 @pytest.mark.parametrize(
     "fault", [{"status": 500}, {"status": 529}, {"status": 409}, {"drop": "before_response"}]
 )
-async def test_after_any_other_failure_nobody_knows(fault: dict[str, Any]) -> None:
+async def test_the_effect_of_any_other_failure_is_unknown(fault: dict[str, Any]) -> None:
     fail = Fault(endpoint="batches.cancel", **fault)
     with Simulator(profile(fail), app=AnthropicApp) as simulator:
         provider = account("anthropic", "", simulator.url)
@@ -55,7 +55,7 @@ async def test_after_any_other_failure_nobody_knows(fault: dict[str, Any]) -> No
         await provider.close()
 
 
-async def test_a_wrong_key_is_the_accounts() -> None:
+async def test_a_wrong_key_is_an_account_error() -> None:
     with Simulator(Profile(api_keys=frozenset({"another"})), app=AnthropicApp) as simulator:
         provider = account("anthropic", "", simulator.url)
         with pytest.raises(ProviderRefused) as refused:
@@ -64,15 +64,15 @@ async def test_a_wrong_key_is_the_accounts() -> None:
         await provider.close()
 
 
-async def test_what_the_simulated_anthropic_refuses() -> None:
-    """What the class for Anthropic must not do, so that the tests above mean something."""
+async def test_the_simulated_anthropic_refuses_what_anthropic_does() -> None:
+    """What AnthropicBatches must not do, so that the tests above prove something."""
     params = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
     dated = {"x-api-key": "sk", "anthropic-version": "2023-06-01"}
     with Simulator(app=AnthropicApp) as simulator:
         url = f"{simulator.url}/messages/batches"
         async with httpx.AsyncClient() as client:
 
-            async def ordered(*requests: Any) -> Any:
+            async def create(*requests: Any) -> Any:
                 return await client.post(url, json={"requests": requests}, headers=dated)
 
             for headers in ({}, {"x-api-key": "sk"}):
@@ -88,14 +88,14 @@ async def test_what_the_simulated_anthropic_refuses() -> None:
                 [{"custom_id": "a", "params": system}],
                 [],
             ):
-                answer = await ordered(*wrong)
+                answer = await create(*wrong)
                 assert answer.status_code == 400
                 assert answer.json()["error"]["type"] == "invalid_request_error"
-            made = (await ordered(good)).json()
+            made = (await create(good)).json()
             assert made["request_counts"]["processing"] == 1
             early = await client.get(f"{url}/{made['id']}/results", headers=dated)
             assert early.status_code == 404
-            later = [(await ordered(good)).json()["id"] for _ in range(2)]
+            later = [(await create(good)).json()["id"] for _ in range(2)]
             before = {"before_id": made["id"], "limit": 1}
             page = (await client.get(url, params=before, headers=dated)).json()
             assert (page["last_id"], page["has_more"]) == (later[0], True)

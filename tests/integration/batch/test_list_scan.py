@@ -1,4 +1,4 @@
-"""Many live batches at one provider: its list is read in place of each of them."""
+"""Many live batches at one provider: its list is read instead of each batch."""
 
 from __future__ import annotations
 
@@ -21,83 +21,85 @@ HOUR = 3600
 MANY = MIN_DUE_FOR_SCAN + 1
 
 
-async def order(b: Bench, number: int) -> list[AsyncResult[Any]]:
-    """So many batches, of one request each."""
+async def create_batches(b: Bench, number: int) -> list[AsyncResult[Any]]:
+    """Create batches of one request each."""
     results = await b.send(*(chat(f"q{n}") for n in range(number)))
     await b.scheduler.lane.aggregate()
     return results
 
 
 async def answered_once(b: Bench, results: list[AsyncResult[Any]]) -> None:
-    assert sorted(b.completed) == sorted(str(one.id) for one in results)
-    assert {one.receipt.attempts for one in await b.completions(results)} == {1}
+    assert sorted(b.completed) == sorted(str(result.id) for result in results)
+    assert {completion.receipt.attempts for completion in await b.completions(results)} == {1}
     assert b.batches_created() == b.answered() == len(results)
 
 
-async def test_a_pass_over_250_live_batches_is_three_calls(opened: OpenBench) -> None:
+async def test_polling_250_live_batches_takes_three_calls(opened: OpenBench) -> None:
     async with opened(profile(in_progress=HOUR), max_requests=1) as b:
-        results = await order(b, 250)
+        results = await create_batches(b, 250)
         b.clock.advance(400)
         await b.scheduler.lane.poll()
         assert b.calls("batches.list") == {"200": 3}
         assert b.calls("batches.retrieve") == {}
-        assert await b.scheduler.store.due_jobs() == [], "each was looked at"
+        assert await b.scheduler.store.due_jobs() == [], "each job was polled"
         b.clock.advance(HOUR)
         await b.scheduler.lane.poll()
-        assert b.calls("batches.retrieve") == {"200": 250}, "each that the list shows as ended"
+        assert b.calls("batches.retrieve") == {"200": 250}, (
+            "each batch that the list does not show as live"
+        )
         await answered_once(b, results)
 
 
-async def test_no_more_live_batches_than_a_page_shows_are_asked_for_one_by_one(
+async def test_up_to_100_live_batches_are_retrieved_one_by_one(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(in_progress=HOUR), max_requests=1) as b:
-        await order(b, MIN_DUE_FOR_SCAN)
+        await create_batches(b, MIN_DUE_FOR_SCAN)
         b.clock.advance(400)
         await b.scheduler.lane.poll()
         assert b.calls("batches.list") == {}
         assert b.calls("batches.retrieve") == {"200": MIN_DUE_FOR_SCAN}
 
 
-async def test_a_batch_that_the_list_does_not_show_yet_is_asked_for(opened: OpenBench) -> None:
+async def test_a_batch_that_is_not_listed_yet_is_retrieved(opened: OpenBench) -> None:
     async with opened(profile(in_progress=HOUR, list_lag=500), max_requests=1) as b:
-        results = await order(b, MANY)
+        results = await create_batches(b, MANY)
         b.clock.advance(200)
         await b.scheduler.lane.poll()
-        assert b.calls("batches.retrieve") == {"200": MANY}, "none is in the list"
-        results += await order(b, 1)
+        assert b.calls("batches.retrieve") == {"200": MANY}, "no batch is listed"
+        results += await create_batches(b, 1)
         b.clock.advance(400)
         await b.scheduler.lane.poll()
-        assert b.calls("batches.retrieve") == {"200": MANY + 1}, "the new one is not"
+        assert b.calls("batches.retrieve") == {"200": MANY + 1}, "the new batch is not listed"
         b.clock.advance(HOUR)
         await b.scheduler.lane.poll()
         await answered_once(b, results)
 
 
-async def test_when_the_list_cannot_be_read_each_batch_is_asked_for(
+async def test_each_batch_is_retrieved_when_the_list_cannot_be_read(
     opened: OpenBench, caplog: Any
 ) -> None:
     down = Fault(endpoint="batches.list", status=503)
     async with opened(profile(down), max_requests=1) as b:
-        results = await order(b, MANY)
+        results = await create_batches(b, MANY)
         b.clock.advance(400)
         await b.scheduler.lane.poll()
         assert b.calls("batches.list") == {"503": 1}
         await answered_once(b, results)
-        actions = [getattr(one, "action", "") for one in caplog.records]
+        actions = [getattr(record, "action", "") for record in caplog.records]
         assert actions.count("batch_list_scan_failed") == 1
 
 
-async def test_what_the_list_said_before_another_scheduler_moved_the_job_on_is_forgotten(
+async def test_a_listed_status_is_ignored_when_another_scheduler_has_advanced_the_job(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(profile(in_progress=HOUR), max_requests=1) as b:
-        results = await order(b, MANY)
+        results = await create_batches(b, MANY)
         b.clock.advance(400)
         other, read = b.new_scheduler(), b.scheduler.provider.list
         other.store.dies_at = "DRAINING"
 
-        async def read_and_be_paused(after: str | None) -> BatchPage:
+        async def slow_list(after: str | None) -> BatchPage:
             page = await read(after)
             if not page.more:
                 b.clock.advance(HOUR)
@@ -106,21 +108,21 @@ async def test_what_the_list_said_before_another_scheduler_moved_the_job_on_is_f
                 b.clock.advance(31)
             return page
 
-        monkeypatch.setattr(b.scheduler.provider, "list", read_and_be_paused)
+        monkeypatch.setattr(b.scheduler.provider, "list", slow_list)
         await b.scheduler.lane.poll()
         monkeypatch.undo()
-        assert "DONE" in b.states(), "the job in which the other one died"
+        assert "DONE" in b.states(), "the job in which the other scheduler died"
         b.clock.advance(400)
         await b.scheduler.lane.poll()
         await answered_once(b, results)
 
 
-async def test_a_batch_that_the_list_shows_is_cancelled_for_its_age_by_its_own_status(
+async def test_an_overdue_batch_in_the_list_is_retrieved_before_it_is_cancelled(
     opened: OpenBench,
 ) -> None:
     late = profile(in_progress=HOUR * 100, expires_late=HOUR * 100)
     async with opened(late, max_requests=1) as b:
-        await order(b, MANY)
+        await create_batches(b, MANY)
         b.clock.advance(HOUR * 25.5)
         await b.scheduler.lane.poll()
         assert b.calls("batches.list") == {"200": 2}

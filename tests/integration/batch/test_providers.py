@@ -1,4 +1,4 @@
-"""The batch lane at each provider: the real SDK's clients, over HTTP, at its simulated dialect."""
+"""The batch lane at each provider: the real SDK's client, over HTTP, and its simulated API."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ AZURE = [dialect("azure"), dialect("azure", CLASSIC)]
 
 
 @pytest.mark.parametrize("kind", DIALECTS)
-async def test_a_batch_goes_there_and_its_answers_come_back(
+async def test_a_batch_is_submitted_and_its_responses_are_delivered(
     opened: OpenBench, kind: Dialect
 ) -> None:
     refused = Fault(scope="line", contains="question 3", status=400, code="content_filter")
@@ -59,7 +59,7 @@ async def test_a_batch_goes_there_and_its_answers_come_back(
 
 
 @pytest.mark.parametrize("kind", ALL)
-async def test_a_batch_whose_creation_was_not_answered_is_found_and_adopted(
+async def test_a_batch_created_without_an_answer_is_found_and_adopted(
     opened: OpenBench, kind: Dialect
 ) -> None:
     lost = Fault(endpoint="batches.create", drop="after_commit", times=1)
@@ -71,9 +71,7 @@ async def test_a_batch_whose_creation_was_not_answered_is_found_and_adopted(
 
 
 @pytest.mark.parametrize("kind", ALL)
-async def test_a_scheduler_that_dies_at_creation_pays_nothing_twice(
-    opened: OpenBench, kind: Dialect
-) -> None:
+async def test_a_crash_at_creation_leads_to_one_batch(opened: OpenBench, kind: Dialect) -> None:
     async with opened(dialect=kind) as b:
         results = await b.send(chat("hello"))
         b.scheduler.store.dies_before = "SUBMITTED"
@@ -86,7 +84,7 @@ async def test_a_scheduler_that_dies_at_creation_pays_nothing_twice(
 
 
 @pytest.mark.parametrize("kind", AZURE)
-async def test_azures_batch_without_errors_has_a_file_of_no_bytes_for_them(
+async def test_an_azure_batch_without_errors_has_an_empty_error_file(
     opened: OpenBench, kind: Dialect
 ) -> None:
     async with opened(dialect=kind) as b:
@@ -105,7 +103,7 @@ async def test_azures_batch_without_errors_has_a_file_of_no_bytes_for_them(
 
 
 @pytest.mark.parametrize("kind", AZURE)
-async def test_azures_refusal_of_too_many_tokens_halves_the_batch(
+async def test_an_azure_refusal_for_too_many_tokens_halves_the_batch(
     opened: OpenBench, kind: Dialect
 ) -> None:
     full = Fault(
@@ -123,7 +121,7 @@ async def test_azures_refusal_of_too_many_tokens_halves_the_batch(
     ("unknown", "processing"),
     [((), 30), ([Fault(endpoint="files.retrieve", status=404, times=1)], 0)],
 )
-async def test_azures_batch_waits_until_its_file_is_there_and_processed(
+async def test_an_azure_batch_is_created_after_its_file_is_processed(
     opened: OpenBench, unknown: Sequence[Fault], processing: float
 ) -> None:
     async with opened(profile(*unknown), dialect=dialect("azure", processing=processing)) as b:
@@ -135,9 +133,11 @@ async def test_azures_batch_waits_until_its_file_is_there_and_processed(
         assert b.simulator.stats()["calls"]["files.create"] == {"200": 1}
 
 
-async def test_azure_that_calls_a_cancelled_batch_canceled_is_understood(opened: OpenBench) -> None:
-    says = {"cancelled": "canceled", "cancelling": "canceling"}
-    async with opened(profile(in_progress=100, status_names=says), dialect=dialect("azure")) as b:
+async def test_azures_status_canceled_is_read_as_cancelled(opened: OpenBench) -> None:
+    spellings = {"cancelled": "canceled", "cancelling": "canceling"}
+    async with opened(
+        profile(in_progress=100, status_names=spellings), dialect=dialect("azure")
+    ) as b:
         results = await b.send(chat("hello"))
         await b.turn()
         (live,) = await b.batches()
@@ -148,22 +148,24 @@ async def test_azure_that_calls_a_cancelled_batch_canceled_is_understood(opened:
         assert (await b.completion(results[0])).receipt.attempts == 2
 
 
-async def test_azures_batch_is_found_by_its_file_alone(opened: OpenBench) -> None:
+async def test_an_azure_batch_is_recognized_by_its_input_file(opened: OpenBench) -> None:
     async with opened(dialect=dialect("azure")) as b:
         await b.send(chat("one"), chat("two", "gpt-4o"))
         await b.turn()
         first, second = await b.batches()
-        sought = BatchFingerprint("no intent", first.input_file_id, b.now(), 1, frozenset(), _has)
-        found = await find_batches(b.scheduler.provider, sought)
-        assert [one.id for one in found] == [first.id]
+        fingerprint = BatchFingerprint(
+            "no intent", first.input_file_id, b.now(), 1, frozenset(), _has
+        )
+        found = await find_batches(b.scheduler.provider, fingerprint)
+        assert [batch.id for batch in found] == [first.id]
         assert first.input_file_id != second.input_file_id
 
 
 async def _has(custom_id: str) -> bool:
-    raise AssertionError("a file is enough")
+    raise AssertionError("the file is enough")
 
 
-async def test_azures_own_words_for_a_wrong_key_and_a_wrong_call(tmp_path: Path) -> None:
+async def test_a_wrong_azure_key_is_an_account_error(tmp_path: Path) -> None:
     file = tmp_path / "input.jsonl"
     file.write_bytes(b"{}\n")
     with Simulator(Profile(api_keys=frozenset({"another"})), app=AzureApp) as simulator:
@@ -175,8 +177,8 @@ async def test_azures_own_words_for_a_wrong_key_and_a_wrong_call(tmp_path: Path)
             await provider.close()
 
 
-async def test_what_the_simulated_azure_refuses(tmp_path: Path) -> None:
-    """What the class for Azure must not do, so that the tests above mean something."""
+async def test_the_simulated_azure_refuses_what_azure_does(tmp_path: Path) -> None:
+    """What AzureBatches must not do, so that the tests above prove something."""
     with Simulator(app=AzureApp) as simulator:
         root = simulator.url.removesuffix("/v1") + "/openai"
         async with httpx.AsyncClient(headers={"api-key": KEY}) as client:
@@ -184,8 +186,8 @@ async def test_what_the_simulated_azure_refuses(tmp_path: Path) -> None:
             dated = {"api-version": CLASSIC}
             assert (await client.get(f"{root}/batches", params=dated)).status_code == 200
             assert (await client.get(f"{root}/v1/batches")).status_code == 200
-            order = {"input_file_id": "file-1", "metadata": {"fleet_intent": "1"}}
-            answer = await client.post(f"{root}/v1/batches", json=order)
+            create = {"input_file_id": "file-1", "metadata": {"fleet_intent": "1"}}
+            answer = await client.post(f"{root}/v1/batches", json=create)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")
             week = {"purpose": "batch", "expires_after[seconds]": "604800"}
             files = {"file": ("input.jsonl", b"{}")}
@@ -199,10 +201,10 @@ def azure_deployment(name: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["v1", CLASSIC])
-async def test_one_entry_for_azure_serves_the_realtime_lane_too(
+async def test_one_azure_entry_serves_the_realtime_lane_too(
     store: redis.Redis, valkey_url: str, version: str
 ) -> None:
-    """A deployment for batches answers nobody who waits: `order` puts it behind the other."""
+    """A batch deployment cannot serve chat: `order` puts it after the other deployment."""
     with Simulator(profile(), app=AzureApp) as simulator:
         await account("azure", version, simulator.url).close()
         deployments = [
@@ -216,12 +218,12 @@ async def test_one_entry_for_azure_serves_the_realtime_lane_too(
         (batches,) = open_accounts(config).values()
         await batches.close()
         server = RealtimeServer(config, valkey_url)
-        envelope = RequestMetadata(
+        metadata = RequestMetadata(
             task_id="task", trace_id="trace", reason="asked for", queue_wait=0.1
         )
         try:
-            answers = [await server.serve(chat("hello", "m"), envelope) for _ in range(6)]
+            answers = [await server.serve(chat("hello", "m"), metadata) for _ in range(6)]
         finally:
             await server.close()
-        assert {one.receipt.deployment for one in answers} == {"gpt-4o"}
+        assert {answer.receipt.deployment for answer in answers} == {"gpt-4o"}
         assert "hello" in answers[0].text

@@ -372,7 +372,7 @@ class Schedulers(RuleBasedStateMachine):
         token = None if lost == 0 else token
         assert (job and job.token) == token
         if job is not None:
-            assert int(job.token) > max((int(one.token) for one in self.leases), default=0)
+            assert int(job.token) > max((int(lease.token) for lease in self.leases), default=0)
             self.leases.append(job)
 
     def _agreed(self, call: Coroutine[Any, Any, T], model: Callable[[], None]) -> T | None:
@@ -407,7 +407,7 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scheduler.store.jobs.CHUNK", CHUNK)
 
 
-def test_the_store_does_what_its_model_says_whatever_happens_to_its_schedulers(
+def test_the_store_agrees_with_its_model_whatever_happens_to_its_schedulers(
     valkey_url: str, store: Redis
 ) -> None:
     for number in range(RUNS):

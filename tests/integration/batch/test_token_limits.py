@@ -1,4 +1,4 @@
-"""Live batches hold no more prompt tokens together than the provider's queue takes."""
+"""Live batches never hold more prompt tokens than the provider queue's limit."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 pytestmark = pytest.mark.anyio
 
-#: About a hundred tokens with what is around them.
+#: About a hundred tokens as an encoded request.
 TEXT = "word " * 50
 
 
 def limited(tokens: int, **batch: Any) -> Profile:
-    """A provider whose queue takes so many tokens of each model."""
+    """A provider that limits the enqueued tokens of each model."""
     offer = profile(**batch)
     models = {
         name: model.model_copy(update={"enqueued_token_limit": tokens})
@@ -32,27 +32,31 @@ def limited(tokens: int, **batch: Any) -> Profile:
 
 
 def reserved(b: Bench) -> list[int]:
-    return [int(one) for one in b.redis.hvals(RESERVED)]
+    return [int(value) for value in b.redis.hvals(RESERVED)]
 
 
-async def test_ten_batches_worth_of_tokens_go_without_one_refusal(opened: OpenBench) -> None:
+async def test_ten_batches_worth_of_tokens_are_submitted_without_a_refusal(
+    opened: OpenBench,
+) -> None:
     async with opened(limited(1000), token_limit=1000) as b:
         results = await b.send(*(chat(TEXT) for _ in range(60)))
         await b.until_idle()
-        assert [one.status for one in await b.batches()].count("failed") == 0
+        assert [batch.status for batch in await b.batches()].count("failed") == 0
         assert b.batches_created() > 5
         assert len(b.completed) == len(results)
         assert reserved(b) == [0]
 
 
-async def test_without_the_limit_configured_the_provider_refuses(opened: OpenBench) -> None:
+async def test_the_provider_refuses_batches_when_the_limit_is_not_configured(
+    opened: OpenBench,
+) -> None:
     async with opened(limited(1000)) as b:
         await b.send(*(chat(TEXT) for _ in range(60)))
         await b.until_idle()
-        assert [one.status for one in await b.batches()].count("failed") > 0
+        assert [batch.status for batch in await b.batches()].count("failed") > 0
 
 
-async def test_live_batches_of_one_model_share_the_limit_and_other_models_have_their_own(
+async def test_live_batches_of_a_model_share_its_limit(
     opened: OpenBench,
 ) -> None:
     async with opened(limited(1000, in_progress=1000), token_limit=1000) as b:
@@ -62,22 +66,22 @@ async def test_live_batches_of_one_model_share_the_limit_and_other_models_have_t
             await b.turn()
         held = reserved(b)
         assert len(held) == 2
-        assert all(600 < one <= 900 for one in held), "90 % of the limit"
+        assert all(600 < value <= 900 for value in held), "90 % of the limit"
         assert b.batches_created() == 2
         _, gauge = ParkedRequests(b.redis).collect()
-        shown = {one.labels["model"]: one.value for one in gauge.samples}
+        shown = {sample.labels["model"]: sample.value for sample in gauge.samples}
         assert shown.keys() == {"gpt-4o-mini", "gpt-4o"}
         assert sorted(shown.values()) == sorted(held)
 
 
-async def test_a_request_larger_than_the_limit_goes_alone(opened: OpenBench) -> None:
+async def test_a_request_above_the_limit_gets_a_batch_of_its_own(opened: OpenBench) -> None:
     async with opened(token_limit=50) as b:
         results = await b.send(chat(TEXT), chat(TEXT))
         await b.until_idle()
         await b.settled(results, batches=2)
 
 
-async def test_what_a_job_reserved_is_given_back_when_it_is_never_sent(opened: OpenBench) -> None:
+async def test_reserved_tokens_are_released_when_a_job_is_never_sent(opened: OpenBench) -> None:
     down = Fault(endpoint="files.create", status=503)
     offer = profile(down)
     async with opened(offer, token_limit=1000, promote_before=0) as b:
@@ -89,7 +93,7 @@ async def test_what_a_job_reserved_is_given_back_when_it_is_never_sent(opened: O
         assert reserved(b) == [0]
 
 
-async def test_a_full_budget_is_cut_before_its_oldest_has_waited(opened: OpenBench) -> None:
+async def test_a_full_token_budget_creates_a_batch_before_max_wait(opened: OpenBench) -> None:
     async with opened(token_limit=1000, max_wait=10_000) as b:
         await b.send(*(chat(TEXT) for _ in range(3)))
         await b.turn()

@@ -1,4 +1,4 @@
-"""The forty faults of a batch lane, each as a test named after it."""
+"""Forty faults of a batch lane, each with the tests named after it."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Counted = Callable[[Counter], dict[str, float]]
 
 @pytest.fixture
 def counted() -> Counted:
-    """What a counter of the batch lane has counted since the test began, by its last labels."""
+    """`counted(counter)`: what it has counted since the test began, by all labels but the first."""
     counters = (metrics.anomalies_total, metrics.recovered_total, metrics.retries_total)
     before = {counter: _values(counter) for counter in counters}
 

@@ -1,4 +1,4 @@
-"""What operators see of the batches that are under way."""
+"""The metrics of live batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.batch_fixture import OpenBench, chat, profile
 pytestmark = pytest.mark.anyio
 
 
-async def test_live_batches_are_counted_by_where_they_are_with_the_oldest_of_each(
+async def test_live_batches_are_counted_by_state_and_status_with_the_oldest_of_each(
     opened: OpenBench,
 ) -> None:
     offer = profile(in_progress=1000, status_names={"in_progress": "pondering"})
@@ -24,19 +24,19 @@ async def test_live_batches_are_counted_by_where_they_are_with_the_oldest_of_eac
             await b.send(chat(text))
             await b.turn()
             times.append(b.now())
-        new, told = ("openai", "SUBMITTED", ""), ("openai", "SUBMITTED", "other")
+        new, unknown = ("openai", "SUBMITTED", ""), ("openai", "SUBMITTED", "other")
         live, oldest = _shown(b.redis)
-        assert live == {new: 1, told: 2}
-        assert oldest == pytest.approx({new: times[2], told: times[0]}, abs=0.01)
+        assert live == {new: 1, unknown: 2}
+        assert oldest == pytest.approx({new: times[2], unknown: times[0]}, abs=0.01)
         b.simulator.profile = profile()
         await b.until_idle(1100)
         assert _shown(b.redis) == ({}, {})
 
 
-def test_a_scrape_without_redis_shows_no_live_batches_and_does_not_fail(caplog: Any) -> None:
+def test_a_scrape_without_redis_shows_no_live_batches(caplog: Any) -> None:
     with redis.Redis(port=1, decode_responses=True) as nowhere:
         assert _shown(nowhere) == ({}, {})
-    assert [getattr(one, "action", "") for one in caplog.records] == ["live_batches_failed"]
+    assert [getattr(record, "action", "") for record in caplog.records] == ["live_batches_failed"]
 
 
 def _shown(client: redis.Redis) -> tuple[dict[Any, float], ...]:

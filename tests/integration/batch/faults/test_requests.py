@@ -1,4 +1,4 @@
-"""Faults 9 to 15: what goes into a batch together, and what never does."""
+"""Faults 9 to 15: which requests share a batch, and which are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 WIRE = chat("x").to_wire()
 
 
-async def test_fault_09_a_line_that_is_too_long_fails_alone(opened: OpenBench) -> None:
+async def test_fault_09_a_request_above_max_bytes_fails_alone(opened: OpenBench) -> None:
     async with opened(max_bytes=1000) as b:
         long, *rest = await b.send(chat("x" * 2000), chat("one"), chat("two"))
         await b.until_idle()
@@ -27,7 +27,7 @@ async def test_fault_09_a_line_that_is_too_long_fails_alone(opened: OpenBench) -
         assert "1000" in str(error)
 
 
-async def test_fault_10_more_bytes_than_a_batch_holds_are_split_as_they_are_encoded(
+async def test_fault_10_batches_are_split_by_their_encoded_bytes(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(max_bytes=2000), max_bytes=2000) as b:
@@ -36,11 +36,11 @@ async def test_fault_10_more_bytes_than_a_batch_holds_are_split_as_they_are_enco
         sizes = [size for _, size, _ in b.scheduler.jobs]
         assert sum(sizes) == 20
         answers = await b.settled(results, batches=len(sizes))
-        assert {one.receipt.attempts for one in answers} == {1}
-        assert sorted(sizes) == [5, 5, 5, 5], "as many as fit"
+        assert {answer.receipt.attempts for answer in answers} == {1}
+        assert sorted(sizes) == [5, 5, 5, 5], "each batch is filled"
 
 
-async def test_fault_10_more_requests_than_a_batch_holds_are_split(opened: OpenBench) -> None:
+async def test_fault_10_batches_are_split_by_their_requests(opened: OpenBench) -> None:
     async with opened(profile(max_requests=4), max_requests=4) as b:
         results = await b.send(*(chat(f"q{n}") for n in range(9)))
         await b.until_idle()
@@ -48,16 +48,16 @@ async def test_fault_10_more_requests_than_a_batch_holds_are_split(opened: OpenB
         assert sorted(size for _, size, _ in b.scheduler.jobs) == [1, 4, 4]
 
 
-async def test_fault_10_more_texts_to_embed_than_a_batch_holds_are_split(opened: OpenBench) -> None:
+async def test_fault_10_batches_are_split_by_their_embedding_inputs(opened: OpenBench) -> None:
     async with opened(profile(max_embedding_inputs=5), max_inputs=5) as b:
         results = await b.send(*(embedding("a", "b", f"{n}") for n in range(3)), embedding("one"))
         await b.until_idle()
         answers = await b.settled(results, batches=3)
-        assert [len(one.body["data"]) for one in answers] == [3, 3, 3, 1]
+        assert [len(answer.body["data"]) for answer in answers] == [3, 3, 3, 1]
         assert b.batches_created() == 3, "none was refused"
 
 
-async def test_fault_11_requests_for_two_models_or_endpoints_share_no_batch(
+async def test_fault_11_each_model_and_endpoint_has_batches_of_its_own(
     opened: OpenBench,
 ) -> None:
     async with opened() as b:
@@ -65,21 +65,23 @@ async def test_fault_11_requests_for_two_models_or_endpoints_share_no_batch(
         results = await b.send(*(chat("hello", model) for model in models), embedding("hello"))
         await b.until_idle()
         answers = await b.settled(results, batches=3)
-        assert [one.receipt.model for one in answers] == [*models, "vectors"]
+        assert [answer.receipt.model for answer in answers] == [*models, "vectors"]
         assert sorted(size for _, size, _ in b.scheduler.jobs) == [1, 2, 2]
 
 
-async def test_fault_12_custom_ids_are_ours_whatever_the_task_ids(opened: OpenBench) -> None:
+async def test_fault_12_any_task_id_gets_a_valid_custom_id(opened: OpenBench) -> None:
     async with opened() as b:
         ids = ["r-1-1", "Ünïcode / id \n", "x" * 500, "X" * 500]
-        results = [(await b.send(chat(f"id {n}"), task_id=one))[0] for n, one in enumerate(ids)]
+        results = [
+            (await b.send(chat(f"id {n}"), task_id=task_id))[0] for n, task_id in enumerate(ids)
+        ]
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [f"id {n}" in one.text for n, one in enumerate(answers)] == [True] * 4
-        assert [one.receipt.trace_id for one in answers] == ids
+        assert [f"id {n}" in answer.text for n, answer in enumerate(answers)] == [True] * 4
+        assert [answer.receipt.trace_id for answer in answers] == ids
 
 
-async def test_fault_12_a_task_id_that_comes_again_is_the_same_request(opened: OpenBench) -> None:
+async def test_fault_12_a_repeated_task_id_is_the_same_request(opened: OpenBench) -> None:
     bad = Fault(scope="line", status=400, message="No.")
     async with opened(profile(bad), max_wait=300) as b:
         (result,) = await b.send(chat("once"), task_id="again")
@@ -93,7 +95,7 @@ async def test_fault_12_a_task_id_that_comes_again_is_the_same_request(opened: O
         await b.settled([result], batches=1)
 
 
-async def test_fault_13_any_text_that_is_unicode_reaches_the_model_as_it_is(
+async def test_fault_13_unicode_text_reaches_the_model_unchanged(
     opened: OpenBench,
 ) -> None:
     async with opened() as b:
@@ -101,7 +103,9 @@ async def test_fault_13_any_text_that_is_unicode_reaches_the_model_as_it_is(
         results = await b.send(*map(chat, texts))
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [text in one.text for text, one in zip(texts, answers, strict=True)] == [True] * 5
+        assert [text in answer.text for text, answer in zip(texts, answers, strict=True)] == [
+            True
+        ] * 5
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ async def test_fault_13_any_text_that_is_unicode_reaches_the_model_as_it_is(
         {"messages": []},
     ],
 )
-async def test_fault_13_what_is_no_strict_json_is_refused_when_it_comes(
+async def test_fault_13_a_request_that_is_not_strict_json_fails_on_arrival(
     opened: OpenBench, app: Celery, change: dict[str, Any]
 ) -> None:
     assert await _refused(opened, app, {**WIRE, **change}) is errors.InvalidRequest
@@ -124,27 +128,27 @@ async def test_fault_13_what_is_no_strict_json_is_refused_when_it_comes(
 @pytest.mark.parametrize(
     "change", [{"stream": True}, {"stream_options": {}}, {"background": True}, {"model": "nobody"}]
 )
-async def test_fault_14_what_no_batch_can_do_is_refused_when_it_comes(
+async def test_fault_14_a_request_that_batches_do_not_support_fails_on_arrival(
     opened: OpenBench, app: Celery, change: dict[str, Any]
 ) -> None:
     expected = errors.UnknownModel if "model" in change else errors.InvalidRequest
     assert await _refused(opened, app, {**WIRE, **change}) is expected
 
 
-async def test_fault_15_a_claim_that_finds_nothing_sends_nothing(
+async def test_fault_15_an_empty_group_creates_no_job(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened() as b:
         results = await b.send(chat("one"), chat("two"))
         (group,) = await b.scheduler.store.groups()
-        seen = await b.scheduler.store.backlog(group)
-        assert seen.requests == 2
+        stale = await b.scheduler.store.backlog(group)
+        assert stale.requests == 2
         await b.new_scheduler().lane.aggregate()
 
-        async def late(_: object) -> Any:
-            return seen
+        async def stale_backlog(_: object) -> Any:
+            return stale
 
-        monkeypatch.setattr(b.scheduler.store, "backlog", late)
+        monkeypatch.setattr(b.scheduler.store, "backlog", stale_backlog)
         await b.scheduler.lane.aggregate()
         assert b.calls("files.create") == {"200": 1}
         monkeypatch.undo()
@@ -153,7 +157,7 @@ async def test_fault_15_a_claim_that_finds_nothing_sends_nothing(
 
 
 async def _refused(opened: OpenBench, app: Celery, wire: dict[str, Any]) -> type[Exception]:
-    """The error with which a request fails while others of its group go on."""
+    """The error of a refused request, while another request of its group is answered."""
     async with opened() as b:
         refused = await asyncio.to_thread(app.tasks["batch.complete"].apply_async, (wire,))
         results = await b.send(chat("fine"))

@@ -1,4 +1,4 @@
-"""Faults 27 to 35: what stands in the files of a batch that has ended."""
+"""Faults 27 to 35: the contents of the result files of an ended batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.onebox.simulator.profile import Fault
 pytestmark = pytest.mark.anyio
 
 
-async def test_fault_27_an_expired_batch_delivers_its_part_and_the_rest_goes_again(
+async def test_fault_27_an_expired_batch_delivers_its_responses_and_the_rest_is_requeued(
     opened: OpenBench,
 ) -> None:
     offer = profile(expire_at_fraction=0.6, completion_window=600)
@@ -27,11 +27,11 @@ async def test_fault_27_an_expired_batch_delivers_its_part_and_the_rest_goes_aga
         b.simulator.profile = profile()
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert sorted(one.receipt.attempts for one in answers) == [1] * 6 + [2] * 4
+        assert sorted(answer.receipt.attempts for answer in answers) == [1] * 6 + [2] * 4
         assert b.answered() == 10
 
 
-async def test_fault_27_a_request_whose_batches_always_expire_fails_in_the_end(
+async def test_fault_27_a_request_whose_batches_always_expire_fails(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(expire_at_fraction=0, completion_window=60)) as b:
@@ -43,7 +43,7 @@ async def test_fault_27_a_request_whose_batches_always_expire_fails_in_the_end(
 
 
 @pytest.mark.parametrize("empty_ids", [False, True])
-async def test_fault_28_with_an_error_file_alone_every_request_gets_its_own_error(
+async def test_fault_28_with_only_an_error_file_every_request_gets_its_own_error(
     opened: OpenBench, empty_ids: bool
 ) -> None:
     long = Fault(scope="line", contains="long", status=400, code="context_length_exceeded")
@@ -52,7 +52,7 @@ async def test_fault_28_with_an_error_file_alone_every_request_gets_its_own_erro
         results = await b.send(chat("long"), chat("other"))
         await b.until_idle()
         outcomes = await b.settled(results, batches=1)
-        assert [type(one) for one in outcomes] == [
+        assert [type(outcome) for outcome in outcomes] == [
             errors.ContextWindowExceeded,
             errors.ProviderError,
         ]
@@ -61,7 +61,7 @@ async def test_fault_28_with_an_error_file_alone_every_request_gets_its_own_erro
 
 
 @pytest.mark.parametrize("empty_ids", [False, True])
-async def test_fault_29_completed_without_a_file_is_looked_at_again_and_then_believed(
+async def test_fault_29_a_completed_batch_without_files_is_polled_again_and_then_requeued(
     opened: OpenBench, empty_ids: bool
 ) -> None:
     lost = Fault(scope="line", write="missing", times=2)
@@ -69,13 +69,13 @@ async def test_fault_29_completed_without_a_file_is_looked_at_again_and_then_bel
         results = await b.send(chat("one"), chat("two"))
         await b.turn()
         await b.turn()
-        assert b.states() == ["SUBMITTED"], "the files may be late"
+        assert b.states() == ["SUBMITTED"], "the files may appear late"
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [2, 2]
+        assert [answer.receipt.attempts for answer in answers] == [2, 2]
 
 
-async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
+async def test_fault_30_a_request_without_a_line_is_retried_and_then_fails(
     opened: OpenBench, counted: Counted
 ) -> None:
     once = Fault(scope="line", contains="once", write="missing", times=1)
@@ -91,21 +91,21 @@ async def test_fault_30_a_request_without_a_line_is_tried_again_and_then_fails(
         assert counted(metrics.retries_total) == {"batch_error failures": 3}
 
 
-async def test_fault_31_a_line_that_nobody_asked_for_is_told_and_spoils_no_other(
+async def test_fault_31_an_unknown_line_is_logged_and_skipped(
     opened: OpenBench, caplog: Any, counted: Counted
 ) -> None:
-    stranger = Fault(scope="line", contains="odd", write="unknown")
-    async with opened(profile(stranger)) as b:
+    unknown = Fault(scope="line", contains="odd", write="unknown")
+    async with opened(profile(unknown)) as b:
         results = await b.send(chat("odd"), chat("even"))
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
-        actions = [getattr(one, "action", "") for one in caplog.records]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
+        actions = [getattr(record, "action", "") for record in caplog.records]
         assert actions.count("batch_line_unknown") == 1
         assert counted(metrics.anomalies_total) == {"unknown": 1}
 
 
-async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_first_error(
+async def test_fault_32_of_two_lines_for_a_request_a_response_wins_or_else_the_first_error(
     opened: OpenBench, counted: Counted
 ) -> None:
     rules = [
@@ -125,7 +125,7 @@ async def test_fault_32_of_two_lines_for_a_request_an_answer_wins_or_else_the_fi
 
 
 @pytest.mark.parametrize("drop", ["mid_stream", "short"])
-async def test_fault_33_a_download_that_is_cut_is_repeated_before_anything_is_delivered(
+async def test_fault_33_a_truncated_download_is_repeated_before_delivery(
     opened: OpenBench, drop: Any
 ) -> None:
     cut = Fault(endpoint="files.content", drop=drop, times=2)
@@ -136,10 +136,10 @@ async def test_fault_33_a_download_that_is_cut_is_repeated_before_anything_is_de
         assert (b.states(), b.completed) == (["DRAINING"], [])
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert {one.receipt.attempts for one in answers} == {1}
+        assert {answer.receipt.attempts for answer in answers} == {1}
 
 
-async def test_fault_33_a_file_that_was_spoiled_on_its_way_is_fetched_again_before_delivery(
+async def test_fault_33_a_file_damaged_in_transit_is_downloaded_again_before_delivery(
     opened: OpenBench, counted: Counted
 ) -> None:
     rules = [
@@ -154,11 +154,11 @@ async def test_fault_33_a_file_that_was_spoiled_on_its_way_is_fetched_again_befo
         assert b.calls("files.content") == {"200": 1, "dropped": 1}
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert {one.receipt.attempts for one in answers} == {1}
+        assert {answer.receipt.attempts for answer in answers} == {1}
         assert counted(metrics.anomalies_total) == {}
 
 
-async def test_fault_33_a_line_that_is_no_json_twice_costs_its_own_request_a_try(
+async def test_fault_33_a_line_that_is_bad_twice_costs_its_own_request_an_attempt(
     opened: OpenBench, counted: Counted
 ) -> None:
     corrupt = Fault(scope="line", contains="odd", write="corrupt", times=1)
@@ -166,27 +166,28 @@ async def test_fault_33_a_line_that_is_no_json_twice_costs_its_own_request_a_try
         results = await b.send(chat("odd"), chat("even"), chat("more"))
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [2, 1, 1]
-        assert b.calls("files.content") == {"200": 3}, "the whole file once, the bad one twice"
+        assert [answer.receipt.attempts for answer in answers] == [2, 1, 1]
+        assert b.calls("files.content") == {"200": 3}, "the good file once, the bad file twice"
         assert counted(metrics.anomalies_total) == {"bad": 1, "missing": 1}
 
 
-async def test_fault_34_a_line_that_may_work_later_is_tried_again(opened: OpenBench) -> None:
+async def test_fault_34_a_line_with_a_temporary_error_is_retried(opened: OpenBench) -> None:
     statuses: list[Any] = [0, 408, 409, 429, 500, 503]
     rules = [
-        Fault(scope="line", contains=f"status {one}.", status=one, times=1) for one in statuses
+        Fault(scope="line", contains=f"status {status}.", status=status, times=1)
+        for status in statuses
     ]
     slow = Fault(scope="line", contains="slow.", code="request_timeout", times=1)
     async with opened(profile(*rules, slow)) as b:
-        texts = [*(f"status {one}." for one in statuses), "slow.", "fine."]
+        texts = [*(f"status {status}." for status in statuses), "slow.", "fine."]
         results = await b.send(*map(chat, texts))
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [2] * 7 + [1]
+        assert [answer.receipt.attempts for answer in answers] == [2] * 7 + [1]
         assert b.answered() == 8
 
 
-async def test_fault_34_a_line_that_never_works_fails_after_its_tries(opened: OpenBench) -> None:
+async def test_fault_34_a_line_that_always_fails_ends_after_max_attempts(opened: OpenBench) -> None:
     always = Fault(scope="line", contains="always", status=500, message="Try later.")
     async with opened(profile(always)) as b:
         results = await b.send(chat("always"), chat("fine"))
@@ -205,7 +206,7 @@ async def test_fault_34_a_line_that_never_works_fails_after_its_tries(opened: Op
         (422, None, errors.ProviderError),
     ],
 )
-async def test_fault_34_a_line_that_would_fail_again_fails_at_once_and_alone(
+async def test_fault_34_a_line_with_a_permanent_error_fails_at_once_and_alone(
     opened: OpenBench, status: int, code: str | None, error: type[Exception]
 ) -> None:
     refuse = Fault(scope="line", contains="wrong", status=status, code=code, message="Never.")
@@ -217,7 +218,7 @@ async def test_fault_34_a_line_that_would_fail_again_fails_at_once_and_alone(
         assert (type(bad), str(bad)) == (error, "Never.")
 
 
-async def test_fault_35_a_status_of_200_is_no_success_by_itself(opened: OpenBench) -> None:
+async def test_fault_35_a_status_of_200_alone_is_no_success(opened: OpenBench) -> None:
     rules = [
         Fault(scope="line", contains="text", write="as_text"),
         Fault(scope="line", contains="error", write="error_body"),
@@ -230,12 +231,12 @@ async def test_fault_35_a_status_of_200_is_no_success_by_itself(opened: OpenBenc
         assert (type(error), str(error)) == (errors.ProviderError, "Something went wrong.")
 
 
-async def test_fault_35_an_answer_that_is_no_text_is_an_answer_that_its_caller_can_see(
+async def test_fault_35_a_response_without_text_is_delivered_as_it_is(
     opened: OpenBench,
 ) -> None:
-    """As with OpenAI's own SDK: it is paid, and the body, unchanged, says what it is.
+    """As with OpenAI's own SDK: it is paid, and the unchanged body says what happened.
 
-    Another try would be paid too, and a model that refused or ran out of tokens does so again.
+    A retry would be paid too, and a model that refused or ran out of tokens would do so again.
     """
     rules = [
         Fault(scope="line", contains="bomb", write="refusal"),
@@ -247,12 +248,12 @@ async def test_fault_35_an_answer_that_is_no_text_is_an_answer_that_its_caller_c
         )
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        refused, filtered, cut = (one.body["choices"][0] for one in answers)
+        refused, filtered, cut = (answer.body["choices"][0] for answer in answers)
         assert (refused["message"]["refusal"], refused["message"]["content"]) == (
             "I cannot help with that.",
             None,
         )
         assert (filtered["finish_reason"], filtered["message"]["content"]) == ("content_filter", "")
         assert cut["finish_reason"] == "length"
-        assert [one.text for one in answers[:2]] == ["", ""]
-        assert all(one.receipt.cost > 0 and one.receipt.attempts == 1 for one in answers)
+        assert [answer.text for answer in answers[:2]] == ["", ""]
+        assert all(answer.receipt.cost > 0 and answer.receipt.attempts == 1 for answer in answers)

@@ -1,4 +1,4 @@
-"""Faults 20 to 26: a batch that is on its way at the provider."""
+"""Faults 20 to 26: a live batch at the provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 HOUR = 3600
 
 
-async def test_fault_20_looks_that_fail_cost_nothing_but_time(opened: OpenBench) -> None:
+async def test_fault_20_failed_polls_only_delay_the_results(opened: OpenBench) -> None:
     down = [
         Fault(endpoint="files.create", status=503, times=2),
         Fault(endpoint="batches.retrieve", status=500, times=2),
@@ -29,11 +29,11 @@ async def test_fault_20_looks_that_fail_cost_nothing_but_time(opened: OpenBench)
         results = await b.send(chat("one"), embedding("two"))
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert b.answered() == 2
 
 
-async def test_fault_21_a_batch_that_is_not_found_just_after_its_creation_is_waited_for(
+async def test_fault_21_a_batch_not_found_right_after_its_creation_is_polled_again(
     opened: OpenBench,
 ) -> None:
     lag = Fault(endpoint="batches.retrieve", status=404, times=3)
@@ -44,7 +44,7 @@ async def test_fault_21_a_batch_that_is_not_found_just_after_its_creation_is_wai
         assert answer.receipt.attempts == 1
 
 
-async def test_fault_21_a_batch_that_is_not_found_for_hours_is_lost(
+async def test_fault_21_a_batch_not_found_for_hours_is_lost_and_its_requests_are_requeued(
     opened: OpenBench, caplog: Any
 ) -> None:
     async with opened(profile(in_progress=1000)) as b:
@@ -69,7 +69,7 @@ async def test_fault_21_a_request_whose_batches_are_always_lost_fails(opened: Op
         assert "lost" in str(error)
 
 
-async def test_fault_22_a_status_that_is_new_is_no_end_and_told_once(
+async def test_fault_22_an_unknown_status_is_logged_once_and_ends_nothing(
     opened: OpenBench, caplog: Any
 ) -> None:
     async with opened(profile(in_progress=300, status_names={"in_progress": "pre_schedule"})) as b:
@@ -81,7 +81,7 @@ async def test_fault_22_a_status_that_is_new_is_no_end_and_told_once(
         assert answer.receipt.attempts == 1
 
 
-async def test_fault_23_a_batch_past_its_window_is_cancelled_and_its_part_delivered(
+async def test_fault_23_an_overdue_batch_is_cancelled_and_its_responses_are_delivered(
     opened: OpenBench, caplog: Any
 ) -> None:
     late = profile(expire_at_fraction=0.6, completion_window=600, expires_late=1e9)
@@ -96,11 +96,11 @@ async def test_fault_23_a_batch_past_its_window_is_cancelled_and_its_part_delive
         assert "batch_overdue" in _actions(caplog)
         await b.until_idle(400)
         answers = await b.settled(results, batches=2)
-        assert sorted(one.receipt.attempts for one in answers) == [1] * 6 + [2] * 4
+        assert sorted(answer.receipt.attempts for answer in answers) == [1] * 6 + [2] * 4
         assert b.answered() == 10
 
 
-async def test_fault_23_a_batch_that_neither_ends_nor_can_be_cancelled_is_left_behind(
+async def test_fault_23_a_batch_that_never_ends_is_abandoned_and_its_requests_are_requeued(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(finalizing=1e9, completion_window=600)) as b:
@@ -113,10 +113,10 @@ async def test_fault_23_a_batch_that_neither_ends_nor_can_be_cancelled_is_left_b
         await b.turn(HOUR)
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [2, 2]
+        assert [answer.receipt.attempts for answer in answers] == [2, 2]
 
 
-async def test_fault_24_a_batch_cancelled_at_the_dashboard_delivers_its_part(
+async def test_fault_24_a_batch_cancelled_at_the_dashboard_delivers_its_responses(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(in_progress=1000)) as b:
@@ -127,42 +127,42 @@ async def test_fault_24_a_batch_cancelled_at_the_dashboard_delivers_its_part(
         await b.scheduler.provider.cancel(batch.id)
         await b.until_idle(400)
         answers = await b.settled(results, batches=2)
-        assert sorted(one.receipt.attempts for one in answers) == [1, 1, 2, 2]
+        assert sorted(answer.receipt.attempts for answer in answers) == [1, 1, 2, 2]
         assert b.answered() == 4
 
 
-async def test_fault_25_a_cancelled_request_of_a_live_batch_ends_alone_and_its_answer_is_dropped(
+async def test_fault_25_a_request_cancelled_in_a_live_batch_ends_and_its_response_is_dropped(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(in_progress=1000)) as b:
         results = await b.send(chat("one"), chat("two"), chat("three"))
         await b.turn()
         assert await _cancel(b, results[1]) == "cancelled"
-        assert b.completed == [results[1].id], "nobody waits for the batch"
+        assert b.completed == [results[1].id], "it does not wait for the batch"
         await b.until_idle(400)
-        one, two, three = await b.settled(results, batches=1)
-        assert isinstance(two, errors.Cancelled)
-        assert (one.receipt.attempts, three.receipt.attempts) == (1, 1)
+        first, second, third = await b.settled(results, batches=1)
+        assert isinstance(second, errors.Cancelled)
+        assert (first.receipt.attempts, third.receipt.attempts) == (1, 1)
         assert b.calls("batches.cancel") == {}
         assert b.answered() == 3
 
 
-async def test_fault_25_a_batch_of_cancelled_requests_alone_is_cancelled_too(
+async def test_fault_25_a_batch_of_only_cancelled_requests_is_cancelled(
     opened: OpenBench,
 ) -> None:
     async with opened(profile(in_progress=1000)) as b:
         results = await b.send(chat("one"), chat("two"))
         await b.turn()
-        for one in results:
-            assert await _cancel(b, one) == "cancelled"
+        for result in results:
+            assert await _cancel(b, result) == "cancelled"
         await b.until_idle()
         outcomes = await b.settled(results, batches=1)
-        assert [type(one) for one in outcomes] == [errors.Cancelled] * 2
-        assert [one.status for one in await b.batches()] == ["cancelled"]
+        assert [type(outcome) for outcome in outcomes] == [errors.Cancelled] * 2
+        assert [batch.status for batch in await b.batches()] == ["cancelled"]
         assert b.answered() == 0
 
 
-async def test_fault_26_a_request_that_is_cancelled_when_it_is_answered_keeps_its_answer(
+async def test_fault_26_a_request_cancelled_after_its_completion_keeps_its_result(
     opened: OpenBench,
 ) -> None:
     async with opened() as b:
@@ -173,7 +173,7 @@ async def test_fault_26_a_request_that_is_cancelled_when_it_is_answered_keeps_it
         assert "one" in answer.text
 
 
-async def test_fault_26_a_cancel_that_comes_too_late_lets_the_batch_deliver(
+async def test_fault_26_a_batch_that_ends_before_its_cancel_delivers(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = profile(in_progress=5000, completion_window=600, expires_late=1e9)
@@ -191,11 +191,11 @@ async def test_fault_26_a_cancel_that_comes_too_late_lets_the_batch_deliver(
         assert b.calls("batches.cancel") == {"409": 1}
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
 
 
 async def _cancel(b: Bench, result: AsyncResult[Any]) -> str:
-    """Cancel a request by hand; how that went."""
+    """Cancel a request as an operator does; the result."""
     accounts = {"openai": b.scheduler.provider}
     operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
     (answer,) = (await operator.cancel([str(result.id)])).values()
@@ -203,4 +203,4 @@ async def _cancel(b: Bench, result: AsyncResult[Any]) -> str:
 
 
 def _actions(caplog: Any) -> list[str]:
-    return [getattr(one, "action", "") for one in caplog.records]
+    return [getattr(record, "action", "") for record in caplog.records]

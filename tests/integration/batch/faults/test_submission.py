@@ -1,4 +1,4 @@
-"""Faults 1 to 8: from the claim of requests to a batch at the provider."""
+"""Faults 1 to 8: from a new job to its batch at the provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.anyio
 WEEK = 7 * 86_400
 
 
-async def test_fault_01_die_after_the_upload_before_the_create(opened: OpenBench) -> None:
+async def test_fault_01_a_crash_between_upload_and_create_uses_the_uploaded_file(
+    opened: OpenBench,
+) -> None:
     async with opened() as b:
         results = await b.send(chat("one"), chat("two"))
         b.scheduler.store.dies_at = "UPLOADED"
@@ -25,12 +27,12 @@ async def test_fault_01_die_after_the_upload_before_the_create(opened: OpenBench
         assert b.calls("batches.create") == {}
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
-        assert b.calls("files.create") == {"200": 1}, "the file that is there is used"
-        assert b.calls("files.list") == {}, "a job that is new to the provider looks for nothing"
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
+        assert b.calls("files.create") == {"200": 1}, "the uploaded file is used"
+        assert b.calls("files.list") == {}, "a new job does not search the files"
 
 
-async def test_fault_02_die_after_the_upload_before_the_file_id_is_saved(
+async def test_fault_02_a_crash_before_the_file_id_is_stored_finds_the_uploaded_file(
     opened: OpenBench, counted: Counted
 ) -> None:
     async with opened() as b:
@@ -41,14 +43,16 @@ async def test_fault_02_die_after_the_upload_before_the_file_id_is_saved(
         (uploaded,) = await _input_files(b)
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         (batch,) = await b.batches()
         assert batch.input_file_id == uploaded
         assert (b.calls("files.create"), b.calls("files.list")) == ({"200": 1}, {"200": 2})
         assert counted(metrics.recovered_total) == {"file": 1}
 
 
-async def test_fault_02_an_upload_without_an_answer_that_came_is_found(opened: OpenBench) -> None:
+async def test_fault_02_an_upload_that_succeeded_without_an_answer_is_found(
+    opened: OpenBench,
+) -> None:
     lost = Fault(endpoint="files.create", drop="after_commit", times=1)
     async with opened(profile(lost)) as b:
         results = await b.send(chat("one"))
@@ -58,7 +62,7 @@ async def test_fault_02_an_upload_without_an_answer_that_came_is_found(opened: O
         assert sum(b.calls("files.create").values()) == 1
 
 
-async def test_fault_02_die_before_the_upload_looks_for_the_file_and_uploads_it(
+async def test_fault_02_a_failed_upload_is_repeated_and_other_files_are_not_taken_for_it(
     opened: OpenBench, counted: Counted
 ) -> None:
     dropped = Fault(endpoint="files.create", drop="before_response", times=1)
@@ -72,12 +76,14 @@ async def test_fault_02_die_before_the_upload_looks_for_the_file_and_uploads_it(
         await b.until_idle()
         (answer,) = await b.settled(results, batches=1)
         assert answer.receipt.attempts == 1
-        assert b.calls("files.create") == {"dropped": 1, "200": 3}, "neither one was taken for it"
+        assert b.calls("files.create") == {"dropped": 1, "200": 3}, (
+            "neither file was taken for the job's"
+        )
         assert counted(metrics.recovered_total) == {}
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
-async def test_fault_02_files_that_cannot_be_listed_are_uploaded_again(
+async def test_fault_02_a_file_is_uploaded_again_when_files_cannot_be_listed(
     opened: OpenBench, status: int
 ) -> None:
     unlisted = Fault(endpoint="files.list", status=status, times=1)
@@ -87,14 +93,14 @@ async def test_fault_02_files_that_cannot_be_listed_are_uploaded_again(
         await b.die()
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert b.calls("files.create") == {"200": 2}
         assert len(await _input_files(b)) == 2
         b.clock.advance(WEEK)
-        assert await _input_files(b) == [], "the orphan does not stay for ever"
+        assert await _input_files(b) == [], "the unused file expires"
 
 
-async def test_fault_03_die_after_the_create_before_the_batch_id_is_saved(
+async def test_fault_03_a_crash_before_the_batch_id_is_stored_adopts_the_batch(
     opened: OpenBench, counted: Counted
 ) -> None:
     async with opened(profile(list_lag=60)) as b:
@@ -104,14 +110,14 @@ async def test_fault_03_die_after_the_create_before_the_batch_id_is_saved(
         assert b.states() == ["SUBMITTING"]
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert b.calls("batches.create") == {"200": 1}
         assert b.answered() == 2
         assert counted(metrics.recovered_total) == {"batch": 1}
 
 
 @pytest.mark.parametrize("status", [None, 408, 500, 504])
-async def test_fault_04_a_create_without_an_answer_that_was_made_is_adopted(
+async def test_fault_04_a_batch_created_without_an_answer_is_adopted(
     opened: OpenBench, status: Any
 ) -> None:
     lost = Fault(endpoint="batches.create", status=status, drop="after_commit", times=1)
@@ -121,12 +127,12 @@ async def test_fault_04_a_create_without_an_answer_that_was_made_is_adopted(
         assert b.states() == ["SUBMITTING"]
         await b.until_idle()
         answers = await b.settled(results, batches=1)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
-        assert sum(b.calls("batches.create").values()) == 1, "it was not tried again"
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
+        assert sum(b.calls("batches.create").values()) == 1, "it was not repeated"
         assert b.answered() == 2
 
 
-async def test_fault_04_a_create_that_was_not_made_is_repeated_only_after_clean_scans(
+async def test_fault_04_a_batch_that_was_not_created_is_created_again_only_after_clean_scans(
     opened: OpenBench,
 ) -> None:
     dropped = Fault(endpoint="batches.create", drop="before_response", times=1)
@@ -143,7 +149,7 @@ async def test_fault_04_a_create_that_was_not_made_is_repeated_only_after_clean_
         assert "one" in answer.text
 
 
-async def test_fault_05_of_three_batches_for_one_job_the_younger_ones_are_cancelled(
+async def test_fault_05_of_three_batches_for_a_job_the_newer_ones_are_cancelled(
     opened: OpenBench, counted: Counted
 ) -> None:
     dropped = Fault(endpoint="batches.create", drop="after_commit", times=1)
@@ -152,7 +158,7 @@ async def test_fault_05_of_three_batches_for_one_job_the_younger_ones_are_cancel
         await b.turn()
         first = await _create_again(b, times=2)
         await b.until_idle(100)
-        statuses = [one.status for one in await b.batches()]
+        statuses = [batch.status for batch in await b.batches()]
         assert statuses == ["cancelled", "cancelled", "completed"], "newest first"
         assert counted(metrics.recovered_total) == {"batch": 1, "duplicate": 2}
         (answer,) = await b.settled(results, batches=3)
@@ -160,7 +166,7 @@ async def test_fault_05_of_three_batches_for_one_job_the_younger_ones_are_cancel
         assert b.answered() == 1
 
 
-async def test_fault_05_a_duplicate_that_has_ended_already_is_paid_and_ignored(
+async def test_fault_05_a_duplicate_that_has_ended_is_ignored(
     opened: OpenBench, caplog: Any
 ) -> None:
     dropped = Fault(endpoint="batches.create", drop="after_commit", times=1)
@@ -173,27 +179,27 @@ async def test_fault_05_a_duplicate_that_has_ended_already_is_paid_and_ignored(
         (answer,) = await b.settled(results, batches=2)
         assert answer.receipt.batch_id == first
         assert b.answered() == 2
-        actions = [getattr(one, "action", "") for one in caplog.records]
+        actions = [getattr(record, "action", "") for record in caplog.records]
         assert "batch_duplicate_not_cancelled" in actions
 
 
-async def test_fault_06_a_create_that_comes_too_soon_keeps_its_group_waiting_alone(
+async def test_fault_06_a_rate_limited_create_pauses_only_its_group(
     opened: OpenBench,
 ) -> None:
     busy = Fault(endpoint="batches.create", status=429, retry_after=500, times=1)
     async with opened(profile(busy)) as b:
         results = await b.send(chat("refused"))
         await b.turn()
-        assert b.states() == ["UPLOADED"], "its members stay claimed"
+        assert b.states() == ["UPLOADED"], "its requests stay in the job"
         results += await b.send(chat("same model"), chat("other model", "gpt-4o"))
         await b.turn(480)
         assert b.calls("batches.create") == {"429": 1, "200": 1}
         await b.until_idle()
         answers = await b.settled(results, batches=3)
-        assert [one.receipt.attempts for one in answers] == [1, 1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1, 1]
 
 
-async def test_fault_07_a_file_that_cannot_be_found_just_after_its_upload_is_waited_for(
+async def test_fault_07_a_file_not_found_right_after_its_upload_is_tried_again(
     opened: OpenBench,
 ) -> None:
     lag = Fault(endpoint="batches.create", status=400, message="Cannot find file file-1.", times=2)
@@ -205,7 +211,7 @@ async def test_fault_07_a_file_that_cannot_be_found_just_after_its_upload_is_wai
         assert b.calls("files.create") == {"200": 1}
 
 
-async def test_fault_07_a_file_that_stays_away_is_uploaded_again(opened: OpenBench) -> None:
+async def test_fault_07_a_file_that_is_never_found_is_uploaded_again(opened: OpenBench) -> None:
     lag = Fault(endpoint="batches.create", status=400, message="Cannot find file file-1.", times=4)
     async with opened(profile(lag)) as b:
         results = await b.send(chat("one"))
@@ -225,7 +231,7 @@ async def test_fault_07_a_file_that_stays_away_is_uploaded_again(opened: OpenBen
     ],
 )
 @pytest.mark.parametrize("endpoint", ["files.create", "batches.create"])
-async def test_fault_08_a_refused_account_pauses_all_its_models_and_fails_no_request(
+async def test_fault_08_an_account_error_pauses_all_models_of_the_account_and_fails_no_request(
     opened: OpenBench, status: int, code: str | None, endpoint: Any, caplog: Any
 ) -> None:
     refuse = Fault(endpoint=endpoint, status=status, code=code, times=2, retry_after=50)
@@ -235,28 +241,28 @@ async def test_fault_08_a_refused_account_pauses_all_its_models_and_fails_no_req
         results += await b.send(chat("meanwhile", "gpt-4o"))
         await b.turn(49)
         assert b.calls(endpoint) == {str(status): 1}
-        actions = [one.action for one in caplog.records if hasattr(one, "action")]
+        actions = [record.action for record in caplog.records if hasattr(record, "action")]
         assert actions == ["batch_provider_refused"]
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
 
 
 async def _input_files(b: Bench) -> list[str]:
     """The ids of the input files at the provider."""
     files = await b.scheduler.provider._client.files.list(purpose="batch")
-    return [one.id for one in files.data]
+    return [item.id for item in files.data]
 
 
 async def _upload(b: Bench, name: str, content: bytes) -> None:
-    """Leave an input file at the provider."""
+    """Upload an input file to the provider."""
     path = b.folder / "other"
     path.write_bytes(content)
     await b.scheduler.provider.upload(path, name)
 
 
 async def _create_again(b: Any, times: int) -> str:
-    """More batches for the only job, as a client that repeats calls makes; the first one's id."""
+    """Create more batches for the only job, as a client with retries would; the first id."""
     (first,) = await b.batches()
     for _ in range(times):
         b.clock.advance(1)

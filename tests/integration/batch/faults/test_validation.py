@@ -1,4 +1,4 @@
-"""Faults 16 to 19: a batch that the provider does not accept."""
+"""Faults 16 to 19: a batch that the provider refuses after its creation."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ HOUR = 3600
 ENQUEUED = "Enqueued token limit reached for gpt-4o-mini."
 
 
-async def test_fault_16_a_refused_batch_that_names_a_line_fails_that_request_alone(
+async def test_fault_16_a_batch_refused_for_a_line_fails_only_that_request(
     opened: OpenBench,
 ) -> None:
     wrong = Fault(scope="validation", contains="wrong", code="invalid_request", message="Wrong.")
     async with opened(profile(wrong)) as b:
         results = await b.send(chat("one"), chat("wrong"), chat("three"))
         await b.until_idle()
-        one, bad, three = await b.settled(results, batches=1)
+        first, bad, third = await b.settled(results, batches=1)
         assert (type(bad), str(bad)) == (errors.ProviderError, "Wrong.")
-        assert (one.receipt.attempts, three.receipt.attempts) == (1, 1), "nothing is counted"
+        assert (first.receipt.attempts, third.receipt.attempts) == (1, 1), "no attempt is counted"
         assert b.batches_created() == 2
 
 
-async def test_fault_16_a_request_that_is_not_named_is_found_by_halves(opened: OpenBench) -> None:
+async def test_fault_16_a_bad_request_that_is_not_named_is_found_by_bisection(
+    opened: OpenBench,
+) -> None:
     wrong = Fault(scope="validation", contains="wrong", code="odd", message="?", names_line=False)
     async with opened(profile(wrong)) as b:
         results = await b.send(chat("wrong"), *(chat(f"q{n}") for n in range(7)))
         await b.until_idle()
         bad, *good = await b.settled(results, batches=3)
         assert (type(bad), str(bad)) == (errors.BatchError, "?")
-        assert [one.receipt.attempts for one in good] == [1] * 7
+        assert [answer.receipt.attempts for answer in good] == [1] * 7
         assert b.batches_created() == 7
 
 
-async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_other(
+async def test_fault_16_a_crash_after_the_named_request_failed_starts_no_bisection(
     opened: OpenBench, caplog: Any
 ) -> None:
     wrong = Fault(scope="validation", contains="wrong", code="invalid_request", message="Wrong.")
@@ -52,8 +54,8 @@ async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_ot
         b.scheduler.store.dies_after = 1
         await b.die()
         await b.until_idle()
-        one, bad, three = await b.settled(results, batches=1)
-        assert (type(bad), one.receipt.attempts, three.receipt.attempts) == (
+        first, bad, third = await b.settled(results, batches=1)
+        assert (type(bad), first.receipt.attempts, third.receipt.attempts) == (
             errors.ProviderError,
             1,
             1,
@@ -61,7 +63,7 @@ async def test_fault_16_die_when_the_named_request_has_failed_and_look_for_no_ot
         assert "batch_bisected" not in _actions(caplog)
 
 
-async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
+async def test_fault_16_bisection_ends_after_its_limit_and_fails_every_request(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finisher, "MAX_BISECTIONS", 3)
@@ -70,18 +72,18 @@ async def test_fault_16_a_batch_that_is_refused_in_every_part_is_given_up(
         results = await b.send(*(chat(f"q{n}") for n in range(8)))
         await b.until_idle()
         outcomes = await b.settled(results, batches=0)
-        assert {str(one) for one in outcomes} == {"Not for you."}
-        assert b.batches_created() == 7, "1 of 8, 2 of 4, 4 of 2, none of 1"
+        assert {str(outcome) for outcome in outcomes} == {"Not for you."}
+        assert b.batches_created() == 7, "1 of 8 requests, 2 of 4, 4 of 2, none of 1"
 
 
-async def test_fault_16_batches_that_are_refused_at_the_same_moment_count_each(
+async def test_fault_16_batches_refused_at_the_same_moment_are_counted_separately(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Pauses.get
+    get = Pauses.get
 
     async def late(pauses: Pauses, name: str) -> Pause:
-        pause = await known(pauses, name)
-        await asyncio.sleep(0.05)  # so that the other job looks before this one has written
+        pause = await get(pauses, name)
+        await asyncio.sleep(0.05)  # so that the other job reads before this job writes
         return pause
 
     monkeypatch.setattr(finisher, "MAX_BISECTIONS", 3)
@@ -94,19 +96,19 @@ async def test_fault_16_batches_that_are_refused_at_the_same_moment_count_each(
         assert b.batches_created() == 7
 
 
-async def test_fault_17_too_many_enqueued_tokens_are_waited_out_in_smaller_batches(
+async def test_fault_17_too_many_enqueued_tokens_back_off_to_smaller_batches(
     opened: OpenBench,
 ) -> None:
     async with opened(_limited(40, in_progress=100)) as b:
         results = await b.send(*(chat(f"q{n}") for n in range(8)))
         await b.until_idle()
-        accepted = [one for one in await b.batches() if one.status == "completed"]
+        accepted = [batch for batch in await b.batches() if batch.status == "completed"]
         answers = await b.settled(results, batches=len(accepted))
-        assert {one.receipt.attempts for one in answers} == {1}
+        assert {answer.receipt.attempts for answer in answers} == {1}
         assert b.answered() == 8
 
 
-async def test_fault_17_a_create_that_is_refused_for_too_many_tokens_is_waited_out_too(
+async def test_fault_17_a_create_refused_for_too_many_tokens_backs_off(
     opened: OpenBench,
 ) -> None:
     full = Fault(endpoint="batches.create", status=400, message=ENQUEUED, times=1)
@@ -114,10 +116,10 @@ async def test_fault_17_a_create_that_is_refused_for_too_many_tokens_is_waited_o
         results = await b.send(*(chat(f"q{n}") for n in range(4)))
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert {one.receipt.attempts for one in answers} == {1}
+        assert {answer.receipt.attempts for answer in answers} == {1}
 
 
-async def test_fault_17_a_request_that_is_too_much_all_alone_fails(opened: OpenBench) -> None:
+async def test_fault_17_a_request_above_the_token_limit_fails(opened: OpenBench) -> None:
     async with opened(_limited(20)) as b:
         results = await b.send(chat("x" * 400), chat("small"))
         await b.until_idle(400)
@@ -126,7 +128,7 @@ async def test_fault_17_a_request_that_is_too_much_all_alone_fails(opened: OpenB
         assert small.receipt.attempts == 1
 
 
-async def test_fault_17_refusals_for_tokens_leave_all_halvings_to_the_search_for_a_bad_request(
+async def test_fault_17_token_refusals_do_not_count_as_bisections(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finisher, "MAX_BISECTIONS", 2)
@@ -135,12 +137,12 @@ async def test_fault_17_refusals_for_tokens_leave_all_halvings_to_the_search_for
     async with opened(profile(full, wrong)) as b:
         results = await b.send(chat("wrong"), *(chat(f"q{n}") for n in range(7)))
         await b.until_idle()
-        bad, *good = [await b.outcome(one) for one in results]
+        bad, *good = [await b.outcome(result) for result in results]
         assert (type(bad), str(bad)) == (errors.BatchError, "?")
-        assert all(isinstance(one, dict) for one in good)
+        assert all(isinstance(answer, dict) for answer in good)
 
 
-async def test_fault_17_halvings_leave_a_request_all_its_waits_for_tokens(
+async def test_fault_17_bisections_do_not_count_as_token_refusals(
     opened: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finisher, "MAX_REFUSALS", 1)
@@ -152,22 +154,24 @@ async def test_fault_17_halvings_leave_a_request_all_its_waits_for_tokens(
         results = await b.send(chat("one"), chat("two"))
         await b.until_idle()
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [1, 1]
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
 
 
-async def test_fault_18_a_model_that_is_gone_fails_its_requests_once(opened: OpenBench) -> None:
+async def test_fault_18_an_unknown_model_fails_its_requests_after_one_batch(
+    opened: OpenBench,
+) -> None:
     async with opened() as b:
-        results = await b.send(*(chat(f"q{n}") for n in range(110)))  # more than are named
+        results = await b.send(*(chat(f"q{n}") for n in range(110)))  # more than the error names
         offer = profile()
         b.simulator.profile = offer.model_copy(update={"models": {"x": offer.models["gpt-4o"]}})
         await b.until_idle()
         outcomes = await b.settled(results, batches=0)
-        assert {type(one) for one in outcomes} == {errors.ProviderError}
-        assert all("not supported by the Batch API" in str(one) for one in outcomes)
+        assert {type(outcome) for outcome in outcomes} == {errors.ProviderError}
+        assert all("not supported by the Batch API" in str(outcome) for outcome in outcomes)
         assert b.batches_created() == 1
 
 
-async def test_fault_19_a_validation_without_end_is_told_and_at_last_cancelled(
+async def test_fault_19_an_endless_validation_is_logged_and_then_cancelled(
     opened: OpenBench, caplog: Any
 ) -> None:
     async with opened(profile(validating=1e9)) as b:
@@ -183,16 +187,16 @@ async def test_fault_19_a_validation_without_end_is_told_and_at_last_cancelled(
         assert b.calls("batches.cancel") == {"200": 1}
         await b.until_idle(400)
         answers = await b.settled(results, batches=2)
-        assert [one.receipt.attempts for one in answers] == [2, 2]
-        assert b.answered() == 2, "only the second one is charged"
+        assert [answer.receipt.attempts for answer in answers] == [2, 2]
+        assert b.answered() == 2, "only the second batch is charged"
 
 
 def _limited(tokens: int, **batch: Any) -> Profile:
-    """A provider that takes so many prompt tokens at once."""
+    """A provider with a limit of enqueued prompt tokens."""
     offer = profile(**batch)
     mini = offer.models["gpt-4o-mini"].model_copy(update={"enqueued_token_limit": tokens})
     return offer.model_copy(update={"models": {**offer.models, "gpt-4o-mini": mini}})
 
 
 def _actions(caplog: Any) -> list[str]:
-    return [getattr(one, "action", "") for one in caplog.records]
+    return [getattr(record, "action", "") for record in caplog.records]
