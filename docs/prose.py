@@ -25,8 +25,9 @@ from config.settings import ROOT
 
 #: What is read: files, and folders with all that is below them.
 CHECKED = (
-    "README.md",
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "README.md",
     "SECURITY.md",
     "config",
     "docker",
