@@ -19,7 +19,7 @@ from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE, REQUESTS, Reques
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
 from scheduler import metrics, promotion
-from workers.runtime.scripts import MOVE, NEAR
+from workers.runtime.scripts import MOVE, NEAR_DEADLINE
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class LocalPromotion:
         for engine in self._engines:
             until = seconds + micros / 1e6 + engine.promote_before
             arguments = [f'"{protocol.DEADLINE}"', until, MAX_SCANNED_MESSAGES]
-            reply = await NEAR.run(self._redis, priority_lists(engine.queue), arguments)
+            reply = await NEAR_DEADLINE.run(self._redis, priority_lists(engine.queue), arguments)
             for queue, text in zip(reply[::2], reply[1::2], strict=True):
                 with promotion.isolated("message", "local_promotion_failed"):
                     await self._promote(queue, text)

@@ -55,7 +55,7 @@ CLOSE_SECONDS = 1.0
 
 @dataclass(eq=False)
 class _Run:
-    """One run of a task, of which the stream has the chunks."""
+    """One run of a task, whose chunks are in the stream."""
 
     stream_key: str
     number: str | None = None  # the server assigns it when it opens the run

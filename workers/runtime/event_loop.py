@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any
 
@@ -41,7 +41,8 @@ class _LoopThread:
     def stop(self, seconds: float) -> None:
         """Run the hooks, cancel what still runs, stop the loop: in little more than `seconds`."""
         closing = asyncio.run_coroutine_threadsafe(self._close(seconds), self.loop)
-        ends_within(closing, seconds + 1)
+        with suppress(TimeoutError, CancelledError):
+            closing.exception(seconds + 1)
         self._stopping = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(1)
@@ -102,10 +103,3 @@ def stop() -> None:
         stopping, _running = _running, None
     if stopping:
         stopping.stop(CLOSE_SECONDS)
-
-
-def ends_within(future: "Future[Any]", seconds: float | None) -> bool:
-    """Wait until the future is done or cancelled; return False after so many seconds."""
-    with suppress(TimeoutError, CancelledError):
-        future.exception(seconds)
-    return future.done()

@@ -1,7 +1,7 @@
 """Builds the command by which a worker fetches messages: the KEYS and ARGV of its Lua scripts.
 
-Their order is that of the legends in lua/take.lua (what both scripts begin with), lua/fetch.lua and
-lua/fetch_near.lua. It is written down here and there, and nowhere else.
+Their order is that of the legends in lua/take.lua, with which both scripts start, lua/fetch.lua and
+lua/fetch_near.lua. No other module knows it.
 """
 
 import json

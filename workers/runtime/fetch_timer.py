@@ -1,6 +1,6 @@
 """When a worker fetches: at once after a push notification, otherwise every `idle_delay` seconds.
 
-A fetch asks Redis for messages (transport.py). An idle worker hears of a message at once, without
+A fetch asks Redis for messages (transport.py). An idle worker fetches a message at once, without
 polling hundreds of times a second, and without a fetch by every idle worker for each message:
 
     start
@@ -12,8 +12,8 @@ polling hundreds of times a second, and without a fetch by every idle worker for
                                      | short delay         v
                                      +---------------- BACKING_OFF
 
-From every state, a fetch that takes as many messages as it asked for leads to POLLING, and one that
-takes fewer to ARMED.
+From every state, a fetch of as many messages as it asked for leads to POLLING, and a fetch of fewer
+messages to ARMED.
 
 * POLLING: there may be more messages. Fetch at once.
 * ARMED: no message waits. A push notification starts the next fetch, or else the idle delay.

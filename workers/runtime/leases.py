@@ -21,7 +21,7 @@ from celery.app.task import Context
 from celery.exceptions import WorkerLostError
 
 from workers.runtime.dead_letters import DeadLetter, Undeliverable, fail_task, task_request
-from workers.runtime.scripts import EXPIRED, FETCHED, RELEASE, RENEW
+from workers.runtime.scripts import EXPIRED, LEASED_TASKS, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Leases:
         task_ids: list[bytes] = []
         if self._started:
             keys = [self._settings.unacked_key]
-            self._attempt(lambda: task_ids.extend(FETCHED.run(self._client, keys)))
+            self._attempt(lambda: task_ids.extend(LEASED_TASKS.run(self._client, keys)))
         return {task_id.decode() for task_id in task_ids}
 
     def track(self, *tags: str, tenant: str = "") -> None:

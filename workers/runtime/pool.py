@@ -20,6 +20,7 @@ of running tasks, `fleet_drain_timeout` the seconds that SIGTERM leaves them to 
 """
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
@@ -29,6 +30,7 @@ import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
@@ -64,7 +66,13 @@ class PoolJob:
     claims it. `end` and `claim` decide under the lock, once; the loser does nothing.
     """
 
-    def __init__(self, job_id: int, call: Callable[[], Any], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        job_id: int,
+        call: Callable[[], Any],
+        options: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.id = job_id
         self.call = call
         self.task_id = options.get("correlation_id")
@@ -78,6 +86,7 @@ class PoolJob:
         self.state = JobState.QUEUED
         # Reentrant: `on_accepted` claims the job if it was revoked in the meantime.
         self.lock = threading.RLock()
+        self._loop = loop
         self._outcome: Future[Any] | None = None
         self._body: asyncio.Task[Any] | None = None
         self._soft_limit_passed = False  # and the body has not been told yet
@@ -132,7 +141,6 @@ class PoolJob:
             if self.state is JobState.CLAIMED:
                 raise Ignore
             self.state = JobState.RUNNING  # a plain `def` task may run several bodies in turn
-            self._loop = event_loop.get()
             self._outcome = asyncio.run_coroutine_threadsafe(self._on_loop(body), self._loop)
         self._wait_within_limits(self._outcome)
         if not self.end():
@@ -146,11 +154,11 @@ class PoolJob:
         # On this thread, so that the limits also hold while the loop is blocked.
         started = time.monotonic()
         soft, hard = self.soft_limit_seconds, self.hard_limit_seconds
-        if soft < hard and not event_loop.ends_within(outcome, soft):
+        if soft < hard and not _ends_within(outcome, soft):
             self._loop.call_soon_threadsafe(self._raise_soft_limit)
             self.on_timeout(True, soft)
         remaining = None if hard == math.inf else max(0.0, started + hard - time.monotonic())
-        if not event_loop.ends_within(outcome, remaining):
+        if not _ends_within(outcome, remaining):
             self.hard_limit_passed = self.claim()
 
     def _raise_soft_limit(self) -> None:
@@ -200,6 +208,13 @@ class PoolJob:
         return SoftTimeLimitExceeded(self.soft_limit_seconds)
 
 
+def _ends_within(future: "Future[Any]", seconds: float | None) -> bool:
+    """Wait until the future is done or cancelled; return False after so many seconds."""
+    with suppress(TimeoutError, CancelledError):
+        future.exception(seconds)
+    return future.done()
+
+
 def _raised(exc: BaseException) -> ExceptionInfo:
     try:
         raise exc
@@ -229,7 +244,7 @@ class TaskPool(BasePool):
         self._queued: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()
         self._threads = 0
         self._job_removed = threading.Condition()
-        event_loop.get()
+        self._loop = event_loop.get()
 
     def on_apply(  # type: ignore[override]
         self, target: Callable[..., Any], args: Any = (), kwargs: Any = None, **options: Any
@@ -237,7 +252,8 @@ class TaskPool(BasePool):
         """Queue a task. Celery keeps a weak reference to the job; the pool keeps it alive."""
         options["timeout"] = options.get("timeout") or self.options.get("timeout")
         options["soft_timeout"] = options.get("soft_timeout") or self.options.get("soft_timeout")
-        job = PoolJob(next(self._ids), lambda: target(*args, **(kwargs or {})), options)
+        call = functools.partial(target, *args, **(kwargs or {}))
+        job = PoolJob(next(self._ids), call, options, self._loop)
         self.jobs[job.id] = job
         self._queued.put(job)
         if self._threads < min(len(self.jobs), self.limit):

@@ -19,9 +19,9 @@ class AffinityLimits(NamedTuple):
     patience_seconds: float = 0.25
     #: The same for an owner that was full: other workers take its messages last.
     full_patience_seconds: float = 5.0
-    #: Times the average load up to which a worker takes messages for their prefixes; at least 1.
+    #: A worker takes messages for their prefixes up to so many times the average load; at least 1.
     max_load_factor: float = 1.25
-    #: Messages up to which it does so in any case: an engine answers a few as fast as one.
+    #: It does so in any case up to so many messages: an engine answers a few as fast as one.
     min_load: int = 4
     #: Messages of a list that a fetch passes over at most.
     max_passed_over: int = 32

@@ -206,7 +206,8 @@ def test_sigquit_cancels_at_once_and_returns_all_messages(
 
 def new_job() -> pool.PoolJob:
     names = ["callback", "accept_callback", "error_callback", "timeout_callback"]
-    return pool.PoolJob(1, lambda: None, dict.fromkeys(names, lambda *_: None))
+    callbacks = dict.fromkeys(names, lambda *_: None)
+    return pool.PoolJob(1, lambda: None, callbacks, event_loop.get())
 
 
 @pytest.fixture
@@ -241,6 +242,7 @@ def test_either_the_body_or_a_claim_decides_the_outcome() -> None:
     assert "done" in outcomes
 
 
+@pytest.mark.usefixtures("_loop")
 def test_a_job_that_is_claimed_in_the_queue_never_starts_its_body() -> None:
     job = new_job()
     assert job.claim()

@@ -1,9 +1,9 @@
--- Store and announce a task's state in one step, unless something is stored already.
---
--- KEYS[1]  string  the state, as Celery keeps it
--- KEYS[2]  channel of the same name: who waits for the result listens to it
--- ARGV[1]  string  the state
--- ARGV[2]  number  seconds that it is kept; 0 for ever
+-- Store a task's state and publish it, unless a state is stored already.
+-- KEYS[1]  state    string: the state, as Celery stores it
+-- KEYS[2]  channel  of the same name: subscribers wait for the result there
+-- ARGV[1]  state    string: the encoded state
+-- ARGV[2]  TTL      seconds for which it is stored; 0 for no limit
+-- Returns nothing.
 
 local stored
 if tonumber(ARGV[2]) > 0 then

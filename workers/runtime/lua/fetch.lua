@@ -1,25 +1,25 @@
--- Take the next messages and lease them in one step, so that a worker killed at any point loses none.
---
--- KEYS[3..] lists   that producers push to, most urgent list first; the oldest is at the right end
--- ARGV      '1'|'0' for each list: lease what comes from it, a tenant in turn, or its consumer does
---                   not acknowledge
---
--- Returns {list, tenant, message, ...} as take.lua says; empty when there is none for this worker.
+-- Take the next messages and lease them in one step, so that a killed worker loses none.
+-- Keys and arguments: take.lua, which this follows; then:
+-- KEYS[3...]  lists   list: the lists that producers push to, most urgent first; the right end is
+--                     the oldest message
+-- ARGV[...]   leased  '1' or '0' for each list: lease its messages, one of each tenant in turn; or
+--                     its consumer does not acknowledge
+-- Returns {list, tenant, message, ...} as take.lua says; empty if there is none for this worker.
 
--- Hand out from a list as it stands, for good.
-local function drain(list)
+-- Take messages in the order of the list, without a lease.
+local function take_unleased(list)
   local message = wanted() > 0 and redis.call('RPOP', list)
   while message do
-    hand_out(list, '', message)
+    add_to_reply(list, '', message)
     message = wanted() > 0 and redis.call('RPOP', list)
   end
 end
 
 for n = 3, #KEYS do
-  if ARGV[own + n - 2] == '0' then
-    drain(KEYS[n])
+  if ARGV[own_args + n - 2] == '0' then
+    take_unleased(KEYS[n])
   else
-    in_turn(KEYS[n], 1, take)
+    offer_in_turn(KEYS[n], 1, take)
   end
 end
-return taken
+return reply

@@ -1,84 +1,85 @@
--- Take messages as fetch.lua does, but leave to another worker what begins like something in its
--- prefix cache, as long as that worker keeps up.
+-- Take messages as fetch.lua does, but leave a message to the worker whose prefix cache has its
+-- start, as long as that worker keeps up.
+-- Keys and arguments: take.lua, which this follows; then:
+-- KEYS[3]     owners   hash: prefix -> its owner, the worker that last took a message with it
+-- KEYS[4]     recent   sorted set: prefix by the Unix seconds when a message with it was last taken
+-- KEYS[5]     workers  hash: worker -> '<Unix seconds of its last fetch> <its load> <its room>', as
+--                      they were after that fetch
+-- KEYS[6...]  lists    list: the lists of one queue that producers push to, most urgent first
+-- ARGV after the tags, in this order:
+--   worker            string: the worker that fetches
+--   load              number: messages that it holds
+--   patience          seconds after its last fetch for which messages wait for an owner
+--   full patience     the same for an owner that was full then
+--   max load factor   number: times the average load up to which a worker takes messages for its
+--                     prefixes
+--   min load          number: messages up to which it does so in any case
+--   max passed over   number: messages of a list that may be passed over
+--   max prefixes      number: prefixes to remember
+-- Returns {list, tenant, message, ...} as take.lua says; empty if there is none for this worker.
 --
--- KEYS[3]   hash    prefix -> its owner: the worker that took a message with it last
--- KEYS[4]   zset    prefix, by the server's time in seconds when a message with it was last taken
--- KEYS[5]   hash    worker -> '<server's time in seconds of a fetch> <messages it then held>
---                   <messages it could still take>'
--- KEYS[6..] lists   of one queue that producers push to, most urgent list first; all are leased
--- ARGV behind the tags, in this order:
---   worker         string  the one that fetches
---   load           number  messages it holds
---   patience       number  seconds since its last fetch after which a worker is not waited for
---   patience_full  number  as many for a worker that was full then
---   slack          number  how many times the average load it may hold for its prefixes' sake
---   least          number  messages that it may hold for them in any case
---   window         number  messages of a list that may be passed over
---   remembered     number  prefixes to remember
+-- The rule (bounded loads after Mirrokni, Thorup and Zadimoghaddam, 2016): the owner of a message is
+-- the owner of its first, longest prefix that has an owner. A worker's last fetch counts for
+-- `patience` seconds, or for `full patience` if the worker was full (without the reserved slots).
+-- Peers are this worker and all whose last fetch counts and left room. The bound is
+-- max load factor * (total load of the peers + 1) / peers, rounded up, and at least `min load`.
+--   No owner, or its last fetch does not count: any worker takes the message, the oldest first.
+--   The owner is a peer below the bound: only the owner takes it.
+--   The owner is a peer at the bound: any peer below the bound takes it.
+--   The owner is full: a worker takes it that has room left after the rules above.
+-- The worker that takes a message becomes the owner of all its prefixes.
 --
--- Returns {list, tenant, message, ...} as take.lua says; empty when there is none for this worker.
---
--- The rule (bounded loads after Mirrokni, Thorup and Zadimoghaddam, 2016): a message's owner is
--- that of its first, longest prefix that has one. A worker's last fetch counts for `patience`
--- seconds, or `patience_full` if it has been full since, but for places that are kept. Peers are this
--- worker and those that have room by their last fetch. The bound is slack * (their load + 1) / peers,
--- rounded up, and `least` at least.
---   no owner, or its last fetch does not count: anybody takes it, the oldest first.
---   the owner is a peer below the bound: the owner alone takes it.
---   the owner is a peer at the bound: any peer below the bound takes it.
---   the owner is full: whoever has room left after what the rules above gave.
--- Whoever takes a message owns all its prefixes.
---
--- Nothing starves: the peer with the least load is below the bound, since slack >= 1, so at any
--- moment some peer may take a given message. A peer that does not come is none `patience` seconds
--- later, and a full worker's messages wait only while all others are busy with their own, at most
--- `patience_full` seconds. One fetch passes over no more than `window` messages, one of each tenant
--- in turn.
+-- No message starves: the peer with the lowest load is below the bound, since max load factor >= 1,
+-- so at any moment some peer may take a given message. A worker that does not fetch stops being a
+-- peer after `patience` seconds, and a full worker's messages wait only while all others are busy
+-- with their own, at most `full patience` seconds. One fetch passes over at most `max passed over`
+-- messages, one of each tenant in turn.
 
 local PREFIXES = '"fleet_prefixes": "' -- as json.dumps writes it; no other string can contain it
-local READ = 8 * 17 -- characters of eight prefixes: a longer list is a mistake
-local KEPT = 86400 -- seconds for which an unused queue's prefixes are remembered
-local YES, PERHAPS, NO = 1, 2, 3
+local MAX_HEADER_CHARS = 8 * 17 -- of eight prefixes: a longer header is an error
+local TTL_SECONDS = 86400 -- for which the prefixes of an unused queue are remembered
+local TAKE, TAKE_IF_ROOM, LEAVE = 1, 2, 3
 
-local worker, load = ARGV[own + 1], tonumber(ARGV[own + 2])
-local patience, patience_full = tonumber(ARGV[own + 3]), tonumber(ARGV[own + 4])
-local slack, least = tonumber(ARGV[own + 5]), tonumber(ARGV[own + 6])
-local window, remembered = tonumber(ARGV[own + 7]), tonumber(ARGV[own + 8])
+local worker, load = ARGV[own_args + 1], tonumber(ARGV[own_args + 2])
+local patience, full_patience = tonumber(ARGV[own_args + 3]), tonumber(ARGV[own_args + 4])
+local max_load_factor, min_load = tonumber(ARGV[own_args + 5]), tonumber(ARGV[own_args + 6])
+local max_passed_over, max_prefixes = tonumber(ARGV[own_args + 7]), tonumber(ARGV[own_args + 8])
 local now = time[1] + time[2] / 1e6
 
--- A first write that a server out of memory does not refuse: those after it then pass too.
+-- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('HDEL', KEYS[5], '')
 
--- The others whose last fetch counts; how many peers there are, and what they hold.
-local others, peers, total = {}, 1, load
-local last_said, last_time
+-- The other workers whose last fetch counts; the number of peers, and their load.
+local others, peers, total_load = {}, 1, load
+local last_report, last_fetch_at
 local entries = redis.call('HGETALL', KEYS[5])
 for i = 1, #entries, 2 do
-  local name, at, its_load, left = entries[i], string.match(entries[i + 1], '^(%S+) (%d+) (%d+)$')
-  local full = left == '0'
-  local age = math.abs(now - at) -- large also after the server's clock was put back
+  local name = entries[i]
+  local fetch_at, its_load, room = string.match(entries[i + 1], '^(%S+) (%d+) (%d+)$')
+  local full = room == '0'
+  local age = math.abs(now - fetch_at) -- large also if the server's clock was set back
   if name == worker then
-    last_said, last_time = its_load .. ' ' .. left, at
-  elseif age > (full and patience_full or patience) then
+    last_report, last_fetch_at = its_load .. ' ' .. room, fetch_at
+  elseif age > (full and full_patience or patience) then
     redis.call('HDEL', KEYS[5], name)
   else
     others[name] = { load = tonumber(its_load), full = full }
     if not full then
-      peers, total = peers + 1, total + its_load
+      peers, total_load = peers + 1, total_load + its_load
     end
   end
 end
 
 local function prefixes_of(message)
-  local found = {}
-  local _, before = string.find(message, PREFIXES, 1, true)
-  if before then
-    local listed = string.match(string.sub(message, before + 1, before + READ), '^[%x,]*')
-    for prefix in string.gmatch(listed, '%x+') do
-      found[#found + 1] = prefix
+  local prefixes = {}
+  local _, last = string.find(message, PREFIXES, 1, true)
+  if last then
+    local header = string.sub(message, last + 1, last + MAX_HEADER_CHARS)
+    for prefix in string.gmatch(string.match(header, '^[%x,]*'), '%x+') do
+      prefixes[#prefixes + 1] = prefix
     end
   end
-  return found
+  return prefixes
 end
 
 local function owner_of(prefixes)
@@ -91,18 +92,17 @@ local function owner_of(prefixes)
   end
 end
 
--- Whether to take a message: at once, if nothing else is left to take, or not.
-local function verdict(prefixes)
+local function decide(prefixes)
   local owner = owner_of(prefixes)
   local other = others[owner or '']
   if owner ~= worker and not other then
-    return YES
+    return TAKE
   end
   if other and other.full then
-    return PERHAPS
+    return TAKE_IF_ROOM
   end
-  local bound = math.max(least, math.ceil(slack * (total + 1) / peers))
-  return load < bound and (not other or other.load >= bound) and YES or NO
+  local bound = math.max(min_load, math.ceil(max_load_factor * (total_load + 1) / peers))
+  return load < bound and (not other or other.load >= bound) and TAKE or LEAVE
 end
 
 local function own_and_take(list, tenant, message)
@@ -110,45 +110,46 @@ local function own_and_take(list, tenant, message)
     redis.call('HSET', KEYS[3], prefix, worker)
     redis.call('ZADD', KEYS[4], now, prefix)
   end
-  load, total = load + 1, total + 1
+  load, total_load = load + 1, total_load + 1
   take(list, tenant, message)
 end
 
-local spare
+local messages_if_room
 
 local function offer(list, tenant, message)
-  local may = verdict(prefixes_of(message))
-  if may == YES then
+  local decision = decide(prefixes_of(message))
+  if decision == TAKE then
     return own_and_take(list, tenant, message)
-  elseif may == PERHAPS then
-    spare[#spare + 1] = { list, tenant, message }
+  elseif decision == TAKE_IF_ROOM then
+    messages_if_room[#messages_if_room + 1] = { list, tenant, message }
   end
   return true
 end
 
 for n = 6, #KEYS do
-  spare = {}
-  in_turn(KEYS[n], window, offer)
-  for _, one in ipairs(spare) do
-    if wanted() > 0 and may_have_a_place(one[2]) then
-      own_and_take(unpack(one))
+  messages_if_room = {}
+  offer_in_turn(KEYS[n], max_passed_over, offer)
+  for _, entry in ipairs(messages_if_room) do
+    local list, tenant, message = unpack(entry)
+    if wanted() > 0 and may_use_a_slot(tenant) then
+      own_and_take(list, tenant, message)
     end
   end
 end
 
--- Idle workers ask many times a second: write only what is news.
-local says = string.format('%d %d', load, math.max(0, free - reserved))
-if says ~= last_said or math.abs(now - last_time) > patience / 2 then
-  redis.call('HSET', KEYS[5], worker, string.format('%.6f ', now) .. says)
+-- Idle workers fetch many times a second, so write a report only if it changes or gets old.
+local report = string.format('%d %d', load, math.max(0, free - reserved))
+if report ~= last_report or math.abs(now - last_fetch_at) > patience / 2 then
+  redis.call('HSET', KEYS[5], worker, string.format('%.6f ', now) .. report)
 end
 
-if #taken > 0 then
-  local excess = redis.call('ZCARD', KEYS[4]) - remembered
+if #reply > 0 then
+  local excess = redis.call('ZCARD', KEYS[4]) - max_prefixes
   local forgotten = excess > 0 and redis.call('ZPOPMIN', KEYS[4], excess) or {}
   for i = 1, #forgotten, 2 do
     redis.call('HDEL', KEYS[3], forgotten[i])
   end
-  redis.call('EXPIRE', KEYS[3], KEPT)
-  redis.call('EXPIRE', KEYS[4], KEPT)
+  redis.call('EXPIRE', KEYS[3], TTL_SECONDS)
+  redis.call('EXPIRE', KEYS[4], TTL_SECONDS)
 end
-return taken
+return reply

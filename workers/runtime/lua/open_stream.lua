@@ -1,10 +1,9 @@
--- Open a new run of a task's stream: primarch_fleet/stream.py says what is in it.
---
--- KEYS[1]   stream   the task's
--- ARGV[1]   seconds that it is kept without a write
---
--- Removes what earlier runs have written. Returns the number of the run, as a string: the server's
--- time in milliseconds, or more where that is not later than the run before.
+-- Open a new run of a task's stream, and remove the entries of earlier runs.
+-- primarch_fleet/streaming.py describes the entries.
+-- KEYS[1]  stream  stream: the task's
+-- ARGV[1]  TTL     seconds for which the stream is kept after the last write
+-- Returns the number of the run, as a string: the server's time in milliseconds, or more if that is
+-- not later than the previous run.
 
 local time = redis.call('TIME')
 local run = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,20 +1,19 @@
--- End a lease by putting its message, as given, back in its queue or on a list of dead letters.
---
--- KEYS[1]  hash    lease tag -> '[message, "", list it came from]'
--- KEYS[2]  zset    lease tag, by the server's time in seconds when the lease was last renewed
--- KEYS[3]  list    where the message goes
--- ARGV[1]  string  the lease tag
--- ARGV[2]  string  the message
--- ARGV[3]  'next'|'last'  of its tenant in the queue of KEYS[3], or of all in KEYS[3]
--- ARGV[4]  number  only if nobody has renewed the lease for so many seconds; 0 for any lease
---
--- Returns 1, or 0 when the lease is gone or was renewed: then nothing has changed.
+-- End a lease, and put its message back in its queue or on the list of dead letters.
+-- Follows queue.lua.
+-- KEYS[1]  leases    hash: lease tag -> '[message, "", list it came from]'
+-- KEYS[2]  renewals  sorted set: lease tag by the Unix seconds of its last renewal
+-- KEYS[3]  target    list: where the message goes
+-- ARGV[1]  tag       string: the lease
+-- ARGV[2]  message   string: the text to put there
+-- ARGV[3]  place     'next' of its tenant in the queue of KEYS[3], or 'last' in KEYS[3]
+-- ARGV[4]  idle      seconds: only if the lease was not renewed for so long; 0 for any lease
+-- Returns 1, or 0 if the lease has ended or was renewed; nothing has changed then.
 
-local renewed = redis.call('ZSCORE', KEYS[2], ARGV[1])
-if not renewed or redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+local renewed_at = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not renewed_at or redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return 0
 end
-if tonumber(ARGV[4]) > 0 and tonumber(renewed) > redis.call('TIME')[1] - ARGV[4] then
+if tonumber(ARGV[4]) > 0 and tonumber(renewed_at) > redis.call('TIME')[1] - ARGV[4] then
   return 0
 end
 redis.call('ZREM', KEYS[2], ARGV[1])

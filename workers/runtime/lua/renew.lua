@@ -1,11 +1,9 @@
 -- Renew the leases of a process.
---
--- KEYS[1]   zset    lease tag, by the server's time in seconds when the lease was last renewed
--- ARGV[1..] strings lease tags
---
--- Returns the tags that are no longer leased: acknowledged, or given to another worker.
+-- KEYS[1]    renewals  sorted set: lease tag by the Unix seconds of its last renewal
+-- ARGV[...]  tags      string: the leases
+-- Returns the tags that are not leased any more: acknowledged, or leased to another worker.
 
--- A first write that a server out of memory does not refuse: the renewals after it then pass too.
+-- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('ZREM', KEYS[1], '')
 
 local now = redis.call('TIME')[1]

@@ -1,16 +1,14 @@
--- Store and announce a task's result in one step, unless its success is stored already.
---
--- KEYS[1]  string  the result, as Celery keeps it
--- KEYS[2]  channel of the same name: who waits for the result listens to it
--- ARGV[1]  string  the result
--- ARGV[2]  number  seconds that it is kept; 0 for ever
---
--- Returns 1, or 0 when there is a success, or something that is no result in JSON: then nothing has
--- changed.
+-- Store a task's result and publish it, unless a success is stored already.
+-- KEYS[1]  result   string: the result, as Celery stores it
+-- KEYS[2]  channel  of the same name: subscribers wait for the result there
+-- ARGV[1]  result   string: the encoded result
+-- ARGV[2]  TTL      seconds for which it is stored; 0 for no limit
+-- Returns 1, or 0 if a success is stored, or a value that is not a result in JSON; nothing has
+-- changed then.
 
-local BEGINS = '{"status": "' -- what Celery encodes has its state first
-local stored = redis.call('GETRANGE', KEYS[1], 0, #BEGINS + 7)
-if stored ~= '' and (string.sub(stored, 1, #BEGINS) ~= BEGINS or stored == BEGINS .. 'SUCCESS"') then
+local PREFIX = '{"status": "' -- Celery encodes the state first
+local stored = redis.call('GETRANGE', KEYS[1], 0, #PREFIX + 7)
+if stored ~= '' and (string.sub(stored, 1, #PREFIX) ~= PREFIX or stored == PREFIX .. 'SUCCESS"') then
   return 0
 end
 if tonumber(ARGV[2]) > 0 then

@@ -1,56 +1,56 @@
--- What the scripts begin with, behind queue.lua, by which a worker takes messages: who may have its
--- places, and in which order.
---
--- KEYS[1]  hash    lease tag -> '[message, "", list it came from]'
--- KEYS[2]  zset    lease tag, by the server's time in seconds when the lease was last renewed
--- ARGV[1]  number  places of the worker that are free
--- ARGV[2]  number  of these, how many are kept for tenants who hold less than so many; 0 for none
--- ARGV[3]  string  '{"tenant": places it holds, ...}'; needs nobody if none are kept
--- ARGV[4]  number  of the lease tags that follow, unique to this fetch: one for each message it may
---                  take, and never more than places are free
---
--- What stands behind the tags is the script's own. It returns `taken`: {list, tenant, message, list,
--- tenant, message, ...}, the first message under the first tag and so on.
+-- Functions by which a worker takes messages: which tenants may use its slots, and in which order.
+-- The fetch scripts start with it. Follows queue.lua.
+-- KEYS[1]    leases      hash: lease tag -> '[message, "", list it came from]'
+-- KEYS[2]    renewals    sorted set: lease tag by the Unix seconds of its last renewal
+-- ARGV[1]    free        number: free slots of the worker, the reserved ones included
+-- ARGV[2]    reserved    number: of these, reserved for tenants that hold fewer than so many slots;
+--                        0 for none
+-- ARGV[3]    held        JSON: {"tenant": slots that it holds, ...}; may be {} if none are reserved
+-- ARGV[4]    tag count   number of the lease tags that follow
+-- ARGV[5...] tags        string: one for each message to take, unique to this fetch; at most `free`
+-- The arguments after the tags are the script's own. A script returns `reply`: {list, tenant,
+-- message, list, tenant, message, ...}; the first message is leased under the first tag, and so on.
 
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
-local SORTED, SORTED_BYTES = 500, 2 ^ 22
+local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
 
 local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(ARGV[3])
-local tags, own = tonumber(ARGV[4]), 4 + ARGV[4]
+local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
 local time = redis.call('TIME')
-local taken = {}
+local reply = {}
 
--- A first write that a server out of memory does not refuse: those after it then pass too.
+-- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('HDEL', KEYS[1], '')
 
+-- How many more messages the script may take.
 local function wanted()
-  return tags - #taken / 3
+  return tag_count - #reply / 3
 end
 
-local function hand_out(list, tenant, message)
+local function add_to_reply(list, tenant, message)
   for _, field in ipairs({ list, tenant, message }) do
-    taken[#taken + 1] = field
+    reply[#reply + 1] = field
   end
 end
 
-local function may_have_a_place(tenant)
+local function may_use_a_slot(tenant)
   return free > reserved or (held[tenant] or 0) < reserved
 end
 
--- Sort what producers have pushed to a list: a message goes behind its tenant's others, and a
--- tenant that had none is the last of all. The server moves it: it is not written down again.
+-- Sort the messages that producers have pushed to a list: each goes after its tenant's others, and
+-- a tenant that had none gets the last turn. The server moves a message without copying it here.
 local function sort(list)
-  local turns, count, bytes, known = turns_of(list), 0, 0, {}
+  local turns, count, bytes, sources = turns_of(list), 0, 0, {}
   local message = redis.call('LINDEX', list, -1)
-  while message and count < SORTED and bytes < SORTED_BYTES do
+  while message and count < MAX_SORTED and bytes < MAX_SORTED_BYTES do
     local tenant = tenant_of(message)
-    if not known[tenant] then
-      known[tenant] = tenants_list(list, tenant)
-      if redis.call('EXISTS', known[tenant]) == 0 then
+    if not sources[tenant] then
+      sources[tenant] = tenants_list(list, tenant)
+      if redis.call('EXISTS', sources[tenant]) == 0 then
         redis.call('RPUSH', turns, tenant)
       end
     end
-    redis.call('LMOVE', list, known[tenant], 'RIGHT', 'LEFT')
+    redis.call('LMOVE', list, sources[tenant], 'RIGHT', 'LEFT')
     count, bytes = count + 1, bytes + #message
     message = redis.call('LINDEX', list, -1)
   end
@@ -58,50 +58,52 @@ end
 
 -- Lease a message to the worker.
 local function lease(list, tenant, message)
-  local tag = ARGV[5 + #taken / 3]
-  -- The text of the message is kept as it is: cjson would change numbers and empty arrays.
+  local tag = ARGV[5 + #reply / 3]
+  -- The text of the message does not change: cjson would alter numbers and empty arrays.
   redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"",' .. cjson.encode(list) .. ']')
   redis.call('ZADD', KEYS[2], time[1], tag)
   free, held[tenant] = free - 1, (held[tenant] or 0) + 1
-  hand_out(list, tenant, message)
+  add_to_reply(list, tenant, message)
 end
 
--- Take a message off its tenant's list, and have the tenant wait for its next turn.
-local function take(list, tenant, message, behind)
-  local turns, waiting = turns_of(list), tenants_list(list, tenant)
-  if behind == 0 then
-    redis.call('RPOP', waiting)
+-- Take a message off its tenant's list, lease it, and give the tenant the last turn. `skipped` is
+-- the number of the tenant's messages before it that were passed over; nil if not known.
+local function take(list, tenant, message, skipped)
+  local turns, source = turns_of(list), tenants_list(list, tenant)
+  if skipped == 0 then
+    redis.call('RPOP', source)
   else
-    redis.call('LREM', waiting, -1, message)
+    redis.call('LREM', source, -1, message)
   end
   redis.call('LREM', turns, 1, tenant)
-  if redis.call('EXISTS', waiting) == 1 then
+  if redis.call('EXISTS', source) == 1 then
     redis.call('RPUSH', turns, tenant)
   end
   lease(list, tenant, message)
 end
 
--- Offer a list's messages, one of each tenant in turn. `offer(list, tenant, message, behind)` takes
--- it, or returns true: it is left, and the one behind it comes in the tenant's next turn. `behind`
--- says how many of the tenant were left before it. After `window` of a list no more are offered.
-local function in_turn(list, window, offer)
+-- Offer a list's messages, one of each tenant in turn, and pass over at most `max_passed_over`.
+-- `offer(list, tenant, message, skipped)` takes the message, or returns true to pass over it; the
+-- tenant's next message is then offered in its next turn.
+local function offer_in_turn(list, max_passed_over, offer)
   if wanted() == 0 then
     return
   end
   sort(list)
-  local most = wanted() + window -- tenants, beside those who hold places and may be passed over
+  local last = wanted() + max_passed_over -- turns to read, and those of tenants that hold slots
   for _ in pairs(held) do
-    most = most + 1
+    last = last + 1
   end
-  local ring, turn, left, of_tenant = redis.call('LRANGE', turns_of(list), 0, most), 1, 0, {}
-  while wanted() > 0 and left < window and ring[turn] do
+  local ring, turn = redis.call('LRANGE', turns_of(list), 0, last), 1
+  local passed_over, skipped_by_tenant = 0, {}
+  while wanted() > 0 and passed_over < max_passed_over and ring[turn] do
     local tenant = ring[turn]
-    local behind = of_tenant[tenant] or 0
-    local message = may_have_a_place(tenant)
-      and redis.call('LINDEX', tenants_list(list, tenant), -1 - behind)
+    local skipped = skipped_by_tenant[tenant] or 0
+    local message = may_use_a_slot(tenant)
+      and redis.call('LINDEX', tenants_list(list, tenant), -1 - skipped)
     if message then
-      if offer(list, tenant, message, behind) then
-        left, of_tenant[tenant] = left + 1, behind + 1
+      if offer(list, tenant, message, skipped) then
+        passed_over, skipped_by_tenant[tenant] = passed_over + 1, skipped + 1
       end
       ring[#ring + 1] = tenant
     end
