@@ -155,7 +155,9 @@ def test_the_monthly_cost_is_extrapolated_from_the_days_of_the_report() -> None:
 def test_the_days_of_a_report_include_the_first_and_the_last() -> None:
     costs = {CostKey("a", "batch", "openai", "m"): CostTotals(requests=1, cost=3_000_000)}
     report = CostSummary.of(DAY, DAY + timedelta(2), [], costs).as_json(Targets())
-    actual = [one["actual"] for one in report["targets"] if one["name"] == "monthly_cost_usd"]
+    actual = [
+        target["actual"] for target in report["targets"] if target["name"] == "monthly_cost_usd"
+    ]
     assert actual == [30.0]
 
 

@@ -27,8 +27,8 @@ def test_litellm_and_openai_have_their_pinned_versions() -> None:
 
 def test_only_known_pth_files_run_at_python_start() -> None:
     """The compromised litellm 1.82.8 added a .pth file."""
-    found = {path.name for path in Path(sysconfig.get_path("purelib")).glob("*.pth")}
-    assert found <= {
+    names = {path.name for path in Path(sysconfig.get_path("purelib")).glob("*.pth")}
+    assert names <= {
         "a1_coverage.pth",  # coverage in subprocesses, where COVERAGE_PROCESS_START asks for it
         "distutils-precedence.pth",
         "supervisor-4.3.0-nspkg.pth",

@@ -165,7 +165,7 @@ def test_a_task_that_runs_twice_costs_twice(
         return [await lane.serve(chat(max_tokens=50)) for _ in range(2)]
 
     answers = run(valkey_url, twice)
-    assert spending(store).spent == sum(one["receipt"]["cost"] for one in answers)
+    assert spending(store).spent == sum(answer["receipt"]["cost"] for answer in answers)
     assert spending(store).spent == simulator.invoice()["total"]
 
 

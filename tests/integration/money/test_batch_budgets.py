@@ -50,9 +50,9 @@ async def test_parked_requests_are_reserved_and_answered_requests_are_spent(
         assert (await month(ledger)).spent == 0
         assert (await month(ledger)).reserved > 0
         await b.until_idle()
-        receipts = [one.receipt for one in await b.completions(results)]
+        receipts = [completion.receipt for completion in await b.completions(results)]
         assert await month(ledger) == Spending(
-            spent=sum(one.cost for one in receipts),
+            spent=sum(receipt.cost for receipt in receipts),
             reserved=0,
             cap=1_000_000,
             resets_at=(await month(ledger)).resets_at,

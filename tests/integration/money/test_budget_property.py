@@ -95,10 +95,10 @@ def _random(seed: int) -> Random:
 
 
 def check(budget: Budget) -> None:
-    for one in (budget.day, budget.month):
-        assert one.spent >= 0
-        assert one.reserved >= 0
-        assert one.left is None or one.left >= 0, f"over its cap: {one}"
+    for spending in (budget.day, budget.month):
+        assert spending.spent >= 0
+        assert spending.reserved >= 0
+        assert spending.left is None or spending.left >= 0, f"over its cap: {spending}"
 
 
 class Budgets(RuleBasedStateMachine):
@@ -125,8 +125,10 @@ class Budgets(RuleBasedStateMachine):
         )
         self._record(requests, amounts)
         budget = self._budget()
-        room_left = [one.left for one in (budget.day, budget.month) if one.left is not None]
-        room = min(room_left, default=UNLIMITED)
+        room = min(
+            (spending.left for spending in (budget.day, budget.month) if spending.left is not None),
+            default=UNLIMITED,
+        )
         for request, amount in zip(requests, amounts, strict=True):
             least = (
                 request.amount
@@ -154,7 +156,7 @@ class Budgets(RuleBasedStateMachine):
     @rule(seed=SEEDS)
     def all_reserve_the_same_tasks_again(self, seed: int) -> None:
         """A repeated reservation adds nothing and is not refused."""
-        known = [ReservationRequest(task, held.amount) for task, held in self.open.items()]
+        known = [ReservationRequest(task, reserved.amount) for task, reserved in self.open.items()]
         if known:
             repeated = [_random(seed + i).choice(known) for i in range(CLIENTS)]
             amounts = self.crowd.at_once(
@@ -167,7 +169,7 @@ class Budgets(RuleBasedStateMachine):
         self.crowd.now += timedelta(days=days).total_seconds()
         oldest = self.crowd.now - 5 * 86_400
         day = datetime.fromtimestamp(oldest, UTC).date().isoformat()
-        for task in [task for task, held in self.open.items() if held.day <= day]:
+        for task in [task for task, reserved in self.open.items() if reserved.day <= day]:
             self.crowd.watcher.refund(TENANT, task)
             del self.open[task]
 
@@ -195,10 +197,10 @@ class Budgets(RuleBasedStateMachine):
     def _reserve_call(self, request: ReservationRequest) -> Callable[[Ledger], int | None]:
         def reserve(ledger: Ledger) -> int | None:
             try:
-                [held] = ledger.reserve(TENANT, self.limits, [request])
+                [reservation] = ledger.reserve(TENANT, self.limits, [request])
             except BudgetExceeded:
                 return None
-            return request.fallback if held.is_fallback else request.amount
+            return request.fallback if reservation.is_fallback else request.amount
 
         return reserve
 

@@ -60,18 +60,18 @@ async def test_the_report_of_a_batch_equals_its_receipts_and_the_invoice(
     async with opened() as b:
         async with reporting(b.url, b.config) as report:
             report_answers(b)
-            asked = (chat(f"question {n}", tenant_id=f"t{n % 2}") for n in range(5))
-            results = await b.send(*asked)
+            requests = (chat(f"question {n}", tenant_id=f"t{n % 2}") for n in range(5))
+            results = await b.send(*requests)
             await b.until_idle()
-            receipts = [one.receipt for one in await b.completions(results)]
+            receipts = [completion.receipt for completion in await b.completions(results)]
             assert await total(b.url) == CostTotals(), "nothing is written before a flush"
             await report.flush()
             await report.flush()
         seen = await total(b.url)
-        each = [cost_totals(one, b.config.catalogue()) for one in receipts]
+        each = [cost_totals(receipt, b.config.catalogue()) for receipt in receipts]
         assert seen == CostTotals(*map(sum, zip(*each, strict=True)))
         assert seen.cost == b.simulator.invoice()["total"] > 0
-        assert seen.list_cost == sum(one.list_cost for one in receipts)
+        assert seen.list_cost == sum(receipt.list_cost for receipt in receipts)
         kept_seconds = b.redis.ttl(day_key(DAY))
         assert kept_seconds > 366 * 86_400, "a year can be compared with the year before"
 
@@ -140,17 +140,17 @@ async def test_the_cli_shows_costs_and_savings(opened: OpenBench) -> None:
             report_answers(b)
             await b.send(chat("one", tenant_id="acme"), chat("two", tenant_id="other"))
             await b.until_idle()
-        shown = await scheduler(b, "costs", *CLI_DAY)
-        told = await scheduler(b, "costs", *CLI_DAY, "--by", "lane", "--json")
-        (lane,), (saves, *_) = (json.loads(told.stdout)[part] for part in ("rows", "targets"))
+        as_table = await scheduler(b, "costs", *CLI_DAY)
+        as_json = await scheduler(b, "costs", *CLI_DAY, "--by", "lane", "--json")
+        (lane,), (saves, *_) = (json.loads(as_json.stdout)[part] for part in ("rows", "targets"))
         assert (lane["lane"], lane["requests"]) == ("batch", 2)
         assert lane["cost"] == b.simulator.invoice()["total"]
         assert lane["saving_rate"] == pytest.approx(0.5, abs=0.1)
         assert (saves["name"], saves["target"], saves["met"]) == ("cost_reduction", 0.4, True)
         assert saves["actual"] == lane["saving_rate"]
         for words in ("acme", "other", "gpt-4o-mini", "total", "costs from 2026-11-25", "yes"):
-            assert words in shown.stdout
-        assert (shown.returncode, shown.stderr) == (0, "")
+            assert words in as_table.stdout
+        assert (as_table.returncode, as_table.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
