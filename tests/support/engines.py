@@ -33,9 +33,8 @@ on_vllm = [
 #: The parameter of a test or fixture that runs on both engines.
 ENGINES = ["simulated", pytest.param("vllm", marks=on_vllm)]
 
-#: The environment of vLLM, here and in workers: 1 GiB of cache without a GPU, no downloads, and
-#: process titles that do not overwrite the environment, which tests read.
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "SPT_NOENV": "1"}
+#: The environment of vLLM, here and in workers: 1 GiB of cache without a GPU, and no downloads.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 
 #: SmolLM2's end token: with it banned, an answer runs to its limit.
 END_OF_ANSWER = "2"

@@ -71,6 +71,22 @@ def test_close_kills_only_the_processes_started_within_the_block() -> None:
             process.wait(5)
 
 
+def test_close_kills_a_process_that_sets_its_title() -> None:
+    code = (
+        "import setproctitle, time; setproctitle.setproctitle('x' * 5000); print(); time.sleep(60)"
+    )
+    with KillOnParentExit() as guard:
+        guarded = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert guarded.stdout is not None
+    with guarded, guarded.stdout:
+        guarded.stdout.readline()
+        guard.close()
+        try:
+            assert guarded.wait(5) == -signal.SIGKILL
+        finally:
+            guarded.kill()
+
+
 def test_a_block_that_raises_leaves_no_process_running() -> None:
     with pytest.raises(RuntimeError), KillOnParentExit():
         guarded = subprocess.Popen(SLEEP)

@@ -10,6 +10,8 @@ from typing import Self
 
 #: Environment variable that marks the guarded processes; its value is unique to each guard.
 MARKER = "FLEET_PROCESS_GUARD"
+#: Keeps setproctitle from overwriting a process's environment, in which the marker is found.
+KEEP_ENVIRONMENT = "SPT_NOENV"
 #: Waits until its standard input closes, then kills every process whose marker has the given value.
 _SCRIPT = f"""
 read -r _
@@ -32,7 +34,7 @@ class KillOnParentExit:
         token = uuid.uuid4().hex
         command = ["/bin/sh", "-c", _SCRIPT, "process-guard", token]
         self._watcher = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603
-        os.environ[MARKER] = token
+        os.environ |= {MARKER: token, KEEP_ENVIRONMENT: "1"}
         return self
 
     def __exit__(
@@ -41,7 +43,7 @@ class KillOnParentExit:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        del os.environ[MARKER]
+        del os.environ[MARKER], os.environ[KEEP_ENVIRONMENT]
         if kind:
             self.close()
 
