@@ -1,6 +1,7 @@
 """Check the prose of the documentation and of the code: `python -m docs.prose`.
 
-Reads Markdown, and the docstrings and comments of Python and Lua files. Three checks:
+Reads Markdown, the docstrings and comments of Python and Lua files, and the names of tests. Three
+checks:
 
     words       this project's own list: private words and phrases that hide the subject
     codespell   common misspellings
@@ -35,6 +36,8 @@ CHECKED = (
     "examples",
     "primarch_fleet",
     "tasks",
+    "tests/contract",
+    "tests/unit",
     "workers",
 )
 #: Left out: pages that repeat the prose of checked code, and those that name what they forbid.
@@ -140,6 +143,8 @@ def _python_prose(source: str) -> str:
             comment = re.sub(r"^#:?\s?|\s*(noqa|type: ignore|pragma).*", "", token.string)
             lines[token.start[0] - 1] = comment
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "test_" in node.name:
+            lines[node.lineno - 1] = node.name.replace("_", " ") + "."
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and ast.get_docstring(node) is not None:

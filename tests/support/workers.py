@@ -56,7 +56,7 @@ class Worker:
 
         def answers() -> bool:
             assert self.process.poll() is None, f"{self.name} has ended:\n{self.log.read_text()}"
-            # A connection of its own: one from the pool may be one that a test has cut.
+            # A connection of its own: a test may have cut those of the pool.
             with app.connection_for_write() as connection:
                 inspect = app.control.inspect([self.name], 0.5, connection=connection, limit=1)
                 return bool(inspect.ping())

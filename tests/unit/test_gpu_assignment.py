@@ -54,7 +54,7 @@ def test_two_engines_on_one_gpu_are_refused() -> None:
         assign_gpus([engine(gpus=[0, 1], data_parallel_size=2), engine("n", gpus=[1])])
 
 
-def test_an_engine_without_gpus_is_refused_beside_one_that_has_gpus() -> None:
+def test_an_engine_without_gpus_is_refused_beside_an_engine_with_gpus() -> None:
     with pytest.raises(
         ConfigError, match="n: set gpus; without them the workers would also use the GPUs of m"
     ):

@@ -25,7 +25,7 @@ NOW = 1_750_000_000.0
 
 
 class Listing:
-    """A provider of which only `list` is called: newest first, two batches a page."""
+    """A provider that only has `list`: newest first, two batches a page."""
 
     def __init__(self, batches: Sequence[ProviderBatch], endless: bool = False) -> None:
         self._batches, self._endless = list(batches), endless

@@ -234,7 +234,7 @@ def test_a_message_without_an_id_has_no_request(text: str) -> None:
     assert task_request(text) is None
 
 
-def test_a_dead_letters_error_is_one_that_every_producer_can_decode() -> None:
+def test_every_producer_can_decode_the_error_of_a_dead_letter() -> None:
     unknown = NotRegistered("task")
     assert Undeliverable("unknown_task", unknown).task_error() is unknown
     error = Undeliverable("undecodable", ValueError("why")).task_error()

@@ -298,7 +298,7 @@ async def test_a_promotion_of_a_request_with_a_lost_body_fails(
         assert all("its body is gone" in str(outcome) for outcome in outcomes)
 
 
-async def test_requests_wait_while_the_storage_is_away(
+async def test_requests_wait_while_the_storage_does_not_answer(
     with_storage: OpenBench, storage: Storage
 ) -> None:
     async with with_storage(max_wait=300) as b:

@@ -171,7 +171,7 @@ async def test_a_cancellation_whose_worker_died_is_finished_by_the_next_call(
     async with opened(max_wait=300) as b:
         (result,) = await b.send(chat("one"))
         assert await b.scheduler.store.withdraw(request_id(result.id), str(CANCELLED)) == "ours"
-        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # its time is over
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # it has expired
         assert await cancel(b, result) == ["cancelled"]
         assert forgotten(b, result)
 
@@ -184,7 +184,7 @@ async def test_a_cancellation_whose_worker_died_is_finished_by_the_scheduler(
         assert await b.scheduler.store.withdraw(request_id(result.id), str(CANCELLED)) == "ours"
         await b.turn()
         assert b.states() == [], "no batch takes it"
-        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # its time is over
+        b.redis.delete(f"{PREFIX}outcome:{request_id(result.id)}")  # it has expired
         await b.turn()
         assert await is_cancelled(b, result)
         assert forgotten(b, result)

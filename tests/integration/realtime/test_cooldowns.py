@@ -1,4 +1,4 @@
-"""Failed deployments get no calls while they cool down, in all processes that share state."""
+"""Failed deployments get no calls during their cooldown, in all processes that share state."""
 
 import asyncio
 from typing import Any

@@ -34,7 +34,7 @@ from workers.realtime.server import RealtimeServer
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
-#: Seconds of a Retry-After: one that tests wait for, and one that is longer than any test.
+#: Seconds of a Retry-After: a time that tests wait for, and a time longer than any test.
 SHORT, MINUTE = 1, 60
 #: How long a test may take on a busy machine.
 TIMEOUT_SECONDS = 30.0
