@@ -22,7 +22,9 @@ MAX_SCANNED_TENANTS = 100
 _LUA = Path(__file__).with_name("lua") / "queue"
 #: The first part of each script that reads or changes a queue.
 TURNS = _LUA / "turns.lua"
-_COUNT_WAITING = LuaScript.load(TURNS, _LUA / "count_waiting.lua")
+#: The part by which scripts read a message's headers.
+HEADERS = _LUA / "headers.lua"
+_COUNT_WAITING = LuaScript.load(TURNS, HEADERS, _LUA / "count_waiting.lua")
 
 
 class QueueDepth(NamedTuple):

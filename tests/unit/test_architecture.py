@@ -1,6 +1,8 @@
 """The layout: imports point one way, and every exported name exists."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +46,14 @@ def test_every_exported_name_exists_and_the_list_is_sorted() -> None:
     [path for package in ORDER for path in (ROOT / package).rglob("*.lua")],
 )
 def test_every_script_opens_with_a_legend(path: Path) -> None:
-    assert path.read_text().startswith("--")
+    """It says what the script does and returns, and its keys and arguments or whose they are."""
+    lines = path.read_text().splitlines()
+    legend = "\n".join(itertools.takewhile(lambda line: line.startswith("--"), lines))
+    code = "\n".join(line for line in lines if not line.startswith("--"))
+    assert re.match(r"-- [A-Z].*", legend)
+    assert "Returns " in legend or not re.search(r"^return", code, re.MULTILINE)
+    for name in ("KEYS", "ARGV"):
+        assert name in legend or name not in code or ".lua" in legend
 
 
 def test_no_test_imports_another_test() -> None:

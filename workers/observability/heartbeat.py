@@ -20,7 +20,7 @@ INTERVAL_SECONDS = 5.0
 #: Time from the last heartbeat until the worker counts as gone.
 EXPIRY_SECONDS = 20
 
-_BEAT = LuaScript.load(Path(__file__).with_name("lua") / "beat.lua")
+_HEARTBEAT = LuaScript.load(Path(__file__).with_name("lua") / "heartbeat.lua")
 
 
 class Heartbeat:
@@ -57,7 +57,7 @@ class Heartbeat:
         try:
             for queue in self._queues:
                 keys = [heartbeat_key(queue), throughput_key(queue)]
-                _BEAT.run(self._redis, keys, [self._worker_id, rate, EXPIRY_SECONDS])
+                _HEARTBEAT.run(self._redis, keys, [self._worker_id, rate, EXPIRY_SECONDS])
         except redis.RedisError as error:
             logger.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat_failed"})
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from primarch_fleet.queues import TURNS
+from primarch_fleet.queues import HEADERS, TURNS
 from primarch_fleet.redis_support import LuaScript
 
 _LUA = Path(__file__).with_name("lua")
@@ -15,7 +15,7 @@ RELEASE = LuaScript.load(*_QUEUE, _LUA / "release.lua")
 RENEW = LuaScript.load(_LUA / "renew.lua")
 EXPIRED = LuaScript.load(_LUA / "expired.lua")
 LEASED_TASKS = LuaScript.load(_LUA / "leased_tasks.lua")
-NEAR_DEADLINE = LuaScript.load(TURNS, _LUA / "near_deadline.lua")
+NEAR_DEADLINE = LuaScript.load(TURNS, HEADERS, _LUA / "near_deadline.lua")
 MOVE = LuaScript.load(*_QUEUE, _LUA / "move.lua")
 STORE = LuaScript.load(_LUA / "store.lua")
 ANNOUNCE = LuaScript.load(_LUA / "announce.lua")

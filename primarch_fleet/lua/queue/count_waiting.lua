@@ -1,4 +1,5 @@
--- Count the messages that wait in lists of queues, sorted by tenant or not. Follows turns.lua.
+-- Count the messages that wait in lists of queues, sorted by tenant or not. Follows turns.lua and
+-- headers.lua.
 -- KEYS[...]  lists         list: the lists that producers push to
 -- ARGV[1]    header        string: a message's header with the Unix seconds of its submit, in quotes
 -- ARGV[2]    max tenants   number: tenants of a list whose messages are searched for the oldest one
@@ -6,9 +7,7 @@
 -- among the next messages; '' if no message waits, or none has the header.
 
 local function submitted_at(source)
-  local message = redis.call('LINDEX', source, -1) or ''
-  local _, last = string.find(message, ARGV[1], 1, true)
-  return last and tonumber(string.match(message, '^%s*:%s*([%d.]+)', last + 1)) or math.huge
+  return number_in(redis.call('LINDEX', source, -1) or '', ARGV[1]) or math.huge
 end
 
 local reply = {}

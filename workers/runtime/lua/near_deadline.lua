@@ -1,4 +1,4 @@
--- Find the messages of a queue whose deadline is near. Follows turns.lua.
+-- Find the messages of a queue whose deadline is near. Follows turns.lua and headers.lua.
 -- KEYS[...]  lists     list: the lists that producers push to
 -- ARGV[1]    header    string: a message's header with the Unix seconds of its deadline, in quotes
 -- ARGV[2]    until     Unix seconds: earlier deadlines are near
@@ -9,8 +9,7 @@ local found = {}
 
 local function search(list, source)
   for _, message in ipairs(redis.call('LRANGE', source, -ARGV[3], -1)) do
-    local _, last = string.find(message, ARGV[1], 1, true)
-    local deadline = last and tonumber(string.match(message, '^%s*:%s*([%d.]+)', last + 1))
+    local deadline = number_in(message, ARGV[1])
     if deadline and deadline <= tonumber(ARGV[2]) then
       found[#found + 1] = list
       found[#found + 1] = message

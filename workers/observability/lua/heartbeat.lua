@@ -1,11 +1,9 @@
 -- Record that a worker is alive, and its throughput; remove workers without a recent heartbeat.
---
 -- KEYS[1]  heartbeat: string, exists while a worker serves the queue
 -- KEYS[2]  throughputs: hash, worker id -> '<requests/s at full load> <server time, Unix s>'
 -- ARGV[1]  worker id: string
 -- ARGV[2]  throughput: requests/s, '' if unknown
 -- ARGV[3]  expiry: seconds after its last heartbeat until a worker counts as gone
---
 -- Returns nothing.
 
 local now = tonumber(redis.call('TIME')[1])
