@@ -41,6 +41,10 @@ def test_every_exported_name_exists_and_the_list_is_sorted() -> None:
     assert all(hasattr(primarch_fleet, name) for name in primarch_fleet.__all__)
 
 
+#: `KEYS[1]  name: type, meaning`, or the script whose legend has them.
+LEGEND_ENTRY = re.compile(r"-- (KEYS|ARGV)\[[\d.-]+\] +(\w[\w ]*: .|.*\.lua)")
+
+
 @pytest.mark.parametrize(
     "path",
     [path for package in ORDER for path in (ROOT / package).rglob("*.lua")],
@@ -52,6 +56,8 @@ def test_every_script_opens_with_a_legend(path: Path) -> None:
     code = "\n".join(line for line in lines if not line.startswith("--"))
     assert re.match(r"-- [A-Z].*", legend)
     assert "Returns " in legend or not re.search(r"^return", code, re.MULTILINE)
+    entries = [line for line in legend.splitlines() if re.match(r"-- (KEYS|ARGV)\[", line)]
+    assert [line for line in entries if not LEGEND_ENTRY.match(line)] == []
     for name in ("KEYS", "ARGV"):
         assert name in legend or name not in code or ".lua" in legend
 

@@ -1,14 +1,14 @@
 -- The ledger of one tenant: keys and functions that the scripts of lua/budget share.
 -- Amounts are micro-dollars below 2^53, which Lua's numbers hold exactly. Days and months are UTC.
 --
--- KEYS[1]  ledger        hash: "<period> spent" and "<period> reserved" -> micro-dollars; a period
---                        is a day (2026-11-25) or a month (2026-11)
--- KEYS[2]  reservations  hash: task id -> "<amount> <day>"
--- KEYS[3]  reserved at   sorted set: task id by the Unix seconds of its last reservation
--- KEYS[4]  concurrent    sorted set: task id by the Unix seconds of its submit; the tasks that count
---                        for max_concurrency
--- KEYS[5]  rate          hash: "minute", its number since 1970, and "tokens" submitted in it
--- ARGV[1]  now           Unix seconds; empty for the clock of the server
+-- KEYS[1]  ledger: hash, "<period> spent" and "<period> reserved" -> micro-dollars; a period is a
+--            day (2026-11-25) or a month (2026-11)
+-- KEYS[2]  reservations: hash, task id -> "<amount> <day>"
+-- KEYS[3]  reserved at: zset, task id by the Unix seconds of its last reservation
+-- KEYS[4]  concurrent: zset, task id by the Unix seconds of its submit; the tasks that count for
+--            max_concurrency
+-- KEYS[5]  rate: hash, "minute", its number since 1970, and "tokens" submitted in it
+-- ARGV[1]  now: Unix seconds; empty for the clock of the server
 
 local function clock(given)
   return tonumber(given) or tonumber(redis.call('TIME')[1])

@@ -3,16 +3,15 @@
 -- is missing to the amount, on the day of the reservation, and keeps an excess. A new task with
 -- tokens counts for the tenant's concurrency and rate.
 --
--- ARGV[2]  monthly budget       micro-dollars; empty for no limit
--- ARGV[3]  daily budget         micro-dollars; empty for no limit
--- ARGV[4]  reservation TTL      seconds
--- ARGV[5]  retention            days for which a period is kept, and an inactive tenant
--- ARGV[6]  max_concurrency      tasks; empty for no limit
--- ARGV[7]  tokens_per_minute    tokens; empty for no limit
--- ARGV[8]  concurrency TTL      seconds after which a task no longer counts
--- ARGV[9]  tasks                five arguments for each: id, amount, fallback amount (empty for
---                               none), tokens with the amount, tokens with the fallback amount
---                               (empty: the task does not count)
+-- ARGV[2]  monthly budget: micro-dollars; empty for no limit
+-- ARGV[3]  daily budget: micro-dollars; empty for no limit
+-- ARGV[4]  reservation TTL: seconds
+-- ARGV[5]  retention: days for which a period is kept, and an inactive tenant
+-- ARGV[6]  max_concurrency: tasks; empty for no limit
+-- ARGV[7]  tokens_per_minute: tokens; empty for no limit
+-- ARGV[8]  concurrency TTL: seconds after which a task no longer counts
+-- ARGV[9]  tasks: five arguments for each: id, amount, fallback amount (empty for none), tokens
+--            with the amount, tokens with the fallback amount (empty: the task does not count)
 
 local FIRST_TASK, TASK_ARGS = 9, 5
 -- Bits of the grant of a task: primarch_fleet/budgets.py, GrantFlag.

@@ -1,10 +1,10 @@
 -- Count the cost of a run of a task, once for each run, and remove the task's reservation.
 -- The cost counts on the day of the reservation; without a reservation, today.
 -- Keys and clock: ledger.lua.
--- KEYS[6]  settled  string: exists once this run of the task is counted
--- ARGV[2]  task     string: the task's id
--- ARGV[3]  cost     micro-dollars; a run without a cost is not remembered
--- ARGV[4]  TTL      seconds for which the run is remembered
+-- KEYS[6]  settled: string, exists once this run of the task is counted
+-- ARGV[2]  task: string, the task's id
+-- ARGV[3]  cost: micro-dollars; a run without a cost is not remembered
+-- ARGV[4]  TTL: seconds for which the run is remembered
 -- Returns 1, or 0 if the run was counted before; nothing has changed then.
 
 local cost = tonumber(ARGV[3])

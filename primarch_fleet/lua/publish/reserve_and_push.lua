@@ -1,10 +1,10 @@
 -- Reserve money for tasks of one tenant and push messages: both, or neither.
 -- Follows budget/ledger.lua, budget/reservation.lua and queue_lists.lua.
 -- KEYS[1-5]  the ledger: ledger.lua
--- KEYS[...]  lists      list: for each message the list of its queue, from 6 on
+-- KEYS[...]  lists: list, for each message the list of its queue, from 6 on
 -- ARGV[...]  the clock, the limits and the tasks: ledger.lua and reservation.lua
--- ARGV[...]  max share  fraction of the server's memory above which nothing is pushed
--- ARGV[...]  messages   string: as many as there are lists
+-- ARGV[...]  max share: fraction of the server's memory above which nothing is pushed
+-- ARGV[...]  messages: string, as many as there are lists
 -- Returns the reply of reserve.lua, or {'redis_full', the percentage of its memory that the server
 -- uses}; nothing was reserved or pushed then.
 

@@ -3,8 +3,8 @@
 -- Producers push to one list for each queue and priority, which kombu names. Workers sort these
 -- messages into lists of the tenants, who take turns:
 --
---   turns          list: the tenants that have waiting messages, each once; the left one is next
---   tenant's list  list: the tenant's messages, in their order; the right one is next
+--   turns: list, the tenants that have waiting messages, each once; the left one is next
+--   tenant's list: list, the tenant's messages, in their order; the right one is next
 --
 -- These lists are not in KEYS, because only the messages tell which tenants there are. All keys of a
 -- queue are on one server. A tenant is the text of a message's header as its JSON contains it;

@@ -1,8 +1,8 @@
 -- Store a task's state and publish it, unless a state is stored already.
--- KEYS[1]  state    string: the state, as Celery stores it
--- KEYS[2]  channel  of the same name: subscribers wait for the result there
--- ARGV[1]  state    string: the encoded state
--- ARGV[2]  TTL      seconds for which it is stored; 0 for no limit
+-- KEYS[1]  state: string, the state, as Celery stores it
+-- KEYS[2]  channel: of the same name, where subscribers wait for the result
+-- ARGV[1]  state: string, the encoded state
+-- ARGV[2]  TTL: seconds for which it is stored; 0 for no limit
 -- Returns nothing.
 
 local stored

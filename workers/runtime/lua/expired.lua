@@ -1,8 +1,8 @@
 -- List the leases that were not renewed for some time.
--- KEYS[1]  leases    hash: lease tag -> '[message, "", list it came from]'
--- KEYS[2]  renewals  sorted set: lease tag by the Unix seconds of its last renewal
--- ARGV[1]  timeout   seconds without a renewal
--- ARGV[2]  limit     number of leases to return at most
+-- KEYS[1]  leases: hash, lease tag -> '[message, "", list it came from]'
+-- KEYS[2]  renewals: zset, lease tag by the Unix seconds of its last renewal
+-- ARGV[1]  timeout: seconds without a renewal
+-- ARGV[2]  limit: number of leases to return at most
 -- Returns {tag, entry of the hash, tag, entry, ...}, longest expired first.
 
 local before = redis.call('TIME')[1] - ARGV[1]

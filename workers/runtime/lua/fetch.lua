@@ -1,9 +1,9 @@
 -- Take the next messages and lease them in one step, so that a killed worker loses none.
 -- Keys and arguments: take.lua, which this follows; then:
--- KEYS[3...]  lists   list: the lists that producers push to, most urgent first; the right end is
---                     the oldest message
--- ARGV[...]   leased  '1' or '0' for each list: lease its messages, one of each tenant in turn; or
---                     its consumer does not acknowledge
+-- KEYS[3...]  lists: list, the lists that producers push to, most urgent first; the right end is
+--               the oldest message
+-- ARGV[...]   leased: '1' or '0' for each list: lease its messages, one of each tenant in turn; or
+--               its consumer does not acknowledge
 -- Returns {list, tenant, message, ...} as take.lua says; empty if there is none for this worker.
 
 -- Take messages in the order of the list, without a lease.

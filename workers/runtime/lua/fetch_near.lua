@@ -1,21 +1,21 @@
 -- Take messages as fetch.lua does, but leave a message to the worker whose prefix cache has its
 -- start, as long as that worker keeps up.
 -- Keys and arguments: take.lua, which this follows; then:
--- KEYS[3]     owners   hash: prefix -> its owner, the worker that last took a message with it
--- KEYS[4]     recent   sorted set: prefix by the Unix seconds when a message with it was last taken
--- KEYS[5]     workers  hash: worker -> '<Unix seconds of its last fetch> <its load> <its room>', as
---                      they were after that fetch
--- KEYS[6...]  lists    list: the lists of one queue that producers push to, most urgent first
+-- KEYS[3]     owners: hash, prefix -> its owner, the worker that last took a message with it
+-- KEYS[4]     recent: zset, prefix by the Unix seconds when a message with it was last taken
+-- KEYS[5]     workers: hash, worker -> '<Unix seconds of its last fetch> <its load> <its room>', as
+--               they were after that fetch
+-- KEYS[6...]  lists: list, the lists of one queue that producers push to, most urgent first
 -- ARGV after the tags, in this order:
---   worker            string: the worker that fetches
---   load              number: messages that it holds
---   patience          seconds after its last fetch for which messages wait for an owner
---   full patience     the same for an owner that was full then
---   max load factor   number: times the average load up to which a worker takes messages for its
---                     prefixes
---   min load          number: messages up to which it does so in any case
---   max passed over   number: messages of a list that may be passed over
---   max prefixes      number: prefixes to remember
+--   worker: string, the worker that fetches
+--   load: number, messages that it holds
+--   patience: seconds after its last fetch for which messages wait for an owner
+--   full patience: the same for an owner that was full then
+--   max load factor: number, times the average load; a worker takes messages for their prefixes
+--     only while it has less
+--   min load: number, with fewer messages a worker takes them in any case
+--   max passed over: number, messages of a list that may be passed over
+--   max prefixes: number, prefixes to remember
 -- Returns {list, tenant, message, ...} as take.lua says; empty if there is none for this worker.
 --
 -- The rule (bounded loads after Mirrokni, Thorup and Zadimoghaddam, 2016): the owner of a message is

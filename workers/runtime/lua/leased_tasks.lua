@@ -1,5 +1,5 @@
 -- List the tasks whose messages are leased. Reads all of these messages, so call it rarely.
--- KEYS[1]  leases  hash: lease tag -> '[message, "", list it came from]'
+-- KEYS[1]  leases: hash, lease tag -> '[message, "", list it came from]'
 -- Returns the tasks' ids.
 
 local ids = {}

@@ -1,10 +1,10 @@
 -- Move a waiting message to another queue, where it becomes the next message.
 -- Follows queue.lua.
--- KEYS[1]  source     list: the list that the message was pushed to
--- KEYS[2]  target     list: the list of the other queue that producers push to
--- KEYS[3]  heartbeat  string: exists while a worker serves the other queue
--- ARGV[1]  message    string: the message as it waits
--- ARGV[2]  moved      string: the message for the other queue
+-- KEYS[1]  source: list, the list that the message was pushed to
+-- KEYS[2]  target: list, the list of the other queue that producers push to
+-- KEYS[3]  heartbeat: string, exists while a worker serves the other queue
+-- ARGV[1]  message: string, the message as it waits
+-- ARGV[2]  moved: string, the message for the other queue
 -- Returns 1, or 0 if the message does not wait any more, or no worker serves the other queue;
 -- nothing has changed then.
 

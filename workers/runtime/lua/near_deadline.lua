@@ -1,8 +1,9 @@
 -- Find the messages of a queue whose deadline is near. Follows turns.lua and headers.lua.
--- KEYS[...]  lists     list: the lists that producers push to
--- ARGV[1]    header    string: a message's header with the Unix seconds of its deadline, in quotes
--- ARGV[2]    until     Unix seconds: earlier deadlines are near
--- ARGV[3]    max read  number: the next messages to read of each tenant, and of those not sorted yet
+-- KEYS[...]  lists: list, the lists that producers push to
+-- ARGV[1]    header: string, a message's header with the Unix seconds of its deadline, in quotes
+-- ARGV[2]    until: Unix seconds, earlier deadlines are near
+-- ARGV[3]    max read: number, the next messages to read of each tenant, and of those not sorted
+--              yet
 -- Returns {list, message, ...}: each message after its list, which is one of KEYS.
 
 local found = {}

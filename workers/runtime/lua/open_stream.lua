@@ -1,7 +1,7 @@
 -- Open a new run of a task's stream, and remove the entries of earlier runs.
 -- primarch_fleet/streaming.py describes the entries.
--- KEYS[1]  stream  stream: the task's
--- ARGV[1]  TTL     seconds for which the stream is kept after the last write
+-- KEYS[1]  stream: stream, the task's
+-- ARGV[1]  TTL: seconds for which the stream is kept after the last write
 -- Returns the number of the run, as a string: the server's time in milliseconds, or more if that is
 -- not later than the previous run.
 

@@ -1,6 +1,6 @@
 -- Renew the leases of a process.
--- KEYS[1]    renewals  sorted set: lease tag by the Unix seconds of its last renewal
--- ARGV[...]  tags      string: the leases
+-- KEYS[1]    renewals: zset, lease tag by the Unix seconds of its last renewal
+-- ARGV[...]  tags: string, the leases
 -- Returns the tags that are not leased any more: acknowledged, or leased to another worker.
 
 -- A server out of memory allows this write, and then also those that follow it in the script.

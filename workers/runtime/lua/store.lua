@@ -1,8 +1,8 @@
 -- Store a task's result and publish it, unless a success is stored already.
--- KEYS[1]  result   string: the result, as Celery stores it
--- KEYS[2]  channel  of the same name: subscribers wait for the result there
--- ARGV[1]  result   string: the encoded result
--- ARGV[2]  TTL      seconds for which it is stored; 0 for no limit
+-- KEYS[1]  result: string, the result, as Celery stores it
+-- KEYS[2]  channel: of the same name, where subscribers wait for the result
+-- ARGV[1]  result: string, the encoded result
+-- ARGV[2]  TTL: seconds for which it is stored; 0 for no limit
 -- Returns 1, or 0 if a success is stored, or a value that is not a result in JSON; nothing has
 -- changed then.
 

@@ -1,13 +1,13 @@
 -- Functions by which a worker takes messages: which tenants may use its slots, and in which order.
 -- The fetch scripts start with it. Follows queue.lua.
--- KEYS[1]    leases      hash: lease tag -> '[message, "", list it came from]'
--- KEYS[2]    renewals    sorted set: lease tag by the Unix seconds of its last renewal
--- ARGV[1]    free        number: free slots of the worker, the reserved ones included
--- ARGV[2]    reserved    number: of these, reserved for tenants that hold fewer than so many slots;
---                        0 for none
--- ARGV[3]    held        JSON: {"tenant": slots that it holds, ...}; may be {} if none are reserved
--- ARGV[4]    tag count   number of the lease tags that follow
--- ARGV[5...] tags        string: one for each message to take, unique to this fetch; at most `free`
+-- KEYS[1]    leases: hash, lease tag -> '[message, "", list it came from]'
+-- KEYS[2]    renewals: zset, lease tag by the Unix seconds of its last renewal
+-- ARGV[1]    free: number, free slots of the worker, the reserved ones included
+-- ARGV[2]    reserved: number, of these, reserved for tenants that hold fewer than so many slots; 0
+--              for none
+-- ARGV[3]    held: JSON, {"tenant": slots that it holds, ...}; may be {} if none are reserved
+-- ARGV[4]    tag count: number of the lease tags that follow
+-- ARGV[5...] tags: string, one for each message to take, unique to this fetch; at most `free`
 -- The arguments after the tags are the script's own. A script returns `reply`: {list, tenant,
 -- message, list, tenant, message, ...}; the first message is leased under the first tag, and so on.
 
