@@ -35,6 +35,7 @@ CHECKED = (
     "docs",
     "examples",
     "primarch_fleet",
+    "scheduler",
     "tasks",
     "tests/contract",
     "tests/unit",

@@ -124,7 +124,7 @@ class JobFinisher:
         await self.release_requests(job)
 
     async def bisect(self, job: Job, error: RequestFailed) -> None:
-        """Handle a refused batch of which no request was blamed: search in smaller batches.
+        """Handle a batch that was refused without naming a request: search in smaller batches.
 
         After MAX_BISECTIONS refusals in a row, every request of the job fails with the error.
         """
@@ -148,7 +148,7 @@ class JobFinisher:
 
     async def close(self, job: Job) -> None:
         """Remove a job's files and close it; delay that while others complete its requests."""
-        # The files first: nobody removes those of a job that is DONE.
+        # The files first: a job that is DONE is not run again.
         for path in self._folder.glob(f"{job.intent}.*"):
             path.unlink(missing_ok=True)
         remaining = await self._store.close_job(job)

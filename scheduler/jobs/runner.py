@@ -51,7 +51,7 @@ MAX_VALIDATION_SECONDS = 3600.0
 STOPPABLE = frozenset({"validating", "in_progress"})
 NOTHING_SEEN: SeenBatches = {}
 
-#: Works on a job in one state. Returns the job when another state is to be handled at once, None
+#: Works on a job in one state. Returns the job when its new state must be handled at once, None
 #: when the job waits or is DONE.
 StateHandler = Callable[[Job, BatchProvider], Awaitable[Job | None]]
 

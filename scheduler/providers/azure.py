@@ -28,7 +28,7 @@ from scheduler.providers.openai import CHAT, DAY_SECONDS, OpenAIBatches, provide
 VERSION_VARIABLE = "AZURE_API_VERSION"
 #: LiteLLM's names of the API without dated versions.
 UNDATED_VERSIONS = frozenset({"v1", "latest", "preview"})
-#: Statuses of a file of which no batch can be created yet.
+#: Statuses of a file that a batch cannot use yet.
 UNPROCESSED = frozenset({"missing", "uploaded", "pending", "running"})
 
 
@@ -58,7 +58,7 @@ class AzureBatches(OpenAIBatches):
         return cls(AsyncAzureOpenAI(api_key=key, azure_endpoint=resource, api_version=version))
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
-        """Create a batch. Refuses a file that is not processed yet as one that is not found."""
+        """Create a batch. A file that is not processed yet counts as not found."""
         status = await self._file_status(file_id)
         if status in UNPROCESSED:
             raise ProviderRefused(f"Cannot find file {file_id} yet: it is {status}", 404)

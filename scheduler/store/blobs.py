@@ -42,8 +42,8 @@ class BlobStore:
     """Writes and reads large bodies.
 
     A body that cannot be written stays in Redis, like a small one. Bodies are removed by `sweep`: a
-    request's soon after it has left the lane, a result's after the result has expired, and one that
-    a dead worker left without a parked request after ORPHAN_SECONDS.
+    request's soon after it has left the lane, a result's after the result has expired. A body that
+    a dead worker left without a parked request is removed after ORPHAN_SECONDS.
 
     Args:
         client: Of the store.
