@@ -1,4 +1,4 @@
-"""A store that goes wrong where a test wants it, what it is asked to do, and what is seen of it."""
+"""A store with faults, and the comparison of a store with its model."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from scheduler.model.job import AttemptCounts, JobPricing, RequestGroup
 from scheduler.store import keys
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
 from scheduler.store.store import COMPLETION_GUARD_SECONDS, Store
-from tests.support import store_model
-from tests.support.store_model import Keyspace, Model
+from tests.support.store_model import TOTALS, Keyspace, Model
 
 CHUNK = 2
-#: Tokens that the shared queue may hold, and those of a request that is larger.
+#: The token budget of the shared provider queue, and the tokens of a request above it.
 BUDGET, LARGE = 7, 20
-#: Two groups that share their provider's queue, and one of a queue without a budget.
+#: Two groups that share a provider queue, and one of a queue without a budget.
 GROUPS = [
     RequestGroup("a", "/v1/chat/completions", "m", "24h"),
     RequestGroup("a", "/v1/embeddings", "m", "24h"),
     RequestGroup("b", "/v1/chat/completions", "m", "24h"),
 ]
 SHARED = GROUPS[0].quota_scope
-TOTALS = keys.PREFIX + "totals:"
+TOTALS_PREFIX = keys.PREFIX + "totals:"
 
-Then = Callable[[], Awaitable[None]]
-NOTHING: Mapping[int, Then] = {}
-#: Stands for the first look for the place of a request, among the numbers of scripts.
-PLACE = -1
+Interruption = Callable[[], Awaitable[None]]
+NO_INTERRUPTIONS: Mapping[int, Interruption] = {}
+#: Stands, among the numbers of scripts, for the search for a request's location.
+LOCATE = -1
 
 
 def terms(group: RequestGroup) -> JobPricing:
@@ -40,19 +39,26 @@ def terms(group: RequestGroup) -> JobPricing:
 
 
 class Died(Exception):
-    """The scheduler's process has ended, between two calls of one operation."""
+    """The scheduler's process has ended between two calls of one operation."""
 
 
-class Shaky(Store):
-    """A store that a test interrupts: scripts of one operation are numbered from 0."""
+class FaultyStore(Store):
+    """A store that a test interrupts. The scripts of one operation are numbered from 0."""
 
-    def faulty(self, lost: int | None = None, before: Mapping[int, Then] = NOTHING) -> Shaky:
-        """For the next operation: the script whose answer is lost, and what happens before one."""
+    def with_faults(
+        self, lost: int | None = None, before: Mapping[int, Interruption] = NO_INTERRUPTIONS
+    ) -> FaultyStore:
+        """Set the faults of the next operation.
+
+        Args:
+            lost: The script whose answer is lost, so that it is called twice.
+            before: What happens before which script.
+        """
         self._lost, self._before, self._number = lost, before, -1
         return self
 
     async def locate(self, request: str) -> Any:
-        await self._before.get(PLACE, _nothing)()
+        await self._before.get(LOCATE, _nothing)()
         return await super().locate(request)
 
     async def _run(self, script: str, touched: list[str], args: Any) -> Any:
@@ -64,46 +70,46 @@ class Shaky(Store):
 
 
 def keyspace(redis: Any) -> Keyspace:
-    """All that Redis holds."""
+    """All that Redis stores."""
     names = redis.keys("*")
     pipe = redis.pipeline(transaction=True)
     for name in names:
         pipe.type(name).ttl(name)
-    found = pipe.execute()
+    replies = pipe.execute()
     read = {
         "hash": pipe.hgetall,
         "set": pipe.smembers,
         "string": pipe.get,
         "zset": lambda name: pipe.zrange(name, 0, -1, withscores=True),
     }
-    for name, kind in zip(names, found[::2], strict=True):
+    for name, kind in zip(names, replies[::2], strict=True):
         read[kind](name)
-    kept = [
-        ttl
-        if ttl < 0
-        else COMPLETION_GUARD_SECONDS
-        if ttl <= COMPLETION_GUARD_SECONDS
-        else OUTCOME_TTL_SECONDS
-        for ttl in found[1::2]
-    ]
-    space = {}
-    for name, value, ttl in zip(names, pipe.execute(), kept, strict=True):
-        space[name] = (dict(value) if isinstance(value, list) else value), ttl if ttl > 0 else None
-    return plain(space)
+    space: Keyspace = {}
+    for name, value, ttl in zip(names, pipe.execute(), replies[1::2], strict=True):
+        space[name] = (dict(value) if isinstance(value, list) else value), _written_ttl(ttl)
+    return normalized(space)
 
 
-def plain(space: Keyspace) -> Keyspace:
-    """The same with numbers for what Redis keeps as their text, and without sums that are 0."""
-    plain = {key: (_number(value), seconds) for key, (value, seconds) in space.items()}
+def _written_ttl(ttl: int) -> int | None:
+    """The seconds to live that a key was written with, of those that it has left."""
+    if ttl <= 0:
+        return None
+    return COMPLETION_GUARD_SECONDS if ttl <= COMPLETION_GUARD_SECONDS else OUTCOME_TTL_SECONDS
+
+
+def normalized(space: Keyspace) -> Keyspace:
+    """A copy with numbers for what Redis stores as text, and without sums that are 0."""
+    numbers = {key: (_number(value), ttl) for key, (value, ttl) in space.items()}
     for key in space:
-        if key == keys.RESERVED or key.startswith(TOTALS):
-            plain[key] = {name: number for name, number in plain[key][0].items() if number}, None
-    return {key: found for key, found in plain.items() if found[0]}
+        if key == keys.RESERVED or key.startswith(TOTALS_PREFIX):
+            sums = numbers[key][0]
+            numbers[key] = {name: number for name, number in sums.items() if number}, None
+    return {key: entry for key, entry in numbers.items() if entry[0]}
 
 
 def _number(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _number(one) for name, one in value.items()}
+        return {name: _number(item) for name, item in value.items()}
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -114,38 +120,44 @@ async def _nothing() -> None:
     pass
 
 
-async def look(store: Store, model: Model, names: list[str]) -> None:
-    """What a store tells is what the model says."""
+async def check_reads(store: Store, model: Model, names: list[str]) -> None:
+    """Assert that every read of a store returns what the model says."""
     assert await store.groups() == sorted(model.groups)
     for group in model.groups:
-        waiting, space = await store.backlog(group), model.keyspace()
-        since, deadlines, totals = (space.get(key, ({}, None))[0] for key in keys.backlog(group))
-        assert waiting.requests == len(since)
-        assert waiting.oldest == min(since.values(), default=None)
-        assert waiting.deadline == min(deadlines.values(), default=None)
-        shown = waiting.size_bytes, waiting.inputs, waiting.tokens
-        assert shown == tuple(totals.get(name, 0) for name in store_model.TOTALS)
-        assert waiting.reserved == model.reserved()[group.quota_scope]
-        late = {one for one, until in deadlines.items() if until <= model.now}
-        assert set(await store.with_deadline_until(group, model.now)) == late
-    due = {progress for progress in model.live() if (model.jobs[progress].due or 0) <= model.now}
+        await _check_backlog(store, model, group)
+    due = {intent for intent in model.live_jobs() if (model.jobs[intent].due or 0) <= model.now}
     assert set(await store.due_jobs()) == due
     for intent in model.jobs:
         assert await store.remaining(intent) == len(model.members(intent))
     live = await store.live_jobs()
     assert {progress.job.intent: progress.remaining for progress in live} == {
-        progress: len(model.members(progress)) for progress in model.live()
+        intent: len(model.members(intent)) for intent in model.live_jobs()
     }
     for progress in live:
         assert await store.members(progress.job) == model.members(progress.job.intent)
-    for name, (parked, tries) in (await store.load(names)).items():
+    for name, (parked, attempts) in (await store.load(names)).items():
         request = model.requests.get(name)
         assert (parked and parked.model_dump_json()) == (request and request.record)
-        counts = request.tries if request else {}
-        assert tries == AttemptCounts(counts.get("failures", 0), counts.get("expiries", 0))
+        counts = request.attempts if request else {}
+        assert attempts == AttemptCounts(counts.get("failures", 0), counts.get("expiries", 0))
     name = names[0]
     assert bool(await store.known([name])) == model.knows(name)
-    leaving = {one: of.leaving for one, of in model.requests.items() if of.leaving}
-    assert await store.withdrawals() == leaving
-    left = name in model.marks and model.marks[name].outcome in ("cancelled", "promoted")
-    assert await store.is_withdrawn(name) == (left or name in leaving)
+    withdrawn = {
+        name: request.decision for name, request in model.requests.items() if request.decision
+    }
+    assert await store.withdrawals() == withdrawn
+    has_left = name in model.marks and model.marks[name].outcome in ("cancelled", "promoted")
+    assert await store.is_withdrawn(name) == (has_left or name in withdrawn)
+
+
+async def _check_backlog(store: Store, model: Model, group: RequestGroup) -> None:
+    backlog, space = await store.backlog(group), model.keyspace()
+    since, deadlines, totals = (space.get(key, ({}, None))[0] for key in keys.backlog(group))
+    assert backlog.requests == len(since)
+    assert backlog.oldest == min(since.values(), default=None)
+    assert backlog.deadline == min(deadlines.values(), default=None)
+    sums = backlog.size_bytes, backlog.inputs, backlog.tokens
+    assert sums == tuple(totals.get(name, 0) for name in TOTALS)
+    assert backlog.reserved == model.reserved()[group.quota_scope]
+    late = {name for name, deadline in deadlines.items() if deadline <= model.now}
+    assert set(await store.with_deadline_until(group, model.now)) == late
