@@ -1,9 +1,9 @@
-"""Another simulated provider, not of our making: so that ours and our client share no misreading.
+"""A provider simulated by another project, so that our simulator and client share no misreading.
 
-`make test-aimock` installs @copilotkit/aimock, of npm, and runs these tests: https://aimock.copilotkit.dev.
-It has the shape of OpenAI's Files and Batch API on the wire, and none of its validation: a batch is
-in progress when it is first looked at, and has ended at the second look, as the header that its
-creator sent says.
+`make test-aimock` installs npm's @copilotkit/aimock and runs these tests: https://aimock.copilotkit.dev.
+It has the wire format of OpenAI's Files and Batch API without the validation: a batch is in
+progress at the first retrieve and has ended at the second. A header of the create call chooses how
+it ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLI = ROOT / ".aimock/node_modules/@copilotkit/aimock/dist/cli.js"
 OUTCOME = "X-AIMock-Batch-Outcome"
 LISTENS = "listening on "
 
-#: Of a test that needs aimock.
+#: Marks of a test that needs aimock.
 on_aimock = [
     pytest.mark.aimock,
     pytest.mark.skipif(not CLI.exists(), reason="aimock is not installed: make test-aimock"),
@@ -40,22 +40,22 @@ AtAimock = Callable[..., AbstractAsyncContextManager[Bench]]
 
 @pytest.fixture
 def aimock_url(tmp_path: Path) -> Iterator[str]:
-    """The address of an aimock that knows of nothing."""
+    """The address of an aimock without fixtures."""
     command = ["node", str(CLI), "--port", "0", "--fixtures", str(tmp_path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         try:
             assert server.stdout is not None
-            heard = next(line for line in server.stdout if LISTENS in line)
-            yield heard.partition(LISTENS)[2].strip() + "/v1"
+            line = next(line for line in server.stdout if LISTENS in line)
+            yield line.partition(LISTENS)[2].strip() + "/v1"
         finally:
             server.terminate()
 
 
 @pytest.fixture
 def account(aimock_url: str) -> Callable[..., OpenAIBatches]:
-    """`account("expired")`: the batch lane's side of an account at aimock, and how batches end."""
+    """`account("expired")`: an account at aimock whose batches end so."""
 
     def account(outcome: str = "completed") -> OpenAIBatches:
         headers = {OUTCOME: outcome}
@@ -67,7 +67,7 @@ def account(aimock_url: str) -> Callable[..., OpenAIBatches]:
 
 @pytest.fixture
 def at_aimock(opened: OpenBench, account: Callable[..., OpenAIBatches]) -> AtAimock:
-    """`async with at_aimock("expired") as b:`, the batch lane at aimock; the clock is b's alone."""
+    """`async with at_aimock("expired") as b:`, the lane at aimock, which has its own clock."""
 
     def at_aimock(outcome: str = "completed", **policy: Any) -> Any:
         return opened(dialect=Dialect(App, lambda _: account(outcome)), **policy)

@@ -1,4 +1,4 @@
-"""The batch lane at a provider that somebody else has simulated."""
+"""The batch lane at aimock."""
 
 from __future__ import annotations
 
@@ -25,33 +25,38 @@ async def test_requests_of_two_kinds_are_answered_once_each(at_aimock: AtAimock)
     async with at_aimock() as b:
         results = await b.send(chat("one"), chat("two"), embedding("three"))
         await b.until_idle()
-        one, two, vectors = await b.settled(results, batches=2)
-        assert (one.text, two.text) == ("Mock batch completion", "Mock batch completion")
+        first, second, vectors = await b.settled(results, batches=2)
+        assert (first.text, second.text) == ("Mock batch completion", "Mock batch completion")
         assert vectors.body["data"][0]["embedding"] == [0, 0, 0]
-        assert one.receipt.batch_id == two.receipt.batch_id != vectors.receipt.batch_id
-        assert (one.receipt.model, one.receipt.attempts) == ("gpt-4o-mini", 1)
-        assert (one.receipt.input_tokens, one.receipt.output_tokens) == (1, 1)
+        assert first.receipt.batch_id == second.receipt.batch_id != vectors.receipt.batch_id
+        assert (first.receipt.model, first.receipt.attempts) == ("gpt-4o-mini", 1)
+        assert (first.receipt.input_tokens, first.receipt.output_tokens) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "batches", "error", "says"),
+    ("outcome", "batches", "error", "message"),
     [
-        ("expired", 3, errors.BatchError, "the batch was expired before this request"),
-        ("cancelled", 3, errors.BatchError, "the batch was cancelled before this request"),
+        ("expired", 3, errors.BatchError, "the batch was expired before it executed this request"),
+        (
+            "cancelled",
+            3,
+            errors.BatchError,
+            "the batch was cancelled before it executed this request",
+        ),
         ("failed", 3, errors.ProviderUnavailable, "Mock batch failure"),
     ],
 )
 async def test_requests_whose_batches_always_fail_end_after_max_attempts(
-    at_aimock: AtAimock, outcome: str, batches: int, error: type[Exception], says: str
+    at_aimock: AtAimock, outcome: str, batches: int, error: type[Exception], message: str
 ) -> None:
     async with at_aimock(outcome) as b:
         results = await b.send(chat("one"), chat("two"))
         await b.until_idle()
         assert [batch.status for batch in await b.batches()] == [outcome] * batches
         for result in results:
-            got = await b.outcome(result)
-            assert type(got) is error
-            assert says in str(got)
+            actual = await b.outcome(result)
+            assert type(actual) is error
+            assert message in str(actual)
         assert sorted(b.completed) == sorted(str(result.id) for result in results)
 
 
@@ -91,14 +96,14 @@ async def test_the_list_is_newest_first_and_says_whether_there_are_more(
     path = tmp_path / "input.jsonl"
     path.write_text("{}\n")
     file_id = await provider.upload(path, "input.jsonl")
-    made = [await provider.create(file_id, CHAT, "24h", f"job{n}") for n in range(101)]
+    created = [await provider.create(file_id, CHAT, "24h", f"job{n}") for n in range(101)]
     first = await provider.list(None)
     assert ([batch.id for batch in first.batches], first.more) == (
-        [one.id for one in made[:0:-1]],
+        [batch.id for batch in created[:0:-1]],
         True,
     )
     rest = await provider.list(first.batches[-1].id)
-    assert ([batch.id for batch in rest.batches], rest.more) == ([made[0].id], False)
+    assert ([batch.id for batch in rest.batches], rest.more) == ([created[0].id], False)
     await provider.close()
 
 
@@ -121,9 +126,9 @@ async def test_a_batch_can_be_cancelled_until_it_has_ended(
 
 async def test_an_uploaded_file_is_downloaded_unchanged(account: Account, tmp_path: Path) -> None:
     provider = account()
-    sent, came = tmp_path / "sent.jsonl", tmp_path / "came.jsonl"
+    sent, received = tmp_path / "sent.jsonl", tmp_path / "received.jsonl"
     sent.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("é", "\u2028", "😀")))
     file_id = await provider.upload(sent, "sent.jsonl")
-    await provider.download(file_id, came)
-    assert came.read_bytes() == sent.read_bytes()
+    await provider.download(file_id, received)
+    assert received.read_bytes() == sent.read_bytes()
     await provider.close()

@@ -1,4 +1,4 @@
-"""What goes over the wire, as our own simulated provider says it and as aimock does."""
+"""The wire format of our simulated provider, compared with aimock's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LINE = {
     "url": "/v1/chat/completions",
     "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}]},
 }
-ORDER = {"endpoint": LINE["url"], "completion_window": "24h", "metadata": {"fleet_intent": "job1"}}
-#: What OpenAI says and aimock leaves out.
-MORE = {
+CREATE = {"endpoint": LINE["url"], "completion_window": "24h", "metadata": {"fleet_intent": "job1"}}
+#: Fields that OpenAI sends and aimock leaves out.
+EXTRA = {
     "file": {"expires_at"},
-    "order": {"expires_at", "usage"},
+    "created": {"expires_at", "usage"},
     "batch": {"expires_at", "finalizing_at", "model", "usage"},
     "body": {"service_tier", "system_fingerprint"},
     "error": {"param"},
@@ -34,28 +34,28 @@ MORE = {
 def test_our_simulator_agrees_with_aimock(aimock_url: str) -> None:
     clock = VirtualClock(time.time())
     with Simulator(Profile(), clock) as ours:
-        told = _told(ours.url, lambda: clock.advance(60))
-        for kind, theirs in _told(aimock_url, lambda: None).items():
-            assert _types(theirs).items() <= _types(told[kind]).items(), kind
-            assert set(_types(told[kind])) - set(_types(theirs)) <= MORE.get(kind, set()), kind
+        answers = _answers(ours.url, lambda: clock.advance(60))
+        for kind, theirs in _answers(aimock_url, lambda: None).items():
+            assert _types(theirs).items() <= _types(answers[kind]).items(), kind
+            assert set(_types(answers[kind])) - set(_types(theirs)) <= EXTRA.get(kind, set()), kind
 
 
-def _told(url: str, work: Callable[[], None]) -> dict[str, Any]:
-    """One of each kind of answer; `work` gives the provider time."""
+def _answers(url: str, wait: Callable[[], None]) -> dict[str, Any]:
+    """One answer of each kind; `wait` lets the batch proceed."""
     with httpx.Client(base_url=url, headers={"Authorization": "Bearer test-key"}) as http:
         content = {"file": ("a.jsonl", json.dumps(LINE) + "\n")}
         file = http.post("/files", data={"purpose": "batch"}, files=content).json()
-        order = http.post("/batches", json={**ORDER, "input_file_id": file["id"]}).json()
+        created = http.post("/batches", json={**CREATE, "input_file_id": file["id"]}).json()
         statuses = []
         while "completed" not in statuses:
-            work()
-            batch = http.get(f"/batches/{order['id']}").json()
+            wait()
+            batch = http.get(f"/batches/{created['id']}").json()
             statuses.append(batch["status"])
         output = http.get(f"/files/{batch['output_file_id']}/content")
         result = json.loads(output.text)
         return {
             "file": file,
-            "order": order,
+            "created": created,
             "batch": batch,
             "counts": batch["request_counts"],
             "list": http.get("/batches", params={"limit": 1}).json(),
@@ -67,6 +67,6 @@ def _told(url: str, work: Callable[[], None]) -> dict[str, Any]:
         }
 
 
-def _types(told: dict[str, Any]) -> dict[str, type]:
-    """The type of all that is said and is not null."""
-    return {name: type(value) for name, value in told.items() if value is not None}
+def _types(answer: dict[str, Any]) -> dict[str, type]:
+    """The types of all fields that are not null."""
+    return {name: type(value) for name, value in answer.items() if value is not None}

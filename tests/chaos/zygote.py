@@ -1,13 +1,13 @@
 """Processes that can be killed: `python -m tests.chaos.zygote PROVIDER FOLDER`.
 
 A zygote has imported everything and has no thread and no connection. It reads orders, one line of
-JSON each, and forks a process for each, which has the same two pipes and may speak:
+JSON each, and forks a process for each order. The process uses the same two pipes and writes:
 
-    {"turn": true}   answered by {"now": Unix seconds} for another turn, or by {"now": null}: rest
-    {"died": "..."}  at which moment it is about to kill itself
-    {"result": ...}  of its order, with the moments that it has passed
+    {"turn": true}        answered by {"now": Unix seconds} for another turn, {"now": null} to end
+    {"killed_at": "..."}  the kill point at which it is about to kill itself
+    {"result": ...}       the result of its order, with all its kill points
 
-When it has ended the zygote says {"ended": its exit status, negative for a signal}.
+After its end the zygote writes {"ended": exit status, negative for a signal}.
 """
 
 from __future__ import annotations
@@ -47,32 +47,32 @@ from scheduler.store.store import Store
 from tasks import batch, realtime, services  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
 from tests.chaos import workload
-from tests.chaos.moments import Moments
+from tests.chaos.kill_points import KillPoints
 from tests.support.batch_fixture import config
 from workers.runtime import result_backend
 
 NODE = "batch1@chaos"
-#: What libraries import only when they are first used.
-LATE = (
+#: Modules that libraries import on first use.
+LAZY_MODULES = (
     *("openai.resources", "anyio.abc", "anyio._backends._asyncio", "encodings.idna"),
     *("celery.app.events", "celery.events.receiver"),
 )
 Order = dict[str, Any]
 
 
-def say(**message: Any) -> None:
-    """One line, in one piece."""
+def send(**message: Any) -> None:
+    """Write one line in one piece."""
     os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
 
 
-def hear() -> Any:
-    """The next line, None at the end; nothing after it is read."""
+def receive() -> Any:
+    """Read the next line and nothing after it; None at the end."""
     line = sys.stdin.readline()
     return json.loads(line) if line else None
 
 
 class Process:
-    """What one forked process does. Its clock stands still between its turns."""
+    """A forked process. Its clock stands still between turns."""
 
     def __init__(self, order: Order, provider: OpenAIBatches, folder: Path) -> None:
         self._order = order
@@ -84,17 +84,17 @@ class Process:
         self._store = Store(client, lambda: self._now)
         self._bodies = BlobStore(client, self._store.now)
 
-    async def live(self) -> None:
-        """Carry out the order."""
-        moments = Moments(self._order["dies_at"], lambda moment: say(died=moment))
+    async def run(self) -> None:
+        """Execute the order: park messages, be a scheduler, or cancel requests."""
+        points = KillPoints(self._order["kill_at"], lambda point: send(killed_at=point))
         roles: dict[str, Callable[[], Awaitable[Any]]] = {
             "park": self._park,
             "schedule": self._schedule,
             "cancel": self._cancel,
         }
-        moments.watch()
+        points.watch()
         result = await roles[self._order["role"]]()
-        say(result=result, moments=moments.passed)
+        send(result=result, points=points.passed)
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
@@ -104,19 +104,20 @@ class Process:
             await asyncio.to_thread(run, app, message)
 
     async def _schedule(self) -> None:
-        """Be a scheduler for some turns, or until nothing is left to do."""
-        completer.MAX_THREADS = self._order.get("at_once", completer.MAX_THREADS)
-        pace = Backoff(15, 300, lambda: 0.5)
-        desk = BatchContext(self._store, self._bodies, self._config.batch, pace, self._folder)
+        """Be a scheduler until the sandbox ends it."""
+        completer.MAX_THREADS = self._order.get("threads", completer.MAX_THREADS)
+        policy, backoff = self._config.batch, Backoff(15, 300, lambda: 0.5)
+        context = BatchContext(self._store, self._bodies, policy, backoff, self._folder)
         providers = {"openai": self._provider}
-        lane = BatchPipeline(desk, self._config, providers, CeleryReplay(app, NODE), Observers())
-        while await self._turns():
-            await lane.aggregate()
-            await lane.poll()
+        replay = CeleryReplay(app, NODE)
+        pipeline = BatchPipeline(context, self._config, providers, replay, Observers())
+        while self._has_next_turn():
+            await pipeline.aggregate()
+            await pipeline.poll()
 
-    async def _turns(self) -> bool:
-        say(turn=True)
-        now = hear()["now"]
+    def _has_next_turn(self) -> bool:
+        send(turn=True)
+        now = receive()["now"]
         self._now = now or self._now
         return now is not None
 
@@ -128,7 +129,7 @@ class Process:
 
 
 def run(app: Celery, message: dict[str, Any]) -> None:
-    """Run a message, as it is in Redis, with Celery's tracer."""
+    """Run a message, as it is stored in Redis, with Celery's tracer."""
     headers, properties = message["headers"], message["properties"]
     args, kwargs, embed = json.loads(b64decode(message["body"]))
     request = {
@@ -143,7 +144,7 @@ def run(app: Celery, message: dict[str, Any]) -> None:
 
 
 def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
-    """Carry out an order in a process of its own; how that ended."""
+    """Execute an order in a forked process; its exit status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -151,7 +152,7 @@ def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
         if order["role"] == "send":
             workload.send(app, batch.complete, order["names"], order["now"])
         else:
-            asyncio.run(Process(order, provider, folder).live())
+            asyncio.run(Process(order, provider, folder).run())
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -159,19 +160,19 @@ def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
 
 
 def main(provider_url: str, folder: Path) -> None:
-    """Carry out orders until there are no more."""
+    """Execute orders until there are no more."""
     workload.register(app)
     app.conf["result_backend"] = result_backend.backend_url(redis_url())  # as in a worker
     app.finalize()
     app.set_current()
     _set_task_join_will_block(True)
     provider = OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=provider_url))
-    for name in LATE:
+    for name in LAZY_MODULES:
         import_module(name)
     assert threading.active_count() == 1
     gc.freeze()
-    while (order := hear()) is not None:
-        say(ended=fork(order, provider, folder))
+    while (order := receive()) is not None:
+        send(ended=fork(order, provider, folder))
 
 
 if __name__ == "__main__":
