@@ -1,10 +1,10 @@
 """What prefix affinity is worth: `make bench-affinity`.
 
-Two workers with an engine each serve one queue. Several agents, each with a long system prompt of
-its own, lead several conversations each, turn by turn, all at the same time. Measured is the share
-of prompt tokens that the engines found in their prefix caches, by vLLM's own metrics, and how long
-an answer took: without `prefix_affinity`, with it, and by one worker alone, whose cache has all
-that was said and so the most that any could find. Each runs on fresh engines.
+Two workers with one engine each serve one queue. Several agents, each with a long system prompt of
+its own, hold several conversations each, turn by turn, all at the same time. The results are the
+share of prompt tokens that the engines found in their prefix caches, from vLLM's own metrics, and
+the time of an answer: without `prefix_affinity`, with it, and with one worker alone, whose cache
+has seen every request, the upper limit. Each case runs on fresh engines.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from tests.bench.processes import process, wait_for_worker
 from tests.support.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
 from workers.onebox.up import free_port
 
-#: Seats for half of the conversations on each worker, and blocks that are smaller than a turn: of
-#: a cached beginning only whole blocks count, and vLLM's on a CPU have 128 tokens.
+#: Slots for half of the conversations on each worker, and blocks that are smaller than a turn: only
+#: whole blocks of a prefix are cached, and vLLM's blocks on a CPU have 128 tokens.
 SETTINGS = {"max_num_seqs": 9, "max_waiting": 3, "engine_args": {"block_size": 32}}
 
 
 class Case(NamedTuple):
-    """Worker processes, and whether they share by prefix."""
+    """Worker processes, and whether they use prefix affinity."""
 
     workers: int
     affinity: bool
@@ -44,7 +44,7 @@ CASES = {"two without": Case(2, False), "two with": Case(2, True), "one alone": 
 
 
 class Load(NamedTuple):
-    """Agents, conversations of each, turns of each, and words of a system prompt and of a turn."""
+    """Agents, conversations per agent, turns per conversation, and words of the prompts."""
 
     agents: int
     conversations: int
@@ -54,7 +54,7 @@ class Load(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Share of prompt tokens found in a cache, seconds of a turn, seconds of it all."""
+    """Share of cached prompt tokens, seconds of each turn, total seconds."""
 
     hit_rate: float
     latencies: list[float]
@@ -66,7 +66,7 @@ def words(start: int, count: int) -> str:
 
 
 async def conversation(fleet: AsyncFleet, load: Load, agent: int, number: int) -> list[float]:
-    """Lead it to its end; the seconds of each turn."""
+    """Hold one conversation; return the seconds of each turn."""
     system = f"You are agent {agent}. {words(agent, load.system_words)}"
     messages: list[Any] = [{"role": "system", "content": system}]
     latencies = []
@@ -83,16 +83,16 @@ async def conversation(fleet: AsyncFleet, load: Load, agent: int, number: int) -
     return latencies
 
 
-async def lead_all(url: str, load: Load) -> list[float]:
+async def hold_conversations(url: str, load: Load) -> list[float]:
     async with AsyncFleet(url) as fleet:
-        started = await asyncio.gather(
+        latencies = await asyncio.gather(
             *(
                 conversation(fleet, load, agent, number)
                 for number in range(load.conversations)
                 for agent in range(load.agents)
             )
         )
-    return [seconds for some in started for seconds in some]
+    return [seconds for turns in latencies for seconds in turns]
 
 
 def metric(port: int, name: str) -> float:
@@ -113,7 +113,7 @@ def measure(folder: Path, url: str, load: Load, case: Case, changes: dict[str, A
             workers.enter_context(process(celery, log, FLEET_METRICS_PORT=str(port), **env))
             wait_for_worker(url, log, 900, f"{port}@")
         started = time.perf_counter()
-        latencies = asyncio.run(lead_all(url, load))
+        latencies = asyncio.run(hold_conversations(url, load))
         seconds = time.perf_counter() - started
         hits, queries = (
             sum(metric(port, f"vllm:prefix_cache_{name}_total") for port in ports)

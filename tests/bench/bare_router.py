@@ -1,4 +1,4 @@
-"""Calls a second of LiteLLM's Router alone, as it would be called without a fleet."""
+"""Calls per second of LiteLLM's Router alone, as it would be called without a fleet."""
 
 import asyncio
 import sys

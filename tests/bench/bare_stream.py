@@ -1,7 +1,7 @@
 """First tokens of LiteLLM's Router alone, streamed as it would be without a fleet.
 
-Reads from its input, line by line, what load is wanted, and writes the seconds until each stream's
-first token; both as JSON.
+Reads one load per line from its input and writes the seconds until each stream's first token; both
+as JSON.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import Any
 
 from config.fleet import fleet_config
 from config.settings import redis_url
-from tests.bench.streaming import REQUEST, Load, lanes
+from tests.bench.streaming import REQUEST, Load, run_load
 from workers.realtime.router import build_router
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         router = runner.run(start())
         for line in sys.stdin:
             load = Load(*json.loads(line))
-            print(json.dumps(runner.run(lanes(lambda: first_token(router), load))))
+            print(json.dumps(runner.run(run_load(lambda: first_token(router), load))))
             sys.stdout.flush()
 
 

@@ -1,19 +1,19 @@
 """The batch lane under load, stage by stage: `python -m tests.bench.batch --requests 50000`.
 
-Real processes: a Valkey, the provider's simulator, one batch worker, beat, and a producer. The
-stages follow each other, so that each is measured alone: all requests are enqueued before the
-worker starts, and one batch takes them all once the last is parked. What the provider takes for
-itself is left out. Beside each stage stands its bound: pipelined writes of as many values of the
-stage's size to the same Valkey, when the fleet has ended.
+Real processes: a Valkey server, the provider simulator, one batch worker, beat, and a producer. The
+stages run one after the other, so that each is measured alone: all requests are enqueued before the
+worker starts, and one batch takes them all once the last request is parked. The provider's own time
+is not counted. Each stage has a bound: pipelined writes of the same number of values of the stage's
+size to the same Valkey server, after the fleet has stopped.
 
-Afterwards every request must have one result, of one batch, the receipts must add up to what the
-provider charged and the lane says it paid, and no process of the fleet may have taken more than
-400 MB of memory.
+Afterwards every request must have one result, from one batch, the receipts must add up to what the
+provider charged and to what the lane paid, and no process of the fleet may have used more than 400
+MB of memory.
 
-The `autobatcher` package then asks the same of the same simulator, in batches of 1000 as it makes
-them, where `make bench-batch` has installed it. It has no queue and no store: requests and answers
-live in the memory of one process and end with it. Its figure is the whole way from the first call
-to the last answer, the provider's time in it.
+The `autobatcher` package then sends the same requests to the same simulator, in batches of 1000,
+its default, if `make bench-batch` has installed it. It has no queue and no store: requests and
+answers are in the memory of one process. Its result is the time from the first call to the last
+answer, with the provider's time.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from tests.bench.batch_lane import Lane, Memory
 from tests.bench.batch_producer import MODEL, prompt
 
 #: Resident bytes that no process of the fleet may exceed, and the processes that are not its own.
-MOST, OTHERS = 400_000_000, ("Valkey", "simulator", "autobatcher")
-#: Commands of a pipeline, as a producer sends them; values whose mean is a stage's size.
+MAX_FLEET_BYTES, OTHER_PROCESSES = 400_000_000, ("Valkey", "simulator", "autobatcher")
+#: Commands per pipeline, as a producer sends them; values that give a stage's mean size.
 PIPELINE, SAMPLE = 500, 100
 #: Measurements of a bound.
 TRIALS = 3
-#: Seconds between two looks at a stage, and those without progress after which a run has failed.
-LOOK, PATIENCE = 0.01, 120.0
+#: Seconds between two checks of a stage, and seconds without progress after which a run fails.
+POLL_SECONDS, STALLED_SECONDS = 0.01, 120.0
 #: Where Celery keeps its messages of normal priority, and results.
 QUEUE, RESULT = "batch\x06\x163", "celery-task-meta-"
 #: Where the lane keeps parked requests and jobs.
@@ -55,7 +55,7 @@ AUTOBATCHER = ROOT / ".venv-autobatcher" / "bin" / "python"
 
 
 class Stage(NamedTuple):
-    """What a stage took for all requests, in seconds, and the bytes that it wrote for each."""
+    """Seconds of a stage for all requests, and the bytes that it wrote for each."""
 
     name: str
     seconds: float
@@ -63,13 +63,13 @@ class Stage(NamedTuple):
 
 
 class Run:
-    """All requests through all stages, once."""
+    """Runs all requests through all stages once."""
 
     def __init__(self, lane: Lane, count: int) -> None:
         self._lane, self._redis, self._count = lane, lane.redis, count
 
     def stages(self) -> Iterator[Stage]:
-        """Each stage when it is over."""
+        """Yield each stage when it is finished."""
         seconds = self._lane.produce()
         self._began = time.time()
         yield Stage("submit", seconds, _mean(self._redis.lrange(QUEUE, 0, SAMPLE - 1)))
@@ -85,17 +85,17 @@ class Run:
         self._when(lambda: self._redis.zcard(JOBS) > 0)
         [intent] = self._redis.zrange(JOBS, 0, -1)
         self._job = JOB + intent
-        cut = self._when(lambda: self._field("requests") == str(self._count))
-        yield Stage("cut", cut - float(self._field("created_at")), len(request_id("")))
+        created = self._when(lambda: self._field("requests") == str(self._count))
+        yield Stage("create job", created - float(self._field("created_at")), len(request_id("")))
         written = self._when(partial(self._reached, "SUBMITTING"))
-        yield Stage("write, upload", written - cut, self._lane.file_size() // self._count)
+        yield Stage("write, upload", written - created, self._lane.file_size() // self._count)
         drained = self._when(partial(self._reached, "DRAINING"))
         done = self._when(partial(self._reached, "DONE"), self._parked)
-        sample = [RESULT + one for one in self._lane.ids()[:SAMPLE]]
-        yield Stage("deliver", done - drained, _mean(self._redis.mget(sample)))
+        sample = [RESULT + task_id for task_id in self._lane.ids()[:SAMPLE]]
+        yield Stage("complete", done - drained, _mean(self._redis.mget(sample)))
 
     def problems(self) -> list[str]:
-        """What is wrong with the outcome; empty when every request was answered and paid once."""
+        """Return what is wrong; nothing if every request was answered and paid once."""
         answers = Counter(answer.receipt.batch_id for answer in self._answers())
         invoice = self._lane.provider("invoice")
         receipts = sum(answer.receipt.cost for answer in self._answers())
@@ -107,12 +107,18 @@ class Run:
             "paid by the job": (int(self._field("cost")), invoice["total"]),
             "requests left": (self._parked(), 0),
         }
-        return [f"{name}: {one}, not {two}" for name, (one, two) in facts.items() if one != two]
+        return [
+            f"{name}: {actual}, not {expected}"
+            for name, (actual, expected) in facts.items()
+            if actual != expected
+        ]
 
     def _answers(self) -> Iterator[Completion]:
         ids = self._lane.ids()
         for start in range(0, len(ids), PIPELINE):
-            for text in self._redis.mget([RESULT + one for one in ids[start : start + PIPELINE]]):
+            for text in self._redis.mget(
+                [RESULT + task_id for task_id in ids[start : start + PIPELINE]]
+            ):
                 result = json.loads(text or "{}")
                 if result.get("status") == "SUCCESS":
                     yield Completion.model_validate(result["result"])
@@ -127,14 +133,14 @@ class Run:
         return STATES.index(self._field("state")) >= STATES.index(state)
 
     def _when(self, happened: Callable[[], bool], progress: Callable[[], int] = lambda: 0) -> float:
-        """The moment when something has happened. Raises TimeoutError without progress."""
-        seen, deadline = progress(), time.monotonic() + PATIENCE
+        """Wait for an event and return its time. Raises TimeoutError without progress."""
+        seen, deadline = progress(), time.monotonic() + STALLED_SECONDS
         while not happened():
             if progress() != seen:
-                seen, deadline = progress(), time.monotonic() + PATIENCE
+                seen, deadline = progress(), time.monotonic() + STALLED_SECONDS
             if time.monotonic() > deadline:
                 raise TimeoutError(self._lane.log("worker").read_text()[-4000:])
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         return time.time()
 
 
@@ -143,7 +149,7 @@ def _mean(values: list[str]) -> int:
 
 
 def bound(lane: Lane, count: int, size: int) -> float:
-    """Values of a size that Valkey takes a second in pipelines: the best of TRIALS."""
+    """Return the values of a size that Valkey stores per second: the best of TRIALS."""
     return max(_written(lane, count, size) for _ in range(TRIALS))
 
 
@@ -174,37 +180,42 @@ def autobatcher(lane: Lane, count: int, memory: Memory) -> None:
     if done.returncode:
         print(f"autobatcher failed: {done.stderr[-2000:]}")
         return
-    said = json.loads(done.stdout)
-    memory.most["autobatcher"] = said["bytes"]
+    measured = json.loads(done.stdout)
+    memory.max_bytes["autobatcher"] = measured["bytes"]
     print(
-        f"autobatcher, {count} calls to answers in one process: {said['seconds']:.1f} s, "
-        f"{count / said['seconds']:.0f} requests/s with the provider's time"
+        f"autobatcher, {count} calls to answers in one process: {measured['seconds']:.1f} s, "
+        f"{count / measured['seconds']:.0f} requests/s with the provider's time"
     )
 
 
 def report(stages: list[Stage], bounds: dict[int, float], count: int, whole: float) -> None:
     for stage in stages:
-        rate, most = count / stage.seconds, bounds[stage.bytes]
+        rate, limit = count / stage.seconds, bounds[stage.bytes]
         print(
-            f"{stage.name:>14}: {stage.seconds:7.2f} s {rate:8.0f} requests/s, bound {most:7.0f} "
-            f"({stage.bytes} bytes each), ratio {rate / most:.3f}"
+            f"{stage.name:>14}: {stage.seconds:7.2f} s {rate:8.0f} requests/s, bound {limit:7.0f} "
+            f"({stage.bytes} bytes each), ratio {rate / limit:.3f}"
         )
     seconds = sum(stage.seconds for stage in stages)
     print(f"    all stages: {seconds:7.2f} s {count / seconds:8.0f} requests/s")
-    print(f" with all else: {whole:7.2f} s {count / whole:8.0f} requests/s (provider, starts)")
+    print(f"    whole run: {whole:8.2f} s {count / whole:8.0f} requests/s (provider, starts)")
 
 
-def report_memory(most: dict[str, int]) -> bool:
-    """Say what each process took; whether the fleet's stayed below the limit."""
-    over = {name for name, size in most.items() if name not in OTHERS and size >= MOST}
-    for name, size in most.items():
-        whose = "not the fleet's" if name in OTHERS else "over" if name in over else "ours"
-        print(f"{name:>14}: {size / 1e6:4.0f} MB at most ({whose})")
+def report_memory(max_bytes: dict[str, int]) -> bool:
+    """Print the memory of each process; return whether the fleet stayed below the limit."""
+    over = {
+        name
+        for name, size in max_bytes.items()
+        if name not in OTHER_PROCESSES and size >= MAX_FLEET_BYTES
+    }
+    for name, size in max_bytes.items():
+        whose = "fleet, too much" if name in over else "fleet"
+        whose = "not the fleet" if name in OTHER_PROCESSES else whose
+        print(f"{name:>14}: {size / 1e6:4.0f} MB peak ({whose})")
     return not over
 
 
 def measure(folder: Path, count: int) -> bool:
-    """Whether all went as it must."""
+    """Run everything; return whether there was no problem."""
     with Memory() as memory:
         lane = Lane(folder, count, memory)
         with lane.open():
@@ -218,7 +229,7 @@ def measure(folder: Path, count: int) -> bool:
             autobatcher(lane, count, memory)
     for problem in problems:
         print(f"wrong: {problem}")
-    return report_memory(memory.most) and not problems
+    return report_memory(memory.max_bytes) and not problems
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""The `autobatcher` package with the same requests: run by tests.bench.batch, in its environment.
+"""The `autobatcher` package with the same requests; tests.bench.batch runs it in its environment.
 
-Prints JSON: seconds from the first call to the last answer, bytes of resident memory at most.
+Prints JSON: seconds from the first call to the last answer, and the peak of resident memory in
+bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from autobatcher import BatchOpenAI  # type: ignore[import-not-found]
 
 
 async def ask(base: str, model: str, prompts: Iterator[str]) -> float:
-    """Seconds that it takes to have every answer. Waits and polls as the fleet does."""
+    """Return the seconds until the last answer. Waits and polls as often as the fleet."""
     client = BatchOpenAI(
         api_key="simulated",
         base_url=base,
@@ -26,7 +27,9 @@ async def ask(base: str, model: str, prompts: Iterator[str]) -> float:
     )
     create = client.chat.completions.create
     started = time.perf_counter()
-    calls = (create(model=model, messages=[{"role": "user", "content": one}]) for one in prompts)
+    calls = (
+        create(model=model, messages=[{"role": "user", "content": prompt}]) for prompt in prompts
+    )
     answers = await asyncio.gather(*calls)
     seconds = time.perf_counter() - started
     assert all(answer.choices for answer in answers)

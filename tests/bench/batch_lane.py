@@ -1,4 +1,4 @@
-"""The batch lane's processes as benchmarks start them, and the memory that they take."""
+"""Starts the batch lane's processes for benchmarks, and watches their memory."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from config.settings import settings
 from tests.bench.processes import process, wait_for
 from workers.onebox.up import SIMULATED_BATCH
 
-#: Seconds that the provider's batches take; it also needs time to execute their lines.
+#: Seconds of the provider's batches; executing their lines takes more.
 PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}
-#: Seconds between two looks at the memory.
-LOOK = 0.1
+#: Seconds between two measurements of memory.
+POLL_SECONDS = 0.1
 
 
 class Memory(threading.Thread):
-    """The most resident memory that processes have had, in bytes, by their names."""
+    """Records the peak of resident memory of processes, by their names."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self._watched: dict[str, psutil.Process] = {}
         self._ended = threading.Event()
-        self.most: dict[str, int] = {}
+        #: In bytes.
+        self.max_bytes: dict[str, int] = {}
 
     def __enter__(self) -> Memory:
         self.start()
@@ -45,23 +46,23 @@ class Memory(threading.Thread):
         self.join()
 
     def watch(self, name: str, pid: int) -> None:
-        self.most[name] = 0
+        self.max_bytes[name] = 0
         self._watched[name] = psutil.Process(pid)
 
     def run(self) -> None:
-        while not self._ended.wait(LOOK):
-            for name, one in list(self._watched.items()):
+        while not self._ended.wait(POLL_SECONDS):
+            for name, watched in list(self._watched.items()):
                 try:
-                    self.most[name] = max(self.most[name], one.memory_info().rss)
+                    self.max_bytes[name] = max(self.max_bytes[name], watched.memory_info().rss)
                 except psutil.NoSuchProcess:
                     del self._watched[name]
 
 
 class Lane:
-    """One Valkey, one simulated provider, and the fleet's processes on them, by their names.
+    """A Valkey server, a simulated provider and the processes of the fleet.
 
     Args:
-        count: The requests of its one batch, which is cut once they are all parked.
+        count: Requests of the only batch, which is created once all are parked.
     """
 
     def __init__(self, folder: Path, count: int, memory: Memory) -> None:
@@ -71,7 +72,7 @@ class Lane:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Valkey and the provider, and a catalogue as if a worker had started."""
+        """Start Valkey and the provider, and publish a catalogue as a worker would."""
         config, file = self._config()
         options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
         with (
@@ -96,14 +97,14 @@ class Lane:
 
     @contextmanager
     def started(self, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A process, its memory watched, ended with the block."""
+        """Run a process during the block, and watch its memory."""
         with process([*command], self.log(name), **self._env) as child:
             self._memory.watch(name, child.pid)
             yield child
 
     @contextmanager
     def scheduler(self) -> Iterator[None]:
-        """One batch worker, and beat."""
+        """Run one batch worker, and beat."""
         with (
             self.started("worker", "celery", "-A", "scheduler.app", "worker"),
             self.started("beat", "celery", "-A", "scheduler.beat", "beat"),
@@ -111,7 +112,7 @@ class Lane:
             yield
 
     def produce(self) -> float:
-        """Enqueue all requests; seconds that it took. Raises RuntimeError."""
+        """Enqueue all requests; return the seconds. Raises RuntimeError."""
         log, arguments = self.log("producer"), (self.url, str(self._count), str(self._ids))
         with self.started("producer", "tests.bench.batch_producer", *arguments) as child:
             if child.wait():
@@ -119,11 +120,11 @@ class Lane:
         return float(log.read_text())
 
     def ids(self) -> list[str]:
-        """Of the tasks that were enqueued."""
+        """Return the ids of the enqueued tasks."""
         return self._ids.read_text().split()
 
     def file_size(self) -> int:
-        """Bytes of the file that is uploaded just now."""
+        """Return the bytes of the input file that is being uploaded."""
         [file] = (self._folder / "data" / "batches").iterdir()
         return file.stat().st_size
 
@@ -131,7 +132,7 @@ class Lane:
         return self._folder / f"{name}.log"
 
     def provider(self, what: str) -> Any:
-        """What the simulator says of itself: its "invoice", its "stats"."""
+        """Return the simulator's "invoice" or "stats"."""
         url = f"{self.base.removesuffix('/v1')}/simulator/{what}"
         with urllib.request.urlopen(url) as answer:
             return json.load(answer)
@@ -146,10 +147,13 @@ class Lane:
         return config, path
 
     def _profile(self, config: Any) -> Path:
-        """The fleet's models at the fleet's prices."""
+        """Write a profile with the fleet's models and prices."""
         models = {
-            one.upstream: {"kind": one.kind, **one.price.model_dump(mode="json")}
-            for one in config.deployments
+            deployment.upstream: {
+                "kind": deployment.kind,
+                **deployment.price.model_dump(mode="json"),
+            }
+            for deployment in config.deployments
         }
         path = self._folder / "profile.json"
         path.write_text(json.dumps({"models": models, "batch": PROVIDER}))

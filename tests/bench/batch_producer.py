@@ -1,6 +1,6 @@
 """Enqueues requests on the batch lane as a service does: `python -m tests.bench.batch_producer`.
 
-Writes their ids into a file, one a line, and says how many seconds it took to send them.
+Writes the ids into a file, one per line, and prints the seconds of the submit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PADDING = "What follows from that, in one sentence? " * 10
 
 
 def prompt(number: int) -> str:
-    """The same for all who are measured."""
+    """Return a prompt, the same for all contenders."""
     return f"Item {number}. {PADDING}"
 
 

@@ -1,18 +1,17 @@
-"""Direct calls against the fleet, beside what was claimed of it: `python -m tests.bench.before`.
+"""Direct calls against the fleet, beside the published claim: `python -m tests.bench.before`.
 
-Before: `--callers` callers in one process ask one simulated provider through the OpenAI SDK as it
-comes, each one request after the other. After: as many callers ask the fleet. Same requests, same
-provider; the fleet has a second one of the same kind beside it, whose bad moments come at other
-times, the batch lane for the requests that nobody waits for, and an engine of its own.
+Before: `--callers` callers in one process call one simulated provider through the OpenAI SDK with
+its defaults, each one request after the other. After: the same number of callers use the fleet. The
+requests and the provider are the same. The fleet also has a second provider of the same kind, whose
+outages come at other times, the batch lane for requests without a waiting caller, and an engine.
 
-A provider answers after 2.5 s on average, and has the moments of MOMENTS: it refuses every call,
-with the seconds after which to ask again. The mix of MIX is a third for each lane. The claim names
-none, but 42 % of the cost saved, by batches that save 50 % and an own engine that saves 80 %: with
-thirds that is 43 %.
+A provider answers after 2.5 s on average, and has OUTAGES in which it refuses every call with a
+Retry-After. MIX sends a third of the requests to each lane. The claim names no mix, only 42 % of
+the cost saved, by batches that save 50 % and an engine that saves 80 %: thirds save 43 %.
 
-Time is `--scale` times faster than real: what is printed is in real time again. What the fleet
-itself takes is printed as so many times longer than it was. A Retry-After is whole seconds in HTTP:
-at a scale that makes it a part of one, the fleet waits for the second, and the SDK does not.
+Time runs `--scale` times faster; all results are converted to real time. The fleet's own time is
+thus multiplied by the scale. A Retry-After is whole seconds in HTTP: at a scale that makes it
+shorter than a second, the fleet waits for the full second, and the SDK does not.
 """
 
 from __future__ import annotations
@@ -46,16 +45,16 @@ from workers.onebox.up import SIMULATED_BATCH
 MODEL, HOSTED = "gpt-4o-mini", "smollm2-135m"
 #: The lane of each request in turn.
 MIX = ("realtime", "batch", "local")
-#: Dollars a million tokens: the model's list price; the engine's is 80 % less.
-PRICE, OWN = {"input": "0.15", "output": "0.60"}, {"input": "0.03", "output": "0.12"}
-#: Seconds that an answer takes, at most so much more or less, and that a batch takes.
+#: Dollars per million tokens: the model's list price, and the engine's, which is 80 % lower.
+PRICE, ENGINE_PRICE = {"input": "0.15", "output": "0.60"}, {"input": "0.03", "output": "0.12"}
+#: Seconds of an answer, the most by which it differs, and the seconds of a batch's stages.
 LATENCY = {"mean": 2.5, "jitter": 1.0}
 BATCH = {"validating": 10.0, "in_progress": 100.0, "finalizing": 10.0}
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 
 
-class Moment(NamedTuple):
-    """A provider refuses for `lasts` seconds, from `first` after the start on `every` so many."""
+class Outage(NamedTuple):
+    """A provider refuses for `lasts` seconds, first at `first`, then every `every` seconds."""
 
     status: int
     retry_after: float
@@ -64,16 +63,16 @@ class Moment(NamedTuple):
     lasts: float
 
 
-MOMENTS = (
-    Moment(429, retry_after=2, first=30, every=60, lasts=4),
-    Moment(503, retry_after=2, first=110, every=300, lasts=6),
+OUTAGES = (
+    Outage(429, retry_after=2, first=30, every=60, lasts=4),
+    Outage(503, retry_after=2, first=110, every=300, lasts=6),
 )
-#: Seconds by which the second provider's moments come later.
-SHIFT = 30.0
+#: Seconds by which the second provider's outages come later.
+SHIFT_SECONDS = 30.0
 
 
-class Weather(threading.Thread):
-    """Has a simulated provider refuse when its moments come, until it is told to stop."""
+class OutageThread(threading.Thread):
+    """Makes a simulated provider refuse during its outages, until the block ends."""
 
     def __init__(self, base: str, profile: dict[str, Any], scale: float, shift: float) -> None:
         super().__init__(daemon=True)
@@ -81,7 +80,7 @@ class Weather(threading.Thread):
         self._profile, self._scale, self._shift = profile, scale, shift
         self._ended = threading.Event()
 
-    def __enter__(self) -> Weather:
+    def __enter__(self) -> OutageThread:
         self.start()
         return self
 
@@ -93,77 +92,80 @@ class Weather(threading.Thread):
         started, shown = time.monotonic(), None
         while not self._ended.wait(0.01):
             now = (time.monotonic() - started) * self._scale - self._shift
-            moment = next((one for one in MOMENTS if _lasts(one, now)), None)
-            if moment is not shown:
-                self._show(moment)
-                shown = moment
+            outage = next((outage for outage in OUTAGES if _is_active(outage, now)), None)
+            if outage is not shown:
+                self._show(outage)
+                shown = outage
         self._show(None)
 
-    def _show(self, moment: Moment | None) -> None:
+    def _show(self, outage: Outage | None) -> None:
         faults = []
-        if moment:
-            retry_after = moment.retry_after / self._scale
-            faults = [{"status": moment.status, "retry_after": retry_after}]
+        if outage:
+            retry_after = outage.retry_after / self._scale
+            faults = [{"status": outage.status, "retry_after": retry_after}]
         body = json.dumps({**self._profile, "faults": faults}).encode()
         urllib.request.urlopen(urllib.request.Request(self._url, body, method="PUT")).close()
 
 
-def _lasts(moment: Moment, now: float) -> bool:
-    return now >= moment.first and (now - moment.first) % moment.every < moment.lasts
+def _is_active(outage: Outage, now: float) -> bool:
+    return now >= outage.first and (now - outage.first) % outage.every < outage.lasts
 
 
 class Outcome(NamedTuple):
-    """Of one request: seconds that its caller waited, None for a patient one, and what it cost."""
+    """The outcome of one request."""
 
+    #: Seconds that the caller waited; None without a waiting caller.
     waited: float | None
     #: Micro-dollars.
     cost: int = 0
-    #: The error's name; "" of an answer.
+    #: The name of the error; "" for an answer.
     error: str = ""
 
 
 class Figures(NamedTuple):
-    """Of all requests, in real time."""
+    """The results of all requests, in real time."""
 
-    #: Requests a minute.
+    #: Requests per minute.
     throughput: float
     mean: float
     p99: float
-    #: Micro-dollars a request that was answered.
+    #: Micro-dollars per answered request.
     cost: float
-    #: Percent that was answered.
+    #: Percent of requests that were answered.
     availability: float
 
     @classmethod
     def of(cls, outcomes: list[Outcome], seconds: float, scale: float) -> Figures:
-        waited = sorted(one.waited * scale for one in outcomes if one.waited is not None)
-        answered = sum(not one.error for one in outcomes)
+        waited = sorted(
+            outcome.waited * scale for outcome in outcomes if outcome.waited is not None
+        )
+        answered = sum(not outcome.error for outcome in outcomes)
         return cls(
             throughput=answered / (seconds * scale) * 60,
             mean=statistics.mean(waited),
             p99=waited[math.ceil(0.99 * len(waited)) - 1],
-            cost=sum(one.cost for one in outcomes) / answered,
+            cost=sum(outcome.cost for outcome in outcomes) / answered,
             availability=100 * answered / len(outcomes),
         )
 
 
-#: What was claimed of before and after, its cost in micro-dollars.
+#: The claimed results before and after; cost in micro-dollars.
 CLAIMED = Figures(45, 2.5, 8.2, 120_000, 99.2), Figures(125, 1.8, 4.1, 70_000, 99.8)
 CLAIMS = ("+178 %", "-28 %", "-50 %", "-42 %", "99.8 %")
 
 
 def messages(number: int) -> list[Any]:
-    """The same for both sides."""
+    """Return the messages of a request, the same for both sides."""
     text = f"Item {number}. " + "What follows from that, in one sentence? " * 3
     return [{"role": "user", "content": text}]
 
 
 async def shared(callers: int, numbers: list[int], ask: Callable[[int], Awaitable[Outcome]]) -> Any:
-    """The outcomes of all, asked by so many callers, each one after the other."""
-    left, outcomes = iter(numbers), []
+    """Return the outcomes of all requests; each caller sends one after the other."""
+    remaining, outcomes = iter(numbers), []
 
     async def caller() -> None:
-        for number in left:
+        for number in remaining:
             outcomes.append(await ask(number))
 
     await asyncio.gather(*(caller() for _ in range(callers)))
@@ -171,7 +173,7 @@ async def shared(callers: int, numbers: list[int], ask: Callable[[int], Awaitabl
 
 
 async def direct(base: str, count: int, callers: int) -> tuple[list[Outcome], float]:
-    """Every request by the SDK, with its own retries; the outcomes, and seconds for them all."""
+    """Send every request by the SDK, with its retries; return outcomes and total seconds."""
     async with AsyncOpenAI(api_key="simulated", base_url=base) as client:
 
         async def ask(number: int) -> Outcome:
@@ -198,22 +200,25 @@ def request(number: int) -> CompletionRequest:
 
 
 async def through_the_fleet(url: str, count: int, callers: int) -> tuple[list[Outcome], float]:
-    """The patient ones are submitted first; as many callers as before ask the others."""
+    """Submit the batch requests first; the same number of callers send the others."""
     requests = [request(number) for number in range(count)]
-    patient = [one for one in requests if one.lane == "batch"]
+    batch_requests = [request for request in requests if request.lane == "batch"]
     async with AsyncFleet(url) as fleet:
 
-        async def waits(number: int) -> Outcome:
+        async def send(number: int) -> Outcome:
             began = time.perf_counter()
-            answered = await answer(fleet.result(await fleet.submit(requests[number]), PATIENCE))
+            ticket = await fleet.submit(requests[number])
+            answered = await answer(fleet.result(ticket, TIMEOUT_SECONDS))
             return answered._replace(waited=time.perf_counter() - began)
 
         started = time.perf_counter()
-        tickets = await fleet.submit_many(patient)
-        numbers = [number for number, one in enumerate(requests) if one.lane != "batch"]
-        asked = asyncio.create_task(shared(callers, numbers, waits))
-        batch = await asyncio.gather(*(answer(fleet.result(one, PATIENCE)) for one in tickets))
-        return [*await asked, *batch], time.perf_counter() - started
+        tickets = await fleet.submit_many(batch_requests)
+        numbers = [n for n, request in enumerate(requests) if request.lane != "batch"]
+        interactive = asyncio.create_task(shared(callers, numbers, send))
+        batch = await asyncio.gather(
+            *(answer(fleet.result(ticket, TIMEOUT_SECONDS)) for ticket in tickets)
+        )
+        return [*await interactive, *batch], time.perf_counter() - started
 
 
 async def answer(result: Awaitable[Completion]) -> Outcome:
@@ -224,17 +229,17 @@ async def answer(result: Awaitable[Completion]) -> Outcome:
 
 
 class Providers(NamedTuple):
-    """Two simulated ones: their addresses, and how they answer."""
+    """Two simulated providers: their addresses, and how they answer."""
 
     bases: tuple[str, str]
     profile: dict[str, Any]
 
     @contextmanager
-    def weather(self, scale: float) -> Iterator[None]:
-        """Their moments, counted from now."""
+    def outages(self, scale: float) -> Iterator[None]:
+        """Run the outages of both, counted from now."""
         with (
-            Weather(self.bases[0], self.profile, scale, 0.0),
-            Weather(self.bases[1], self.profile, scale, SHIFT),
+            OutageThread(self.bases[0], self.profile, scale, 0.0),
+            OutageThread(self.bases[1], self.profile, scale, SHIFT_SECONDS),
         ):
             yield
 
@@ -258,16 +263,16 @@ def providers(folder: Path, scale: float) -> Iterator[Providers]:
 
 
 def configuration(folder: Path, scale: float) -> Path:
-    """The shipped fleet, with the second provider; what it waits is as much faster as the rest."""
+    """Write the shipped configuration with the second provider; its waits are scaled too."""
     config = load(settings().config).model_dump(mode="json")
     first = config["providers"]["openai"]
     first["webhook_secret"] = None
     config["providers"]["second"] = {**first, "api_base": "os.environ/SECOND_BASE_URL"}
-    [mini] = [one for one in config["deployments"] if one["model"] == MODEL]
+    [mini] = [item for item in config["deployments"] if item["model"] == MODEL]
     config["deployments"] = [mini, {**mini, "id": "second", "provider": "second", "batch": False}]
     waits = {name: config["routing"][name] / scale for name in ("cooldown_time", "max_wait")}
     config["routing"] |= {**waits, "fallbacks": {}}
-    config["engines"][0] |= {"price": OWN, "list_price": PRICE}
+    config["engines"][0] |= {"price": ENGINE_PRICE, "list_price": PRICE}
     config["batch"] |= SIMULATED_BATCH
     path = folder / "fleet.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -276,7 +281,7 @@ def configuration(folder: Path, scale: float) -> Path:
 
 @contextmanager
 def fleet(folder: Path, bases: tuple[str, str], scale: float) -> Iterator[str]:
-    """One worker of each lane, and beat; yields the address of its Redis."""
+    """Run one worker of each lane, and beat; yields the address of Redis."""
     options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
     with ExitStack() as stack:
         valkey = stack.enter_context(ValkeyServer(data_dir=folder / "valkey", config=options))
@@ -303,20 +308,20 @@ def fleet(folder: Path, bases: tuple[str, str], scale: float) -> Iterator[str]:
 def measure(folder: Path, options: argparse.Namespace) -> tuple[Figures, Figures]:
     count, callers, scale = options.requests, options.callers, options.scale
     with providers(folder, scale) as both:
-        with both.weather(scale):
+        with both.outages(scale):
             before = asyncio.run(direct(both.bases[0], count, callers))
         with fleet(folder, both.bases, scale) as url:
             asyncio.run(through_the_fleet(url, 2 * len(MIX), callers))  # warm
-            with both.weather(scale):
+            with both.outages(scale):
                 after = asyncio.run(through_the_fleet(url, count, callers))
     for name, (outcomes, _) in (("before", before), ("after", after)):
-        failures = Counter(one.error for one in outcomes if one.error)
+        failures = Counter(outcome.error for outcome in outcomes if outcome.error)
         print(f"not answered {name}: {dict(failures) or 'none'}")
     return Figures.of(*before, scale), Figures.of(*after, scale)
 
 
 def report(before: Figures, after: Figures) -> None:
-    titles = ("requests a minute", "mean, s", "p99, s", "cost, micro-dollars", "answered, %")
+    titles = ("requests per minute", "mean, s", "p99, s", "cost, micro-dollars", "answered, %")
     print(f"{'':22}{'before':>10}{'after':>10}{'change':>10}   claimed")
     rows = zip(titles, before, after, *CLAIMED, CLAIMS, strict=True)
     for title, was, now, claimed_before, claimed_after, claim in rows:
@@ -325,29 +330,30 @@ def report(before: Figures, after: Figures) -> None:
         print(f"{title:22}{was:>10.2f}{now:>10.2f}{change:>10}   {claimed}")
 
 
-WHERE_FROM = """
-Where it comes from: a third of the requests is answered in milliseconds by an own engine (which is
-simulated here), and for a third nobody waits: it costs half, is in no latency, and here its batch
-takes two minutes where a real one takes up to a day. So the mix makes most of the throughput, the
-mean and the cost; with another mix they are others. The second provider makes the p99 and the
-answers: a call that one refuses goes to the other at once. The SDK waits as it is told and asks
-again, but only twice; the fleet does so when both refuse, for up to a minute (`max_wait`). No
-request on the realtime lane is itself answered faster than directly."""
+EXPLANATION = """
+Where the differences come from: the engine, which is simulated here, answers a third of the
+requests in milliseconds. Another third has no waiting caller: it costs half, is not part of the
+latency, and its batch takes two minutes here, where a real batch takes up to a day. So the mix
+makes most of the throughput, the mean and the cost; another mix gives other results. The second
+provider makes the p99 and the answered share: a call that one provider refuses goes to the
+other at once. The SDK waits for the Retry-After and retries, but only twice; the fleet waits
+only when both refuse, for up to a minute (`max_wait`). No request on the realtime lane is
+answered faster than a direct call."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=2_000)
-    parser.add_argument("--callers", type=int, default=8, help="that wait at the same time")
-    parser.add_argument("--scale", type=float, default=2.0, help="1 is real time")
+    parser.add_argument("--callers", type=int, default=8, help="concurrent callers")
+    parser.add_argument("--scale", type=float, default=2.0, help="speed of time; 1 is real time")
     options = parser.parse_args()
     print(
         f"{options.requests} requests by {options.callers} callers, {os.cpu_count()} cores; "
-        f"{options.scale:g} times faster than real, and printed in real time"
+        f"{options.scale:g} times faster than real time, results in real time"
     )
     with tempfile.TemporaryDirectory() as folder:
         report(*measure(Path(folder), options))
-    print(WHERE_FROM)
+    print(EXPLANATION)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How fast a cancel is, and what is still generated after it: `python -m tests.bench.cancel`.
+"""How fast a cancel is, and what is generated after it: `python -m tests.bench.cancel`.
 
-Real processes: a Valkey, the provider's simulator, one worker of each lane as shipped (the local
-one's simulated engine slowed down, so that there is something to cancel). At each place `--cancels`
-requests are cancelled, one after the other: a time is from the call of `Fleet.cancel` to its
-return, which is when the request's result is `Cancelled`. For streams, what the provider or the
-engine still generated after that return is counted too, at the provider and in the fleet's stream.
+Real processes: a Valkey server, the provider simulator, and one worker of each lane as shipped (the
+simulated engine is slowed down, so that its requests run long enough). In each case `--cancels`
+requests are cancelled, one after the other. A time is from the call of `Fleet.cancel` to its
+return, which is when the request's result is `Cancelled`. For streams, the chunks that the provider
+or the engine generates after the return are counted too.
 
-No task of beat runs but `scheduler.aggregate`, when the requests are to be in a live batch.
+Of beat's tasks only `scheduler.aggregate` runs, to put the requests into a live batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from scheduler.store.keys import REQUESTS
 from tests.bench.processes import process, wait_for, wait_for_worker
 
 WORDS = " ".join(f"w{number}" for number in range(30))
-#: An answer takes a second or more; a chunk of it comes every tenth of one, about.
+#: An answer takes at least a second, with a chunk about every tenth of a second.
 PROFILE = {"latency": {"mean": 0.05, "time_per_token": 0.05}, "batch": {"in_progress": 3600}}
 ENGINE = {"FLEET_TEST_SECONDS_PER_TOKEN": "0.1"}
 WORKERS = {
@@ -43,23 +43,23 @@ WORKERS = {
     "local": "tests.support.apps.slow_engine_app",
     "batch": "scheduler.app",
 }
-#: Seconds in which a few chunks would come of a stream that is not cancelled.
-REST = 0.3
-#: Seconds between two looks, and from a task's start to its call.
-LOOK, START = 0.002, 0.03
-PATIENCE = 60.0
+#: Seconds in which a stream that is not cancelled would have a few more chunks.
+AFTER_CANCEL_SECONDS = 0.3
+#: Seconds between two checks, and from the start of a task to its call of the provider.
+POLL_SECONDS, CALL_SECONDS = 0.002, 0.03
+TIMEOUT_SECONDS = 60.0
 
 
 class Case(NamedTuple):
-    """Seconds of each cancel, and chunks generated after its return: None for no stream."""
+    """Seconds of each cancel, and chunks generated after its return (None without a stream)."""
 
-    place: str
+    name: str
     seconds: list[float]
     chunks: list[int] | None = None
 
 
 class Bench:
-    """The fleet's client, and where requests are."""
+    """Cancels requests in each case."""
 
     def __init__(self, fleet: Fleet, url: str, base: str, cancels: int) -> None:
         self._fleet, self._cancels = fleet, cancels
@@ -67,67 +67,69 @@ class Bench:
         self._stats = f"{base.removesuffix('/v1')}/simulator/stats"
 
     def cases(self) -> Iterator[Case]:
-        yield self._one_by_one("realtime: in a call", "realtime", self._runs)
+        yield self._each("realtime: in a call", "realtime", self._wait_until_running)
         yield self._streams("realtime: in a stream", "realtime")
-        yield self._one_by_one("local: in the engine", "local", self._runs)
+        yield self._each("local: in the engine", "local", self._wait_until_running)
         yield self._streams("local: in a stream", "local")
-        yield self._one_by_one("batch: parked", "batch", self._parked)
+        yield self._each("batch: parked", "batch", self._wait_until_parked)
         yield self._in_a_live_batch()
 
-    def _one_by_one(self, place: str, lane: str, reached: Callable[[Ticket], object]) -> Case:
-        return Case(place, [self._cancel(lane, reached) for _ in range(self._cancels)])
+    def _each(self, name: str, lane: str, reached: Callable[[Ticket], object]) -> Case:
+        return Case(name, [self._cancel(lane, reached) for _ in range(self._cancels)])
 
     def _cancel(self, lane: str, reached: Callable[[Ticket], object]) -> float:
         ticket = self._fleet.submit(request(lane))
         reached(ticket)
         return self._timed(ticket)
 
-    def _streams(self, place: str, lane: str) -> Case:
+    def _streams(self, name: str, lane: str) -> Case:
         seconds, chunks = zip(
             *(self._cancel_stream(lane) for _ in range(self._cancels)), strict=True
         )
-        return Case(place, list(seconds), list(chunks))
+        return Case(name, list(seconds), list(chunks))
 
     def _cancel_stream(self, lane: str) -> tuple[float, int]:
         ticket = self._fleet.submit(request(lane, stream=True))
         until(lambda: self._written(ticket) >= 2)
         seconds = self._timed(ticket)
         before = self._generated(lane, ticket)
-        time.sleep(REST)
+        time.sleep(AFTER_CANCEL_SECONDS)
         return seconds, self._generated(lane, ticket) - before
 
     def _in_a_live_batch(self) -> Case:
         tickets = self._fleet.submit_many([request("batch")] * (self._cancels + 1))
         for ticket in tickets:
-            self._parked(ticket)
+            self._wait_until_parked(ticket)
         self._fleet.app.send_task("scheduler.aggregate", queue="scheduler")
-        until(lambda: self._asked()["batches_created"] > 0)
-        time.sleep(REST)
+        until(lambda: self._simulator_stats()["batches_created"] > 0)
+        time.sleep(AFTER_CANCEL_SECONDS)
         return Case("batch: in a live batch", [self._timed(ticket) for ticket in tickets[1:]])
 
     def _timed(self, ticket: Ticket) -> float:
         started = time.perf_counter()
-        if not self._fleet.cancel(ticket, PATIENCE):
+        if not self._fleet.cancel(ticket, TIMEOUT_SECONDS):
             raise RuntimeError(f"{ticket.id} was not cancelled")
         return time.perf_counter() - started
 
-    def _runs(self, ticket: Ticket) -> None:
-        worker = self._fleet.app.control.inspect([f"{ticket.lane}@bench"], PATIENCE, limit=1)
+    def _wait_until_running(self, ticket: Ticket) -> None:
+        worker = self._fleet.app.control.inspect([f"{ticket.lane}@bench"], TIMEOUT_SECONDS, limit=1)
         until(lambda: ticket.id in str(worker.active()))
-        time.sleep(START)
+        time.sleep(CALL_SECONDS)
 
-    def _parked(self, ticket: Ticket) -> None:
+    def _wait_until_parked(self, ticket: Ticket) -> None:
         until(lambda: self._redis.hexists(REQUESTS, request_id(ticket.id)))
 
     def _written(self, ticket: Ticket) -> int:
-        """Chunks in the request's stream."""
+        """Chunks in the Redis stream of the request."""
         return sum("chunk" in fields for _, fields in self._redis.xrange(stream_key(ticket.id)))
 
     def _generated(self, lane: str, ticket: Ticket) -> int:
-        """By the provider, of all streams; by the engine, as its worker has it written down."""
-        return int(self._asked()["chunks"]) if lane == "realtime" else self._written(ticket)
+        """Chunks that the provider generated for all streams, or the engine for this one."""
+        return (
+            int(self._simulator_stats()["chunks"]) if lane == "realtime" else self._written(ticket)
+        )
 
-    def _asked(self) -> dict[str, Any]:
+    def _simulator_stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(self._stats) as answer:
             stats: dict[str, Any] = json.load(answer)
         return stats
@@ -145,16 +147,16 @@ def request(lane: str, **more: Any) -> CompletionRequest:
 
 
 def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError("the request is not where it should be")
-        time.sleep(LOOK)
+            raise TimeoutError("the request did not reach the expected place")
+        time.sleep(POLL_SECONDS)
 
 
 @contextmanager
 def bench(folder: Path, cancels: int) -> Iterator[Bench]:
-    """A fleet that waits for nothing but its requests."""
+    """Start a fleet that parks no request for longer than needed."""
     profile, config = folder / "profile.json", folder / "fleet.yaml"
     profile.write_text(json.dumps(PROFILE))
     shipped = (ROOT / "config" / "fleet.yaml").read_text()
@@ -188,23 +190,23 @@ def bench(folder: Path, cancels: int) -> Iterator[Bench]:
 
 
 def percentile(seconds: list[float], share: float) -> float:
-    """The value that so large a share of the values does not exceed."""
+    """Return the value that a share of the values does not exceed."""
     return sorted(seconds)[math.ceil(share * len(seconds)) - 1]
 
 
 def report(case: Case) -> None:
     p50, p99 = statistics.median(case.seconds), percentile(case.seconds, 0.99)
     after = (
-        "" if case.chunks is None else f"   {max(case.chunks)} at most, {sum(case.chunks)} in all"
+        "" if case.chunks is None else f"   at most {max(case.chunks)}, {sum(case.chunks)} in total"
     )
-    print(f"{case.place:24}{p50 * 1000:8.1f}{p99 * 1000:8.1f}{after}", flush=True)
+    print(f"{case.name:24}{p50 * 1000:8.1f}{p99 * 1000:8.1f}{after}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--cancels", type=int, default=100, help="at each place")
+    parser.add_argument("--cancels", type=int, default=100, help="in each case")
     options = parser.parse_args()
-    print(f"{options.cancels} cancels at each place, {os.cpu_count()} cores; milliseconds")
+    print(f"{options.cancels} cancels in each case, {os.cpu_count()} cores; milliseconds")
     print(f"{'':24}{'p50':>8}{'p99':>8}   chunks generated after the cancel's return")
     with tempfile.TemporaryDirectory() as folder, bench(Path(folder), options.cancels) as running:
         for case in running.cases():

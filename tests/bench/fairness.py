@@ -1,16 +1,17 @@
-"""What one tenant's rush costs the others: `python -m tests.bench.fairness`.
+"""What a burst of one tenant costs the others: `python -m tests.bench.fairness`.
 
-Quiet tenants ask at an even pace on two realtime workers. In the rounds "even" another one asks as
-often as each of them; in the rounds "rush" a hundred times as often, which is many times what the
-workers have places for: what they have no place for queues up. The rounds alternate, each from an
-empty queue. The figures are the quiet tenants' waits in the queue, by their receipts.
+Quiet tenants send requests at an even pace to two realtime workers. In "even" rounds one more
+tenant sends as many as each of them. In "burst" rounds it sends 100 times as many, far more than
+the workers have slots for, so its requests queue up. The rounds alternate, each from an empty
+queue. The results are the quiet tenants' waits in the queue, from their receipts.
 
-No tenant has a limit: it is the queue that is fair. By default a call takes the provider 8 to 24
-seconds, so that calls do not end in step, and the workers have 20 places each: 2.5 calls a second.
-The quiet tenants make half of these, each of them far less than the fifth of the places that is
-kept for such. So two cores, which hold the provider, the server and the producers too, are all but
-idle in every round. With shorter calls a wait has in it that a core is at work on another call just
-then, more often in a rush, which serves twice as many: `--latency 4 --rate 0.625` shows that.
+No tenant has a limit: only the queue is fair. By default a call takes the provider 8 to 24 seconds,
+so that calls do not end in step, and each worker has 20 slots: 2.5 calls per second. The quiet
+tenants make half of these, and each holds far fewer slots than the fifth that is reserved for such
+tenants. So the two cores, which also run the provider, the server and the producers, are almost
+idle in every round. With shorter calls a wait includes the time in which a core works on another
+call, more often in a burst, which has twice as many requests served: `--latency 4 --rate 0.625`
+shows this.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from primarch_fleet import CompletionRequest, Fleet
 from tests.bench.processes import process, wait_for, wait_for_worker
 
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
-#: Calls take the provider so much longer or shorter than the mean, so that they do not end in step.
+#: Fraction by which a call is longer or shorter than the mean, so that calls do not end in step.
 JITTER = 0.5
-#: The load of the one tenant over each other's.
-TIMES = 100
-#: Seconds after which the one that is compared sends again what it has, as somebody with many does.
-LOT = 1.0
-#: Of the longest call, how long a round goes on before it counts: until as many end as begin.
-WARM_UP = 1.5
+#: Load of the bursty tenant, in loads of a quiet tenant.
+BURST_FACTOR = 100
+#: Seconds between two submits of the compared tenant; each sends all requests of that time.
+SUBMIT_SECONDS = 1.0
+#: Warm-up of a round, in longest calls: until as many calls end as begin.
+WARM_UP_CALLS = 1.5
 
 _spawn = multiprocessing.get_context("spawn")
 
@@ -54,29 +55,29 @@ def request(tenant: str) -> CompletionRequest:
 
 
 def paced(rate: float, stop: Callable[[float], bool], submit: Callable[[], Any]) -> None:
-    """Call `submit` at an even pace, `rate` times a second; late ones are caught up."""
+    """Call `submit` at an even pace, `rate` times per second; catch up on late calls."""
     started, number = time.perf_counter(), 0
     while not stop(max(0.0, started + number / rate - time.perf_counter())):
         submit()
         number += 1
 
 
-def rush(url: str, rate: float, stop: Event, offered: Any) -> None:
-    """The tenant that is compared, in a process of its own."""
-    lot = [request("hot")] * max(1, round(rate * LOT))
+def send_requests(url: str, rate: float, stop: Event, offered: Any) -> None:
+    """Send the requests of the compared tenant, in a process of its own."""
+    requests = [request("compared")] * max(1, round(rate * SUBMIT_SECONDS))
 
     def submit() -> None:
-        offered.value += len(fleet.submit_many(lot))
+        offered.value += len(fleet.submit_many(requests))
 
     with Fleet(url) as fleet:
-        paced(rate / len(lot), stop.wait, submit)
+        paced(rate / len(requests), stop.wait, submit)
 
 
 @contextmanager
-def hot(url: str, rate: float) -> Iterator[Any]:
-    """Have it ask while the block lasts; what is given counts its requests."""
+def compared_tenant(url: str, rate: float) -> Iterator[Any]:
+    """Send its requests while the block runs; yields their number."""
     stop, offered = _spawn.Event(), _spawn.Value("i", 0)
-    child = _spawn.Process(target=rush, args=(url, rate, stop, offered), daemon=True)
+    child = _spawn.Process(target=send_requests, args=(url, rate, stop, offered), daemon=True)
     child.start()
     try:
         yield offered
@@ -86,10 +87,10 @@ def hot(url: str, rate: float) -> Iterator[Any]:
 
 
 def waits(url: str, options: argparse.Namespace) -> list[float]:
-    """Seconds that the quiet tenants' requests wait, those of one after another's."""
+    """Seconds that the quiet tenants' requests wait in the queue; the tenants submit in turn."""
     tenants = [f"quiet{number}" for number in range(options.tenants)]
     tickets: list[Any] = []
-    warm_up = WARM_UP * options.latency * (1 + JITTER)
+    warm_up = WARM_UP_CALLS * options.latency * (1 + JITTER)
     with Fleet(url) as fleet:
         ended: float = time.monotonic() + warm_up + options.seconds
 
@@ -107,7 +108,7 @@ def waits(url: str, options: argparse.Namespace) -> list[float]:
 
 
 def drain(store: redis.Redis) -> int:
-    """Empty the queue and wait for what runs; how many requests it was."""
+    """Empty the queue, wait for running requests, and return how many requests were queued."""
     names = [key for key in store.scan_iter("realtime*", _type="LIST") if b"turns" not in key[-5:]]
     dropped = sum(store.llen(name) for name in names)
     store.delete(*names, *store.scan_iter("realtime*turns", _type="LIST"), "none")
@@ -117,14 +118,14 @@ def drain(store: redis.Redis) -> int:
 
 
 def round_of(url: str, times: float, options: argparse.Namespace) -> list[float]:
-    with hot(url, options.rate * times) as offered:
+    with compared_tenant(url, options.rate * times) as offered:
         found = waits(url, options)
     with redis.Redis.from_url(url) as store:
         queued = drain(store)
     p50, p95 = (statistics.quantiles(found, n=100)[at - 1] * 1000 for at in (50, 95))
-    name, served = "rush" if times > 1 else "even", offered.value - queued
+    name, served = "burst" if times > 1 else "even", offered.value - queued
     print(f"{name}: p50 {p50:5.1f} ms, p95 {p95:5.1f} ms of {len(found)} quiet calls;", end=" ")
-    print(f"of the other's {offered.value}, {served} served, {queued} still queued", flush=True)
+    print(f"compared tenant: {offered.value} sent, {served} served, {queued} queued", flush=True)
     return found
 
 
@@ -143,33 +144,33 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
             for number in range(options.workers):
                 name, log = f"fair{number}", folder / f"worker{number}"
                 command = ["celery", "-A", "workers.realtime.app", "worker", "-n", f"{name}@bench"]
-                workers.enter_context(process([*command, "-c", str(options.places)], log))
+                workers.enter_context(process([*command, "-c", str(options.slots)], log))
                 wait_for_worker(url, log, name=name)
             even: list[float] = []
-            rushed: list[float] = []
+            burst: list[float] = []
             for _ in range(options.rounds):
                 even += round_of(url, 1, options)
-                rushed += round_of(url, TIMES, options)
-            report(even, rushed)
+                burst += round_of(url, BURST_FACTOR, options)
+            report(even, burst)
 
 
-def report(even: list[float], rushed: list[float]) -> None:
-    figures = [statistics.quantiles(found, n=20)[-1] for found in (even, rushed)]
-    print(f"p95 wait of the quiet tenants, one asking as often:   {figures[0] * 1000:.1f} ms")
-    print(f"p95 wait, that one asking a hundred times as often:   {figures[1] * 1000:.1f} ms")
-    print(f"moved by {figures[1] / figures[0] - 1:+.1%}")
+def report(even: list[float], burst: list[float]) -> None:
+    figures = [statistics.quantiles(found, n=20)[-1] for found in (even, burst)]
+    print(f"p95 wait of quiet tenants, beside an equal tenant:  {figures[0] * 1000:.1f} ms")
+    print(f"p95 wait, beside a tenant sending 100 times as much: {figures[1] * 1000:.1f} ms")
+    print(f"change: {figures[1] / figures[0] - 1:+.1%}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tenants", type=int, default=8, help="quiet ones")
-    parser.add_argument("--rate", type=float, default=0.15625, help="of each of them, a second")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of a round that count")
-    parser.add_argument("--rounds", type=int, default=3, help="of either kind")
+    parser.add_argument("--tenants", type=int, default=8, help="quiet tenants")
+    parser.add_argument("--rate", type=float, default=0.15625, help="requests per second of each")
+    parser.add_argument("--seconds", type=float, default=120.0, help="measured seconds of a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each kind")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--places", type=int, default=20, help="of each worker")
+    parser.add_argument("--slots", type=int, default=20, help="of each worker")
     parser.add_argument(
-        "--latency", type=float, default=16.0, help="of the provider, in seconds, ± half"
+        "--latency", type=float, default=16.0, help="mean seconds of a provider call, +- half"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,11 @@
 """The local lane against its own engine: `make bench-local`.
 
-The same number of like prompts, to the same engine in the same worker process, in the same run:
-once given to it all at once by a task, once as a task each through the queue. The rounds alternate,
-no prompt comes twice, and every answer has the same length. The figure is the ratio of the medians.
+The same number of similar prompts, to the same engine in the same worker process, in the same run:
+once given to it all at once by a task, once as one task each through the queue. The rounds
+alternate, no prompt is repeated, and every answer has the same length. The result is the ratio of
+the medians.
 
-What a first token takes is counted from the call of the engine, and from the producer's submit.
+The time to a first token counts from the call of the engine, and from the producer's submit.
 Without vLLM (`make engine`) the simulated engine is measured, and the report says so.
 """
 
@@ -31,14 +32,14 @@ WORDS = "the moon and its tides over a small harbour at night with boats that wa
 
 
 class Load(NamedTuple):
-    """So many requests a round, of so many words, answered with so many tokens each."""
+    """Requests per round, words per prompt, tokens per answer."""
 
     requests: int
     prompt_words: int
     output_tokens: int
 
     def round(self, number: int) -> list[CompletionRequest]:
-        """Requests that no other round has: each begins with a number of its own."""
+        """Return requests that no other round has: each starts with a number of its own."""
         return [self._request(number * self.requests + index) for index in range(self.requests)]
 
     def _request(self, number: int) -> CompletionRequest:
@@ -49,20 +50,20 @@ class Load(NamedTuple):
             messages=[{"role": "user", "content": f"{number}: {' '.join(words)}"}],
             max_completion_tokens=self.output_tokens,
             temperature=0,
-            # Not before its limit; the simulated engine always writes as much as it has to say.
+            # No answer ends before its limit; the simulated engine needs no bias for that.
             logit_bias={END_OF_ANSWER: -100} if VLLM_MODEL else None,
         )
 
 
 class Round(NamedTuple):
-    """Tokens generated a second, and seconds to each first token."""
+    """Tokens generated per second, and seconds to each first token."""
 
     tokens_per_second: float
     first_tokens: list[float]
 
 
 def direct(fleet: Fleet, requests: list[CompletionRequest]) -> Round:
-    """The engine's own speed, told by the worker that holds it."""
+    """Measure the engine itself, in the worker that runs it."""
     bodies = [request.body() for request in requests]
     sent = fleet.app.send_task("bench.direct", [bodies], queue="local.tested")
     found = sent.get(timeout=3600)
@@ -70,15 +71,17 @@ def direct(fleet: Fleet, requests: list[CompletionRequest]) -> Round:
 
 
 async def queued(url: str, requests: list[CompletionRequest]) -> Round:
-    """The same through the queue, from the first submit to the last result."""
+    """Measure the same through the queue, from the first submit to the last result."""
     async with AsyncFleet(url) as fleet:
         started = time.perf_counter()
         tickets = await fleet.submit_many(requests)
         done = await asyncio.gather(*map(fleet.result, tickets))
         seconds = time.perf_counter() - started
     receipts = [completion.receipt for completion in done]
-    first_tokens = [(one.queue_wait or 0) + (one.time_to_first_token or 0) for one in receipts]
-    return Round(sum(one.output_tokens for one in receipts) / seconds, first_tokens)
+    first_tokens = [
+        (receipt.queue_wait or 0) + (receipt.time_to_first_token or 0) for receipt in receipts
+    ]
+    return Round(sum(receipt.output_tokens for receipt in receipts) / seconds, first_tokens)
 
 
 def measure(folder: Path, load: Load, rounds: int, changes: dict[str, Any]) -> None:
@@ -107,25 +110,27 @@ def report(found: dict[str, list[Round]], load: Load, engine: str) -> None:
     )
     for name, rounds in found.items():
         print(f"{name:>6}: {'  '.join(lines(rounds))}")
-    speeds = {name: median(one.tokens_per_second for one in some) for name, some in found.items()}
-    firsts = {name: median(first_tokens(some)) for name, some in found.items()}
+    speeds = {
+        name: median(part.tokens_per_second for part in rounds) for name, rounds in found.items()
+    }
+    firsts = {name: median(first_tokens(rounds)) for name, rounds in found.items()}
     print(f" ratio: {speeds['queue'] / speeds['engine']:.3f} of the engine's tokens/s")
     print(f" added: {1000 * (firsts['queue'] - firsts['engine']):+.0f} ms to a first token, median")
 
 
 def lines(rounds: list[Round]) -> Iterator[str]:
-    speeds = ", ".join(f"{one.tokens_per_second:.1f}" for one in rounds)
+    speeds = ", ".join(f"{part.tokens_per_second:.1f}" for part in rounds)
     times = first_tokens(rounds)
-    yield f"{median(one.tokens_per_second for one in rounds):.1f} tokens/s ({speeds})"
+    yield f"{median(part.tokens_per_second for part in rounds):.1f} tokens/s ({speeds})"
     yield f"first token {median(times):.2f} s, p95 {quantiles(times, n=20)[-1]:.2f} s"
 
 
 def first_tokens(rounds: list[Round]) -> list[float]:
-    return [seconds for one in rounds for seconds in one.first_tokens]
+    return [seconds for part in rounds for seconds in part.first_tokens]
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """`max_num_seqs=64`: a key of an engine in fleet.yaml, and its value as YAML."""
+    """Parse `max_num_seqs=64`: a key of an engine in fleet.yaml, and its value as YAML."""
     name, _, value = text.partition("=")
     return name, yaml.safe_load(value)
 

@@ -1,4 +1,4 @@
-"""The local worker with one task more: the same engine, asked directly."""
+"""The local worker with one more task, which calls the engine directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["app"]
 
 @app.task(name="bench.direct")
 async def direct(bodies: list[dict[str, Any]]) -> dict[str, Any]:
-    """Give all to the engine at once: seconds until the last answer, tokens, first tokens."""
+    """Give all requests to the engine at once; time the answers and their first tokens."""
     server = services.current().backends["local"]
     assert isinstance(server, LocalServer)
     started = time.perf_counter()

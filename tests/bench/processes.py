@@ -1,4 +1,4 @@
-"""The processes that benchmarks run beside themselves."""
+"""Start the processes of a benchmark and wait for them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def process(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Po
 
 
 def wait_for(text: str, log: Path, seconds: float = 60) -> str:
-    """The line of a log that holds a text, once it is there."""
+    """Wait for a text in a log and return its line."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for line in log.read_text().splitlines():
@@ -44,10 +44,10 @@ def wait_for(text: str, log: Path, seconds: float = 60) -> str:
 
 
 def wait_for_worker(url: str, log: Path, seconds: float = 60, name: str = "") -> None:
-    """Return when a worker whose name begins so answers a ping."""
+    """Return when a worker whose name starts with `name` answers a ping."""
     deadline = time.monotonic() + seconds
     with Celery(broker=url, set_as_current=False) as app:
         inspect = app.control.inspect(timeout=0.5)
-        while not any(one.startswith(name) for one in inspect.ping() or {}):
+        while not any(node.startswith(name) for node in inspect.ping() or {}):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"No worker answers: {log.read_text()[-2000:]}")

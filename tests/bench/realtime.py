@@ -2,12 +2,12 @@
 
 The same calls, to the same simulated provider, in the same run: once as a plain
 `asyncio.gather(router.acompletion(...))` in one process, once as tasks through a broker and one
-realtime worker process that is started as the README says. The rounds alternate; the figure is the
+realtime worker process, started as docs/deployment.md says. The rounds alternate; the result is the
 ratio of the medians. Both sides have the same Router over the same Redis, both are warm, and both
 share the machine's cores with the simulator and the server; the fleet also with its producer.
 
-LiteLLM goes on without Redis when that does not answer it in time, as can happen in a burst: its
-calls are then cheaper than the others. Where it said so, the report says so.
+When Redis does not answer in time, as can happen in a burst, LiteLLM continues without it, and its
+calls are cheaper. The report counts these timeouts.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ MODEL = "gpt-4o-mini"
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
 
 
-def went_without_redis(log: str) -> int:
-    """How often LiteLLM gave up waiting for Redis, by its log."""
+def redis_timeouts(log: str) -> int:
+    """Count how often LiteLLM gave up waiting for Redis, by its log."""
     return log.count("Timeout connecting to server")
 
 
 async def through_the_fleet(url: str, calls: int) -> float:
-    """Calls a second, from the first submit to the last result."""
+    """Calls per second, from the first submit to the last result."""
     request = CompletionRequest(model=MODEL, messages=MESSAGES, lane="realtime")
     async with AsyncFleet(url) as fleet:
         started = time.perf_counter()
@@ -51,16 +51,17 @@ async def through_the_fleet(url: str, calls: int) -> float:
 
 
 def bare(calls: int) -> tuple[float, int]:
-    """The same in a process of its own that has nothing but LiteLLM's Router.
+    """Run the same calls in a process that has only LiteLLM's Router.
 
-    And how often that went without Redis.
+    Returns:
+        Calls per second, and how often LiteLLM gave up waiting for Redis.
     """
     command = [sys.executable, "-m", "tests.bench.bare_router", str(calls)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return float(done.stdout), went_without_redis(done.stderr)
+    return float(done.stdout), redis_timeouts(done.stderr)
 
 
-def most_in_flight(base: str) -> int:
+def max_in_flight(base: str) -> int:
     root = base.removesuffix("/v1")
     with urllib.request.urlopen(f"{root}/simulator/stats") as response:
         most = json.load(response)["max_in_flight"]
@@ -88,17 +89,17 @@ def measure(folder: Path, calls: int, rounds: int, latency: float) -> None:
             in_flight = {}
             without_redis = {"bare": 0}
             for _ in range(rounds):
-                rate, gave_up = bare(calls)
+                rate, timeouts = bare(calls)
                 results["bare"].append(rate)
-                without_redis["bare"] += gave_up
-                in_flight["bare"] = most_in_flight(base)
+                without_redis["bare"] += timeouts
+                in_flight["bare"] = max_in_flight(base)
                 results["fleet"].append(asyncio.run(through_the_fleet(url, calls)))
-                in_flight["fleet"] = most_in_flight(base)
-            without_redis["fleet"] = went_without_redis(worker.read_text())
+                in_flight["fleet"] = max_in_flight(base)
+            without_redis["fleet"] = redis_timeouts(worker.read_text())
     report(results, in_flight, calls, latency)
-    for name, times in without_redis.items():
-        if times:
-            print(f"{name:>6}: LiteLLM went without Redis, and said so {times} time(s)")
+    for name, timeouts in without_redis.items():
+        if timeouts:
+            print(f"{name:>6}: LiteLLM continued without Redis {timeouts} time(s)")
 
 
 def report(

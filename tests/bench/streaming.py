@@ -3,13 +3,13 @@
 The same streams, from the same simulated provider with a fixed time to the first token, in the same
 run: from the bare Router in a process of its own, and from `AsyncFleet.stream` through a broker and
 one realtime worker. The rounds alternate, both sides have the same Router over the same Redis, and
-both are warm. A time is from before the call to the first chunk with text; the fleet's contains the
-submit, the queue, the worker, the stream in Redis and the client.
+both are warm. A time is from before the call to the first chunk with text. The fleet's time
+contains the submit, the queue, the worker, the stream in Redis and the client.
 
-Streams that are read at once begin one after the other, spread over the time to a first token; and
-then, the worst case, all in the same moment, so that each waits for the CPU that the others take:
-on both sides, and on the fleet's for more of it. What each process took is printed too. They all
-share the cores of this machine, where in production client, Redis and worker have their own.
+Concurrent streams start one after the other, spread over the time to a first token. Then, the worst
+case, they start in the same moment: each waits for the CPU time of the others, on both sides, and
+on the fleet's side for more of it. The CPU time of each process is printed too. All processes share
+the cores of this machine; in production, client, Redis and worker have their own.
 """
 
 from __future__ import annotations
@@ -38,36 +38,36 @@ from tests.bench.processes import process, wait_for, wait_for_worker
 REQUEST = CompletionRequest(
     model="gpt-4o-mini", messages=[{"role": "user", "content": "How are you?"}], lane="realtime"
 )
-#: Streams that warm a side up before it is measured.
-WARM = 16
+#: Streams before the measurement of a side, so that it is warm.
+WARM_UP_STREAMS = 16
 
 
 class Load(NamedTuple):
-    """How one side is asked: `streams` in all, by `at_once` callers, one after the other each."""
+    """`streams` in total by `at_once` callers; each caller reads one after the other."""
 
     at_once: int
     streams: int
-    #: Seconds over which the callers' beginnings are spread.
+    #: Seconds over which the callers' starts are spread.
     spread: float
 
 
-#: Seconds until each stream of a load had its first token.
+#: Runs a load and returns the seconds to each stream's first token.
 Side = Callable[[Load], list[float]]
 
 
-async def lanes(one: Callable[[], Awaitable[float]], load: Load) -> list[float]:
-    """Seconds that each call of a load says."""
+async def run_load(call: Callable[[], Awaitable[float]], load: Load) -> list[float]:
+    """Run the load; return what each call returns."""
 
     async def caller(number: int) -> list[float]:
         await asyncio.sleep(load.spread * number / load.at_once)
-        return [await one() for _ in range(load.streams // load.at_once)]
+        return [await call() for _ in range(load.streams // load.at_once)]
 
     parts = await asyncio.gather(*(caller(number) for number in range(load.at_once)))
     return [seconds for part in parts for seconds in part]
 
 
 class Cpu:
-    """What processes took of it, by their names."""
+    """Counts the CPU time of processes, by their names."""
 
     def __init__(self, processes: dict[str, int]) -> None:
         self._processes = processes
@@ -83,20 +83,20 @@ class Cpu:
         return Counter({name: _cpu(pid) for name, pid in self._processes.items()})
 
     def per(self, count: int) -> str:
-        """Milliseconds for each of so many streams, of those that took some."""
+        """Milliseconds per stream of each process that used any."""
         each = [(name, used * 1000 / count) for name, used in self._used.items()]
-        return ", ".join(f"{name} {took:.1f}" for name, took in each if took >= 0.1)
+        return ", ".join(f"{name} {used:.1f}" for name, used in each if used >= 0.1)
 
 
 def _cpu(pid: int) -> float:
-    """Seconds that a process has used, its threads included."""
+    """CPU seconds of a process, its threads included."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def bare(log: Path) -> Iterator[tuple[Side, int]]:
-    """The Router alone, in a process that stays for the whole run, as a worker does; its id too."""
+    """Run the Router alone, in one process for the whole run; yields the side and its pid."""
     with (
         log.open("wb") as errors,
         subprocess.Popen(
@@ -132,14 +132,14 @@ async def first_token(fleet: AsyncFleet) -> float:
 
 @contextmanager
 def through(url: str) -> Iterator[Side]:
-    """The whole way, with one client that stays for the whole run."""
+    """Stream through the fleet, with one client for the whole run."""
     with asyncio.Runner() as runner:
 
         async def start() -> AsyncFleet:
             return AsyncFleet(url)
 
         fleet = runner.run(start())
-        yield lambda load: runner.run(lanes(lambda: first_token(fleet), load))
+        yield lambda load: runner.run(run_load(lambda: first_token(fleet), load))
         runner.run(fleet.close())
 
 
@@ -147,7 +147,7 @@ def through(url: str) -> Iterator[Side]:
 def both(
     folder: Path, latency: float, tokens_per_second: float
 ) -> Iterator[tuple[dict[str, Side], dict[str, int]]]:
-    """Both sides, by name, and the processes that they consist of."""
+    """Start both sides; yields them by name, and the pids of all processes by name."""
     profile = folder / "profile.json"
     times = {"mean": latency, "time_per_token": 1 / tokens_per_second}
     profile.write_text(json.dumps({"latency": times}))
@@ -173,11 +173,11 @@ def both(
 
 
 def measure(sides: dict[str, Side], processes: dict[str, int], load: Load, rounds: int) -> None:
-    """Print how long first tokens took on both sides, and what the fleet added."""
+    """Print the times to first tokens on both sides, and what the fleet added."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     cpu = {name: Cpu(processes) for name in sides}
     for side in sides.values():
-        side(load._replace(streams=WARM))
+        side(load._replace(streams=WARM_UP_STREAMS))
     for _ in range(rounds):
         for name, side in sides.items():
             with cpu[name].counted():
@@ -194,20 +194,20 @@ def measure(sides: dict[str, Side], processes: dict[str, int], load: Load, round
 
 
 def percentile(times: list[float], percent: int) -> float:
-    """In milliseconds: the smallest that is not exceeded by so many percent of them."""
+    """Return a percentile of times in seconds, in milliseconds."""
     return sorted(times)[-(-len(times) * percent // 100) - 1] * 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--streams", type=int, default=64, help="in a round, of each side")
+    parser.add_argument("--streams", type=int, default=64, help="streams per round and side")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--latency", type=float, default=0.2, help="seconds to the first token")
     parser.add_argument(
         "--tokens-per-second",
         type=float,
         default=80,
-        help="of each stream; hosted chat models write 50 to 150",
+        help="of each stream; hosted chat models generate 50 to 150",
     )
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
@@ -216,11 +216,12 @@ def main() -> None:
         both(Path(folder), options.latency, options.tokens_per_second) as (sides, processes),
     ):
         print(
-            f"a provider that takes {options.latency} s to the first token and then writes", end=""
+            f"a provider that takes {options.latency} s to the first token and then generates",
+            end="",
         )
-        print(f" {options.tokens_per_second:g} a second; {os.cpu_count()} cores")
+        print(f" {options.tokens_per_second:g} tokens/s; {os.cpu_count()} cores")
         for at_once in options.at_once:
-            for spread in (options.latency, 0.0)[:at_once]:  # one alone has nobody to be apart from
+            for spread in (options.latency, 0.0)[:at_once]:  # a single stream has no spread
                 load = Load(at_once, options.streams, spread)
                 measure(sides, processes, load, options.rounds)
 
