@@ -37,8 +37,7 @@ CHECKED = (
     "primarch_fleet",
     "scheduler",
     "tasks",
-    "tests/contract",
-    "tests/unit",
+    "tests",
     "workers",
 )
 #: Left out: pages that repeat the prose of checked code, and those that name what they forbid.

@@ -19,7 +19,7 @@ from scheduler.store.scripts import SCRIPTS
 
 #: Sent once per connection. They change nothing, so they are no kill points.
 HANDSHAKE = frozenset({"HELLO", "CLIENT", "SELECT", "PING"})
-#: Commands that change nothing: to be killed after them is to be killed before them.
+#: Commands that change nothing: a kill after such a command is the same as a kill before it.
 READS = frozenset(
     (
         *("EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "LLEN", "SMEMBERS"),

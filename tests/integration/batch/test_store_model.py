@@ -375,7 +375,7 @@ class Schedulers(RuleBasedStateMachine):
         return [lease for lease in self.leases if lease.token in tokens]
 
     def _lease(self, data: Any) -> Job:
-        """Draw a lease, sometimes one that is lost."""
+        """Draw a lease, sometimes a lost lease."""
         held = self._held() if data.draw(st.integers(0, 3)) else []
         return data.draw(st.sampled_from(held or self.leases))  # type: ignore[no-any-return]
 

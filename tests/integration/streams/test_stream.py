@@ -326,7 +326,7 @@ def test_a_missing_stream_is_an_error_and_not_an_empty_answer(
     ],
 )
 @pytest.mark.parametrize("started", [False, True])
-def test_a_task_that_fails_fails_its_readers_with_the_same_error(
+def test_a_failed_task_fails_its_readers_with_the_same_error(
     fleet: Fleet, valkey_url: str, failure: tuple[Exception, str, type[Exception]], started: bool
 ) -> None:
     """If a worker has written its end, and if no worker has: a dead letter, a revoked message."""
