@@ -13,22 +13,22 @@ BATCH    ?= 1
 LATENCY  ?= 1.0
 # A folder of tests/integration, for make test: realtime, local, batch, money, streams, client...
 LANE     ?=
-# For `make engine` on a machine with GPUs: VLLM=vllm==0.32.0; empty, it is vLLM for the CPU.
+# For `make engine` on a machine with GPUs: VLLM=vllm==0.32.0. Empty: vLLM for the CPU.
 VLLM     ?=
 
 
-# Nothing is left outside this checkout, caches included.
+# All files stay in this checkout, caches too.
 export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
-# A lock file names everything: nothing is resolved anew, so what is published later changes nothing.
-# Compiled once: where Python is told to write no bytecode, each worker would compile LiteLLM anew,
-# four seconds of it.
+# A lock file names every package: nothing is resolved again, so later releases change nothing.
+# Compiled at installation: where Python may write no bytecode, each worker would spend four seconds on
+# compiling LiteLLM.
 INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --compile-bytecode --python
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 # Each process of pytest has a Valkey server of its own. A file stays in one process, so that its
 # tests share their workers. Tests wait more than they compute: one process more than there are cores.
 WORKERS  ?= 3
 PARALLEL := -n $(WORKERS) --dist loadfile
-# Warnings are errors, but not vLLM's own, of which some come when the last test is over.
+# Warnings are errors, except vLLM's own; some of these come after the last test.
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
@@ -37,7 +37,7 @@ PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W defaul
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, everything stopped again
+run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, then everything stops
 	@$(BIN)/python -m workers.onebox.demo
 
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
@@ -77,13 +77,13 @@ bench-batch: $(VENV)/.dev $(AUTOBATCHER)/.done  ## the batch lane stage by stage
 bench-streaming: $(VENV)/.dev  ## what the fleet adds to the first token of a stream; ARGS="--at-once 16"
 	$(BIN)/python -m tests.bench.streaming $(ARGS)
 
-bench-cancel: $(VENV)/.dev  ## how fast a cancel is on each lane, and what is generated after it; ARGS="--cancels 10"
+bench-cancel: $(VENV)/.dev  ## how fast a cancel is on each lane; ARGS="--cancels 10"
 	$(BIN)/python -m tests.bench.cancel $(ARGS)
 
-bench-before: $(VENV)/.dev  ## direct calls against the fleet, beside what was claimed; ARGS="--scale 1"
+bench-before: $(VENV)/.dev  ## direct calls against the fleet, beside the published claim; ARGS="--scale 1"
 	$(BIN)/python -m tests.bench.before $(ARGS)
 
-bench-fairness: $(VENV)/.dev  ## what one tenant's rush costs the others; ARGS="--rounds 6 --tenants 4"
+bench-fairness: $(VENV)/.dev  ## what a burst of one tenant costs the others; ARGS="--rounds 6 --tenants 4"
 	$(BIN)/python -m tests.bench.fairness $(ARGS)
 
 wheel: $(VENV)/bin/uv  ## the producers' package, in dist/
@@ -94,10 +94,10 @@ engine: $(ENGINE)/.engine  ## vLLM and a small real model in an environment of t
 test-engine: engine  ## the local lane's tests on the real engine
 	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(PYTEST_ENGINE) -m vllm $(ARGS)
 
-test-aimock: $(VENV)/.dev $(AIMOCK)/.installed  ## the batch lane's tests on a provider simulated by others; needs node >= 20.15
+test-aimock: $(VENV)/.dev $(AIMOCK)/.installed  ## the batch lane's tests on an independent provider simulator; needs node >= 20.15
 	$(PYTEST) tests/aimock $(ARGS)
 
-# Resolved anew each time, so it has no lock file. The pins themselves are not tested here.
+# Resolved each time, so there is no lock file. The pins themselves are not tested here.
 test-next: $(VENV)/bin/uv  ## unit and contract tests with the newest celery, kombu, redis and litellm
 	$(PYTHON) -m venv --clear $(NEXT)
 	$(INSTALL) $(NEXT)/bin/python -r requirements/dev.lock
@@ -121,7 +121,7 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 	echo autobatcher==0.12.0 | $(UV) pip compile - $(LOCK) -o requirements/autobatcher.lock
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-clean:  ## forget the environment and the data of the one-machine fleet
+clean:  ## remove the environments and the data of the one-machine fleet
 	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
@@ -138,20 +138,20 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
 	$(INSTALL) $(BIN)/python -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
 
-# The lock file says what is installed by its hash, and not from where.
+# The lock file names packages by hash, and no index.
 $(AIMOCK)/.installed: tests/aimock/package-lock.json
 	@mkdir -p $(AIMOCK)
 	@cp tests/aimock/package.json tests/aimock/package-lock.json $(AIMOCK)
 	npm ci --prefix $(AIMOCK) --cache $(AIMOCK)/.cache --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
-# What make bench-batch compares with; never in the fleet's own environment.
+# The package that `make bench-batch` compares with; never in the fleet's own environment.
 $(AUTOBATCHER)/.done: requirements/autobatcher.lock $(VENV)/bin/uv
 	$(PYTHON) -m venv $(AUTOBATCHER)
 	$(INSTALL) $(AUTOBATCHER)/bin/python -r $<
 	@touch $@
 
-# Which build of torch it is, for CPU or CUDA, is this machine's to say: pip reads its settings.
+# pip's settings on this machine choose the build of torch, for CPU or CUDA.
 $(ENGINE)/.engine: requirements/engine.lock tests/support/smollm2.py $(VENV)/bin/uv
 	$(PYTHON) -m venv $(ENGINE)
 	$(ENGINE)/bin/python -m pip install --quiet --no-cache-dir $(or $(VLLM),torch==2.13.0)
