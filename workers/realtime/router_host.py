@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
@@ -20,6 +21,8 @@ OPERATIONS = ("acompletion", "aembedding")
 class RouterHost(PythonHost):
     """LiteLLM's host with shorter pauses; a failure with Retry-After cools its deployment down.
 
+    No call and no pause begins in a task that was cancelled.
+
     Where a model has one deployment, the Router itself pauses for the failure's Retry-After: up to
     a minute before each retry, and once more before the fallback.
 
@@ -32,7 +35,8 @@ class RouterHost(PythonHost):
     cooldowns: Cooldowns
 
     def sleep(self, seconds: float) -> Awaitable[None]:
-        """Sleep, but at most MAX_PAUSE_SECONDS."""
+        """Sleep, but at most MAX_PAUSE_SECONDS. Raises CancelledError in a cancelled task."""
+        raise_if_cancelled()
         return super().sleep(min(seconds, MAX_PAUSE_SECONDS))
 
     def invoke(self, op: str) -> Any:
@@ -43,6 +47,7 @@ class RouterHost(PythonHost):
     def _with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         @wraps(endpoint)
         async def call(**arguments: Any) -> Any:
+            raise_if_cancelled()
             try:
                 return await endpoint(**arguments)
             except Exception as error:
@@ -56,3 +61,14 @@ class RouterHost(PythonHost):
         error.failed_deployment_id = deployment_id
         Attempts.record_failure(deployment_id)
         self.cooldowns.apply_retry_after(deployment_id, error)
+
+
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task was cancelled.
+
+    LiteLLM swallows a cancellation that arrives while it handles an error, and would go on with
+    its retries after the deadline of the request.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -32,6 +32,7 @@ from workers.realtime.router import (
     hidden_params,
     register_strategy,
 )
+from workers.realtime.router_host import raise_if_cancelled
 from workers.realtime.stream_collector import StreamCollector
 from workers.stream_writer import Publish, StreamWriter
 
@@ -142,7 +143,7 @@ class RealtimeServer:
                 return await self._call(request, attempts, publish)
             except Exception as error:
                 delay = await self._retry_delay(request, attempts, error)
-                _raise_if_cancelled()
+                raise_if_cancelled()
                 time_left = request.time_left()
                 deadline = math.inf if time_left is None else time_left
                 if delay is None or delay > min(wait_left, deadline):
@@ -230,10 +231,3 @@ def _configure_litellm() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ATTEMPT_LOGGER not in litellm.callbacks:
         litellm.callbacks.append(ATTEMPT_LOGGER)
-
-
-def _raise_if_cancelled() -> None:
-    """LiteLLM swallows a cancellation that arrives while it handles an error."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError

@@ -46,6 +46,13 @@ class EndlessProvider:
         self.calls = self.closed_calls = 0
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1):  # a connection without a request is no call
+            await self._answer_call(reader, writer)
+        writer.close()
+
+    async def _answer_call(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self.calls += 1
         sending = asyncio.create_task(self._send(writer))
         try:
@@ -55,7 +62,6 @@ class EndlessProvider:
         finally:
             self.closed_calls += 1
             sending.cancel()
-            writer.close()
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD if self._streams else b"")
