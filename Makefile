@@ -35,7 +35,7 @@ PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W defaul
 .PHONY: help run up test unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness tune lock clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, then everything stops
 	@$(BIN)/python -m workers.onebox.demo
