@@ -7,6 +7,7 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def answers(up: Up) -> list[Completion]:
             fleet.result(ticket, timeout=60)
             for ticket in fleet.submit_many(load_requests(SAMPLE_REQUESTS))
         ]
+
+
+@pytest.fixture
+def plain_app(up: Up) -> Iterator[Celery]:
+    """A producer's Celery app without our package; its result connections are closed at the end."""
+    with Celery(broker=up.url, backend=up.url, set_as_current=False) as app:
+        yield app
+        backend: Any = app.backend
+        backend.result_consumer.stop()
+        backend.client.connection_pool.disconnect()
 
 
 def get(url: str) -> str:
@@ -84,40 +95,34 @@ def test_the_costs_of_receipts_add_up_to_the_providers_invoice(
     assert after - before == paid > 0
 
 
-def test_a_plain_celery_producer_gets_an_answer(up: Up) -> None:
-    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+def test_a_plain_celery_producer_gets_an_answer(plain_app: Celery) -> None:
     for lane, model in {"realtime": "gpt-4o-mini", "batch": "gpt-4o-mini"}.items():
-        result = app.send_task(f"{lane}.complete", [{**CHAT, "model": model}], queue=lane)
+        result = plain_app.send_task(f"{lane}.complete", [{**CHAT, "model": model}], queue=lane)
         value: dict[str, Any] = result.get(timeout=60)
         assert value["receipt"]["lane"] == lane
         assert value["body"]["choices"][0]["message"]["content"]
-    app.close()
 
 
-def test_an_invalid_request_of_a_plain_producer_fails_with_the_field_name(up: Up) -> None:
-    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+def test_an_invalid_request_of_a_plain_producer_fails_with_the_field_name(
+    plain_app: Celery,
+) -> None:
     for lane in ("realtime", "batch"):
-        result = app.send_task(f"{lane}.complete", [{"model": "gpt-4o-mini"}], queue=lane)
+        result = plain_app.send_task(f"{lane}.complete", [{"model": "gpt-4o-mini"}], queue=lane)
         with pytest.raises(Exception, match="messages") as caught:
             result.get(timeout=30)
         assert type(caught.value).__name__ == "InvalidRequest"
-    app.close()
 
 
-def test_a_chain_runs_across_the_batch_and_the_realtime_lane(up: Up) -> None:
-    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
-    first = app.signature("batch.complete", [CHAT], queue="batch")
-    second = app.signature("realtime.complete", [CHAT], queue="realtime", immutable=True)
+def test_a_chain_runs_across_the_batch_and_the_realtime_lane(plain_app: Celery) -> None:
+    first = plain_app.signature("batch.complete", [CHAT], queue="batch")
+    second = plain_app.signature("realtime.complete", [CHAT], queue="realtime", immutable=True)
     assert (first | second).apply_async().get(timeout=60)["receipt"]["lane"] == "realtime"
-    app.close()
 
 
-def test_a_request_after_its_deadline_fails(up: Up) -> None:
-    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+def test_a_request_after_its_deadline_fails(plain_app: Celery) -> None:
     late = {**CHAT, "deadline": "2026-01-01T00:00:00Z"}
     with pytest.raises(Exception, match="deadline"):
-        app.send_task("realtime.complete", [late], queue="realtime").get(timeout=30)
-    app.close()
+        plain_app.send_task("realtime.complete", [late], queue="realtime").get(timeout=30)
 
 
 def test_metrics_count_the_served_requests(answers: list[Completion], up: Up) -> None:
@@ -174,16 +179,14 @@ def test_flower_lists_all_sixty_tasks(answers: list[Completion], up: Up) -> None
     assert states["SUCCESS"] >= 60
 
 
-def test_flower_and_the_log_hide_the_prompts_of_plain_producers(up: Up) -> None:
-    app = Celery(broker=up.url, backend=up.url, set_as_current=False)
+def test_flower_and_the_log_hide_the_prompts_of_plain_producers(plain_app: Celery, up: Up) -> None:
     secret = {**CHAT, "messages": [{"role": "user", "content": "a plain secret"}]}
-    task = app.send_task("realtime.complete", [secret], queue="realtime")
+    task = plain_app.send_task("realtime.complete", [secret], queue="realtime")
     task.get(timeout=30)
     page = get(f"{up.addresses['flower']}/task/{task.id}")
     assert task.id in page
     assert "a plain secret" not in page
     assert "a plain secret" not in up.log()
-    app.close()
 
 
 def tasks_of_flower(up: Up) -> list[tuple[str, str]]:
