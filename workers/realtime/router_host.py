@@ -66,8 +66,8 @@ class RouterHost(PythonHost):
 def raise_if_cancelled() -> None:
     """Raise CancelledError if the current task was cancelled.
 
-    LiteLLM swallows a cancellation that arrives while it handles an error, and would go on with
-    its retries after the deadline of the request.
+    LiteLLM swallows a cancellation that arrives while it handles an error, and would continue its
+    retries after the deadline of the request.
     """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
