@@ -28,7 +28,7 @@ from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import call_scheduler
 from primarch_fleet.redis_support import once_async
-from scheduler.admin.costs import DIMENSIONS, CostSummary, read_costs
+from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.status import read_status
 from scheduler.store.pauses import WHOLE_LANE, Pause
 from scheduler.store.store import Store

@@ -69,7 +69,7 @@ class Services:
     #: Reserves and settles the budgets of tenants.
     accountant: Accountant | None = None
     response_cache: ResponseCache | None = None
-    cost_report: CostRecorder | None = None
+    cost_recorder: CostRecorder | None = None
     backends: Mapping[Lane, LaneBackend] = field(default_factory=dict)
     #: The batch lane's; set in a batch worker.
     deferral_store: DeferralStore | None = None

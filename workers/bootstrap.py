@@ -26,7 +26,7 @@ from tasks.app import app
 from tasks.response_cache import ResponseCache
 from tasks.services import Services
 from workers.observability import metrics
-from workers.observability.cost_report import CostReport
+from workers.observability.cost_recorder import RedisCostRecorder
 from workers.observability.heartbeat import Heartbeat
 from workers.observability.throughput import Throughput
 from workers.runtime import (
@@ -97,19 +97,19 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
 
     The reservations of tasks that are revoked before they run are returned.
     """
-    cost_report = CostReport.connect(url, catalogue)
-    accountant = Accountant.connect(url, catalogue, cost_report.add_aborted)
-    response_cache = ResponseCache.connect(url, cost_report.add)
+    cost_recorder = RedisCostRecorder.connect(url, catalogue)
+    accountant = Accountant.connect(url, catalogue, cost_recorder.add_aborted)
+    response_cache = ResponseCache.connect(url, cost_recorder.add)
     event_loop.at_stop(accountant.close)
 
     @task_revoked.connect(weak=False)
     def refund(request: Any, **_: object) -> None:
         asyncio.run_coroutine_threadsafe(accountant.refund(request), event_loop.get())
 
-    asyncio.run_coroutine_threadsafe(cost_report.start(), event_loop.get()).result()
-    event_loop.at_stop(cost_report.close)
+    asyncio.run_coroutine_threadsafe(cost_recorder.start(), event_loop.get()).result()
+    event_loop.at_stop(cost_recorder.close)
     event_loop.at_stop(response_cache.close)
-    return Services(accountant, response_cache, cost_report)
+    return Services(accountant, response_cache, cost_recorder)
 
 
 def _serve_metrics(

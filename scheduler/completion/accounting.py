@@ -47,7 +47,7 @@ async def settle_dropped(payer: tuple[str, str], job: Job, request: str, cost: i
     process = services.current()
     if process.accountant is not None:
         await process.accountant.settle(*payer, job.intent, cost)
-    if process.cost_report is not None:
+    if process.cost_recorder is not None:
         answer = DroppedAnswer(
             tenant_id=payer[0],
             lane="batch",
@@ -56,4 +56,4 @@ async def settle_dropped(payer: tuple[str, str], job: Job, request: str, cost: i
             cost=cost,
             answer_id=f"{job.intent}:{request}",
         )
-        await process.cost_report.add_dropped(answer)
+        await process.cost_recorder.add_dropped(answer)

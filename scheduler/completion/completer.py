@@ -14,8 +14,8 @@ import redis
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import BatchError, RequestFailed
 from scheduler.completion import accounting
+from scheduler.completion.batch_receipt import completion
 from scheduler.completion.celery_replay import CeleryReplay
-from scheduler.completion.receipt import completion
 from scheduler.model.job import AttemptCounts, Job, Location, ParkedRequest, RequestGroup
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore

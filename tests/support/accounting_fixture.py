@@ -22,7 +22,7 @@ from tests.support.realtime_fixture import (
     provider,
     realtime_server,
 )
-from workers.observability.cost_report import CostReport
+from workers.observability.cost_recorder import RedisCostRecorder
 from workers.onebox.simulator.profile import Latency
 from workers.onebox.simulator.server import Simulator
 
@@ -83,11 +83,11 @@ def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
 
     async def serve_and_run() -> Any:
         async with realtime_server(config, url) as server:
-            costs = CostReport.connect(url, config.catalogue())
+            costs = RedisCostRecorder.connect(url, config.catalogue())
             accountant = Accountant.connect(url, config.catalogue(), costs.add_aborted)
             try:
                 with services.override(
-                    backends={"realtime": server}, accountant=accountant, cost_report=costs
+                    backends={"realtime": server}, accountant=accountant, cost_recorder=costs
                 ):
                     return await body(Lane(accountant))
             finally:

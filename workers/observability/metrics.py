@@ -86,7 +86,7 @@ def record_answer(receipt: Receipt) -> None:
     )
     seconds = (receipt.queue_wait or 0.0) + receipt.latency
     request_duration.labels(receipt.lane, tenant).observe(seconds)
-    cost_report = services.current().cost_report
+    cost_report = services.current().cost_recorder
     if cost_report is not None:
         cost_report.add(receipt)
 

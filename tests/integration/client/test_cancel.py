@@ -26,7 +26,7 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
 from primarch_fleet.streaming import stream_key
 from tests.support.workers import StartWorker, eventually, is_parked
-from workers.observability.cost_report import ESTIMATED
+from workers.observability.cost_recorder import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 

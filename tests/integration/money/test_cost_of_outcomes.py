@@ -30,7 +30,7 @@ from tests.support.accounting_fixture import (
     spending,
 )
 from tests.support.realtime_fixture import PROFILE, chat, config, failing, pair
-from workers.observability.cost_report import ESTIMATED, CostKey, CostTotals, parse_day
+from workers.observability.cost_recorder import ESTIMATED, CostKey, CostTotals, parse_day
 from workers.onebox.simulator.profile import Fault, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 from workers.stream_writer import has_token

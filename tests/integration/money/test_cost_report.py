@@ -13,7 +13,7 @@ import redis
 from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
-from scheduler.admin.costs import CostSummary, read_costs
+from scheduler.admin.cost_report import CostSummary, read_costs
 from scheduler.admin.operations import Operations
 from tasks import services
 from tasks.accounting import DroppedAnswer
@@ -21,7 +21,7 @@ from tests.support import realtime_fixture
 from tests.support.batch_cli import scheduler
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.observability import metrics
-from workers.observability.cost_report import CostReport, CostTotals, cost_totals, day_key
+from workers.observability.cost_recorder import CostTotals, RedisCostRecorder, cost_totals, day_key
 
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
@@ -33,12 +33,12 @@ CLI_DAY = ("--from", "2026-11-25", "--to", "2026-11-25")
 
 
 @asynccontextmanager
-async def reporting(url: str, config: FleetConfig) -> AsyncIterator[CostReport]:
+async def reporting(url: str, config: FleetConfig) -> AsyncIterator[RedisCostRecorder]:
     """Within the block, answers are reported as in a worker, on DAY."""
     client = Redis.from_url(url, decode_responses=True)
-    report = CostReport(client, config.catalogue(), NOW.timestamp)
+    report = RedisCostRecorder(client, config.catalogue(), NOW.timestamp)
     try:
-        with services.override(cost_report=report):
+        with services.override(cost_recorder=report):
             yield report
     finally:
         await report.close()

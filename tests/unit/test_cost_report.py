@@ -14,8 +14,14 @@ from config.targets import Targets
 from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.contract import Receipt
 from primarch_fleet.money import Price
-from scheduler.admin.costs import CostSummary, CostTarget, cost_targets, saving
-from workers.observability.cost_report import CostKey, CostTotals, cost_key, cost_totals, parse_day
+from scheduler.admin.cost_report import CostSummary, CostTarget, cost_targets, saving
+from workers.observability.cost_recorder import (
+    CostKey,
+    CostTotals,
+    cost_key,
+    cost_totals,
+    parse_day,
+)
 
 LIST = Price(input="2", output="8")
 CATALOGUE = Catalogue(

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from config.targets import Targets
 from primarch_fleet.money import format_dollars, to_dollars
-from workers.observability.cost_report import CostKey, CostTotals, day_key, parse_day
+from workers.observability.cost_recorder import CostKey, CostTotals, day_key, parse_day
 
 #: What rows can be grouped by.
 DIMENSIONS = CostKey._fields

@@ -122,7 +122,7 @@ class _Addition:
         return fields
 
 
-class CostReport:
+class RedisCostRecorder:
     """A worker's part of the report. Use it on one loop.
 
     An answer counts on the UTC day on which its worker counted it, by the worker's clock, even if
