@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from celery.app.task import Context
@@ -57,13 +57,16 @@ class IntakeConsumer(LeasedConsumer):
 
     def _park_arrived(self) -> None:
         for requests in self._chunks():
+            prepared = self._prepare(requests)
+            if not prepared:
+                continue
             try:
-                self._park(requests)
+                self._park(prepared)
             except Exception:
                 logger.exception(
                     "could not park requests together", extra={"action": "batch_parking_failed"}
                 )
-                self._run_tasks(requests)
+                self._run_tasks(prepared)
 
     def _chunks(self) -> Iterator[list[Request]]:
         """Take the requests that have arrived; parking ends when there are none."""
@@ -76,32 +79,31 @@ class IntakeConsumer(LeasedConsumer):
                 return
             yield chunk
 
-    def _park(self, requests: list[Request]) -> None:
-        """Park requests, then acknowledge them. If it raises, no message is acknowledged."""
-        prepared = self._prepare(requests)
-        refused = park_many(list(prepared.values()), self.app.backend)
-        # A refused request is refused again in its own run, where its task fails with the error.
-        self._run_tasks(request for request in prepared if request.id in refused)
-        with LEASES.batched_acks():
-            for request in prepared:
-                if request.id not in refused:
-                    task_accepted(request)
-                    task_ready(request)
-                    request.acknowledge()
-
     def _prepare(self, requests: list[Request]) -> dict[Request, PreparedRequest]:
         """Prepare requests; leaves out revoked requests, and those that must run as tasks."""
         prepared: dict[Request, PreparedRequest] = {}
         for request in requests:
-            if request.revoked():
-                continue
             try:
+                if request.revoked():
+                    continue
                 (body,) = request.args
                 kind = KINDS[request.type]
                 prepared[request] = prepare(request.type, kind, body, context_of(request))
             except Exception:  # it is raised again in the request's own run
                 self._run_tasks([request])
         return prepared
+
+    def _park(self, prepared: Mapping[Request, PreparedRequest]) -> None:
+        """Park requests, then acknowledge them. If it raises, no message is acknowledged."""
+        refused = park_many(list(prepared.values()), self.app.backend)
+        with LEASES.batched_acks():
+            for request in prepared:
+                if request.id not in refused:
+                    task_accepted(request)
+                    task_ready(request)
+                    request.acknowledge()
+        # A refused request is refused again in its own run, where its task fails with the error.
+        self._run_tasks(request for request in prepared if request.id in refused)
 
     def _run_tasks(self, requests: Iterable[Request]) -> None:
         for request in requests:

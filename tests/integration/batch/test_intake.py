@@ -84,6 +84,18 @@ def test_an_invalid_request_fails_and_the_others_are_parked(
     assert states(app, ids) == {"PARKED"}
 
 
+def test_an_invalid_request_that_arrives_alone_runs_once(app: Celery, store: redis.Redis) -> None:
+    errback = app.signature("test.text", queue="elsewhere")
+    for _ in range(3):
+        sent = app.send_task("batch.complete", ["nonsense"], link_error=errback)
+        assert isinstance(sent.get(timeout=20, propagate=False), InvalidRequest)
+        eventually(lambda: all_acknowledged(store))
+    parked = send(app, 1)  # after whatever the worker still does about the others
+    eventually(lambda: states(app, [parked]) == {"PARKED"})
+    eventually(lambda: all_acknowledged(store))
+    assert store.llen("elsewhere") == 3
+
+
 def test_a_request_over_budget_fails_and_the_others_are_parked(
     app: Celery, store: redis.Redis
 ) -> None:
@@ -165,3 +177,16 @@ def test_every_task_fails_while_the_store_cannot_park(app: Celery, store: redis.
     ids = [send(app, number) for number in range(10)]
     eventually(lambda: states(app, ids) == {"FAILURE"})
     eventually(lambda: all_acknowledged(store))
+
+
+def test_an_invalid_request_runs_once_while_the_store_cannot_park_the_others(
+    app: Celery, store: redis.Redis
+) -> None:
+    store.set(REQUESTS, "in the way")
+    errback = app.signature("test.text", queue="elsewhere")
+    bodies: list[Any] = [chat(f"number {number}").to_wire() for number in range(20)]
+    bodies.insert(10, "nonsense")
+    sent = [app.send_task("batch.complete", [body], link_error=errback) for body in bodies]
+    eventually(lambda: states(app, [result.id for result in sent]) == {"FAILURE"})
+    eventually(lambda: all_acknowledged(store))
+    assert store.llen("elsewhere") == len(bodies)
