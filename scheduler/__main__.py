@@ -128,13 +128,14 @@ def _cancel_requests(ids: list[str]) -> int:
         results = call_scheduler(fleet.app, "scheduler.cancel", ids, REPLY_TIMEOUT_SECONDS)
     texts = {
         "done": "already has its result",
+        "promoted": "promoted to the realtime lane, not cancelled; use `fleet.cancel`",
         "unknown": "not on the batch lane, or not yet",
     }
     for task_id in ids:
         _report(f"{task_id}: {texts.get(results[task_id], 'cancelled')}", 0)
     if "unknown" in results.values():
         return 2
-    return 1 if "done" in results.values() else 0
+    return 0 if set(results.values()) == {"cancelled"} else 1
 
 
 def _cancel_batch(prefix: str) -> int:

@@ -22,6 +22,9 @@ import redis
 import yaml
 
 from primarch_fleet import AsyncFleet, Fleet, Progress, errors
+from scheduler.model.jsonl import request_id
+from scheduler.model.outcomes import RequestOutcome
+from scheduler.store.keys import outcome
 from scheduler.store.pauses import WHOLE_LANE
 from tests.support.batch_cli import _scheduler, scheduler
 from tests.support.batch_fixture import (
@@ -201,6 +204,11 @@ def test_producers_and_operators_cancel_requests_and_a_batch(
         assert fleet.cancel(tickets[3]) is False
         assert run("cancel", tickets[3].id) == (1, f"{tickets[3].id}: already has its result\n")
         assert fleet.progress(tickets) == Progress(done=4, total=4, failed=3)
+        store.set(outcome(request_id("moved")), RequestOutcome.PROMOTED)
+        code, words = run("cancel", tickets[2].id, "moved")
+        assert code == 1
+        assert f"{tickets[2].id}: cancelled" in words
+        assert "moved: promoted to the realtime lane, not cancelled" in words
 
 
 async def _cancel(url: str, ticket: str) -> bool:
