@@ -5,6 +5,7 @@
     python -m tests.contract.private_apis           writes docs/design/private-apis.md
     python -m tests.contract.private_apis --accept  also takes over the signatures of what is
                                                     installed, after every use was checked
+    python -m tests.contract.private_apis PACKAGE   prints the names of a package that differ
 """
 
 from __future__ import annotations
@@ -121,7 +122,16 @@ def is_installed(package: str) -> bool:
     return True
 
 
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case []:
+            PAGE.write_text(page())
+        case ["--accept"]:
+            _accept([package for package in libraries() if is_installed(package)])
+            PAGE.write_text(page())
+        case [package]:
+            print(*differences(package), sep="\n")
+
+
 if __name__ == "__main__":
-    if "--accept" in sys.argv:
-        _accept([package for package in libraries() if is_installed(package)])
-    PAGE.write_text(page())
+    main(sys.argv[1:])

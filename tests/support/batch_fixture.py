@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,8 +153,7 @@ class Bench:
         self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
-        store = ParkingStore(self.scheduler.store, self.scheduler.bodies, config)
-        services.install(replace(services.current(), deferral_store=store))
+        self.deferral_store = ParkingStore(self.scheduler.store, self.scheduler.bodies, config)
 
     def now(self) -> float:
         """The store's time, in Unix seconds."""
@@ -312,7 +310,8 @@ async def bench(
                 place=place,
             )
             try:
-                yield made
+                with services.override(deferral_store=made.deferral_store):
+                    yield made
             finally:
                 for scheduler in made.schedulers:
                     await scheduler.close()
