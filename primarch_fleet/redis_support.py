@@ -221,7 +221,8 @@ class ScriptPipeline:
     """Scripts and other commands that go to Redis in one round trip, without a transaction.
 
     Scripts that the server does not know are sent again, with their text, after all others: do not
-    rely on the order of commands. The pipeline can be used again after `execute`.
+    rely on the order of commands. The pipeline can be used again after `execute`, unless that has
+    raised a redis.ConnectionError or redis.TimeoutError.
 
     Args:
         client: Sync or asyncio.
