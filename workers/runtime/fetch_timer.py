@@ -73,6 +73,7 @@ class FetchTimer:
         #: kombu's event loop; without it there are no push notifications.
         self.hub: Any = None
         self._state = FetchState.POLLING
+        self._fetch_follows_push = False  # the fetch in flight
         self._fetch_at = 0.0  # the next fetch of the states that wait
         self._notifier: PushNotifier | None = None
         self._connect_at = 0.0  # the next attempt
@@ -86,8 +87,8 @@ class FetchTimer:
 
     def on_fetch(self) -> None:
         """Record that a fetch starts, and enter the state that holds if it finds nothing."""
-        woken = self._state is FetchState.WOKEN
-        self._state = FetchState.BACKING_OFF if woken else FetchState.ARMED
+        self._fetch_follows_push = self._state is FetchState.WOKEN
+        self._state = FetchState.BACKING_OFF if self._fetch_follows_push else FetchState.ARMED
         self._wait(self._idle_delay)
 
     def on_messages(self, lists: Iterable[str], *, more: bool) -> None:
@@ -104,7 +105,7 @@ class FetchTimer:
 
     def on_empty(self, lists: Iterable[str]) -> None:
         """Record that the fetch found nothing in these Redis lists."""
-        if self._state is FetchState.BACKING_OFF:
+        if self._fetch_follows_push:  # even if another push came meanwhile: that starts a fetch too
             self._wait(BACKOFF_SECONDS)
             self.hub.call_later(BACKOFF_SECONDS, wake_hub)
         else:

@@ -280,6 +280,31 @@ def test_a_push_during_a_fetch_is_not_lost_whatever_the_fetch_finds(
     assert timer.due
 
 
+def test_a_push_during_a_fetch_that_follows_a_push_does_not_arm_the_notifier(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis, clock: Clock
+) -> None:
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
+    timer.on_fetch()
+    store.lpush("one", "message")
+    hub.settle()
+    timer.on_messages(["one"], more=False)  # arms; the list has a message
+    timer.on_fetch()  # follows the first push
+    hub.settle()
+    store.delete("one")  # another worker takes it
+    timer.on_empty(["one"])
+    assert timer.due  # for the second push
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
+    store.lpush("one", "message")
+    hub.settle()
+    assert not timer.due, "it fetches for every push"
+    clock.now += fetch_timer.BACKOFF_SECONDS
+    assert timer.due
+
+
 def test_lost_push_notifications_are_set_up_again_after_a_pause(
     timer: FetchTimer, hub: TurningHub, store: redis.Redis, clock: Clock
 ) -> None:
