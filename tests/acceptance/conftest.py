@@ -111,8 +111,8 @@ def _collect_results() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One fleet for all tests that do not stop or reconfigure it."""
+    """One fleet for the tests of a file; it ends with them, since idle workers cost time too."""
     with running(tmp_path_factory.mktemp("up") / "data") as up:
         yield up

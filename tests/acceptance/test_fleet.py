@@ -28,7 +28,7 @@ CHAT: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def answers(up: Up) -> list[Completion]:
     """The sixty sample requests, answered."""
     with Fleet(up.url) as fleet:
