@@ -84,6 +84,15 @@ async def test_requests_with_a_deadline_are_promoted_if_too_few_wait_for_a_batch
         assert b.states() == ["SUBMITTED"]
 
 
+async def test_a_request_with_a_cap_stays_when_nothing_can_check_it(opened: OpenBench) -> None:
+    async with opened(max_wait=0) as b:
+        near = chat("near", deadline=within(b, 600), max_cost=200, max_tokens=500)
+        (capped,) = await b.send(near)
+        await b.until_idle()
+        assert promoted(b) == []
+        assert "near" in (await b.completion(capped)).text
+
+
 async def test_a_request_stays_when_its_cap_allows_a_batch_but_not_the_realtime_lane(
     opened: OpenBench,
 ) -> None:
