@@ -12,7 +12,8 @@ from primarch_fleet import (
     Price,
 )
 from primarch_fleet.catalogue import Model, Offer
-from primarch_fleet.contract import Completion, Receipt
+from primarch_fleet.contract import Completion
+from tests.support.receipts import make_receipt
 
 PRICE = Price(input="1", output="2")
 
@@ -35,22 +36,7 @@ CATALOGUE = Catalogue(
 
 DONE = Completion(
     body={"choices": [{"message": {"content": "four"}}]},
-    receipt=Receipt(
-        lane="realtime",
-        reason="asked for",
-        requested_model="m",
-        model="m-1",
-        provider="p",
-        deployment="d",
-        strategy="s",
-        latency=0.1,
-        input_tokens=1,
-        output_tokens=1,
-        cost=3,
-        list_cost=4,
-        trace_id="t",
-        tenant_id="default",
-    ),
+    receipt=make_receipt(),
 )
 
 

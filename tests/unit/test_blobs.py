@@ -16,26 +16,12 @@ from primarch_fleet.contract import Receipt
 from primarch_fleet.errors import BodyUnavailable, ConfigError
 from primarch_fleet.redis_support import patient_async
 from scheduler.store.blobs import BlobStore
+from tests.support.receipts import make_receipt
 
 pytestmark = pytest.mark.anyio
 
 BODY = b'{"choices":[{"message":{"content":"long"}}]}'
-RECEIPT = Receipt(
-    lane="batch",
-    reason="asked for",
-    requested_model="m",
-    model="m",
-    provider="p",
-    deployment="d",
-    strategy="batch",
-    latency=1.0,
-    input_tokens=1,
-    output_tokens=1,
-    cost=1,
-    list_cost=2,
-    trace_id="t",
-    tenant_id="default",
-)
+RECEIPT = make_receipt(lane="batch", strategy="batch")
 
 
 @pytest.fixture

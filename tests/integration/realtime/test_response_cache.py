@@ -29,25 +29,11 @@ from tests.support.realtime_fixture import (
     realtime_server,
     request,
 )
+from tests.support.receipts import make_receipt
 from workers.onebox.simulator.profile import Fault, Latency
 from workers.onebox.simulator.server import Simulator
 
-RECEIPT = Receipt(
-    lane="realtime",
-    reason="asked for",
-    requested_model="big",
-    model="big-1",
-    provider="simulated",
-    deployment="big-1",
-    strategy="simple-shuffle",
-    latency=1.0,
-    input_tokens=1,
-    output_tokens=1,
-    cost=10,
-    list_cost=10,
-    trace_id="first",
-    tenant_id="default",
-)
+RECEIPT = make_receipt(cost=10, list_cost=10, trace_id="first")
 
 
 class Context(dict[str, Any]):
