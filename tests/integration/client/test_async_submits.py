@@ -3,18 +3,11 @@
 import asyncio
 from typing import Any
 
-import pytest
 import redis
 
 from primarch_fleet import AsyncFleet, CompletionRequest, Ticket, errors
-from tests.support.producer import CATALOGUE, messages, request
+from tests.support.producer import messages, request
 from tests.support.streams import run
-
-
-@pytest.fixture
-def server(store: redis.Redis) -> redis.Redis:
-    CATALOGUE.publish(store)
-    return store
 
 
 def submit_all(url: str, *requests: CompletionRequest) -> list[Ticket | BaseException]:

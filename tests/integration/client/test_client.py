@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,21 +20,9 @@ from primarch_fleet import (
     Ticket,
     errors,
 )
-from tests.support.producer import CATALOGUE, DONE, finish, messages, request
+from tests.support.producer import DONE, finish, messages, request
 from tests.support.relay import relay
 from tests.support.workers import Producer, StartWorker, eventually
-
-
-@pytest.fixture
-def server(store: redis.Redis) -> redis.Redis:
-    CATALOGUE.publish(store)
-    return store
-
-
-@pytest.fixture
-def fleet(valkey_url: str, server: redis.Redis) -> Iterator[Fleet]:
-    with Fleet(valkey_url) as fleet:
-        yield fleet
 
 
 def test_a_request_becomes_a_message_for_its_lane(fleet: Fleet, server: redis.Redis) -> None:

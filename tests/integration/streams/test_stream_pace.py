@@ -6,15 +6,8 @@ import pytest
 import redis
 
 from primarch_fleet import AsyncFleet
-from tests.support.producer import CATALOGUE
 from tests.support.streams import TASK, chunk, collect, run, text, words, writing
 from workers import stream_writer
-
-
-@pytest.fixture
-def server(store: redis.Redis) -> redis.Redis:
-    CATALOGUE.publish(store)
-    return store
 
 
 def round_trips(server: redis.Redis) -> int:
