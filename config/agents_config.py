@@ -12,7 +12,7 @@ from pydantic import Field
 
 from config.section import Section
 from config.tenants import Dollars
-from primarch_fleet.contract import RoutingStrategy
+from primarch_fleet.requests import RoutingStrategy
 
 #: A part of fleet.yaml as it is parsed, before it is checked.
 Values = dict[str, Any]

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from config.section import Priced
 from primarch_fleet.catalogue import Offer
-from primarch_fleet.contract import JsonObject
 from primarch_fleet.money import Price
+from primarch_fleet.requests.base import JsonObject
 
 #: Arguments of vLLM that a local worker sets from other keys.
 RESERVED_ENGINE_ARGS = {"served_model_name", "runner", "enable_lora", "enable_auto_tool_choice"}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from config.section import Section
-from primarch_fleet.contract import RoutingStrategy
+from primarch_fleet.requests import RoutingStrategy
 
 
 class Routing(Section):

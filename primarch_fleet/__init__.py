@@ -13,11 +13,12 @@ from primarch_fleet.async_client import AsyncFleet, AsyncStream
 from primarch_fleet.budgets import Budget, Spending
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet
-from primarch_fleet.contract import Completion, CompletionRequest, EmbeddingRequest, Receipt
+from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import FleetError
 from primarch_fleet.money import Price
 from primarch_fleet.outgoing import Ticket
 from primarch_fleet.progress import Progress
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from primarch_fleet.streaming import Chunk, Stream
 
 __all__ = [

@@ -18,13 +18,7 @@ from kombu.exceptions import OperationalError
 from primarch_fleet import celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.contract import (
-    PRIORITIES,
-    SCHEDULER_QUEUE,
-    Completion,
-    CompletionRequest,
-    Request,
-)
+from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE, Completion
 from primarch_fleet.errors import (
     BudgetExceeded,
     Cancelled,
@@ -37,6 +31,7 @@ from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
+from primarch_fleet.requests import CompletionRequest, Request
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
 #: Seconds for which a producer uses a catalogue that it has read.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from primarch_fleet.catalogue import Limits, Model
-from primarch_fleet.contract import Lane, Request
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
+from primarch_fleet.requests import Request
 
 #: Bytes of JSON that one prompt token takes, at least, on average over English text. The caps of a
 #: single request use this estimate; https://platform.openai.com/tokenizer says four characters.

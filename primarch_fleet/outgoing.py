@@ -10,8 +10,9 @@ from typing import Any
 from primarch_fleet import protocol, routing
 from primarch_fleet.budgets import ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.contract import PRIORITIES, Lane, Request
+from primarch_fleet.contract import PRIORITIES, Lane
 from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.requests import Request
 from primarch_fleet.routing import LaneDecision
 
 _IDEMPOTENCY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")

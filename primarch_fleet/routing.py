@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from primarch_fleet import estimates, protocol
 from primarch_fleet.catalogue import Catalogue, LaneLimits, Limits, Model
-from primarch_fleet.contract import CompletionRequest, Lane, Request
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     CostCapExceeded,
     DeadlineExceeded,
@@ -24,6 +24,7 @@ from primarch_fleet.errors import (
     RequestTooLarge,
 )
 from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
+from primarch_fleet.requests import CompletionRequest, Request
 
 #: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
 URGENT_SECONDS = 60.0

@@ -28,7 +28,7 @@ import redis
 from celery.states import READY_STATES, SUCCESS
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import Completion, CompletionRequest
+from primarch_fleet.contract import Completion
 from primarch_fleet.errors import (
     FleetUnavailable,
     InvalidRequest,
@@ -36,6 +36,7 @@ from primarch_fleet.errors import (
     StreamInterrupted,
 )
 from primarch_fleet.outgoing import Ticket, task_id
+from primarch_fleet.requests import CompletionRequest
 
 #: The only field of an entry, and the values of `ended`.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"

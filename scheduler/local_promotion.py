@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 
 from config.engine import EngineConfig
 from primarch_fleet import protocol
-from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE, REQUESTS, Request
+from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
+from primarch_fleet.requests import REQUESTS, Request
 from scheduler import metrics, promotion
 from workers.runtime.scripts import MOVE, NEAR_DEADLINE
 

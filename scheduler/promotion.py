@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import redis
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import Request
 from primarch_fleet.errors import FleetError
+from primarch_fleet.requests import Request
 from tasks import services
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import redis
 from primarch_fleet import estimates, protocol, redis_support
 from primarch_fleet.budgets import AsyncLedger, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Model
-from primarch_fleet.contract import Lane, Request
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     BudgetExceeded,
     CostCapExceeded,
@@ -25,6 +25,7 @@ from primarch_fleet.errors import (
     FleetError,
     FleetUnavailable,
 )
+from primarch_fleet.requests import Request
 
 logger = logging.getLogger(__name__)
 

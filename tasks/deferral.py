@@ -14,8 +14,8 @@ from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import CompletionRequest, Request
 from primarch_fleet.errors import FleetError, InvalidRequest
+from primarch_fleet.requests import CompletionRequest, Request
 from tasks import services
 from tasks.services import DeferralStore
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import Task
 
-from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from tasks.app import app
 from tasks.serving import serve
 

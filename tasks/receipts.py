@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import Lane, Receipt, Request
+from primarch_fleet.contract import Lane, Receipt
 from primarch_fleet.money import Price
+from primarch_fleet.requests import Request
 
 
 @dataclass(frozen=True)

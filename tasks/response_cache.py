@@ -28,7 +28,8 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from primarch_fleet import redis_support
-from primarch_fleet.contract import Completion, Lane, Receipt, Request
+from primarch_fleet.contract import Completion, Lane, Receipt
+from primarch_fleet.requests import Request
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from primarch_fleet.contract import Completion, Lane, Receipt, Request
+from primarch_fleet.contract import Completion, Lane, Receipt
 from primarch_fleet.errors import FleetError
+from primarch_fleet.requests import Request
 from tasks.accounting import AbortedRun, Accountant, DroppedAnswer
 from tasks.receipts import RequestMetadata
 from tasks.response_cache import ResponseCache

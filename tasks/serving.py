@@ -8,8 +8,9 @@ from typing import Any
 from celery import Task
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import Completion, Lane, Request
+from primarch_fleet.contract import Completion, Lane
 from primarch_fleet.errors import DeadlineExceeded, RequestFailed
+from primarch_fleet.requests import Request
 from tasks import services
 from tasks.receipts import RequestMetadata
 

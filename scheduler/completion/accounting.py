@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from primarch_fleet.contract import Request
 from primarch_fleet.errors import FleetError
+from primarch_fleet.requests import Request
 from scheduler.model.job import Job, ParkedRequest
 from tasks import services
 from tasks.accounting import DroppedAnswer

@@ -11,9 +11,9 @@ from celery.exceptions import Reject
 
 from config.fleet import FleetConfig
 from primarch_fleet import protocol
-from primarch_fleet.contract import EmbeddingRequest, Request
 from primarch_fleet.errors import FleetError, RequestTooLarge, UnknownModel
 from primarch_fleet.estimates import BYTES_PER_TOKEN
+from primarch_fleet.requests import EmbeddingRequest, Request
 from scheduler.completion import accounting
 from scheduler.model import jsonl
 from scheduler.model.job import ParkedRecord, ParkedRequest, RequestGroup, RequestSize

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from pathlib import Path
 
-from primarch_fleet.contract import Request
 from primarch_fleet.errors import BatchError
+from primarch_fleet.requests import Request
 from scheduler import metrics
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from primarch_fleet import protocol
 from primarch_fleet.blobs import BlobRef
-from primarch_fleet.contract import REQUESTS, Completion, Request
+from primarch_fleet.contract import Completion
 from primarch_fleet.errors import RequestFailed
 from primarch_fleet.money import Price
+from primarch_fleet.requests import REQUESTS, Request
 
 #: Request types by the names of the batch lane's tasks.
 KINDS = {f"batch.{verb}": kind for verb, kind in REQUESTS.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from primarch_fleet.contract import Request
+from primarch_fleet.requests import Request
 
 
 def request_id(task_id: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from config.batch import Batch
 from config.fleet import FleetConfig
 from config.provider import Deployment, Provider
-from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from scheduler.providers import PROVIDERS
 from scheduler.providers.base import BatchProvider, Capabilities
 

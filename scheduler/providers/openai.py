@@ -18,7 +18,7 @@ from openai import AsyncOpenAI
 from openai.types import Batch
 
 from config.provider import Provider
-from primarch_fleet.contract import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from scheduler.providers.base import (
     INTENT_KEY,
     BatchFingerprint,

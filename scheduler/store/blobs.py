@@ -13,8 +13,9 @@ from fsspec.core import url_to_fs
 from redis.asyncio import Redis
 
 from primarch_fleet.blobs import BlobRef, read_blob
-from primarch_fleet.contract import Completion, Request
+from primarch_fleet.contract import Completion
 from primarch_fleet.errors import BatchError, ConfigError
+from primarch_fleet.requests import Request
 from scheduler.model.job import AttemptCounts, ParkedRecord, ParkedRequest
 from scheduler.store import keys
 

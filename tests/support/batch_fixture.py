@@ -20,8 +20,9 @@ from openai import AsyncOpenAI
 from config.fleet import FleetConfig
 from config.settings import settings
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, protocol
-from primarch_fleet.contract import Receipt, Request
+from primarch_fleet.contract import Receipt
 from primarch_fleet.redis_support import patient_async
+from primarch_fleet.requests import Request
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.pipeline import BatchPipeline

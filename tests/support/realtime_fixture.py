@@ -13,7 +13,7 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest
-from primarch_fleet.contract import Request
+from primarch_fleet.requests import Request
 from tasks.receipts import RequestMetadata
 from workers.onebox.simulator.profile import Fault, Model, Profile
 from workers.onebox.simulator.server import Simulator

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from primarch_fleet import Completion
-from primarch_fleet.contract import CompletionRequest, EmbeddingRequest, Request
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, Request
 from tasks.response_cache import cache_key, is_complete
 
 TAGS = ["a", "b"]

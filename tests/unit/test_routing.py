@@ -10,7 +10,7 @@ import pytest
 
 from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Price
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
-from primarch_fleet.contract import Lane, Request
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     CostCapExceeded,
     DeadlineExceeded,
@@ -21,6 +21,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.estimates import check_cost, estimate
 from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.requests import Request
 from primarch_fleet.routing import LaneDecision, route
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from primarch_fleet import Completion, CompletionRequest, errors, protocol
-from primarch_fleet.contract import Request
+from primarch_fleet.requests import Request
 from tasks import services, serving
 from tasks.receipts import RequestMetadata
 

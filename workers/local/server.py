@@ -12,8 +12,9 @@ from typing import Any, cast
 from celery.exceptions import Reject
 
 from config.engine import EngineConfig
-from primarch_fleet.contract import PRIORITIES, Completion, CompletionRequest, Receipt, Request
+from primarch_fleet.contract import PRIORITIES, Completion, Receipt
 from primarch_fleet.errors import EngineError, InvalidRequest
+from primarch_fleet.requests import CompletionRequest, Request
 from tasks.accounting import UsageMeter
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.local.engines.base import Answer, Engine

@@ -27,9 +27,10 @@ from rich.table import Table
 
 from config.settings import ROOT, settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, EmbeddingRequest, FleetError
-from primarch_fleet.contract import LANES, Request
+from primarch_fleet.contract import LANES
 from primarch_fleet.money import format_dollars
 from primarch_fleet.outgoing import Ticket
+from primarch_fleet.requests import Request
 
 SAMPLE_REQUESTS = ROOT / "examples" / "requests.jsonl"
 START_TIMEOUT_SECONDS = 120.0

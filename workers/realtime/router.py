@@ -14,8 +14,8 @@ from litellm.types.router import RetryPolicy
 
 from config.fleet import FleetConfig
 from config.provider import Deployment, Provider
-from primarch_fleet.contract import RoutingStrategy
 from primarch_fleet.money import to_dollars
+from primarch_fleet.requests import RoutingStrategy
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.router_host import RouterHost
 

@@ -11,14 +11,9 @@ from typing import Any
 import litellm
 
 from config.fleet import FleetConfig
-from primarch_fleet.contract import (
-    Completion,
-    CompletionRequest,
-    Receipt,
-    Request,
-    RoutingStrategy,
-)
+from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import InvalidRequest, RequestFailed
+from primarch_fleet.requests import CompletionRequest, Request, RoutingStrategy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts

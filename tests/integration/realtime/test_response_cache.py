@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, errors
-from primarch_fleet.contract import Receipt, Request
+from primarch_fleet.contract import Receipt
+from primarch_fleet.requests import Request
 from tasks import response_cache, services, serving
 from tasks.response_cache import ResponseCache
 from tests.support.clock import Clock

@@ -1,0 +1,139 @@
+"""What all kinds of request share: routing, cost limits and identity."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
+
+from primarch_fleet.contract import SCHEMA_VERSION
+from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.validation import explain
+
+RoutingStrategy = Literal[
+    "simple-shuffle",
+    "least-busy",
+    "latency-based-routing",
+    "usage-based-routing-v2",
+    "cost-based-routing",
+]
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+JsonObject = dict[str, JsonValue]
+
+
+class Request(BaseModel):
+    """The fields that both kinds of request share: routing, cost limits and identity.
+
+    Raises:
+        InvalidRequest: A field is wrong. The message names the field and never contains its value.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+    #: The second part of the task name that serves this kind of request: `realtime.complete`.
+    verb: ClassVar[str]
+    #: The kind of model that can serve it.
+    kind: ClassVar[Literal["chat", "embedding"]]
+    endpoint: ClassVar[str]
+
+    model: Name
+    #: The lane. With "auto" the fleet chooses one; ticket and receipt say why.
+    lane: Literal["auto", "realtime", "local", "batch"] = "auto"
+    #: Order within a queue.
+    priority: Literal["high", "normal", "low"] = "normal"
+    #: What "auto" optimizes for: latency, cost, or neither.
+    cost_preference: Literal["speed", "balanced", "cost"] = "balanced"
+    tenant_id: Name = "default"
+    user_id: Name | None = None
+    #: Only deployments with all of these tags serve the request, fallbacks included. Realtime lane.
+    tags: list[Name] = []
+    #: LiteLLM's routing strategy among the deployments of the model, on the realtime lane. Default:
+    #: "cost-based-routing" for cost_preference "cost", "latency-based-routing" for "speed", and the
+    #: configured strategy for "balanced".
+    routing_strategy: RoutingStrategy | None = None
+    #: The time, with a time zone, after which the request fails with DeadlineExceeded.
+    deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    #: Seconds that the caller is willing to wait for the answer. Only routing uses it.
+    max_latency: Seconds | None = None
+    #: Upper limit for the estimated cost, in micro-dollars. A chat needs max_completion_tokens too.
+    max_cost: Count | None = None
+    #: The minimum quality of the model, 0 to 1. The configuration sets the quality of each engine.
+    quality: Annotated[float, Field(ge=0, le=1)] = 0.0
+    #: As in `asyncio.gather`: an error becomes the value of the Celery task instead of its
+    #: exception, `{"error": {"code", "message", "retryable"}}`, so that a chain or chord continues.
+    #: `Fleet.result` still raises the error.
+    return_exceptions: bool = False
+    #: A later submit with the same key and tenant enqueues nothing and has the first one's result.
+    idempotency_key: Name | None = None
+    #: Seconds, at most 30 days: the answer is cached for so long, and a cached answer that is not
+    #: older is returned to an equal request of the same tenant, lane and tags. A cache hit costs
+    #: nothing. Ignored for streams and on the batch lane.
+    cache_ttl: Annotated[float, Field(gt=0, le=2_592_000)] | None = None
+    #: Returned unchanged in the receipt; never sent to a provider.
+    metadata: dict[str, JsonValue] = {}
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise InvalidRequest(explain(error)) from None
+
+    @classmethod
+    def parse(cls, data: object) -> Self:
+        """Create a request from its wire form.
+
+        Raises:
+            InvalidRequest: A field is wrong. The message names the field and never contains its
+                value.
+        """
+        if not isinstance(data, dict):
+            raise InvalidRequest(f"request: expected an object, got {type(data).__name__}")
+        return cls(**data)
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON form, which is the only argument of the Celery task."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def body(self) -> dict[str, Any]:
+        """Return the request body for the provider: OpenAI's fields, without nulls."""
+        wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
+        return {key: value for key, value in wire.items() if value is not None}
+
+    def max_output_tokens(self) -> int | None:
+        """Return the token limit over all choices of the answer; None without a limit."""
+        raise NotImplementedError
+
+    def prefixes(self) -> list[str]:
+        """Return hashes of prefixes that other requests may share, longest first.
+
+        An engine that has a prefix in its cache does not compute it again. Each hash has 16 hex
+        digits.
+        """
+        return []
+
+    def time_left(self, now: datetime | None = None) -> float | None:
+        """Return the seconds until the deadline, negative after it; None without a deadline."""
+        if self.deadline is None:
+            return None
+        return (self.deadline - (now or datetime.now(UTC))).total_seconds()
+
+
+_ROUTING_FIELDS = set(Request.model_fields) - {"model"}

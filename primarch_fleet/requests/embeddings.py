@@ -1,0 +1,30 @@
+"""Embeddings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+)
+
+from primarch_fleet.requests.base import Count, Request
+
+
+class EmbeddingRequest(Request):
+    """Embeddings of one or more inputs, with the parameters of OpenAI's API."""
+
+    verb, kind, endpoint = "embed", "embedding", "/v1/embeddings"
+
+    input: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=2048)]
+        | Annotated[list[int], Field(min_length=1)]
+        | Annotated[list[list[int]], Field(min_length=1, max_length=2048)]
+    ) = Field(repr=False)
+    dimensions: Count | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+
+    def max_output_tokens(self) -> int:
+        """Return 0: embeddings have no output tokens."""
+        return 0
