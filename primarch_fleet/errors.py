@@ -22,7 +22,8 @@
         ├── BatchError
         ├── StreamInterrupted    raised by a reader; result() has, or will have, the answer
         └── ProviderError
-            ├── AuthenticationFailed
+            ├── AccountUnavailable
+            │   └── AuthenticationFailed
             ├── ContentPolicyViolation
             ├── ContextWindowExceeded
             ├── ProviderTimeout
@@ -157,8 +158,14 @@ class ProviderError(RequestFailed):
     """The provider refused the request."""
 
 
-class AuthenticationFailed(ProviderError):
-    """The provider refused the fleet's credentials."""
+class AccountUnavailable(ProviderError):
+    """The provider refuses the fleet's account: its credit or quota is used up."""
+
+    retryable = True
+
+
+class AuthenticationFailed(AccountUnavailable):
+    """The provider refused the fleet's credentials or permissions."""
 
 
 class ContentPolicyViolation(ProviderError):

@@ -1,0 +1,77 @@
+"""Answers with status 200 whose generation failed: by their finish reason, status or error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tasks.provider_errors import Fault, Reason, classify
+
+#: Finish reasons of a generation that ended as it should, by the names of OpenAI and of providers:
+#: those that LiteLLM knows, without the failures among them.
+#: https://github.com/BerriAI/litellm/blob/main/litellm/litellm_core_utils/core_helpers.py
+COMPLETE_FINISH_REASONS = frozenset(
+    {
+        *("stop", "length", "tool_calls", "function_call", "content_filter"),
+        *("stop_sequence", "end_turn", "max_tokens", "tool_use", "refusal", "compaction"),
+        *("pause_turn", "model_context_window_exceeded", "content_filtered"),
+        *("guardrail_intervened", "complete", "tool_call", "error_toxic", "eos_token"),
+        *("eos", "sensitive", "continuation", "safety", "recitation", "language", "other"),
+        *("blocklist", "prohibited_content", "spii", "image_safety"),
+        *("image_prohibited_content", "no_image", "image_recitation", "image_other"),
+        *("escalation", "max_output_tokens"),
+    }
+)
+#: What a provider says of a failed generation beside a finish reason that hides it.
+#: https://openrouter.ai/docs/api/reference/overview (native_finish_reason)
+#: https://api-docs.deepseek.com/api/create-chat-completion (insufficient_system_resource)
+#: https://docs.z.ai/api-reference/llm/chat-completion (network_error)
+FAILED_FINISH_REASONS = frozenset(
+    {
+        *("error", "abort", "network_error", "insufficient_system_resource"),
+        *("malformed_function_call", "malformed_response", "unexpected_tool_call"),
+        *("too_many_tool_calls", "missing_thought_signature", "finish_reason_unspecified"),
+    }
+)
+
+
+def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
+    """Return why the generation of an answer with status 200 failed; None if it did not.
+
+    Args:
+        body: An answer of any endpoint: `chat.completion`, a chunk of it, `response`, a list.
+    """
+    for part in (body, *_choices(body)):
+        if part.get("error"):  # OpenRouter's choices have one too
+            fault = classify(None, part["error"])
+            return _failed(fault.message) if fault.reason is Reason.UNKNOWN else fault
+    if body.get("object") == "response":
+        failed = body.get("status") in ("failed", "cancelled")
+        return _failed(f"the response is {body['status']}") if failed else None
+    return next((_failed(f"finish_reason: {name}") for name in _failures(body)), None)
+
+
+def is_failed_finish(finish_reason: object) -> bool:
+    """Return whether a finish reason, in any provider's words, is none of a complete choice."""
+    return bool(finish_reason) and str(finish_reason).lower() not in COMPLETE_FINISH_REASONS
+
+
+def _failures(body: Mapping[str, Any]) -> Iterator[str]:
+    """The finish reasons of the failed choices of an answer."""
+    for choice in _choices(body):
+        own = choice.get("provider_specific_fields") or {}
+        for name in (choice.get("finish_reason"), own.get("native_finish_reason")):
+            if is_failed_finish(name):
+                yield str(name)
+        native = choice.get("native_finish_reason")
+        if str(native).lower() in FAILED_FINISH_REASONS:
+            yield str(native)
+
+
+def _choices(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    choices = body.get("choices")
+    return [choice for choice in choices or () if isinstance(choice, Mapping)]
+
+
+def _failed(why: str) -> Fault:
+    return Fault(Reason.GENERATION_FAILED, f"the provider failed to generate the answer: {why}")

@@ -1,0 +1,356 @@
+"""What an error of a provider means, wherever it comes from: one classifier for every lane.
+
+An error arrives as an HTTP answer, as a line of a batch's results, as an error of a batch, or
+inside an answer with status 200 (see `failed_answers`). It is the fault of the request (the same
+request would get it again), of the provider (a retry or another deployment may succeed), or of the
+account (every request gets it until an operator pays, raises a limit or mends a key).
+
+Pure: this module knows no SDK. Its tables name the public source of each group of entries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+from primarch_fleet import errors
+
+#: Where an error comes from: the answer to a call, a line of a batch, or a batch as a whole.
+Source = Literal["call", "line", "batch"]
+
+
+class Category(StrEnum):
+    """Whose fault an error is."""
+
+    REQUEST = "request"
+    PROVIDER = "provider"
+    ACCOUNT = "account"
+
+
+class Reason(StrEnum):
+    """What went wrong. Stored, and a label of metrics."""
+
+    INVALID_REQUEST = "invalid_request"
+    CONTEXT_WINDOW = "context_window"
+    CONTENT_POLICY = "content_policy"
+    #: The deployment names a model that the account does not have.
+    MODEL_NOT_FOUND = "model_not_found"
+    CREDENTIALS = "credentials"
+    PERMISSION = "permission"
+    #: No money, or a quota that is used up; a rate limit is not that.
+    BILLING = "billing"
+    #: The provider does not find a batch's input file, not yet or not any more.
+    FILE_NOT_FOUND = "file_not_found"
+    RATE_LIMIT = "rate_limit"
+    #: Too many tokens wait in the account's batches.
+    QUEUE_FULL = "queue_full"
+    TIMEOUT = "timeout"
+    #: The batch ended before it executed the request.
+    NOT_EXECUTED = "not_executed"
+    UNAVAILABLE = "unavailable"
+    #: The answer has status 200, and its generation failed.
+    GENERATION_FAILED = "generation_failed"
+    #: Nothing in the tables matches.
+    UNKNOWN = "unknown"
+
+    @property
+    def category(self) -> Category:
+        """Whose fault it is."""
+        return MEANINGS[self].category
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the same request gets it again at the same deployment."""
+        return self.category is Category.REQUEST or self is Reason.MODEL_NOT_FOUND
+
+    def error(self, message: str) -> errors.RequestFailed:
+        """Return the fleet's error for a message of the provider."""
+        return MEANINGS[self].error_class(message)
+
+
+class Meaning(NamedTuple):
+    """What follows from a reason."""
+
+    category: Category
+    error_class: type[errors.RequestFailed]
+
+
+MEANINGS = {
+    Reason.INVALID_REQUEST: Meaning(Category.REQUEST, errors.ProviderError),
+    Reason.CONTEXT_WINDOW: Meaning(Category.REQUEST, errors.ContextWindowExceeded),
+    Reason.CONTENT_POLICY: Meaning(Category.REQUEST, errors.ContentPolicyViolation),
+    # Another deployment may have the model, and the account's other models are not concerned.
+    Reason.MODEL_NOT_FOUND: Meaning(Category.PROVIDER, errors.ProviderError),
+    Reason.CREDENTIALS: Meaning(Category.ACCOUNT, errors.AuthenticationFailed),
+    Reason.PERMISSION: Meaning(Category.ACCOUNT, errors.AuthenticationFailed),
+    Reason.BILLING: Meaning(Category.ACCOUNT, errors.AccountUnavailable),
+    Reason.FILE_NOT_FOUND: Meaning(Category.ACCOUNT, errors.AccountUnavailable),
+    Reason.RATE_LIMIT: Meaning(Category.PROVIDER, errors.RateLimited),
+    Reason.QUEUE_FULL: Meaning(Category.PROVIDER, errors.RateLimited),
+    Reason.TIMEOUT: Meaning(Category.PROVIDER, errors.ProviderTimeout),
+    Reason.NOT_EXECUTED: Meaning(Category.PROVIDER, errors.BatchError),
+    Reason.UNAVAILABLE: Meaning(Category.PROVIDER, errors.ProviderUnavailable),
+    Reason.GENERATION_FAILED: Meaning(Category.PROVIDER, errors.ProviderUnavailable),
+    Reason.UNKNOWN: Meaning(Category.PROVIDER, errors.ProviderUnavailable),
+}
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Codes, and types and exceptions that name one reason, in lower case. Sources:
+#: https://platform.openai.com/docs/guides/error-codes
+#: https://github.com/openai/openai-python/issues/2084 (token_limit_exceeded)
+#: https://learn.microsoft.com/azure/ai-foundry/openai/how-to/batch (batches)
+#: https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-filter
+#: https://docs.anthropic.com/en/api/errors
+#: https://ai.google.dev/gemini-api/docs/troubleshooting, https://cloud.google.com/apis/design/errors
+#: https://docs.aws.amazon.com/bedrock/latest/APIReference/CommonErrors.html
+#: https://console.groq.com/docs/errors, https://platform.moonshot.ai/docs/api/chat
+#: https://www.alibabacloud.com/help/en/model-studio/error-code
+#: https://github.com/langchain-ai/langchainjs/issues/1929 (insufficient_quota is no rate limit)
+CODES: dict[Reason, str] = {
+    Reason.CONTEXT_WINDOW: "context_length_exceeded context_window_exceeded "
+    "model_context_window_exceeded exceed_context_size_error",
+    Reason.CONTENT_POLICY: "content_policy_violation content_filter responsibleaipolicyviolation "
+    "content_filter_error moderation_blocked policy_violation cyber_policy data_inspection_failed "
+    "image_content_policy_violation",
+    Reason.MODEL_NOT_FOUND: "model_not_found deploymentnotfound model_not_available "
+    "model_decommissioned model_deprecated not_found_error not_found resourcenotfoundexception "
+    "notfounderror model_terms_required",
+    Reason.CREDENTIALS: "invalid_api_key incorrect_api_key api_key_invalid api_key_expired "
+    "account_deactivated invalid_authentication authentication_error unauthenticated "
+    "expired_api_key unrecognizedclientexception invalidsignatureexception expiredtokenexception "
+    "expiredtoken invalidclienttokenid missingauthenticationtoken incompletesignature "
+    "authenticationerror invalid_subscription_key invalid_token expired_token unauthorized "
+    "invalid_organization mismatched_organization mismatched_project",
+    Reason.PERMISSION: "permission_error permission_denied permissiondenied permissiondeniederror "
+    "accessdeniedexception accessdenied insufficient_permissions organization_restricted "
+    "unsupported_country_region_territory blocked_api_access service_disabled consumer_suspended "
+    "notauthorized input_no_permissions ip_not_authorized project_archived must_be_verified "
+    "organization_deactivated",
+    Reason.BILLING: "insufficient_quota billing_hard_limit_reached billing_not_active "
+    "billing_error billing_limit_reached quota_exceeded exceeded_current_quota_error "
+    "exceeded_current_quota insufficient_balance insufficient_funds insufficient_credits "
+    "credit_limit credit_balance_exhausted usage_limit_reached terminal_quota_exhausted "
+    "outofcallvolumequota servicequotaexceededexception billing_disabled arrearage "
+    "accountoverdueerror payment_required access_terminated",
+    Reason.RATE_LIMIT: "rate_limit_exceeded rate_limit_error rate_limit_reached ratelimitreached "
+    "ratelimiterror resource_exhausted throttlingexception throttling toomanyrequestsexception "
+    "too_many_requests requestlimitexceeded requests tokens tokens_per_min requests_per_min "
+    "tokens_usage_based engine_overloaded_error capacity_exceeded modelnotreadyexception "
+    "resource_unavailable slow_down",
+    Reason.QUEUE_FULL: "token_limit_exceeded",
+    Reason.TIMEOUT: "request_timeout timeout timeout_error deadline_exceeded modeltimeoutexception "
+    "timeouterror",
+    Reason.NOT_EXECUTED: "batch_expired batch_cancelled batch_canceled",
+    Reason.UNAVAILABLE: "server_error internal_server_error internal_error internalerror "
+    "internalservererror overloaded_error service_unavailable serviceunavailable unavailable "
+    "internal modelerrorexception modelstreamerrorexception internalserverexception "
+    "internalfailure serviceunavailableexception enginedeaderror generationerror "
+    "bad_gateway aborted cancelled vector_store_timeout upstream_error provider_error",
+    Reason.INVALID_REQUEST: "invalid_json invalid_json_line request_too_large "
+    "string_above_max_length missing_required_parameter unknown_parameter duplicate_custom_id "
+    "empty_file url_mismatch model_mismatch failed_to_download_image untranslatable",
+}
+#: Codes and types that name no reason by themselves: the message may, and then the status does.
+GENERIC_CODES = _names(
+    "invalid_request_error invalid_request badrequest bad_request badrequesterror valueerror "
+    "bad_request_error invalid_argument validationexception failed_precondition"
+)
+#: Codes of faults of the request, by their form: OpenAI has dozens and publishes no list.
+REQUEST_CODES = re.compile(
+    r"^(invalid|unsupported|missing|empty|image|array|integer|decimal|string|object)_"
+    r"|_(max|min)_(length|value)$"
+)
+
+#: Parts of messages, in lower case, for errors without a code of their own. The first that a
+#: message has decides. Sources, besides those above:
+#: the issue kaibo#169 (a batch whose input file is gone)
+#: https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html (maximum context length)
+#: https://api-docs.deepseek.com/quick_start/error_codes, https://openrouter.ai/docs/api/reference/errors
+#: https://github.com/BerriAI/litellm/blob/main/litellm/litellm_core_utils/exception_mapping_utils.py
+WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
+    (Reason.QUEUE_FULL, ("enqueued token", "number of enqueued tokens")),
+    (Reason.FILE_NOT_FOUND, ("cannot find file", "no such file")),
+    (
+        Reason.BILLING,
+        (
+            "credit balance is too low",
+            "billing hard limit",
+            "insufficient balance",
+            "insufficient credits",
+            "insufficient_quota",
+            "exceeded your current quota, please check your plan",
+            "account is not active, please check your billing",
+            "your account is in good standing",
+            "used all available credits",
+            "specified api usage limits",
+            "requires billing",
+            "enable billing",
+            "out of call volume quota",
+        ),
+    ),
+    (
+        Reason.CREDENTIALS,
+        (
+            "incorrect api key provided",
+            "api key not valid",
+            "invalid api key",
+            "invalid x-api-key",
+            "invalid subscription key",
+            "no auth credentials found",
+            "the security token included in the request is",
+        ),
+    ),
+    (
+        Reason.PERMISSION,
+        (
+            "organization must be verified",
+            "does not have access to the organization",
+            "must be a member of an organization",
+            "you don't have access to the model with the specified model id",
+        ),
+    ),
+    (
+        Reason.CONTEXT_WINDOW,
+        (
+            "maximum context length",
+            "maximum model length",
+            "prompt is too long",
+            "input is too long",
+            "exceed context limit",
+            "maximum context limit",
+            "longer than the model's context length",
+            "longer than the maximum model length",
+            "input tokens exceed the configured limit",
+            "exceeds the available context size",
+            "exceeds the maximum number of tokens allowed",
+            "tokens, limit is",
+            "exceeds the model's maximum context",
+            "exceeds the context window",
+        ),
+    ),
+    (
+        Reason.CONTENT_POLICY,
+        (
+            "content management policy",
+            "as a result of our safety system",
+            "blocked by content filtering",
+            "prohibited content",
+        ),
+    ),
+    (Reason.MODEL_NOT_FOUND, ("does not exist or you do not have access to it",)),
+    (Reason.UNAVAILABLE, ("model is overloaded", "service is currently unavailable")),
+)
+
+#: Statuses that decide where neither code nor message does. 0 is OpenAI's for a line that it lost:
+#: https://github.com/tidyverse/ellmer/issues/830. 498 is Groq's for a lack of capacity, 529
+#: Anthropic's for an overload, 501 vLLM's for a parameter that it does not have.
+STATUSES: dict[int, Reason] = {
+    **dict.fromkeys(
+        (400, 405, 406, 411, 413, 414, 415, 422, 431, 451, 501), Reason.INVALID_REQUEST
+    ),
+    401: Reason.CREDENTIALS,
+    402: Reason.BILLING,
+    403: Reason.PERMISSION,
+    **dict.fromkeys((404, 410), Reason.MODEL_NOT_FOUND),
+    408: Reason.TIMEOUT,
+    **dict.fromkeys((429, 498), Reason.RATE_LIMIT),
+    **dict.fromkeys((0, 409, 424, 425, 499), Reason.UNAVAILABLE),
+}
+
+_REASON_OF_CODE = {code: reason for reason, codes in CODES.items() for code in codes.split()}
+
+
+class ErrorFields(NamedTuple):
+    """The parts of an error object that say what went wrong."""
+
+    codes: tuple[str, ...] = ()
+    message: str = ""
+    #: The HTTP status that it names; None if it names none.
+    status: int | None = None
+
+
+class Fault(NamedTuple):
+    """An error of a provider: what went wrong, in its own words."""
+
+    reason: Reason
+    message: str
+
+    @property
+    def category(self) -> Category:
+        """Whose fault it is."""
+        return self.reason.category
+
+    def error(self) -> errors.RequestFailed:
+        """Return the fleet's error."""
+        return self.reason.error(self.message)
+
+
+def classify(
+    status: int | None, error: object, *, source: Source = "call", message: str = ""
+) -> Fault:
+    """Return what an error means. The most specific part of it decides.
+
+    First a code that names one reason, then the message, then the status. An error that nothing
+    matches is UNKNOWN, which is the provider's fault: retries are bounded.
+
+    Args:
+        status: The HTTP status; None where there is none, 0 for a line that got none.
+        error: The error object in any provider's form, its text, or None.
+        source: Where the error comes from.
+        message: The text to keep, if it is not the error object's.
+    """
+    fields = error_fields(error)
+    text = message or fields.message
+    reason = _reason(fields.status if status in (None, 200) else status, fields.codes, text.lower())
+    if reason is Reason.FILE_NOT_FOUND and source != "batch":
+        reason = Reason.INVALID_REQUEST  # a file that the request names
+    fallback = next(iter(fields.codes), "") or f"HTTP {status or 0} without an error message"
+    return Fault(reason, text or fallback)
+
+
+def error_fields(error: object) -> ErrorFields:
+    """Read an error object in the form of OpenAI, Azure, Anthropic, Google, AWS, vLLM or FastAPI.
+
+    Codes come first from the most specific field, and from the inside of a nested object.
+    """
+    if not isinstance(error, Mapping):
+        return ErrorFields((), str(error or ""))
+    nested = [error_fields(error[key]) for key in ("error", "innererror") if error.get(key)]
+    details = error.get("details")
+    if isinstance(details, list):
+        nested += [error_fields(detail) for detail in details if isinstance(detail, Mapping)]
+    names = ("code", "reason", "status", "__type", "type")
+    own = [str(error[name]) for name in names if isinstance(error.get(name), str)]
+    texts = [error.get("message"), error.get("Message"), error.get("detail")]
+    texts += [fields.message for fields in nested]
+    codes = [code for fields in nested for code in fields.codes] + own
+    message = next((str(text) for text in texts if text), "")
+    statuses = [error.get("code"), error.get("status"), *(fields.status for fields in nested)]
+    status = next((number for number in statuses if isinstance(number, int)), None)
+    return ErrorFields(tuple(dict.fromkeys(codes)), message, status)
+
+
+def _reason(status: int | None, codes: tuple[str, ...], text: str) -> Reason:
+    names = [_plain(code) for code in codes]
+    for name in names:
+        if name in _REASON_OF_CODE:
+            return _REASON_OF_CODE[name]
+    for reason, words in WORDS:
+        if any(part in text for part in words):
+            return reason
+    if status is not None and (status in STATUSES or status >= 500):
+        return STATUSES.get(status, Reason.UNAVAILABLE)
+    if any(name in GENERIC_CODES or REQUEST_CODES.search(name) for name in names):
+        return Reason.INVALID_REQUEST
+    return Reason.UNKNOWN
+
+
+def _plain(code: str) -> str:
+    """A code without the namespace that AWS puts before it or the address after it."""
+    return code.rpartition("#")[2].partition(":")[0].strip().lower()
