@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from config.section import Priced
 from primarch_fleet.catalogue import Offer
 from primarch_fleet.money import Price
+from primarch_fleet.prompt_size import MediaTokens
 from primarch_fleet.requests.base import JsonObject
 
 #: Arguments of vLLM that a local worker sets from other keys.
@@ -55,6 +56,8 @@ class EngineConfig(Priced):
     promote_before: float = Field(5.0, ge=0)
     #: Most tokens of prompt and answer together. Without it, what the model supports.
     max_model_len: int | None = Field(None, gt=0)
+    #: Most tokens that a picture or a sound in a prompt counts as.
+    media_tokens: MediaTokens = MediaTokens()
     #: Share of each GPU's memory that the engine uses. Above 0 to 1.
     gpu_memory_utilization: float = Field(0.92, gt=0, le=1)
     #: Reuse the computed state of common prefixes. Without it, vLLM decides.
@@ -137,4 +140,6 @@ class EngineConfig(Priced):
             price=self.price,
             quality=self.quality,
             max_output_tokens=self.max_model_len,
+            media=self.media_tokens,
+            context_length=self.max_model_len,
         )

@@ -24,6 +24,7 @@ from primarch_fleet.catalogue import Catalogue, LaneLimits, Model, Offer
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.money import Price, max_price
+from primarch_fleet.prompt_size import max_media_tokens
 from primarch_fleet.validation import explain
 
 
@@ -173,6 +174,8 @@ class FleetConfig(Section):
                     queue=BATCH_QUEUE,
                     price=deployment.price.scaled(self.batch.discount),
                     max_output_tokens=deployment.max_output_tokens,
+                    media=deployment.media,
+                    context_length=deployment.context_length,
                 )
             add(deployment.model, deployment, offers)
         for engine in self.engines:
@@ -184,7 +187,6 @@ class FleetConfig(Section):
         """A deployment's price, with the highest price and length of any that may answer for it."""
         models = self.routing.possible_models(deployment.model)
         possible = [other for other in self.deployments if other.model in models]
-        lengths = [other.max_output_tokens for other in possible]
         tags = {
             tuple(sorted(other.params.tags or ()))
             for other in self.deployments_of(deployment.model)
@@ -193,13 +195,21 @@ class FleetConfig(Section):
             queue=REALTIME_QUEUE,
             price=deployment.price,
             ceiling=max_price(other.price for other in possible),
-            max_output_tokens=None if None in lengths else max(filter(None, lengths)),
+            max_output_tokens=_longest(other.max_output_tokens for other in possible),
+            media=max_media_tokens(other.media for other in possible),
+            context_length=_longest(other.context_length for other in possible),
             tags=tuple(sorted(tags)),
         )
 
 
 def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in Counter(names).items() if count > 1}
+
+
+def _longest(lengths: Iterable[int | None]) -> int | None:
+    """The longest of the lengths; None if one of them is not known."""
+    known = list(lengths)
+    return None if None in known else max(filter(None, known))
 
 
 def _names(names: set[str]) -> str:

@@ -7,8 +7,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from config.media_tokens import media_tokens
 from config.section import Priced, Section
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.prompt_size import MediaTokens
 
 ENVIRONMENT_PREFIX = "os.environ/"
 
@@ -112,6 +114,11 @@ class Deployment(Priced):
     upstream: str
     #: Most tokens of one choice of an answer, from the provider's documentation.
     max_output_tokens: int | None = Field(None, gt=0)
+    #: Most tokens of a prompt, from the provider's documentation.
+    context_length: int | None = Field(None, gt=0)
+    #: Most tokens that a picture or a sound in a prompt counts as. Without it, what is known of the
+    #: model by the name in `upstream` (config/media_tokens.py).
+    media_tokens: MediaTokens | None = None
     #: The deployment also serves the batch lane, at the batch discount.
     batch: bool = False
     #: Prompt tokens that all of the account's batches of the model may hold together, which
@@ -120,3 +127,8 @@ class Deployment(Priced):
     batch_enqueued_token_limit: int | None = Field(None, gt=0)
     #: LiteLLM's parameters of the deployment.
     params: RoutingParams = RoutingParams()
+
+    @property
+    def media(self) -> MediaTokens:
+        """What media in a prompt count as, at most: as configured, or as known of the model."""
+        return self.media_tokens or media_tokens(self.upstream)

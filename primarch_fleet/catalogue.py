@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import NoCatalogue, UnknownModel
 from primarch_fleet.money import Price
+from primarch_fleet.prompt_size import MediaTokens
 
 #: Redis key of the catalogue, a string with JSON.
 CATALOGUE_KEY = "fleet:catalogue"
@@ -31,6 +32,10 @@ class Offer(BaseModel):
     ceiling: Price | None = None
     #: The token limit of one choice of an answer; None if it is not known.
     max_output_tokens: int | None = None
+    #: What a picture or a sound in a prompt counts as, at most.
+    media: MediaTokens = MediaTokens()
+    #: Most tokens of a prompt, at the deployment that takes most; None if it is not known.
+    context_length: int | None = None
     #: The tags of each deployment on the realtime lane; None if they are not known.
     tags: tuple[tuple[str, ...], ...] | None = None
 

@@ -17,6 +17,7 @@ from primarch_fleet.errors import (
     RequestFailed,
     error_class,
 )
+from primarch_fleet.validation import LONE_SURROGATE
 
 #: Message headers: Unix seconds of the submit, and the reason for the lane.
 SUBMITTED_AT, LANE_REASON = "fleet_submitted_at", "fleet_lane_reason"
@@ -51,9 +52,7 @@ def wire_size_bytes(body: dict[str, Any]) -> int:
     try:
         return len(json.dumps(body, ensure_ascii=False, allow_nan=False).encode())
     except UnicodeEncodeError:
-        raise InvalidRequest(
-            "request: the text contains a lone surrogate, which is not valid Unicode"
-        ) from None
+        raise InvalidRequest(LONE_SURROGATE) from None
 
 
 def error_value(error: FleetError) -> dict[str, Any]:

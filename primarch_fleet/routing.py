@@ -24,6 +24,7 @@ from primarch_fleet.errors import (
     RequestTooLarge,
 )
 from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
+from primarch_fleet.prompt_size import PromptSize, measure
 from primarch_fleet.requests import CompletionRequest, Request
 
 #: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
@@ -39,8 +40,10 @@ class Severity(IntEnum):
     OK = 0
     SLOW = 1
     UNSERVED = 2
+    #: By estimate, the prompt is longer than the lane's models take.
+    TOO_SHORT = 3
     #: The lane rejects requests.
-    CLOSED = 3
+    CLOSED = 4
 
 
 class LaneProblem(NamedTuple):
@@ -82,10 +85,10 @@ def route(
 ) -> LaneDecision:
     """Choose the lane of a request, and estimate its cost there.
 
-    With `health`, a lane is skipped if it is full, has no worker, or has a longer queue than the
-    request can wait for, and another lane can serve the request; the reason says so. If every lane
-    is slow or has no worker, the least bad one is taken. A lane that the request names is taken in
-    any state, because its queue keeps the request, unless the lane is closed.
+    A lane is skipped if another lane can serve the request and this one is full, has no worker, has
+    a longer queue than the request can wait for, or does not take so long a prompt; the reason says
+    so. If every lane has such a problem, the least bad one is taken. A lane that the request names
+    is taken in any state, because its queue keeps the request, unless the lane is closed.
 
     Args:
         body: The request's wire form.
@@ -124,6 +127,7 @@ class _Assessment:
     """A request and the lanes of its model, as they are now."""
 
     request: Request
+    prompt: PromptSize
     model: Model
     limits: Limits | None
     catalogue: Catalogue
@@ -160,6 +164,7 @@ class _Assessment:
             eligible.discard("batch")
         return cls(
             request=request,
+            prompt=measure(request.body()),
             model=model,
             limits=catalogue.limits(request.tenant_id),
             catalogue=catalogue,
@@ -208,7 +213,7 @@ class _Assessment:
         self, lane: Lane, reason: str, size_bytes: int, fallback: LaneDecision | None = None
     ) -> LaneDecision:
         """Raises CostCapExceeded."""
-        estimate = estimates.estimate(self.request, size_bytes, self.model, lane, self.limits)
+        estimate = estimates.estimate(self.request, self.prompt, self.model, lane, self.limits)
         estimates.check_cost(self.request, estimate.expected_cost, lane, self.limits)
         promote_at = None
         may_promote = self.request.lane == "auto" and "realtime" in self.eligible
@@ -224,6 +229,7 @@ class _Assessment:
         queue = self.model.lanes[lane].queue
         return max(
             self._full(lane, queue),
+            self._too_short(lane),
             self._unserved(lane, queue),
             self._slow(queue),
             key=lambda problem: problem.severity,
@@ -256,6 +262,19 @@ class _Assessment:
             _retry_after(queued, limits, rate),
         )
         return LaneProblem(Severity.CLOSED, "full", refusal)
+
+    def _too_short(self, lane: Lane) -> LaneProblem:
+        """Whether the prompt is probably longer than the lane takes."""
+        offer = self.model.lanes[lane]
+        if offer.context_length is None:
+            return LaneProblem()
+        tokens = self.prompt.expected(offer.media).total
+        if lane == "local":  # an engine's length includes the answer
+            tokens += self.request.max_output_tokens() or 0
+        if tokens <= offer.context_length:
+            return LaneProblem()
+        why = f"too short: about {tokens} tokens, it takes {offer.context_length}"
+        return LaneProblem(Severity.TOO_SHORT, why)
 
     def _unserved(self, lane: Lane, queue: str) -> LaneProblem:
         if queue not in self.health.unserved:

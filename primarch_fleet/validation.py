@@ -10,6 +10,9 @@ from pydantic import ValidationError
 #: The path to a value in the input: names of fields, keys and indexes.
 Location = tuple[int | str, ...]
 
+#: The message for text with half of a surrogate pair.
+LONE_SURROGATE = "request: the text contains a lone surrogate, which is not valid Unicode"
+
 #: What pydantic puts before the message of a validator's own ValueError.
 _VALUE_ERROR = "Value error, "
 #: Names that pydantic gives to the members of a union; they are no part of the input.

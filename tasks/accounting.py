@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import redis
 
-from primarch_fleet import estimates, protocol, redis_support
+from primarch_fleet import estimates, redis_support
 from primarch_fleet.budgets import AsyncLedger, ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Model
 from primarch_fleet.contract import Lane
@@ -25,6 +25,7 @@ from primarch_fleet.errors import (
     FleetError,
     FleetUnavailable,
 )
+from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 
 logger = logging.getLogger(__name__)
@@ -159,8 +160,7 @@ class Accountant:
         limits, model = self._catalogue.limits(request.tenant_id), self._model(lane, request)
         if model is None:
             return []
-        size_bytes = protocol.wire_size_bytes(request.to_wire())
-        estimate = estimates.estimate(request, size_bytes, model, lane, limits)
+        estimate = estimates.estimate(request, measure(request.body()), model, lane, limits)
         estimates.check_cost(request, estimate.expected_cost, lane, limits)
         return [] if limits is None else [ReservationRequest(task_id, estimate.max_cost)]
 
@@ -262,8 +262,9 @@ class Accountant:
         model = self._model(lane, request)
         if model is None or not meter.called:
             return 0
-        prompt_tokens = protocol.wire_size_bytes(request.body()) // estimates.BYTES_PER_TOKEN + 1
-        cost = model.lanes[lane].price.cost(prompt_tokens, meter.chunks)
+        offer = model.lanes[lane]
+        prompt_tokens = measure(request.body()).expected(offer.media).total
+        cost = offer.price.cost(prompt_tokens, meter.chunks)
         logger.info(
             "%s: run aborted after %s chunks; estimated cost %s micro-dollars",
             task_id,

@@ -10,9 +10,9 @@ from typing import Any
 from celery.exceptions import Reject
 
 from config.fleet import FleetConfig
-from primarch_fleet import protocol
+from config.provider import Deployment
 from primarch_fleet.errors import FleetError, RequestTooLarge, UnknownModel
-from primarch_fleet.estimates import BYTES_PER_TOKEN
+from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import EmbeddingRequest, Request
 from scheduler.completion import accounting
 from scheduler.model import jsonl
@@ -46,7 +46,7 @@ class ParkingStore:
             ) from None
         window = self._config.batch.completion_window
         group = RequestGroup(deployment.provider, request.endpoint, request.model, window)
-        size = self._size(request, deployment.upstream)
+        size = self._size(request, deployment)
         parked = ParkedRequest(context=context, parked_at=0.0)  # `park` sets the time
         return ParkedRecord(jsonl.request_id(context["id"]), parked, group, size)
 
@@ -87,9 +87,9 @@ class ParkingStore:
             parked = await self._blobs.offload_request(record.request, parked)
         return record._replace(parked=parked)
 
-    def _size(self, request: Request, upstream: str) -> RequestSize:
-        protocol.wire_size_bytes(request.to_wire())  # raises for text that cannot be encoded
-        line_bytes = len(jsonl.encode_line(LONGEST_CUSTOM_ID, request, upstream))
+    def _size(self, request: Request, deployment: Deployment) -> RequestSize:
+        prompt = measure(request.body())  # raises for text that cannot be encoded
+        line_bytes = len(jsonl.encode_line(LONGEST_CUSTOM_ID, request, deployment.upstream))
         policy = self._config.batch
         inputs = _count_inputs(request)
         if line_bytes > policy.max_bytes or inputs > policy.max_inputs:
@@ -98,7 +98,8 @@ class ParkingStore:
                 f"{policy.max_bytes} bytes and {policy.max_inputs} inputs"
             )
         deadline = request.deadline.timestamp() if request.deadline else 0.0
-        return RequestSize(line_bytes, inputs, line_bytes // BYTES_PER_TOKEN + 1, deadline)
+        tokens = prompt.expected(deployment.media).total
+        return RequestSize(line_bytes, inputs, tokens, deadline)
 
 
 def _count_inputs(request: Request) -> int:

@@ -11,9 +11,10 @@ import pytest
 import redis
 
 from config.fleet import FleetConfig
-from primarch_fleet import CompletionRequest, Spending, protocol
+from primarch_fleet import CompletionRequest, Spending
 from primarch_fleet.budgets import Ledger, ReservationRequest
 from primarch_fleet.catalogue import Limits
+from primarch_fleet.prompt_size import MediaTokens, measure
 from tasks import services, serving
 from tasks.accounting import Accountant
 from tests.support.realtime_fixture import (
@@ -107,4 +108,11 @@ def reserve(store: redis.Redis, amount: int = 500) -> None:
 
 
 def estimate(request: CompletionRequest, chunks: int) -> int:
-    return INPUT * (protocol.wire_size_bytes(request.body()) // 4 + 1) + OUTPUT * chunks
+    """The cost of a run without an answer that sent so many chunks."""
+    return INPUT * measure(request.body()).expected(MediaTokens()).total + OUTPUT * chunks
+
+
+def max_cost(request: CompletionRequest) -> int:
+    """The cost of the longest answer to the longest prompt that the request can be."""
+    prompt_tokens = measure(request.body()).bound(MediaTokens()).total
+    return INPUT * prompt_tokens + OUTPUT * (request.max_tokens or 0)

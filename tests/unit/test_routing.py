@@ -21,6 +21,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.estimates import check_cost, estimate
 from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 from primarch_fleet.routing import LaneDecision, route
 
@@ -131,7 +132,9 @@ def test_embeddings_with_tags_are_rejected_on_lanes_without_tags(lane: Lane) -> 
 
 def test_an_estimate_over_the_cap_is_rejected_and_an_estimate_at_the_cap_is_not() -> None:
     capped = request(max_cost=1000, max_tokens=100)
-    expected = estimate(capped, 400, CATALOGUE.models["remote"], "realtime").expected_cost
+    expected = estimate(
+        capped, PromptSize(400, 400), CATALOGUE.models["remote"], "realtime"
+    ).expected_cost
     assert expected == 101 * 2 + 100 * 8
     check_cost(capped.model_copy(update={"max_cost": expected}), expected, "realtime", None)
     with pytest.raises(CostCapExceeded, match="max_cost"):
@@ -219,9 +222,45 @@ def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_hig
     offer = Offer(queue="q", price=PRICE, ceiling=dearest, max_output_tokens=limit)
     served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
     limits = Limits(default_output_tokens=7)
-    bound = estimate(request(**fields), 1000, served, "realtime", limits)
+    prompt = PromptSize(characters=1000, text_bytes=1000)
+    bound = estimate(request(**fields), prompt, served, "realtime", limits)
     assert bound.max_cost == 3 * 1000 + 11 * tokens
     assert bound.tokens == 251 + tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "fields", "lengths", "lane", "reason"),
+    [
+        (100, {}, {"local": 1024, "realtime": 128_000}, "local", "hosted here"),
+        (
+            1000,
+            {},
+            {"local": 1024, "realtime": 128_000},
+            "realtime",
+            "local is too short: about 12",
+        ),
+        (1000, {}, {"local": 1024, "realtime": None}, "realtime", "local is too short: about 12"),
+        # An engine's length includes the answer.
+        (100, {"max_tokens": 900}, {"local": 1024, "realtime": 1024}, "realtime", "about 10"),
+        # A lane that the request names is taken: an estimate is no reason to refuse.
+        (1000, {"lane": "local"}, {"local": 1024, "realtime": 128_000}, "local", "asked for"),
+        # No lane is long enough: the request goes to the lane that it prefers.
+        (1000, {}, {"local": 1024, "realtime": 1000}, "local", "local is too short: about 12"),
+    ],
+)
+def test_auto_skips_a_lane_whose_context_is_too_short_for_the_prompt(
+    words: int, fields: dict[str, Any], lengths: dict[Lane, int | None], lane: Lane, reason: str
+) -> None:
+    lanes = {
+        lane: Offer(queue=lane, price=PRICE, context_length=length)
+        for lane, length in lengths.items()
+    }
+    served = Model(kind="chat", lanes=lanes, list_price=PRICE)
+    catalogue = Catalogue(models={"long": served}, completion_window=DAY, max_request_bytes=100_000)
+    messages = [{"role": "user", "content": "word " * words}]
+    choice = decide(CompletionRequest(model="long", messages=messages, **fields), catalogue)
+    assert choice.lane == lane
+    assert reason in choice.reason
 
 
 ALL = frozenset({"local", "realtime", "batch"})

@@ -11,18 +11,17 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from primarch_fleet import errors, protocol, streaming
+from primarch_fleet import errors, streaming
 from tasks import services
 from tasks.response_cache import ResponseCache
 from tests.support.accounting_fixture import (
     HANGS,
-    INPUT,
-    OUTPUT,
     TASK,
     Lane,
     cancelled,
     estimate,
     limited,
+    max_cost,
     reserve,
     run,
     simulator,
@@ -178,7 +177,7 @@ def test_the_reservation_covers_a_more_expensive_fallback(
     request = chat("small", max_tokens=50)
     answer = run(valkey_url, lambda lane: lane.serve(request), both)
     assert answer["receipt"]["deployment"] == "big-1"
-    needed = INPUT * protocol.wire_size_bytes(request.to_wire()) + OUTPUT * 50
+    needed = max_cost(request)
     assert spending(store).spent == answer["receipt"]["cost"] <= needed
     short = limited(config(fallbacks={"small": ["big"]}), monthly_budget=f"0.{needed:06}")
     with pytest.raises(errors.BudgetExceeded):
@@ -211,9 +210,7 @@ def test_reserve_many_reserves_what_fits_in_order(
     budget = room = 5_000
     expected = set()
     for task, request in requests.items():
-        needed = INPUT * protocol.wire_size_bytes(request.to_wire()) + OUTPUT * (
-            request.max_tokens or 0
-        )
+        needed = max_cost(request)
         expected |= {task} if needed > room else set()
         room -= needed if needed <= room else 0
 

@@ -1,0 +1,246 @@
+"""The size of a prompt, counted by part: text by its length, media by what their kind can cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.validation import LONE_SURROGATE
+
+#: Characters of English text that one token takes on average, from
+#: https://platform.openai.com/tokenizer. A byte beyond the first of a character counts like two
+#: characters: Chinese takes about one token a character, Cyrillic text about 0.75.
+CHARACTERS_PER_TOKEN = 4
+#: Tokens that a chat template or the JSON syntax adds for each key of an object, at most.
+KEY_OVERHEAD = 4
+
+#: Bytes of one second of audio by format: the fewest that the format allows, and a usual number.
+#: WAV at 8 kHz in 8 bits; pcm16 is 24 kHz in 16 bits
+#: (https://platform.openai.com/docs/guides/realtime); MP3 and AAC have at least 8 kbit/s
+#: (ISO 13818-3), Opus 6 kbit/s (RFC 6716), FLAC about half of WAV.
+AUDIO_BYTES_PER_SECOND: dict[str, tuple[int, int]] = {
+    "wav": (8_000, 32_000),
+    "pcm16": (48_000, 48_000),
+    "flac": (4_000, 16_000),
+    "mp3": (1_000, 8_000),
+    "mpeg": (1_000, 8_000),
+    "aac": (1_000, 8_000),
+    "m4a": (1_000, 8_000),
+}
+OTHER_AUDIO_BYTES_PER_SECOND = (750, 3_000)
+#: The expected tokens of a document, as a share of their bound: most of a PDF is not text.
+EXPECTED_FILE_SHARE = 1 / 8
+
+
+class MediaTokens(BaseModel):
+    """The most tokens that one medium in a prompt counts as, at one model.
+
+    Each value is a bound, because budgets reserve by it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Tokens of one picture of any size. The default is the largest picture of Qwen2-VL, from
+    #: https://huggingface.co/Qwen/Qwen2-VL-7B-Instruct.
+    image: int = Field(16_384, ge=0)
+    #: The same for a picture with `detail: low` or `detail: original`; None: as any other.
+    image_low: int | None = Field(None, ge=0)
+    image_original: int | None = Field(None, ge=0)
+    #: Tokens of one second of audio. The default is Gemini's, the most of those that are public:
+    #: https://ai.google.dev/gemini-api/docs/audio.
+    audio_second: float = Field(32, ge=0)
+    #: Tokens of one byte of a document such as a PDF: compressed text expands about four times,
+    #: and each page may count as a picture too.
+    file_byte: float = Field(2, ge=0)
+    #: Tokens of a document, sound or video whose length is unknown, because the request names its
+    #: address or id.
+    unknown_length: int = Field(100_000, ge=0)
+
+    def image_tokens(self, detail: str) -> int:
+        """Return the tokens of one picture with a `detail` of OpenAI's API."""
+        by_detail = {"low": self.image_low, "original": self.image_original}
+        tokens = by_detail.get(detail)
+        return self.image if tokens is None else tokens
+
+
+def max_media_tokens(bounds: Iterable[MediaTokens]) -> MediaTokens:
+    """Return the highest value of each field; an unset `image_low` or `image_original` is `image`.
+
+    Args:
+        bounds: At least one.
+    """
+    details = ("low", "original")
+    models = [
+        {**vars(bound), **{f"image_{detail}": bound.image_tokens(detail) for detail in details}}
+        for bound in bounds
+    ]
+    return MediaTokens(**{name: max(model[name] for model in models) for name in models[0]})
+
+
+class Tokens(NamedTuple):
+    """Prompt tokens: all of them, and how many of them are audio."""
+
+    total: int
+    audio: int
+
+
+@dataclass
+class PromptSize:
+    """What a prompt consists of, at any model. Media are counted in their own units."""
+
+    characters: int = 0
+    #: Bytes of the text in UTF-8.
+    text_bytes: int = 0
+    #: Tokens that the request contains as numbers.
+    token_ids: int = 0
+    #: The `detail` of each picture.
+    images: list[str] = field(default_factory=list)
+    #: Seconds of audio: the most that the data can hold, and the number to expect.
+    max_audio_seconds: float = 0.0
+    audio_seconds: float = 0.0
+    #: Bytes of attached documents.
+    file_bytes: int = 0
+    #: Media of unknown length.
+    unknown_lengths: int = 0
+
+    def bound(self, media: MediaTokens, context_length: int | None = None) -> Tokens:
+        """Return a number of tokens that the prompt cannot exceed at a model.
+
+        A token of text has at least one byte in every model's vocabulary. No prompt has more tokens
+        than the model's context.
+
+        Args:
+            media: What the model counts media as.
+            context_length: In tokens; None if it is not known.
+        """
+        audio = int(self.max_audio_seconds * media.audio_second) + bool(self.max_audio_seconds)
+        files = int(self.file_bytes * media.file_byte)
+        total = self.text_bytes + self.token_ids + audio + files + self._others(media)
+        limit = total if context_length is None else min(total, context_length)
+        return Tokens(limit, min(audio, limit))
+
+    def expected(self, media: MediaTokens) -> Tokens:
+        """Return the number of tokens to expect at a model."""
+        extra_bytes = self.text_bytes - self.characters
+        text = (self.characters + 2 * extra_bytes) // CHARACTERS_PER_TOKEN + 1
+        audio = int(self.audio_seconds * media.audio_second)
+        files = int(self.file_bytes * media.file_byte * EXPECTED_FILE_SHARE)
+        return Tokens(text + self.token_ids + audio + files + self._others(media), audio)
+
+    def _others(self, media: MediaTokens) -> int:
+        images = sum(map(media.image_tokens, self.images))
+        return images + self.unknown_lengths * media.unknown_length
+
+    def add(self, value: object) -> None:
+        """Count a JSON value and everything in it."""
+        if isinstance(value, str):
+            self._add_text(value)
+        elif isinstance(value, Mapping):
+            add_medium = MEDIA.get(value.get("type"))  # type: ignore[arg-type]
+            if add_medium is None or not add_medium(self, value):
+                self._add_object(value)
+        elif isinstance(value, Sequence):
+            if value and all(type(item) is int for item in value):
+                self.token_ids += len(value)
+            else:
+                for item in value:
+                    self.add(item)
+        else:
+            self._add_text(str(value))
+
+    def _add_object(self, value: Mapping[str, Any]) -> None:
+        for key, item in value.items():
+            self._add_text(key)
+            self.text_bytes += KEY_OVERHEAD
+            self.characters += KEY_OVERHEAD
+            self.add(item)
+
+    def _add_text(self, text: str) -> None:
+        self.characters += len(text)
+        self.text_bytes += len(text) if text.isascii() else len(text.encode())
+
+
+def measure(body: Mapping[str, Any]) -> PromptSize:
+    """Measure a request's body.
+
+    Everything that is no picture, sound, video or document counts as text: messages, tools and
+    parameters. Content that has another form than OpenAI, Anthropic and vLLM document is text too.
+
+    Raises:
+        InvalidRequest: The text contains a lone surrogate, which UTF-8 cannot encode.
+    """
+    size = PromptSize()
+    try:
+        size.add(body)
+    except UnicodeEncodeError:
+        raise InvalidRequest(LONE_SURROGATE) from None
+    return size
+
+
+# The functions below count a content part. They return False for a part that is text after all.
+
+
+def _add_image(size: PromptSize, part: Mapping[str, Any]) -> bool:
+    source = part.get("image_url")
+    detail = source.get("detail") if isinstance(source, Mapping) else part.get("detail")
+    size.images.append(str(detail))
+    return True
+
+
+def _add_audio(size: PromptSize, part: Mapping[str, Any]) -> bool:
+    sound = part.get("input_audio") or part.get("audio_url")
+    if not isinstance(sound, Mapping):
+        return _add_unknown_length(size, part)
+    data, audio_format = sound.get("data"), sound.get("format")
+    if data is None:
+        head, _, data = str(sound.get("url")).partition(";base64,")
+        audio_format = head.partition("/")[2]
+    if not data:
+        return _add_unknown_length(size, part)
+    fewest, usual = AUDIO_BYTES_PER_SECOND.get(str(audio_format), OTHER_AUDIO_BYTES_PER_SECOND)
+    size.max_audio_seconds += _decoded_bytes(str(data)) / fewest
+    size.audio_seconds += _decoded_bytes(str(data)) / usual
+    return True
+
+
+def _add_file(size: PromptSize, part: Mapping[str, Any]) -> bool:
+    source = part.get("file") or part.get("source") or part
+    if not isinstance(source, Mapping):
+        return False
+    if source.get("type") in ("text", "content"):  # a document of Anthropic that is no file
+        return False
+    data = source.get("file_data") or source.get("data")
+    if not isinstance(data, str):
+        return _add_unknown_length(size, part)
+    size.file_bytes += _decoded_bytes(data)
+    return True
+
+
+def _add_unknown_length(size: PromptSize, _: Mapping[str, Any]) -> bool:
+    size.unknown_lengths += 1
+    return True
+
+
+def _decoded_bytes(data: str) -> int:
+    """The size of base64 data, or of a data URL, when it is decoded; at most a few bytes more."""
+    return len(data) * 3 // 4
+
+
+#: How to count a content part, by its `type` in the APIs of OpenAI, Anthropic and vLLM.
+MEDIA: dict[str, Callable[[PromptSize, Mapping[str, Any]], bool]] = {
+    "image_url": _add_image,
+    "input_image": _add_image,
+    "image": _add_image,
+    "input_audio": _add_audio,
+    "audio_url": _add_audio,
+    "file": _add_file,
+    "input_file": _add_file,
+    "document": _add_file,
+    "video_url": _add_unknown_length,
+    "input_video": _add_unknown_length,
+    "video": _add_unknown_length,
+}
