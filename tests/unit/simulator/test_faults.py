@@ -11,8 +11,8 @@ from openai import OpenAI
 from tests.unit.simulator.batch_file import CHAT, create, ids, lines, read, upload
 from tests.unit.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
-from workers.onebox.simulator.faults import Faults
 from workers.onebox.simulator.profile import BatchProfile, Fault
+from workers.onebox.simulator.rule import Rules, Subject
 
 
 def configure(sim: Simulator, *faults: Fault, **changes: Any) -> None:
@@ -90,10 +90,10 @@ def test_a_rule_hits_as_often_as_its_fields_say(
 
 
 def hits(seed: int, bodies: list[bytes]) -> dict[bytes, int]:
-    faults = Faults([Fault(status=500, probability=0.3)], seed)
+    faults = Rules([Fault(status=500, probability=0.3)], seed)
     hit_counts = dict.fromkeys(bodies, 0)
     for body in bodies:
-        hit_counts[body] += faults.pick("call", "embeddings", None, body) is not None
+        hit_counts[body] += faults.pick(Subject("call", "embeddings", None, body, dict)) is not None
     return hit_counts
 
 

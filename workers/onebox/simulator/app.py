@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -10,19 +11,26 @@ from workers.onebox.simulator.batches import Batches
 from workers.onebox.simulator.errors import ApiError, JsonObject
 from workers.onebox.simulator.faults import error_of
 from workers.onebox.simulator.files import Files
-from workers.onebox.simulator.profile import Endpoint, Fault
-from workers.onebox.simulator.provider import Provider
+from workers.onebox.simulator.profile import Fault
+from workers.onebox.simulator.provider import ENDPOINTS, Provider
+from workers.onebox.simulator.received import Received
+from workers.onebox.simulator.rule import Endpoint
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.stats import Stats
+from workers.onebox.simulator.stream import chunks
 from workers.onebox.simulator.transport import (
+    JSON,
     Call,
     DropConnection,
     Reply,
+    as_events,
     as_json,
     close_connection,
     error_response,
     first_half,
     garbled,
     read,
+    scripted,
     send,
     send_half,
 )
@@ -43,9 +51,10 @@ class App:
         self.reset()
 
     def reset(self) -> None:
-        """Delete files, batches, charges and counts; keep the profile and the clock."""
+        """Delete files, batches, scripts, charges and counts; keep the profile and the clock."""
         self.provider.reset()
         self.stats.reset()
+        self.received = Received()
         self._files = Files(self.provider)
         self._webhooks = Webhooks(self.provider)
         self._batches = Batches(self.provider, self._files, self._webhooks.enqueue)
@@ -63,6 +72,11 @@ class App:
         application = web.Application(client_max_size=_MAX_BODY_BYTES)
         application.add_routes(self._routes())
         return application
+
+    @property
+    def no_such_route(self) -> WebHandler:
+        """Answers paths that are not OpenAI's: as a script says, otherwise with a 404."""
+        return self._with_stats("other", self._no_such_route)
 
     def _routes(self) -> Iterator[web.RouteDef]:
         table: tuple[tuple[str, str, Endpoint, Handler], ...] = (
@@ -104,13 +118,15 @@ class App:
     async def _serve(
         self, endpoint: Endpoint, handler: Handler, request: web.Request
     ) -> web.StreamResponse:
-        self._authorize(request)
+        if endpoint != "other":
+            self._authorize(request)
         call = await read(endpoint, request)
-        fault = self._pick_fault(call)
+        self.received.add(request, call)
+        fault = self.provider.faults.pick(call.subject())
         if fault is not None:
             await self.provider.clock.sleep(fault.delay)
             _apply_fault(fault, handled=False)
-        reply = await handler(call)
+        reply = await self._reply(handler, call)
         if fault is not None:
             _apply_fault(fault, handled=True)
             if fault.drop == "mid_stream":
@@ -133,10 +149,24 @@ class App:
         if accepted and key.strip() not in accepted:
             raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
 
-    def _pick_fault(self, call: Call) -> Fault | None:
-        model = call.body.get("model")
-        name = model if isinstance(model, str) else None
-        return self.provider.faults.pick("call", call.endpoint, name, call.raw)
+    async def _reply(self, handler: Handler, call: Call) -> Reply:
+        script = self.provider.scripts.pick(call.subject())
+        if script is None:
+            return await handler(call)
+        if script.is_error:
+            error = ApiError(script.status or 500, "Scripted error.").body()
+            reply = as_json(script.applied(error))
+        elif call.endpoint == "other":
+            reply = _scripted_reply(script, {})
+        else:
+            reply = await handler(replace(call, script=script))
+            if call.endpoint not in ENDPOINTS.values() and reply.content_type == JSON:
+                reply = _scripted_reply(script, json.loads(reply.parts[0]))
+        await self.provider.clock.sleep(script.delay)
+        return scripted(reply, script)
+
+    async def _no_such_route(self, call: Call) -> Reply:
+        raise ApiError(404, f"Invalid URL ({call.method} {call.path})")
 
     async def _complete(self, call: Call) -> Reply:
         answer = self.provider.complete(call.body)
@@ -147,19 +177,18 @@ class App:
         await self.provider.clock.sleep(
             time_to_first_token if streamed else time_to_first_token + generation_time
         )
-        self.provider.charge(answer, "realtime")
-        if not streamed:
-            return as_json(self.provider.write(answer))
-        chunks = self.provider.write_chunks(answer, include_usage=chat.include_usage(call.body))
-        parts = [*map(_event, chunks), b"data: [DONE]\n\n"]
-        pause = generation_time / len(parts)
-        return Reply(parts, "text/event-stream", True, pause, self.stats.chunk_sent)
+        body = self.provider.respond(answer, "realtime", call.script)
+        if not streamed or isinstance(body, str):
+            return as_json(body)
+        events = chunks(body, include_usage=chat.include_usage(call.body))
+        reply = as_events([*events, "[DONE]"], call.script)
+        pause = generation_time / max(1, len(reply.parts))
+        return replace(reply, pause=pause, on_part_sent=self.stats.chunk_sent)
 
     async def _embed(self, call: Call) -> Reply:
         answer = self.provider.answer("embeddings", call.body)
         await self.provider.clock.sleep(self.provider.latency(answer.model, call.raw))
-        self.provider.charge(answer, "realtime")
-        return as_json(self.provider.write(answer))
+        return as_json(self.provider.respond(answer, "realtime", call.script))
 
     async def _list_models(self, call: Call) -> Reply:
         models = [
@@ -209,5 +238,7 @@ def _apply_fault(fault: Fault, *, handled: bool) -> None:
         raise DropConnection
 
 
-def _event(chunk: JsonObject) -> bytes:
-    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+def _scripted_reply(script: Script, body: JsonObject) -> Reply:
+    if script.chunks is not None:
+        return as_events((), script)
+    return as_json(script.applied(body))

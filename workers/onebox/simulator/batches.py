@@ -81,7 +81,7 @@ class Batches:
         """The input with the errors that fault rules add."""
         errors = list(checked.errors)
         for number, line in enumerate(checked.lines, 1):
-            fault = self._provider.faults.pick("validation", line.endpoint, checked.model, line.raw)
+            fault = self._provider.faults.pick(line.subject("validation", checked.model))
             if fault is not None:
                 line_number = number if fault.names_line else None
                 errors.append(batch_error(str(fault.code), fault.message, line=line_number))

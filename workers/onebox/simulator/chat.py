@@ -1,15 +1,15 @@
 """Chat completions: the checks of a request, its answer, and the JSON of the answer."""
 
 import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workers.onebox.simulator.errors import JsonObject, invalid, missing
 from workers.onebox.simulator.parameters import integer, optional, required, wrong_type
 from workers.onebox.simulator.schema_sample import sample_value
-from workers.onebox.simulator.tokens import Usage, count, cut
+from workers.onebox.simulator.stream import PIECE
+from workers.onebox.simulator.tokens import Usage, count, cut, utf8
 
 _ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 _TOKENS_PER_REQUEST = 3
@@ -17,7 +17,7 @@ _TOKENS_PER_MESSAGE = 4
 _TOKENS_PER_OTHER_PART = 85
 _MAX_ECHO_TOKENS = 50
 _MAX_OUTPUT_TOKENS = 1_000_000
-_PIECE = re.compile(r"\s*\S+\s*|\s+")
+_MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Choice:
     text: str
     finish_reason: str
     tool: str | None = None
+    logprobs: JsonObject | None = None
 
     def tokens(self) -> int:
         """The tokens of the answer."""
@@ -40,16 +41,22 @@ class Completion:
     model: str
     choices: list[Choice]
     usage: Usage
+    service_tier: str
 
     def body(self, completion_id: str, created: int) -> JsonObject:
         """OpenAI's `chat.completion` object."""
         return {
-            **_head(self.model, completion_id, created, "chat.completion"),
+            "id": completion_id,
+            "object": "chat.completion",
+            "created": created,
+            "model": self.model,
+            "service_tier": self.service_tier,
+            "system_fingerprint": "fp_simulator",
             "choices": [
                 {
                     "index": index,
                     "message": _message(choice, f"{completion_id[9:]}_{index}"),
-                    "logprobs": None,
+                    "logprobs": choice.logprobs,
                     "finish_reason": choice.finish_reason,
                 }
                 for index, choice in enumerate(self.choices)
@@ -57,26 +64,12 @@ class Completion:
             "usage": _usage(self.usage),
         }
 
-    def chunks(
-        self, completion_id: str, created: int, *, include_usage: bool
-    ) -> Iterator[JsonObject]:
-        """OpenAI's `chat.completion.chunk` objects: role, text and finish reason of each choice.
 
-        With `include_usage`, a last chunk without choices has the usage; it is null in the others.
-        """
-        head = _head(self.model, completion_id, created, "chat.completion.chunk")
-        if include_usage:
-            head["usage"] = None
-        for index, choice in enumerate(self.choices):
-            for delta in _deltas(choice, f"{completion_id[9:]}_{index}"):
-                yield {**head, "choices": [_chunk_choice(index, delta, None)]}
-            yield {**head, "choices": [_chunk_choice(index, {}, choice.finish_reason)]}
-        if include_usage:
-            yield {**head, "choices": [], "usage": _usage(self.usage)}
+def complete(body: JsonObject, tiers: Collection[str] = ()) -> Completion:
+    """Answer a request body; equal bodies get equal answers. Raises ApiError.
 
-
-def complete(body: JsonObject) -> Completion:
-    """Answer a request body; equal bodies get equal answers. Raises ApiError."""
+    A service tier that is asked for and not in `tiers` is answered as "default".
+    """
     model = required(body, "model", str)
     messages = required(body, "messages", list)
     if not messages:
@@ -87,9 +80,12 @@ def complete(body: JsonObject) -> Completion:
     number = integer(body, "n", 1, 128) or 1
     limit, stops = _max_tokens(body), _stop_texts(body)
     choices = [_choice(answer, index, limit, stops) for index in range(number)]
-    return Completion(
-        model, choices, Usage(input_tokens, sum(choice.tokens() for choice in choices))
-    )
+    if optional(body, "logprobs", bool):
+        top = integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS) or 0
+        choices = [replace(choice, logprobs=_logprobs(choice.text, top)) for choice in choices]
+    usage = Usage(input_tokens, sum(choice.tokens() for choice in choices))
+    tier = optional(body, "service_tier", str)
+    return Completion(model, choices, usage, tier if tier in tiers and tier else "default")
 
 
 def include_usage(body: JsonObject) -> bool:
@@ -238,15 +234,18 @@ def _choice(answer: Choice, index: int, limit: int | None, stops: list[str]) -> 
     return Choice(text, reason, answer.tool)
 
 
-def _head(model: str, completion_id: str, created: int, kind: str) -> JsonObject:
-    return {
-        "id": completion_id,
-        "object": kind,
-        "created": created,
-        "model": model,
-        "service_tier": "default",
-        "system_fingerprint": "fp_simulator",
-    }
+def _logprobs(text: str, top: int) -> JsonObject:
+    """OpenAI's log probabilities, with a word of `text` as a token."""
+    return {"content": [_logprob(token, top) for token in PIECE.findall(text)], "refusal": None}
+
+
+def _logprob(token: str, top: int) -> JsonObject:
+    one = {"token": token, "logprob": -0.25, "bytes": list(utf8(token))}
+    others = [
+        {"token": f"{token}{rank}", "logprob": -2.0 - rank, "bytes": None}
+        for rank in range(top - 1)
+    ]
+    return {**one, "top_logprobs": [one, *others][:top]}
 
 
 def _message(choice: Choice, suffix: str) -> JsonObject:
@@ -264,24 +263,6 @@ def _message(choice: Choice, suffix: str) -> JsonObject:
         "annotations": [],
         **calls,
     }
-
-
-def _deltas(choice: Choice, suffix: str) -> Iterator[JsonObject]:
-    pieces = _PIECE.findall(choice.text)
-    if choice.tool is None:
-        yield {"role": "assistant", "content": "", "refusal": None}
-        for piece in pieces:
-            yield {"content": piece}
-        return
-    function = {"name": choice.tool, "arguments": ""}
-    call = {"index": 0, "id": f"call_{suffix}", "type": "function", "function": function}
-    yield {"role": "assistant", "content": None, "tool_calls": [call]}
-    for piece in pieces:
-        yield {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}
-
-
-def _chunk_choice(index: int, delta: JsonObject, finish_reason: str | None) -> JsonObject:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _usage(usage: Usage) -> JsonObject:

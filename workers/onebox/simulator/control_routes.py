@@ -1,15 +1,18 @@
-"""The simulator's own routes: invoice, stats, profile, clock, webhooks and reset."""
+"""The simulator's own routes: invoice, stats, requests, scripts, profile, clock and others."""
 
 import json
 
 from aiohttp import web
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.clock import VirtualClock
 from workers.onebox.simulator.errors import ApiError, JsonObject, invalid
 from workers.onebox.simulator.profile import Profile
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.transport import error_response
+
+_SCRIPTS = TypeAdapter(list[Script])
 
 
 class ControlRoutes:
@@ -23,17 +26,34 @@ class ControlRoutes:
         application.add_routes(
             [
                 web.get("/simulator/invoice", self._invoice),
+                web.get("/simulator/charges", self._charges),
                 web.get("/simulator/stats", self._stats),
+                web.get("/simulator/requests", self._received),
+                web.post("/simulator/scripts", self._add_scripts),
                 web.put("/simulator/profile", self._replace_profile),
                 web.post("/simulator/clock", self._advance_clock),
                 web.post("/simulator/webhooks", self._send_webhooks),
                 web.post("/simulator/reset", self._reset),
-                web.route("*", "/{path:.*}", self._no_such_route),
+                web.route("*", "/{path:.*}", self._app.no_such_route),
             ]
         )
 
     async def _invoice(self, request: web.Request) -> web.Response:
         return web.json_response(self._app.provider.invoice.as_json())
+
+    async def _charges(self, request: web.Request) -> web.Response:
+        return web.json_response(list(self._app.provider.invoice.charges))
+
+    async def _received(self, request: web.Request) -> web.Response:
+        return web.json_response(self._app.received.as_json())
+
+    async def _add_scripts(self, request: web.Request) -> web.Response:
+        try:
+            scripts = _SCRIPTS.validate_json(await request.read())
+        except ValidationError as error:
+            return error_response(invalid(one_line(error), None), "")
+        self._app.provider.scripts.add(scripts)
+        return web.json_response({"scripts": len(scripts)})
 
     async def _stats(self, request: web.Request) -> web.Response:
         return web.json_response(self._app.stats.as_json())
@@ -63,10 +83,6 @@ class ControlRoutes:
         self._app.reset()
         empty: JsonObject = {}
         return web.json_response(empty)
-
-    async def _no_such_route(self, request: web.Request) -> web.Response:
-        text = f"Invalid URL ({request.method} {request.path})"
-        return error_response(ApiError(404, text), self._app.provider.ids.new("req_"))
 
 
 def one_line(error: ValidationError) -> str:

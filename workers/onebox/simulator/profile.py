@@ -4,23 +4,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-Endpoint = Literal[
-    "chat.completions",
-    "embeddings",
-    "models.list",
-    "files.create",
-    "files.list",
-    "files.retrieve",
-    "files.content",
-    "files.delete",
-    "batches.create",
-    "batches.list",
-    "batches.retrieve",
-    "batches.cancel",
-]
-Scope = Literal["call", "line", "validation"]
+from workers.onebox.simulator.rule import Rule, Seconds, Section
+
 Write = Literal[
     "missing",
     "duplicate",
@@ -32,15 +19,10 @@ Write = Literal[
     "refusal",
     "filtered",
 ]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Price = Annotated[Decimal, Field(ge=0, max_digits=15, decimal_places=9, allow_inf_nan=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Latency(_Section):
+class Latency(Section):
     """Seconds until an answer: uniform in mean +- jitter, plus a time per output token."""
 
     mean: Seconds = 0.0
@@ -48,29 +30,44 @@ class Latency(_Section):
     time_per_token: Seconds = 0.0
 
 
-class Model(_Section):
-    """A model of the provider.
+class Rates(Section):
+    """Prices in micro-dollars per token, the same number as dollars per million tokens.
 
-    `input` and `output` are prices in micro-dollars per token, the same number as dollars per
-    million tokens. `enqueued_token_limit` bounds the prompt tokens of all its running batches.
+    Tokens of a kind without a price of its own cost as much as other input or output. `steps` has
+    the prices of requests whose prompt has more tokens than the key. `web_search` is in
+    micro-dollars per search.
+    """
+
+    input: Price = Decimal(0)
+    output: Price = Decimal(0)
+    cached_input: Price | None = None
+    cache_write_5m: Price | None = None
+    cache_write_1h: Price | None = None
+    audio_input: Price | None = None
+    image_input: Price | None = None
+    audio_output: Price | None = None
+    reasoning: Price | None = None
+    web_search: Price = Decimal(0)
+    steps: dict[PositiveInt, "Rates"] = {}
+
+
+class Model(Rates):
+    """A model of the provider, with its prices.
+
+    `tiers` has the prices of service tiers by name; a tier that is not there is answered, and
+    charged, as "default". `batch` has the prices in batches, by default half of the others.
+    `enqueued_token_limit` bounds the prompt tokens of all its running batches.
     """
 
     kind: Literal["chat", "embedding"] = "chat"
-    input: Price = Decimal(0)
-    output: Price = Decimal(0)
+    tiers: dict[str, Rates] = {}
+    batch: Rates | None = None
     latency: Latency | None = None
     enqueued_token_limit: PositiveInt | None = None
 
 
-class Fault(_Section):
-    """A fault rule: which requests it matches, which of those it hits, and with what effect.
-
-    Matching: `scope`, `endpoint`, `model` and `contains` must all hold; an absent field always
-    holds. `contains` is searched verbatim in the body, in the uploaded file, or in the path and
-    query of a call without a body.
-
-    Hitting: of the requests that match, the `first` ones, each `every`-th, with a seeded
-    `probability`, and at most so many `times`; all given fields must hold.
+class Fault(Rule):
+    """A fault rule: the requests that it hits fail.
 
     Effect on a call (scope "call"): after `delay` seconds, an error with `status`, or with `drop`:
     - "before_response": the connection closes and the call has no effect,
@@ -95,15 +92,6 @@ class Fault(_Section):
     Effect on the validation of a line (scope "validation"): the whole batch fails with `code`;
     `names_line` says whether the error has the line's number.
     """
-
-    scope: Scope = "call"
-    endpoint: Endpoint | None = None
-    model: str | None = None
-    contains: str | None = None
-    first: PositiveInt | None = None
-    every: PositiveInt | None = None
-    times: PositiveInt | None = None
-    probability: Annotated[float, Field(ge=0, le=1)] | None = None
 
     status: Literal[0] | Annotated[int, Field(ge=400, le=599)] | None = None
     code: str | None = None
@@ -138,7 +126,7 @@ class Fault(_Section):
             raise ValueError("scope line needs status, code or write")
 
 
-class BatchProfile(_Section):
+class BatchProfile(Section):
     """The seconds that a batch spends in each status, and the limits of batches.
 
     Lines finish evenly over `in_progress`. With `expire_at_fraction`, work stops at that share of
@@ -162,14 +150,14 @@ class BatchProfile(_Section):
     max_bytes: PositiveInt = 209_715_200
 
 
-class Webhook(_Section):
+class Webhook(Section):
     """The receiver of webhooks of ended batches; `secret` is `whsec_` and base64."""
 
     url: str
     secret: str = Field(repr=False)
 
 
-class Profile(_Section):
+class Profile(Section):
     """All settings; every field has a default.
 
     Without `models`, any name is a free model of either kind. Without `api_keys`, any key is

@@ -1,16 +1,17 @@
 """The simulated provider without HTTP: its answers, charges and faults."""
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from workers.onebox.simulator import chat, embeddings
 from workers.onebox.simulator.clock import Clock
 from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, model_not_found
-from workers.onebox.simulator.faults import Faults
 from workers.onebox.simulator.ids import Ids
 from workers.onebox.simulator.invoice import Invoice, Kind
 from workers.onebox.simulator.parameters import required
-from workers.onebox.simulator.profile import Endpoint, Profile
+from workers.onebox.simulator.profile import Fault, Profile
+from workers.onebox.simulator.rule import Endpoint, Rules
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.seeded_random import seeded_random
 from workers.onebox.simulator.tokens import Usage
 
@@ -45,7 +46,9 @@ class Provider:
         self.clock = clock
         self.ids = Ids(f"{profile.seed} {clock.now()}")
         self.profile = profile
-        self.invoice = Invoice()
+        #: Writes OpenAI's body in the form of this provider's API.
+        self.form: Callable[[JsonObject], JsonObject] = lambda body: body
+        self.reset()
 
     @property
     def profile(self) -> Profile:
@@ -55,11 +58,12 @@ class Provider:
     @profile.setter
     def profile(self, profile: Profile) -> None:
         self._profile = profile
-        self.faults = Faults(profile.faults, profile.seed)
+        self.faults: Rules[Fault] = Rules(profile.faults, profile.seed)
 
     def reset(self) -> None:
-        """Reset charges and the counters of fault rules; ids are still never reused."""
+        """Reset charges, scripts and counters of fault rules; ids are still never reused."""
         self.profile = self._profile
+        self.scripts: Rules[Script] = Rules((), self._profile.seed)
         self.invoice = Invoice()
 
     def answer(self, endpoint: Endpoint, body: JsonObject) -> Answer:
@@ -71,24 +75,26 @@ class Provider:
 
     def complete(self, body: JsonObject) -> chat.Completion:
         """Answer a chat request, without a charge. Raises ApiError."""
-        self._check_model("chat.completions", required(body, "model", str))
-        return chat.complete(body)
+        name = required(body, "model", str)
+        self._check_model("chat.completions", name)
+        return chat.complete(body, self._profile.prices(name).tiers)
 
-    def charge(self, answer: Answer, kind: Kind) -> None:
-        """Add an answer to the invoice."""
+    def respond(self, answer: Answer, kind: Kind, script: Script | None = None) -> Any:
+        """Charge an answer, and write its JSON with a new id and the current time.
+
+        It is charged by the usage in the body that is sent, or by its own where that has none.
+        """
+        body = self.form(answer.body(self.ids.new("chatcmpl-"), int(self.clock.now())))
+        usage = body["usage"]
+        if script is not None:
+            body = script.applied(body)
+        sent = body if isinstance(body, dict) else {}
+        usage = sent.get("usage") or usage
+        if script is not None and script.billed is not None:
+            usage = script.billed
         prices = self._profile.prices(answer.model)
-        self.invoice.charge(answer.model, answer.usage, prices, kind)
-
-    def write(self, answer: Answer) -> JsonObject:
-        """The answer's JSON, with a new id and the current time."""
-        return answer.body(self.ids.new("chatcmpl-"), int(self.clock.now()))
-
-    def write_chunks(
-        self, completion: chat.Completion, *, include_usage: bool
-    ) -> Iterator[JsonObject]:
-        """The answer's JSON in chunks that share a new id and the current time."""
-        completion_id, now = self.ids.new("chatcmpl-"), int(self.clock.now())
-        return completion.chunks(completion_id, now, include_usage=include_usage)
+        self.invoice.charge(sent, usage, answer.model, prices, kind)
+        return body
 
     def latency(self, model: str, raw: bytes) -> float:
         """Seconds until the first token; equal request bodies have equal latencies."""

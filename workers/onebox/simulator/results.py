@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 from workers.onebox.simulator.errors import ApiError, JsonObject
 from workers.onebox.simulator.faults import error_of
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.provider import Provider
+from workers.onebox.simulator.script import merged
 from workers.onebox.simulator.tokens import Usage
 from workers.onebox.simulator.validation import BatchLine
 
@@ -34,11 +36,19 @@ class Results:
     def execute(self, line: BatchLine) -> None:
         """Answer and charge one request, or let it fail without a charge."""
         body = line.body()
-        fault = self._provider.faults.pick("line", line.endpoint, body["model"], line.raw)
+        subject = line.subject("line", body["model"])
+        fault = self._provider.faults.pick(subject)
         write = self._writer(fault)
         if fault is not None and (fault.status is not None or fault.code is not None):
             self.failed += 1
             write(self.errors, self._failure(line, fault))
+            return
+        script = self._provider.scripts.pick(subject)
+        if script is not None and script.is_error:
+            self.failed += 1
+            error = ApiError(script.status or 500, "Scripted error.").body()
+            failure = self._response(line, script.status or 500, script.applied(error))
+            self.errors.append(_encode(merged(failure, script.record)))
             return
         try:
             answer = self._provider.answer(line.endpoint, body)
@@ -46,10 +56,10 @@ class Results:
             self.failed += 1
             write(self.errors, self._response(line, error.status, error.body()))
             return
-        self._provider.charge(answer, "batch")
         self.completed += 1
         self.usage = Usage(*map(sum, zip(self.usage, answer.usage, strict=True)))
-        write(self.output, self._response(line, 200, self._provider.write(answer)))
+        record = self._response(line, 200, self._provider.respond(answer, "batch", script))
+        write(self.output, merged(record, script.record) if script is not None else record)
         if fault is not None and fault.write == "both":
             failure = {"code": "server_error", "message": fault.message}
             self.errors.append(_encode(self._record(line, None, failure)))
@@ -67,7 +77,7 @@ class Results:
             return self._record(line, response, None)
         return self._response(line, fault.status, error_of(fault, fault.status).body())
 
-    def _response(self, line: BatchLine, status: int, body: JsonObject) -> JsonObject:
+    def _response(self, line: BatchLine, status: int, body: Any) -> JsonObject:
         request_id = self._provider.ids.new("req_")
         response = {"status_code": status, "request_id": request_id, "body": body}
         return self._record(line, response, None)

@@ -15,6 +15,7 @@ from workers.onebox.simulator.control_routes import ControlRoutes
 from workers.onebox.simulator.errors import JsonObject
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.provider import Provider
+from workers.onebox.simulator.script import Script
 
 _T = TypeVar("_T")
 _BACKLOG = 4_096  # a benchmark opens all its connections at once
@@ -96,6 +97,18 @@ class Simulator:
     def invoice(self) -> JsonObject:
         """The response of GET /simulator/invoice."""
         return self._call(self._app.provider.invoice.as_json)
+
+    def charges(self) -> dict[str | None, int]:
+        """The nano-dollars of the newest answers by their id."""
+        return self._call(lambda: dict(self._app.provider.invoice.charges))
+
+    def requests(self) -> list[JsonObject]:
+        """The response of GET /simulator/requests: the newest requests, as received."""
+        return self._call(self._app.received.as_json)
+
+    def script(self, *scripts: Script) -> None:
+        """Add scripts, as POST /simulator/scripts does; the first that hits a request wins."""
+        self._call(lambda: self._app.provider.scripts.add(scripts))
 
     def stats(self) -> JsonObject:
         """The response of GET /simulator/stats."""

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 from workers.onebox.simulator.errors import JsonObject
-from workers.onebox.simulator.profile import Endpoint
+from workers.onebox.simulator.rule import Endpoint
 
 
 class Stats:

@@ -1,17 +1,18 @@
 """Reads calls from HTTP requests, and writes replies as HTTP responses."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
 
 from workers.onebox.simulator.clock import Clock
 from workers.onebox.simulator.errors import ApiError, JsonObject, invalid
-from workers.onebox.simulator.profile import Endpoint
+from workers.onebox.simulator.rule import Endpoint, Subject
+from workers.onebox.simulator.script import Script, merged
 
-_JSON = "application/json"
+JSON = "application/json"
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
@@ -19,27 +20,39 @@ _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 class Call:
     """One call: `body` is its JSON object or form, `query` its query and path parameters.
 
-    `raw` is the text that `Fault.contains` searches.
+    `raw` is the text that `Rule.contains` searches, and `script` the script that hits the call.
     """
 
     endpoint: Endpoint
     query: JsonObject
     body: JsonObject
     raw: bytes
+    method: str = ""
+    path: str = ""
+    script: Script | None = None
+
+    def subject(self) -> Subject:
+        """The call as rules see it."""
+        model = self.body.get("model")
+        name = model if isinstance(model, str) else None
+        return Subject("call", self.endpoint, name, self.raw, lambda: self.body, self.path)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A response: `parts` with `pause` seconds before each, as a stream or in one piece.
 
-    `on_part_sent` is called after each part of a stream.
+    `on_part_sent` is called after each part of a stream. The connection closes after `cut` parts.
     """
 
     parts: Sequence[bytes]
-    content_type: str = _JSON
+    content_type: str = JSON
     streamed: bool = False
     pause: float = 0.0
     on_part_sent: Callable[[], None] = lambda: None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    cut: int | None = None
 
 
 class DropConnection(Exception):
@@ -51,27 +64,57 @@ async def read(endpoint: Endpoint, request: web.Request) -> Call:
     query = {**request.query, **request.match_info}
     if request.content_type in _FORMS:
         form, raw = await _form(request)
-        return Call(endpoint, query, form, raw)
+        return Call(endpoint, query, form, raw, request.method, request.path)
     raw = await request.read()
     if not raw:
-        return Call(endpoint, query, {}, request.raw_path.encode())
-    return Call(endpoint, query, _json_object(raw), raw)
+        raw_path = request.raw_path.encode()
+        return Call(endpoint, query, {}, raw_path, request.method, request.path)
+    return Call(endpoint, query, _json_object(raw), raw, request.method, request.path)
 
 
-def as_json(body: JsonObject) -> Reply:
-    """A reply with one JSON object."""
-    return Reply((json.dumps(body).encode(),))
+def as_json(body: JsonObject | str) -> Reply:
+    """A reply with one JSON object, or a text in its place."""
+    return Reply(((body if isinstance(body, str) else json.dumps(body)).encode(),))
+
+
+def as_events(chunks: Iterable[JsonObject | str], script: Script | None = None) -> Reply:
+    """A stream with the data of these events, or with the chunks that the script has."""
+    if script is not None:
+        chunks = chunks if script.chunks is None else script.chunks
+        change = script.chunk_merge
+        chunks = [chunk if isinstance(chunk, str) else merged(chunk, change) for chunk in chunks]
+    return Reply([*map(_event, chunks)], "text/event-stream", streamed=True)
+
+
+def scripted(reply: Reply, script: Script) -> Reply:
+    """The reply with the status, the headers, the pace and the end that the script has."""
+    return replace(
+        reply,
+        status=script.status or reply.status,
+        headers=script.headers,
+        pause=script.pause or reply.pause,
+        cut=script.cut,
+    )
 
 
 async def send(
     request: web.Request, reply: Reply, request_id: str, clock: Clock
 ) -> web.StreamResponse:
     """Send a reply."""
-    headers = {"x-request-id": request_id}
+    if reply.cut is not None and not reply.streamed:
+        await send_half(request, reply, clock)
+    headers = {"x-request-id": request_id, **reply.headers}
     if not reply.streamed:
-        body = reply.parts[0]
-        return web.Response(body=body, content_type=reply.content_type, headers=headers)
-    response = web.StreamResponse(headers=headers)
+        response = web.Response(body=reply.parts[0], status=reply.status, headers=headers)
+        response.content_type = reply.content_type
+        return response
+    return await _send_stream(request, reply, headers, clock)
+
+
+async def _send_stream(
+    request: web.Request, reply: Reply, headers: Mapping[str, str], clock: Clock
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers=headers)
     response.content_type = reply.content_type
     await response.prepare(request)
     await _write(response, reply, clock)
@@ -119,10 +162,17 @@ def close_connection(request: web.Request) -> web.StreamResponse:
 
 
 async def _write(response: web.StreamResponse, reply: Reply, clock: Clock) -> None:
-    for part in reply.parts:
+    for part in reply.parts[: reply.cut]:
         await clock.sleep(reply.pause)
         await response.write(part)
         reply.on_part_sent()
+    if reply.cut is not None:
+        raise DropConnection
+
+
+def _event(data: JsonObject | str) -> bytes:
+    text = data if isinstance(data, str) else json.dumps(data)
+    return b"data: " + text.encode() + b"\n\n"
 
 
 async def _form(request: web.Request) -> tuple[JsonObject, bytes]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from workers.onebox.simulator.errors import ApiError, JsonObject
-from workers.onebox.simulator.profile import Endpoint, Profile
+from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.provider import ENDPOINTS, Provider
+from workers.onebox.simulator.rule import Endpoint, Scope, Subject
 
 _MAX_ERRORS = 100  # OpenAI documents no number
 
@@ -24,6 +25,10 @@ class BatchLine:
         """The request body of the line."""
         body: JsonObject = json.loads(self.raw)["body"]
         return body
+
+    def subject(self, scope: Scope, model: str | None) -> Subject:
+        """The line as rules see it."""
+        return Subject(scope, self.endpoint, model, self.raw, self.body)
 
 
 @dataclass(frozen=True, slots=True)
