@@ -1,9 +1,10 @@
 """Cached answers, for requests that ask for them with `cache_ttl`.
 
-Requests are equal if tenant, lane, tags and the request body for the provider are the same; no
-tenant ever gets another's answer. The routing strategy, the user and the priority make no
-difference. Streamed requests and the batch lane are not cached. Two equal requests that run at the
-same time both go to the provider: an answer can be found once it is stored.
+Requests are equal if tenant, lane, tags, headers and the request body for the provider (its
+`extra_body` included) are the same; no tenant ever gets another's answer. The routing strategy, the
+user and the priority make no difference. Streamed requests and the batch lane are not cached. Two
+equal requests that run at the same time both go to the provider: an answer can be found once it is
+stored.
 
 A cached answer costs nothing. Only a worker knows that there is one: until then the possible cost
 is reserved as for any request and then returned; its tokens stay counted in `tokens_per_minute`.
@@ -151,7 +152,10 @@ class ResponseCache:
 
 def cache_key(lane: Lane, request: Request) -> str:
     """Return a hash that equal requests share and no others; it reveals nothing of the request."""
-    identity = [request.tenant_id, lane, sorted(set(request.tags)), request.body()]
+    identity = [
+        *(request.tenant_id, lane, sorted(set(request.tags))),
+        *(request.body(), request.extra_headers or {}),
+    ]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -12,10 +13,12 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    model_validator,
 )
 
 from primarch_fleet.contract import SCHEMA_VERSION
 from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.requests.refused import REFUSED_ARGUMENTS, refused_keys
 from primarch_fleet.validation import explain
 
 RoutingStrategy = Literal[
@@ -30,6 +33,9 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 JsonObject = dict[str, JsonValue]
+#: A header's name and value in HTTP: https://www.rfc-editor.org/rfc/rfc9110#section-5
+HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+HeaderValue = Annotated[str, Field(pattern=r"^[\t -~]*$")]
 
 
 class Request(BaseModel):
@@ -61,6 +67,8 @@ class Request(BaseModel):
     #: What "auto" optimizes for: latency, cost, or neither.
     cost_preference: Literal["speed", "balanced", "cost"] = "balanced"
     tenant_id: Name = "default"
+    #: The end user for whom the request is made. Receipts repeat it, and providers that know end
+    #: users get it as fleet.yaml says (`requests.user_id`).
     user_id: Name | None = None
     #: Only deployments with all of these tags serve the request, fallbacks included. Realtime lane.
     tags: list[Name] = []
@@ -86,15 +94,32 @@ class Request(BaseModel):
     #: older is returned to an equal request of the same tenant, lane and tags. A cache hit costs
     #: nothing. Ignored for streams and on the batch lane.
     cache_ttl: Annotated[float, Field(gt=0, le=2_592_000)] | None = None
-    #: Returned unchanged in the receipt; never sent to a provider.
+    #: Returned unchanged in the receipt; never sent to a provider. OpenAI's own `metadata` is
+    #: `provider_metadata`.
     metadata: dict[str, JsonValue] = {}
+    #: Parameters that OpenAI's API does not have, as in the openai SDK: Claude's `thinking`, vLLM's
+    #: `chat_template_kwargs`. A lane passes them on or refuses them by name.
+    extra_body: Annotated[JsonObject | None, Field(repr=False)] = None
+    #: Headers for the provider. Only those that fleet.yaml allows (`requests.extra_headers`), on
+    #: the realtime lane.
+    extra_headers: Annotated[dict[HeaderName, HeaderValue] | None, Field(repr=False)] = None
     schema_version: Literal[1] = SCHEMA_VERSION
 
     def __init__(self, **data: Any) -> None:
+        if unknown := data.keys() - type(self).model_fields:
+            raise InvalidRequest(
+                _reasons({name: REFUSED_ARGUMENTS.get(name, _UNKNOWN) for name in unknown})
+            )
         try:
             super().__init__(**data)
         except ValidationError as error:
             raise InvalidRequest(explain(error)) from None
+
+    @model_validator(mode="after")
+    def _check_extra_body(self) -> Self:
+        if refused := refused_keys(self.extra_body or (), type(self).model_fields):
+            raise ValueError(_reasons(refused, "extra_body."))
+        return self
 
     @classmethod
     def parse(cls, data: object) -> Self:
@@ -113,19 +138,29 @@ class Request(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def body(self) -> dict[str, Any]:
-        """Return the request body for the provider: OpenAI's fields, without nulls."""
+        """Return the request body for the provider: `openai_body` and `extra_body` in one."""
+        return {**self.openai_body(), **(self.extra_body or {})}
+
+    def openai_body(self) -> dict[str, Any]:
+        """Return the fields of OpenAI's API, with its names and without nulls."""
         wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
-        return {key: value for key, value in wire.items() if value is not None}
+        return {
+            PROVIDER_NAMES.get(key, key): value for key, value in wire.items() if value is not None
+        }
 
     def max_output_tokens(self) -> int | None:
         """Return the token limit over all choices of the answer; None without a limit."""
         raise NotImplementedError
 
-    def prefixes(self) -> list[str]:
+    def prefixes(self, *, shared: bool = False) -> list[str]:
         """Return hashes of prefixes that other requests may share, longest first.
 
         An engine that has a prefix in its cache does not compute it again. Each hash has 16 hex
         digits.
+
+        Args:
+            shared: Whether tenants share an engine's prefix cache; else no two tenants have a hash
+                in common.
         """
         return []
 
@@ -136,4 +171,11 @@ class Request(BaseModel):
         return (self.deadline - (now or datetime.now(UTC))).total_seconds()
 
 
+def _reasons(refused: Mapping[str, str], path: str = "") -> str:
+    return "; ".join(f"{path}{name}: {why}" for name, why in sorted(refused.items()))
+
+
+_UNKNOWN = "no parameter of this request; send a provider's own parameters in extra_body"
+#: Fields whose name in OpenAI's API has another meaning here.
+PROVIDER_NAMES = {"provider_metadata": "metadata"}
 _ROUTING_FIELDS = set(Request.model_fields) - {"model"}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,12 +17,17 @@ from pydantic import (
 
 from primarch_fleet.requests.base import Count, JsonObject, Request
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+#: Keys of `extra_body` that change the prompt that an engine computes.
+PROMPT_PARAMETERS = (
+    *("chat_template", "chat_template_kwargs", "documents", "add_special_tokens"),
+    *("mm_processor_kwargs", "media_io_kwargs", "cache_salt"),
+)
 
 
 def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
-    if message.get("role") not in ROLES:
-        raise ValueError(f"role must be one of {', '.join(ROLES)}")
+    role = message.get("role")
+    if not (isinstance(role, str) and role):
+        raise ValueError("role must be a text, such as user or assistant")
     if not isinstance(message.get("content"), str | list | None):
         raise ValueError("content must be text or a list of parts")
     return message
@@ -41,27 +46,45 @@ class CompletionRequest(Request):
     verb, kind, endpoint = "complete", "chat", "/v1/chat/completions"
 
     messages: Annotated[Sequence[ChatMessage], Field(min_length=1, repr=False)]
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    audio: JsonObject | None = None
+    frequency_penalty: float | None = None
+    function_call: str | JsonObject | None = None
+    functions: Sequence[JsonObject] | None = None
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: JsonObject | None = None
-    tools: list[JsonObject] | None = None
-    tool_choice: str | JsonObject | None = None
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    modalities: Sequence[str] | None = None
+    moderation: JsonObject | None = None
+    n: Count | None = None
     parallel_tool_calls: bool | None = None
-    reasoning_effort: str | None = None
+    prediction: Annotated[JsonObject | None, Field(repr=False)] = None
+    presence_penalty: float | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: JsonObject | None = None
+    prompt_cache_retention: str | None = None
+    #: OpenAI's own `metadata`, which is stored with the answer there.
+    provider_metadata: JsonObject | None = None
+    reasoning_effort: str | JsonObject | None = None
+    response_format: JsonObject | None = None
+    safety_identifier: str | None = None
+    seed: int | None = None
     service_tier: str | None = None
+    stop: str | Sequence[str] | None = None
+    store: bool | None = None
     #: Stream the answer, so that `Fleet.stream` can read it by its ticket. The whole answer is
     #: still the result, and the receipt contains the time to first token.
     stream: bool | None = None
+    #: Only for streams. With `include_usage`, readers of the stream get the chunk with the usage.
+    stream_options: JsonObject | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    tool_choice: str | JsonObject | None = None
+    tools: Sequence[JsonObject] | None = None
+    top_logprobs: int | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    user: str | None = None
+    verbosity: str | None = None
+    web_search_options: JsonObject | None = None
 
     @model_validator(mode="after")
     def _batch_cannot_stream(self) -> Self:
@@ -80,19 +103,33 @@ class CompletionRequest(Request):
         limit = self.max_completion_tokens or self.max_tokens
         return None if limit is None else limit * (self.n or 1)
 
-    def prefixes(self) -> list[str]:
+    def prefixes(self, *, shared: bool = False) -> list[str]:
         """Return the prefix of the conversation, and of the system prompt if there is one.
 
         The conversation's prefix ends with its first user message, so it is the same at every turn.
-        The system prompt consists of the leading system and developer messages. Tools are part of
-        both.
+        The system prompt consists of the leading system and developer messages. Tools and
+        PROMPT_PARAMETERS are part of both.
+
+        Args:
+            shared: Whether tenants share an engine's prefix cache; else no two tenants have a hash
+                in common.
         """
         roles = [message["role"] for message in self.messages]
         opening = roles.index("user") + 1 if "user" in roles else len(roles)
         system = sum(1 for _ in takewhile(("system", "developer").__contains__, roles))
-        return [self._prefix(length) for length in dict.fromkeys((opening, system)) if length]
+        extra = self.extra_body or {}
+        common = [
+            "" if shared else self.tenant_id,
+            list(self.tools or ()),
+            [[name, extra[name]] for name in PROMPT_PARAMETERS if name in extra],
+        ]
+        lengths = dict.fromkeys((opening, system))
+        return [_hash([*common, self._head(length)]) for length in lengths if length]
 
-    def _prefix(self, length: int) -> str:
-        head = [self.tools or [], [dict(message) for message in self.messages[:length]]]
-        text = json.dumps(head, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _head(self, length: int) -> list[dict[str, JsonValue]]:
+        return [dict(message) for message in self.messages[:length]]
+
+
+def _hash(prefix: list[Any]) -> str:
+    text = json.dumps(prefix, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from primarch_fleet.requests.base import Count, Request
 
@@ -23,7 +21,8 @@ class EmbeddingRequest(Request):
         | Annotated[list[list[int]], Field(min_length=1, max_length=2048)]
     ) = Field(repr=False)
     dimensions: Count | None = None
-    encoding_format: Literal["float", "base64"] | None = None
+    encoding_format: str | None = None
+    user: str | None = None
 
     def max_output_tokens(self) -> int:
         """Return 0: embeddings have no output tokens."""

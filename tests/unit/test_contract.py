@@ -22,7 +22,8 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": S
     [
         ("lane", {"lane": "express"}),
         ("messages", {"messages": []}),
-        ("messages.0: role", {"messages": [{"role": "unknown", "content": "x"}]}),
+        ("messages.0: role", {"messages": [{"role": 5, "content": "x"}]}),
+        ("messages.0: role", {"messages": [{"content": "x"}]}),
         ("messages.0.content", {"messages": [{"role": "user", "content": b"x"}]}),
         ("messages.0.content", {"messages": [{"role": "user", "content": [{"x": math.nan}]}]}),
         ("messages.0: content", {"messages": [{"role": "user", "content": 5}]}),
@@ -146,9 +147,31 @@ def test_different_tools_give_different_prefixes() -> None:
 
 
 def test_routing_fields_and_sampling_parameters_do_not_change_the_prefixes() -> None:
-    fields: dict[str, Any] = {"tenant_id": "t", "priority": "high", "lane": "local", "seed": 1}
+    fields: dict[str, Any] = {"priority": "high", "lane": "local", "seed": 1}
     messages = dict(reversed(SYSTEM.items())), message("user", "hello")
     assert prefixes(*messages, **fields) == prefixes(SYSTEM, message("user", "hello"))
+
+
+def test_tenants_have_no_prefix_in_common_unless_they_share_a_cache() -> None:
+    requests = [
+        CompletionRequest(model="m", messages=[SYSTEM, message("user", "hello")], tenant_id=name)
+        for name in ("a", "b")
+    ]
+    first, second = (request.prefixes() for request in requests)
+    assert not set(first) & set(second)
+    first, second = (request.prefixes(shared=True) for request in requests)
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("chat_template_kwargs", {"enable_thinking": False}), ("cache_salt", "s")],
+)
+def test_parameters_that_change_the_prompt_change_the_prefixes(name: str, value: Any) -> None:
+    messages = SYSTEM, message("user", "hello")
+    changed = prefixes(*messages, extra_body={name: value, "top_k": 5})
+    assert not set(changed) & set(prefixes(*messages, extra_body={"top_k": 5}))
+    assert prefixes(*messages, extra_body={"top_k": 5}) == prefixes(*messages)
 
 
 def test_prefixes_are_the_same_after_a_json_round_trip() -> None:

@@ -10,6 +10,7 @@ import pytest
 from primarch_fleet import Completion
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, Request
 from tasks.response_cache import cache_key, is_complete
+from tests.support import parameters
 
 TAGS = ["a", "b"]
 CHAT = CompletionRequest(model="m", messages=[{"role": "user", "content": "Say hello."}], tags=TAGS)
@@ -37,31 +38,16 @@ PARAMETERS: dict[type[Request], dict[str, Any]] = {
     CompletionRequest: {
         "model": "other",
         "messages": [{"role": "user", "content": "Say goodbye."}],
-        "max_tokens": 9,
-        "max_completion_tokens": 9,
-        "temperature": 0.5,
-        "top_p": 0.5,
-        "n": 2,
-        "stop": "end",
-        "seed": 1,
-        "presence_penalty": 1.0,
-        "frequency_penalty": 1.0,
-        "logit_bias": {"1": 1.0},
-        "logprobs": True,
-        "top_logprobs": 1,
-        "response_format": {"type": "json_object"},
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "tool_choice": "none",
-        "parallel_tool_calls": False,
-        "reasoning_effort": "low",
-        "service_tier": "flex",
-        "stream": True,
+        **parameters.CHAT,
+        "extra_body": {"top_k": 5},
+        "extra_headers": {"x-beta": "1"},
     },
     EmbeddingRequest: {
         "model": "other",
         "input": "Goodbye",
-        "dimensions": 9,
-        "encoding_format": "base64",
+        **parameters.EMBEDDING,
+        "extra_body": {"input_type": "query"},
+        "extra_headers": {"x-beta": "1"},
     },
 }
 #: Values for the fleet's own fields, which the provider does not see.

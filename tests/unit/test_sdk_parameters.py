@@ -1,0 +1,174 @@
+"""What the installed openai SDK sends is a field of a request, or is refused with a reason."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from openai.resources.chat.completions import AsyncCompletions
+from openai.resources.embeddings import AsyncEmbeddings
+from openai.types.chat import completion_create_params as chat
+from openai.types.embedding_create_params import EmbeddingCreateParams
+
+from primarch_fleet import CompletionRequest, EmbeddingRequest
+from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.requests import Request
+from primarch_fleet.requests.base import PROVIDER_NAMES
+from primarch_fleet.requests.refused import REFUSED_ARGUMENTS, refused_keys
+from tests.support import parameters
+
+CHAT = CompletionRequest(model="m", messages=[{"role": "user", "content": "hello"}])
+EMBEDDING = EmbeddingRequest(model="m", input="hello")
+#: By kind of request: the SDK's types of its body, and the SDK's method.
+SDK: dict[type[Request], tuple[list[type], Callable[..., Any]]] = {
+    CompletionRequest: (
+        [chat.CompletionCreateParamsNonStreaming, chat.CompletionCreateParamsStreaming],
+        AsyncCompletions.create,
+    ),
+    EmbeddingRequest: ([EmbeddingCreateParams], AsyncEmbeddings.create),
+}
+
+
+def hints(kind: type[Request]) -> dict[str, Any]:
+    types, _ = SDK[kind]
+    return {name: hint for one in types for name, hint in get_type_hints(one).items()}
+
+
+def field(name: str) -> str:
+    """Our name for a name of the SDK."""
+    return {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}.get(name, name)
+
+
+def choices(hint: Any) -> Iterator[Any]:
+    """The values that an annotation lists."""
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+    elif get_origin(hint) is not list:
+        for part in get_args(hint):
+            yield from choices(part)
+
+
+@pytest.mark.parametrize("kind", SDK)
+def test_each_parameter_of_the_sdk_is_a_field_or_refused_with_a_reason(kind: type[Request]) -> None:
+    _, method = SDK[kind]
+    arguments = set(inspect.signature(method).parameters) - {"self"}
+    names = {field(name) for name in hints(kind).keys() | arguments}
+    assert names - kind.model_fields.keys() - REFUSED_ARGUMENTS.keys() == set()
+
+
+@pytest.mark.parametrize("kind", SDK)
+def test_each_value_that_the_sdk_lists_is_accepted(kind: type[Request]) -> None:
+    plain = CHAT if kind is CompletionRequest else EMBEDDING
+    for name, hint in hints(kind).items():
+        for value in choices(hint):
+            assert getattr(kind.parse(plain.to_wire() | {field(name): value}), field(name)) == value
+
+
+@pytest.mark.parametrize(
+    ("plain", "values"),
+    [(CHAT, parameters.CHAT), (EMBEDDING, parameters.EMBEDDING)],
+    ids=["chat", "embedding"],
+)
+def test_each_parameter_is_in_the_body_under_the_name_of_the_sdk(
+    plain: Request, values: dict[str, Any]
+) -> None:
+    names = {field(name) for name in hints(type(plain))}
+    assert values.keys() == names - plain.to_wire().keys(), "a value for each parameter"
+    request = type(plain).parse(plain.to_wire() | values)
+    sent = {PROVIDER_NAMES.get(name, name): value for name, value in values.items()}
+    assert request.body() == plain.body() | sent
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"reasoning_effort": {"effort": "high", "summary": "auto"}},
+        {"reasoning_effort": "a level of tomorrow"},
+        {"service_tier": "a tier of tomorrow"},
+        {"top_logprobs": 50},
+        {"top_logprobs": -1},
+        {"logit_bias": {"50256": -100}},
+        {"stop": "end"},
+        {"n": 200},
+        {"temperature": 2.5},
+        {"presence_penalty": 3.0},
+        {"verbosity": "chatty"},
+        {"tools": ({"type": "custom", "custom": {"name": "f"}},)},
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        {"web_search_options": {}},
+        {"messages": [{"role": "ipython", "content": "5"}]},
+    ],
+    ids=str,
+)
+def test_a_value_that_some_provider_accepts_is_accepted(value: dict[str, Any]) -> None:
+    assert CompletionRequest.parse(CHAT.to_wire() | value)
+
+
+def test_null_is_the_same_as_no_value() -> None:
+    nulls = {name: None for name in parameters.CHAT}
+    assert CompletionRequest.parse(CHAT.to_wire() | nulls).body() == CHAT.body()
+
+
+def test_extra_body_is_part_of_the_body() -> None:
+    request = CompletionRequest.parse(CHAT.to_wire() | {"extra_body": parameters.EXTRA_BODY})
+    assert request.body() == CHAT.body() | parameters.EXTRA_BODY
+    assert request.openai_body() == CHAT.body()
+
+
+@pytest.mark.parametrize("name", ["timeout", "extra_query"])
+def test_a_refused_argument_says_what_to_set_instead(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{name}: .*fleet\.yaml"):
+        CompletionRequest.parse(CHAT.to_wire() | {name: 5})
+
+
+def test_a_parameter_that_the_sdk_does_not_have_belongs_in_extra_body() -> None:
+    with pytest.raises(InvalidRequest, match=r"^top_k: .*extra_body"):
+        CompletionRequest.parse(CHAT.to_wire() | {"top_k": 5})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("api_key", "apiKey", "API-KEY", "api_base", "base_url", "organization", "api_version"),
+        *("custom_llm_provider", "fallbacks", "num_retries", "mock_response", "model_list"),
+        *("success_callback", "callbacks", "headers", "extra_headers", "extra_query", "no-log"),
+        *("aws_access_key_id", "vertex_credentials", "azure_ad_token", "litellm_metadata"),
+        *("model", "messages", "stream", "metadata", "tenant_id", "extra_body", "max_tokens", "n"),
+        *("max_output_tokens", "maxOutputTokens", "generationConfig", "system", "request_id"),
+        *(
+            "priority",
+            "models",
+            "drop_params",
+            "timeout",
+            "input_cost_per_token",
+            "_router_weights",
+        ),
+    ],
+)
+def test_extra_body_carries_no_routing_no_credentials_and_no_field_of_the_request(
+    name: str,
+) -> None:
+    with pytest.raises(InvalidRequest, match=rf"extra_body\.{name}: ") as caught:
+        CompletionRequest.parse(CHAT.to_wire() | {"extra_body": {name: "a private value"}})
+    assert "a private value" not in str(caught.value)
+
+
+def test_extra_body_may_have_each_parameter_of_engines_and_providers() -> None:
+    for kind, extra in (
+        (CompletionRequest, parameters.EXTRA_BODY),
+        (EmbeddingRequest, parameters.EMBEDDING_EXTRA_BODY),
+    ):
+        assert refused_keys(extra, kind.model_fields) == {}
+
+
+@pytest.mark.parametrize("wrong", [{"X: y": "1"}, {"X-A": "1\r\nX-B: 2"}, {"": "1"}])
+def test_a_header_is_one_line(wrong: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest, match=r"^extra_headers"):
+        CompletionRequest.parse(CHAT.to_wire() | {"extra_headers": wrong})
+
+
+def test_the_representation_shows_neither_extra_body_nor_headers() -> None:
+    private = {"extra_body": {"documents": ["SECRET"]}, "extra_headers": {"X-A": "SECRET"}}
+    assert "SECRET" not in repr(CompletionRequest.parse(CHAT.to_wire() | private))
