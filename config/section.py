@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from primarch_fleet.contract import ModelKind
 from primarch_fleet.money import Price
-
-Kind = Literal["chat", "embedding"]
 
 
 class Section(BaseModel):
@@ -21,7 +20,7 @@ class Priced(Section):
     """Something that serves a model: it has a price, or it is declared to be free."""
 
     #: What the model does: `chat` answers conversations, `embedding` returns vectors.
-    kind: Kind = "chat"
+    kind: ModelKind = "chat"
     #: Dollars per million tokens. Required unless `free` is true; a chat model needs both rates.
     price: Price
     #: The model costs nothing, and `price` may be left out. Without it a price of 0 is an error.

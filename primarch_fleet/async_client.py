@@ -17,7 +17,7 @@ from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.outgoing import Ticket, task_id
 from primarch_fleet.progress import Progress
-from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests import Request
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
     MAX_CHUNKS_PER_READ,
@@ -116,7 +116,7 @@ class AsyncFleet:
 
     async def stream(
         self,
-        request: CompletionRequest | Ticket | str,
+        request: Request | Ticket | str,
         *,
         after: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.stream

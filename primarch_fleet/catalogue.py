@@ -10,7 +10,7 @@ from typing import Literal
 import redis
 from pydantic import BaseModel, ConfigDict
 
-from primarch_fleet.contract import Lane
+from primarch_fleet.contract import Lane, ModelKind
 from primarch_fleet.errors import NoCatalogue, UnknownModel
 from primarch_fleet.money import Price
 from primarch_fleet.prompt_size import MediaTokens
@@ -50,7 +50,7 @@ class Model(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["chat", "embedding"]
+    kind: ModelKind
     lanes: dict[Lane, Offer]
     #: The price with which a receipt compares the cost.
     list_price: Price

@@ -31,7 +31,7 @@ from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
-from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests import Request
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
 #: Seconds for which a producer uses a catalogue that it has read.
@@ -180,7 +180,7 @@ class Fleet:
 
     def stream(
         self,
-        request: CompletionRequest | Ticket | str,
+        request: Request | Ticket | str,
         *,
         after: str | None = None,
         timeout: float | None = None,

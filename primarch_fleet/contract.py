@@ -10,6 +10,7 @@ from pydantic import (
     JsonValue,
 )
 
+from primarch_fleet.answers import form_of
 from primarch_fleet.blobs import BlobRef, fetch_blob
 
 #: Version of this contract. A worker rejects requests of a newer version.
@@ -17,6 +18,9 @@ SCHEMA_VERSION: Literal[1] = 1
 
 Lane = Literal["realtime", "local", "batch"]
 LANES: tuple[Lane, ...] = get_args(Lane)
+
+#: What a model does, by the name that LiteLLM has for it (`mode`).
+ModelKind = Literal["chat", "embedding"]
 
 #: Celery priority of a message by name. The Redis transport serves 0 first.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
@@ -92,8 +96,8 @@ class Completion(BaseModel):
     @property
     def text(self) -> str:
         """The text of the first choice, fetched if necessary; "" for tool calls and embeddings."""
-        choices = self.fetched().body.get("choices") or [{}]
-        return choices[0].get("message", {}).get("content") or ""
+        body = self.fetched().body
+        return form_of(body).text(body)
 
     def fetched(self) -> Self:
         """Return the completion with its body, fetched from where it is stored.

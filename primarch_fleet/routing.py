@@ -25,7 +25,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
 from primarch_fleet.prompt_size import PromptSize, measure
-from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests import Request
 
 #: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
 URGENT_SECONDS = 60.0
@@ -149,12 +149,12 @@ class _Assessment:
         if seconds_left is not None and seconds_left <= 0:
             raise DeadlineExceeded("deadline: it has already passed")
         model = catalogue.model(request.model)
-        if model.kind != request.kind:
+        if model.kind not in request.kinds:
             raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
         _check_tags(request, model, catalogue)
         time_limits = [limit for limit in (request.max_latency, seconds_left) if limit is not None]
         max_wait_seconds = min(time_limits, default=float("inf"))
-        unsupported = _unsupported(request)
+        unsupported = request.unsupported()
         eligible = {
             lane
             for lane, offer in model.lanes.items()
@@ -304,25 +304,6 @@ class _Assessment:
         elif max_wait <= URGENT_SECONDS and health.queued[queue] >= LONG_QUEUE_LENGTH:
             why = "its queue is long"
         return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
-
-
-def _unsupported(request: Request) -> dict[Lane, str]:
-    """The lanes that do not support a field of the request, each with the error message."""
-    lanes: dict[Lane, str] = {}
-    for field in ("tags", "routing_strategy"):
-        if getattr(request, field):
-            lanes["local"] = lanes["batch"] = f"{field}: only the realtime lane supports it"
-    if not isinstance(request, CompletionRequest):
-        return lanes
-    if request.stream:
-        lanes["batch"] = "stream: a batch cannot stream"
-    if request.stream and (request.n or 1) > 1:
-        lanes["realtime"] = "n: a stream has one choice on the realtime lane"
-    if request.service_tier:
-        lanes["local"] = (
-            "service_tier: the local lane has none; leave it out or choose another lane"
-        )
-    return lanes
 
 
 def _check_tags(request: Request, model: Model, catalogue: Catalogue) -> None:

@@ -28,6 +28,7 @@ import redis
 from celery.states import READY_STATES, SUCCESS
 
 from primarch_fleet import protocol
+from primarch_fleet.answers import form_of
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import (
     FleetUnavailable,
@@ -36,7 +37,7 @@ from primarch_fleet.errors import (
     StreamInterrupted,
 )
 from primarch_fleet.outgoing import Ticket, task_id
-from primarch_fleet.requests import CompletionRequest
+from primarch_fleet.requests import Request
 
 #: The only field of an entry, and the values of `ended`.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"
@@ -84,12 +85,10 @@ class Chunk:
     @property
     def text(self) -> str:
         """The text that the chunk adds to the first choice; may be empty."""
-        choices: list[dict[str, Any]] = self.body.get("choices") or []
-        first = [choice for choice in choices if choice.get("index", 0) == 0]
-        return "".join((choice.get("delta") or {}).get("content") or "" for choice in first)
+        return form_of(self.body).added_text(self.body)
 
 
-def streamed(request: CompletionRequest) -> CompletionRequest:
+def streamed(request: Request) -> Request:
     """Return the request with `stream=True`.
 
     Raises:

@@ -10,18 +10,18 @@ from typing import Any
 
 from celery import Task
 
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.protocol import task_name
+from primarch_fleet.requests import REQUESTS, Request
 from tasks.app import app
 from tasks.deferral import park
 
 
-@app.task(name="batch.complete", bind=True, track_started=False)
-def complete(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer a CompletionRequest with a Completion, both in their wire form."""
-    return park(task, CompletionRequest, request)
+def _add_task(kind: type[Request]) -> None:
+    @app.task(name=task_name("batch", kind.verb), bind=True, track_started=False)
+    def answer(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request with a Completion, both in their wire form."""
+        return park(task, kind, request)
 
 
-@app.task(name="batch.embed", bind=True, track_started=False)
-def embed(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Answer an EmbeddingRequest with a Completion, both in their wire form."""
-    return park(task, EmbeddingRequest, request)
+for _kind in REQUESTS.values():
+    _add_task(_kind)

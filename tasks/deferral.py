@@ -15,7 +15,7 @@ from celery.exceptions import Ignore
 
 from primarch_fleet import protocol
 from primarch_fleet.errors import FleetError, InvalidRequest
-from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests import Request
 from tasks import services
 from tasks.services import DeferralStore
 
@@ -108,7 +108,7 @@ def prepare(task_name: str, kind: type[Request], body: object, context: Context)
         InvalidRequest: The request is malformed, or no batch can hold it.
     """
     request = kind.parse(body)
-    if isinstance(request, CompletionRequest) and request.stream:
+    if request.streams:
         raise InvalidRequest("stream: a batch cannot stream")
     fields = {name: getattr(context, name, None) for name in CONTEXT_FIELDS}
     hidden = {"argsrepr": protocol.HIDDEN_ARGUMENTS, "kwargsrepr": protocol.HIDDEN_ARGUMENTS}

@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from primarch_fleet import redis_support
+from primarch_fleet.answers import form_of
 from primarch_fleet.contract import Completion, Lane, Receipt
 from primarch_fleet.requests import Request
 
@@ -41,9 +42,6 @@ MAX_ENTRIES = 4096
 MAX_ENTRY_BYTES = 57_000
 #: Time for Redis to reply; after it the request runs without the cache.
 TIMEOUT_SECONDS = 0.5
-#: Finish reasons of a complete choice; a choice that a content filter cut is incomplete.
-#: https://platform.openai.com/docs/api-reference/chat/object (finish_reason)
-COMPLETE_FINISH_REASONS = {"stop", "length", "tool_calls", "function_call"}
 
 lookups_total = Counter(
     "primarch_cache_lookups_total",
@@ -125,7 +123,7 @@ class ResponseCache:
 
         An answer that is incomplete or larger than MAX_ENTRY_BYTES is not stored.
         """
-        if not is_complete(answer):
+        if not form_of(answer.body).is_complete(answer.body):
             return
         receipt = answer.receipt.model_copy(update={"metadata": {}, "user_id": None})
         key = cache_key(lane, request)
@@ -158,14 +156,6 @@ def cache_key(lane: Lane, request: Request) -> str:
     ]
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def is_complete(answer: Completion) -> bool:
-    """Return whether every choice is complete; embeddings have no choices."""
-    return all(
-        choice.get("finish_reason") in COMPLETE_FINISH_REASONS
-        for choice in answer.body.get("choices", [])
-    )
 
 
 def _slot(key: str) -> str:

@@ -62,8 +62,7 @@ async def _answer(lane: Lane, request: Request, metadata: RequestMetadata) -> Co
     """The cached answer to an equal request, if this request allows that, else the backend's."""
     process = services.current()
     backend, cache = process.backends[lane], process.response_cache
-    streamed = getattr(request, "stream", False)
-    if cache is None or request.cache_ttl is None or streamed:
+    if cache is None or request.cache_ttl is None or request.streams:
         return await backend.serve(request, metadata)
     cached = await cache.get(lane, request, metadata.receipt_fields())
     if cached is not None:

@@ -18,6 +18,7 @@ from typing import Any
 import redis
 
 from primarch_fleet import redis_support
+from primarch_fleet.answers import form_of
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.streaming import (
     CHUNK,
@@ -120,7 +121,7 @@ class StreamWriter:
 
     def _publish(self, run: _Run, chunk: dict[str, Any]) -> None:
         is_first_token = False
-        if has_token(chunk):
+        if form_of(chunk).has_token(chunk):
             is_first_token = not run.has_token
             run.has_token = True
             UsageMeter.current().chunks += 1
@@ -211,17 +212,3 @@ class StreamWriter:
 def _reason(error: Exception) -> str:
     """Return Redis's message without the command that redis-py quotes: that contains an answer."""
     return str(error).rpartition("caused error: ")[2] or type(error).__name__
-
-
-#: Fields in which servers put a model's reasoning; OpenAI has no name for it.
-REASONING = ("reasoning_content", "reasoning")
-
-
-def has_token(chunk: dict[str, Any]) -> bool:
-    """Return whether a chunk has a part of an answer: text, reasoning or a tool call."""
-    deltas = [choice.get("delta") or {} for choice in chunk.get("choices") or []]
-    return any(
-        delta.get(name)
-        for delta in deltas
-        for name in ("content", "tool_calls", "function_call", "refusal", *REASONING)
-    )

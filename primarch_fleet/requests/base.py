@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from primarch_fleet.contract import SCHEMA_VERSION
+from primarch_fleet.contract import SCHEMA_VERSION, Lane, ModelKind
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests.refused import REFUSED_ARGUMENTS, refused_keys
 from primarch_fleet.validation import explain
@@ -55,9 +55,13 @@ class Request(BaseModel):
     )
     #: The second part of the task name that serves this kind of request: `realtime.complete`.
     verb: ClassVar[str]
-    #: The kind of model that can serve it.
-    kind: ClassVar[Literal["chat", "embedding"]]
+    #: The path at the provider.
     endpoint: ClassVar[str]
+    #: The method of LiteLLM's Router that serves it.
+    router_method: ClassVar[str]
+    #: The kinds of model that can serve it. A model of the first kind has this endpoint, if it has
+    #: any.
+    kinds: ClassVar[tuple[ModelKind, ...]]
 
     model: Name
     #: The lane. With "auto" the fleet chooses one; ticket and receipt say why.
@@ -105,6 +109,12 @@ class Request(BaseModel):
     extra_headers: Annotated[dict[HeaderName, HeaderValue] | None, Field(repr=False)] = None
     schema_version: Literal[1] = SCHEMA_VERSION
 
+    @model_validator(mode="after")
+    def _batch_cannot_stream(self) -> Self:
+        if self.streams and self.lane == "batch":
+            raise ValueError("stream: a batch cannot stream; leave it out or choose another lane")
+        return self
+
     def __init__(self, **data: Any) -> None:
         if unknown := data.keys() - type(self).model_fields:
             raise InvalidRequest(
@@ -147,6 +157,29 @@ class Request(BaseModel):
         return {
             PROVIDER_NAMES.get(key, key): value for key, value in wire.items() if value is not None
         }
+
+    @property
+    def streams(self) -> bool:
+        """True if the answer is to be streamed."""
+        return bool(getattr(self, "stream", None))
+
+    @property
+    def input_count(self) -> int:
+        """The inputs of the request, as providers count them in a batch."""
+        return 1
+
+    def unsupported(self) -> dict[Lane, str]:
+        """Return the lanes that do not support a field of the request, each with the reason."""
+        realtime_only = next(
+            (name for name in ("tags", "routing_strategy") if getattr(self, name)), None
+        )
+        lanes: dict[Lane, str] = {}
+        if realtime_only is not None:
+            why = f"{realtime_only}: only the realtime lane supports it"
+            lanes |= {"local": why, "batch": why}
+        if self.streams:
+            lanes["batch"] = "stream: a batch cannot stream"
+        return lanes
 
     def max_output_tokens(self) -> int | None:
         """Return the token limit over all choices of the answer; None without a limit."""

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from primarch_fleet.contract import Lane
 from primarch_fleet.requests.base import Count, JsonObject, Request
 
 #: Keys of `extra_body` that change the prompt that an engine computes.
@@ -43,7 +44,8 @@ class CompletionRequest(Request):
     `CompletionRequest(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hello"}])`
     """
 
-    verb, kind, endpoint = "complete", "chat", "/v1/chat/completions"
+    verb, endpoint = "complete", "/v1/chat/completions"
+    router_method, kinds = "acompletion", ("chat",)
 
     messages: Annotated[Sequence[ChatMessage], Field(min_length=1, repr=False)]
     audio: JsonObject | None = None
@@ -87,16 +89,21 @@ class CompletionRequest(Request):
     web_search_options: JsonObject | None = None
 
     @model_validator(mode="after")
-    def _batch_cannot_stream(self) -> Self:
-        if self.stream and self.lane == "batch":
-            raise ValueError("stream: a batch cannot stream; leave it out or choose another lane")
-        return self
-
-    @model_validator(mode="after")
     def _max_cost_needs_a_token_limit(self) -> Self:
         if self.max_cost is not None and self.max_output_tokens() is None:
             raise ValueError("max_cost: set max_completion_tokens too, or the cost has no limit")
         return self
+
+    def unsupported(self) -> dict[Lane, str]:
+        """Return the lanes that do not support a field of the request, each with the reason."""
+        lanes = super().unsupported()
+        if self.stream and (self.n or 1) > 1:
+            lanes["realtime"] = "n: a stream has one choice on the realtime lane"
+        if self.service_tier:
+            lanes["local"] = (
+                "service_tier: the local lane has none; leave it out or choose another lane"
+            )
+        return lanes
 
     def max_output_tokens(self) -> int | None:
         """Return the limit of one choice times `n`; None without a limit."""

@@ -12,7 +12,8 @@ from primarch_fleet.requests.base import Count, Request
 class EmbeddingRequest(Request):
     """Embeddings of one or more inputs, with the parameters of OpenAI's API."""
 
-    verb, kind, endpoint = "embed", "embedding", "/v1/embeddings"
+    verb, endpoint = "embed", "/v1/embeddings"
+    router_method, kinds = "aembedding", ("embedding",)
 
     input: (
         Annotated[str, Field(min_length=1)]
@@ -23,6 +24,13 @@ class EmbeddingRequest(Request):
     dimensions: Count | None = None
     encoding_format: str | None = None
     user: str | None = None
+
+    @property
+    def input_count(self) -> int:
+        """The texts and token lists to embed."""
+        if isinstance(self.input, str) or isinstance(self.input[0], int):
+            return 1
+        return len(self.input)
 
     def max_output_tokens(self) -> int:
         """Return 0: embeddings have no output tokens."""

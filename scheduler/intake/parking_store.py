@@ -13,7 +13,7 @@ from config.fleet import FleetConfig
 from config.provider import Deployment
 from primarch_fleet.errors import FleetError, RequestTooLarge, UnknownModel
 from primarch_fleet.prompt_size import measure
-from primarch_fleet.requests import EmbeddingRequest, Request
+from primarch_fleet.requests import Request
 from scheduler.completion import accounting
 from scheduler.model import jsonl
 from scheduler.model.job import ParkedRecord, ParkedRequest, RequestGroup, RequestSize
@@ -91,7 +91,7 @@ class ParkingStore:
         prompt = measure(request.body())  # raises for text that cannot be encoded
         line_bytes = len(jsonl.encode_line(LONGEST_CUSTOM_ID, request, deployment.upstream))
         policy = self._config.batch
-        inputs = _count_inputs(request)
+        inputs = request.input_count
         if line_bytes > policy.max_bytes or inputs > policy.max_inputs:
             raise RequestTooLarge(
                 f"request: {line_bytes} bytes and {inputs} inputs; a batch holds at most "
@@ -100,10 +100,3 @@ class ParkingStore:
         deadline = request.deadline.timestamp() if request.deadline else 0.0
         tokens = prompt.expected(deployment.media).total
         return RequestSize(line_bytes, inputs, tokens, deadline)
-
-
-def _count_inputs(request: Request) -> int:
-    """The inputs as the provider counts them: each text or token list to embed, or the request."""
-    if not isinstance(request, EmbeddingRequest) or isinstance(request.input, str):
-        return 1
-    return 1 if isinstance(request.input[0], int) else len(request.input)

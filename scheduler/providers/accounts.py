@@ -6,12 +6,12 @@ from config.batch import Batch
 from config.fleet import FleetConfig
 from config.provider import Deployment, Provider
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import REQUESTS
 from scheduler.providers import PROVIDERS
 from scheduler.providers.base import BatchProvider, Capabilities
 
-#: Paths of requests, by the kind of the model that answers them.
-ENDPOINTS = {kind.kind: kind.endpoint for kind in (CompletionRequest, EmbeddingRequest)}
+#: The own endpoint of a model, by its kind.
+ENDPOINTS = {request.kinds[0]: request.endpoint for request in REQUESTS.values()}
 
 
 def open_accounts(config: FleetConfig) -> dict[str, BatchProvider]:

@@ -63,7 +63,7 @@ def test_sixty_requests_are_answered_by_the_lanes_they_ask_for(
         assert request.lane in ("auto", receipt.lane)
         assert receipt.tenant_id == request.tenant_id
         assert receipt.simulated
-        if request.kind == "chat":
+        if isinstance(request, CompletionRequest):
             assert ChatCompletion.model_validate(answer.body).choices[0].message.content
     assert len(answers) == 60
     assert set(Counter(answer.receipt.lane for answer in answers)) == {"realtime", "local", "batch"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
+from primarch_fleet import CompletionRequest
 from tasks import services
 from workers.local.app import app
 from workers.local.engines.base import Answer
@@ -20,7 +22,8 @@ async def direct(bodies: list[dict[str, Any]]) -> dict[str, Any]:
     server = services.current().backends["local"]
     assert isinstance(server, LocalServer)
     started = time.perf_counter()
-    answers: list[Answer] = await asyncio.gather(*map(server._engine.chat, bodies))
+    chat = partial(server._engine.answer, CompletionRequest.endpoint)
+    answers: list[Answer] = await asyncio.gather(*map(chat, bodies))
     return {
         "seconds": time.perf_counter() - started,
         "tokens": sum(answer.body["usage"]["completion_tokens"] for answer in answers),

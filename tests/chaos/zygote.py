@@ -150,7 +150,7 @@ def fork(order: Order, provider: OpenAIBatches, folder: Path) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     try:
         if order["role"] == "send":
-            workload.send(app, batch.complete, order["names"], order["now"])
+            workload.send(app, app.tasks["batch.complete"], order["names"], order["now"])
         else:
             asyncio.run(Process(order, provider, folder).run())
     except BaseException:

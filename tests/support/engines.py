@@ -17,8 +17,11 @@ import yaml
 
 from config.engine import EngineConfig
 from config.settings import ROOT
+from primarch_fleet import CompletionRequest, EmbeddingRequest
 from workers.local import engines
 from workers.local.engines.base import Answer
+
+CHAT, EMBEDDINGS = CompletionRequest.endpoint, EmbeddingRequest.endpoint
 
 VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")
 
@@ -97,13 +100,13 @@ class Subject:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def chat(self, content: str = "What is 2+2?", **parameters: Any) -> Answer:
-        answer: Answer = self.run(self.engine.chat(question(content, **parameters)))
+        answer: Answer = self.run(self.engine.answer(CHAT, question(content, **parameters)))
         return answer
 
     def stream(self, content: str = "What is 2+2?", **parameters: Any) -> list[dict[str, Any]]:
         async def collect() -> list[dict[str, Any]]:
             body = question(content, **parameters)
-            return [chunk async for chunk in self.engine.stream(body)]
+            return [chunk async for chunk in self.engine.stream(CHAT, body)]
 
         chunks: list[dict[str, Any]] = self.run(collect())
         return chunks

@@ -94,16 +94,16 @@ class DyingEngine(SimulatedEngine):
         super().__init__(CONFIG)
         self._dies = dies
 
-    async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
+    async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
         self.dead = self._dies
         raise errors.EngineError("the core is gone")
 
     async def stream(
-        self, body: dict[str, Any], priority: int = 0
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        async for chunk in super().stream(body, priority):
+        async for chunk in super().stream(endpoint, body, priority):
             yield chunk
-            await self.chat(body)
+            await self.answer(endpoint, body)
 
 
 @pytest.mark.parametrize("stream", [False, True])

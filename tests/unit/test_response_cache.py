@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from primarch_fleet import Completion
+from primarch_fleet.answers import form_of
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, Request
-from tasks.response_cache import cache_key, is_complete
+from tasks.response_cache import cache_key
 from tests.support import parameters
 
 TAGS = ["a", "b"]
@@ -97,5 +97,5 @@ def test_only_fields_for_the_provider_change_the_cache_key(
     ],
 )
 def test_only_complete_answers_are_cached(reason: str | None, complete: bool) -> None:
-    answer: Any = {"body": {"choices": [{"finish_reason": "stop"}, {"finish_reason": reason}]}}
-    assert is_complete(Completion.model_construct(**answer)) is complete
+    body = {"choices": [{"finish_reason": "stop"}, {"finish_reason": reason}]}
+    assert form_of(body).is_complete(body) is complete

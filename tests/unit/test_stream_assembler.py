@@ -6,7 +6,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from primarch_fleet.errors import EngineError
-from workers.local.stream_assembler import StreamAssembler
+from workers.local.stream_assembler import ChatAssembler
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -18,7 +18,7 @@ def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[
 
 
 def assembled(*chunks: dict[str, Any]) -> dict[str, Any]:
-    assembler = StreamAssembler()
+    assembler = ChatAssembler()
     for body in chunks:
         assembler.add(body)
     return assembler.body()

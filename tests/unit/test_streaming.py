@@ -8,6 +8,7 @@ import redis
 from celery import Celery
 
 from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors
+from primarch_fleet.answers import form_of
 from primarch_fleet.streaming import (
     FAILED_READ_SECONDS,
     READ_SECONDS,
@@ -17,7 +18,6 @@ from primarch_fleet.streaming import (
     streamed,
 )
 from tests.support.clock import Clock
-from workers.stream_writer import has_token
 
 BACKEND: Any = Celery(set_as_current=False, backend="cache+memory://").backend
 ANSWER = json.dumps({"status": "SUCCESS", "result": {"body": {}}})
@@ -187,16 +187,17 @@ def test_the_text_of_a_chunk_is_that_of_the_first_choice(
 def test_the_first_token_is_text_reasoning_or_a_tool_call(
     delta: dict[str, Any], expected: bool
 ) -> None:
-    assert has_token({"choices": [{"index": 0, "delta": delta}]}) is expected
+    chunk = {"choices": [{"index": 0, "delta": delta}]}
+    assert form_of(chunk).has_token(chunk) is expected
 
 
 def test_streamed_sets_stream_true_and_rejects_requests_that_cannot_stream() -> None:
     hello = [{"role": "user", "content": "Hi"}]
     for stream in (None, False, True):
         request = streamed(CompletionRequest(model="m", messages=hello, stream=stream))
-        assert request.stream is True
+        assert request.streams
         assert request.to_wire()["stream"] is True
     with pytest.raises(errors.InvalidRequest, match="batch cannot stream"):
         streamed(CompletionRequest(model="m", messages=hello, lane="batch"))
     with pytest.raises(errors.InvalidRequest, match="stream"):
-        streamed(EmbeddingRequest(model="m", input="x"))  # type: ignore[arg-type]
+        streamed(EmbeddingRequest(model="m", input="x"))

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
 from celery.exceptions import Reject
 
 from config.engine import EngineConfig
+from primarch_fleet.answers import form_of
 from primarch_fleet.contract import PRIORITIES, Completion, Receipt
 from primarch_fleet.errors import EngineError, InvalidRequest
-from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests import Request
 from tasks.accounting import UsageMeter
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.local.engines.base import Answer, Engine
-from workers.local.stream_assembler import StreamAssembler
+from workers.local.stream_assembler import ASSEMBLERS, StreamAssembler
 from workers.observability import metrics
-from workers.stream_writer import Publish, StreamWriter, has_token
+from workers.stream_writer import Publish, StreamWriter
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,12 @@ class LocalServer:
             Reject: The engine died during this request. The message returns to the queue, the
                 delivery counts as an attempt, and the worker stops.
         """
-        if request.model not in self._config.models or request.kind != self._config.kind:
+        if request.model not in self._config.models or self._config.kind not in request.kinds:
             names = ", ".join(self._config.models)
             raise InvalidRequest(
                 f"model: this queue serves only {names}, for {self._config.kind} requests"
             )
-        if not (isinstance(request, CompletionRequest) and request.stream):
+        if not request.streams:
             return await self._serve(request, metadata)
         with self._streams.run(metadata.task_id) as publish:
             return await self._serve(request, metadata, publish)
@@ -118,25 +119,10 @@ class LocalServer:
         UsageMeter.current().called = True
         body, priority = request.body(), PRIORITIES[request.priority]
         body.pop("stream", None)  # the method that is called decides, not the body
-        if publish is not None:
-            return await self._call_stream(body, priority, publish)
-        if isinstance(request, CompletionRequest):
-            return await self._engine.chat(body, priority)
-        return await self._engine.embed(body, priority)
-
-    async def _call_stream(self, body: dict[str, Any], priority: int, publish: Publish) -> Answer:
-        """Publish the chunks as they arrive, and return the answer that they form."""
-        started, first_token = time.perf_counter(), None
-        assembler = StreamAssembler()
-        chunks = cast(AsyncGenerator[dict[str, Any]], self._engine.stream(body, priority))
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                assembler.add(chunk)
-                if first_token is None and has_token(chunk):
-                    first_token = time.perf_counter() - started
-                if chunk["choices"]:  # not the usage chunk: OpenAI sends it only on request
-                    publish(chunk)
-        return Answer(assembler.body(), first_token)
+        if publish is None:
+            return await self._engine.answer(request.endpoint, body, priority)
+        chunks = self._engine.stream(request.endpoint, body, priority)
+        return await _publish_stream(chunks, ASSEMBLERS[request.endpoint](), publish)
 
     def _receipt(
         self, request: Request, metadata: RequestMetadata, answer: Answer, latency: float
@@ -159,3 +145,19 @@ class LocalServer:
             time_to_first_token=answer.time_to_first_token,
         )
         return build_receipt(request, metadata, source, facts)
+
+
+async def _publish_stream(
+    chunks: AsyncIterator[dict[str, Any]], assembler: StreamAssembler, publish: Publish
+) -> Answer:
+    """Publish the chunks as they arrive, and return the answer that they form."""
+    started, first_token = time.perf_counter(), None
+    async with aclosing(cast(AsyncGenerator[dict[str, Any]], chunks)):
+        async for chunk in chunks:
+            assembler.add(chunk)
+            form = form_of(chunk)
+            if first_token is None and form.has_token(chunk):
+                first_token = time.perf_counter() - started
+            if form.is_for_readers(chunk):
+                publish(chunk)
+    return Answer(assembler.body(), first_token)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from primarch_fleet.errors import EngineError
+from primarch_fleet.requests import CompletionRequest
 
 #: The fields that a message has in OpenAI's responses even when they are null.
 NULLABLE_FIELDS = {"content", "refusal"}
 
 
-class StreamAssembler:
+class StreamAssembler(Protocol):
+    """Assembles the chunks of one stream."""
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Add the next chunk, which is not modified."""
+
+    def body(self) -> dict[str, Any]:
+        """Return the answer of all chunks. Raises EngineError if the stream is not complete."""
+
+
+class ChatAssembler:
     """Assembles `chat.completion.chunk` bodies with the OpenAI library's own code."""
 
     def __init__(self) -> None:
@@ -35,6 +46,10 @@ class StreamAssembler:
         for choice in answer["choices"]:
             choice["message"] = _message(choice["message"])
         return answer
+
+
+#: By the endpoint of the request.
+ASSEMBLERS: dict[str, type[StreamAssembler]] = {CompletionRequest.endpoint: ChatAssembler}
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from config.engine import EngineConfig
 from config.fleet import fleet_config
 from config.settings import settings
 from primarch_fleet.errors import FleetError
+from primarch_fleet.requests import CompletionRequest
 from workers.local import engines
 from workers.local.engines.base import Engine
 
@@ -103,7 +104,7 @@ async def measure(
 
 async def _sample(engine: Engine, body: dict[str, Any]) -> Sample:
     started = time.perf_counter()
-    answer = await engine.chat(body)
+    answer = await engine.answer(CompletionRequest.endpoint, body)
     latency = time.perf_counter() - started
     time_to_first_token = answer.time_to_first_token
     if time_to_first_token is None:

@@ -9,13 +9,14 @@ from typing import Any
 
 from litellm.router_python_host import PythonHost
 
+from primarch_fleet.requests import REQUESTS
 from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns
 
 #: The longest pause between two attempts at one deployment, in seconds.
 MAX_PAUSE_SECONDS = 1.0
 #: The operations of the Router that the fleet calls.
-OPERATIONS = ("acompletion", "aembedding")
+OPERATIONS = {kind.router_method for kind in REQUESTS.values()}
 
 
 class RouterHost(PythonHost):

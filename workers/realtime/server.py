@@ -13,14 +13,13 @@ import litellm
 from config.fleet import FleetConfig
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import InvalidRequest, RequestFailed
-from primarch_fleet.requests import CompletionRequest, Request, RoutingStrategy
+from primarch_fleet.requests import Request, RoutingStrategy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import translate
 from workers.realtime.router import (
-    assemble_response,
     build_router,
     close_router,
     fallbacks,
@@ -28,7 +27,7 @@ from workers.realtime.router import (
     register_strategy,
 )
 from workers.realtime.router_host import raise_if_cancelled
-from workers.realtime.stream_collector import StreamCollector
+from workers.realtime.stream_collector import COLLECTORS
 from workers.stream_writer import Publish, StreamWriter
 
 logger = logging.getLogger(__name__)
@@ -81,13 +80,10 @@ class RealtimeServer:
         self._catalogue.model(request.model)
         if request.tags:
             self._check_tags(request)
-        if not (isinstance(request, CompletionRequest) and request.stream):
+        if not request.streams:
             return await self._serve(request, metadata)
-        if (request.n or 1) > 1:
-            raise InvalidRequest(
-                "n: streams support one choice only, because LiteLLM does not report where the "
-                "second one ends"
-            )
+        if why := request.unsupported().get("realtime"):
+            raise InvalidRequest(why)
         with self._streams.run(metadata.task_id) as publish:
             return await self._serve(request, metadata, publish)
 
@@ -182,14 +178,12 @@ class RealtimeServer:
             "routing_strategy": self._strategy(request),
             **(fallbacks(self._config, request.tags) if request.tags else {}),
         }
-        if not isinstance(request, CompletionRequest):
-            return await self._router.aembedding(**body)
+        call = getattr(self._router, request.router_method)
         if publish is None:
-            return await self._router.acompletion(**body)
-        collector = StreamCollector(publish, attempts)
-        stream = await self._router.acompletion(**body, stream_options={"include_usage": True})
-        await collector.collect(stream)
-        return assemble_response(stream, collector.chunks, body["messages"])
+            return await call(**body)
+        collector = COLLECTORS[request.endpoint](publish, attempts)
+        stream = await call(**body, **collector.options)
+        return await collector.collect(stream, body)
 
     def _receipt(
         self, request: Request, metadata: RequestMetadata, attempts: Attempts, response: Any

@@ -1,20 +1,27 @@
-"""Publishes LiteLLM's streams to the fleet's readers."""
+"""Publishes LiteLLM's streams to the fleet's readers, and returns the answers that they form."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, ClassVar
 
+from primarch_fleet.answers import form_of
+from primarch_fleet.requests import CompletionRequest
 from workers.realtime.attempts import Attempts
-from workers.stream_writer import Publish, has_token
+from workers.realtime.router import assemble_response
+from workers.stream_writer import Publish
 
 #: A field that LiteLLM adds to chunks for itself.
 _LITELLM_FIELD = "provider_specific_fields"
 _EXCLUDE: Any = {_LITELLM_FIELD: True, "choices": {"__all__": {"delta": {_LITELLM_FIELD: True}}}}
 
 
-class StreamCollector:
+class StreamCollector(ABC):
     """Publishes and keeps the chunks of one stream, and records when its first token arrived."""
+
+    #: What the call to the Router has besides the request's body.
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, publish: Publish, attempts: Attempts) -> None:
         self._publish, self._attempts = publish, attempts
@@ -23,8 +30,12 @@ class StreamCollector:
         #: All chunks, as LiteLLM's objects.
         self.chunks: list[Any] = []
 
-    async def collect(self, stream: AsyncIterator[Any]) -> None:
-        """Read a stream to its end.
+    async def collect(self, stream: AsyncIterator[Any], body: Mapping[str, Any]) -> Any:
+        """Read a stream to its end, and return LiteLLM's response for the whole answer.
+
+        Args:
+            stream: What the Router's method returned.
+            body: The body of the request.
 
         Raises:
             Exception: Whatever the stream raises; LiteLLM detects a stream that is cut short.
@@ -33,31 +44,63 @@ class StreamCollector:
             if self._attempts.time_to_first_token is None:
                 self._discard_failed_deployment(chunk)
             self.chunks.append(chunk)
-            body = openai_chunk(chunk)
-            self._unpublished.append(body)
-            if self._attempts.time_to_first_token is None and has_token(body):
-                self._attempts.time_to_first_token = self._attempts.elapsed
-            if self._attempts.time_to_first_token is not None:
-                self._publish_all()
+            self._add(self.openai_chunk(chunk))
         self._publish_all()
+        return self.response(stream, body)
+
+    @abstractmethod
+    def openai_chunk(self, chunk: Any) -> dict[str, Any]:
+        """Convert a chunk of LiteLLM to the form that OpenAI sends."""
+
+    @abstractmethod
+    def response(self, stream: Any, body: Mapping[str, Any]) -> Any:
+        """Return the response of a stream that was read, with the stream's hidden params."""
+
+    @abstractmethod
+    def starts_over(self, chunk: Any) -> bool:
+        """Return whether a chunk is the first of another deployment, after the first one failed."""
+
+    def _add(self, body: dict[str, Any]) -> None:
+        self._unpublished.append(body)
+        if self._attempts.time_to_first_token is None and form_of(body).has_token(body):
+            self._attempts.time_to_first_token = self._attempts.elapsed
+        if self._attempts.time_to_first_token is not None:
+            self._publish_all()
 
     def _discard_failed_deployment(self, chunk: Any) -> None:
         """Drop the chunks of a deployment that failed before its first token and was replaced."""
-        if self.chunks and chunk.id != self.chunks[-1].id:
+        if self.chunks and self.starts_over(chunk):
             self.chunks.clear()
             self._unpublished.clear()
 
     def _publish_all(self) -> None:
         for body in self._unpublished:
-            if body["choices"]:  # not the usage chunk: OpenAI sends it only on request
+            if form_of(body).is_for_readers(body):
                 self._publish(body)
         self._unpublished.clear()
 
 
-def openai_chunk(chunk: Any) -> dict[str, Any]:
-    """Convert a chunk of LiteLLM to the form that OpenAI sends."""
-    body: dict[str, Any] = chunk.model_dump(mode="json", exclude_none=True, exclude=_EXCLUDE)
-    for choice in body["choices"]:
-        choice.setdefault("logprobs", None)
-        choice.setdefault("finish_reason", None)
-    return body
+class ChatCollector(StreamCollector):
+    """The stream of a chat completion."""
+
+    options: ClassVar[Mapping[str, Any]] = {"stream_options": {"include_usage": True}}
+
+    def openai_chunk(self, chunk: Any) -> dict[str, Any]:
+        """Convert a chunk of LiteLLM to a `chat.completion.chunk`."""
+        body: dict[str, Any] = chunk.model_dump(mode="json", exclude_none=True, exclude=_EXCLUDE)
+        for choice in body["choices"]:
+            choice.setdefault("logprobs", None)
+            choice.setdefault("finish_reason", None)
+        return body
+
+    def response(self, stream: Any, body: Mapping[str, Any]) -> Any:
+        """Assemble the response of the chunks."""
+        return assemble_response(stream, self.chunks, body["messages"])
+
+    def starts_over(self, chunk: Any) -> bool:
+        """Compare the ids: all chunks of an answer have the same one."""
+        return bool(chunk.id != self.chunks[-1].id)
+
+
+#: By the endpoint of the request.
+COLLECTORS: dict[str, type[StreamCollector]] = {CompletionRequest.endpoint: ChatCollector}

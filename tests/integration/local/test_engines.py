@@ -13,11 +13,20 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from primarch_fleet.errors import InvalidRequest
-from tests.support.engines import ENGINES, Subject, config, processes, question, text
+from tests.support.engines import (
+    CHAT,
+    EMBEDDINGS,
+    ENGINES,
+    Subject,
+    config,
+    processes,
+    question,
+    text,
+)
 from tests.support.workers import eventually
 from workers.local import engines
 from workers.local.engines.base import Answer
-from workers.local.stream_assembler import StreamAssembler
+from workers.local.stream_assembler import ChatAssembler
 
 CONCURRENT = 16
 
@@ -67,7 +76,9 @@ def test_the_same_request_gets_the_same_text(subject: Subject, parameters: dict[
 
 def test_concurrent_requests_run_in_the_engine_together(subject: Subject) -> None:
     async def ask_all() -> tuple[list[Answer], int]:
-        calls = [subject.engine.chat(question(f"Name {i} animals")) for i in range(CONCURRENT)]
+        calls = [
+            subject.engine.answer(CHAT, question(f"Name {i} animals")) for i in range(CONCURRENT)
+        ]
         answers, max_running = asyncio.gather(*calls), 0
         while not answers.done():
             max_running = max(max_running, subject.engine.running)
@@ -91,7 +102,9 @@ def test_an_unsupported_parameter_is_refused_by_name(subject: Subject) -> None:
 
 def test_a_cancelled_call_leaves_the_engine(subject: Subject) -> None:
     async def ask_and_cancel() -> None:
-        call = asyncio.create_task(subject.engine.chat(question("Count to 1000", max_tokens=1500)))
+        call = asyncio.create_task(
+            subject.engine.answer(CHAT, question("Count to 1000", max_tokens=1500))
+        )
         while not subject.engine.running:  # noqa: ASYNC110 - engines send no event
             await asyncio.sleep(0.001)
         call.cancel()
@@ -114,7 +127,7 @@ def test_an_assembled_stream_equals_the_plain_answer(
     subject: Subject, parameters: dict[str, Any]
 ) -> None:
     chunks = subject.stream(**parameters)
-    assembler = StreamAssembler()
+    assembler = ChatAssembler()
     for chunk in chunks:
         ChatCompletionChunk.model_validate(chunk)
         assembler.add(chunk)
@@ -143,7 +156,7 @@ def test_a_stream_that_is_cancelled_or_closed_leaves_the_engine(
     subject: Subject, cancel: bool
 ) -> None:
     async def read_and_stop() -> None:
-        chunks = subject.engine.stream(question("Count to 1000", max_tokens=1500))
+        chunks = subject.engine.stream(CHAT, question("Count to 1000", max_tokens=1500))
         await anext(chunks)
         if cancel:
             reader = asyncio.create_task(read_to_end(chunks))
@@ -167,7 +180,9 @@ def test_an_engine_embeds_and_leaves_no_process_after_close(name: str) -> None:
     async def embed_and_close() -> dict[str, Any]:
         engine = await engines.start(config(name, kind="embedding"))
         try:
-            return (await engine.embed({"model": "tested", "input": ["one", "two"]})).body
+            return (
+                await engine.answer(EMBEDDINGS, {"model": "tested", "input": ["one", "two"]})
+            ).body
         finally:
             await engine.close()
 

@@ -34,9 +34,9 @@ class PausedEngine(SimulatedEngine):
         self.next = asyncio.Semaphore(0)
 
     async def stream(
-        self, body: dict[str, Any], priority: int = 0
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        async for chunk in super().stream(body, priority):
+        async for chunk in super().stream(endpoint, body, priority):
             if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
                 await self.next.acquire()
             yield chunk
@@ -97,9 +97,9 @@ class ShortEngine(SimulatedEngine):
     """Ends its stream in the middle of the answer."""
 
     async def stream(
-        self, body: dict[str, Any], priority: int = 0
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        chunks = [chunk async for chunk in super().stream(body, priority)]
+        chunks = [chunk async for chunk in super().stream(endpoint, body, priority)]
         for chunk in chunks[: len(chunks) // 2]:
             yield chunk
 

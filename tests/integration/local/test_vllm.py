@@ -23,6 +23,7 @@ from config.fleet import FleetConfig
 from config.settings import ROOT
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
 from tests.support.engines import (
+    CHAT,
     END_OF_ANSWER,
     VLLM_MODEL,
     Subject,
@@ -136,13 +137,13 @@ def test_waiting_requests_run_by_priority(subject: Subject) -> None:
     finished: list[int] = []
 
     async def ask(priority: int) -> None:
-        await subject.engine.chat(question("Name one animal", max_tokens=2), priority)
+        await subject.engine.answer(CHAT, question("Name one animal", max_tokens=2), priority)
         finished.append(priority)
 
     async def ask_all() -> None:
         endless = question("Count", max_tokens=1500, logit_bias={END_OF_ANSWER: -100})
         taken = config("vllm").max_num_seqs - 1
-        holders = [subject.engine.stream(endless) for _ in range(taken)]
+        holders = [subject.engine.stream(CHAT, endless) for _ in range(taken)]
         await asyncio.gather(*map(anext, holders))  # each has its slot
         async with asyncio.TaskGroup() as group:
             first = group.create_task(ask(0))
@@ -235,7 +236,7 @@ def test_the_body_equals_that_of_vllms_own_server(
     subject: Subject, server: str, parameters: dict[str, Any]
 ) -> None:
     body = question("What is 2+2?", **parameters)
-    assert comparable(subject.run(subject.engine.chat(body)).body) == comparable(
+    assert comparable(subject.run(subject.engine.answer(CHAT, body)).body) == comparable(
         post_chat(server, body)
     )
 

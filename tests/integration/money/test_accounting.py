@@ -12,6 +12,7 @@ import redis
 from redis.asyncio import Redis
 
 from primarch_fleet import errors, streaming
+from primarch_fleet.answers import form_of
 from tasks import services
 from tasks.response_cache import ResponseCache
 from tests.support.accounting_fixture import (
@@ -34,7 +35,6 @@ from tests.support.realtime_fixture import (
 )
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
-from workers.stream_writer import has_token
 
 __all__ = ["simulator"]  # a fixture
 
@@ -128,7 +128,7 @@ def test_a_broken_stream_costs_its_prompt_and_the_tokens_received(
         run(valkey_url, lambda lane: lane.serve(request))
     entries: Any = store.xrange(streaming.stream_key(TASK))
     received = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
-    tokens = sum(map(has_token, received))
+    tokens = sum(form_of(chunk).has_token(chunk) for chunk in received)
     assert tokens > 0
     assert (spending(store).spent, spending(store).reserved) == (estimate(request, tokens), 0)
 

@@ -18,6 +18,7 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest, errors, streaming
+from primarch_fleet.answers import form_of
 from tests.support.accounting_fixture import (
     HANGS,
     Lane,
@@ -33,7 +34,6 @@ from tests.support.realtime_fixture import PROFILE, chat, config, failing, pair
 from workers.observability.cost_recorder import ESTIMATED, CostKey, CostTotals, parse_day
 from workers.onebox.simulator.profile import Fault, Latency, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.stream_writer import has_token
 
 __all__ = ["simulator"]  # a fixture
 
@@ -148,9 +148,8 @@ def test_an_aborted_run_costs_its_prompt_and_its_tokens_everywhere(
     request = chat(max_tokens=50, stream=streamed)
     run(valkey_url, lambda lane: abort(lane, simulator, request))
     entries: Any = store.xrange(streaming.stream_key("task"))
-    tokens = sum(
-        has_token(json.loads(fields["chunk"])) for _, fields in entries if "chunk" in fields
-    )
+    chunks = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
+    tokens = sum(form_of(chunk).has_token(chunk) for chunk in chunks)
     assert bool(tokens) is streamed
     assert spending(store).spent == estimate(request, tokens) > 0
     assert spending(store).reserved == 0

@@ -16,9 +16,9 @@ class Answer(NamedTuple):
 class Engine(Protocol):
     """One model on this machine, which batches the requests that run at the same time.
 
-    Each request is OpenAI's body and a priority; of the waiting requests, the lowest priority runs
-    first. The answer is what OpenAI's server would give. Cancelling a call aborts the request in
-    the engine.
+    Each request is the path of an endpoint, OpenAI's body and a priority; of the waiting requests,
+    the lowest priority runs first. The answer is what OpenAI's server would give. Cancelling a call
+    aborts the request in the engine.
 
     Calls raise EngineError, or InvalidRequest for what the engine cannot do: a parameter is
     honoured or refused, never ignored.
@@ -35,18 +35,17 @@ class Engine(Protocol):
     def running(self) -> int:
         """Requests in the engine now."""
 
-    async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        """Return a chat completion."""
+    async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Return what OpenAI's server would answer at an endpoint."""
 
-    def stream(self, body: dict[str, Any], priority: int = 0) -> AsyncIterator[dict[str, Any]]:
-        """Yield a chat completion as OpenAI's `chat.completion.chunk` bodies, as they arrive.
+    def stream(
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield an answer in OpenAI's chunks, as they arrive.
 
-        The last chunk has the `usage` and no choices. Together the chunks form what `chat` returns.
-        Closing the iterator aborts the request in the engine, as cancelling does.
+        Of a chat, the last chunk has the `usage` and no choices. Together the chunks form what
+        `answer` returns. Closing the iterator aborts the request in the engine, as cancelling does.
         """
-
-    async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        """Return embeddings."""
 
     async def close(self) -> None:
         """Shut the engine down and free its hardware."""

@@ -8,17 +8,19 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from config.engine import EngineConfig
 from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from workers.local.engines.base import Answer
 
 #: Time per token of each sequence; as with real batching, more sequences do not slow it down.
 SECONDS_PER_TOKEN = 0.002
 DEFAULT_DIMENSIONS = 8
+Method = TypeVar("Method", bound=Callable[..., Any])
 #: The parameters that it accepts; sampling parameters change nothing.
 SUPPORTED_PARAMETERS = {
     *("model", "messages", "input", "user", "seed"),
@@ -53,13 +55,29 @@ class SimulatedEngine:
         #: A heap of (priority, arrival number, future that is resolved when a slot is free).
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
+        #: By endpoint.
+        self._answers = {
+            CompletionRequest.endpoint: self._chat,
+            EmbeddingRequest.endpoint: self._embed,
+        }
+        self._streams = {CompletionRequest.endpoint: self._stream_chat}
 
     @property
     def running(self) -> int:
         """Requests that have a slot now."""
         return self._running
 
-    async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
+    async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Answer a request with words or vectors that depend only on its body."""
+        return await self._method(self._answers, endpoint)(body, priority)
+
+    def stream(
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the words of `answer`, one in each chunk."""
+        return self._method(self._streams, endpoint)(body, priority)
+
+    async def _chat(self, body: dict[str, Any], priority: int) -> Answer:
         """Answer with words derived from the last message."""
         text = self._text(body)
         started = time.perf_counter()
@@ -70,10 +88,10 @@ class SimulatedEngine:
         choices = [_choice(index, text) for index in range(text.choices)]
         return Answer(text.head("chat.completion") | _body(choices, text.usage), first_token)
 
-    async def stream(
-        self, body: dict[str, Any], priority: int = 0
+    async def _stream_chat(
+        self, body: dict[str, Any], priority: int
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the words of `chat`, one in each chunk."""
+        """Yield the words of `_chat`, one in each chunk."""
         text = self._text(body)
         head, all_choices = text.head("chat.completion.chunk"), range(text.choices)
         async with self._slot(priority):
@@ -88,7 +106,7 @@ class SimulatedEngine:
                 yield head | _body([_delta(index, {}, text.finish_reason)])
         yield head | _body([], text.usage)
 
-    async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
+    async def _embed(self, body: dict[str, Any], priority: int) -> Answer:
         """Return vectors derived from the inputs."""
         _check_parameters(body)
         inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
@@ -109,6 +127,14 @@ class SimulatedEngine:
 
     async def close(self) -> None:
         """Do nothing: it holds no hardware."""
+
+    @staticmethod
+    def _method(methods: Mapping[str, Method], endpoint: str) -> Method:
+        """Return the method of an endpoint. Raises InvalidRequest."""
+        try:
+            return methods[endpoint]
+        except KeyError:
+            raise InvalidRequest(f"model: the simulated engine has no {endpoint}") from None
 
     def _text(self, body: dict[str, Any]) -> _Text:
         """The answer to a chat request. Raises InvalidRequest."""

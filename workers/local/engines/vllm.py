@@ -14,9 +14,9 @@ from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import State
 
 # vLLM documents its command line and its HTTP API only. These imports run its OpenAI server's
@@ -36,6 +36,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from config.engine import EngineConfig
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from primarch_fleet.validation import Location, explain
 from workers.local.engines.base import Answer
 from workers.local.engines.process_guard import KillOnParentExit
@@ -100,37 +101,23 @@ class VllmEngine:
         """Requests in the engine now; each of several choices counts."""
         return int(self._llm.get_num_unfinished_requests())
 
-    async def chat(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        """Answer with vLLM's own chat handler."""
-        response = await self._chat(body, priority)
-        # The field `metrics` is vLLM's own: read it, and leave it out of the body.
-        metrics, response.metrics = response.metrics, None
-        return Answer(response.model_dump(mode="json"), _time_to_first_token(metrics))
+    async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
+        """Answer with vLLM's own handler of the endpoint."""
+        return _answer(await self._call(endpoint, body, priority))
 
     async def stream(
-        self, body: dict[str, Any], priority: int = 0
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the chunks of vLLM's own chat handler."""
-        request_id = uuid.uuid4().hex
-        streamed = {
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "request_id": request_id,
-        }
-        events = await self._chat(body | streamed, priority)
+        """Yield the chunks of vLLM's own handler of the endpoint."""
+        stream, request_id = STREAMS[endpoint], uuid.uuid4().hex
+        streamed = {"stream": True, "request_id": request_id, **stream.options}
+        chunks = await self._call(endpoint, body | streamed, priority)
         try:
-            async for event in events:
-                text = event.removeprefix("data: ").strip()
-                if text != "[DONE]":
-                    yield _chunk(json.loads(text))
-        finally:  # vLLM would abort it only when `events` is garbage-collected
-            await self._llm.abort(f"chatcmpl-{request_id}")
-
-    async def embed(self, body: dict[str, Any], priority: int = 0) -> Answer:
-        """Answer with vLLM's own embedding handler."""
-        handler = self._handler("serving_embedding")
-        response = await _response(handler, EmbeddingCompletionRequest, body, priority)
-        return Answer(json.loads(response.body), None)
+            async for chunk in chunks:
+                if chunk != END_OF_STREAM:
+                    yield stream.read(chunk)
+        finally:  # vLLM would abort it only when `chunks` is garbage-collected
+            await self._llm.abort(stream.engine_id.format(request_id))
 
     async def close(self) -> None:
         """Shut vLLM down and kill what is left of its processes."""
@@ -139,15 +126,60 @@ class VllmEngine:
         # Delete now: the destructor fails with a traceback when it runs at interpreter exit.
         del self._llm, self._handlers
 
-    async def _chat(self, body: dict[str, Any], priority: int) -> Any:
-        handler = self._handler("openai_serving_chat").create_chat_completion
-        return await _response(handler, ChatCompletionRequest, body, priority)
-
-    def _handler(self, name: str) -> Any:
+    async def _call(self, endpoint: str, body: dict[str, Any], priority: int) -> Any:
+        """Return the response of the endpoint's handler. Raises what `Engine` documents."""
+        name, method, kind = HANDLERS.get(endpoint, ("", "", object))
         handler = getattr(self._handlers, name, None)
         if handler is None:
             raise InvalidRequest("model: vLLM does not serve it for this kind of request")
-        return handler
+        return await _response(getattr(handler, method), kind, body, priority)
+
+
+class _Handler(NamedTuple):
+    """A handler of vLLM's server: its name in the server's state, its method, and its request."""
+
+    name: str
+    method: str
+    kind: type[Any]
+
+
+HANDLERS = {
+    CompletionRequest.endpoint: _Handler(
+        "openai_serving_chat", "create_chat_completion", ChatCompletionRequest
+    ),
+    EmbeddingRequest.endpoint: _Handler(
+        "serving_embedding", "__call__", EmbeddingCompletionRequest
+    ),
+}
+
+
+class _Stream(NamedTuple):
+    """How a handler streams."""
+
+    #: Parameters of a request that streams.
+    options: dict[str, Any]
+    #: The engine's id of a request, from the request's own.
+    engine_id: str
+    #: Converts what the handler yields to OpenAI's chunk.
+    read: Callable[[Any], dict[str, Any]]
+
+
+def _chat_chunk(text: str) -> dict[str, Any]:
+    """A chunk in OpenAI's form. Raises what `Engine` documents if it is an error of vLLM."""
+    chunk: dict[str, Any] = json.loads(text.removeprefix("data: "))
+    if "error" in chunk:
+        raise _failure(ErrorInfo(**chunk["error"]))
+    chunk.pop("metrics", None)
+    return chunk
+
+
+#: The last thing that the chat handler yields.
+END_OF_STREAM = "data: [DONE]\n\n"
+STREAMS = {
+    CompletionRequest.endpoint: _Stream(
+        {"stream_options": {"include_usage": True}}, "chatcmpl-{}", _chat_chunk
+    ),
+}
 
 
 def _arguments(config: EngineConfig) -> Namespace:
@@ -246,12 +278,14 @@ async def _response(
     return response
 
 
-def _chunk(event: dict[str, Any]) -> dict[str, Any]:
-    """A chunk in OpenAI's form. Raises what `Engine` documents if it is an error of vLLM."""
-    if "error" in event:
-        raise _failure(ErrorInfo(**event["error"]))
-    event.pop("metrics", None)
-    return event
+def _answer(response: Any) -> Answer:
+    """The body of a response: a model of pydantic, or of HTTP for embeddings."""
+    if not isinstance(response, BaseModel):
+        return Answer(json.loads(response.body), None)
+    # The field `metrics` is vLLM's own: read it, and leave it out of the body.
+    metrics = getattr(response, "metrics", None)
+    body = response.model_dump(mode="json", by_alias=True, exclude={"metrics"})
+    return Answer(body, _time_to_first_token(metrics))
 
 
 def _failure(error: ErrorInfo) -> FleetError:
