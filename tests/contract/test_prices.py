@@ -50,7 +50,7 @@ def random_usage(dice: random.Random) -> dict[str, Any]:
 
 
 def litellm_nanousd(name: str, provider: str, usage: dict[str, Any], tier: str | None) -> int:
-    prompt, output = litellm.cost_per_token(
+    dollars: tuple[float, float] = litellm.cost_per_token(
         model=name.removeprefix(f"{provider}/"),
         custom_llm_provider=provider,
         usage_object=litellm.Usage(**usage),
@@ -58,7 +58,7 @@ def litellm_nanousd(name: str, provider: str, usage: dict[str, Any], tier: str |
         completion_tokens=usage["completion_tokens"],
         service_tier=tier,
     )
-    return round((prompt + output) * 10**9)
+    return round(sum(dollars) * 10**9)
 
 
 def our_nanousd(name: str, provider: str, usage: dict[str, Any], tier: str | None) -> int:
