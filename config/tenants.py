@@ -9,10 +9,11 @@ from pydantic import Field
 
 from config.section import Section
 from primarch_fleet.catalogue import Limits
-from primarch_fleet.money import to_micros
+from primarch_fleet.money import to_nanos
 
-#: US dollars with at most six decimals, far below what Redis's Lua numbers count exactly.
-Dollars = Annotated[Decimal, Field(ge=0, lt=1_000_000_000, decimal_places=6, allow_inf_nan=False)]
+#: US dollars with at most nine decimals. Redis counts whole nano-dollars up to 2^63, over 9 billion
+#: dollars.
+Dollars = Annotated[Decimal, Field(ge=0, lt=1_000_000_000, decimal_places=9, allow_inf_nan=False)]
 
 
 class Tenant(Section):
@@ -37,11 +38,11 @@ class Tenant(Section):
     tokens_per_minute: int | None = Field(None, gt=0)
 
     def limits(self) -> Limits:
-        """Return the limits for the catalogue; amounts in micro-dollars."""
+        """Return the limits for the catalogue; amounts in nano-dollars."""
         return Limits(
-            daily_budget=to_micros(self.daily_budget),
-            monthly_budget=to_micros(self.monthly_budget),
-            max_cost_realtime=to_micros(self.max_cost_realtime),
+            daily_budget_nanousd=to_nanos(self.daily_budget),
+            monthly_budget_nanousd=to_nanos(self.monthly_budget),
+            max_cost_realtime_nanousd=to_nanos(self.max_cost_realtime),
             over_budget=self.over_budget,
             default_output_tokens=self.default_output_tokens,
             max_concurrency=self.max_concurrency,

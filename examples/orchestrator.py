@@ -89,7 +89,7 @@ class RoutingEnabledAgent:
             tenant_id=tenant,
             user_id=user,
             max_latency=2.0,  # seconds
-            max_cost=50_000,  # micro-dollars: 5 cents
+            max_cost_nanousd=50_000_000,  # nano-dollars: 5 cents
             quality=0.8,
         )
         return await self._fleet.result(await self._fleet.submit(request), timeout=TIMEOUT_SECONDS)
@@ -103,7 +103,7 @@ def show(name: str, completion: Completion) -> None:
     receipt = completion.receipt
     print(
         f"{name}: {receipt.lane} ({receipt.reason}), {receipt.model} by {receipt.strategy}, "
-        f"{receipt.latency:.2f} s, {receipt.cost} micro-dollars, {receipt.saving} saved"
+        f"{receipt.latency:.2f} s, ${receipt.cost_usd}, ${receipt.saving_usd} saved"
     )
 
 

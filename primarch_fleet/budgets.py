@@ -29,7 +29,7 @@ import redis.asyncio
 
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
-from primarch_fleet.money import format_dollars
+from primarch_fleet.money import format_dollars, to_micros
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 
 #: Seconds after which a reservation that is never settled is removed: longer than a request can
@@ -45,11 +45,12 @@ SETTLED_TTL_SECONDS = 3 * 86_400
 #: Days for which the ledger keeps a period.
 KEPT_DAYS = 62
 
-_LUA = Path(__file__).with_name("lua") / "budget"
+#: Where the scripts of budgets are.
+LUA = Path(__file__).with_name("lua") / "budget"
 #: The first parts of each script that reserves; the publisher has one too.
-RESERVATION_LUA = (_LUA / "ledger.lua", _LUA / "reservation.lua")
-_RESERVE = LuaScript.load(*RESERVATION_LUA, _LUA / "reserve.lua")
-_SETTLE = LuaScript.load(_LUA / "ledger.lua", _LUA / "settle.lua")
+RESERVATION_LUA = (LUA / "ledger.lua", LUA / "reservation.lua")
+_RESERVE = LuaScript.load(*RESERVATION_LUA, LUA / "reserve.lua")
+_SETTLE = LuaScript.load(LUA / "ledger.lua", LUA / "settle.lua")
 
 Clock = Callable[[], float]
 
@@ -79,19 +80,44 @@ class GrantFlag(IntFlag):
 
 @dataclass(frozen=True)
 class Spending:
-    """One period of a tenant's budget, in micro-dollars."""
+    """One period of a tenant's budget, in nano-dollars.
 
-    spent: int
-    reserved: int
+    `spent`, `reserved`, `cap` and `left` are the same in whole micro-dollars, as older versions had
+    them.
+    """
+
+    spent_nanousd: int
+    reserved_nanousd: int
     #: The budget of the period; None without a limit.
-    cap: int | None
+    cap_nanousd: int | None
     #: When the next period starts.
     resets_at: datetime
 
     @property
-    def left(self) -> int | None:
+    def left_nanousd(self) -> int | None:
         """What can still be reserved. Negative if requests cost more than was reserved for them."""
-        return None if self.cap is None else self.cap - self.spent - self.reserved
+        used = self.spent_nanousd + self.reserved_nanousd
+        return None if self.cap_nanousd is None else self.cap_nanousd - used
+
+    @property
+    def spent(self) -> int:
+        """`spent_nanousd` in micro-dollars, rounded half up."""
+        return to_micros(self.spent_nanousd)
+
+    @property
+    def reserved(self) -> int:
+        """`reserved_nanousd` in micro-dollars, rounded half up."""
+        return to_micros(self.reserved_nanousd)
+
+    @property
+    def cap(self) -> int | None:
+        """`cap_nanousd` in micro-dollars, rounded half up."""
+        return None if self.cap_nanousd is None else to_micros(self.cap_nanousd)
+
+    @property
+    def left(self) -> int | None:
+        """`left_nanousd` in micro-dollars, rounded half up."""
+        return None if self.left_nanousd is None else to_micros(self.left_nanousd)
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,7 @@ class Budget:
 
 
 class ReservationRequest(NamedTuple):
-    """A task and the micro-dollars to reserve for it."""
+    """A task and the nano-dollars to reserve for it."""
 
     task_id: str
     amount: int
@@ -154,8 +180,10 @@ class _LedgerScripts:
         (seconds, _), ledger = reply
         now = datetime.fromtimestamp(seconds if self._clock is None else self._clock(), UTC)
         return Budget(
-            day=_spending(ledger, f"{now:%Y-%m-%d}", limits.daily_budget, _next_day(now)),
-            month=_spending(ledger, f"{now:%Y-%m}", limits.monthly_budget, _next_month(now)),
+            day=_spending(ledger, f"{now:%Y-%m-%d}", limits.daily_budget_nanousd, _next_day(now)),
+            month=_spending(
+                ledger, f"{now:%Y-%m}", limits.monthly_budget_nanousd, _next_month(now)
+            ),
         )
 
 
@@ -195,7 +223,7 @@ class Ledger(_LedgerScripts):
 
         Args:
             run: An id of the run; a repeated call has the same id.
-            cost: Micro-dollars.
+            cost: Nano-dollars.
 
         Returns:
             False if the run was counted before; nothing has changed then.
@@ -254,7 +282,7 @@ class AsyncLedger(_LedgerScripts):
 
 def ledger_keys(tenant_id: str) -> list[str]:
     """Return the Redis keys of a tenant, as lua/budget/ledger.lua lists them."""
-    kinds = ("ledger", "open", "ages", "busy", "rate")
+    kinds = ("ledger_nanousd", "open_nanousd", "ages", "busy", "rate")
     return [f"fleet:budget:{kind}:{tenant_id}" for kind in kinds]
 
 
@@ -268,8 +296,8 @@ def reserve_args(
     """
     args = [
         _optional(now),
-        _optional(limits.monthly_budget),
-        _optional(limits.daily_budget),
+        _optional(limits.monthly_budget_nanousd),
+        _optional(limits.daily_budget_nanousd),
         RESERVATION_TTL_SECONDS,
         KEPT_DAYS,
         _optional(limits.max_concurrency),
@@ -311,9 +339,9 @@ def _refusal(tenant_id: str, limits: Limits, now: int, details: list[Any]) -> Fl
         return TenantLimited.until(f"{tenant}: {reason}", 60.0 - now % 60)
     today = datetime.fromtimestamp(now, UTC)
     if limit == ReachedLimit.MONTHLY_BUDGET:
-        budget, resets_at = limits.monthly_budget, _next_month(today)
+        budget, resets_at = limits.monthly_budget_nanousd, _next_month(today)
     else:
-        budget, resets_at = limits.daily_budget, _next_day(today)
+        budget, resets_at = limits.daily_budget_nanousd, _next_day(today)
     seconds = resets_at.timestamp() - now
     return BudgetExceeded(
         f"{tenant}: {format_dollars(missing)} must be reserved, {format_dollars(left)} is left of "

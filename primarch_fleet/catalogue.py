@@ -57,15 +57,15 @@ class Model(BaseModel):
 
 
 class Limits(BaseModel):
-    """The limits of a tenant; amounts are micro-dollars, None is no limit."""
+    """The limits of a tenant; amounts are nano-dollars, None is no limit."""
 
     model_config = ConfigDict(frozen=True)
 
     #: Per UTC day and UTC month, by the clock of Redis.
-    daily_budget: int | None = None
-    monthly_budget: int | None = None
+    daily_budget_nanousd: int | None = None
+    monthly_budget_nanousd: int | None = None
     #: Limit for the estimated cost of one request on the realtime lane.
-    max_cost_realtime: int | None = None
+    max_cost_realtime_nanousd: int | None = None
     #: A request that the budget has no room for is refused or moved to this lane.
     over_budget: Literal["refuse", "batch", "local"] = "refuse"
     #: Tokens to reserve for an answer whose length neither the request nor the model limits.

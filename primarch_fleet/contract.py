@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     JsonValue,
+    computed_field,
+    model_validator,
 )
 
 from primarch_fleet.answers import form_of
 from primarch_fleet.blobs import BlobRef, fetch_blob
+from primarch_fleet.money import NANOS_PER_MICRO, to_micros, to_usd
 
 #: Version of this contract. A worker rejects requests of a newer version.
 SCHEMA_VERSION: Literal[1] = 1
@@ -46,7 +50,7 @@ class Receipt(BaseModel):
     strategy: str
     #: True if a simulator answered instead of a model.
     simulated: bool = False
-    #: True if the answer came from the cache: `cost` and `attempts` are 0, tokens and list cost are
+    #: True if the answer came from the cache: cost and `attempts` are 0, tokens and list cost are
     #: those of the original request.
     cached: bool = False
     #: Calls to providers for this request, including the successful one.
@@ -61,19 +65,55 @@ class Receipt(BaseModel):
     latency: float
     input_tokens: int
     output_tokens: int
-    #: Micro-dollars paid, and micro-dollars at the list price of the requested model.
-    cost: int
-    list_cost: int
+    #: Nano-dollars paid, and nano-dollars at the list price of the requested model.
+    cost_nanousd: int
+    list_cost_nanousd: int
     batch_id: str | None = None
     trace_id: str
     tenant_id: str
     user_id: str | None = None
     metadata: dict[str, JsonValue] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_micro_dollars(cls, data: Any) -> Any:
+        """Accept the wire form of older versions, with `cost` and `list_cost` alone."""
+        if not isinstance(data, dict) or "cost_nanousd" in data or "cost" not in data:
+            return data
+        costs = {name: data[name] * NANOS_PER_MICRO for name in ("cost", "list_cost")}
+        return data | {f"{name}_nanousd": cost for name, cost in costs.items()}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def cost(self) -> int:
+        """`cost_nanousd` in micro-dollars, rounded half up: the name in older versions."""
+        return to_micros(self.cost_nanousd)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def list_cost(self) -> int:
+        """`list_cost_nanousd` in micro-dollars, rounded half up: the name in older versions."""
+        return to_micros(self.list_cost_nanousd)
+
     @property
     def saving(self) -> int:
-        """Micro-dollars saved compared with the list price; negative if a fallback cost more."""
-        return self.list_cost - self.cost
+        """`saving_nanousd` in micro-dollars, rounded half up: the name in older versions."""
+        return to_micros(self.saving_nanousd)
+
+    @property
+    def saving_nanousd(self) -> int:
+        """Nano-dollars saved compared with the list price; negative if a fallback cost more."""
+        return self.list_cost_nanousd - self.cost_nanousd
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """`cost_nanousd` in US dollars, exactly."""
+        return to_usd(self.cost_nanousd)
+
+    @property
+    def saving_usd(self) -> Decimal:
+        """`saving_nanousd` in US dollars, exactly."""
+        return to_usd(self.saving_nanousd)
 
 
 class Completion(BaseModel):

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from primarch_fleet.catalogue import Limits, Model
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
+from primarch_fleet.money import format_dollars
 from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 
 
 class Estimate(NamedTuple):
-    """What a request may cost on one lane, in micro-dollars, if it fills its token limit."""
+    """What a request may cost on one lane, in nano-dollars, if it fills its token limit."""
 
     #: The cost to expect at most.
     expected_cost: int
@@ -40,8 +41,8 @@ def estimate(
         choices = getattr(request, "n", None) or 1
         output_tokens = choices * (offer.max_output_tokens or limits.default_output_tokens)
     return Estimate(
-        expected_cost=price.cost(expected.total, output_tokens),
-        max_cost=price.cost(bound.total, output_tokens),
+        expected_cost=price.cost_nanousd(expected.total, output_tokens),
+        max_cost=price.cost_nanousd(bound.total, output_tokens),
         tokens=None if lane == "batch" else expected.total + output_tokens,
     )
 
@@ -52,9 +53,10 @@ def check_cost(request: Request, expected_cost: int, lane: Lane, limits: Limits 
     Raises:
         CostCapExceeded: The estimate is over one of the caps.
     """
-    tenant_cap = limits.max_cost_realtime if limits and lane == "realtime" else None
-    for name, cap in {"max_cost": request.max_cost, "max_cost_realtime": tenant_cap}.items():
+    tenant_cap = limits.max_cost_realtime_nanousd if limits and lane == "realtime" else None
+    for name, cap in {"max_cost": request.cost_cap, "max_cost_realtime": tenant_cap}.items():
         if cap is not None and expected_cost > cap:
             raise CostCapExceeded(
-                f"{name}: the estimate is {expected_cost} micro-dollars, the cap is {cap}"
+                f"{name}: the estimate is {format_dollars(expected_cost)}, the cap is "
+                f"{format_dollars(cap)}"
             )

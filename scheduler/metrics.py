@@ -79,16 +79,16 @@ def observe_retry(job: Job, retry: LineRetry) -> None:
 
 
 def observe_dropped(job: Job, body: dict[str, Any]) -> int:
-    """Count the cost of an answer to a request that has left its job; in micro-dollars."""
+    """Count the cost of an answer to a request that has left its job; in nano-dollars."""
     try:
         usage = body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
     except (AttributeError, TypeError, ValueError):  # the answer is dropped: nothing else checks it
         tokens = 0, 0
-    cost = job.terms.price.cost(*tokens)
+    cost = job.terms.price.cost_nanousd(*tokens)
     dropped_cost_total.labels(job.group.provider).inc(to_dollars(cost))
     logger.info(
-        "%s: dropped an answer for %d micro-dollars: its request was cancelled",
+        "%s: dropped an answer for %d nano-dollars: its request was cancelled",
         job.intent,
         cost,
         extra={"action": "batch_answer_dropped"},

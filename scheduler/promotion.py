@@ -41,7 +41,7 @@ async def reserve_realtime(request: Request, task_id: str) -> bool:
     """
     accountant = services.current().accountant
     if accountant is None:
-        return request.max_cost is None  # nothing can check the cap
+        return request.cost_cap is None  # nothing can check the cap
     try:
         await accountant.reserve("realtime", request, task_id)
     except FleetError as refusal:

@@ -54,13 +54,13 @@ _meter: ContextVar[UsageMeter | None] = ContextVar("meter", default=None)
 
 @dataclass
 class RunCost:
-    """The cost of a run in micro-dollars. The run sets it."""
+    """The cost of a run in nano-dollars. The run sets it."""
 
     cost: int = 0
 
 
 class AbortedRun(NamedTuple):
-    """A run that ended without an answer, and its estimated cost in micro-dollars."""
+    """A run that ended without an answer, and its estimated cost in nano-dollars."""
 
     tenant_id: str
     lane: Lane
@@ -75,7 +75,7 @@ class DroppedAnswer(NamedTuple):
     lane: Lane
     provider: str
     model: str
-    #: Micro-dollars.
+    #: Nano-dollars.
     cost: int
     #: The same at each repetition, so that the answer counts once.
     answer_id: str
@@ -186,7 +186,7 @@ class Accountant:
         return {}
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> None:
-        """Count the cost of a run, in micro-dollars, and return the task's reservation.
+        """Count the cost of a run, in nano-dollars, and return the task's reservation.
 
         Args:
             run: Identifies the run of the task: a repeated call counts once.
@@ -208,7 +208,7 @@ class Accountant:
         except redis.RedisError as error:
             for _, task_id, _, cost in limited:
                 logger.error(
-                    "%s: cost of %s micro-dollars not counted: %s",
+                    "%s: cost of %s nano-dollars not counted: %s",
                     task_id,
                     cost,
                     type(error).__name__,
@@ -258,15 +258,15 @@ class Accountant:
         await asyncio.shield(settling)
 
     def _estimate_cost(self, lane: Lane, request: Request, task_id: str, meter: UsageMeter) -> int:
-        """The estimated cost of a run without an answer, in micro-dollars; it is reported too."""
+        """The estimated cost of a run without an answer, in nano-dollars; it is reported too."""
         model = self._model(lane, request)
         if model is None or not meter.called:
             return 0
         offer = model.lanes[lane]
         prompt_tokens = measure(request.body()).expected(offer.media).total
-        cost = offer.price.cost(prompt_tokens, meter.chunks)
+        cost = offer.price.cost_nanousd(prompt_tokens, meter.chunks)
         logger.info(
-            "%s: run aborted after %s chunks; estimated cost %s micro-dollars",
+            "%s: run aborted after %s chunks; estimated cost %s nano-dollars",
             task_id,
             meter.chunks,
             cost,

@@ -112,7 +112,7 @@ class ResponseCache:
             "cached": True,
             "attempts": 0,
             "fallbacks": 0,
-            "cost": 0,
+            "cost_nanousd": 0,
         }
         receipt = entry.answer.receipt.model_copy(update=update)
         self._on_hit(receipt)

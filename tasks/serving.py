@@ -43,7 +43,7 @@ async def _accounted(lane: Lane, request: Request, metadata: RequestMetadata) ->
         return await _in_time(lane, request, metadata)
     async with accountant.run(lane, request, metadata.task_id) as run:
         completion = await _in_time(lane, request, metadata)
-        run.cost = completion.receipt.cost
+        run.cost = completion.receipt.cost_nanousd
         return completion
 
 

@@ -17,6 +17,7 @@ from prometheus_client.registry import REGISTRY
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import redis_support
+from primarch_fleet.budget_migration import migrate_budgets
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane
@@ -82,6 +83,8 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     """Start everything but the tasks, the heartbeat last: it says that the worker is ready."""
     url, catalogue = redis_url(), fleet_config().catalogue()
     client = redis_support.once(url, text=False)
+    with redis_support.once(url) as budgets:
+        migrate_budgets(budgets)
     catalogue.publish(client)
     services = _start_services(url, catalogue)
     _serve_metrics(client, lane, queues, catalogue)

@@ -18,6 +18,7 @@ from pydantic import (
 
 from primarch_fleet.contract import SCHEMA_VERSION, Lane, ModelKind
 from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.money import NANOS_PER_MICRO
 from primarch_fleet.requests.refused import REFUSED_ARGUMENTS, refused_keys
 from primarch_fleet.validation import explain
 
@@ -84,7 +85,9 @@ class Request(BaseModel):
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
     #: Seconds that the caller is willing to wait for the answer. Only routing uses it.
     max_latency: Seconds | None = None
-    #: Upper limit for the estimated cost, in micro-dollars. A chat needs max_completion_tokens too.
+    #: Upper limit for the estimated cost, in nano-dollars. A chat needs max_completion_tokens too.
+    max_cost_nanousd: Count | None = None
+    #: The same in micro-dollars, an older name. With both, the lower limit counts.
     max_cost: Count | None = None
     #: The minimum quality of the model, 0 to 1. The configuration sets the quality of each engine.
     quality: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -180,6 +183,12 @@ class Request(BaseModel):
         if self.streams:
             lanes["batch"] = "stream: a batch cannot stream"
         return lanes
+
+    @property
+    def cost_cap(self) -> int | None:
+        """The upper limit for the estimated cost, in nano-dollars; None without a limit."""
+        older = None if self.max_cost is None else self.max_cost * NANOS_PER_MICRO
+        return min((cap for cap in (self.max_cost_nanousd, older) if cap is not None), default=None)
 
     def max_output_tokens(self) -> int | None:
         """Return the token limit over all choices of the answer; None without a limit."""

@@ -90,7 +90,7 @@ class CompletionRequest(Request):
 
     @model_validator(mode="after")
     def _max_cost_needs_a_token_limit(self) -> Self:
-        if self.max_cost is not None and self.max_output_tokens() is None:
+        if self.cost_cap is not None and self.max_output_tokens() is None:
             raise ValueError("max_cost: set max_completion_tokens too, or the cost has no limit")
         return self
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from config.targets import Targets
-from primarch_fleet.money import format_dollars, to_dollars
+from primarch_fleet.money import format_dollars, to_dollars, with_micros
 from workers.observability.cost_recorder import CostKey, CostTotals, day_key, parse_day
 
 #: What rows can be grouped by.
@@ -79,7 +79,7 @@ class CostSummary:
         for row, figures in costs.items():
             names = tuple(getattr(row, name) for name in by)
             rows[names] = rows.get(names, CostTotals()).plus(figures)
-        ordered = sorted(rows.items(), key=lambda row: (-row[1].cost, row[0]))
+        ordered = sorted(rows.items(), key=lambda row: (-row[1].cost_nanousd, row[0]))
         return cls(first, last, by, dict(ordered))
 
     @property
@@ -93,7 +93,9 @@ class CostSummary:
         return (self.last - self.first).days + 1
 
     def as_json(self, targets: Targets) -> dict[str, Any]:
-        """The JSON report: money in micro-dollars, saving rates as shares.
+        """The JSON report: money in nano-dollars, saving rates as shares.
+
+        Names without a unit are older and in micro-dollars.
 
         A rate is null when its reference cost is 0. A target has the unit of its name; `met` is
         null while nothing was spent.
@@ -155,8 +157,8 @@ def cost_targets(targets: Targets, total: CostTotals, days: int) -> list[CostTar
         total: The costs of the whole period.
         days: Length of the period, 1 or more; the month's cost is extrapolated from it.
     """
-    spent, goals = to_dollars(total.cost), targets.by_name()
-    saved = _ratio(total.list_cost - total.cost, total.list_cost)
+    spent, goals = to_dollars(total.cost_nanousd), targets.by_name()
+    _, saved = saving(total, total.list_cost_nanousd)
     actual = {
         "monthly_cost_usd": spent * DAYS_PER_MONTH / days,
         "cost_per_request_usd": _ratio(spent, total.requests),
@@ -168,8 +170,8 @@ def cost_targets(targets: Targets, total: CostTotals, days: int) -> list[CostTar
 
 
 def saving(figures: CostTotals, reference_cost: int) -> tuple[int, float | None]:
-    """Micro-dollars saved against a reference cost, and the share; None for a reference of 0."""
-    saved = reference_cost - figures.cost
+    """Nano-dollars saved against a reference cost, and the share; None for a reference of 0."""
+    saved = reference_cost - figures.cost_nanousd
     return saved, _ratio(saved, reference_cost)
 
 
@@ -187,22 +189,24 @@ def _targets_table(targets: list[CostTarget]) -> Table:
 
 
 def _figures_json(figures: CostTotals) -> dict[str, Any]:
-    saved, rate = saving(figures, figures.list_cost)
-    realtime_saved, realtime_rate = saving(figures, figures.realtime_cost)
-    return {
-        **figures._asdict(),
-        "saving": saved,
-        "saving_rate": rate,
-        "realtime_saving": realtime_saved,
-        "realtime_saving_rate": realtime_rate,
-    }
+    saved, rate = saving(figures, figures.list_cost_nanousd)
+    realtime_saved, realtime_rate = saving(figures, figures.realtime_cost_nanousd)
+    return with_micros(
+        {
+            **figures._asdict(),
+            "saving_nanousd": saved,
+            "saving_rate": rate,
+            "realtime_saving_nanousd": realtime_saved,
+            "realtime_saving_rate": realtime_rate,
+        }
+    )
 
 
 def _cells(figures: CostTotals) -> list[str]:
     counts = figures.requests, figures.input_tokens, figures.output_tokens
-    references = figures.list_cost, figures.realtime_cost
+    references = figures.list_cost_nanousd, figures.realtime_cost_nanousd
     savings = [_saving_cell(figures, reference) for reference in references]
-    return [*map(str, counts), format_dollars(figures.cost), *savings]
+    return [*map(str, counts), format_dollars(figures.cost_nanousd), *savings]
 
 
 def _saving_cell(figures: CostTotals, reference_cost: int) -> str:

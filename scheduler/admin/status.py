@@ -14,7 +14,7 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-from primarch_fleet.money import format_dollars
+from primarch_fleet.money import format_dollars, with_micros
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import JobProgress, RequestGroup
 from scheduler.store.pauses import WHOLE_LANE
@@ -36,7 +36,10 @@ class LaneStatus:
     waiting: dict[RequestGroup, GroupBacklog]
 
     def as_json(self) -> dict[str, Any]:
-        """The JSON report: ages in seconds, times in Unix seconds, money in micro-dollars."""
+        """The JSON report: ages in seconds, times in Unix seconds, money in nano-dollars.
+
+        Names of money without a unit are older and in micro-dollars.
+        """
         return {
             "drained": self.drained,
             "jobs": [_job_json(progress, self.now) for progress in self.jobs],
@@ -65,7 +68,7 @@ class LaneStatus:
                 *(Text(job[name]) for name in ("provider", "model", "state", "status")),
                 _duration(job["age"]),
                 *(str(job[name]) for name in ("requests", "done")),
-                *(format_dollars(job[name]) for name in ("cost", "saving")),
+                *(format_dollars(job[name]) for name in ("cost_nanousd", "saving_nanousd")),
             )
         return table
 
@@ -106,7 +109,7 @@ def _table(title: str) -> Table:
 
 def _job_json(progress: JobProgress, now: float) -> dict[str, Any]:
     job = progress.job
-    return {
+    fields = {
         "intent": job.intent,
         "provider": job.group.provider,
         "endpoint": job.group.endpoint,
@@ -117,9 +120,10 @@ def _job_json(progress: JobProgress, now: float) -> dict[str, Any]:
         "age": max(0.0, now - job.created_at),
         "requests": job.requests,
         "done": job.requests - progress.remaining,
-        "cost": progress.cost,
-        "saving": progress.saving,
+        "cost_nanousd": progress.cost_nanousd,
+        "saving_nanousd": progress.saving_nanousd,
     }
+    return with_micros(fields)
 
 
 def _backlog_json(group: RequestGroup, backlog: GroupBacklog, now: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ async def reserve(parked: Iterable[ParkedRequest]) -> Mapping[str, FleetError]:
 
 
 async def settle(run: str, costs: Iterable[tuple[ParkedRequest, int]]) -> None:
-    """Count what requests have cost, in micro-dollars, and return what was reserved for them.
+    """Count what requests have cost, in nano-dollars, and return what was reserved for them.
 
     Args:
         run: The job that they were in, or UNSENT. A request counts once for each run.

@@ -41,8 +41,8 @@ class PreparedCompletion(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """In micro-dollars."""
-        return self.outcome.receipt.cost if isinstance(self.outcome, Completion) else 0
+        """In nano-dollars."""
+        return self.outcome.receipt.cost_nanousd if isinstance(self.outcome, Completion) else 0
 
 
 class Completer:
@@ -86,8 +86,8 @@ class Completer:
             self._observe(receipt)
         tenants = {receipt.tenant_id for receipt in receipts}
         if receipts:
-            cost = sum(receipt.cost for receipt in receipts)
-            saving = sum(receipt.saving for receipt in receipts)
+            cost = sum(receipt.cost_nanousd for receipt in receipts)
+            saving = sum(receipt.saving_nanousd for receipt in receipts)
             await self._store.costs.add(job, cost, saving, tenants)
         return tenants
 

@@ -157,12 +157,12 @@ class Job(BaseModel):
 
 
 class JobProgress(NamedTuple):
-    """A job, its requests without an outcome, and micro-dollars paid and saved by the others."""
+    """A job, its requests without an outcome, and nano-dollars paid and saved by the others."""
 
     job: Job
     remaining: int
-    cost: int
-    saving: int
+    cost_nanousd: int
+    saving_nanousd: int
 
 
 class ParkedRequest(BaseModel):

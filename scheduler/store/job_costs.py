@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from redis.asyncio import Redis
 
+from primarch_fleet.money import NANOS_PER_MICRO
 from scheduler.model.job import Job
 from scheduler.store import keys
+
+
+def read(fields: Mapping[str, str]) -> tuple[int, int]:
+    """Return a job's cost and saving in nano-dollars, from its stored fields.
+
+    Versions before nano-dollars stored both in micro-dollars.
+    """
+    cost, saving = (
+        int(fields.get(f"{name}_nanousd", 0)) + int(fields.get(name, 0)) * NANOS_PER_MICRO
+        for name in ("cost", "saving")
+    )
+    return cost, saving
 
 
 class JobCosts:
@@ -19,9 +32,9 @@ class JobCosts:
         self._redis: Any = client  # redis-py types its sync and async clients as one
 
     async def add(self, job: Job, cost: int, saving: int, tenants: Iterable[str]) -> None:
-        """Add to a job's cost and saving, in micro-dollars, and to its tenants."""
+        """Add to a job's cost and saving, in nano-dollars, and to its tenants."""
         pipe = self._redis.pipeline(transaction=False)
-        for name, amount in (("cost", cost), ("saving", saving)):
+        for name, amount in (("cost_nanousd", cost), ("saving_nanousd", saving)):
             pipe.hincrby(keys.job(job.intent), name, amount)
         pipe.sadd(keys.tenants(job.intent), *tenants)
         pipe.expire(keys.tenants(job.intent), keys.OUTCOME_TTL_SECONDS)

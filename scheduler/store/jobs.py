@@ -19,7 +19,7 @@ from config.batch import Batch
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import Job, JobPricing, JobProgress, JobState, RequestGroup
 from scheduler.model.outcomes import AttemptCounter
-from scheduler.store import keys
+from scheduler.store import job_costs, keys
 from scheduler.store.scripts import SCRIPTS, backlog_keys
 
 logger = logging.getLogger(__name__)
@@ -186,8 +186,8 @@ class JobStore:
         for intent in intents:
             fields, remaining = next(replies), next(replies)
             if fields:
-                cost, saving = int(fields.get("cost", 0)), int(fields.get("saving", 0))
-                jobs.append(JobProgress(Job.load(intent, "", fields), remaining, cost, saving))
+                amounts = job_costs.read(fields)
+                jobs.append(JobProgress(Job.load(intent, "", fields), remaining, *amounts))
         return sorted(jobs, key=lambda progress: (progress.job.created_at, progress.job.intent))
 
     async def remaining(self, intent: str) -> int:

@@ -75,11 +75,11 @@ def test_every_cost_follows_the_price_table(answers: list[Completion], up: Up) -
     for receipt in (answer.receipt for answer in answers):
         tokens = receipt.input_tokens, receipt.output_tokens
         model = config.catalogue().models[receipt.requested_model]
-        assert receipt.cost == model.lanes[receipt.lane].price.cost(*tokens)
-        assert receipt.list_cost == model.list_price.cost(*tokens)
+        assert receipt.cost_nanousd == model.lanes[receipt.lane].price.cost_nanousd(*tokens)
+        assert receipt.list_cost_nanousd == model.list_price.cost_nanousd(*tokens)
         if receipt.lane == "batch":
             assert receipt.batch_id is not None
-            assert abs(2 * receipt.cost - receipt.list_cost) <= 1
+            assert abs(2 * receipt.cost_nanousd - receipt.list_cost_nanousd) <= 1
 
 
 def test_the_costs_of_receipts_add_up_to_the_providers_invoice(
@@ -87,11 +87,11 @@ def test_the_costs_of_receipts_add_up_to_the_providers_invoice(
 ) -> None:
     root = up.addresses["simulated provider"].removesuffix("/v1")
     with Fleet(up.url) as fleet:
-        before = json.loads(get(f"{root}/simulator/invoice"))["total"]
+        before = json.loads(get(f"{root}/simulator/invoice"))["total_nanousd"]
         tickets = fleet.submit_many(load_requests(SAMPLE_REQUESTS))
         receipts = [fleet.result(ticket, timeout=60).receipt for ticket in tickets]
-        after = json.loads(get(f"{root}/simulator/invoice"))["total"]
-    paid = sum(receipt.cost for receipt in receipts if receipt.lane != "local")
+        after = json.loads(get(f"{root}/simulator/invoice"))["total_nanousd"]
+    paid = sum(receipt.cost_nanousd for receipt in receipts if receipt.lane != "local")
     assert after - before == paid > 0
 
 

@@ -98,13 +98,13 @@ class Run:
         """Return what is wrong; nothing if every request was answered and paid once."""
         answers = Counter(answer.receipt.batch_id for answer in self._answers())
         invoice = self._lane.provider("invoice")
-        receipts = sum(answer.receipt.cost for answer in self._answers())
+        receipts = sum(answer.receipt.cost_nanousd for answer in self._answers())
         facts = {
             "results": (answers.total(), self._count),
             "batches": (len(answers), 1),
             "requests charged": (invoice["requests"], self._count),
-            "receipts": (receipts, invoice["total"]),
-            "paid by the job": (int(self._field("cost")), invoice["total"]),
+            "receipts": (receipts, invoice["total_nanousd"]),
+            "paid by the job": (int(self._field("cost_nanousd")), invoice["total_nanousd"]),
             "requests left": (self._parked(), 0),
         }
         return [

@@ -28,8 +28,8 @@ from workers.onebox.simulator.profile import Latency
 from workers.onebox.simulator.server import Simulator
 
 TASK, TENANT = "task", "default"
-#: Prices of `big-1`, in micro-dollars per token.
-INPUT, OUTPUT = 2, 8
+#: Prices of `big-1`, in nano-dollars per token.
+INPUT, OUTPUT = 2_000, 8_000
 LIMIT = {"monthly_budget": "1"}
 #: A provider that takes longer to answer than a test waits.
 HANGS = PROFILE.model_copy(update={"latency": Latency(mean=60)})
@@ -102,7 +102,7 @@ def spending(store: redis.Redis) -> Spending:
     return Ledger(store).budget(TENANT, Limits()).month
 
 
-def reserve(store: redis.Redis, amount: int = 500) -> None:
+def reserve(store: redis.Redis, amount: int = 500_000) -> None:
     """Reserve as a producer does at submit."""
     Ledger(store).reserve(TENANT, Limits(), [ReservationRequest(TASK, amount)])
 

@@ -18,8 +18,8 @@ def make_receipt(**fields: Any) -> Receipt:
         "latency": 0.1,
         "input_tokens": 1,
         "output_tokens": 1,
-        "cost": 3,
-        "list_cost": 4,
+        "cost_nanousd": 3_000,
+        "list_cost_nanousd": 4_000,
         "trace_id": "t",
         "tenant_id": "default",
     }

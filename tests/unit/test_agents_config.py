@@ -90,9 +90,9 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
     "cost_optimization.batch_threshold_requests": (7, lambda c: c.batch.min_requests, 100, 7),
     "cost_optimization.realtime_cost_limit_usd": (
         0.25,
-        lambda c: c.catalogue().tenants["default"].max_cost_realtime,
-        1_000_000,
-        250_000,
+        lambda c: c.catalogue().tenants["default"].max_cost_realtime_nanousd,
+        1_000_000_000,
+        250_000_000,
     ),
     "performance_monitoring.latency_targets.realtime_p95_ms": (
         1500,
@@ -116,10 +116,10 @@ EFFECTS: dict[str, tuple[Any, Callable[[FleetConfig], Any], Any, Any]] = {
         5,
         lambda c: (
             c.targets.by_name()["monthly_cost_usd"],
-            c.catalogue().tenants["default"].monthly_budget,
+            c.catalogue().tenants["default"].monthly_budget_nanousd,
         ),
-        (10_000, 10_000_000_000),
-        (5, 5_000_000),
+        (10_000, 10_000_000_000_000),
+        (5, 5_000_000_000),
     ),
     "performance_monitoring.cost_targets.cost_per_request_target": (
         0.01,

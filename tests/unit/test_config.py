@@ -55,7 +55,7 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("engines", 0, "price"), {"input": 0, "output": 0}, "engines.0.*free: true"),
         (("engines", 0, "free"), True, "engines.0.*free: the model has a price"),
         (("tenants", "default", "monthly_budget"), "-1", "tenants.default.monthly_budget"),
-        (("tenants", "default", "daily_budget"), "0.0000001", "tenants.default.daily_budget"),
+        (("tenants", "default", "daily_budget"), "0.0000000001", "tenants.default.daily_budget"),
         (("tenants", "default", "over_budget"), "realtime", "tenants.default.over_budget"),
         (("tenants", "a"), {"dayly_budget": 1}, "tenants.a.dayly_budget"),
         (("lanes",), {"local": {"without_worker": "wait"}}, "lanes.local.without_worker"),
@@ -104,17 +104,17 @@ def test_a_free_model_needs_no_price(tmp_path: Path) -> None:
     engine = {"model": "own", "engine": "simulated", "free": True}
     for priced in ({}, {"price": {"input": 0, "output": 0}}):
         config = load(changed(tmp_path, "engines", 0, value=engine | priced))
-        assert config.engine("own").price.cost(1_000, 1_000) == 0
+        assert config.engine("own").price.cost_nanousd(1_000, 1_000) == 0
 
 
-def test_the_catalogue_has_the_budgets_of_each_tenant_in_micro_dollars() -> None:
+def test_the_catalogue_has_the_budgets_of_each_tenant_in_nano_dollars() -> None:
     data = yaml.safe_load(SHIPPED.read_text())
-    data["tenants"]["acme"] = {"daily_budget": "0.000001", "over_budget": "batch"}
+    data["tenants"]["acme"] = {"daily_budget": "0.000000001", "over_budget": "batch"}
     catalogue = FleetConfig.model_validate(data).catalogue()
     assert catalogue.limits("anyone") == Limits(
-        monthly_budget=10_000_000_000, max_cost_realtime=1_000_000
+        monthly_budget_nanousd=10_000_000_000_000, max_cost_realtime_nanousd=1_000_000_000
     )
-    assert catalogue.limits("acme") == Limits(daily_budget=1, over_budget="batch")
+    assert catalogue.limits("acme") == Limits(daily_budget_nanousd=1, over_budget="batch")
     del data["tenants"]
     assert FleetConfig.model_validate(data).catalogue().limits("acme") is None
 

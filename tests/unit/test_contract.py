@@ -71,6 +71,24 @@ def test_max_cost_needs_a_token_limit() -> None:
     with pytest.raises(InvalidRequest, match="max_completion_tokens"):
         CompletionRequest(**CHAT, max_cost=100)
     assert CompletionRequest(**CHAT, max_cost=100, max_tokens=7, n=2).max_output_tokens() == 14
+    with pytest.raises(InvalidRequest, match="max_cost"):
+        CompletionRequest(**CHAT, max_cost_nanousd=100)
+
+
+@pytest.mark.parametrize(
+    ("fields", "cap"),
+    [
+        ({}, None),
+        ({"max_cost": 2}, 2_000),
+        ({"max_cost_nanousd": 1_999}, 1_999),
+        ({"max_cost": 2, "max_cost_nanousd": 1_999}, 1_999),
+        ({"max_cost": 2, "max_cost_nanousd": 2_001}, 2_000),
+    ],
+)
+def test_the_cost_cap_is_the_lower_of_nano_dollars_and_micro_dollars(
+    fields: dict[str, Any], cap: int | None
+) -> None:
+    assert CompletionRequest(**CHAT, max_tokens=7, **fields).cost_cap == cap
 
 
 def test_the_body_contains_only_openai_parameters() -> None:

@@ -56,8 +56,8 @@ def receipt(**fields: Any) -> Receipt:
         "latency": 1.0,
         "input_tokens": 10,
         "output_tokens": 5,
-        "cost": 30,
-        "list_cost": 60,
+        "cost_nanousd": 30_000,
+        "list_cost_nanousd": 60_000,
         "trace_id": "trace",
         "tenant_id": "acme",
     }
@@ -69,24 +69,42 @@ def test_an_answer_counts_for_its_tenant_lane_provider_and_the_model_that_answer
 
 
 def test_the_realtime_cost_is_at_the_realtime_price_of_the_requested_model() -> None:
-    assert cost_totals(receipt(), CATALOGUE) == CostTotals(1, 10, 5, 30, 60, 10 * 3 + 5 * 9)
+    assert cost_totals(receipt(), CATALOGUE) == CostTotals(
+        1, 10, 5, 30_000, 60_000, 10 * 3_000 + 5 * 9_000
+    )
 
 
 def test_the_realtime_cost_of_a_model_without_a_realtime_offer_is_at_its_list_price() -> None:
     for model in ("hosted", "gone"):
-        assert cost_totals(receipt(requested_model=model), CATALOGUE).realtime_cost == 60
+        assert (
+            cost_totals(receipt(requested_model=model), CATALOGUE).realtime_cost_nanousd == 60_000
+        )
 
 
 def test_stored_figures_are_parsed_into_their_rows() -> None:
     stored = {
         '["a", "batch", "openai", "m", "requests"]': "2",
-        '["a", "batch", "openai", "m", "cost"]': "9007199254740993",
-        '["b, \\"x\\"", "local", "p", "m", "cost"]': "-3",
+        '["a", "batch", "openai", "m", "cost_nanousd"]': "9007199254740993",
+        '["b, \\"x\\"", "local", "p", "m", "cost_nanousd"]': "-3",
     }
     assert parse_day(stored) == {
-        CostKey("a", "batch", "openai", "m"): CostTotals(requests=2, cost=9_007_199_254_740_993),
-        CostKey('b, "x"', "local", "p", "m"): CostTotals(cost=-3),
+        CostKey("a", "batch", "openai", "m"): CostTotals(
+            requests=2, cost_nanousd=9_007_199_254_740_993
+        ),
+        CostKey('b, "x"', "local", "p", "m"): CostTotals(cost_nanousd=-3),
     }
+
+
+def test_figures_stored_in_micro_dollars_count_a_thousand_times() -> None:
+    """A day on which the fleet was upgraded has both."""
+    stored = {
+        '["a", "batch", "openai", "m", "cost"]': "7",
+        '["a", "batch", "openai", "m", "cost_nanousd"]': "5",
+        '["a", "batch", "openai", "m", "list_cost"]': "9",
+        '["a", "batch", "openai", "m", "realtime_cost"]': "8",
+    }
+    expected = CostTotals(cost_nanousd=7_005, list_cost_nanousd=9_000, realtime_cost_nanousd=8_000)
+    assert parse_day(stored) == {CostKey("a", "batch", "openai", "m"): expected}
 
 
 def summary(by: list[str]) -> CostSummary:
@@ -112,10 +130,17 @@ def test_the_total_is_the_same_for_every_grouping() -> None:
     assert [summary(by).total for by in groupings] == [total] * 3
 
 
+def test_the_json_report_keeps_the_older_names_in_micro_dollars() -> None:
+    costs = {CostKey("a", "batch", "openai", "m"): CostTotals(1, 10, 5, 2_500, 9_499, 3_000)}
+    total = CostSummary.of(DAY, DAY, [], costs).as_json(Targets())["total"]
+    older = ("cost", "list_cost", "realtime_cost", "saving", "realtime_saving")
+    assert [total[name] for name in older] == [3, 9, 3, 7, 1]
+
+
 def test_a_saving_is_an_amount_and_a_share_and_has_no_share_of_zero() -> None:
-    assert saving(CostTotals(cost=30), 60) == (30, 0.5)
-    assert saving(CostTotals(cost=75), 60) == (-15, -0.25)
-    assert saving(CostTotals(cost=5), 0) == (-5, None)
+    assert saving(CostTotals(cost_nanousd=30), 60) == (30, 0.5)
+    assert saving(CostTotals(cost_nanousd=75), 60) == (-15, -0.25)
+    assert saving(CostTotals(cost_nanousd=5), 0) == (-5, None)
 
 
 def test_the_json_report_has_rows_total_days_and_savings() -> None:
@@ -123,12 +148,12 @@ def test_the_json_report_has_rows_total_days_and_savings() -> None:
     (row,) = report["rows"]
     assert {"model": "m", **report["total"]} == row
     assert (report["from"], report["to"]) == ("2026-11-25", "2026-11-26")
-    assert (row["saving"], row["saving_rate"]) == (75, 75 / 240)
-    assert (row["realtime_saving"], row["realtime_saving_rate"]) == (135, 0.45)
+    assert (row["saving_nanousd"], row["saving_rate"]) == (75, 75 / 240)
+    assert (row["realtime_saving_nanousd"], row["realtime_saving_rate"]) == (135, 0.45)
 
 
 #: The total of 30 days, at list price and as paid.
-MONTH = CostTotals(requests=4, cost=60, list_cost=100)
+MONTH = CostTotals(requests=4, cost_nanousd=60_000, list_cost_nanousd=100_000)
 
 
 def targets_by_name(
@@ -153,13 +178,15 @@ def test_a_value_equal_to_its_target_meets_it(name: str, meets: Any, misses: Any
 
 
 def test_the_monthly_cost_is_extrapolated_from_the_days_of_the_report() -> None:
-    total = CostTotals(requests=1, cost=1_000_000)
+    total = CostTotals(requests=1, cost_nanousd=1_000_000_000)
     actual = [targets_by_name(total, days)["monthly_cost_usd"].actual for days in (1, 30, 60)]
     assert actual == [30.0, 1.0, 0.5]
 
 
 def test_the_days_of_a_report_include_the_first_and_the_last() -> None:
-    costs = {CostKey("a", "batch", "openai", "m"): CostTotals(requests=1, cost=3_000_000)}
+    costs = {
+        CostKey("a", "batch", "openai", "m"): CostTotals(requests=1, cost_nanousd=3_000_000_000)
+    }
     report = CostSummary.of(DAY, DAY + timedelta(2), [], costs).as_json(Targets())
     actual = [
         target["actual"] for target in report["targets"] if target["name"] == "monthly_cost_usd"
@@ -184,7 +211,9 @@ def rendered(costs: dict[CostKey, CostTotals]) -> str:
 
 
 def test_the_table_shows_which_targets_are_met() -> None:
-    text = rendered({CostKey("a", "batch", "openai", "m"): MONTH._replace(cost=70_000_000_000)})
+    text = rendered(
+        {CostKey("a", "batch", "openai", "m"): MONTH._replace(cost_nanousd=70_000_000_000_000)}
+    )
     lines = [line.split() for line in text.splitlines() if "_" in line]
     assert [line[-1] for line in lines] == ["no", "no", "no"]
     assert "at most $10000.000000" in text

@@ -68,7 +68,7 @@ def test_a_simulated_engines_receipt_says_so_and_has_both_costs() -> None:
     assert receipt.reason == "hosted here"
     assert receipt.input_tokens == 3
     assert receipt.cost == 3 + 2 * receipt.output_tokens
-    assert receipt.list_cost == 10 * receipt.cost
+    assert receipt.list_cost_nanousd == 10 * receipt.cost_nanousd
     assert receipt.time_to_first_token is not None
     assert 0 < receipt.time_to_first_token <= receipt.latency
 
@@ -152,7 +152,7 @@ def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() 
     assert writer.ended == "ok"
     assert "".join(content) == streamed.text == plain.text
     assert streamed.body["choices"] == plain.body["choices"]
-    assert streamed.receipt.cost == plain.receipt.cost
+    assert streamed.receipt.cost_nanousd == plain.receipt.cost_nanousd
     assert streamed.receipt.time_to_first_token is not None
     assert 0 < streamed.receipt.time_to_first_token <= streamed.receipt.latency
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from typing import Any
 
 from celery.app.task import Context
@@ -10,6 +11,7 @@ from celery.app.task import Context
 from primarch_fleet import CompletionRequest, Price, protocol
 from primarch_fleet.contract import Receipt
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
+from tests.support.receipts import make_receipt
 
 REQUEST = CompletionRequest(
     model="asked",
@@ -45,8 +47,8 @@ def test_a_receipt_has_the_facts_of_request_source_and_answer_and_the_costs_of_i
         latency=3.0,
         input_tokens=10,
         output_tokens=5,
-        cost=20,
-        list_cost=40,
+        cost_nanousd=20_000,
+        list_cost_nanousd=40_000,
         batch_id="b",
         trace_id="trace",
         tenant_id="acme",
@@ -63,6 +65,22 @@ def test_the_wire_form_of_a_request_gives_the_same_receipt() -> None:
 def test_a_wire_form_with_its_model_alone_gives_the_defaults() -> None:
     receipt = build_receipt({"model": "asked"}, METADATA, SOURCE, ANSWER)
     assert (receipt.tenant_id, receipt.user_id, receipt.metadata) == ("default", None, {})
+
+
+def test_a_receipt_has_its_amounts_in_nano_dollars_in_dollars_and_in_micro_dollars() -> None:
+    receipt = make_receipt(cost_nanousd=180, list_cost_nanousd=1_500)
+    assert (receipt.cost_usd, receipt.saving_usd) == (Decimal("1.80E-7"), Decimal("0.00000132"))
+    assert (receipt.cost, receipt.list_cost, receipt.saving) == (0, 2, 1)
+    wire = receipt.model_dump(mode="json")
+    assert (wire["cost_nanousd"], wire["list_cost_nanousd"]) == (180, 1_500)
+    assert (wire["cost"], wire["list_cost"]) == (0, 2), "readers of the older form find their names"
+    assert Receipt.model_validate_json(receipt.model_dump_json()) == receipt
+
+
+def test_a_receipt_in_micro_dollars_is_read() -> None:
+    wire = make_receipt().model_dump(mode="json", exclude={"cost_nanousd", "list_cost_nanousd"})
+    receipt = Receipt.model_validate(wire | {"cost": 20, "list_cost": 41})
+    assert (receipt.cost_nanousd, receipt.list_cost_nanousd) == (20_000, 41_000)
 
 
 def context(**fields: Any) -> Context:

@@ -74,7 +74,8 @@ def test_only_fields_for_the_provider_change_the_cache_key(
     plain: Request,
 ) -> None:
     provider_fields, fleet_fields = PARAMETERS[type(plain)], FLEET_FIELDS.items()
-    other_names = {*FLEET_FIELDS, "tenant_id", "max_cost"}  # max_cost would need max_tokens
+    needs_max_tokens = {"max_cost", "max_cost_nanousd"}
+    other_names = {*FLEET_FIELDS, "tenant_id", *needs_max_tokens}
     assert provider_fields.keys() | other_names == type(plain).model_fields.keys()
 
     def key_with(name: str, value: Any) -> str:

@@ -135,14 +135,15 @@ def test_an_estimate_over_the_cap_is_rejected_and_an_estimate_at_the_cap_is_not(
     expected = estimate(
         capped, PromptSize(400, 400), CATALOGUE.models["remote"], "realtime"
     ).expected_cost
-    assert expected == 101 * 2 + 100 * 8
-    check_cost(capped.model_copy(update={"max_cost": expected}), expected, "realtime", None)
+    assert expected == 1_000 * (101 * 2 + 100 * 8)
+    for exact in ({"max_cost_nanousd": expected, "max_cost": None}, {"max_cost": 1_002}):
+        check_cost(capped.model_copy(update=exact), expected, "realtime", None)
     with pytest.raises(CostCapExceeded, match="max_cost"):
         check_cost(capped, expected, "realtime", None)
 
 
 def test_the_cost_cap_of_a_tenant_is_for_the_realtime_lane_only() -> None:
-    limits = Limits(max_cost_realtime=10)
+    limits = Limits(max_cost_realtime_nanousd=10)
     check_cost(request(), 11, "batch", limits)
     check_cost(request(), 10, "realtime", limits)
     with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
@@ -168,7 +169,9 @@ def test_a_local_request_is_promoted_at_its_deadline_if_the_realtime_lane_can_se
 
 
 def test_a_decision_checks_the_caps_of_the_request_and_of_its_tenant() -> None:
-    tenant = CATALOGUE.model_copy(update={"tenants": {"acme": Limits(max_cost_realtime=10)}})
+    tenant = CATALOGUE.model_copy(
+        update={"tenants": {"acme": Limits(max_cost_realtime_nanousd=10)}}
+    )
     urgent: dict[str, Any] = {"priority": "high", "max_tokens": 100}
     assert decide(request(**urgent), tenant).limits is None
     with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
@@ -224,7 +227,7 @@ def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_hig
     limits = Limits(default_output_tokens=7)
     prompt = PromptSize(characters=1000, text_bytes=1000)
     bound = estimate(request(**fields), prompt, served, "realtime", limits)
-    assert bound.max_cost == 3 * 1000 + 11 * tokens
+    assert bound.max_cost == 1_000 * (3 * 1000 + 11 * tokens)
     assert bound.tokens == 251 + tokens
 
 

@@ -27,6 +27,7 @@ from redis.asyncio import Redis
 from primarch_fleet import redis_support
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane, Receipt
+from primarch_fleet.money import NANOS_PER_MICRO
 from primarch_fleet.redis_support import LuaScript
 from tasks.accounting import AbortedRun, DroppedAnswer
 
@@ -43,6 +44,11 @@ DAY_TTL_SECONDS = 400 * 86_400
 #: A write is remembered for longer than a batch is retried, so that its repetitions are ignored.
 ADDITION_TTL_SECONDS = 7 * 86_400
 
+#: Figures that versions before nano-dollars stored, in micro-dollars -> the figure and its factor.
+_MICRO_DOLLARS = {
+    name: (f"{name}_nanousd", NANOS_PER_MICRO) for name in ("cost", "list_cost", "realtime_cost")
+}
+
 _ADD_COSTS = LuaScript.load(Path(__file__).with_name("lua") / "add_costs.lua")
 
 
@@ -56,16 +62,16 @@ class CostKey(NamedTuple):
 
 
 class CostTotals(NamedTuple):
-    """Sums over answers; money in micro-dollars."""
+    """Sums over answers; money in nano-dollars."""
 
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
-    cost: int = 0
+    cost_nanousd: int = 0
     #: At the list price of the requested models.
-    list_cost: int = 0
+    list_cost_nanousd: int = 0
     #: At the price of the same models on the realtime lane.
-    realtime_cost: int = 0
+    realtime_cost_nanousd: int = 0
 
     def plus(self, other: CostTotals) -> CostTotals:
         """Return the sum of both."""
@@ -85,8 +91,9 @@ def cost_totals(receipt: Receipt, catalogue: Catalogue) -> CostTotals:
     tokens = receipt.input_tokens, receipt.output_tokens
     model = catalogue.models.get(receipt.requested_model)
     offer = model and model.lanes.get("realtime")
-    realtime_cost = offer.price.cost(*tokens) if offer else receipt.list_cost
-    return CostTotals(1, *tokens, receipt.cost, receipt.list_cost, realtime_cost)
+    realtime_cost = offer.price.cost_nanousd(*tokens) if offer else receipt.list_cost_nanousd
+    costs = receipt.cost_nanousd, receipt.list_cost_nanousd, realtime_cost
+    return CostTotals(1, *tokens, *costs)
 
 
 def day_key(day: date) -> str:
@@ -95,12 +102,14 @@ def day_key(day: date) -> str:
 
 
 def parse_day(stored: Mapping[str, str]) -> dict[CostKey, CostTotals]:
-    """Parse a day's costs as they are stored."""
+    """Parse a day's costs as they are stored, also by versions that counted in micro-dollars."""
     costs: dict[CostKey, CostTotals] = {}
     for field, amount in stored.items():
         *names, figure = json.loads(field)
         key = CostKey(*names)
-        costs[key] = costs.get(key, CostTotals()).plus(CostTotals(**{figure: int(amount)}))
+        figure, unit = _MICRO_DOLLARS.get(figure, (figure, 1))
+        added = CostTotals(**{figure: int(amount) * unit})
+        costs[key] = costs.get(key, CostTotals()).plus(added)
     return costs
 
 
@@ -172,7 +181,7 @@ class RedisCostRecorder:
         It adds a cost and no request.
         """
         key = CostKey(run.tenant_id, run.lane, ESTIMATED, run.model)
-        self._add(key, CostTotals(cost=run.cost))
+        self._add(key, CostTotals(cost_nanousd=run.cost))
 
     def _add(self, key: CostKey, totals: CostTotals) -> None:
         day = self._unwritten.setdefault(self._today(), {})
@@ -187,7 +196,7 @@ class RedisCostRecorder:
             redis.RedisError: The call may be repeated.
         """
         key = CostKey(answer.tenant_id, answer.lane, answer.provider, answer.model)
-        costs = {key: CostTotals(cost=answer.cost)}
+        costs = {key: CostTotals(cost_nanousd=answer.cost)}
         await self._write(_Addition(answer.answer_id, self._today(), costs))
 
     async def flush(self) -> None:

@@ -80,9 +80,9 @@ def record_answer(receipt: Receipt) -> None:
     usage_total.labels(receipt.provider, receipt.model, tenant).inc(
         receipt.input_tokens + receipt.output_tokens
     )
-    cost_total.labels(receipt.provider, receipt.lane, tenant).inc(to_dollars(receipt.cost))
+    cost_total.labels(receipt.provider, receipt.lane, tenant).inc(to_dollars(receipt.cost_nanousd))
     list_cost_total.labels(receipt.provider, receipt.lane, tenant).inc(
-        to_dollars(receipt.list_cost)
+        to_dollars(receipt.list_cost_nanousd)
     )
     seconds = (receipt.queue_wait or 0.0) + receipt.latency
     request_duration.labels(receipt.lane, tenant).observe(seconds)
@@ -169,16 +169,16 @@ class BudgetCollector(Collector):
             for tenant, limits in self._tenants.items():
                 budget = self._ledger.budget(tenant, limits)
                 for period, spending in {"day": budget.day, "month": budget.month}.items():
-                    for state, micros in _amounts(spending).items():
-                        gauge.add_metric([tenant, period, state], to_dollars(micros))
+                    for state, nanos in _amounts(spending).items():
+                        gauge.add_metric([tenant, period, state], to_dollars(nanos))
         except redis.RedisError as error:  # the other metrics are still worth a scrape
             logger.warning("budgets not read: %s", error, extra={"action": "budget_metrics_failed"})
         yield gauge
 
 
 def _amounts(spending: Spending) -> dict[str, int]:
-    cap = {} if spending.cap is None else {"cap": spending.cap}
-    return {"spent": spending.spent, "reserved": spending.reserved, **cap}
+    cap = {} if spending.cap_nanousd is None else {"cap": spending.cap_nanousd}
+    return {"spent": spending.spent_nanousd, "reserved": spending.reserved_nanousd, **cap}
 
 
 def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:

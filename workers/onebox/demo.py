@@ -167,8 +167,8 @@ def _row(ticket: Ticket, outcome: Outcome) -> tuple[str, ...]:
         receipt.model,
         f"{receipt.latency:.2f} s",
         f"{receipt.input_tokens} + {receipt.output_tokens}",
-        format_dollars(receipt.cost),
-        format_dollars(receipt.saving),
+        format_dollars(receipt.cost_nanousd),
+        format_dollars(receipt.saving_nanousd),
     )
 
 
@@ -178,8 +178,8 @@ def totals(outcomes: list[Outcome]) -> Table:
     receipts = [outcome.receipt for outcome in outcomes if isinstance(outcome, Completion)]
     for lane in (*LANES, "all"):
         of_lane = [receipt for receipt in receipts if lane in ("all", receipt.lane)]
-        cost = sum(receipt.cost for receipt in of_lane)
-        list_cost = sum(receipt.list_cost for receipt in of_lane)
+        cost = sum(receipt.cost_nanousd for receipt in of_lane)
+        list_cost = sum(receipt.list_cost_nanousd for receipt in of_lane)
         tokens = sum(receipt.input_tokens + receipt.output_tokens for receipt in of_lane)
         rows.add_row(
             lane,

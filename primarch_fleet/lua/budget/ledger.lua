@@ -1,7 +1,9 @@
 -- The ledger of one tenant: keys and functions that the scripts of lua/budget share.
--- Amounts are micro-dollars below 2^53, which Lua's numbers hold exactly. Days and months are UTC.
+-- Amounts are whole nano-dollars. Lua's numbers hold integers exactly up to 2^53, about 9 million
+-- dollars: enough for a request, but not for a sum. Redis adds sums up, exact up to 2^63. Days and
+-- months are UTC.
 --
--- KEYS[1]  ledger: hash, "<period> spent" and "<period> reserved" -> micro-dollars; a period is a
+-- KEYS[1]  ledger: hash, "<period> spent" and "<period> reserved" -> nano-dollars; a period is a
 --            day (2026-11-25) or a month (2026-11)
 -- KEYS[2]  reservations: hash, task id -> "<amount> <day>"
 -- KEYS[3]  reserved at: zset, task id by the Unix seconds of its last reservation

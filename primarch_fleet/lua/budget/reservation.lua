@@ -3,8 +3,8 @@
 -- is missing to the amount, on the day of the reservation, and keeps an excess. A new task with
 -- tokens counts for the tenant's concurrency and rate.
 --
--- ARGV[2]  monthly budget: micro-dollars; empty for no limit
--- ARGV[3]  daily budget: micro-dollars; empty for no limit
+-- ARGV[2]  monthly budget: nano-dollars; empty for no limit
+-- ARGV[3]  daily budget: nano-dollars; empty for no limit
 -- ARGV[4]  reservation TTL: seconds
 -- ARGV[5]  retention: days for which a period is kept, and an inactive tenant
 -- ARGV[6]  max_concurrency: tasks; empty for no limit
@@ -20,6 +20,8 @@ local IS_FALLBACK, WAS_HELD = 1, 2
 local MAX_EXPIRED = 100
 -- Arguments of one command; Lua's stack holds 8,000. An even number.
 local MAX_ARGS = 5000
+-- The largest integer below which Lua's numbers hold all integers. A call reserves no more.
+local LARGEST = 2 ^ 53
 
 local function remove_expired(now)
   local oldest = now - tonumber(ARGV[4])
@@ -58,11 +60,23 @@ end
 
 local available = {}
 
--- What is left of a period below its cap; infinite without one.
+-- Split a sum into dollars and the nano-dollars above them, both exact.
+local function split(sum)
+  local sign, digits = sum:match('^(-?)(%d+)$')
+  local factor = sign == '-' and -1 or 1
+  return factor * (tonumber(digits:sub(1, -10)) or 0), factor * tonumber(digits:sub(-9))
+end
+
+-- What is left of a period below its cap: exact, but at most LARGEST; infinite without a cap.
 local function left_in(period, cap)
-  if cap and not available[period] then
+  if cap ~= '' and not available[period] then
     local used = redis.call('HMGET', KEYS[1], period .. ' spent', period .. ' reserved')
-    available[period] = cap - (tonumber(used[1]) or 0) - (tonumber(used[2]) or 0)
+    local dollars, nanos = split(cap)
+    for _, sum in ipairs({ used[1] or '0', used[2] or '0' }) do
+      local used_dollars, used_nanos = split(sum)
+      dollars, nanos = dollars - used_dollars, nanos - used_nanos
+    end
+    available[period] = math.min(LARGEST, dollars * 1e9 + nanos)
   end
   return available[period] or math.huge
 end
@@ -70,11 +84,11 @@ end
 -- The budget that an amount exceeds, and what is left of it; nil if the amount fits.
 local function exceeded(day, amount)
   local month, today = unpack(periods(day))
-  local left = left_in(month, tonumber(ARGV[2]))
+  local left = left_in(month, ARGV[2])
   if amount > left and amount > 0 then
     return 'monthly', left
   end
-  left = left_in(today, tonumber(ARGV[3]))
+  left = left_in(today, ARGV[3])
   if amount > left and amount > 0 then
     return 'daily', left
   end

@@ -3,7 +3,7 @@
 -- Keys and clock: ledger.lua.
 -- KEYS[6]  settled: string, exists once this run of the task is counted
 -- ARGV[2]  task: string, the task's id
--- ARGV[3]  cost: micro-dollars; a run without a cost is not remembered
+-- ARGV[3]  cost: nano-dollars; a run without a cost is not remembered
 -- ARGV[4]  TTL: seconds for which the run is remembered
 -- Returns 1, or 0 if the run was counted before; nothing has changed then.
 

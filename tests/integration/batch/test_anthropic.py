@@ -55,7 +55,7 @@ async def create_foreign_batch(b: Bench, folder: Path, *custom_ids: str) -> str:
 
 
 def paid(b: Bench) -> int:
-    return int(b.simulator.invoice()["by_kind"]["batch"])
+    return int(b.simulator.invoice()["by_kind_nanousd"]["batch"])
 
 
 async def test_requests_of_every_kind_get_responses_in_openais_format(
@@ -90,7 +90,7 @@ async def test_requests_of_every_kind_get_responses_in_openais_format(
         sources = [part["source"]["type"] for part in sent["params"]["messages"][0]["content"][1:]]
         assert sources == ["url", "base64"]
         answers = (short, tool, schema, seen)
-        assert paid(b) == sum(answer.receipt.cost for answer in answers) > 0
+        assert paid(b) == sum(answer.receipt.cost_nanousd for answer in answers) > 0
         assert all(answer.body["object"] == "chat.completion" for answer in answers)
         assert not list(b.folder.iterdir())
 
@@ -113,7 +113,7 @@ async def test_an_error_concerns_only_its_request_and_a_temporary_one_is_retried
         results = await b.send(chat("good"), chat("bad"))
         await b.until_idle()
         good, bad = await b.settled(results, batches=batches)
-        assert (good.receipt.attempts, good.receipt.cost > 0) == (1, True)
+        assert (good.receipt.attempts, good.receipt.cost_nanousd > 0) == (1, True)
         if outcome:
             assert type(bad) is outcome
         else:
@@ -129,7 +129,10 @@ async def test_an_expired_request_is_requeued_and_paid_once(anthropic: OpenBench
         assert [batch.status for batch in await b.batches()] == ["completed", "expired"]
         answers = await b.settled(results, batches=2)
         assert sorted(answer.receipt.attempts for answer in answers) == [1, 1, 2, 2]
-        assert (paid(b), b.answered()) == (sum(answer.receipt.cost for answer in answers), 4)
+        assert (paid(b), b.answered()) == (
+            sum(answer.receipt.cost_nanousd for answer in answers),
+            4,
+        )
 
 
 async def test_a_cancelled_batch_delivers_its_responses_and_the_rest_is_requeued(

@@ -70,8 +70,8 @@ async def test_batches_shows_live_batches_and_waiting_requests(opened: OpenBench
             "batch_id": receipt.batch_id,
             "requests": 2,
             "done": 1,
-            "cost": receipt.cost,
-            "saving": receipt.saving,
+            "cost_nanousd": receipt.cost_nanousd,
+            "saving_nanousd": receipt.saving_nanousd,
         }.items() <= live.items()
         assert waiting["requests"] == 2
         assert waiting["deadline"] == deadline.timestamp()

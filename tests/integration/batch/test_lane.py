@@ -86,11 +86,11 @@ async def test_the_costs_of_the_receipts_add_up_to_the_invoice(opened: OpenBench
         receipts = b.scheduler.receipts
         assert len(receipts) == invoice["requests"] == 20
         assert (
-            sum(receipt.cost for receipt in receipts)
-            == invoice["total"]
-            == invoice["by_kind"]["batch"]
+            sum(receipt.cost_nanousd for receipt in receipts)
+            == invoice["total_nanousd"]
+            == invoice["by_kind_nanousd"]["batch"]
         )
-        assert sum(receipt.saving for receipt in receipts) > 0
+        assert sum(receipt.saving_nanousd for receipt in receipts) > 0
 
 
 async def test_links_chains_groups_and_chords_continue_with_batch_results(

@@ -10,6 +10,7 @@ from celery import Celery, chord
 from celery.result import AsyncResult
 
 from primarch_fleet import errors
+from primarch_fleet.money import NANOS_PER_DOLLAR
 from scheduler import metrics
 from scheduler.admin.operations import BatchNotCancelled, Operations
 from scheduler.completion.withdrawal import CANCELLED
@@ -93,9 +94,9 @@ async def test_a_request_in_a_live_batch_is_cancelled_and_its_answer_dropped(
         assert forgotten(b, first)
         await b.until_idle()
         assert await is_cancelled(b, first)
-        paid = (await b.completion(second)).receipt.cost
+        paid = (await b.completion(second)).receipt.cost_nanousd
         lost = metrics.dropped_cost_total.labels("openai")._value.get() - dropped
-        assert paid + round(lost * 1_000_000) == b.simulator.invoice()["total"]
+        assert paid + round(lost * NANOS_PER_DOLLAR) == b.simulator.invoice()["total_nanousd"]
         assert "batch_answer_dropped" in {
             getattr(record, "action", "") for record in caplog.records
         }

@@ -67,12 +67,12 @@ class Lanes(ExitStack):
         self.flower = self.enter_context(flower(self._env))
 
     def reserved(self, tenant: str) -> int:
-        """Reserved micro-dollars."""
-        return self.fleet.budget(tenant).month.reserved
+        """Reserved nano-dollars."""
+        return self.fleet.budget(tenant).month.reserved_nanousd
 
     def spent(self, tenant: str) -> int:
-        """Spent micro-dollars."""
-        return self.fleet.budget(tenant).month.spent
+        """Spent nano-dollars."""
+        return self.fleet.budget(tenant).month.spent_nanousd
 
     def has_aborted_run(self, tenant: str) -> bool:
         """Whether the cost report contains an aborted run, whose cost is an estimate."""
@@ -287,7 +287,7 @@ def test_a_plain_revoke_lets_a_running_request_finish(lane: str, lanes: Lanes, t
     receipt = lanes.fleet.result(ticket, TIMEOUT_SECONDS).receipt
     assert lanes.fleet.status(ticket) == "SUCCESS"
     eventually(lambda: lanes.reserved(tenant) == 0)
-    assert lanes.spent(tenant) == receipt.cost
+    assert lanes.spent(tenant) == receipt.cost_nanousd
 
 
 def written(lanes: Lanes, ticket: Ticket) -> tuple[int, bool]:

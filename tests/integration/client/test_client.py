@@ -125,7 +125,7 @@ def test_result_returns_the_completion(fleet: Fleet) -> None:
     finish(fleet, ticket.id)
     result = fleet.result(ticket, timeout=5)
     assert result == DONE
-    assert (result.text, result.receipt.saving) == ("four", 1)
+    assert (result.text, result.receipt.saving_nanousd) == ("four", 1_000)
 
 
 @pytest.mark.parametrize(

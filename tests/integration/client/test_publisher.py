@@ -25,7 +25,7 @@ from tests.support.relay import relay
 PRICE = Price(input="1", output="2")
 LANES: tuple[Lane, ...] = ("realtime", "batch")
 OFFERS: dict[Lane, Offer] = {lane: Offer(queue=lane, price=PRICE) for lane in LANES}
-BUDGET = Limits(monthly_budget=10**9)
+BUDGET = Limits(monthly_budget_nanousd=10**12)
 
 
 def request(text: str = "2+2?", **fields: Any) -> CompletionRequest:
@@ -67,7 +67,7 @@ def ids(store: redis.Redis) -> list[str]:
 
 
 def reserved(fleet: Fleet, tenant: str = "t") -> int:
-    return fleet.budget(tenant).month.reserved
+    return fleet.budget(tenant).month.reserved_nanousd
 
 
 @contextmanager

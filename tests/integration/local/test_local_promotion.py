@@ -125,7 +125,7 @@ def test_a_request_that_no_engine_takes_in_time_is_answered_on_the_realtime_lane
         assert receipt.reason == "hosted here; promoted: its deadline is near"
         local.signal(signal.SIGCONT)
         assert fleet.result(patient, PATIENCE).receipt.lane == "local"
-        assert fleet.budget("default").month.reserved == 0
+        assert fleet.budget("default").month.reserved_nanousd == 0
 
 
 def test_a_promoted_request_is_next_on_the_realtime_lane_with_its_task_id(

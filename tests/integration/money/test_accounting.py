@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from primarch_fleet import errors, streaming
 from primarch_fleet.answers import form_of
+from primarch_fleet.money import to_usd
 from tasks import services
 from tasks.response_cache import ResponseCache
 from tests.support.accounting_fixture import (
@@ -45,8 +46,8 @@ def test_a_tenant_pays_the_cost_of_the_receipt(
     reserve(store)
     answer = run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
     now = spending(store)
-    assert (now.spent, now.reserved) == (answer["receipt"]["cost"], 0)
-    assert now.spent == simulator.invoice()["total"] > 0
+    assert (now.spent_nanousd, now.reserved_nanousd) == (answer["receipt"]["cost_nanousd"], 0)
+    assert now.spent_nanousd == simulator.invoice()["total_nanousd"] > 0
 
 
 def test_a_request_without_a_reservation_gets_one_before_it_runs(
@@ -54,15 +55,15 @@ def test_a_request_without_a_reservation_gets_one_before_it_runs(
 ) -> None:
     """As from a plain Celery producer. Without budget for it, the request never runs."""
     run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
-    paid = spending(store).spent
-    assert paid == simulator.invoice()["total"]
+    paid = spending(store).spent_nanousd
+    assert paid == simulator.invoice()["total_nanousd"]
     poor = limited(monthly_budget="0.0005")
     with pytest.raises(errors.BudgetExceeded, match="tenant 'default'"):
         run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)), poor)
     returned = run(valkey_url, lambda lane: lane.serve(chat(return_exceptions=True)), poor)
     assert returned["error"]["code"] == "budget_exceeded"
-    assert spending(store).spent == paid == simulator.invoice()["total"]
-    assert spending(store).reserved == 0
+    assert spending(store).spent_nanousd == paid == simulator.invoice()["total_nanousd"]
+    assert spending(store).reserved_nanousd == 0
 
 
 def test_a_request_over_the_cost_cap_of_its_tenant_never_runs(
@@ -72,7 +73,7 @@ def test_a_request_over_the_cost_cap_of_its_tenant_never_runs(
     with pytest.raises(errors.CostCapExceeded, match="max_cost_realtime"):
         run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)), capped)
     assert simulator.stats()["calls"] == {}
-    assert spending(store).reserved == 0
+    assert spending(store).reserved_nanousd == 0
 
 
 @pytest.mark.parametrize("fault", [{"status": 400}, {"status": 500}, {"drop": "before_response"}])
@@ -83,7 +84,7 @@ def test_a_failed_run_costs_nothing(
     reserve(store)
     with pytest.raises(errors.ProviderError):
         run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
-    assert (spending(store).spent, spending(store).reserved) == (0, 0)
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (0, 0)
 
 
 def test_a_request_past_its_deadline_costs_nothing(
@@ -93,7 +94,7 @@ def test_a_request_past_its_deadline_costs_nothing(
     past = datetime.now(UTC) - timedelta(seconds=1)
     with pytest.raises(errors.DeadlineExceeded):
         run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50, deadline=past)))
-    assert (spending(store).spent, spending(store).reserved) == (0, 0)
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (0, 0)
 
 
 def test_a_cancelled_call_costs_its_prompt(
@@ -106,7 +107,10 @@ def test_a_cancelled_call_costs_its_prompt(
         await cancelled(await lane.at_the_provider(request, simulator))
 
     run(valkey_url, body)
-    assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (
+        estimate(request, 0),
+        0,
+    )
 
 
 def test_a_call_aborted_by_its_deadline_costs_its_prompt(
@@ -116,7 +120,10 @@ def test_a_call_aborted_by_its_deadline_costs_its_prompt(
     request = chat(max_tokens=50, deadline=datetime.now(UTC) + timedelta(seconds=5))
     with pytest.raises(errors.DeadlineExceeded):
         run(valkey_url, lambda lane: lane.serve(request))
-    assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (
+        estimate(request, 0),
+        0,
+    )
 
 
 def test_a_broken_stream_costs_its_prompt_and_the_tokens_received(
@@ -130,7 +137,10 @@ def test_a_broken_stream_costs_its_prompt_and_the_tokens_received(
     received = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
     tokens = sum(form_of(chunk).has_token(chunk) for chunk in received)
     assert tokens > 0
-    assert (spending(store).spent, spending(store).reserved) == (estimate(request, tokens), 0)
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (
+        estimate(request, tokens),
+        0,
+    )
 
 
 def test_a_cached_answer_costs_nothing_and_its_reservation_is_returned(
@@ -150,9 +160,14 @@ def test_a_cached_answer_costs_nothing_and_its_reservation_is_returned(
     reserve(store)
     first, again = run(valkey_url, twice)
     assert (first["receipt"]["cached"], again["receipt"]["cached"]) == (False, True)
-    assert spending(store).spent == first["receipt"]["cost"] == simulator.invoice()["total"] > 0
-    assert spending(store).reserved == 0
-    poor = limited(monthly_budget=f"0.{spending(store).spent + 1:06}")
+    assert (
+        spending(store).spent_nanousd
+        == first["receipt"]["cost_nanousd"]
+        == simulator.invoice()["total_nanousd"]
+        > 0
+    )
+    assert spending(store).reserved_nanousd == 0
+    poor = limited(monthly_budget=to_usd(spending(store).spent_nanousd + 1))
     with pytest.raises(errors.BudgetExceeded):
         run(valkey_url, twice, poor)
 
@@ -164,8 +179,10 @@ def test_a_task_that_runs_twice_costs_twice(
         return [await lane.serve(chat(max_tokens=50)) for _ in range(2)]
 
     answers = run(valkey_url, twice)
-    assert spending(store).spent == sum(answer["receipt"]["cost"] for answer in answers)
-    assert spending(store).spent == simulator.invoice()["total"]
+    assert spending(store).spent_nanousd == sum(
+        answer["receipt"]["cost_nanousd"] for answer in answers
+    )
+    assert spending(store).spent_nanousd == simulator.invoice()["total_nanousd"]
 
 
 def test_the_reservation_covers_a_more_expensive_fallback(
@@ -178,8 +195,8 @@ def test_the_reservation_covers_a_more_expensive_fallback(
     answer = run(valkey_url, lambda lane: lane.serve(request), both)
     assert answer["receipt"]["deployment"] == "big-1"
     needed = max_cost(request)
-    assert spending(store).spent == answer["receipt"]["cost"] <= needed
-    short = limited(config(fallbacks={"small": ["big"]}), monthly_budget=f"0.{needed:06}")
+    assert spending(store).spent_nanousd == answer["receipt"]["cost_nanousd"] <= needed
+    short = limited(config(fallbacks={"small": ["big"]}), monthly_budget=to_usd(needed))
     with pytest.raises(errors.BudgetExceeded):
         run(valkey_url, lambda lane: lane.serve(request), short)
 
@@ -199,7 +216,10 @@ def test_a_second_cancellation_does_not_interrupt_the_settlement(
         await cancelled(running)
 
     run(valkey_url, body)
-    assert (spending(store).spent, spending(store).reserved) == (estimate(request, 0), 0)
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (
+        estimate(request, 0),
+        0,
+    )
 
 
 def test_reserve_many_reserves_what_fits_in_order(
@@ -207,7 +227,7 @@ def test_reserve_many_reserves_what_fits_in_order(
 ) -> None:
     """As when requests are parked together: a refusal affects no other request."""
     requests = {f"task-{i}": chat(max_tokens=90 if i % 4 == 1 else 10) for i in range(16)}
-    budget = room = 5_000
+    budget = room = 5_000_000
     expected = set()
     for task, request in requests.items():
         needed = max_cost(request)
@@ -217,8 +237,8 @@ def test_reserve_many_reserves_what_fits_in_order(
     async def body(lane: Lane) -> dict[str, errors.FleetError]:
         return await lane.accountant.reserve_many("realtime", requests)
 
-    refused = run(valkey_url, body, limited(monthly_budget=f"0.{budget:06}"))
+    refused = run(valkey_url, body, limited(monthly_budget=to_usd(budget)))
     assert set(refused) == expected
     assert 0 < len(expected) < 16
     assert {type(error) for error in refused.values()} == {errors.BudgetExceeded}
-    assert spending(store).reserved == budget - room
+    assert spending(store).reserved_nanousd == budget - room

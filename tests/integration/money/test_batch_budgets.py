@@ -23,7 +23,7 @@ __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = Limits(monthly_budget=1_000_000)
+LIMITS = Limits(monthly_budget_nanousd=1_000_000_000)
 
 
 @asynccontextmanager
@@ -47,14 +47,14 @@ async def test_parked_requests_are_reserved_and_answered_requests_are_spent(
 ) -> None:
     async with opened() as b, accounted(b) as ledger:
         results = await b.send(*(chat(f"question {n}", max_tokens=50) for n in range(5)))
-        assert (await month(ledger)).spent == 0
-        assert (await month(ledger)).reserved > 0
+        assert (await month(ledger)).spent_nanousd == 0
+        assert (await month(ledger)).reserved_nanousd > 0
         await b.until_idle()
         receipts = [completion.receipt for completion in await b.completions(results)]
         assert await month(ledger) == Spending(
-            spent=sum(receipt.cost for receipt in receipts),
-            reserved=0,
-            cap=1_000_000,
+            spent_nanousd=sum(receipt.cost_nanousd for receipt in receipts),
+            reserved_nanousd=0,
+            cap_nanousd=1_000_000_000,
             resets_at=(await month(ledger)).resets_at,
         )
 
@@ -62,20 +62,20 @@ async def test_parked_requests_are_reserved_and_answered_requests_are_spent(
 async def test_a_request_over_budget_fails_and_other_requests_are_parked(
     opened: OpenBench,
 ) -> None:
-    async with opened() as b, accounted(b, Limits(monthly_budget=1_000)) as ledger:
+    async with opened() as b, accounted(b, Limits(monthly_budget_nanousd=1_000_000)) as ledger:
         expensive, cheap = await b.send(
             chat("expensive", max_tokens=16_000), chat("cheap", max_tokens=50)
         )
         assert isinstance(await b.outcome(expensive), errors.BudgetExceeded)
         await b.until_idle()
         assert "cheap" in (await b.completion(cheap)).text
-        assert (await month(ledger)).reserved == 0
+        assert (await month(ledger)).reserved_nanousd == 0
 
 
 async def test_a_request_with_return_exceptions_gets_its_refusal_as_a_value(
     opened: OpenBench,
 ) -> None:
-    async with opened() as b, accounted(b, Limits(monthly_budget=1_000)):
+    async with opened() as b, accounted(b, Limits(monthly_budget_nanousd=1_000_000)):
         (expensive,) = await b.send(chat("expensive", max_tokens=16_000, return_exceptions=True))
         assert (await b.outcome(expensive))["error"]["code"] == "budget_exceeded"
 
@@ -88,7 +88,10 @@ async def test_failed_requests_and_requests_cancelled_before_a_batch_cost_nothin
         _, cancelled = await b.send(chat("wrong"), chat("cancelled"))
         assert await _cancel(b, cancelled) == "cancelled"
         await b.until_idle(300)
-        assert ((await month(ledger)).spent, (await month(ledger)).reserved) == (0, 0)
+        assert ((await month(ledger)).spent_nanousd, (await month(ledger)).reserved_nanousd) == (
+            0,
+            0,
+        )
 
 
 async def test_the_dropped_answer_to_a_cancelled_request_is_spent(opened: OpenBench) -> None:
@@ -97,8 +100,8 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_spent(opened: OpenBe
         await b.turn()
         assert await _cancel(b, cancelled) == "cancelled"
         await b.until_idle(1100)
-        assert (await month(ledger)).spent == b.simulator.invoice()["total"]
-        assert (await month(ledger)).reserved == 0
+        assert (await month(ledger)).spent_nanousd == b.simulator.invoice()["total_nanousd"]
+        assert (await month(ledger)).reserved_nanousd == 0
 
 
 async def test_a_request_is_promoted_only_if_its_tenant_has_the_budget(opened: OpenBench) -> None:
@@ -107,8 +110,8 @@ async def test_a_request_is_promoted_only_if_its_tenant_has_the_budget(opened: O
         request = chat("near", deadline=deadline, max_tokens=100)
         async with accounted(b) as ledger:
             await b.send(request)
-            reserved_micros = (await month(ledger)).reserved
-            limits = Limits(monthly_budget=reserved_micros + 1)
+            reserved_nanos = (await month(ledger)).reserved_nanousd
+            limits = Limits(monthly_budget_nanousd=reserved_nanos + 1)
             async with accounted(b, limits):
                 await b.turn()
                 assert not b.redis.keys("realtime*"), "the realtime lane costs twice as much"

@@ -23,7 +23,7 @@ from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
 from workers.observability.metrics import BudgetCollector
 
-LIMITS = Limits(daily_budget=100, monthly_budget=250)
+LIMITS = Limits(daily_budget_nanousd=100, monthly_budget_nanousd=250)
 #: One second before the end of February of a leap year.
 EVENING = datetime(2028, 2, 29, 23, 59, 59, tzinfo=UTC)
 
@@ -54,7 +54,10 @@ def reserve(ledger: Ledger, task: str, amount: int, fallback: int | None = None)
 def figures(ledger: Ledger) -> tuple[tuple[int, int], tuple[int, int]]:
     """(spent, reserved) of the day, and of the month."""
     budget = ledger.budget("t", LIMITS)
-    return (budget.day.spent, budget.day.reserved), (budget.month.spent, budget.month.reserved)
+    return (budget.day.spent_nanousd, budget.day.reserved_nanousd), (
+        budget.month.spent_nanousd,
+        budget.month.reserved_nanousd,
+    )
 
 
 def test_a_settlement_replaces_the_reservation(ledger: Ledger) -> None:
@@ -62,7 +65,7 @@ def test_a_settlement_replaces_the_reservation(ledger: Ledger) -> None:
     assert figures(ledger) == ((0, 70), (0, 70))
     assert ledger.settle("t", "a", "run", 20)
     assert figures(ledger) == ((20, 0), (20, 0))
-    assert ledger.budget("t", LIMITS).day.left == 80
+    assert ledger.budget("t", LIMITS).day.left_nanousd == 80
 
 
 def test_a_repeated_reservation_adds_only_the_difference(ledger: Ledger) -> None:
@@ -108,8 +111,8 @@ def test_a_task_that_runs_again_reserves_again(ledger: Ledger) -> None:
 def test_a_cost_above_the_reservation_counts_and_may_exceed_the_cap(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     ledger.settle("t", "a", "run", 130)
-    assert ledger.budget("t", LIMITS).day.left == -30
-    with pytest.raises(BudgetExceeded, match=re.escape("$-0.000030 is left of the daily budget")):
+    assert ledger.budget("t", LIMITS).day.left_nanousd == -30
+    with pytest.raises(BudgetExceeded, match=re.escape("$-0.000000030 is left")):
         reserve(ledger, "b", 1)
     assert reserve(ledger, "free", 0).is_new
 
@@ -142,7 +145,7 @@ def test_one_call_reserves_all_requests_or_none(ledger: Ledger) -> None:
 def test_more_requests_than_the_arguments_of_one_lua_call_are_reserved_together(
     ledger: Ledger,
 ) -> None:
-    limits = Limits(daily_budget=12_001)
+    limits = Limits(daily_budget_nanousd=12_001)
     reservations = ledger.reserve(
         "t", limits, [ReservationRequest(f"task-{i}", 1) for i in range(12_001)]
     )
@@ -150,13 +153,20 @@ def test_more_requests_than_the_arguments_of_one_lua_call_are_reserved_together(
     assert figures(ledger)[0] == (0, 12_001)
 
 
-def test_amounts_up_to_billions_of_dollars_are_exact(ledger: Ledger) -> None:
-    limits = Limits(daily_budget=2**52 + 1)
+@pytest.mark.parametrize("spent", [0, 2**53, 10**17])
+def test_sums_up_to_a_billion_dollars_are_exact(ledger: Ledger, spent: int) -> None:
+    """2^53 nano-dollars are 9 million dollars; Lua's numbers are exact up to there."""
+    limits = Limits(daily_budget_nanousd=spent + 2**52 + 1, monthly_budget_nanousd=10**18)
+    for run in range(0, spent, 2**52):
+        ledger.settle("t", "before", str(run), min(2**52, spent - run))
     ledger.reserve("t", limits, [ReservationRequest("a", 2**52), ReservationRequest("b", 1)])
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceeded, match=re.escape("$0.000000 is left of the daily")):
         ledger.reserve("t", limits, [ReservationRequest("c", 1)])
-    ledger.settle("t", "a", "run", 2**52)
-    assert figures(ledger)[0] == (2**52, 1)
+    ledger.settle("t", "a", "run", 2**52 - 3)
+    ledger.reserve("t", limits, [ReservationRequest("c", 3)])
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve("t", limits, [ReservationRequest("d", 1)])
+    assert figures(ledger)[0] == (spent + 2**52 - 3, 4)
 
 
 def test_a_refusal_names_the_budget_what_is_left_and_when_it_resets(
@@ -166,8 +176,8 @@ def test_a_refusal_names_the_budget_what_is_left_and_when_it_resets(
     with pytest.raises(BudgetExceeded) as caught:
         reserve(ledger, "b", 20)
     assert str(caught.value) == (
-        "tenant 't': $0.000020 must be reserved, $0.000010 is left of the daily budget of "
-        "$0.000100, which resets at 2028-03-01T00:00:00Z, in 1 s"
+        "tenant 't': $0.000000020 must be reserved, $0.000000010 is left of the daily budget of "
+        "$0.000000100, which resets at 2028-03-01T00:00:00Z, in 1 s"
     )
     with pytest.raises(BudgetExceeded, match=r"monthly budget.*2028-03-01T00:00:00Z"):
         reserve(ledger, "b", 300)
@@ -200,7 +210,7 @@ def test_the_monthly_budget_refuses_what_the_daily_budget_allows(
 
 
 def test_a_reservation_that_is_never_settled_expires(ledger: Ledger, clock: Clock) -> None:
-    limits = Limits(monthly_budget=100)
+    limits = Limits(monthly_budget_nanousd=100)
     clock.now = datetime(2028, 3, 1, tzinfo=UTC)
     ledger.reserve("t", limits, [ReservationRequest("a", 60), ReservationRequest("alive", 40)])
     clock.now += timedelta(seconds=RESERVATION_TTL_SECONDS - 1)
@@ -219,7 +229,7 @@ def test_the_ledger_deletes_old_days(ledger: Ledger, clock: Clock, store: redis.
         reserve(ledger, str(day), 1)
         ledger.settle("t", str(day), "run", 1)
         clock.now += timedelta(days=1)
-    fields: Any = store.hkeys("fleet:budget:ledger:t")
+    fields: Any = store.hkeys("fleet:budget:ledger_nanousd:t")
     assert len({field.split(" ")[0] for field in fields if len(field.split(" ")[0]) == 10}) in (
         KEPT_DAYS,
         KEPT_DAYS + 1,
@@ -244,7 +254,7 @@ def test_the_dates_of_four_centuries_are_right(store: redis.Redis) -> None:
     for moment in moments:
         now = moment.timestamp()
         ledger.settle(moment.isoformat(), "task", moment.isoformat(), 1)
-        ledgers: Any = store.hgetall(f"fleet:budget:ledger:{moment.isoformat()}")
+        ledgers: Any = store.hgetall(f"fleet:budget:ledger_nanousd:{moment.isoformat()}")
         assert set(ledgers) == {f"{moment:%Y-%m-%d} spent", f"{moment:%Y-%m} spent"}
 
 
@@ -257,7 +267,7 @@ def test_the_ledger_uses_the_clock_of_redis(store: redis.Redis) -> None:
     ledger.reserve("t", LIMITS, [ReservationRequest("a", 5)])
     server: Any = store.time()
     budget = ledger.budget("t", LIMITS)
-    assert budget.month.reserved == 5
+    assert budget.month.reserved_nanousd == 5
     assert (
         0
         < budget.day.resets_at.timestamp() - server[0]
@@ -288,15 +298,15 @@ def test_metrics_show_the_budgets_of_named_tenants(ledger: Ledger) -> None:
     reserve(ledger, "a", 60)
     ledger.settle("t", "a", "run", 25)
     reserve(ledger, "b", 40)
-    limits = {"t": LIMITS.model_copy(update={"daily_budget": None}), "idle": Limits()}
+    limits = {"t": LIMITS.model_copy(update={"daily_budget_nanousd": None}), "idle": Limits()}
     [gauge] = BudgetCollector(ledger, limits).collect()
     exported = {tuple(sample.labels.values()): sample.value for sample in gauge.samples}
     assert {key: value for key, value in exported.items() if value} == {
-        ("t", "day", "spent"): 0.000025,
-        ("t", "day", "reserved"): 0.00004,
-        ("t", "month", "spent"): 0.000025,
-        ("t", "month", "reserved"): 0.00004,
-        ("t", "month", "cap"): 0.00025,
+        ("t", "day", "spent"): 0.000000025,
+        ("t", "day", "reserved"): 0.00000004,
+        ("t", "month", "spent"): 0.000000025,
+        ("t", "month", "reserved"): 0.00000004,
+        ("t", "month", "cap"): 0.00000025,
     }
     assert ("t", "day", "cap") not in exported
     assert ("idle", "month", "spent") in exported

@@ -24,7 +24,7 @@ MESSAGES = [{"role": "user", "content": "2+2?"}]
 
 
 def request(**fields: Any) -> CompletionRequest:
-    """A request that costs at most its bytes + 200 micro-dollars, and half of it in a batch."""
+    """It costs at most a micro-dollar for each byte, and 200; half of it in a batch."""
     usual = {"model": "m", "messages": MESSAGES, "max_tokens": 100, "tenant_id": "t"}
     return CompletionRequest.parse(usual | fields)
 
@@ -49,18 +49,20 @@ def waiting(store: redis.Redis, queue: str = "realtime") -> int:
 
 
 def test_submit_reserves_the_maximum_cost(fleet: Fleet, store: redis.Redis) -> None:
-    publish(store, t=Limits(monthly_budget=10_000))
+    publish(store, t=Limits(monthly_budget_nanousd=10_000_000))
     fleet.submit(request())
     size = len(request().model_dump_json(exclude_unset=True).encode())
-    assert fleet.budget("t").month.reserved == pytest.approx(size + 200, abs=40)
-    assert fleet.budget("t").month.cap == 10_000
+    assert fleet.budget("t").month.reserved_nanousd == pytest.approx(
+        1_000 * (size + 200), abs=40_000
+    )
+    assert fleet.budget("t").month.cap_nanousd == 10_000_000
     assert fleet.budget("t").day.cap is None
 
 
 def test_each_tenant_that_is_not_named_has_a_default_budget_of_its_own(
     fleet: Fleet, store: redis.Redis
 ) -> None:
-    publish(store, default=Limits(daily_budget=500))
+    publish(store, default=Limits(daily_budget_nanousd=500_000))
     fleet.submit(request(tenant_id="a"))
     with pytest.raises(BudgetExceeded, match="tenant 'a'"):
         fleet.submit(request(tenant_id="a"))
@@ -77,24 +79,24 @@ def test_a_tenant_without_limits_is_not_counted(fleet: Fleet, store: redis.Redis
 def test_a_refusal_in_submit_many_sends_nothing_and_frees_the_idempotency_keys(
     fleet: Fleet, store: redis.Redis
 ) -> None:
-    publish(store, default=Limits(daily_budget=700))
+    publish(store, default=Limits(daily_budget_nanousd=700_000))
     keyed = request(idempotency_key="k")
     with pytest.raises(BudgetExceeded):
         fleet.submit_many([request(tenant_id="first"), keyed, request(), request()])
     assert waiting(store) == 0
-    assert fleet.budget("first").day.reserved == fleet.budget("t").day.reserved == 0
+    assert fleet.budget("first").day.reserved_nanousd == fleet.budget("t").day.reserved_nanousd == 0
     ticket = fleet.submit(keyed)
     assert waiting(store) == 1
-    reserved = fleet.budget("t").day.reserved
+    reserved = fleet.budget("t").day.reserved_nanousd
     assert fleet.submit(keyed) == ticket
     assert waiting(store) == 1
-    assert fleet.budget("t").day.reserved == reserved > 0
+    assert fleet.budget("t").day.reserved_nanousd == reserved > 0
 
 
 def test_a_request_over_budget_is_degraded_to_the_lane_of_over_budget(
     fleet: Fleet, store: redis.Redis
 ) -> None:
-    publish(store, t=Limits(daily_budget=500, over_budget="batch"))
+    publish(store, t=Limits(daily_budget_nanousd=500_000, over_budget="batch"))
     tickets = fleet.submit_many([request(), request()])
     assert [(ticket.lane, ticket.queue, ticket.reason) for ticket in tickets] == [
         ("realtime", "realtime", "no cheaper lane fits"),
@@ -109,7 +111,7 @@ def test_a_request_over_budget_is_degraded_to_the_lane_of_over_budget(
 def test_a_request_over_budget_that_the_other_lane_cannot_serve_is_refused(
     fleet: Fleet, store: redis.Redis, fields: dict[str, Any]
 ) -> None:
-    publish(store, t=Limits(daily_budget=200, over_budget="batch"))
+    publish(store, t=Limits(daily_budget_nanousd=200_000, over_budget="batch"))
     with pytest.raises(BudgetExceeded):
         fleet.submit(request(**fields))
 
@@ -119,9 +121,9 @@ def test_a_realtime_request_over_max_cost_realtime_is_refused_or_degraded(
 ) -> None:
     publish(
         store,
-        t=Limits(max_cost_realtime=100),
-        patient=Limits(max_cost_realtime=100, over_budget="batch"),
-        rich=Limits(max_cost_realtime=1_000),
+        t=Limits(max_cost_realtime_nanousd=100_000),
+        patient=Limits(max_cost_realtime_nanousd=100_000, over_budget="batch"),
+        rich=Limits(max_cost_realtime_nanousd=1_000_000),
     )
     with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
         fleet.submit(request())
@@ -133,13 +135,13 @@ def test_a_realtime_request_over_max_cost_realtime_is_refused_or_degraded(
 def test_a_request_without_max_tokens_reserves_the_tenants_default(
     fleet: Fleet, store: redis.Redis
 ) -> None:
-    publish(store, t=Limits(daily_budget=90_000, default_output_tokens=10_000))
+    publish(store, t=Limits(daily_budget_nanousd=90_000_000, default_output_tokens=10_000))
     fleet.submit(request(max_tokens=None, n=3))
-    assert 60_000 < fleet.budget("t").day.reserved < 60_500
+    assert 60_000_000 < fleet.budget("t").day.reserved_nanousd < 60_500_000
 
 
 def test_asyncio_producers_are_refused_over_budget_too(store: redis.Redis, valkey_url: str) -> None:
-    publish(store, t=Limits(daily_budget=500))
+    publish(store, t=Limits(daily_budget_nanousd=500_000))
 
     async def run() -> int:
         async with AsyncFleet(valkey_url) as fleet:
@@ -147,9 +149,9 @@ def test_asyncio_producers_are_refused_over_budget_too(store: redis.Redis, valke
             assert ticket.lane == "realtime"
             with pytest.raises(BudgetExceeded):
                 await fleet.submit(request())
-            return (await fleet.budget("t")).day.reserved
+            return (await fleet.budget("t")).day.reserved_nanousd
 
-    assert 0 < asyncio.run(run()) <= 500
+    assert 0 < asyncio.run(run()) <= 500_000
 
 
 def test_budget_exceeded_is_retryable_and_no_invalid_request() -> None:

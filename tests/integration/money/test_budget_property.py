@@ -96,8 +96,8 @@ def _random(seed: int) -> Random:
 
 def check(budget: Budget) -> None:
     for spending in (budget.day, budget.month):
-        assert spending.spent >= 0
-        assert spending.reserved >= 0
+        assert spending.spent_nanousd >= 0
+        assert spending.reserved_nanousd >= 0
         assert spending.left is None or spending.left >= 0, f"over its cap: {spending}"
 
 
@@ -115,7 +115,7 @@ class Budgets(RuleBasedStateMachine):
     def limit(self, seed: int) -> None:
         random = _random(seed)
         caps = (random.choice([None, 700, 3_000]), random.choice([None, 1_000, 5_000]))
-        self.limits = Limits(daily_budget=caps[0], monthly_budget=caps[1])
+        self.limits = Limits(daily_budget_nanousd=caps[0], monthly_budget_nanousd=caps[1])
 
     @rule(seed=SEEDS)
     def all_reserve(self, seed: int) -> None:
@@ -181,7 +181,7 @@ class Budgets(RuleBasedStateMachine):
         for amount, day in self.open.values():
             expected[f"{day} reserved"] += amount
             expected[f"{day[:7]} reserved"] += amount
-        figures: Any = self.store.hgetall(f"fleet:budget:ledger:{TENANT}")
+        figures: Any = self.store.hgetall(f"fleet:budget:ledger_nanousd:{TENANT}")
         assert {k: int(v) for k, v in figures.items() if int(v)} == {
             k: v for k, v in expected.items() if v
         }

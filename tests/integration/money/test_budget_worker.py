@@ -74,15 +74,19 @@ def month(fleet: Fleet, tenant: str) -> Spending:
 
 
 def settled(fleet: Fleet, tenant: str) -> bool:
-    return month(fleet, tenant).reserved == 0
+    return month(fleet, tenant).reserved_nanousd == 0
 
 
 def test_the_worker_settles_what_submit_reserved(fleet: Fleet) -> None:
     tickets = fleet.submit_many([question("answered") for _ in range(20)])
     receipts = [fleet.result(ticket, TIMEOUT_SECONDS).receipt for ticket in tickets]
-    assert month(fleet, "answered").cap == 10_000_000_000
-    assert month(fleet, "answered").spent == sum(receipt.cost for receipt in receipts) > 0
-    assert month(fleet, "answered").reserved == 0
+    assert month(fleet, "answered").cap_nanousd == 10_000_000_000_000
+    assert (
+        month(fleet, "answered").spent_nanousd
+        == sum(receipt.cost_nanousd for receipt in receipts)
+        > 0
+    )
+    assert month(fleet, "answered").reserved_nanousd == 0
 
 
 def test_a_cancelled_stream_costs_what_it_used(fleet: Fleet, simulator: Simulator) -> None:
@@ -91,8 +95,8 @@ def test_a_cancelled_stream_costs_what_it_used(fleet: Fleet, simulator: Simulato
     assert len(list(itertools.islice(stream, 4))) == 4
     assert fleet.cancel(stream.ticket, TIMEOUT_SECONDS)
     eventually(lambda: settled(fleet, "abandoned"))
-    whole = fleet.result(fleet.submit(question("whole")), TIMEOUT_SECONDS).receipt.cost
-    assert 0 < month(fleet, "abandoned").spent < whole
+    whole = fleet.result(fleet.submit(question("whole")), TIMEOUT_SECONDS).receipt.cost_nanousd
+    assert 0 < month(fleet, "abandoned").spent_nanousd < whole
 
 
 def test_tasks_that_expire_or_are_revoked_in_the_queue_cost_nothing(fleet: Fleet) -> None:
@@ -101,7 +105,7 @@ def test_tasks_that_expire_or_are_revoked_in_the_queue_cost_nothing(fleet: Fleet
         deadline = datetime.now(UTC) + timedelta(seconds=2)
         late = fleet.submit(question("late", deadline=deadline))
         revoked = fleet.submit(question("revoked"))
-        assert min(month(fleet, tenant).reserved for tenant in ("late", "revoked")) > 0
+        assert min(month(fleet, tenant).reserved_nanousd for tenant in ("late", "revoked")) > 0
         fleet.app.control.revoke(revoked.id, reply=True, timeout=TIMEOUT_SECONDS, limit=1)
         eventually(lambda: datetime.now(UTC) > deadline)
     finally:
@@ -112,7 +116,7 @@ def test_tasks_that_expire_or_are_revoked_in_the_queue_cost_nothing(fleet: Fleet
         fleet.result(revoked, TIMEOUT_SECONDS)
     for tenant in ("late", "revoked"):
         eventually(partial(settled, fleet, tenant))
-        assert month(fleet, tenant).spent == 0
+        assert month(fleet, tenant).spent_nanousd == 0
 
 
 def test_the_task_of_a_killed_worker_is_settled_by_the_next_worker(
@@ -123,8 +127,8 @@ def test_the_task_of_a_killed_worker_is_settled_by_the_next_worker(
     stream = fleet.stream(question("orphaned"), timeout=TIMEOUT_SECONDS)
     next(stream)
     lane.worker.kill()
-    assert month(fleet, "orphaned").reserved > 0
+    assert month(fleet, "orphaned").reserved_nanousd > 0
     lane.worker = lane.start("budget-rescuer", wait=False)
     receipt = fleet.result(stream.ticket, TIMEOUT_SECONDS).receipt
-    assert month(fleet, "orphaned").spent == receipt.cost
-    assert month(fleet, "orphaned").reserved == 0
+    assert month(fleet, "orphaned").spent_nanousd == receipt.cost_nanousd
+    assert month(fleet, "orphaned").reserved_nanousd == 0

@@ -1,6 +1,6 @@
 """For every outcome of a request, receipt, tenant's budget and cost report agree.
 
-They equal the provider's invoice to the micro-dollar if the provider reported the usage. An aborted
+They equal the provider's invoice to the nano-dollar if the provider reported the usage. An aborted
 run has no reported usage, so its cost is an estimate.
 """
 
@@ -82,12 +82,18 @@ def test_an_answer_costs_what_the_invoice_says_everywhere(
     reserve(store)
     request = chat(max_tokens=50, **outcome.fields)
     answer = run(valkey_url, lambda lane: lane.serve(request), limited(outcome.config))
-    receipt, invoiced = answer["receipt"], simulator.invoice()["total"]
+    receipt, invoiced = answer["receipt"], simulator.invoice()["total_nanousd"]
     assert (receipt["model"], receipt["attempts"]) == (outcome.model, outcome.attempts)
     [(key, totals)] = reported(store).items()
     assert (key.model, key.provider, totals.requests) == (outcome.model, "simulated", 1)
-    assert receipt["cost"] == totals.cost == spending(store).spent == invoiced > 0
-    assert spending(store).reserved == 0
+    assert (
+        receipt["cost_nanousd"]
+        == totals.cost_nanousd
+        == spending(store).spent_nanousd
+        == invoiced
+        > 0
+    )
+    assert spending(store).reserved_nanousd == 0
 
 
 def test_a_failure_costs_nothing_anywhere(
@@ -97,8 +103,8 @@ def test_a_failure_costs_nothing_anywhere(
     reserve(store)
     with pytest.raises(errors.ProviderUnavailable):
         run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
-    assert simulator.invoice()["total"] == 0
-    assert (spending(store).spent, spending(store).reserved) == (0, 0)
+    assert simulator.invoice()["total_nanousd"] == 0
+    assert (spending(store).spent_nanousd, spending(store).reserved_nanousd) == (0, 0)
     assert store.keys("fleet:costs:20*") == []
 
 
@@ -151,7 +157,7 @@ def test_an_aborted_run_costs_its_prompt_and_its_tokens_everywhere(
     chunks = [json.loads(fields["chunk"]) for _, fields in entries if "chunk" in fields]
     tokens = sum(form_of(chunk).has_token(chunk) for chunk in chunks)
     assert bool(tokens) is streamed
-    assert spending(store).spent == estimate(request, tokens) > 0
-    assert spending(store).reserved == 0
+    assert spending(store).spent_nanousd == estimate(request, tokens) > 0
+    assert spending(store).reserved_nanousd == 0
     key = CostKey("default", "realtime", ESTIMATED, "big")
-    assert reported(store) == {key: CostTotals(cost=spending(store).spent)}
+    assert reported(store) == {key: CostTotals(cost_nanousd=spending(store).spent_nanousd)}

@@ -70,8 +70,8 @@ async def test_the_report_of_a_batch_equals_its_receipts_and_the_invoice(
         seen = await total(b.url)
         each = [cost_totals(receipt, b.config.catalogue()) for receipt in receipts]
         assert seen == CostTotals(*map(sum, zip(*each, strict=True)))
-        assert seen.cost == b.simulator.invoice()["total"] > 0
-        assert seen.list_cost == sum(receipt.list_cost for receipt in receipts)
+        assert seen.cost_nanousd == b.simulator.invoice()["total_nanousd"] > 0
+        assert seen.list_cost_nanousd == sum(receipt.list_cost_nanousd for receipt in receipts)
         kept_seconds = b.redis.ttl(day_key(DAY))
         assert kept_seconds > 366 * 86_400, "a year can be compared with the year before"
 
@@ -104,7 +104,7 @@ async def test_a_dropped_answer_is_reported_as_a_cost_without_a_request(
         await b.until_idle(1100)
         await report.flush()
         seen = await total(b.url)
-        assert (seen.requests, seen.cost) == (1, b.simulator.invoice()["total"])
+        assert (seen.requests, seen.cost_nanousd) == (1, b.simulator.invoice()["total_nanousd"])
 
 
 async def test_a_dropped_answer_that_is_reported_twice_counts_once(
@@ -115,7 +115,7 @@ async def test_a_dropped_answer_that_is_reported_twice_counts_once(
         for _ in range(2):
             await report.add_dropped(answer)
         await report.add_dropped(answer._replace(answer_id="another"))
-    assert await total(valkey_url) == CostTotals(cost=14)
+    assert await total(valkey_url) == CostTotals(cost_nanousd=14)
 
 
 async def test_realtime_answers_are_written_when_the_worker_stops(
@@ -130,8 +130,8 @@ async def test_realtime_answers_are_written_when_the_worker_stops(
             for kind in realtime_fixture.KINDS:
                 await one.serve(realtime_fixture.request(kind), realtime_fixture.METADATA)
         seen = await total(valkey_url)
-        assert (seen.requests, seen.cost) == (3, simulator.invoice()["total"])
-        assert seen.realtime_cost == seen.cost
+        assert (seen.requests, seen.cost_nanousd) == (3, simulator.invoice()["total_nanousd"])
+        assert seen.realtime_cost_nanousd == seen.cost_nanousd
 
 
 async def test_the_cli_shows_costs_and_savings(opened: OpenBench) -> None:
@@ -144,7 +144,7 @@ async def test_the_cli_shows_costs_and_savings(opened: OpenBench) -> None:
         as_json = await scheduler(b, "costs", *CLI_DAY, "--by", "lane", "--json")
         (lane,), (saves, *_) = (json.loads(as_json.stdout)[part] for part in ("rows", "targets"))
         assert (lane["lane"], lane["requests"]) == ("batch", 2)
-        assert lane["cost"] == b.simulator.invoice()["total"]
+        assert lane["cost_nanousd"] == b.simulator.invoice()["total_nanousd"]
         assert lane["saving_rate"] == pytest.approx(0.5, abs=0.1)
         assert (saves["name"], saves["target"], saves["met"]) == ("cost_reduction", 0.4, True)
         assert saves["actual"] == lane["saving_rate"]

@@ -97,15 +97,15 @@ def test_ticket_and_receipt_of_a_degraded_request_name_lane_and_reason(
     assert fleet.submit(question("rich", max_tokens=1)).lane == "realtime"
     ticket = fleet.submit(question(tenant))
     assert (ticket.lane, ticket.reason) == (lane, reason)
-    assert 0 < fleet.budget(tenant).day.reserved <= 6_000
+    assert 0 < fleet.budget(tenant).day.reserved_nanousd <= 6_000_000
     if lane == "batch":
         eventually(lambda: has_batch_result(fleet, ticket), TIMEOUT_SECONDS)
     receipt = fleet.result(ticket, TIMEOUT_SECONDS).receipt
     assert (receipt.lane, receipt.reason) == (lane, reason)
-    eventually(lambda: fleet.budget(tenant).day.reserved == 0)
-    assert fleet.budget(tenant).day.spent == receipt.cost > 0
-    billed = simulator.invoice()["by_kind"]["batch"]
-    assert billed == (receipt.cost if lane == "batch" else 0)
+    eventually(lambda: fleet.budget(tenant).day.reserved_nanousd == 0)
+    assert fleet.budget(tenant).day.spent_nanousd == receipt.cost_nanousd > 0
+    billed = simulator.invoice()["by_kind_nanousd"]["batch"]
+    assert billed == (receipt.cost_nanousd if lane == "batch" else 0)
 
 
 def test_a_request_over_budget_that_names_its_lane_is_refused(fleet: Fleet) -> None:

@@ -100,8 +100,8 @@ def test_an_equal_request_gets_the_cached_answer_at_no_cost(
         again = await ask(request(kind, cache_ttl=60, metadata={"n": 2}), "second")
         assert again.body == first.body
         assert (first.receipt.cached, again.receipt.cached) == (False, True)
-        assert (again.receipt.cost, again.receipt.attempts) == (0, 0)
-        assert again.receipt.list_cost == first.receipt.list_cost
+        assert (again.receipt.cost_nanousd, again.receipt.attempts) == (0, 0)
+        assert again.receipt.list_cost_nanousd == first.receipt.list_cost_nanousd
         assert again.receipt.input_tokens == first.receipt.input_tokens > 0
         assert (again.receipt.metadata, again.receipt.user_id) == ({"n": 2}, None)
         assert again.receipt.trace_id == "second"

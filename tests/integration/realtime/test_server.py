@@ -51,21 +51,25 @@ def test_a_chat_returns_openais_body_and_a_complete_receipt(ask: Ask, simulator:
     assert (receipt.attempts, receipt.fallbacks) == (1, 0)
     assert (receipt.tenant_id, receipt.user_id, receipt.metadata) == ("t", "u", {"k": 1})
     assert (receipt.queue_wait, receipt.time_to_first_token) == (0.5, None)
-    assert receipt.cost == receipt.list_cost == 2 * receipt.input_tokens + 8 * receipt.output_tokens
-    assert receipt.cost == simulator.invoice()["total"] > 0
+    assert (
+        receipt.cost_nanousd
+        == receipt.list_cost_nanousd
+        == 2_000 * receipt.input_tokens + 8_000 * receipt.output_tokens
+    )
+    assert receipt.cost_nanousd == simulator.invoice()["total_nanousd"] > 0
 
 
 def test_an_embedding_request_returns_vectors(ask: Ask, simulator: Simulator) -> None:
     [answer] = ask(EmbeddingRequest(model="vectors", input=["one", "two"], encoding_format="float"))
     assert len(CreateEmbeddingResponse.model_validate(answer.body).data) == 2
     assert answer.receipt.output_tokens == 0
-    assert answer.receipt.cost == simulator.invoice()["total"]
+    assert answer.receipt.cost_nanousd == simulator.invoice()["total_nanousd"]
 
 
 def test_a_streamed_chat_is_complete_and_has_a_time_to_first_token(ask: Ask) -> None:
     plain, streamed = ask(chat(), chat(stream=True))
     assert streamed.text == plain.text
-    assert streamed.receipt.cost == plain.receipt.cost
+    assert streamed.receipt.cost_nanousd == plain.receipt.cost_nanousd
     assert streamed.receipt.time_to_first_token is not None
     assert 0 < streamed.receipt.time_to_first_token <= streamed.receipt.latency
     assert ChatCompletion.model_validate(streamed.body).choices[0].finish_reason == "stop"
@@ -79,7 +83,7 @@ def test_a_fallback_is_counted_and_priced_by_the_model_that_answered(
     receipt = answer.receipt
     assert (receipt.requested_model, receipt.model) == ("big", "small-1")
     assert (receipt.attempts, receipt.fallbacks) == (3, 1)
-    assert receipt.cost == simulator.invoice()["total"] < receipt.list_cost
+    assert receipt.cost_nanousd == simulator.invoice()["total_nanousd"] < receipt.list_cost_nanousd
 
 
 @pytest.mark.parametrize(

@@ -256,4 +256,6 @@ async def test_fault_35_a_response_without_text_is_delivered_as_it_is(
         assert (filtered["finish_reason"], filtered["message"]["content"]) == ("content_filter", "")
         assert cut["finish_reason"] == "length"
         assert [answer.text for answer in answers[:2]] == ["", ""]
-        assert all(answer.receipt.cost > 0 and answer.receipt.attempts == 1 for answer in answers)
+        assert all(
+            answer.receipt.cost_nanousd > 0 and answer.receipt.attempts == 1 for answer in answers
+        )
