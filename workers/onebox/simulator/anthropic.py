@@ -1,10 +1,10 @@
-"""Anthropic's Message Batches; no other part of its API.
+"""Anthropic's Messages, streamed too, and its Message Batches; no other part of its API.
 
 A batch is in progress until it ends; all its requests count as processing until then. All results
 are in one file, in which each line has the outcome of its request.
 
 Not simulated: batches of several models, errors in the parameters of a request that OpenAI's API
-does not have too, caching, thinking, and archived batches.
+does not have too, thinking without a script, and archived batches.
 """
 
 import json
@@ -17,12 +17,15 @@ from typing import Any
 
 from aiohttp import web
 
+from workers.onebox.simulator.anthropic_form import events, message, openai_body
 from workers.onebox.simulator.app import App, WebHandler
 from workers.onebox.simulator.batch import TERMINAL
 from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, missing
+from workers.onebox.simulator.provider import Provider
 from workers.onebox.simulator.transport import Call, Reply, as_json
 
 _PATHS = {
+    ("POST", "/v1/chat/completions"): "/v1/messages",
     ("POST", "/v1/batches"): "/v1/messages/batches",
     ("GET", "/v1/batches"): "/v1/messages/batches",
     ("GET", "/v1/batches/{id}"): "/v1/messages/batches/{id}",
@@ -43,13 +46,15 @@ _ERROR_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _UNEXECUTED = {"batch_cancelled": "canceled", "batch_expired": "expired"}
 
 
 class AnthropicApp(App):
-    """A workspace with its Message Batches."""
+    """A workspace with its Messages and Message Batches."""
+
+    def __init__(self, provider: Provider) -> None:
+        super().__init__(provider)
+        provider.form = message
 
     def reset(self) -> None:
         """Delete the record of created batches too."""
@@ -72,6 +77,10 @@ class AnthropicApp(App):
             raise ApiError(401, "invalid x-api-key")
         if request.headers.get("anthropic-version") != _VERSION:
             raise invalid(f"anthropic-version: only {_VERSION} is simulated", None)
+
+    async def _complete(self, call: Call) -> Reply:
+        _check_params(call.body, "")
+        return await self._answer(call, openai_body(call.body), events)
 
     async def _create_batch(self, call: Call) -> Reply:
         requests = _check_requests(call.body.get("requests"))
@@ -201,53 +210,21 @@ def _check_requests(requests: Any) -> list[JsonObject]:
     if len(set(ids)) < len(ids):
         raise invalid("requests.custom_id: must be unique within the batch", None)
     for request in requests:
-        params = request["params"]
-        for name in ("model", "messages", "max_tokens"):
-            if name not in params:
-                raise missing(f"requests.params.{name}")
-        if any(message["role"] not in ("user", "assistant") for message in params["messages"]):
-            raise invalid("requests.params.messages.role: must be 'user' or 'assistant'", None)
+        _check_params(request["params"], "requests.params.")
     return requests
+
+
+def _check_params(params: JsonObject, prefix: str) -> None:
+    for name in ("model", "messages", "max_tokens"):
+        if name not in params:
+            raise missing(f"{prefix}{name}")
+    if any(message["role"] not in ("user", "assistant") for message in params["messages"]):
+        raise invalid(f"{prefix}messages.role: must be 'user' or 'assistant'", None)
 
 
 def _openai_line(request: JsonObject) -> JsonObject:
     line = {"method": "POST", "url": "/v1/chat/completions"}
-    return {**line, "custom_id": request["custom_id"], "body": _openai_body(request["params"])}
-
-
-def _openai_body(params: JsonObject) -> JsonObject:
-    """The request in OpenAI's form, with the parameters that the simulated model uses."""
-    system = params.get("system")
-    messages = [{"role": "system", "content": system}] if system else []
-    messages += [
-        {**message, "content": _parts(message["content"])} for message in params["messages"]
-    ]
-    body = {"model": params["model"], "messages": messages, "max_tokens": params["max_tokens"]}
-    for name, openai_name in {"temperature": "temperature", "stop_sequences": "stop"}.items():
-        if name in params:
-            body[openai_name] = params[name]
-    if params.get("tools"):
-        body["tools"] = [_function(tool) for tool in params["tools"]]
-    if "tool_choice" in params:
-        body["tool_choice"] = _tool_choice(params["tool_choice"])
-    return body
-
-
-def _parts(content: Any) -> Any:
-    if isinstance(content, str):
-        return content
-    return [part if part["type"] == "text" else {"type": part["type"]} for part in content]
-
-
-def _function(tool: JsonObject) -> JsonObject:
-    function = {"name": tool["name"], "parameters": tool["input_schema"]}
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(choice: JsonObject) -> Any:
-    if choice["type"] == "tool":
-        return {"type": "function", "function": {"name": choice["name"]}}
-    return _TOOL_CHOICES[choice["type"]]
+    return {**line, "custom_id": request["custom_id"], "body": openai_body(request["params"])}
 
 
 def _result_line(raw: bytes) -> bytes:
@@ -255,7 +232,8 @@ def _result_line(raw: bytes) -> bytes:
         line: JsonObject = json.loads(raw)
     except ValueError:  # corrupted by a fault rule
         return raw
-    result = {"custom_id": line["custom_id"], "result": _result(line)}
+    scripted = line.get("result")
+    result = {"custom_id": line["custom_id"], "result": scripted or _result(line)}
     return json.dumps(result).encode() + b"\n"
 
 
@@ -271,38 +249,8 @@ def _result(line: JsonObject) -> JsonObject:
     if error and error["code"] in _UNEXECUTED:
         return {"type": _UNEXECUTED[error["code"]]}
     if response and response["status_code"] == 200:
-        return {"type": "succeeded", "message": _message(response["body"])}
+        return {"type": "succeeded", "message": response["body"]}
     status = response["status_code"] if response else 500
     cause = error or response["body"].get("error") or {"message": "Internal server error"}
     details = {"type": _error_type(status or 500), "message": cause["message"]}
     return {"type": "errored", "error": {"type": "error", "error": details, "request_id": "req_1"}}
-
-
-def _message(body: JsonObject) -> JsonObject:
-    choice = body["choices"][0]
-    calls = choice["message"].get("tool_calls") or []
-    content = [_tool_use(call) for call in calls]
-    reason = "tool_use" if calls else _STOP_REASONS[choice["finish_reason"]]
-    return {
-        "id": body["id"].replace("chatcmpl-", "msg_"),
-        "type": "message",
-        "role": "assistant",
-        "model": body["model"],
-        "content": content or [{"type": "text", "text": choice["message"]["content"]}],
-        "stop_reason": reason,
-        "stop_sequence": None,
-        "usage": {
-            "input_tokens": body["usage"]["prompt_tokens"],
-            "output_tokens": body["usage"]["completion_tokens"],
-        },
-    }
-
-
-def _tool_use(call: JsonObject) -> JsonObject:
-    function = call["function"]
-    return {
-        "type": "tool_use",
-        "id": call["id"],
-        "name": function["name"],
-        "input": json.loads(function["arguments"]),
-    }

@@ -1,7 +1,7 @@
 """OpenAI's routes: authorization, faults, and one handler per endpoint."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 
 from aiohttp import web
@@ -38,6 +38,7 @@ from workers.onebox.simulator.webhooks import Webhooks
 
 _MAX_BODY_BYTES = 512 * 1024 * 1024
 
+Events = Callable[[JsonObject], Iterable[JsonObject | str]]
 Handler = Callable[[Call], Awaitable[Reply]]
 WebHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -169,7 +170,17 @@ class App:
         raise ApiError(404, f"Invalid URL ({call.method} {call.path})")
 
     async def _complete(self, call: Call) -> Reply:
-        answer = self.provider.complete(call.body)
+        include_usage = chat.include_usage(call.body)
+
+        def events(body: JsonObject) -> Iterator[JsonObject | str]:
+            yield from chunks(body, include_usage=include_usage)
+            yield "[DONE]"
+
+        return await self._answer(call, call.body, events)
+
+    async def _answer(self, call: Call, request: JsonObject, events: Events) -> Reply:
+        """Answer a chat request in OpenAI's form; `events` are those of a streamed answer."""
+        answer = self.provider.complete(request)
         time_to_first_token = self.provider.latency(answer.model, call.raw)
         time_per_token = self.provider.profile.latency_of(answer.model).time_per_token
         generation_time = time_per_token * answer.usage.output_tokens
@@ -180,8 +191,7 @@ class App:
         body = self.provider.respond(answer, "realtime", call.script)
         if not streamed or isinstance(body, str):
             return as_json(body)
-        events = chunks(body, include_usage=chat.include_usage(call.body))
-        reply = as_events([*events, "[DONE]"], call.script)
+        reply = as_events(events(body), call.script)
         pause = generation_time / max(1, len(reply.parts))
         return replace(reply, pause=pause, on_part_sent=self.stats.chunk_sent)
 

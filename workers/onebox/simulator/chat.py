@@ -1,32 +1,34 @@
 """Chat completions: the checks of a request, its answer, and the JSON of the answer."""
 
+import base64
 import json
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workers.onebox.simulator.errors import JsonObject, invalid, missing
+from workers.onebox.simulator.errors import JsonObject, invalid
 from workers.onebox.simulator.parameters import integer, optional, required, wrong_type
+from workers.onebox.simulator.profile import Model
+from workers.onebox.simulator.prompt import CacheUse, measure
 from workers.onebox.simulator.schema_sample import sample_value
 from workers.onebox.simulator.stream import PIECE
 from workers.onebox.simulator.tokens import Usage, count, cut, utf8
 
-_ROLES = ("developer", "system", "user", "assistant", "tool", "function")
-_TOKENS_PER_REQUEST = 3
-_TOKENS_PER_MESSAGE = 4
-_TOKENS_PER_OTHER_PART = 85
 _MAX_ECHO_TOKENS = 50
 _MAX_OUTPUT_TOKENS = 1_000_000
 _MAX_TOP_LOGPROBS = 20
+_AUDIO_TOKENS_PER_TOKEN = 4  # of the transcript
+_AUDIO_LIFETIME_SECONDS = 3_600
+_FREE = Model()
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer; with a `tool`, `text` is the tool's arguments."""
+    """One answer; with a `tool`, `text` is the tool's arguments, with `audio` its transcript."""
 
     text: str
     finish_reason: str
     tool: str | None = None
+    audio: bool = False
     logprobs: JsonObject | None = None
 
     def tokens(self) -> int:
@@ -36,8 +38,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answer to a request."""
+    """The answer to a `request`."""
 
+    request: JsonObject
     model: str
     choices: list[Choice]
     usage: Usage
@@ -55,7 +58,7 @@ class Completion:
             "choices": [
                 {
                     "index": index,
-                    "message": _message(choice, f"{completion_id[9:]}_{index}"),
+                    "message": _message(choice, f"{completion_id[9:]}_{index}", created),
                     "logprobs": choice.logprobs,
                     "finish_reason": choice.finish_reason,
                 }
@@ -64,28 +67,41 @@ class Completion:
             "usage": _usage(self.usage),
         }
 
+    def cached(self, use: CacheUse) -> "Completion":
+        """The answer with what was read from the prompt cache, and written to it."""
+        usage = self.usage._replace(
+            cached_tokens=use.read,
+            cache_write_tokens=use.written,
+            cache_write_1h_tokens=use.written_for_an_hour,
+        )
+        return replace(self, usage=usage)
 
-def complete(body: JsonObject, tiers: Collection[str] = ()) -> Completion:
+
+def complete(body: JsonObject, settings: Model = _FREE) -> Completion:
     """Answer a request body; equal bodies get equal answers. Raises ApiError.
 
-    A service tier that is asked for and not in `tiers` is answered as "default".
+    A service tier that the model does not have is answered as "default".
     """
     model = required(body, "model", str)
-    messages = required(body, "messages", list)
-    if not messages:
-        raise invalid("Invalid 'messages': empty array.", "messages", "empty_array")
-    input_tokens = _input_tokens(body, messages)
+    prompt = measure(body)
     _check_options(body)
-    answer = _answer(body, messages)
-    number = integer(body, "n", 1, 128) or 1
-    limit, stops = _max_tokens(body), _stop_texts(body)
-    choices = [_choice(answer, index, limit, stops) for index in range(number)]
-    if optional(body, "logprobs", bool):
-        top = integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS) or 0
-        choices = [replace(choice, logprobs=_logprobs(choice.text, top)) for choice in choices]
-    usage = Usage(input_tokens, sum(choice.tokens() for choice in choices))
-    tier = optional(body, "service_tier", str)
-    return Completion(model, choices, usage, tier if tier in tiers and tier else "default")
+    audio_rate = _AUDIO_TOKENS_PER_TOKEN if _wants_audio(body) else 0
+    limit, reasoning = _max_tokens(body), settings.reasoning_tokens
+    if limit is not None:
+        reasoning = min(reasoning, limit)
+        limit = (limit - reasoning) // (1 + audio_rate)
+    choices = _choices(body, limit)
+    text_tokens = sum(choice.tokens() for choice in choices)
+    details = (audio_rate * text_tokens, reasoning * len(choices))
+    usage = Usage(
+        input_tokens=prompt.tokens,
+        output_tokens=text_tokens + sum(details),
+        audio_input_tokens=prompt.audio_tokens,
+        audio_output_tokens=details[0],
+        reasoning_tokens=details[1],
+    )
+    tier = optional(body, "service_tier", str) or ""
+    return Completion(body, model, choices, usage, tier if tier in settings.tiers else "default")
 
 
 def include_usage(body: JsonObject) -> bool:
@@ -94,39 +110,20 @@ def include_usage(body: JsonObject) -> bool:
     return options.get("include_usage") is True
 
 
-def _input_tokens(body: JsonObject, messages: list[Any]) -> int:
-    tools = optional(body, "tools", list)
-    total = _TOKENS_PER_REQUEST + (count(json.dumps(tools)) if tools else 0)
-    for index, message in enumerate(messages):
-        total += _TOKENS_PER_MESSAGE + _message_tokens(message, f"messages[{index}]")
-    return total
+def _wants_audio(body: JsonObject) -> bool:
+    return "audio" in (optional(body, "modalities", list) or ())
 
 
-def _message_tokens(message: Any, name: str) -> int:
-    if not isinstance(message, dict):
-        raise wrong_type(name, dict, message)
-    role, content = message.get("role"), message.get("content")
-    if role is None:
-        raise missing(f"{name}.role")
-    if role not in _ROLES:
-        expected = ", ".join(f"'{known}'" for known in _ROLES)
-        text = f"Invalid value: '{role}'. Supported values are: {expected}."
-        raise invalid(text, f"{name}.role", "invalid_value")
-    if isinstance(content, str):
-        return count(content)
-    if isinstance(content, list):
-        return sum(_part_tokens(part, f"{name}.content") for part in content)
-    if content is None and role == "assistant":
-        return 0
-    raise wrong_type(f"{name}.content", str, content)
-
-
-def _part_tokens(part: Any, name: str) -> int:
-    if not isinstance(part, dict):
-        raise wrong_type(name, dict, part)
-    if part.get("type") == "text":
-        return count(required(part, "text", str))
-    return _TOKENS_PER_OTHER_PART
+def _choices(body: JsonObject, limit: int | None) -> list[Choice]:
+    answer = _answer(body, body["messages"])
+    number, stops = integer(body, "n", 1, 128) or 1, _stop_texts(body)
+    choices = [_choice(answer, index, limit, stops) for index in range(number)]
+    if _wants_audio(body):
+        choices = [replace(choice, audio=choice.tool is None) for choice in choices]
+    if optional(body, "logprobs", bool):
+        top = integer(body, "top_logprobs", 0, _MAX_TOP_LOGPROBS) or 0
+        choices = [replace(choice, logprobs=_logprobs(choice.text, top)) for choice in choices]
+    return choices
 
 
 def _check_options(body: JsonObject) -> None:
@@ -248,32 +245,52 @@ def _logprob(token: str, top: int) -> JsonObject:
     return {**one, "top_logprobs": [one, *others][:top]}
 
 
-def _message(choice: Choice, suffix: str) -> JsonObject:
-    if choice.tool is None:
-        content: str | None = choice.text
-        calls = {}
-    else:
-        content = None
+def _message(choice: Choice, suffix: str, created: int) -> JsonObject:
+    content: str | None = choice.text
+    more: JsonObject = {}
+    if choice.tool is not None:
         function = {"name": choice.tool, "arguments": choice.text}
-        calls = {"tool_calls": [{"id": f"call_{suffix}", "type": "function", "function": function}]}
+        more = {"tool_calls": [{"id": f"call_{suffix}", "type": "function", "function": function}]}
+        content = None
+    elif choice.audio:
+        more = {"audio": _audio(choice.text, suffix, created)}
+        content = None
     return {
         "role": "assistant",
         "content": content,
         "refusal": None,
         "annotations": [],
-        **calls,
+        **more,
+    }
+
+
+def _audio(transcript: str, suffix: str, created: int) -> JsonObject:
+    return {
+        "id": f"audio_{suffix}",
+        "data": base64.b64encode(utf8(transcript)).decode(),
+        "expires_at": created + _AUDIO_LIFETIME_SECONDS,
+        "transcript": transcript,
     }
 
 
 def _usage(usage: Usage) -> JsonObject:
+    # Only some models report what was written to the cache.
+    written = {
+        "cache_write_tokens": usage.cache_write_tokens,
+        "cache_write_1h_tokens": usage.cache_write_1h_tokens,
+    }
     return {
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "audio_tokens": usage.audio_input_tokens,
+            **{name: tokens for name, tokens in written.items() if tokens},
+        },
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
-            "audio_tokens": 0,
+            "reasoning_tokens": usage.reasoning_tokens,
+            "audio_tokens": usage.audio_output_tokens,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },

@@ -134,9 +134,11 @@ def _openai(usage: JsonObject, prompt_name: str, answer_name: str) -> Tokens:
     answer = max(answer, (usage.get("total_tokens") or 0) - prompt)
     inside = usage.get(f"{prompt_name}_details") or {}
     outside = usage.get(f"{answer_name}_details") or {}
+    for_an_hour = inside.get("cache_write_1h_tokens") or 0
     parts: dict[str, Any] = {
         "cached_input": inside.get("cached_tokens"),
-        "cache_write_5m": inside.get("cache_write_tokens"),
+        "cache_write_5m": (inside.get("cache_write_tokens") or 0) - for_an_hour,
+        "cache_write_1h": for_an_hour,
         "audio_input": inside.get("audio_tokens"),
         "image_input": inside.get("image_tokens"),
     }

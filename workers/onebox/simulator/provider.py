@@ -10,6 +10,7 @@ from workers.onebox.simulator.ids import Ids
 from workers.onebox.simulator.invoice import Invoice, Kind
 from workers.onebox.simulator.parameters import required
 from workers.onebox.simulator.profile import Fault, Profile
+from workers.onebox.simulator.prompt import PromptCache
 from workers.onebox.simulator.rule import Endpoint, Rules
 from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.seeded_random import seeded_random
@@ -65,6 +66,7 @@ class Provider:
         self.profile = self._profile
         self.scripts: Rules[Script] = Rules((), self._profile.seed)
         self.invoice = Invoice()
+        self._cache = PromptCache()
 
     def answer(self, endpoint: Endpoint, body: JsonObject) -> Answer:
         """Answer a request body of one of the `ENDPOINTS`, without a charge. Raises ApiError."""
@@ -77,13 +79,16 @@ class Provider:
         """Answer a chat request, without a charge. Raises ApiError."""
         name = required(body, "model", str)
         self._check_model("chat.completions", name)
-        return chat.complete(body, self._profile.prices(name).tiers)
+        return chat.complete(body, self._profile.prices(name))
 
     def respond(self, answer: Answer, kind: Kind, script: Script | None = None) -> Any:
         """Charge an answer, and write its JSON with a new id and the current time.
 
         It is charged by the usage in the body that is sent, or by its own where that has none.
         """
+        prices = self._profile.prices(answer.model)
+        if prices.prompt_cache is not None and isinstance(answer, chat.Completion):
+            answer = answer.cached(self._cache.use(answer.request, prices.prompt_cache))
         body = self.form(answer.body(self.ids.new("chatcmpl-"), int(self.clock.now())))
         usage = body["usage"]
         if script is not None:
@@ -92,7 +97,6 @@ class Provider:
         usage = sent.get("usage") or usage
         if script is not None and script.billed is not None:
             usage = script.billed
-        prices = self._profile.prices(answer.model)
         self.invoice.charge(sent, usage, answer.model, prices, kind)
         return body
 

@@ -13,7 +13,6 @@ from workers.onebox.simulator.seeded_random import seeded_random
 Endpoint = Literal[
     "chat.completions",
     "embeddings",
-    "messages",
     "models.list",
     "files.create",
     "files.list",

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from workers.onebox.simulator.errors import JsonObject
 
@@ -10,7 +9,7 @@ from workers.onebox.simulator.errors import JsonObject
 PIECE = re.compile(r"\s*\S+\s*|\s+")
 #: Texts of a message that arrive in pieces, in this order.
 _TEXTS = ("reasoning_content", "reasoning", "content", "refusal")
-_WHOLE = ("role", "tool_calls", *_TEXTS)
+_APART = ("role", "tool_calls", "audio", *_TEXTS)
 
 
 def chunks(body: JsonObject, *, include_usage: bool) -> Iterator[JsonObject]:
@@ -65,7 +64,7 @@ def _deltas(message: JsonObject) -> Iterator[JsonObject]:
     extra = {
         name: value
         for name, value in message.items()
-        if name not in _WHOLE and value not in (None, [])
+        if name not in _APART and value not in (None, [])
     }
     role = {"role": message.get("role", "assistant")}
     content = None if message.get("content") is None else ""
@@ -73,12 +72,21 @@ def _deltas(message: JsonObject) -> Iterator[JsonObject]:
     for name in _TEXTS:
         for piece in PIECE.findall(message.get(name) or ""):
             yield {name: piece}
+    if message.get("audio"):
+        yield from _audio_deltas(message["audio"])
     for index, call in enumerate(calls):
         yield from _call_deltas(index, call)
 
 
+def _audio_deltas(audio: JsonObject) -> Iterator[JsonObject]:
+    yield {"audio": {"id": audio["id"]}}
+    for piece in PIECE.findall(audio["transcript"]):
+        yield {"audio": {"transcript": piece}}
+    yield {"audio": {"data": audio["data"], "expires_at": audio["expires_at"]}}
+
+
 def _call_deltas(index: int, call: JsonObject) -> Iterator[JsonObject]:
-    function: dict[str, Any] = call.get("function") or {}
+    function = call.get("function") or {}
     arguments = function.get("arguments") or ""
     opened = {**call, "index": index, "function": {**function, "arguments": ""}}
     yield {"tool_calls": [opened]}

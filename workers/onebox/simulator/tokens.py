@@ -4,10 +4,16 @@ from typing import NamedTuple
 
 
 class Usage(NamedTuple):
-    """Tokens of one request."""
+    """Tokens of one request; the details are part of the first two."""
 
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    audio_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 def utf8(text: str) -> bytes:

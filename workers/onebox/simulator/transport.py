@@ -171,8 +171,11 @@ async def _write(response: web.StreamResponse, reply: Reply, clock: Clock) -> No
 
 
 def _event(data: JsonObject | str) -> bytes:
-    text = data if isinstance(data, str) else json.dumps(data)
-    return b"data: " + text.encode() + b"\n\n"
+    if isinstance(data, str):
+        return f"data: {data}\n\n".encode()
+    # Events that have a type are named after it, as Anthropic's and those of OpenAI's responses.
+    name = f"event: {data['type']}\n" if "type" in data else ""
+    return f"{name}data: {json.dumps(data)}\n\n".encode()
 
 
 async def _form(request: web.Request) -> tuple[JsonObject, bytes]:
