@@ -72,13 +72,13 @@ def test_audio_and_reasoning_are_counted_apart(http: httpx.Client, sim: Simulato
     sim.profile = Profile(models={"m": Model(reasoning_tokens=20)})
     spoken = usage(
         http,
-        {"role": "user", "content": [{"type": "text", "text": "hear"}, AUDIO]},
+        {"role": "user", "content": [{"type": "text", "text": "this"}, AUDIO]},
         modalities=["text", "audio"],
         audio={"voice": "alloy", "format": "wav"},
     )
     assert spoken["prompt_tokens_details"]["audio_tokens"] == 3
     assert spoken["prompt_tokens"] == 3 + 4 + 1 + 3
-    text = 7  # "Simulated answer to: hear"
+    text = 7  # "Simulated answer to: this"
     assert spoken["completion_tokens_details"]["audio_tokens"] == 4 * text
     assert spoken["completion_tokens_details"]["reasoning_tokens"] == 20
     assert spoken["completion_tokens"] == 5 * text + 20
