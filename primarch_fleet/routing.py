@@ -122,6 +122,34 @@ def route(
         return fallback
 
 
+def longer_lane(
+    request: Request, body: dict[str, Any], catalogue: Catalogue, now: datetime, refused_by: Lane
+) -> LaneDecision | None:
+    """Choose another lane for a request that a lane refuses for its length.
+
+    Args:
+        body: The request's wire form.
+
+    Returns:
+        None if the request names its lane, or if no other lane can serve it.
+    """
+    model = catalogue.models.get(request.model)
+    if request.lane != "auto" or model is None:
+        return None
+    lanes = {lane: offer for lane, offer in model.lanes.items() if lane != refused_by}
+    others = catalogue.model_copy(
+        update={"models": {request.model: model.model_copy(update={"lanes": lanes})}}
+    )
+    try:
+        assessment = _Assessment.of(request, others, now, LaneHealth())
+        lane, _ = assessment.choose()
+        if assessment.problem(lane).severity is not Severity.OK:
+            return None
+        return assessment.decide(lane, f"{refused_by} is too short", protocol.wire_size_bytes(body))
+    except (InvalidRequest, DeadlineExceeded):
+        return None
+
+
 @dataclass(frozen=True)
 class _Assessment:
     """A request and the lanes of its model, as they are now."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Completion, Lane, Receipt
 from primarch_fleet.errors import FleetError
 from primarch_fleet.requests import Request
@@ -67,6 +68,8 @@ class CostRecorder(Protocol):
 class Services:
     """What a process uses to serve tasks. A service that is None is switched off."""
 
+    #: What producers are told of models and lanes.
+    catalogue: Catalogue | None = None
     #: Reserves and settles the budgets of tenants.
     accountant: Accountant | None = None
     response_cache: ResponseCache | None = None

@@ -9,10 +9,11 @@ from celery import Task
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import Completion, Lane
-from primarch_fleet.errors import DeadlineExceeded, RequestFailed
+from primarch_fleet.errors import ContextWindowExceeded, DeadlineExceeded, RequestFailed
 from primarch_fleet.requests import Request
 from tasks import services
 from tasks.receipts import RequestMetadata
+from tasks.rerouting import move_to_longer_lane
 
 
 async def serve(
@@ -26,11 +27,14 @@ async def serve(
         BudgetExceeded: Its tenant has no money left for it.
         RequestFailed: The backend's error. This and the two errors above are returned instead of
             raised to a request with `return_exceptions`.
+        celery.exceptions.Ignore: The request moved to a lane that takes longer prompts.
     """
     request = kind.parse(body)
     try:
         completion = await _accounted(lane, request, RequestMetadata.of(task.request))
     except RequestFailed as error:
+        if isinstance(error, ContextWindowExceeded):
+            await move_to_longer_lane(lane, task, request, request.to_wire())
         if not request.return_exceptions:
             raise
         return protocol.error_value(error)

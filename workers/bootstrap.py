@@ -112,7 +112,7 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
     asyncio.run_coroutine_threadsafe(cost_recorder.start(), event_loop.get()).result()
     event_loop.at_stop(cost_recorder.close)
     event_loop.at_stop(response_cache.close)
-    return Services(accountant, response_cache, cost_recorder)
+    return Services(catalogue, accountant, response_cache, cost_recorder)
 
 
 def _serve_metrics(

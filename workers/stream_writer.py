@@ -88,9 +88,10 @@ class StreamWriter:
     def __init__(self, url: str) -> None:
         # Without retries of its own: `_write` retries, and knows what is already written.
         self._redis = redis_support.once(url, TIMEOUT_SECONDS)
-        self._changed = threading.Condition()  # guards the next four attributes
+        self._changed = threading.Condition()  # guards the next six attributes
         self._pending: list[_Entry] = []
         self._pending_bytes = 0
+        self._added, self._done = 0, 0  # entries so far: all, and those that were written or lost
         self._urgent = False  # an entry must be written at once
         self._closing = False
         self._given_up = threading.Event()
@@ -110,11 +111,23 @@ class StreamWriter:
             raise
         self._put(run, ENDED, OK, urgent=True)
 
+    async def flush(self) -> None:
+        """Wait until every entry added so far is written or lost."""
+        with self._changed:
+            added = self._added
+            self._urgent = True
+            self._changed.notify_all()
+        await asyncio.to_thread(self._wait_until_done, added)
+
+    def _wait_until_done(self, added: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._done >= added or self._closing)
+
     async def close(self) -> None:
         """Write pending chunks, for at most CLOSE_SECONDS, and close the connection."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
         self._given_up.set()
         self._redis.close()
@@ -141,7 +154,8 @@ class StreamWriter:
             if urgent:
                 self._urgent = True
             if urgent or len(self._pending) == 1:
-                self._changed.notify()
+                self._changed.notify_all()
+            self._added += 1
         run.entries += 1
 
     def _run_writes(self) -> None:
@@ -154,6 +168,8 @@ class StreamWriter:
                 logger.error("streams: chunks are lost: %s", type(error).__name__, extra=action)
             with self._changed:
                 self._pending_bytes -= sum(len(entry.value) for entry in entries)
+                self._done += len(entries)
+                self._changed.notify_all()
 
     def _wait_for_entries(self) -> list[_Entry]:
         """Wait until a round trip is due, and return its entries; none when closed and done."""

@@ -131,13 +131,18 @@ def test_a_failure_that_the_engine_survives_fails_only_its_request() -> None:
     [
         (request(model="other"), "serves only small"),
         (EmbeddingRequest(model="small", input="x"), "serves only small, for chat"),
-        (request("word " * 200), "messages: 200 tokens"),
     ],
 )
 def test_a_request_that_the_engine_cannot_serve_is_invalid(invalid: Any, message: str) -> None:
     server = local_server(SimulatedEngine(CONFIG))
     with pytest.raises(errors.InvalidRequest, match=message):
         asyncio.run(server.serve(invalid, METADATA))
+
+
+def test_a_prompt_that_is_too_long_for_the_engine_exceeds_the_context_window() -> None:
+    server = local_server(SimulatedEngine(CONFIG))
+    with pytest.raises(errors.ContextWindowExceeded, match="messages: 200 tokens"):
+        asyncio.run(server.serve(request("word " * 200), METADATA))
 
 
 def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() -> None:

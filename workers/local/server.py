@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 from config.engine import EngineConfig
 from primarch_fleet.answers import form_of
 from primarch_fleet.contract import PRIORITIES, Completion, Receipt
-from primarch_fleet.errors import EngineError, InvalidRequest
+from primarch_fleet.errors import ContextWindowExceeded, EngineError, InvalidRequest
 from primarch_fleet.requests import Request
 from tasks.accounting import UsageMeter
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
@@ -62,6 +62,7 @@ class LocalServer:
 
         Raises:
             InvalidRequest: Another model or kind of request, or a parameter the engine refuses.
+            ContextWindowExceeded: The prompt is too long for the engine.
             EngineError: The engine failed on this request.
             Reject: The engine died during this request. The message returns to the queue, the
                 delivery counts as an attempt, and the worker stops.
@@ -73,8 +74,12 @@ class LocalServer:
             )
         if not request.streams:
             return await self._serve(request, metadata)
-        with self._streams.run(metadata.task_id) as publish:
-            return await self._serve(request, metadata, publish)
+        try:
+            with self._streams.run(metadata.task_id) as publish:
+                return await self._serve(request, metadata, publish)
+        except ContextWindowExceeded:
+            await self._streams.flush()  # another lane may open the next run of this stream
+            raise
 
     async def _serve(
         self, request: Request, metadata: RequestMetadata, publish: Publish | None = None

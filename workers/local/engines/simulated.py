@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from config.engine import EngineConfig
-from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.errors import ContextWindowExceeded, InvalidRequest
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from workers.local.engines.base import Answer
 
@@ -147,7 +147,7 @@ class SimulatedEngine:
 
     def _check_length(self, input_tokens: int, output_tokens: int) -> None:
         if self._max_model_len is not None and input_tokens + output_tokens > self._max_model_len:
-            raise InvalidRequest(
+            raise ContextWindowExceeded(
                 f"messages: {input_tokens} tokens plus {output_tokens} of output exceed the "
                 f"model's {self._max_model_len}"
             )
