@@ -15,6 +15,7 @@ from config.agents_config import RoutingOrchestration
 from config.batch import Batch
 from config.engine import EngineConfig
 from config.provider import Deployment, Provider
+from config.requests import RequestPolicy
 from config.routing import LaneSection, Routing
 from config.section import Section
 from config.settings import settings
@@ -44,6 +45,8 @@ class FleetConfig(Section):
     #: Budgets and limits, by tenant; `default` applies to each tenant that is not named. Without
     #: an entry, a tenant has no limits.
     tenants: dict[str, Tenant] = {}
+    #: What requests carry to providers and engines.
+    requests: RequestPolicy = RequestPolicy()
     #: Figures that alerts and reports measure against.
     targets: Targets = Targets()
     #: The fleet's policy in one place, in the format of the Primarch agents. It overrides the other
@@ -155,6 +158,8 @@ class FleetConfig(Section):
             heartbeats=True,
             auto_batch=self.batch.auto,
             tag_filtering=self.routing.enable_tag_filtering,
+            extra_headers=self.requests.extra_headers,
+            share_prefix_cache=self.requests.share_prefix_cache,
         )
 
     def _models(self) -> dict[str, Model]:

@@ -44,6 +44,9 @@ class Settings(BaseSettings):
     #: `file:///srv/bodies`, `s3://bucket/fleet`. Batch workers must reach it, and producers who
     #: wait for large answers. Empty: all bodies stay in Redis.
     bodies: Annotated[str, AfterValidator(_check_blob_url)] = Field("", repr=False)
+    #: Secret key of the hashes in place of the names of tenants and end users, for providers and
+    #: engines; all workers need the same. Empty: the first worker makes one and stores it in Redis.
+    hash_key: str = Field("", repr=False)
     #: The model whose engine a local worker runs. Empty: the first engine in the file.
     engine: str = ""
     #: The Python interpreter with vLLM, for the one-machine fleet. Empty: that of

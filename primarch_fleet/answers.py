@@ -35,8 +35,12 @@ class AnswerForm:
         """Return whether a chunk has a part of an answer: text, reasoning or a tool call."""
         return False
 
-    def is_for_readers(self, chunk: Body) -> bool:
-        """Return whether the readers of a stream get a chunk."""
+    def is_for_readers(self, chunk: Body, *, wants_usage: bool = False) -> bool:
+        """Return whether the readers of a stream get a chunk.
+
+        Args:
+            wants_usage: Whether the request asks for the usage in its stream.
+        """
         return True
 
 
@@ -68,9 +72,9 @@ class ChatForm(AnswerForm):
             for name in ("content", "tool_calls", "function_call", "refusal", *REASONING)
         )
 
-    def is_for_readers(self, chunk: Body) -> bool:
-        """Return False for the usage chunk: OpenAI sends it only on request."""
-        return bool(chunk["choices"])
+    def is_for_readers(self, chunk: Body, *, wants_usage: bool = False) -> bool:
+        """Return False for the usage chunk that no reader asked for, as OpenAI does."""
+        return bool(chunk["choices"]) or wants_usage
 
 
 #: The form of answers that have the key.

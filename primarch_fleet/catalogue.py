@@ -116,6 +116,10 @@ class Catalogue(BaseModel):
     auto_batch: bool = True
     #: Whether requests may have tags.
     tag_filtering: bool = True
+    #: Names of headers that requests may set, in lower case.
+    extra_headers: tuple[str, ...] = ()
+    #: Whether tenants share the prefix caches of engines.
+    share_prefix_cache: bool = False
 
     def limits(self, tenant_id: str) -> Limits | None:
         """Return a tenant's limits; None for a tenant whose spending is not counted."""

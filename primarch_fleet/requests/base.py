@@ -167,6 +167,11 @@ class Request(BaseModel):
         return bool(getattr(self, "stream", None))
 
     @property
+    def wants_usage(self) -> bool:
+        """True if the readers of the stream get the usage in a chunk."""
+        return False
+
+    @property
     def input_count(self) -> int:
         """The inputs of the request, as providers count them in a batch."""
         return 1

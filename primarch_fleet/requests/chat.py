@@ -94,6 +94,11 @@ class CompletionRequest(Request):
             raise ValueError("max_cost: set max_completion_tokens too, or the cost has no limit")
         return self
 
+    @property
+    def wants_usage(self) -> bool:
+        """True if `stream_options` asks for the chunk with the usage."""
+        return bool((self.stream_options or {}).get("include_usage"))
+
     def unsupported(self) -> dict[Lane, str]:
         """Return the lanes that do not support a field of the request, each with the reason."""
         lanes = super().unsupported()

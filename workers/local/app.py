@@ -7,6 +7,7 @@ from dataclasses import replace
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from tasks import services
+from tasks.privacy import Privacy
 from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.local import engines
@@ -23,7 +24,8 @@ DEAD_ENGINE_DRAIN_SECONDS = 2.0
 async def start(shared: Services) -> LocalServer:
     """Load the engine and register it as the backend of the local tasks."""
     engine = await engines.start(ENGINE)
-    server = LocalServer(ENGINE, engine, StreamWriter(redis_url()), stop_worker)
+    privacy = Privacy.connect(fleet_config().requests, redis_url())
+    server = LocalServer(ENGINE, engine, StreamWriter(redis_url()), stop_worker, privacy)
     server.start()
     services.install(replace(shared, backends={"local": server}))
     return server

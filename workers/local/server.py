@@ -17,6 +17,7 @@ from primarch_fleet.contract import PRIORITIES, Completion, Receipt
 from primarch_fleet.errors import ContextWindowExceeded, EngineError, InvalidRequest
 from primarch_fleet.requests import Request
 from tasks.accounting import UsageMeter
+from tasks.privacy import ENGINE, Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.local.engines.base import Answer, Engine
 from workers.local.stream_assembler import ASSEMBLERS, StreamAssembler
@@ -38,11 +39,18 @@ class LocalServer:
         streams: Publishes the chunks of requests that stream.
         stop: Called once when the engine has died: stops the worker, which returns its messages
             to the queue, and whose supervisor starts a new one.
+        privacy: Keeps the tenants' prefix caches apart; without it, they share one.
     """
 
     def __init__(
-        self, config: EngineConfig, engine: Engine, streams: StreamWriter, stop: Callable[[], None]
+        self,
+        config: EngineConfig,
+        engine: Engine,
+        streams: StreamWriter,
+        stop: Callable[[], None],
+        privacy: Privacy | None = None,
     ) -> None:
+        self._privacy = privacy
         self._config = config
         self._engine = engine
         self._streams = streams
@@ -122,12 +130,17 @@ class LocalServer:
 
     async def _call(self, request: Request, publish: Publish | None) -> Answer:
         UsageMeter.current().called = True
-        body, priority = request.body(), PRIORITIES[request.priority]
+        body = {**request.body(), **self._privacy_fields(request)}
+        priority = PRIORITIES[request.priority]
         body.pop("stream", None)  # the method that is called decides, not the body
         if publish is None:
             return await self._engine.answer(request.endpoint, body, priority)
         chunks = self._engine.stream(request.endpoint, body, priority)
-        return await _publish_stream(chunks, ASSEMBLERS[request.endpoint](), publish)
+        assembler = ASSEMBLERS[request.endpoint]()
+        return await _publish_stream(chunks, assembler, publish, wants_usage=request.wants_usage)
+
+    def _privacy_fields(self, request: Request) -> dict[str, Any]:
+        return self._privacy.fields(request, ENGINE) if self._privacy else {}
 
     def _receipt(
         self, request: Request, metadata: RequestMetadata, answer: Answer, latency: float
@@ -153,7 +166,11 @@ class LocalServer:
 
 
 async def _publish_stream(
-    chunks: AsyncIterator[dict[str, Any]], assembler: StreamAssembler, publish: Publish
+    chunks: AsyncIterator[dict[str, Any]],
+    assembler: StreamAssembler,
+    publish: Publish,
+    *,
+    wants_usage: bool,
 ) -> Answer:
     """Publish the chunks as they arrive, and return the answer that they form."""
     started, first_token = time.perf_counter(), None
@@ -163,6 +180,6 @@ async def _publish_stream(
             form = form_of(chunk)
             if first_token is None and form.has_token(chunk):
                 first_token = time.perf_counter() - started
-            if form.is_for_readers(chunk):
+            if form.is_for_readers(chunk, wants_usage=wants_usage):
                 publish(chunk)
     return Answer(assembler.body(), first_token)

@@ -9,6 +9,7 @@ from typing import Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from tasks.accounting import UsageMeter
+from workers.realtime.provider_call import ProviderCalls
 
 
 class Attempts:
@@ -71,10 +72,16 @@ class Attempts:
 
 
 class _AttemptLogger(CustomLogger):
-    """A LiteLLM callback that runs just before each call, in the context of its request."""
+    """LiteLLM callbacks that run just before each call, in the context of its request."""
+
+    async def async_pre_call_deployment_hook(self, kwargs: Any, call_type: Any) -> Any:
+        """Called before LiteLLM builds the request for a deployment; the result replaces kwargs."""
+        return await ProviderCalls.fit_current(kwargs)
 
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-        Attempts.record_call(kwargs["litellm_params"]["metadata"]["model_group"])
+        metadata = kwargs["litellm_params"].get("metadata") or {}
+        if "model_group" in metadata:  # else a request that is built and not sent
+            Attempts.record_call(metadata["model_group"])
 
 
 #: One per process, however many Routers there are: LiteLLM's callbacks are global.

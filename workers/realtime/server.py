@@ -14,11 +14,13 @@ from config.fleet import FleetConfig
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import InvalidRequest, RequestFailed
 from primarch_fleet.requests import Request, RoutingStrategy
+from tasks.privacy import Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import translate
+from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
     build_router,
     close_router,
@@ -54,6 +56,8 @@ class RealtimeServer:
         self._secrets = [provider.key() for provider in config.providers.values()]
         _configure_litellm()
         self._router = build_router(config, redis_url)
+        privacy = Privacy.connect(config.requests, redis_url)
+        self._provider_calls = ProviderCalls(privacy, config.requests.extra_headers)
         self._cooldowns = Cooldowns(self._router)
         self._streams = StreamWriter(redis_url)
         self._registered_strategies = {config.routing.routing_strategy}
@@ -172,7 +176,7 @@ class RealtimeServer:
         return failure
 
     async def _call(self, request: Request, attempts: Attempts, publish: Publish | None) -> Any:
-        body = request.body() | {
+        body = self._provider_calls.begin(request) | {
             # "&": without it, LiteLLM falls back to deployments tagged "default".
             "metadata": {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
@@ -181,8 +185,9 @@ class RealtimeServer:
         call = getattr(self._router, request.router_method)
         if publish is None:
             return await call(**body)
-        collector = COLLECTORS[request.endpoint](publish, attempts)
-        stream = await call(**body, **collector.options)
+        wants_usage = request.wants_usage
+        collector = COLLECTORS[request.endpoint](publish, attempts, wants_usage=wants_usage)
+        stream = await call(**body | collector.options(body))
         return await collector.collect(stream, body)
 
     def _receipt(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from primarch_fleet.answers import form_of
 from primarch_fleet.requests import CompletionRequest
@@ -18,17 +18,23 @@ _EXCLUDE: Any = {_LITELLM_FIELD: True, "choices": {"__all__": {"delta": {_LITELL
 
 
 class StreamCollector(ABC):
-    """Publishes and keeps the chunks of one stream, and records when its first token arrived."""
+    """Publishes and keeps the chunks of one stream, and records when its first token arrived.
 
-    #: What the call to the Router has besides the request's body.
-    options: ClassVar[Mapping[str, Any]] = {}
+    Args:
+        wants_usage: Whether readers get the chunk with the usage.
+    """
 
-    def __init__(self, publish: Publish, attempts: Attempts) -> None:
+    def __init__(self, publish: Publish, attempts: Attempts, *, wants_usage: bool = False) -> None:
         self._publish, self._attempts = publish, attempts
+        self._wants_usage = wants_usage
         #: Chunks before the first token: a fallback can still replace them.
         self._unpublished: list[dict[str, Any]] = []
         #: All chunks, as LiteLLM's objects.
         self.chunks: list[Any] = []
+
+    def options(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the call to the Router has in place of the request's own, or besides it."""
+        return {}
 
     async def collect(self, stream: AsyncIterator[Any], body: Mapping[str, Any]) -> Any:
         """Read a stream to its end, and return LiteLLM's response for the whole answer.
@@ -75,7 +81,7 @@ class StreamCollector(ABC):
 
     def _publish_all(self) -> None:
         for body in self._unpublished:
-            if form_of(body).is_for_readers(body):
+            if form_of(body).is_for_readers(body, wants_usage=self._wants_usage):
                 self._publish(body)
         self._unpublished.clear()
 
@@ -83,7 +89,9 @@ class StreamCollector(ABC):
 class ChatCollector(StreamCollector):
     """The stream of a chat completion."""
 
-    options: ClassVar[Mapping[str, Any]] = {"stream_options": {"include_usage": True}}
+    def options(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the stream options of the request, with the usage."""
+        return {"stream_options": {**(body.get("stream_options") or {}), "include_usage": True}}
 
     def openai_chunk(self, chunk: Any) -> dict[str, Any]:
         """Convert a chunk of LiteLLM to a `chat.completion.chunk`."""

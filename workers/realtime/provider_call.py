@@ -1,0 +1,217 @@
+"""Fits each call to the deployment that LiteLLM's Router has chosen for it.
+
+Adds what depends on the provider: `extra_body`, the end user, headers. Refuses by name what LiteLLM
+would drop without a word, and what its own arguments would be mistaken for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, NamedTuple
+
+import litellm
+from litellm.constants import openai_compatible_providers
+from litellm.exceptions import UnsupportedParamsError
+from litellm.types.utils import CallTypes, is_litellm_owned_kwarg
+
+from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.requests import Request
+from tasks.privacy import Privacy
+from workers.realtime.dropped_parameters import (
+    dropped_parameters,
+    dropped_parts,
+    is_default,
+    kind_of_value,
+)
+
+Json = dict[str, Any]
+
+#: Providers that get OpenAI's body: LiteLLM hands on what is in `extra_body`.
+OPENAI_BODY = {"openai", "azure", "text-completion-openai", *openai_compatible_providers}
+#: Arguments of a call that are no parameters of its body, or that hold the prompt.
+NO_PARAMETERS = {"model", "messages", "input", "stream", "stream_options", "metadata"}
+#: Arguments that a call that is not sent does not need; some would have side effects.
+NOT_FOR_PROBES = {
+    *("messages", "input", "metadata", "stream", "stream_options", "api_key", "client", "caching"),
+    *("litellm_logging_obj", "litellm_call_id", "litellm_trace_id", "model_info", "num_retries"),
+    *("max_retries", "_context_compaction_state", "fallbacks", "routing_strategy", "timeout"),
+}
+#: LiteLLM's functions whose requests can be built without being sent, by verb.
+CALL_TYPES = {"complete": CallTypes.completion, "embed": CallTypes.embedding}
+#: Most sets of parameters whose drops are remembered.
+MAX_PROBES = 1024
+
+
+class Drops(NamedTuple):
+    """What LiteLLM would leave out of a call: names of parameters, and types of message parts."""
+
+    parameters: frozenset[str] = frozenset()
+    parts: frozenset[str] = frozenset()
+
+
+class _Current(NamedTuple):
+    """The request whose calls are fitted, and its OpenAI fields."""
+
+    calls: ProviderCalls
+    request: Request
+    body: Json
+
+
+class ProviderCalls:
+    """Fits the calls of one worker process.
+
+    Args:
+        privacy: Adds what providers may learn of tenants and end users.
+        allowed_headers: Names of headers that requests may set, in lower case.
+    """
+
+    _current: ContextVar[_Current] = ContextVar("provider_call")
+
+    def __init__(self, privacy: Privacy, allowed_headers: tuple[str, ...]) -> None:
+        self._privacy = privacy
+        self._allowed_headers = set(allowed_headers)
+        self._providers: dict[str, str] = {}
+        self._probes: dict[Any, asyncio.Task[Drops]] = {}
+
+    def begin(self, request: Request) -> Json:
+        """Return the arguments for the Router; the calls of this asyncio task will be fitted.
+
+        Raises:
+            InvalidRequest: The request sets a header that fleet.yaml does not allow.
+        """
+        headers = {name.lower() for name in request.extra_headers or ()}
+        if refused := sorted(headers - self._allowed_headers):
+            raise InvalidRequest(
+                f"extra_headers: {', '.join(refused)}: not allowed; fleet.yaml lists the allowed "
+                "headers in requests.extra_headers"
+            )
+        body = request.openai_body()
+        self._current.set(_Current(self, request, body))
+        return {name: value for name, value in body.items() if name != "metadata"}
+
+    @classmethod
+    async def fit_current(cls, call: Json) -> Json | None:
+        """Return the fitted arguments of a call of LiteLLM; None for a call of no request.
+
+        Raises:
+            litellm.UnsupportedParamsError: The provider does not support a parameter. The message
+                names it.
+        """
+        current = cls._current.get(None)
+        return await current.calls.fit(current, call) if current else None
+
+    async def fit(self, current: _Current, call: Json) -> Json:
+        """Return the fitted arguments, as `fit_current` does."""
+        request, provider = current.request, self._provider(call)
+        fitted = dict(call)
+        if request.extra_headers:
+            own = call.get("extra_headers") or {}
+            fitted["extra_headers"] = {**request.extra_headers, **own}
+        if provider == "openai" and request.verb == "embed":
+            # LiteLLM would refuse it for models of which it does not know that they have it.
+            allowed = call.get("allowed_openai_params") or ()
+            fitted["allowed_openai_params"] = [*allowed, "dimensions"]
+        self._add_extra(current, fitted, provider)
+        if not call.get("drop_params"):
+            await self._handle_drops(current, fitted, provider)
+        return fitted
+
+    def _provider(self, call: Json) -> str:
+        """LiteLLM's name of the deployment's provider."""
+        model = call["model"]
+        if model not in self._providers:
+            arguments = (model, call.get("custom_llm_provider"), call.get("api_base"))
+            self._providers[model] = litellm.get_llm_provider(*arguments)[1]
+        return self._providers[model]
+
+    def _add_extra(self, current: _Current, call: Json, provider: str) -> None:
+        """Add what OpenAI's API does not have, to the body or as arguments of LiteLLM."""
+        request, metadata = current.request, current.body.get("metadata")
+        extra = {**(request.extra_body or {}), **self._privacy.fields(request, provider)}
+        if _goes_into_body(request, provider):
+            own = {} if metadata is None else {"metadata": metadata}
+            call["extra_body"] = {**(call.get("extra_body") or {}), **extra, **own}
+            return
+        refused = [f"extra_body.{name}" for name in extra if is_litellm_owned_kwarg(name)]
+        if metadata is not None:
+            refused.append("provider_metadata")
+        if refused:
+            raise _unsupported(refused, provider, call)
+        call.update(extra)
+
+    async def _handle_drops(self, current: _Current, call: Json, provider: str) -> None:
+        """Put what LiteLLM would drop into `extra_body`, or refuse it."""
+        request, body = current.request, current.body
+        if request.verb not in CALL_TYPES:
+            return
+        names, values = _parameters(current, call)
+        parts = {str(part["type"]): part for part in _special_parts(request)}
+        if not (names or parts):
+            return
+        kinds = tuple((name, kind_of_value(name, values[name])) for name in names)
+        key = (call["model"], call["model_info"].get("id"), kinds, *sorted(parts))
+        drops = await asyncio.shield(self._probe(key, request.verb, call, names, parts))
+        can_move = _goes_into_body(request, provider)
+        moved = {name for name in drops.parameters if can_move and name in body}
+        refused = [
+            *sorted(drops.parameters - moved),
+            *(f"messages: parts of type {kind}" for kind in sorted(drops.parts)),
+        ]
+        if refused:
+            raise _unsupported(refused, provider, call)
+        if moved:
+            call["extra_body"] = {**call["extra_body"], **{name: call.pop(name) for name in moved}}
+
+    def _probe(
+        self, key: Any, verb: str, call: Json, names: list[str], parts: dict[str, Json]
+    ) -> asyncio.Task[Drops]:
+        """The probe of a set of parameters at a deployment, which runs once."""
+        if key not in self._probes:
+            if len(self._probes) >= MAX_PROBES:
+                self._probes.clear()
+            arguments = {name: call[name] for name in call.keys() - NOT_FOR_PROBES}
+            find = partial(_find_drops, CALL_TYPES[verb], arguments, names, parts)
+            self._probes[key] = asyncio.create_task(asyncio.to_thread(find))
+        return self._probes[key]
+
+
+def _goes_into_body(request: Request, provider: str) -> bool:
+    """Whether LiteLLM adds the argument `extra_body` to the body of the call.
+
+    For embeddings it adds unknown arguments; some providers would get a field `extra_body`.
+    """
+    return request.verb != "embed" and provider in OPENAI_BODY
+
+
+def _parameters(current: _Current, call: Json) -> tuple[list[str], Json]:
+    """The request's parameters that LiteLLM may drop, and the values of the call."""
+    own = {*current.body, *(current.request.extra_body or ())}
+    values = {**(call.get("extra_body") or {}), **call}
+    candidates = own - NO_PARAMETERS - set(call.get("additional_drop_params") or ())
+    return sorted(name for name in candidates if not is_default(name, values.get(name))), values
+
+
+def _find_drops(
+    call_type: CallTypes, call: Json, names: list[str], parts: dict[str, Json]
+) -> Drops:
+    return Drops(dropped_parameters(call_type, call, names), dropped_parts(call, parts))
+
+
+def _special_parts(request: Request) -> Iterator[Json]:
+    """The parts of messages that are not text."""
+    for message in getattr(request, "messages", ()):
+        content = message.get("content")
+        if isinstance(content, list):
+            yield from (part for part in content if _is_special(part))
+
+
+def _is_special(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") not in (None, "text")
+
+
+def _unsupported(names: list[str], provider: str, call: Json) -> UnsupportedParamsError:
+    message = f"{', '.join(names)}: not supported by {provider} for {call['model']}"
+    return UnsupportedParamsError(message=message, llm_provider=provider, model=call["model"])
