@@ -1,9 +1,9 @@
 """What providers and engines learn of a request's tenant and end user, as fleet.yaml says.
 
 Names are replaced by keyed hashes: who does not have the key can neither compute them nor guess a
-name by trying. The key is FLEET_HASH_KEY, or else a random one that the first worker stores in
-Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers see other end
-users, and prefix caches start empty; nothing else depends on it.
+name by trying. The key is FLEET_HASH_KEY. If that is not set, the first worker stores a random key
+in Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers see other
+end users, and prefix caches start empty; nothing else depends on it.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ class Request(BaseModel):
     #: What "auto" optimizes for: latency, cost, or neither.
     cost_preference: Literal["speed", "balanced", "cost"] = "balanced"
     tenant_id: Name = "default"
-    #: The end user for whom the request is made. Receipts repeat it, and providers that know end
-    #: users get it as fleet.yaml says (`requests.user_id`).
+    #: The end user behind the request. Receipts repeat it, and providers that know end users get it
+    #: as fleet.yaml says (`requests.user_id`).
     user_id: Name | None = None
     #: Only deployments with all of these tags serve the request, fallbacks included. Realtime lane.
     tags: list[Name] = []
@@ -163,7 +163,7 @@ class Request(BaseModel):
 
     @property
     def streams(self) -> bool:
-        """True if the answer is to be streamed."""
+        """True if the answer is streamed."""
         return bool(getattr(self, "stream", None))
 
     @property

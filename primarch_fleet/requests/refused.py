@@ -16,7 +16,7 @@ _PROMPT = "the prompt is in the fields of the request"
 _FLEET = "the fleet sets it itself"
 #: Keys that `extra_body` must not have, besides the names of the request's own fields. Providers
 #: and LiteLLM would take them for credentials, for a choice of the model, or for a longer answer
-#: than the one that money was reserved for.
+#: than money was reserved for.
 _REASONS = {
     _ACCOUNT: (
         *("api_key", "api_base", "base_url", "api_version", "organization", "project", "region"),

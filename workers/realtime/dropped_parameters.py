@@ -32,7 +32,7 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("auto",),
     "verbosity": ("medium",),
 }
-#: Parameters with any text, of which only some kinds matter to LiteLLM.
+#: Parameters with any text. LiteLLM tells only some kinds of text apart.
 FREE_TEXT = {"user", "safety_identifier", "prompt_cache_key", "cache_salt", "stop"}
 #: In place of a number, so that it differs from any default.
 STAND_INS: Mapping[type, Any] = {int: 4099, float: 0.4375}

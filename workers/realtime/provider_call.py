@@ -111,7 +111,7 @@ class ProviderCalls:
             own = call.get("extra_headers") or {}
             fitted["extra_headers"] = {**request.extra_headers, **own}
         if provider == "openai" and request.verb == "embed":
-            # LiteLLM would refuse it for models of which it does not know that they have it.
+            # LiteLLM would refuse it, except for text-embedding-3.
             allowed = call.get("allowed_openai_params") or ()
             fitted["allowed_openai_params"] = [*allowed, "dimensions"]
         self._add_extra(current, fitted, provider)

@@ -1,0 +1,302 @@
+"""Each parameter reaches the provider as it was sent, or is refused by its name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import redis
+
+from config.fleet import FleetConfig
+from primarch_fleet import CompletionRequest, EmbeddingRequest
+from primarch_fleet.errors import FleetError
+from primarch_fleet.requests import Request
+from tests.support import parameters
+from tests.support.provider_stub import ProviderStub, provider_stub
+from tests.support.realtime_fixture import METADATA, realtime_server
+
+#: Models by name in the fleet: LiteLLM's provider, its name of the model, the path of the address.
+MODELS = {
+    "gpt": ("openai", "gpt-4o", "/v1"),
+    "reasoner": ("openai", "gpt-5-mini", "/v1"),
+    "vllm": ("hosted_vllm", "Qwen3-8B", "/v1"),
+    "claude": ("anthropic", "claude-sonnet-4-5", ""),
+    "gemini": ("gemini", "gemini-2.5-flash", ""),
+    "vectors": ("openai", "Qwen3-Embedding", "/v1"),
+    "vllm-vectors": ("hosted_vllm", "e5", "/v1"),
+    "nim-vectors": ("nvidia_nim", "nv-embedqa-e5-v5", "/v1"),
+}
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(name="stub", scope="module")
+def open_stub() -> Iterator[ProviderStub]:
+    with provider_stub() as stub:
+        for path in ("", "/v1"):
+            os.environ[f"TEST_STUB{path.replace('/', '_')}"] = stub.url + path
+        os.environ["TEST_STUB_KEY"] = "sk-test"
+        yield stub
+
+
+def config(**sections: Any) -> FleetConfig:
+    def account(name: str) -> dict[str, str]:
+        provider, _, path = MODELS[name]
+        return {
+            "litellm_provider": provider,
+            "api_key": "os.environ/TEST_STUB_KEY",
+            "api_base": f"os.environ/TEST_STUB{path.replace('/', '_')}",
+        }
+
+    def deployment(name: str) -> dict[str, Any]:
+        kind = "embedding" if "vectors" in name else "chat"
+        model = {"id": name, "model": name, "provider": name, "upstream": MODELS[name][1]}
+        return {**model, "kind": kind, "price": {"input": "1", "output": "1"}}
+
+    return FleetConfig.model_validate(
+        {
+            "providers": {name: account(name) for name in MODELS},
+            "deployments": [deployment(name) for name in MODELS],
+            "routing": {"num_retries": 0, "max_wait": 0},
+            **sections,
+        }
+    )
+
+
+class Lane:
+    """The realtime lane in this process, in front of a stub."""
+
+    def __init__(self, url: str, stub: ProviderStub) -> None:
+        self._url, self._stub = url, stub
+
+    def bodies(self, *requests: Request, **sections: Any) -> list[dict[str, Any]]:
+        """What the provider got for each request."""
+        assert self.errors(*requests, **sections) == []
+        return self._stub.bodies()
+
+    def errors(self, *requests: Request, **sections: Any) -> list[FleetError]:
+        """The errors of the requests; the others are answered."""
+
+        async def run() -> list[FleetError]:
+            errors = []
+            async with realtime_server(config(**sections), self._url) as server:
+                for request in requests:
+                    try:
+                        await server.serve(request, METADATA)
+                    except FleetError as error:
+                        errors.append(error)
+            return errors
+
+        self._stub.calls.clear()
+        return asyncio.run(run())
+
+    def headers(self, request: Request, **sections: Any) -> dict[str, str]:
+        assert self.errors(request, **sections) == []
+        return self._stub.calls[-1].headers
+
+
+@pytest.fixture(name="lane")
+def open_lane(stub: ProviderStub, store: redis.Redis, valkey_url: str) -> Lane:
+    return Lane(valkey_url, stub)
+
+
+def chat(model: str, **fields: Any) -> CompletionRequest:
+    return CompletionRequest(**{"model": model, "messages": HELLO, **fields})
+
+
+def embed(model: str, **fields: Any) -> EmbeddingRequest:
+    return EmbeddingRequest(model=model, input="hello", **fields)
+
+
+#: Parameters that mean nothing alone, with those that they need.
+NEEDS = {
+    "tool_choice": {"tools": parameters.CHAT["tools"]},
+    "parallel_tool_calls": {"tools": parameters.CHAT["tools"]},
+}
+#: Parameters of the SDK that LiteLLM knows gpt-4o to refuse; and those that change the transport.
+NOT_FOR_GPT_4O = {"verbosity", "reasoning_effort", "stream", "stream_options"}
+
+
+def each(model: str, values: dict[str, Any], skip: Sequence[str] | set[str] = ()) -> list[Request]:
+    return [
+        chat(model, **NEEDS.get(name, {}), **{name: value})
+        for name, value in values.items()
+        if name not in skip
+    ]
+
+
+def test_each_parameter_of_the_sdk_reaches_openai(lane: Lane) -> None:
+    requests = each("gpt", parameters.CHAT, NOT_FOR_GPT_4O)
+    expected = [{**request.body(), "model": "gpt-4o"} for request in requests]
+    assert lane.bodies(*requests) == expected
+
+
+def test_parameters_of_reasoning_models_reach_openai(lane: Lane) -> None:
+    requests = each(
+        "reasoner", {name: parameters.CHAT[name] for name in ("verbosity", "reasoning_effort")}
+    )
+    assert lane.bodies(*requests) == [{**r.body(), "model": "gpt-5-mini"} for r in requests]
+
+
+def test_each_parameter_of_engines_and_providers_reaches_servers_with_openai_s_api(
+    lane: Lane,
+) -> None:
+    for model in ("gpt", "vllm"):
+        requests = [
+            chat(model, extra_body={name: value}) for name, value in parameters.EXTRA_BODY.items()
+        ]
+        sent = lane.bodies(*requests)
+        for body, (name, value) in zip(sent, parameters.EXTRA_BODY.items(), strict=True):
+            assert body[name] == value
+
+
+def test_what_litellm_would_drop_reaches_a_vllm_server(lane: Lane) -> None:
+    """LiteLLM leaves out `user`, and turns `thinking` into something else."""
+    (body,) = lane.bodies(
+        chat("vllm", user="u-1", extra_body={"thinking": {"type": "enabled", "budget_tokens": 9}})
+    )
+    assert body["user"] == "u-1"
+    assert body["thinking"] == {"type": "enabled", "budget_tokens": 9}
+
+
+def test_extra_body_reaches_claude_as_its_own_parameters(lane: Lane) -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    extra = {"thinking": thinking, "top_k": 5, "cache_control": {"type": "ephemeral"}}
+    (body,) = lane.bodies(chat("claude", extra_body=extra, max_tokens=2000))
+    assert {name: body[name] for name in extra} == extra
+    assert "extra_body" not in body
+
+
+def test_extra_body_reaches_gemini_in_its_own_places(lane: Lane) -> None:
+    settings = parameters.PROVIDER["safety_settings"]
+    (body,) = lane.bodies(chat("gemini", extra_body={"top_k": 5, "safety_settings": settings}))
+    assert body["generationConfig"]["top_k"] == 5
+    assert body["safetySettings"] == settings
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "names"),
+    [
+        ("claude", {"response_format": {"type": "json_object"}}, ["response_format"]),
+        ("claude", {"seed": 3}, ["seed"]),
+        ("claude", {"provider_metadata": {"a": "b"}}, ["provider_metadata"]),
+        ("claude", {"extra_body": {"roles": {}}}, ["extra_body.roles"]),
+        ("gemini", {"user": "u-1"}, ["user"]),
+        ("gemini", {"extra_body": {"min_p": 0.1, "top_k": 5}}, ["min_p"]),
+        ("gemini", {"moderation": {"model": "m"}, "temperature": 0.5}, ["moderation"]),
+        ("gpt", {"verbosity": "low"}, ["verbosity"]),
+    ],
+    ids=str,
+)
+def test_what_a_provider_cannot_do_is_refused_by_name_and_not_sent(
+    lane: Lane, stub: ProviderStub, model: str, fields: dict[str, Any], names: list[str]
+) -> None:
+    (error,) = lane.errors(chat(model, **fields))
+    assert all(name in str(error) for name in names), error
+    assert not error.retryable
+    assert stub.calls == []
+
+
+AUDIO = {"type": "input_audio", "input_audio": {"data": "UklGRiQAAABXQVZF", "format": "wav"}}
+
+
+def test_a_part_of_a_message_that_claude_cannot_read_is_refused_by_name(
+    lane: Lane, stub: ProviderStub
+) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, AUDIO]
+    (error,) = lane.errors(chat("claude", messages=[{"role": "user", "content": parts}]))
+    assert "input_audio" in str(error)
+    assert stub.calls == []
+
+
+def test_parts_that_a_provider_reads_are_sent(lane: Lane) -> None:
+    picture = "data:image/png;base64,iVBORw0KGgo="
+    parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": picture}}]
+    claude, gpt = lane.bodies(
+        chat("claude", messages=[{"role": "user", "content": parts}]),
+        chat("gpt", messages=[{"role": "user", "content": [*parts, AUDIO]}]),
+    )
+    assert claude["messages"][0]["content"][1]["type"] == "image"
+    assert gpt["messages"][0]["content"] == [*parts, AUDIO]
+
+
+def test_values_that_a_provider_takes_for_granted_are_accepted(lane: Lane) -> None:
+    (body,) = lane.bodies(chat("claude", n=1, max_tokens=64_000, temperature=1.0))
+    assert body["max_tokens"] == 64_000
+
+
+def test_embeddings_hand_on_dimensions_users_and_extra_body(lane: Lane) -> None:
+    fields: dict[str, Any] = {"dimensions": 256, "user": "u-1"}
+    requests = [
+        embed("vectors", **fields, extra_body=parameters.EMBEDDING_EXTRA_BODY),
+        embed("vllm-vectors", **fields, extra_body=parameters.EMBEDDING_EXTRA_BODY),
+        embed("nim-vectors", extra_body=parameters.EMBEDDING_EXTRA_BODY),
+    ]
+    first, second, third = lane.bodies(*requests)
+    for body in (first, second):
+        assert {name: body[name] for name in fields} == fields
+    for body in (first, second, third):
+        assert body["input_type"] == "query"
+        assert body["truncate"] == "END"
+        assert "extra_body" not in body
+
+
+def test_an_end_user_s_id_reaches_the_provider_as_the_policy_says(lane: Lane) -> None:
+    requests = [
+        chat("gpt", user_id="ann"),
+        chat("claude", user_id="ann"),
+        embed("vectors", user_id="ann"),
+    ]
+    gpt, claude, vectors = lane.bodies(*requests)
+    hashed = gpt["safety_identifier"]
+    assert "ann" not in hashed
+    assert len(hashed) == 64
+    assert claude["metadata"]["user_id"] == hashed
+    assert vectors["user"] == hashed
+    (other,) = lane.bodies(chat("gpt", user_id="ann", tenant_id="other"))
+    assert other["safety_identifier"] != hashed
+    (plain,) = lane.bodies(requests[0], requests={"user_id": "plain"})
+    assert plain["safety_identifier"] == "ann"
+    (omitted,) = lane.bodies(requests[0], requests={"user_id": "omitted"})
+    assert omitted.keys() == {"model", "messages"}
+
+
+def test_an_end_user_that_the_request_names_itself_is_sent_as_it_is(lane: Lane) -> None:
+    (body,) = lane.bodies(chat("gpt", user_id="ann", safety_identifier="own"))
+    assert body["safety_identifier"] == "own"
+
+
+def test_tenants_have_their_own_prefix_caches_on_a_vllm_server(lane: Lane) -> None:
+    def salts(**sections: Any) -> list[str | None]:
+        salted = {"cache_salt": "own"}
+        requests = [
+            chat("vllm", tenant_id="a"),
+            chat("vllm", tenant_id="b"),
+            chat("vllm", tenant_id="a"),
+            chat("vllm", tenant_id="a", extra_body=salted),
+            chat("vllm", tenant_id="b", extra_body=salted),
+        ]
+        return [body.get("cache_salt") for body in lane.bodies(*requests, **sections)]
+
+    a, b, again, own_a, own_b = salts()
+    assert a == again
+    assert len({a, b, own_a, own_b}) == 4
+    a, b, _, own_a, own_b = salts(requests={"share_prefix_cache": True})
+    assert a is b is None
+    assert own_a == own_b
+
+
+def test_headers_reach_the_provider_if_fleet_yaml_allows_them(
+    lane: Lane, stub: ProviderStub
+) -> None:
+    allowed = {"extra_headers": ["X-Trace"]}
+    request = chat("gpt", extra_headers={"x-trace": "t-1"})
+    headers = lane.headers(request, requests=allowed)
+    assert headers["x-trace"] == "t-1"
+    assert headers["authorization"] == "Bearer sk-test"
+    (error,) = lane.errors(request)
+    assert "x-trace" in str(error)
+    assert "t-1" not in str(error)
+    assert stub.calls == []
