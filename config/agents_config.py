@@ -6,16 +6,13 @@ its keys may be left out. `RoutingOrchestration.apply_to` says what each key bec
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from config.section import Section
+from config.section import Section, Values, merge
 from config.tenants import Dollars
 from primarch_fleet.requests import RoutingStrategy
-
-#: A part of fleet.yaml as it is parsed, before it is checked.
-Values = dict[str, Any]
 
 
 class LitellmRouter(Section):
@@ -117,8 +114,8 @@ class RoutingOrchestration(Section):
         more specific. The section itself is not in the result.
         """
         rest = {name: value for name, value in file.items() if name != "routing_orchestration"}
-        engines = [_merge(self._engine(), engine) for engine in rest.get("engines") or ()]
-        return _merge(rest, self._sections()) | {"engines": engines}
+        engines = [merge(self._engine(), engine) for engine in rest.get("engines") or ()]
+        return merge(rest, self._sections()) | {"engines": engines}
 
     def _engine(self) -> Values:
         vllm = self.vllm_optimization
@@ -190,12 +187,3 @@ def _without_none(values: Values) -> Values:
         for key, value in values.items()
     }
     return {key: value for key, value in nested.items() if value not in (None, {})}
-
-
-def _merge(base: Values, override: Values) -> Values:
-    """Both, key by key at every level; `override` wins."""
-    merged = {**base, **override}
-    for key in base.keys() & override.keys():
-        if isinstance(base[key], dict) and isinstance(override[key], dict):
-            merged[key] = _merge(base[key], override[key])
-    return merged

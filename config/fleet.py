@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache
@@ -14,10 +15,13 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 from config.agents_config import RoutingOrchestration
 from config.batch import Batch
 from config.engine import EngineConfig
-from config.provider import Deployment, Provider
+from config.inline_accounts import with_accounts
+from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
+from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
+from config.provider import Deployment, Provider, call_params
 from config.requests import RequestPolicy
 from config.routing import LaneSection, Routing
-from config.section import Section
+from config.section import Section, Values
 from config.settings import settings
 from config.targets import Targets
 from config.tenants import Tenant
@@ -26,6 +30,7 @@ from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.money import Price, max_price
 from primarch_fleet.prompt_size import max_media_tokens
+from primarch_fleet.requests.base import JsonObject
 from primarch_fleet.validation import explain
 
 
@@ -33,9 +38,18 @@ class FleetConfig(Section):
     """fleet.yaml as a whole."""
 
     #: The accounts, by a name of your choice.
-    providers: dict[str, Provider]
+    providers: dict[str, Provider] = {}
     #: Which account serves which model. The first deployment of a model sets its list price.
-    deployments: list[Deployment]
+    deployments: list[Deployment] = []
+    #: A LiteLLM proxy's own file, `config.yaml`, relative to this file. Its models are served as
+    #: they stand there; the keys of this file override it.
+    litellm_config: Path | None = None
+    #: Settings of LiteLLM for all calls of the realtime lane, with LiteLLM's names, such as
+    #: `modify_params` and `ssl_verify`.
+    litellm_settings: JsonObject = {}
+    #: Environment variables of the fleet's processes, for what reads its settings there: no
+    #: secrets. A variable that is set already stays as it is.
+    environment_variables: dict[str, str] = {}
     #: The realtime lane's routing.
     routing: Routing = Routing()
     #: The models on own hardware.
@@ -59,10 +73,23 @@ class FleetConfig(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _apply_orchestration(cls, data: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+    def _expand(cls, data: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        """Check the values with those of a proxy's file, inline accounts and the orchestration."""
+        if isinstance(data, dict):
+            data = with_accounts(_with_litellm_config(data))
         config = check(data)
         orchestration = config.routing_orchestration
         return check(orchestration.apply_to(data)) if orchestration else config
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Self:
+        if unknown := self.litellm_settings.keys() - MODULE_SETTINGS:
+            raise ValueError(
+                f"litellm_settings: {_names(unknown)}: not supported; supported are "
+                f"{_names(set(MODULE_SETTINGS))}"
+            )
+        refuse_literal_secrets({"environment_variables": self.environment_variables})
+        return self
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -84,6 +111,17 @@ class FleetConfig(Section):
                 "keep one engine or adapter for each name"
             )
         models = {deployment.model for deployment in self.deployments}
+        aliases = self.routing.model_group_alias
+        if unknown_aliases := set(aliases.values()) - models:
+            raise ValueError(
+                f"routing: model_group_alias names an unknown model: {_names(unknown_aliases)}; "
+                "name models of deployments"
+            )
+        if shadowed := aliases.keys() & models:
+            raise ValueError(
+                f"routing: model_group_alias: {_names(shadowed)}: also the name of a model; "
+                "give the alias another name"
+            )
         unknown_models = self.routing.fallback_models() - models
         if unknown_models:
             raise ValueError(
@@ -93,12 +131,12 @@ class FleetConfig(Section):
         return self
 
     def deployments_of(self, model: str, tags: Iterable[str] = ()) -> list[Deployment]:
-        """Return the deployments that serve a model and have all of these tags."""
-        wanted = set(tags)
+        """Return the deployments that serve a model, or its alias, and have all of these tags."""
+        model, wanted = self.routing.resolve_alias(model), set(tags)
         return [
             deployment
             for deployment in self.deployments
-            if deployment.model == model and wanted.issubset(deployment.params.tags or ())
+            if deployment.model == model and wanted.issubset(deployment.litellm_params.tags or ())
         ]
 
     def batch_deployment(self, model: str) -> Deployment:
@@ -124,6 +162,18 @@ class FleetConfig(Section):
         if not model:
             raise ConfigError("engines: empty; add an engine to serve the local lane")
         raise ConfigError(f"engines: no engine serves {model!r}; set FLEET_ENGINE to a model here")
+
+    def secrets(self) -> frozenset[str]:
+        """Return every secret of every account, and those of the environment: never show them.
+
+        Raises:
+            ConfigError: A variable that an account refers to is not set.
+        """
+        accounts = [
+            call_params(self.providers[deployment.provider], deployment)
+            for deployment in self.deployments
+        ]
+        return frozenset({*secret_values(accounts), *ambient_secrets()})
 
     def list_price(self, model: str) -> Price:
         """Return the price against which savings on a model are measured.
@@ -186,6 +236,10 @@ class FleetConfig(Section):
         for engine in self.engines:
             for name in engine.models:
                 add(name, engine, {"local": engine.offer()})
+        for alias, name in self.routing.model_group_alias.items():
+            model = models[name]
+            lanes = {lane: offer for lane, offer in model.lanes.items() if lane != "local"}
+            models.setdefault(alias, model.model_copy(update={"lanes": lanes}))
         return models
 
     def _realtime_offer(self, deployment: Deployment) -> Offer:
@@ -193,7 +247,7 @@ class FleetConfig(Section):
         models = self.routing.possible_models(deployment.model)
         possible = [other for other in self.deployments if other.model in models]
         tags = {
-            tuple(sorted(other.params.tags or ()))
+            tuple(sorted(other.litellm_params.tags or ()))
             for other in self.deployments_of(deployment.model)
         }
         return Offer(
@@ -205,6 +259,14 @@ class FleetConfig(Section):
             context_length=_longest(other.context_length for other in possible),
             tags=tuple(sorted(tags)),
         )
+
+
+def _with_litellm_config(file: Values) -> Values:
+    path = file.get("litellm_config")
+    if not isinstance(path, str):
+        return file
+    rest = {name: value for name, value in file.items() if name != "litellm_config"}
+    return with_proxy_file(rest, Path(path))
 
 
 def _repeated(names: Iterable[str]) -> set[str]:
@@ -228,11 +290,17 @@ def load(path: Path) -> FleetConfig:
         ConfigError: The file cannot be read or is wrong; the error names the file and the key.
     """
     try:
-        return FleetConfig.model_validate(yaml.safe_load(path.read_text()))
+        values = yaml.safe_load(path.read_text())
+        if isinstance(values, dict) and isinstance(name := values.get("litellm_config"), str):
+            values = {**values, "litellm_config": str(path.parent / name)}
+        config = FleetConfig.model_validate(values)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error)}") from None
+    for name, value in config.environment_variables.items():
+        os.environ.setdefault(name, str(resolve(value)))
+    return config
 
 
 @cache

@@ -3,66 +3,106 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from config.litellm_params import (
+    ENVIRONMENT_PREFIX,
+    AccountParams,
+    LitellmParams,
+    did_you_mean,
+    environment,
+    known_names,
+    refuse_literal_secrets,
+    resolve,
+)
 from config.media_tokens import media_tokens
-from config.section import Priced, Section
+from config.section import Priced, Section, Values
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.prompt_size import MediaTokens
-
-ENVIRONMENT_PREFIX = "os.environ/"
+from primarch_fleet.requests.base import JsonObject
 
 
 def _require_environment_reference(value: str) -> str:
     if not value.startswith(ENVIRONMENT_PREFIX):
         raise ValueError(
             f"write {ENVIRONMENT_PREFIX}NAME and set the variable NAME; "
-            "this file must not hold keys or addresses"
+            "this file must not hold keys"
         )
     return value
 
 
+def _check_address(value: str) -> str:
+    refuse_literal_secrets(value)
+    return value
+
+
+def _check_provider(name: str) -> str:
+    if name not in known_names("providers"):
+        raise ValueError(
+            f"unknown to LiteLLM: {name}; {did_you_mean(name, 'providers')}"
+            "The names are at https://docs.litellm.ai/docs/providers"
+        )
+    return name
+
+
 #: The name of an environment variable, as LiteLLM writes it: `os.environ/OPENAI_API_KEY`.
 FromEnvironment = Annotated[str, AfterValidator(_require_environment_reference)]
-#: A tag. LiteLLM reads `!` and `&` before a tag as "not" and "and".
-Tag = Annotated[str, Field(pattern="^[^!&]")]
 
 
 class Provider(Section):
     """An account at a provider."""
 
     #: LiteLLM's name of the provider: openai, azure, anthropic, ... All lanes use this entry.
-    litellm_provider: str
-    #: The variable with the API key, as `os.environ/NAME`.
-    api_key: FromEnvironment
-    #: The variable with another base URL than the provider's own, as `os.environ/NAME`. An unset
+    litellm_provider: Annotated[str, AfterValidator(_check_provider)]
+    #: The variable with the API key, as `os.environ/NAME`. Without it, LiteLLM authenticates by the
+    #: account's other parameters, or by the provider's own variables: `AWS_...` for Bedrock.
+    api_key: FromEnvironment | None = None
+    #: Another base URL than the provider's own, or its variable, as `os.environ/NAME`. An unset
     #: variable means the provider's own.
-    api_base: FromEnvironment | None = None
+    api_base: Annotated[str, AfterValidator(_check_address)] | None = None
+    #: The account's other parameters, with LiteLLM's names: region, project, API version, headers.
+    litellm_params: AccountParams = AccountParams()
     #: The variable with the secret that signs the provider's webhooks (`whsec_...`). Only
     #: `python -m scheduler webhook` reads it; without it, that rejects the provider's webhooks.
     webhook_secret: FromEnvironment | None = None
     #: No real model answers there. Every receipt says so.
     simulated: bool = False
 
+    def params(self) -> Values:
+        """Return LiteLLM's parameters of the account, with the environment's values in place.
+
+        Raises:
+            ConfigError: A variable that they refer to is not set; the error names it.
+        """
+        own = {"api_key": self._own_key(), "api_base": self._own_base_url()}
+        return {
+            **{name: value for name, value in own.items() if value},
+            **resolve(self.litellm_params.values()),
+        }
+
     def key(self) -> str:
         """Return the API key.
 
         Raises:
-            ConfigError: Its variable is not set.
+            ConfigError: The account has none, or its variable is not set.
         """
-        name = self.api_key.removeprefix(ENVIRONMENT_PREFIX)
-        try:
-            return os.environ[name]
-        except KeyError:
-            raise ConfigError(f"{name} is not set: set it to the provider's API key") from None
+        key = self._own_key() or self._param("api_key")
+        if not key:
+            raise ConfigError(
+                f"api_key: missing; {self.litellm_provider} needs it: write "
+                f"{ENVIRONMENT_PREFIX}NAME and set NAME to the provider's API key"
+            )
+        return str(key)
 
     def base_url(self) -> str | None:
-        """Return the configured base URL; None for the provider's own."""
-        if self.api_base is None:
-            return None
-        return os.environ.get(self.api_base.removeprefix(ENVIRONMENT_PREFIX))
+        """Return the configured base URL; None for the provider's own.
+
+        Raises:
+            ConfigError: `litellm_params` refers to a variable that is not set.
+        """
+        return self._own_base_url() or self._param("api_base")
 
     def required_base_url(self) -> str:
         """Return the base URL of a provider that has no public one.
@@ -70,39 +110,38 @@ class Provider(Section):
         Raises:
             ConfigError: `api_base` is missing, or its variable is not set.
         """
+        base_url = self.base_url()
+        if base_url:
+            return base_url
         if self.api_base is None:
             raise ConfigError(
-                f"api_base: missing; {self.litellm_provider} needs it: write "
-                f"{ENVIRONMENT_PREFIX}NAME and set NAME to your base URL"
+                f"api_base: missing; {self.litellm_provider} needs it: write your base URL, or "
+                f"{ENVIRONMENT_PREFIX}NAME and set NAME to it"
             )
-        base_url = self.base_url()
-        if not base_url:
-            name = self.api_base.removeprefix(ENVIRONMENT_PREFIX)
-            raise ConfigError(f"{name} is not set: set it to the provider's base URL")
-        return base_url
+        name = self.api_base.removeprefix(ENVIRONMENT_PREFIX)
+        raise ConfigError(f"{name} is not set: set it to the provider's base URL")
 
+    def _param(self, name: str) -> str | None:
+        value = resolve(self.litellm_params.values().get(name))
+        return None if value is None else str(value)
 
-class RoutingParams(Section):
-    """LiteLLM's parameters of one deployment, with LiteLLM's names."""
+    def _own_key(self) -> str | None:
+        if self.api_key is None:
+            return None
+        return environment(self.api_key.removeprefix(ENVIRONMENT_PREFIX), "the provider's API key")
 
-    #: Relative share of the model's requests under `simple-shuffle`.
-    weight: int | None = None
-    #: Requests per minute that the deployment accepts.
-    rpm: int | None = None
-    #: Tokens per minute that the deployment accepts.
-    tpm: int | None = None
-    #: Deployments with the lowest order are tried first.
-    order: int | None = None
-    #: Requests with tags go only to deployments that have all of them.
-    tags: list[Tag] | None = None
-    #: Requests that may run at the same time, in one worker process.
-    max_parallel_requests: int | None = None
-    #: Seconds for one attempt.
-    timeout: float | None = None
+    def _own_base_url(self) -> str | None:
+        if self.api_base is None or not self.api_base.startswith(ENVIRONMENT_PREFIX):
+            return self.api_base
+        return os.environ.get(self.api_base.removeprefix(ENVIRONMENT_PREFIX)) or None
 
 
 class Deployment(Priced):
-    """One account that serves one model, such as `gpt-4o` at OpenAI."""
+    """One account that serves one model, such as `gpt-4o` at OpenAI.
+
+    Instead of `provider` and `upstream`, the parameters may have LiteLLM's `model`, as in a
+    LiteLLM proxy's file: `litellm_params: {model: azure/my-gpt-4o, api_base: ..., api_key: ...}`.
+    """
 
     #: Unique name of the deployment. It is in receipts, and cooldowns in Redis are stored by it.
     id: str
@@ -125,10 +164,40 @@ class Deployment(Priced):
     #: providers call the batch queue limit. Without it, the fleet learns of the limit only when
     #: the provider refuses a batch.
     batch_enqueued_token_limit: int | None = Field(None, gt=0)
-    #: LiteLLM's parameters of the deployment.
-    params: RoutingParams = RoutingParams()
+    #: LiteLLM's parameters of the deployment, besides those of its account. `params` is another
+    #: name of this key.
+    litellm_params: LitellmParams = LitellmParams()
+    #: LiteLLM's `model_info` of the deployment, such as `base_model`: what LiteLLM knows it by.
+    model_info: JsonObject = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_params(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "params" not in data:
+            return data
+        if "litellm_params" in data:
+            raise ValueError("params: another name of litellm_params; write only one of them")
+        rest = {name: value for name, value in data.items() if name != "params"}
+        return {**rest, "litellm_params": data["params"]}
 
     @property
     def media(self) -> MediaTokens:
         """What media in a prompt count as, at most: as configured, or as known of the model."""
         return self.media_tokens or media_tokens(self.upstream)
+
+
+def call_params(provider: Provider, deployment: Deployment) -> Values:
+    """Return LiteLLM's parameters of a deployment and its account, with the environment's values.
+
+    Raises:
+        ConfigError: A variable that they refer to is not set; the error names it and the entry.
+    """
+    try:
+        account = provider.params()
+    except ConfigError as error:
+        raise ConfigError(f"providers.{deployment.provider}: {error}") from None
+    try:
+        own = resolve(deployment.litellm_params.values())
+    except ConfigError as error:
+        raise ConfigError(f"deployments.{deployment.id}: {error}") from None
+    return {"model": f"{provider.litellm_provider}/{deployment.upstream}", **account, **own}

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from config.section import Section
 from primarch_fleet.requests import RoutingStrategy
+from primarch_fleet.requests.base import JsonObject
+
+#: Settings of LiteLLM's Router that are passed on as they are.
+ROUTER_SETTINGS = frozenset(
+    {
+        "allowed_fails_policy",
+        "default_max_parallel_requests",
+        "enable_mid_stream_fallback_continuation",
+        "enable_pre_call_checks",
+        "fallback_on_unsupported_params",
+        "max_fallbacks",
+        "model_group_retry_policy",
+        "optional_pre_call_checks",
+        "retry_after",
+        "retry_policy",
+        "routing_strategy_args",
+        "tag_filtering_match_any",
+    }
+)
+
+
+def _alias_target(value: Any) -> Any:
+    """LiteLLM also writes an alias as `{model: ..., hidden: ...}`."""
+    return value.get("model") if isinstance(value, dict) else value
 
 
 class Routing(Section):
@@ -44,6 +68,22 @@ class Routing(Section):
     #: By model: the models that answer when its provider's content policy refuses the prompt.
     content_policy_fallbacks: dict[str, list[str]] = {}
 
+    #: Other names of models, as producers use them: alias -> model. Not for models of engines.
+    model_group_alias: dict[str, Annotated[str, BeforeValidator(_alias_target)]] = {}
+    #: Other settings of LiteLLM's Router, with LiteLLM's names: `retry_policy`,
+    #: `allowed_fails_policy`, `enable_pre_call_checks`, `routing_strategy_args`...
+    router_settings: JsonObject = {}
+
+    @field_validator("router_settings")
+    @classmethod
+    def _check_router_settings(cls, settings: JsonObject) -> JsonObject:
+        if unknown := sorted(settings.keys() - ROUTER_SETTINGS):
+            raise ValueError(
+                f"{', '.join(unknown)}: not supported here; supported are "
+                f"{', '.join(sorted(ROUTER_SETTINGS))}"
+            )
+        return settings
+
     @model_validator(mode="before")
     @classmethod
     def _drop_disabled_fallbacks(cls, data: Any) -> Any:
@@ -58,6 +98,10 @@ class Routing(Section):
     def _fallback_tables(self) -> tuple[dict[str, list[str]], ...]:
         return self.fallbacks, self.context_window_fallbacks, self.content_policy_fallbacks
 
+    def resolve_alias(self, model: str) -> str:
+        """Return the model of an alias; any other name as it is."""
+        return self.model_group_alias.get(model, model)
+
     def fallback_models(self) -> set[str]:
         """Return every model in the tables of fallbacks, on either side."""
         return {
@@ -69,7 +113,7 @@ class Routing(Section):
 
     def possible_models(self, model: str) -> set[str]:
         """Return the models that may answer a request: its own, its fallbacks, and theirs."""
-        reached, new = set[str](), {model}
+        reached, new = set[str](), {self.resolve_alias(model)}
         while new:
             reached |= new
             fallbacks = {

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from primarch_fleet.contract import ModelKind
 from primarch_fleet.money import Price
 
+#: A part of fleet.yaml as it is parsed, before it is checked.
+Values = dict[str, Any]
+
 
 class Section(BaseModel):
     """A part of fleet.yaml. Unknown keys are errors."""
@@ -43,3 +46,12 @@ class Priced(Section):
         if self.free and not costs_nothing:
             raise ValueError("free: the model has a price; remove either free or price")
         return self
+
+
+def merge(base: Values, override: Values) -> Values:
+    """Return both, key by key at every level; `override` wins."""
+    merged = {**base, **override}
+    for key in base.keys() & override.keys():
+        if isinstance(base[key], dict) and isinstance(override[key], dict):
+            merged[key] = merge(base[key], override[key])
+    return merged

@@ -25,7 +25,7 @@ from prometheus_client import Counter, start_http_server
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config.fleet import FleetConfig
-from config.provider import ENVIRONMENT_PREFIX
+from config.litellm_params import ENVIRONMENT_PREFIX
 from config.settings import settings
 from primarch_fleet.client import reachable
 from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE

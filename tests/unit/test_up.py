@@ -69,9 +69,39 @@ def test_the_plan_says_why_providers_are_simulated(
 ) -> None:
     assert plan(tmp_path).simulation_reason == "--simulate"
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert plan(tmp_path, simulate=False).simulation_reason == "not set: OPENAI_API_KEY"
+    simulated = plan(tmp_path, simulate=False)
+    assert simulated.simulation_reason == "not set: OPENAI_API_KEY"
+    assert simulated.simulated == "openai"
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     assert plan(tmp_path, simulate=False).simulation_reason == ""
+
+
+def test_a_real_account_stays_as_it_is_beside_a_simulated_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    claude = {
+        "id": "claude",
+        "model": "claude",
+        "price": {"input": "3", "output": "15"},
+        "litellm_params": {"model": "anthropic/claude", "api_key": "os.environ/ANTHROPIC_API_KEY"},
+    }
+    file = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
+    (tmp_path / "fleet.yaml").write_text(
+        yaml.safe_dump(file | {"deployments": [*file["deployments"], claude]})
+    )
+    real = load(tmp_path / "fleet.yaml")
+    options = Options(realtime=1, local=0, batch=1, simulate=False)
+    made = Plan(options, real, Settings(data_dir=tmp_path))
+    assert (made.simulated, made.simulation_reason) == ("anthropic", "not set: ANTHROPIC_API_KEY")
+    written = load(tmp_path / "simulated-fleet.yaml")
+    assert written.providers["openai"] == real.providers["openai"]
+    assert written.batch == real.batch
+    [account] = (one for name, one in written.providers.items() if name != "openai")
+    assert account.simulated
+    assert account.base_url() == made.addresses["simulated provider"]
+    assert "OPENAI_API_KEY" not in made.env
 
 
 def test_the_welcome_text_has_addresses_configuration_data_and_how_to_stop(tmp_path: Path) -> None:

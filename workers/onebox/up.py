@@ -20,7 +20,6 @@ from configparser import RawConfigParser
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import redis
 import yaml
@@ -33,25 +32,19 @@ from config.settings import ROOT, Settings, settings
 from primarch_fleet import redis_support
 from primarch_fleet.errors import ConfigError, FleetError
 from workers.local.gpu_assignment import assign_gpus
+from workers.onebox.simulated import (
+    KEY_VARIABLE,
+    missing_secrets,
+    names,
+    simulated_config,
+    simulator_profile,
+)
 
 #: Below the ports of outgoing connections, which could take a port between the plan and the start
 #: of the process that it is for.
 PORTS = range(20_000, 32_768)
 #: How long vLLM may take to load a model or to fail.
 ENGINE_START_SECONDS = 900
-#: The simulated provider's response times and batch stages, in seconds.
-SIMULATED_LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
-SIMULATED_BATCH_STAGES = {"validating": 0.5, "in_progress": 2.0, "finalizing": 0.5}
-#: Settings of fleet.yaml's `batch` section for a provider whose batches take seconds, not hours.
-SIMULATED_BATCH = {
-    "max_wait": 1.0,
-    "aggregate_interval": 0.5,
-    "poll_interval": 0.5,
-    "poll_interval_max": 2.0,
-    # The simulator keeps its batches in memory: after a restart they are lost.
-    "lost_after": 5.0,
-    "list_lag": 1.0,
-}
 
 
 class Stage(IntEnum):
@@ -104,8 +97,10 @@ class Plan:
         self._options, self._config, self._machine = options, config, machine
         self.data_dir = machine.data_dir.resolve()
         self.addresses: dict[str, str] = {}
-        #: Why the providers are simulated; "" if they are real.
+        #: Why providers are simulated; "" if all are real.
         self.simulation_reason = ""
+        #: The providers that are simulated.
+        self.simulated = ""
         self.env: dict[str, str] = {"FLEET_DATA_DIR": str(self.data_dir)}
         self.processes = [*self._broker(), *self._simulator(), *self._workers(), *self._services()]
 
@@ -120,37 +115,28 @@ class Plan:
         self.env["FLEET_REDIS_URL"] = self.addresses["redis"] = url
 
     def _simulator(self) -> Iterator[Process]:
-        """The simulator replaces every provider, if requested or if a provider key is missing."""
-        missing = [name for name in self._key_names() if name not in os.environ]
-        if self._options.simulate:
-            self.simulation_reason = "--simulate"
-        elif missing:
-            self.simulation_reason = f"not set: {', '.join(missing)}"
-        else:
+        """The simulator replaces each account without a secret, or every account, if requested."""
+        missing = missing_secrets(self._config)
+        accounts = set(self._config.providers) if self._options.simulate else set(missing)
+        if not accounts:
             return
+        unset = dict.fromkeys(name for names in missing.values() for name in names)
+        self.simulation_reason = (
+            "--simulate" if self._options.simulate else f"not set: {', '.join(unset)}"
+        )
+        self.simulated = names(accounts)
         port = free_port()
         url = f"http://127.0.0.1:{port}/v1"
         self.addresses["simulated provider"] = url
-        self.env |= dict.fromkeys(self._key_names(), "simulated")
-        self.env |= dict.fromkeys(self._base_url_names(), url)
-        self.env["FLEET_CONFIG"] = str(self._write_simulated_config())
+        config = self.data_dir / "simulated-fleet.yaml"
+        config.write_text(yaml.safe_dump(simulated_config(self._config, accounts, url)))
+        self.env |= {KEY_VARIABLE: "simulated", "FLEET_CONFIG": str(config)}
         profile = self.data_dir / "simulator-profile.json"
-        profile.write_text(json.dumps(self._simulator_profile()))
+        profile.write_text(json.dumps(simulator_profile(self._config)))
         command = _python(
             "workers.onebox.simulator", "--port", str(port), "--profile", str(profile)
         )
         yield Process("simulator", command, Stage.SIMULATOR)
-
-    def _simulator_profile(self) -> dict[str, Any]:
-        """The fleet's models at the fleet's prices, with the latency of a fast provider."""
-        models = {
-            deployment.upstream: {
-                "kind": deployment.kind,
-                **deployment.price.model_dump(mode="json"),
-            }
-            for deployment in self._config.deployments
-        }
-        return {"models": models, "latency": SIMULATED_LATENCY, "batch": SIMULATED_BATCH_STAGES}
 
     def _workers(self) -> Iterator[Process]:
         for number in range(1, self._options.realtime + 1):
@@ -186,25 +172,6 @@ class Plan:
         yield Process("flower", _celery("tasks.app", *flower), Stage.SERVICES)
         wait_ready = _python("workers.onebox.wait_ready", str(self.data_dir / "wait_ready.yaml"))
         yield Process("ready", wait_ready, Stage.SERVICES)
-
-    def _key_names(self) -> list[str]:
-        """The environment variables of the provider keys: `os.environ/NAME` in fleet.yaml."""
-        return [provider.api_key.split("/", 1)[1] for provider in self._config.providers.values()]
-
-    def _base_url_names(self) -> list[str]:
-        base_urls = [provider.api_base for provider in self._config.providers.values()]
-        return [base_url.split("/", 1)[1] for base_url in base_urls if base_url]
-
-    def _write_simulated_config(self) -> Path:
-        batch = self._config.batch.model_copy(update=SIMULATED_BATCH)
-        providers = {
-            name: provider.model_copy(update={"simulated": True})
-            for name, provider in self._config.providers.items()
-        }
-        config = self._config.model_copy(update={"batch": batch, "providers": providers})
-        path = self.data_dir / "simulated-fleet.yaml"
-        path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        return path
 
 
 def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
@@ -354,7 +321,7 @@ def _announce(plan: Plan) -> None:
     names = [process.name for process in plan.processes if process.name != "ready"]
     print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
     if plan.simulation_reason:
-        print(f"The providers are simulated ({plan.simulation_reason}).")
+        print(f"Simulated: {plan.simulated} ({plan.simulation_reason}).")
     sys.stdout.flush()
 
 

@@ -10,12 +10,15 @@ import litellm
 from litellm.llms.custom_httpx.async_client_cleanup import close_litellm_async_clients
 from litellm.router import Router, router_arguments
 from litellm.router_config import build_router_config
-from litellm.types.router import RetryPolicy
+from litellm.types.router import LiteLLM_Params, RetryPolicy
+from pydantic import ValidationError
 
 from config.fleet import FleetConfig
-from config.provider import Deployment, Provider
+from config.provider import Deployment, Provider, call_params
+from primarch_fleet.errors import ConfigError
 from primarch_fleet.money import to_dollars
 from primarch_fleet.requests import RoutingStrategy
+from primarch_fleet.validation import explain
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.router_host import RouterHost
 
@@ -41,7 +44,6 @@ def build_router(config: FleetConfig, redis_url: str) -> Router:
         },
         routing_strategy=routing.routing_strategy,
         num_retries=routing.num_retries,
-        model_group_retry_policy=_retry_policies(config),
         timeout=routing.timeout,
         stream_timeout=routing.stream_timeout,
         allowed_fails=routing.allowed_fails,
@@ -51,6 +53,7 @@ def build_router(config: FleetConfig, redis_url: str) -> Router:
         enable_weighted_failover=True,
         enable_tag_filtering=routing.enable_tag_filtering,
         **fallbacks(config),
+        **{**routing.router_settings, "model_group_retry_policy": _retry_policies(config)},
     )
     host = RouterHost()
     router = Router.from_config(build_router_config(arguments), host)
@@ -74,15 +77,18 @@ def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
+    params = call_params(provider, deployment)
+    try:
+        LiteLLM_Params.model_validate(params)
+    except ValidationError as error:
+        raise ConfigError(
+            f"deployments.{deployment.id}.litellm_params: LiteLLM refuses {explain(error)}"
+        ) from None
     return {
         "model_name": deployment.model,
-        "litellm_params": {
-            "model": f"{provider.litellm_provider}/{deployment.upstream}",
-            "api_key": provider.key(),
-            "api_base": provider.base_url(),
-            **deployment.params.model_dump(exclude_none=True),
-        },
+        "litellm_params": params,
         "model_info": {
+            **deployment.model_info,
             # The key of cooldowns in Redis: it must be the same in every process.
             "id": deployment.id,
             "mode": deployment.kind,

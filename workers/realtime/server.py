@@ -11,6 +11,8 @@ from typing import Any
 import litellm
 
 from config.fleet import FleetConfig
+from config.inline_accounts import receipt_provider
+from config.litellm_params import resolve
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import InvalidRequest, RequestFailed
 from primarch_fleet.requests import Request, RoutingStrategy
@@ -53,8 +55,8 @@ class RealtimeServer:
         self._config = config
         self._deployments = {deployment.id: deployment for deployment in config.deployments}
         self._catalogue = config.catalogue()
-        self._secrets = [provider.key() for provider in config.providers.values()]
-        _configure_litellm()
+        self._secrets = config.secrets()
+        _configure_litellm(config)
         self._router = build_router(config, redis_url)
         privacy = Privacy.connect(config.requests, redis_url)
         self._provider_calls = ProviderCalls(privacy, config.requests.extra_headers)
@@ -177,6 +179,7 @@ class RealtimeServer:
 
     async def _call(self, request: Request, attempts: Attempts, publish: Publish | None) -> Any:
         body = self._provider_calls.begin(request) | {
+            "model": self._config.routing.resolve_alias(request.model),
             # "&": without it, LiteLLM falls back to deployments tagged "default".
             "metadata": {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
@@ -197,7 +200,7 @@ class RealtimeServer:
         usage = response.usage
         source = AnswerSource(
             lane="realtime",
-            provider=deployment.provider,
+            provider=receipt_provider(deployment.provider),
             deployment=deployment.id,
             strategy=self._strategy(request),
             price=deployment.price,
@@ -211,13 +214,15 @@ class RealtimeServer:
             latency=attempts.elapsed,
             time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
-            fallbacks=attempts.fallbacks(request.model),
+            fallbacks=attempts.fallbacks(self._config.routing.resolve_alias(request.model)),
         )
         return build_receipt(request, metadata, source, answer)
 
 
-def _configure_litellm() -> None:
+def _configure_litellm(config: FleetConfig) -> None:
     """Set LiteLLM's process-wide options; calling this again changes nothing."""
+    for name, value in config.litellm_settings.items():
+        setattr(litellm, name, resolve(value))
     litellm.suppress_debug_info = True
     # The OpenAI client for embeddings would wait for a Retry-After; the Router does the retries.
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]

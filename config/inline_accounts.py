@@ -1,0 +1,147 @@
+"""Deployments that define their account themselves, by LiteLLM's `model` and its parameters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from decimal import Decimal
+from typing import Any
+
+from config.litellm_params import is_price, known_names
+from config.price_list import price_list
+from config.section import Values
+
+#: Between the provider's name and the account's mark, in the name of an inline account.
+MARK = "#"
+#: Parameters of the account rather than of the deployment, besides LiteLLM's own list.
+ACCOUNT_PARAMS = frozenset({"extra_headers", "headers", "organization", "ssl_verify"})
+#: LiteLLM's names of prices -> keys of `price`.
+PRICES = {"input_cost_per_token": "input", "output_cost_per_token": "output"}
+#: The price list's names of providers whose models LiteLLM knows without the provider -> its own.
+LISTED_PROVIDERS = {
+    "ai21": "ai21_chat",
+    "anthropic": "anthropic",
+    "bedrock": "bedrock",
+    "bedrock_converse": "bedrock",
+    "cohere": "cohere",
+    "cohere_chat": "cohere_chat",
+    "nlp_cloud": "nlp_cloud",
+    "openai": "openai",
+    "text-completion-openai": "text-completion-openai",
+    "vertex_ai-embedding-models": "vertex_ai",
+    "vertex_ai-language-models": "vertex_ai",
+    "vertex_ai-text-models": "vertex_ai",
+}
+#: LiteLLM's modes of models -> kinds of models.
+KINDS = {"chat": "chat", "completion": "chat", "embedding": "embedding"}
+
+
+def receipt_provider(account: str) -> str:
+    """Return the provider that receipts and reports show for an account."""
+    return account.partition(MARK)[0]
+
+
+def with_accounts(file: Values) -> Values:
+    """Return fleet.yaml's values with an entry in `providers` for each inline account.
+
+    Deployments with the same provider and the same account parameters share an account. Its name
+    stays the same while those stay the same: batches are stored by it.
+
+    Raises:
+        ValueError: The provider of a model cannot be told; the error names the deployment.
+    """
+    providers, deployments = dict(file.get("providers") or {}), []
+    for index, deployment in enumerate(file.get("deployments") or ()):
+        if not _is_inline(deployment):
+            deployments.append(deployment)
+            continue
+        try:
+            name, providers[name], separated = _separate(deployment)
+        except ValueError as error:
+            raise ValueError(f"deployments.{index}.litellm_params.{error}") from None
+        deployments.append(separated)
+    return {**file, "providers": providers, "deployments": deployments}
+
+
+def _params(deployment: Values) -> Any:
+    return deployment.get("litellm_params", deployment.get("params"))
+
+
+def _is_inline(deployment: Any) -> bool:
+    return (
+        isinstance(deployment, dict)
+        and "provider" not in deployment
+        and isinstance(params := _params(deployment), dict)
+        and isinstance(params.get("model"), str)
+    )
+
+
+def _separate(deployment: Values) -> tuple[str, Values, Values]:
+    """Return the account's name, the account, and the deployment that refers to it."""
+    params, info = dict(_params(deployment)), dict(deployment.get("model_info") or {})
+    provider, upstream = split_model(params.pop("model"), params.pop("custom_llm_provider", None))
+    prices = {**_take_prices(info), **_take_prices(params)}
+    account_names = known_names("account_params") | ACCOUNT_PARAMS
+    account = {name: params.pop(name) for name in sorted(account_names & params.keys())}
+    rest = {name: deployment[name] for name in deployment if name not in ("params", "model_info")}
+    entry = {
+        **_from_model_info(info, prices),
+        **rest,
+        "provider": _account_name(provider, account),
+        "upstream": upstream,
+        "litellm_params": params,
+        "model_info": info,
+    }
+    return entry["provider"], {"litellm_provider": provider, "litellm_params": account}, entry
+
+
+def _account_name(provider: str, account: Values) -> str:
+    """The provider's name, and a mark of the parameters as they are written, without secrets."""
+    text = json.dumps(account, sort_keys=True, default=str)
+    return f"{provider}{MARK}{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _take_prices(values: Values) -> Values:
+    """Remove LiteLLM's prices from parameters and return them, in dollars per million tokens."""
+    taken = {name: values.pop(name) for name in list(values) if is_price(name)}
+    if unknown := sorted(taken.keys() - PRICES.keys()):
+        raise ValueError(f"{', '.join(unknown)}: write it under price")
+    return {
+        PRICES[name]: str(Decimal(str(value)) * 1_000_000)
+        for name, value in taken.items()
+        if value is not None
+    }
+
+
+def _from_model_info(info: Values, prices: Values) -> Values:
+    """The deployment's keys that LiteLLM has in `model_info`."""
+    keys = {
+        "id": info.pop("id", None),
+        "kind": KINDS.get(info.pop("mode", None)),
+        "max_output_tokens": info.get("max_output_tokens"),
+        "price": prices or None,
+    }
+    return {name: value for name, value in keys.items() if value is not None}
+
+
+def split_model(model: str, custom_llm_provider: str | None = None) -> tuple[str, str]:
+    """Return LiteLLM's name of the provider, and the provider's name of the model.
+
+    LiteLLM finds them in the same way: `litellm.get_llm_provider`.
+
+    Raises:
+        ValueError: The name has no provider, and LiteLLM's price list does not have the model.
+    """
+    prefix, _, rest = model.partition("/")
+    if custom_llm_provider:
+        return custom_llm_provider, rest if rest and prefix == custom_llm_provider else model
+    if rest and prefix in known_names("providers"):
+        return prefix, rest
+    if provider := _listed_provider(model):
+        return provider, model
+    raise ValueError(f"model: write the provider before it: <provider>/{model}")
+
+
+def _listed_provider(model: str) -> str | None:
+    """The provider of a model in LiteLLM's price list."""
+    return LISTED_PROVIDERS.get(price_list().get(model, {}).get("litellm_provider", ""))

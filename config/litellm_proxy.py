@@ -1,0 +1,346 @@
+"""The file of a LiteLLM proxy, `config.yaml`, as values of fleet.yaml.
+
+https://docs.litellm.ai/docs/proxy/config_settings. Settings of the proxy that have no meaning in
+the fleet are reported by name; unknown ones are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from config.litellm_params import (
+    PROXY_ONLY,
+    LitellmParams,
+    NameKind,
+    did_you_mean,
+    is_price,
+    known_names,
+    refuse_literal_secrets,
+    resolve,
+)
+from config.routing import ROUTER_SETTINGS
+from config.section import Values, merge
+from primarch_fleet.validation import explain
+
+logger = logging.getLogger(__name__)
+
+#: Settings of LiteLLM's Router that `routing` has under the same name.
+ROUTING = frozenset(
+    {
+        "allowed_fails",
+        "content_policy_fallbacks",
+        "context_window_fallbacks",
+        "cooldown_time",
+        "disable_cooldowns",
+        "enable_tag_filtering",
+        "fallbacks",
+        "model_group_alias",
+        "num_retries",
+        "routing_strategy",
+        "stream_timeout",
+        "timeout",
+    }
+)
+#: Settings of the module `litellm` that routing has: name there -> key of `routing`.
+MODULE_ROUTING = {
+    "allowed_fails": "allowed_fails",
+    "content_policy_fallbacks": "content_policy_fallbacks",
+    "context_window_fallbacks": "context_window_fallbacks",
+    "default_fallbacks": "default_fallbacks",
+    "fallbacks": "fallbacks",
+    "num_retries": "num_retries",
+    "request_timeout": "timeout",
+}
+#: Settings of the module `litellm` that change what is sent to providers: the realtime worker sets
+#: them as they are.
+MODULE_SETTINGS = frozenset(
+    {
+        "add_function_to_prompt",
+        "aiohttp_trust_env",
+        "anthropic_prompt_caching_ttl",
+        "bedrock_neutralize_orphaned_tool_blocks",
+        "bedrock_request_metadata_fields",
+        "custom_prompt_dict",
+        "disable_add_transform_inline_image_block",
+        "disable_aiohttp_transport",
+        "disable_aiohttp_trust_env",
+        "disable_anthropic_gemini_context_caching_transform",
+        "disable_copilot_system_to_assistant",
+        "disable_stop_sequence_limit",
+        "enable_anthropic_prompt_caching",
+        "enable_azure_ad_token_refresh",
+        "enable_gemini_default_thinking_level_low",
+        "enable_json_schema_validation",
+        "filter_invalid_headers",
+        "force_ipv4",
+        "gemini_include_thoughts_default",
+        "http2",
+        "modify_params",
+        "openai_system_messages_first",
+        "provider_url_destination_allowed_hosts",
+        "reasoning_auto_summary",
+        "reasoning_effort_rounding",
+        "route_all_chat_openai_to_responses",
+        "ssl_certificate",
+        "ssl_ecdh_curve",
+        "ssl_security_level",
+        "ssl_verify",
+        "use_aiohttp_transport",
+        "use_chat_completions_url_for_anthropic_messages",
+        "user_url_allowed_hosts",
+        "user_url_validation",
+        "vertex_ai_safety_settings",
+        "vertex_location",
+        "vertex_project",
+    }
+)
+#: Keys of an entry of `model_list`.
+ENTRY_KEYS = frozenset({"litellm_params", "model_info", "model_name"})
+#: What does the work of a setting that has no meaning here.
+INSTEAD = {
+    "litellm_settings.cache": "requests ask for cached answers by cache_ttl",
+    "litellm_settings.callbacks": "workers serve Prometheus metrics",
+    "litellm_settings.failure_callback": "workers serve Prometheus metrics",
+    "litellm_settings.max_budget": "tenants have budgets",
+    "litellm_settings.success_callback": "workers serve Prometheus metrics",
+    "router_settings.redis_host": "processes share their state through FLEET_REDIS_URL",
+    "router_settings.redis_password": "processes share their state through FLEET_REDIS_URL",
+    "router_settings.redis_port": "processes share their state through FLEET_REDIS_URL",
+    "router_settings.redis_url": "processes share their state through FLEET_REDIS_URL",
+}
+
+
+def with_proxy_file(file: Values, path: Path) -> Values:
+    """Return fleet.yaml's values with those of a proxy's file. fleet.yaml's own override them.
+
+    A deployment of fleet.yaml overrides the keys of the entry with its id.
+
+    Raises:
+        ValueError: The file cannot be read, or has an unknown name; the error names both.
+    """
+    try:
+        values = _Conversion(_read(path)).values()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for name in values.pop("ignored"):
+        instead = f"; instead, {INSTEAD[name]}" if name in INSTEAD else ""
+        logger.warning("%s: %s has no meaning in the fleet and is ignored%s", path, name, instead)
+    deployments = _merge_by_id(values.pop("deployments"), file.get("deployments") or [])
+    return merge(values, file) | {"deployments": deployments}
+
+
+def _merge_by_id(entries: list[Values], own: list[Any]) -> list[Any]:
+    by_id = {entry["id"]: entry for entry in entries}
+    merged = []
+    for deployment in own:
+        name = deployment.get("id") if isinstance(deployment, dict) else None
+        merged.append(merge(by_id.pop(name, {}), deployment) if name in by_id else deployment)
+    return [*merged, *by_id.values()]
+
+
+def _read(path: Path) -> Values:
+    """Read a proxy's file with those that it includes: lists are joined, other values replaced."""
+    merged: Values = {}
+    pending, seen = [path], set[Path]()
+    while pending:
+        current = pending.pop(0).resolve()
+        if current in seen:
+            continue
+        seen.add(current)
+        values = _parse(current)
+        pending += [current.parent / name for name in _includes(values)]
+        for name, value in values.items():
+            joined = isinstance(value, list) and isinstance(merged.get(name), list)
+            merged[name] = [*merged[name], *value] if joined else value
+    return merged
+
+
+def _parse(path: Path) -> Values:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: not a LiteLLM proxy's file: it has no keys")
+    return values
+
+
+def _includes(values: Values) -> list[str]:
+    includes = values.pop("include", [])
+    if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
+        raise ValueError("include: must be a list of file names")
+    return includes
+
+
+class _Conversion:
+    """The conversion of one proxy's file."""
+
+    def __init__(self, proxy: Values) -> None:
+        self._proxy = proxy
+        #: Paths of settings that have no meaning here.
+        self._ignored: list[str] = []
+
+    def values(self) -> Values:
+        """Return the values of fleet.yaml, and the `ignored` settings."""
+        self._check(self._proxy, "", "sections", _HANDLED_SECTIONS)
+        module = self._settings(
+            "litellm_settings", MODULE_SETTINGS.union(MODULE_ROUTING, {"drop_params"})
+        )
+        self._settings("general_settings", frozenset())
+        router = self._settings(
+            "router_settings",
+            ROUTING | ROUTER_SETTINGS | {"default_fallbacks", "default_litellm_params"},
+        )
+        defaults = router.pop("default_litellm_params", None) or {}
+        if "drop_params" in module:
+            defaults = {"drop_params": module["drop_params"], **defaults}
+        deployments = list(self._deployments(defaults))
+        return {
+            "deployments": deployments,
+            "routing": _routing(module, router, [one["model"] for one in deployments]),
+            "litellm_settings": {
+                name: value for name, value in module.items() if name in MODULE_SETTINGS
+            },
+            "environment_variables": self._environment(),
+            "ignored": self._ignored,
+        }
+
+    def _section(self, name: str, kind: type) -> Any:
+        value = self._proxy.get(name)
+        if value is None:
+            return kind()
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: must be a {'list' if kind is list else 'map'}")
+        return value
+
+    def _settings(self, section: str, used: frozenset[str]) -> Values:
+        """The settings of a section that are used here, with the environment's values."""
+        settings = self._section(section, dict)
+        self._check(settings, f"{section}.", section, used)  # type: ignore[arg-type]
+        return {name: resolve(value) for name, value in settings.items() if name in used}
+
+    def _check(self, settings: Values, path: str, kind: NameKind, used: frozenset[str]) -> None:
+        """Refuse unknown names, and take down those that have no meaning here."""
+        for name in settings:
+            if name in used:
+                continue
+            if name not in known_names(kind):
+                raise ValueError(
+                    f"{path}{name}: unknown to LiteLLM; {did_you_mean(str(name), kind)}"
+                    "correct or remove it"
+                )
+            self._ignored.append(f"{path}{name}")
+
+    def _environment(self) -> Values:
+        variables = self._section("environment_variables", dict)
+        refuse_literal_secrets({"environment_variables": variables})
+        return {name: str(value) for name, value in variables.items() if value is not None}
+
+    def _deployments(self, defaults: Values) -> Iterator[Values]:
+        ids: dict[str, int] = {}
+        for index, entry in enumerate(self._section("model_list", list)):
+            path = f"model_list.{index}"
+            try:
+                deployment = self._deployment(entry, defaults, path)
+            except ValidationError as error:
+                raise ValueError(f"{path}.litellm_params.{explain(error)}") from None
+            except ValueError as error:
+                raise ValueError(f"{path}.{error}") from None
+            ids[deployment["id"]] = count = ids.get(deployment["id"], 0) + 1
+            yield deployment if count == 1 else {**deployment, "id": f"{deployment['id']}-{count}"}
+
+    def _deployment(self, entry: Any, defaults: Values, path: str) -> Values:
+        if not isinstance(entry, dict) or not isinstance(entry.get("litellm_params"), dict):
+            raise ValueError("litellm_params: missing; write model and the account's parameters")
+        name, info = entry.get("model_name"), entry.get("model_info") or {}
+        if not isinstance(name, str) or not name:
+            raise ValueError("model_name: missing; write the name that producers use")
+        params = {**defaults, **self._with_credential(entry["litellm_params"])}
+        if "*" in name:
+            raise ValueError(
+                f"model_name: {name}: the fleet publishes each model with its price; write an "
+                "entry for each model in place of the wildcard"
+            )
+        self._ignored += [f"{path}.{key}" for key in entry if key not in ENTRY_KEYS]
+        self._ignored += [f"{path}.litellm_params.{key}" for key in params if key in PROXY_ONLY]
+        params = {key: value for key, value in params.items() if key not in PROXY_ONLY}
+        own = {key: value for key, value in params.items() if key != "model" and not is_price(key)}
+        LitellmParams.model_validate(own)
+        return {
+            "id": str(info["id"]) if info.get("id") else _entry_id(name, params),
+            "model": name,
+            "litellm_params": params,
+            "model_info": {key: value for key, value in info.items() if key != "id"},
+        }
+
+    def _with_credential(self, params: Values) -> Values:
+        """The parameters with those of the entry of `credential_list` that they name."""
+        name = params.get("litellm_credential_name")
+        if name is None:
+            return params
+        for credential in self._section("credential_list", list):
+            if credential.get("credential_name") == name:
+                own = {key: params[key] for key in params if key != "litellm_credential_name"}
+                return {**(credential.get("credential_values") or {}), **own}
+        raise ValueError(
+            f"litellm_params.litellm_credential_name: {name} is not in credential_list; "
+            "add it there"
+        )
+
+
+_HANDLED_SECTIONS = frozenset(
+    {
+        "credential_list",
+        "environment_variables",
+        "general_settings",
+        "litellm_settings",
+        "model_list",
+        "router_settings",
+    }
+)
+
+
+def _entry_id(model_name: str, params: Values) -> str:
+    """An id that is the same in each process, and as long as the entry stays the same."""
+    text = json.dumps([model_name, params], sort_keys=True, default=str)
+    return f"{model_name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _routing(module: Values, router: Values, models: list[str]) -> Values:
+    """The `routing` section: the Router's settings override those of the module."""
+    named = {
+        MODULE_ROUTING[name]: value for name, value in module.items() if name in MODULE_ROUTING
+    }
+    named |= {name: value for name, value in router.items() if name not in ROUTER_SETTINGS}
+    default = named.pop("default_fallbacks", None) or []
+    tables = {name: _table(name, named[name]) for name in named if name.endswith("fallbacks")}
+    if default:
+        tables["fallbacks"] = {
+            **{model: [one for one in default if one != model] for model in models},
+            **tables.get("fallbacks", {}),
+        }
+    settings = {name: value for name, value in router.items() if name in ROUTER_SETTINGS}
+    values = {**named, **tables, "router_settings": settings}
+    if values.get("routing_strategy") == "usage-based-routing":
+        values["routing_strategy"] = "usage-based-routing-v2"
+    return {name: value for name, value in values.items() if value not in (None, {}, [])}
+
+
+def _table(name: str, value: Any) -> dict[str, list[str]]:
+    """A table of fallbacks, which LiteLLM writes as a list of maps."""
+    maps = [value] if isinstance(value, dict) else value or []
+    table = {model: models for one in maps for model, models in one.items()}
+    for model, models in table.items():
+        if not all(isinstance(one, str) for one in models):
+            raise ValueError(
+                f"{name}.{model}: write the names of models; parameters are not supported"
+            )
+    return table

@@ -1,0 +1,82 @@
+"""Which accounts `make up` simulates, and the configuration with the simulator in their place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Set
+from typing import Any
+
+from config.fleet import FleetConfig
+from config.inline_accounts import receipt_provider
+from config.litellm_params import ENVIRONMENT_PREFIX, LitellmParams, secret_references
+from config.section import Values
+
+#: The simulated provider's response times and batch stages, in seconds.
+LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
+BATCH_STAGES = {"validating": 0.5, "in_progress": 2.0, "finalizing": 0.5}
+#: Settings of fleet.yaml's `batch` section for a provider whose batches take seconds, not hours.
+BATCH = {
+    "max_wait": 1.0,
+    "aggregate_interval": 0.5,
+    "poll_interval": 0.5,
+    "poll_interval_max": 2.0,
+    # The simulator keeps its batches in memory: after a restart they are lost.
+    "lost_after": 5.0,
+    "list_lag": 1.0,
+}
+#: The variable with the simulator's key.
+KEY_VARIABLE = "SIMULATED_PROVIDER_KEY"
+#: Parameters that say how requests are routed; the others are for the real provider.
+ROUTING_PARAMS = LitellmParams.model_fields.keys() | {"drop_params"}
+
+
+def missing_secrets(config: FleetConfig) -> dict[str, list[str]]:
+    """Return the variables of secrets that are not set, by the account that needs them."""
+    missing: dict[str, list[str]] = {}
+    for name, provider in config.providers.items():
+        own = [one for one in config.deployments if one.provider == name]
+        params = [provider.litellm_params.values(), *(one.litellm_params.values() for one in own)]
+        variables = secret_references([{"api_key": provider.api_key}, *params])
+        unset = [variable for variable in variables if not os.environ.get(variable)]
+        if unset:
+            missing[name] = list(dict.fromkeys(unset))
+    return missing
+
+
+def names(accounts: Iterable[str]) -> str:
+    """Return accounts as a person reads them."""
+    return ", ".join(sorted(set(map(receipt_provider, accounts))))
+
+
+def simulated_config(config: FleetConfig, accounts: Set[str], url: str) -> Values:
+    """Return fleet.yaml's values with accounts at the simulator, which speaks OpenAI's API.
+
+    The batch lane hurries only where no real provider answers: it would pay for many batches.
+    """
+    values = config.model_dump(mode="json", exclude_none=True)
+    account = {
+        "litellm_provider": "openai",
+        "api_key": f"{ENVIRONMENT_PREFIX}{KEY_VARIABLE}",
+        "api_base": url,
+        "simulated": True,
+    }
+    for name in accounts:
+        secret = values["providers"][name].get("webhook_secret")
+        values["providers"][name] = {**account, "webhook_secret": secret}
+    for deployment in values["deployments"]:
+        if deployment["provider"] in accounts:
+            params = deployment["litellm_params"]
+            kept = params.keys() & ROUTING_PARAMS
+            deployment["litellm_params"] = {name: params[name] for name in kept}
+    if accounts == config.providers.keys():
+        values["batch"] |= BATCH
+    return values
+
+
+def simulator_profile(config: FleetConfig) -> dict[str, Any]:
+    """Return the fleet's models at the fleet's prices, with the latency of a fast provider."""
+    models = {
+        deployment.upstream: {"kind": deployment.kind, **deployment.price.model_dump(mode="json")}
+        for deployment in config.deployments
+    }
+    return {"models": models, "latency": LATENCY, "batch": BATCH_STAGES}
