@@ -99,9 +99,9 @@ def drain(options: argparse.Namespace) -> int:
 
 
 def resume(_: argparse.Namespace) -> int:
-    """Resume batch creation after `drain`."""
-    _with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause()))
-    return _report("batch creation resumed", 0)
+    """Resume batch creation after `drain`, and of accounts that their providers refused."""
+    accounts = _with_store(_end_pauses)
+    return _report(", ".join(["batch creation resumed", *accounts]), 0)
 
 
 def webhook(options: argparse.Namespace) -> int:
@@ -148,6 +148,17 @@ def _cancel_batch(prefix: str) -> int:
     with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
         problem = call_scheduler(fleet.app, "scheduler.cancel_batch", intent, REPLY_TIMEOUT_SECONDS)
     return _report(f"{intent}: {problem or 'cancelled at its provider'}", 1 if problem else 0)
+
+
+async def _end_pauses(store: Store) -> list[str]:
+    """End the pauses of the lane and of all accounts; return these accounts."""
+    accounts = sorted(await store.pauses.accounts())
+    for name in (WHOLE_LANE, *accounts):
+        await store.pauses.set(name, Pause())
+    for progress in await store.live_jobs():
+        if progress.job.group.provider in accounts:
+            await store.make_due(progress.job.intent)
+    return accounts
 
 
 async def _wait_for_live_batches(store: Store) -> int:

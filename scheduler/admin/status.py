@@ -17,7 +17,7 @@ from rich.text import Text
 from primarch_fleet.money import format_dollars, with_micros
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import JobProgress, RequestGroup
-from scheduler.store.pauses import WHOLE_LANE
+from scheduler.store.pauses import WHOLE_LANE, Pause
 from scheduler.store.store import Store
 
 #: Characters of an intent that the table shows; operators may type a prefix of any length.
@@ -32,6 +32,8 @@ class LaneStatus:
     #: True while `drain` keeps new batches from being created.
     drained: bool
     jobs: list[JobProgress]
+    #: Accounts that their providers refuse, with the reason and the end of the pause.
+    paused: dict[str, Pause]
     #: By group, without empty groups.
     waiting: dict[RequestGroup, GroupBacklog]
 
@@ -42,6 +44,10 @@ class LaneStatus:
         """
         return {
             "drained": self.drained,
+            "paused": {
+                account: {"reason": pause.reason, "until": pause.until}
+                for account, pause in self.paused.items()
+            },
             "jobs": [_job_json(progress, self.now) for progress in self.jobs],
             "waiting": [
                 _backlog_json(group, backlog, self.now) for group, backlog in self.waiting.items()
@@ -51,8 +57,13 @@ class LaneStatus:
     def as_tables(self) -> Stack:
         """The report as tables for a terminal."""
         tables = [self._jobs_table(), self._waiting_table()]
-        note = Text("Batch creation is paused; run `resume` to continue.\n", "yellow")
-        return Stack(*([note] if self.drained else []), *tables)
+        notes = ["Batch creation is paused; run `resume` to continue.\n"] if self.drained else []
+        notes += [
+            f"{account}: the provider refuses the account ({pause.reason}); next try in "
+            f"{_duration(pause.until - self.now)}, or at once after `resume`.\n"
+            for account, pause in self.paused.items()
+        ]
+        return Stack(*(Text(note, "yellow") for note in notes), *tables)
 
     def _jobs_table(self) -> Table:
         table = _table(f"live batches: {len(self.jobs)}")
@@ -98,6 +109,11 @@ async def read_status(store: Store) -> LaneStatus:
     return LaneStatus(
         now=now,
         drained=(await store.pauses.get(WHOLE_LANE)).until > now,
+        paused={
+            account: pause
+            for account, pause in (await store.pauses.accounts()).items()
+            if pause.until > now
+        },
         jobs=await store.live_jobs(),
         waiting={group: backlog for group, backlog in backlogs.items() if backlog.requests},
     )

@@ -38,7 +38,7 @@ def completion(
         input_tokens=int(usage.get("prompt_tokens") or 0),
         output_tokens=int(usage.get("completion_tokens") or 0),
         latency=max(0.0, now - parked.parked_at),
-        attempts=sum(attempts) + 1,
+        attempts=attempts.tries + 1,
     )
     metadata = RequestMetadata.of(Context(parked.context), received_at=parked.parked_at)
     return Completion(body=body, receipt=build_receipt(parked.request, metadata, source, answer))

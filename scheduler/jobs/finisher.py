@@ -11,16 +11,19 @@ from typing import Any
 from primarch_fleet.errors import RateLimited, RequestFailed
 from scheduler import metrics
 from scheduler.completion.completer import Completer
+from scheduler.jobs.account_pauses import AccountPauses
 from scheduler.jobs.context import BatchContext
 from scheduler.model.job import AttemptCounts, Job
 from scheduler.model.outcomes import (
     AttemptCounter,
     LineAnswered,
+    LineHeld,
     LineOutcome,
     LineRefused,
     LineRetry,
 )
 from scheduler.store.pauses import Pause, bisection_pause, token_pause
+from tasks.provider_errors import Fault
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +57,18 @@ class JobFinisher:
         self._completer = completer
         self._on_batch_closed = on_batch_closed
         self._limits = AttemptCounts(context.policy.max_attempts, MAX_EXPIRIES)
+        self.accounts = AccountPauses(context)
         #: So that of two jobs of a group that end at the same moment, each is counted.
         self._pause_lock = asyncio.Lock()
 
     async def apply_outcomes(self, job: Job, outcomes: Mapping[str, LineOutcome]) -> None:
-        """Complete or requeue requests of a job, by their outcomes."""
+        """Complete or requeue requests of a job, by their outcomes.
+
+        An account that refuses a request is paused first: no batch may take the request at once.
+        """
+        held = (outcome for outcome in outcomes.values() if isinstance(outcome, LineHeld))
+        if (first := next(held, None)) is not None:
+            await self.accounts.pause(job, first.fault)
         requests = list(outcomes)
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
@@ -72,6 +82,8 @@ class JobFinisher:
         for request, outcome in outcomes.items():
             if isinstance(outcome, LineAnswered):
                 answers[request] = outcome.body
+            elif isinstance(outcome, LineHeld):
+                retries["holds"].append(request)
             elif isinstance(outcome, LineRetry) and self._may_retry(attempts[request], outcome):
                 metrics.observe_retry(job, outcome)
                 retries[outcome.counter].append(request)
@@ -101,6 +113,18 @@ class JobFinisher:
         """Return every request of a job to the backlog, and close the job."""
         await self.requeue(job, list((await self._store.members(job)).values()))
         await self.close(job)
+
+    async def retry_job(self, job: Job, error: RequestFailed) -> None:
+        """Close a job whose batch executed nothing: its requests go into another batch."""
+        members = await self._store.members(job)
+        retry = LineRetry(error, "expiries")
+        await self.apply_outcomes(job, dict.fromkeys(members.values(), retry))
+        await self.close(job)
+
+    async def hold_job(self, job: Job, fault: Fault) -> None:
+        """Pause a job's account, and return its requests to the backlog without an attempt."""
+        await self.accounts.pause(job, fault)
+        await self.release_requests(job)
 
     async def back_off(self, job: Job, message: str) -> None:
         """Handle a provider queue that is full: pause the group, then try with half as many.

@@ -15,14 +15,23 @@ from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
 from scheduler.model import jsonl
 from scheduler.model.job import Job
-from scheduler.model.outcomes import LineAnswered, LineOutcome, LineRetry
+from scheduler.model.outcomes import (
+    LineAnswered,
+    LineHeld,
+    LineOutcome,
+    LineRefused,
+    LineRetry,
+)
 from scheduler.providers import result_lines
 from scheduler.providers.base import BatchProvider, ProviderBatch
 from scheduler.providers.errors import BatchFault, refused_requests
 from scheduler.providers.result_lines import BadLine, ResultLine
+from tasks.provider_errors import Category, Reason
 
 logger = logging.getLogger(__name__)
 
+#: Reasons for which an account refuses all of its requests, or one of them.
+ACCESS_REASONS = frozenset({Reason.CREDENTIALS, Reason.PERMISSION})
 #: Most lines in memory, and most bytes of them unless one line is larger.
 CHUNK, CHUNK_BYTES = 100, 4_000_000
 
@@ -59,12 +68,20 @@ class ResultReader:
             await _download(job, provider, file_id, path)
             await self._read_file(job, path, progress)
         unanswered, errors = progress.unanswered, progress.errors
-        failed = [request for request in unanswered if request in errors]
-        await self._finisher.apply_outcomes(job, {request: errors[request] for request in failed})
+        answered = bool(progress.seen - errors.keys())
+        failed = {
+            request: _request_outcome(errors[request], answered)
+            for request in unanswered
+            if request in errors
+        }
+        await self._finisher.apply_outcomes(job, failed)
         if batch.status == "failed":
             await self._finish_failed_batch(job, batch.faults)
             return
         await self._finisher.clear_backoff(job)
+        held = any(isinstance(outcome, LineHeld) for outcome in failed.values())
+        if batch.status == "completed" and not held:
+            await self._finisher.accounts.resume(job)
         missing = unanswered - set(errors)
         metrics.observe_anomaly(job, "missing", len(missing))
         await self._finisher.apply_outcomes(job, dict.fromkeys(missing, _missing_outcome(batch)))
@@ -114,12 +131,18 @@ class ResultReader:
         if not members:  # each request had an error of its own in a file
             await self._finisher.close(job)
             return
-        for fault in faults:
-            if fault.is_token_limit:
+        for fault in (fault.fault for fault in faults):
+            if fault.reason is Reason.QUEUE_FULL:
                 await self._finisher.back_off(job, fault.message)
                 return
-            if fault.is_model_not_found:
-                await self._finisher.fail_job(job, fault.request_error)
+            if fault.category is Category.ACCOUNT:
+                await self._finisher.hold_job(job, fault)
+                return
+            if fault.reason is Reason.MODEL_NOT_FOUND:
+                await self._finisher.fail_job(job, fault.error())
+                return
+            if fault.category is Category.PROVIDER and fault.reason is not Reason.UNKNOWN:
+                await self._finisher.retry_job(job, fault.error())
                 return
         refused = refused_requests(members, faults)
         if not refused:
@@ -132,6 +155,17 @@ class ResultReader:
         await self._finisher.requeue(job, others)
         await self._finisher.apply_outcomes(job, refused)
         await self._finisher.close(job)
+
+
+def _request_outcome(outcome: LineOutcome, answered: bool) -> LineOutcome:
+    """The outcome of a failed line, when it is known whether its batch had answers.
+
+    The key and the permissions of an account that answered other lines of the batch are good: the
+    provider refuses what this request asks for.
+    """
+    if answered and isinstance(outcome, LineHeld) and outcome.fault.reason in ACCESS_REASONS:
+        return LineRefused(outcome.fault.error())
+    return outcome
 
 
 def _missing_outcome(batch: ProviderBatch) -> LineRetry:

@@ -32,11 +32,11 @@ from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN, SeenBatches, scan_lists
 from scheduler.jobs.result_reader import ResultReader
 from scheduler.jobs.submitter import Submitter
 from scheduler.model.job import Job, JobState
-from scheduler.model.outcomes import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, ProviderBatch
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
+from tasks.provider_errors import Category, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -116,15 +116,7 @@ class JobRunner:
         try:
             await self._run_states(job, seen)
         except ProviderRefused as error:
-            logger.error(
-                "%s: refused with status %s: %s",
-                job.group.provider,
-                error.status,
-                error.message,
-                extra={"action": "batch_provider_refused"},
-            )
-            pause_seconds = await self._pause(job, error) if error.is_account_error else None
-            await self._delay(job, pause_seconds)
+            await self._delay(job, await self._pause(job, error))
         except ProviderCallFailed as error:
             logger.warning("%s: %s", job.intent, error, extra={"action": "batch_call_failed"})
             await self._delay(job)
@@ -203,7 +195,7 @@ class JobRunner:
 
         Any other refusal is raised again.
         """
-        if error.status != 404:
+        if error.status != 404 and error.fault.reason is not Reason.FILE_NOT_FOUND:
             raise error
         job = await self._store.reload(job)
         since = job.missing_since or await self._store.now()
@@ -214,17 +206,27 @@ class JobRunner:
         logger.error(
             "%s: batch %s is lost", job.intent, job.batch_id, extra={"action": "batch_lost"}
         )
-        lost = LineRetry(BatchError("the provider lost the batch"), "expiries")
-        members = await self._store.members(job)
-        await self._finisher.apply_outcomes(job, dict.fromkeys(members.values(), lost))
-        await self._finisher.close(job)
+        await self._finisher.retry_job(job, BatchError("the provider lost the batch"))
 
-    async def _pause(self, job: Job, error: ProviderRefused) -> float:
-        """Pause the creation of batches, and return for how many seconds.
+    async def _pause(self, job: Job, error: ProviderRefused) -> float | None:
+        """Pause what a refusal concerns: the account, or the group if its batches come too fast.
 
-        Pauses the group if its rate is too high, else the account.
+        Returns:
+            The seconds until the pause ends; None if nothing is paused.
         """
-        name = rate_pause(job.group) if error.is_rate_limit else job.group.provider
+        fault = error.fault
+        if fault.category is Category.ACCOUNT:
+            return await self._finisher.accounts.pause(job, fault, error.retry_after)
+        logger.error(
+            "%s: refused with status %s: %s",
+            job.group.provider,
+            error.status,
+            error.message,
+            extra={"action": "batch_provider_refused"},
+        )
+        if fault.reason is not Reason.RATE_LIMIT:
+            return None
+        name = rate_pause(job.group)
         count = (await self._store.pauses.get(name)).count
         seconds = self._backoff.after(count) if error.retry_after is None else error.retry_after
         until = await self._store.now() + seconds

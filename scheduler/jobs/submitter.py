@@ -23,6 +23,7 @@ from scheduler.providers.errors import (
 )
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
+from tasks.provider_errors import Fault, Reason
 
 logger = logging.getLogger(__name__)
 
@@ -159,8 +160,7 @@ class Submitter:
             if its_batch_id not in ("", batch.id):
                 await self._cancel_duplicate(job, provider, batch)
             raise
-        for name in (job.group.provider, rate_pause(job.group)):
-            await self._store.pauses.set(name, Pause())
+        await self._store.pauses.set(rate_pause(job.group), Pause())
         logger.info(
             "%s: submitted %d requests as %s (%s)",
             job.intent,
@@ -209,30 +209,35 @@ class Submitter:
         job = await self._store.reload(job)
         if job.state == "SUBMITTING":
             job = await self._store.advance(job, "UPLOADED")
-        if error.is_token_limit:
+        fault = error.fault
+        if fault.reason is Reason.QUEUE_FULL:
             await self._finisher.back_off(job, error.message)
-        elif error.is_account_error:
-            raise error
         elif error.faults:
             members = await self._store.members(job)
             await self._drop_requests(job, refused_requests(members, error.faults))
         elif isinstance(error, InputFileNotLocal):
             await self._store.advance(job, "PREPARED")
-        elif error.is_file_not_found and job.lost_files < MAX_LOST_FILES:
-            await self._wait_for_file(job)
+        elif fault.reason is Reason.FILE_NOT_FOUND:
+            await self._wait_for_file(job, fault)
+        elif fault.reason.is_permanent:
+            await self._finisher.fail_job(job, fault.error())
         else:
-            await self._finisher.fail_job(job, error.request_error)
+            raise error
 
     async def _drop_requests(self, job: Job, errors: dict[str, LineOutcome]) -> None:
         """Fail the requests that cannot be sent; the next pass creates a job of the others."""
         await self._finisher.apply_outcomes(job, errors)
         await self._finisher.release_requests(job)
 
-    async def _wait_for_file(self, job: Job) -> None:
+    async def _wait_for_file(self, job: Job, fault: Fault) -> None:
         """Delay the job: an input file may not be found right after its upload.
 
-        After every LOST_FILES_TO_UPLOAD attempts the file is uploaded again.
+        After every LOST_FILES_TO_UPLOAD attempts the file is uploaded again. After MAX_LOST_FILES
+        the account pauses, and the requests wait for another batch.
         """
+        if job.lost_files >= MAX_LOST_FILES:
+            await self._finisher.hold_job(job, fault)
+            return
         lost = job.lost_files + 1
         state: JobState = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
         await self._store.advance(job, state, after=self._backoff.after(lost), lost_files=lost)

@@ -71,10 +71,16 @@ class ParkedRecord(NamedTuple):
 
 
 class AttemptCounts(NamedTuple):
-    """How often a request failed, and how often its batch ended before it was executed."""
+    """How often a request failed, was not executed by its batch, and was held with its account."""
 
     failures: int
     expiries: int
+    holds: int = 0
+
+    @property
+    def tries(self) -> int:
+        """Attempts that count as such: all but those that the account's trouble ended."""
+        return self.failures + self.expiries
 
 
 class JobPricing(BaseModel):

@@ -6,9 +6,11 @@ from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 from primarch_fleet.errors import RequestFailed
+from tasks.provider_errors import Fault
 
-#: Which of a request's attempts a failure counts as: executed, or not executed.
-AttemptCounter = Literal["failures", "expiries"]
+#: What a returned request is counted in: failed attempts, batches that ended before they executed
+#: it, and refusals of the account, which are not limited.
+AttemptCounter = Literal["failures", "expiries", "holds"]
 
 
 class LineAnswered(NamedTuple):
@@ -33,7 +35,13 @@ class LineRefused(NamedTuple):
     error: RequestFailed
 
 
-LineOutcome = LineAnswered | LineRetry | LineRefused
+class LineHeld(NamedTuple):
+    """An error of the account: the request waits until the account is usable again."""
+
+    fault: Fault
+
+
+LineOutcome = LineAnswered | LineRetry | LineRefused | LineHeld
 
 
 class RequestOutcome(StrEnum):

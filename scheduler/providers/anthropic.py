@@ -59,8 +59,6 @@ PIECE_BYTES = 1 << 20
 HEADERS_BYTES = 4096
 #: The window of every batch.
 WINDOW = "24h"
-#: A lack of credit may be a 400 without a code: https://docs.anthropic.com/en/api/errors.
-NO_CREDIT = "credit balance is too low"
 
 
 class AnthropicBatches:
@@ -303,7 +301,7 @@ def provider_errors() -> Iterator[None]:
         yield
     except anthropic.APIStatusError as error:
         message = error.api_message or error.message
-        code = "billing_error" if NO_CREDIT in message else error.type or ""
-        raise error_from_status(error.status_code, message, code, error.response.headers) from error
+        code, headers = error.type or "", error.response.headers
+        raise error_from_status(error.status_code, message, code, headers) from error
     except (anthropic.AnthropicError, httpx2.HTTPError) as error:
         raise ProviderCallFailed(f"{type(error).__name__}: {error}") from error

@@ -29,12 +29,11 @@ RENAMED_TOOLS = "_anthropic_tool_name_map"
 #: What LiteLLM adds for itself.
 INTERNAL_FIELDS = ("json_mode", "extra_headers", "stream")
 
-#: HTTP statuses of errors: https://docs.anthropic.com/en/api/errors. A lack of credit is a 429: it
-#: is not the request's fault.
+#: HTTP statuses of errors: https://docs.anthropic.com/en/api/errors.
 STATUSES = {
     "invalid_request_error": 400,
     "authentication_error": 401,
-    "billing_error": 429,
+    "billing_error": 402,
     "permission_error": 403,
     "not_found_error": 404,
     "request_too_large": 413,
@@ -43,8 +42,6 @@ STATUSES = {
     "api_error": 500,
     "overloaded_error": 529,
 }
-#: Messages of errors about a prompt that is too long, for which there is no code.
-TOO_LONG = ("prompt is too long", "exceed context limit")
 #: OpenAI's errors for requests that were not executed.
 NOT_EXECUTED = {
     "canceled": {"code": "batch_cancelled", "message": "The batch was cancelled before it."},
@@ -165,10 +162,8 @@ def _response(status: int, request_id: Any, body: Json) -> Json:
 
 
 def _error(error: Json) -> Json:
-    message = str(error.get("message") or "")
-    is_too_long = any(words in message for words in TOO_LONG)
-    code = "context_length_exceeded" if is_too_long else str(error.get("type") or "")
-    return {"message": message, "type": error.get("type"), "code": code}
+    kind = error.get("type")
+    return {"message": str(error.get("message") or ""), "type": kind, "code": kind}
 
 
 @cache

@@ -6,7 +6,9 @@ import json
 from typing import Any, NamedTuple
 
 from scheduler.model.outcomes import LineAnswered, LineOutcome
-from scheduler.providers.errors import line_error
+from scheduler.providers.errors import line_outcome
+from tasks.failed_answers import fault_in_answer
+from tasks.provider_errors import classify
 
 
 class ResultLine(NamedTuple):
@@ -35,10 +37,12 @@ def _outcome(line: dict[str, Any]) -> LineOutcome:
     response = _object(line.get("response"))
     status, body = response.get("status_code"), _body(response)
     error = line.get("error") or body.get("error") or {}
-    if status == 200 and body and not error:
-        return LineAnswered(body)
-    error_object = error if isinstance(error, dict) else {"message": str(error)}
-    return line_error(status if isinstance(status, int) else 0, error_object)
+    if status != 200 or not body or error:
+        return line_outcome(
+            classify(status if isinstance(status, int) else 0, error, source="line")
+        )
+    fault = fault_in_answer(body)
+    return LineAnswered(body) if fault is None else line_outcome(fault)
 
 
 def _body(response: dict[str, Any]) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class JobStore:
         self, job: Job, requests: Sequence[str], counter: AttemptCounter | None
     ) -> None:
         """Return requests of a job to the backlog, counted in `counter`. Raises LeaseLost."""
-        counter_key = keys.EXPIRIES if counter == "expiries" else keys.FAILURES
+        counter_key = keys.attempts(counter or "failures")
         own_keys = [keys.job(job.intent), keys.members(job.intent), counter_key]
         head = [job.token, await self.now(), 1 if counter else 0]
         for start in range(0, len(requests), CHUNK):

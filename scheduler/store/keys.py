@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.model.job import RequestGroup
+from scheduler.model.job import AttemptCounts, RequestGroup
+from scheduler.model.outcomes import AttemptCounter
 
 PREFIX = "fleet:batch:"
 #: Seconds for which finished requests and jobs are remembered, longer than a message or job lives.
@@ -10,7 +11,8 @@ OUTCOME_TTL_SECONDS = 7 * 86_400
 #: Hash request id -> record, of every parked request without an outcome.
 REQUESTS = PREFIX + "requests"
 SIZES = PREFIX + "sizes"
-FAILURES, EXPIRIES = PREFIX + "failures", PREFIX + "expiries"
+#: Hashes request id -> count, one for each counter of attempts.
+ATTEMPTS = tuple(PREFIX + counter for counter in AttemptCounts._fields)
 GROUPS, PAUSES = PREFIX + "groups", PREFIX + "pauses"
 #: Hash request id -> decision, of the requests that are being withdrawn from the lane.
 WITHDRAWALS = PREFIX + "withdrawals"
@@ -25,6 +27,11 @@ BODIES = PREFIX + "bodies"
 def blob_member(request: str, url: str) -> str:
     """Return a member of BODIES: a request and the URL of a body of it."""
     return f"{request} {url}"
+
+
+def attempts(counter: AttemptCounter) -> str:
+    """Hash: request id -> the count of a counter."""
+    return PREFIX + counter
 
 
 def outcome(request: str) -> str:

@@ -25,6 +25,8 @@ class Pause(BaseModel):
     count: int = 0
     #: Most requests of the next batch; 0 for no limit besides the policy's.
     limit: int = 0
+    #: Why an account is paused; "" for other pauses.
+    reason: str = ""
 
 
 class Pauses:
@@ -37,6 +39,12 @@ class Pauses:
         """Return a pause, `Pause()` if none is stored."""
         text = await self._redis.hget(keys.PAUSES, name)
         return Pause.model_validate_json(text) if text else Pause()
+
+    async def accounts(self) -> dict[str, Pause]:
+        """Return the pauses of accounts, also those that have passed without an answer since."""
+        stored = await self._redis.hgetall(keys.PAUSES)
+        pauses = {name: Pause.model_validate_json(text) for name, text in stored.items()}
+        return {name: pause for name, pause in pauses.items() if pause.reason}
 
     async def set(self, name: str, pause: Pause) -> None:
         """Store a pause; `Pause()` ends it."""

@@ -92,24 +92,25 @@ class Store(JobStore):
     ) -> dict[str, tuple[ParkedRequest | None, AttemptCounts]]:
         """Return the records of requests, None for those that are gone, and their attempts."""
         pipe = self._redis.pipeline(transaction=False)
-        for key in (keys.REQUESTS, keys.FAILURES, keys.EXPIRIES):
+        for key in (keys.REQUESTS, *keys.ATTEMPTS):
             pipe.hmget(key, list(requests))
         replies = zip(requests, *await pipe.execute(), strict=True)
         return {
             request: (
                 ParkedRequest.model_validate_json(record) if record else None,
-                AttemptCounts(int(failures or 0), int(expiries or 0)),
+                AttemptCounts(*(int(count or 0) for count in counts)),
             )
-            for request, record, failures, expiries in replies
+            for request, record, *counts in replies
         }
 
     async def attempts(self, requests: Sequence[str]) -> dict[str, AttemptCounts]:
         """Return the attempts of requests, without their records."""
         pipe = self._redis.pipeline(transaction=False)
-        pipe.hmget(keys.FAILURES, list(requests)).hmget(keys.EXPIRIES, list(requests))
+        for key in keys.ATTEMPTS:
+            pipe.hmget(key, list(requests))
         return {
-            request: AttemptCounts(int(failures or 0), int(expiries or 0))
-            for request, failures, expiries in zip(requests, *await pipe.execute(), strict=True)
+            request: AttemptCounts(*(int(count or 0) for count in counts))
+            for request, *counts in zip(requests, *await pipe.execute(), strict=True)
         }
 
     async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
@@ -268,7 +269,7 @@ def _finish_call(
     """Keys and arguments of lua/finish.lua."""
     touched = [
         *backlog_keys(location.group),
-        *(keys.REQUESTS, keys.FAILURES, keys.EXPIRIES, keys.WITHDRAWALS),
+        *(keys.REQUESTS, *keys.ATTEMPTS, keys.WITHDRAWALS),
         *(keys.outcome(request), keys.members(location.intent)),
     ]
     return touched, [request, outcome, keys.OUTCOME_TTL_SECONDS]

@@ -139,7 +139,9 @@ async def check_reads(store: Store, model: Model, names: list[str]) -> None:
         request = model.requests.get(name)
         assert (parked and parked.model_dump_json()) == (request and request.record)
         counts = request.attempts if request else {}
-        assert attempts == AttemptCounts(counts.get("failures", 0), counts.get("expiries", 0))
+        assert attempts == AttemptCounts(
+            *(counts.get(counter, 0) for counter in AttemptCounts._fields)
+        )
     name = names[0]
     assert bool(await store.known([name])) == model.knows(name)
     withdrawn = {

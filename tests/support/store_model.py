@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from config.batch import Batch
 from scheduler.model import job
 from scheduler.model.backlog import FlushDecision
-from scheduler.model.job import JobPricing, JobState, RequestGroup, RequestSize
+from scheduler.model.job import AttemptCounts, JobPricing, JobState, RequestGroup, RequestSize
 from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
 from scheduler.store import keys
 from scheduler.store.jobs import LEASE_SECONDS, LeaseLost
@@ -329,8 +329,7 @@ class Model:
             keys.SIZES: {
                 name: " ".join(map(str, request.size)) for name, request in requests.items()
             },
-            keys.FAILURES: self._attempts("failures"),
-            keys.EXPIRIES: self._attempts("expiries"),
+            **dict(zip(keys.ATTEMPTS, map(self._attempts, AttemptCounts._fields), strict=True)),
             keys.WITHDRAWALS: {name: request.decision for name, request in withdrawn.items()},
             keys.GROUPS: set(map(str, self.groups)),
             keys.PAUSES: {name: pause.model_dump_json() for name, pause in self.pauses.items()},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from primarch_fleet import errors
-from scheduler.model.outcomes import LineAnswered, LineOutcome, LineRefused, LineRetry
+from scheduler.model.outcomes import LineAnswered, LineHeld, LineOutcome, LineRefused, LineRetry
 from scheduler.providers import anthropic_messages
 from scheduler.providers.anthropic_messages import Untranslatable
 from scheduler.providers.result_lines import decode_line
@@ -185,8 +185,6 @@ def test_a_response_that_cannot_be_translated_is_not_retried() -> None:
         ("invalid_request_error", errors.ProviderError),
         ("not_found_error", errors.ProviderError),
         ("request_too_large", errors.ProviderError),
-        ("authentication_error", errors.AuthenticationFailed),
-        ("permission_error", errors.AuthenticationFailed),
     ],
 )
 def test_an_error_of_the_request_is_permanent(kind: str, error: type[Exception]) -> None:
@@ -210,12 +208,17 @@ def test_a_prompt_that_is_too_long_is_a_context_window_error(message: str) -> No
 
 @pytest.mark.parametrize(
     "kind",
-    ["overloaded_error", "api_error", "timeout_error", "rate_limit_error", "billing_error", "new"],
+    ["overloaded_error", "api_error", "timeout_error", "rate_limit_error", "new"],
 )
 def test_an_error_of_anthropic_is_retried(kind: str) -> None:
     outcome = errored(kind)
     assert isinstance(outcome, LineRetry)
     assert outcome.counter == "failures"
+
+
+@pytest.mark.parametrize("kind", ["authentication_error", "permission_error", "billing_error"])
+def test_an_error_of_the_account_holds_the_request(kind: str) -> None:
+    assert isinstance(errored(kind), LineHeld)
 
 
 @pytest.mark.parametrize("kind", ["canceled", "expired"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from primarch_fleet import CompletionRequest, errors
 from scheduler.model import jsonl
-from scheduler.model.outcomes import LineAnswered, LineRefused, LineRetry
+from scheduler.model.outcomes import LineAnswered, LineHeld, LineRefused, LineRetry
 from scheduler.providers.result_lines import BadLine, decode_line
 
 BODY = {"id": "chatcmpl-1", "choices": []}
@@ -53,6 +53,7 @@ def test_a_line_without_response_and_error_is_retried() -> None:
     assert isinstance(outcome, LineRetry)
 
 
+FAILED = {"choices": [{"message": {"content": "An"}, "finish_reason": "error"}]}
 RETRIES = [
     (line({"status_code": 0, "request_id": "", "body": {}}), errors.ProviderUnavailable),
     (line({"status_code": 200, "body": {}}), errors.ProviderUnavailable),
@@ -63,6 +64,10 @@ RETRIES = [
     (answer(503, message="m"), errors.ProviderUnavailable),
     (line(error={"code": "request_timeout", "message": "m"}), errors.ProviderTimeout),
     (line(error={"code": "something_new", "message": "m"}), errors.ProviderUnavailable),
+    (answer(200, message="m"), errors.ProviderUnavailable),
+    (line({"status_code": 200, "body": "no json"}), errors.ProviderUnavailable),
+    (line({"status_code": 200, "body": BODY}, "words"), errors.ProviderUnavailable),
+    (line({"status_code": 200, "body": FAILED}), errors.ProviderUnavailable),
 ]
 
 
@@ -85,14 +90,9 @@ REFUSALS = [
     (answer(400, message="m"), errors.ProviderError),
     (answer(404, message="m", code="model_not_found"), errors.ProviderError),
     (answer(422, message="m"), errors.ProviderError),
-    (answer(401, message="m"), errors.AuthenticationFailed),
-    (answer(403, message="m"), errors.AuthenticationFailed),
     (answer(400, message="m", code="context_length_exceeded"), errors.ContextWindowExceeded),
     (answer(400, message="the maximum context length is 8"), errors.ContextWindowExceeded),
     (answer(400, message="m", code="content_policy_violation"), errors.ContentPolicyViolation),
-    (answer(200, message="m"), errors.ProviderError),
-    (line({"status_code": 200, "body": "no json"}), errors.ProviderError),
-    (line({"status_code": 200, "body": BODY}, "words"), errors.ProviderError),
 ]
 
 
@@ -101,6 +101,22 @@ def test_a_permanent_error_is_refused(text: str, error: type[Exception]) -> None
     outcome = decode_line(text).outcome
     assert isinstance(outcome, LineRefused)
     assert type(outcome.error) is error
+
+
+HELD = [
+    (answer(401, message="m"), errors.AuthenticationFailed),
+    (answer(403, message="m"), errors.AuthenticationFailed),
+    (answer(402, message="m"), errors.AccountUnavailable),
+    (answer(400, message="m", code="billing_hard_limit_reached"), errors.AccountUnavailable),
+    (answer(429, message="m", code="insufficient_quota"), errors.AccountUnavailable),
+]
+
+
+@pytest.mark.parametrize(("text", "error"), HELD)
+def test_an_error_of_the_account_holds_the_request(text: str, error: type[Exception]) -> None:
+    outcome = decode_line(text).outcome
+    assert isinstance(outcome, LineHeld)
+    assert type(outcome.fault.error()) is error
 
 
 def test_the_error_has_the_providers_message() -> None:

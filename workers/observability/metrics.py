@@ -18,6 +18,7 @@ from primarch_fleet.contract import Receipt
 from primarch_fleet.money import to_dollars
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tasks import services
+from tasks.provider_errors import Fault
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,12 @@ request_duration = Histogram(
     ["lane", "tenant_id"],
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 300, 3600, 28_800, 72_000, 86_400),
 )
+account_alarms_total = Counter(
+    "primarch_account_alarms_total",
+    "Times that a provider began to refuse an account, by account (provider) and reason: "
+    "credentials, permission, billing or file_not_found",
+    ["provider", "reason"],
+)
 target = Gauge(
     "primarch_target",
     "Targets of fleet.yaml that alerts compare with, by name; the name tells the unit",
@@ -68,6 +75,17 @@ batch_duration = Histogram(
     ["batch_size_category", "tenant_id"],
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 12, 16, 20, 24),
 )
+
+
+def alarm_account(account: str, fault: Fault) -> None:
+    """Raise the alarm that a provider refuses an account: in the log and in the metrics."""
+    account_alarms_total.labels(account, fault.reason).inc()
+    logger.error(
+        "%s: the provider refuses the account (%s): its requests wait until it is usable again",
+        account,
+        fault.reason,
+        extra={"action": "account_paused"},
+    )
 
 
 def record_answer(receipt: Receipt) -> None:

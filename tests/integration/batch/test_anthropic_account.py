@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
+from tasks.provider_errors import Reason
 from tests.support.batch_accounts import account
 from tests.support.batch_fixture import profile
 from workers.onebox.simulator.anthropic import AnthropicApp
@@ -18,25 +19,22 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "is_account_error"),
+    ("fault", "reason"),
     [
-        ({"status": 429, "retry_after": 30}, "rate_limit_error", True),
-        ({"status": 404}, "not_found_error", False),
-        ({"status": 402}, "billing_error", True),
-        ({"status": 400, "message": "Your credit balance is too low"}, "billing_error", True),
-        ({"status": 400}, "invalid_request_error", False),
+        ({"status": 429, "retry_after": 30}, Reason.RATE_LIMIT),
+        ({"status": 404}, Reason.MODEL_NOT_FOUND),
+        ({"status": 402}, Reason.BILLING),
+        ({"status": 400, "message": "Your credit balance is too low"}, Reason.BILLING),
+        ({"status": 400}, Reason.INVALID_REQUEST),
     ],
 )
-async def test_a_refusal_says_whether_the_account_is_the_reason(
-    fault: dict[str, Any], code: str, is_account_error: bool
-) -> None:
+async def test_a_refusal_says_what_is_the_reason(fault: dict[str, Any], reason: Reason) -> None:
     refuse = Fault(endpoint="batches.retrieve", **fault)
     with Simulator(profile(refuse), app=AnthropicApp) as simulator:
         provider = account("anthropic", "", simulator.url)
         with pytest.raises(ProviderRefused) as refused:
             await provider.retrieve("msgbatch_1")
-        assert (refused.value.status, refused.value.code) == (fault["status"], code)
-        assert refused.value.is_account_error is is_account_error
+        assert (refused.value.status, refused.value.fault.reason) == (fault["status"], reason)
         assert refused.value.retry_after == fault.get("retry_after")
         await provider.close()
 
@@ -60,7 +58,7 @@ async def test_a_wrong_key_is_an_account_error() -> None:
         provider = account("anthropic", "", simulator.url)
         with pytest.raises(ProviderRefused) as refused:
             await provider.list(None)
-        assert (refused.value.status, refused.value.is_account_error) == (401, True)
+        assert (refused.value.status, refused.value.fault.reason) == (401, Reason.CREDENTIALS)
         await provider.close()
 
 

@@ -38,7 +38,7 @@ from tests.support.batch_fixture import (
 from tests.support.webhook_receiver import SECRET
 from tests.support.workers import REPOSITORY, StartWorker, eventually, is_parked
 from workers.onebox.simulator import Simulator, VirtualClock
-from workers.onebox.simulator.profile import Webhook
+from workers.onebox.simulator.profile import Fault, Webhook
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +102,22 @@ async def test_drain_pauses_batch_creation_and_waits_for_the_live_batches(
         assert (await b.scheduler.store.pauses.get(WHOLE_LANE)).until == 0
         await b.until_idle()
         assert "second" in (await b.completion(second)).text
+
+
+async def test_resume_ends_the_pause_of_an_account_that_its_provider_refused(
+    opened: OpenBench,
+) -> None:
+    refused = Fault(endpoint="files.create", status=401, times=1, retry_after=50_000)
+    async with opened(profile(refused)) as b:
+        (result,) = await b.send(chat("one"))
+        await b.turn()
+        shown = await scheduler(b, "batches", "--json")
+        assert json.loads(shown.stdout)["paused"]["openai"]["reason"] == "credentials"
+        assert "openai: the provider refuses" in (await scheduler(b, "batches")).stdout
+        resumed = await scheduler(b, "resume")
+        assert (resumed.returncode, "openai" in resumed.stderr) == (0, True)
+        await b.until_idle()
+        assert (await b.completion(result)).receipt.attempts == 1
 
 
 async def test_wrong_arguments_exit_with_status_2(opened: OpenBench) -> None:

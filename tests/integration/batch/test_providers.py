@@ -15,6 +15,7 @@ from primarch_fleet import errors
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.base import BatchFingerprint, find_batches
 from scheduler.providers.errors import ProviderRefused
+from tasks.provider_errors import Reason
 from tasks.receipts import RequestMetadata
 from tests.support.batch_accounts import CLASSIC, KEY, account, dialect, entry
 from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile
@@ -173,7 +174,7 @@ async def test_a_wrong_azure_key_is_an_account_error(tmp_path: Path) -> None:
             provider = account("azure", version, simulator.url)
             with pytest.raises(ProviderRefused) as refused:
                 await provider.upload(file, "input.jsonl")
-            assert (refused.value.status, refused.value.is_account_error) == (401, True)
+            assert (refused.value.status, refused.value.fault.reason) == (401, Reason.CREDENTIALS)
             await provider.close()
 
 

@@ -102,7 +102,7 @@ OUTCOME = st.sampled_from(list(RequestOutcome))
 LOST = st.sampled_from([None, 1, 0, None])
 #: What happens to a scheduler between two scripts of an operation.
 FATE = st.sampled_from(["goes on", "dies", "loses its lease", "goes on"])
-COUNTER = st.sampled_from([None, "failures", "expiries"])
+COUNTER = st.sampled_from([None, "failures", "expiries", "holds"])
 #: A state, when the job is due again, and fields.
 STEP = st.tuples(
     st.sampled_from([None, "PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING"]),

@@ -242,7 +242,7 @@ async def test_fault_08_an_account_error_pauses_all_models_of_the_account_and_fa
         await b.turn(49)
         assert b.calls(endpoint) == {str(status): 1}
         actions = [record.action for record in caplog.records if hasattr(record, "action")]
-        assert actions == ["batch_provider_refused"]
+        assert actions == ["account_paused"]
         await b.until_idle()
         answers = await b.settled(results, batches=2)
         assert [answer.receipt.attempts for answer in answers] == [1, 1]
