@@ -15,6 +15,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 from config.agents_config import RoutingOrchestration
 from config.batch import Batch
 from config.engine import EngineConfig
+from config.engine_parameters import ENGINE_PARAMETERS
 from config.inline_accounts import with_accounts
 from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
 from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
@@ -208,6 +209,11 @@ class FleetConfig(Section):
             heartbeats=True,
             auto_batch=self.batch.auto,
             tag_filtering=self.routing.enable_tag_filtering,
+            engine_parameters={
+                endpoint: tuple(sorted(names))
+                for endpoint, names in ENGINE_PARAMETERS.items()
+                if self.engines
+            },
             extra_headers=self.requests.extra_headers,
             share_prefix_cache=self.requests.share_prefix_cache,
         )

@@ -116,6 +116,9 @@ class Catalogue(BaseModel):
     auto_batch: bool = True
     #: Whether requests may have tags.
     tag_filtering: bool = True
+    #: Parameters that the local lane's engines honour, by endpoint; requests for another endpoint
+    #: are not checked.
+    engine_parameters: dict[str, tuple[str, ...]] = {}
     #: Names of headers that requests may set, in lower case.
     extra_headers: tuple[str, ...] = ()
     #: Whether tenants share the prefix caches of engines.

@@ -74,8 +74,8 @@ class OutgoingMessage:
             protocol.LANE_REASON: decision.reason,
             protocol.TENANT: protocol.tenant_header(request.tenant_id),
         }
-        if decision.lane == "local" and (prefixes := request.prefixes()):
-            headers[protocol.PREFIXES] = ",".join(prefixes)
+        if decision.prefixes:
+            headers[protocol.PREFIXES] = ",".join(decision.prefixes)
         if decision.promote_at is not None:
             headers[protocol.DEADLINE] = decision.promote_at
         lane_options = {

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from primarch_fleet import estimates, protocol
@@ -74,6 +75,8 @@ class LaneDecision:
     promote_at: float | None = None
     #: The decision to use instead if the tenant's budget has no room for this one.
     fallback: LaneDecision | None = None
+    #: Hashes of the prompt's prefixes, for the queue of an engine.
+    prefixes: tuple[str, ...] = ()
 
 
 def route(
@@ -180,9 +183,11 @@ class _Assessment:
         if model.kind not in request.kinds:
             raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
         _check_tags(request, model, catalogue)
+        _check_headers(request, catalogue)
         time_limits = [limit for limit in (request.max_latency, seconds_left) if limit is not None]
         max_wait_seconds = min(time_limits, default=float("inf"))
-        unsupported = request.unsupported()
+        body = request.body()
+        unsupported = {**_unsupported(request, body, catalogue), **request.unsupported()}
         eligible = {
             lane
             for lane, offer in model.lanes.items()
@@ -192,7 +197,7 @@ class _Assessment:
             eligible.discard("batch")
         return cls(
             request=request,
-            prompt=measure(request.body()),
+            prompt=measure(body),
             model=model,
             limits=catalogue.limits(request.tenant_id),
             catalogue=catalogue,
@@ -222,7 +227,16 @@ class _Assessment:
             raise refusal
         considered = list(choices)[: list(choices).index(best) + 1]
         flaws = [f"{lane} is {why}" for lane in considered if (why := problems[lane].description)]
-        return best, "; ".join([choices[best], *flaws])
+        return best, "; ".join([choices[best], *self._passed_over(best), *flaws])
+
+    def _passed_over(self, best: Lane) -> list[str]:
+        """Why the lanes before the best that serve the model cannot serve this request."""
+        preferred = takewhile(lambda lane: lane != best, _preferences(self.request))
+        return [
+            f"not {lane}: {self.unsupported[lane]}"
+            for lane in preferred
+            if lane in self.model.lanes and lane in self.unsupported
+        ]
 
     def fallback_lane(self) -> Lane | None:
         """The lane where the tenant's policy moves a request that its budget has no room for.
@@ -248,8 +262,12 @@ class _Assessment:
         if lane == "local" and may_promote and self.max_wait_seconds < float("inf"):
             promote_at = self.now.timestamp() + self.max_wait_seconds
         queue = self.model.lanes[lane].queue
+        prefixes: list[str] = []
+        if lane == "local":
+            prefixes = self.request.prefixes(shared=self.catalogue.share_prefix_cache)
         return LaneDecision(
-            lane, reason, queue, self.limits, size_bytes, estimate, promote_at, fallback
+            *(lane, reason, queue, self.limits, size_bytes, estimate, promote_at, fallback),
+            prefixes=tuple(prefixes),
         )
 
     def problem(self, lane: Lane) -> LaneProblem:
@@ -332,6 +350,24 @@ class _Assessment:
         elif max_wait <= URGENT_SECONDS and health.queued[queue] >= LONG_QUEUE_LENGTH:
             why = "its queue is long"
         return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
+
+
+def _unsupported(request: Request, body: dict[str, Any], catalogue: Catalogue) -> dict[Lane, str]:
+    """The lanes that do not support a parameter of the body, each with the error message."""
+    known = catalogue.engine_parameters.get(request.endpoint)
+    unknown = sorted(body.keys() - set(known)) if known else []
+    why = f"{', '.join(unknown)}: the engines of the local lane do not support it"
+    return {"local": why} if unknown else {}
+
+
+def _check_headers(request: Request, catalogue: Catalogue) -> None:
+    """Raises InvalidRequest for headers that fleet.yaml does not allow."""
+    names = {name.lower() for name in request.extra_headers or ()}
+    if refused := sorted(names - set(catalogue.extra_headers)):
+        allowed = ", ".join(catalogue.extra_headers) or "none"
+        raise InvalidRequest(
+            f"extra_headers: {', '.join(refused)}: not allowed; fleet.yaml allows {allowed}"
+        )
 
 
 def _check_tags(request: Request, model: Model, catalogue: Catalogue) -> None:

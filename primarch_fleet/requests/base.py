@@ -179,7 +179,8 @@ class Request(BaseModel):
     def unsupported(self) -> dict[Lane, str]:
         """Return the lanes that do not support a field of the request, each with the reason."""
         realtime_only = next(
-            (name for name in ("tags", "routing_strategy") if getattr(self, name)), None
+            (name for name in ("tags", "routing_strategy", "extra_headers") if getattr(self, name)),
+            None,
         )
         lanes: dict[Lane, str] = {}
         if realtime_only is not None:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from primarch_fleet.contract import Lane
+from primarch_fleet.contract import LANES, Lane
 from primarch_fleet.requests.base import Count, JsonObject, Request
 
 #: Keys of `extra_body` that change the prompt that an engine computes.
@@ -101,6 +101,8 @@ class CompletionRequest(Request):
 
     def unsupported(self) -> dict[Lane, str]:
         """Return the lanes that do not support a field of the request, each with the reason."""
+        if self.stream_options and not self.stream:
+            return dict.fromkeys(LANES, "stream_options: only for streams; set stream")
         lanes = super().unsupported()
         if self.stream and (self.n or 1) > 1:
             lanes["realtime"] = "n: a stream has one choice on the realtime lane"

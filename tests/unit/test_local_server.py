@@ -10,8 +10,12 @@ import pytest
 from celery.exceptions import Reject
 
 from config.engine import EngineConfig
+from config.requests import RequestPolicy
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, errors
+from primarch_fleet.requests.base import PROVIDER_NAMES
+from tasks.privacy import Privacy
 from tasks.receipts import RequestMetadata
+from tests.support import parameters
 from tests.support.engines import CountingSleep
 from workers.local import engines
 from workers.local.engines.base import Answer
@@ -254,3 +258,81 @@ def test_an_engine_that_is_not_installed_is_a_config_error(
     config = CONFIG.model_copy(update={"engine": "vllm"})
     with pytest.raises(errors.ConfigError, match=r"small: vllm is not installed.*make engine"):
         asyncio.run(engines.start(config))
+
+
+class RecordingEngine(SimulatedEngine):
+    """Records the bodies of its requests."""
+
+    def __init__(self) -> None:
+        super().__init__(CONFIG)
+        self.bodies: list[dict[str, Any]] = []
+
+    async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
+        self.bodies.append(body)
+        return await super().answer(endpoint, body, priority)
+
+
+#: Parameters of the SDK that no engine has.
+NOT_FOR_ENGINES = {
+    *("audio", "function_call", "functions", "modalities", "moderation", "prediction"),
+    *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "provider_metadata"),
+    *("safety_identifier", "service_tier", "store", "verbosity", "web_search_options"),
+}
+
+
+def test_each_parameter_reaches_the_engine_or_is_refused_by_name() -> None:
+    engine = RecordingEngine()
+    fields = {name: {name: value} for name, value in parameters.CHAT.items()}
+    extra = {name: {"extra_body": {name: value}} for name, value in parameters.ENGINE.items()}
+    del fields["stream"], fields["stream_options"]
+
+    async def run() -> set[str]:
+        refused = set()
+        server = local_server(engine)
+        for name, changes in (fields | extra).items():
+            try:
+                await server.serve(request(**changes), METADATA)
+            except errors.InvalidRequest as error:
+                assert (PROVIDER_NAMES.get(name) or name) in str(error)
+                refused.add(name)
+        return refused
+
+    assert asyncio.run(run()) == NOT_FOR_ENGINES
+    sent = {name: value for body in engine.bodies for name, value in body.items()}
+    expected = {
+        name: value
+        for name, value in (parameters.CHAT | parameters.ENGINE).items()
+        if name not in NOT_FOR_ENGINES | {"stream", "stream_options"}
+    }
+    assert {name: sent[name] for name in expected} == expected
+
+
+def test_the_engine_refuses_a_provider_s_parameter_by_name() -> None:
+    server = local_server(SimulatedEngine(CONFIG))
+    wrong = request(extra_body={"thinking": {"type": "enabled"}})
+    with pytest.raises(errors.InvalidRequest, match=r"^thinking: "):
+        asyncio.run(server.serve(wrong, METADATA))
+
+
+def test_tenants_have_their_own_prefix_cache_in_the_engine() -> None:
+    engine = RecordingEngine()
+    privacy = Privacy(RequestPolicy(), b"key")
+    server = LocalServer(CONFIG, engine, RecordingWriter(), lambda: None, privacy)
+
+    async def run() -> None:
+        for tenant in ("a", "b", "a"):
+            await server.serve(request(tenant_id=tenant, user_id="ann"), METADATA)
+
+    asyncio.run(run())
+    first, second, third = (body["cache_salt"] for body in engine.bodies)
+    assert first == third != second
+    assert "ann" not in str(engine.bodies)
+
+
+@pytest.mark.parametrize("wants_usage", [False, True])
+def test_readers_get_the_usage_chunk_on_request(wants_usage: bool) -> None:
+    writer = RecordingWriter()
+    server = local_server(SimulatedEngine(CONFIG), writer)
+    asked = request(stream=True, stream_options={"include_usage": wants_usage})
+    asyncio.run(server.serve(asked, METADATA))
+    assert any(chunk.get("usage") for chunk in writer.chunks) is wants_usage

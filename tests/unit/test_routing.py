@@ -435,3 +435,67 @@ def test_a_full_lane_is_no_fallback_for_a_request_over_budget() -> None:
     assert decide(request(), catalogue, LaneHealth()).fallback is not None
     full = LaneHealth(queued=Counter({"batch": 1}))
     assert decide(request(), catalogue, full).fallback is None
+
+
+ENGINES = CATALOGUE.model_copy(
+    update={"engine_parameters": {CompletionRequest.endpoint: ("model", "messages", "top_k")}}
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"store": True}, "store"),
+        ({"extra_body": {"top_k": 5, "thinking": {}, "audio_mode": 1}}, "audio_mode, thinking"),
+    ],
+    ids=str,
+)
+def test_a_parameter_that_engines_do_not_have_makes_auto_pass_over_the_local_lane(
+    fields: dict[str, Any], names: str
+) -> None:
+    decision = decide(request(**fields), ENGINES)
+    assert decision.lane == "realtime"
+    assert f"not local: {names}: " in decision.reason
+    with pytest.raises(InvalidRequest, match=f"^{names}: "):
+        decide(request(**fields, lane="local"), ENGINES)
+    with pytest.raises(InvalidRequest, match=names):
+        decide(request("hosted", **fields), ENGINES)
+
+
+def test_a_parameter_that_engines_have_changes_no_lane() -> None:
+    assert decide(request(extra_body={"top_k": 5}), ENGINES).lane == "local"
+    vectors = EmbeddingRequest(model="vectors", input="x", user="u")
+    assert decide(vectors, ENGINES).lane == "realtime"
+
+
+def test_headers_go_to_the_realtime_lane_if_they_are_allowed() -> None:
+    headers: dict[str, Any] = {"extra_headers": {"X-Trace": "private"}}
+    allowed = CATALOGUE.model_copy(update={"extra_headers": ("x-trace",)})
+    assert decide(request(**headers), allowed).lane == "realtime"
+    for lane in ("local", "batch"):
+        with pytest.raises(InvalidRequest, match=r"^extra_headers: only the realtime lane"):
+            decide(request(**headers, lane=lane), allowed)
+    with pytest.raises(InvalidRequest, match=r"^extra_headers: x-trace: not allowed") as caught:
+        decide(request(**headers), CATALOGUE)
+    assert "private" not in str(caught.value)
+
+
+@pytest.mark.parametrize("lane", ["auto", "realtime", "local", "batch"])
+def test_stream_options_need_a_stream(lane: Any) -> None:
+    with pytest.raises(InvalidRequest, match="stream_options: only for streams"):
+        decide(request(stream_options={"include_usage": True}, lane=lane), CATALOGUE)
+    if lane != "batch":
+        options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+        assert decide(request(**options, lane=lane), CATALOGUE)
+
+
+def test_prefixes_are_shared_among_tenants_only_if_the_catalogue_says_so() -> None:
+    def prefixes(catalogue: Catalogue) -> list[tuple[str, ...]]:
+        return [decide(request(tenant_id=name), catalogue).prefixes for name in ("a", "b")]
+
+    first, second = prefixes(CATALOGUE)
+    assert first
+    assert first != second
+    first, second = prefixes(CATALOGUE.model_copy(update={"share_prefix_cache": True}))
+    assert first == second
+    assert decide(request(lane="realtime"), CATALOGUE).prefixes == ()

@@ -80,6 +80,8 @@ class LocalServer:
             raise InvalidRequest(
                 f"model: this queue serves only {names}, for {self._config.kind} requests"
             )
+        if why := request.unsupported().get("local"):
+            raise InvalidRequest(why)
         if not request.streams:
             return await self._serve(request, metadata)
         try:

@@ -19,6 +19,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 from config.engine import EngineConfig
+from config.engine_parameters import ENGINE_PARAMETERS, NOT_FOR_REQUESTS
 from config.fleet import FleetConfig
 from config.settings import ROOT
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
@@ -53,6 +54,14 @@ WEATHER: dict[str, Any] = {
         },
     },
 }
+
+
+def test_the_parameters_of_engines_are_the_fields_of_vllm_s_requests() -> None:
+    from workers.local.engines.vllm import HANDLERS  # noqa: PLC0415 - needs vLLM
+
+    for endpoint, names in ENGINE_PARAMETERS.items():
+        fields = set(HANDLERS[endpoint].kind.model_fields)
+        assert names == fields - NOT_FOR_REQUESTS
 
 
 @pytest.fixture(scope="module")

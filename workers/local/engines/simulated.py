@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from config.engine import EngineConfig
+from config.engine_parameters import ENGINE_PARAMETERS
 from primarch_fleet.errors import ContextWindowExceeded, InvalidRequest
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from workers.local.engines.base import Answer
@@ -21,12 +22,6 @@ from workers.local.engines.base import Answer
 SECONDS_PER_TOKEN = 0.002
 DEFAULT_DIMENSIONS = 8
 Method = TypeVar("Method", bound=Callable[..., Any])
-#: The parameters that it accepts; sampling parameters change nothing.
-SUPPORTED_PARAMETERS = {
-    *("model", "messages", "input", "user", "seed"),
-    *("temperature", "top_p", "presence_penalty", "frequency_penalty"),
-    *("max_tokens", "max_completion_tokens", "n", "dimensions", "encoding_format"),
-}
 
 
 async def start(config: EngineConfig) -> SimulatedEngine:
@@ -36,6 +31,9 @@ async def start(config: EngineConfig) -> SimulatedEngine:
 
 class SimulatedEngine:
     """Answers with words derived from the prompt; runs `max_num_seqs` requests at a time.
+
+    It accepts the parameters that vLLM has. Only `n`, the token limits and `dimensions` change its
+    answers.
 
     Args:
         config: The engine's settings.
@@ -69,12 +67,16 @@ class SimulatedEngine:
 
     async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
         """Answer a request with words or vectors that depend only on its body."""
+        _check_parameters(endpoint, body)
+        if "stream_options" in body:
+            raise InvalidRequest("stream_options: only for streams")
         return await self._method(self._answers, endpoint)(body, priority)
 
     def stream(
         self, endpoint: str, body: dict[str, Any], priority: int = 0
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the words of `answer`, one in each chunk."""
+        _check_parameters(endpoint, body)
         return self._method(self._streams, endpoint)(body, priority)
 
     async def _chat(self, body: dict[str, Any], priority: int) -> Answer:
@@ -108,7 +110,6 @@ class SimulatedEngine:
 
     async def _embed(self, body: dict[str, Any], priority: int) -> Answer:
         """Return vectors derived from the inputs."""
-        _check_parameters(body)
         inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
         if not isinstance(inputs[0], str):
             raise InvalidRequest("input: the simulated engine has no tokenizer; send text")
@@ -138,7 +139,6 @@ class SimulatedEngine:
 
     def _text(self, body: dict[str, Any]) -> _Text:
         """The answer to a chat request. Raises InvalidRequest."""
-        _check_parameters(body)
         prompt = [word for message in body["messages"] for word in _words(message)]
         words = f"Simulated answer {_digest(' '.join(prompt))[:8]}".split() + prompt[-5:]
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(words)
@@ -183,8 +183,9 @@ class SimulatedEngine:
         self._running -= 1
 
 
-def _check_parameters(body: dict[str, Any]) -> None:
-    if unknown := sorted(set(body) - SUPPORTED_PARAMETERS):
+def _check_parameters(endpoint: str, body: dict[str, Any]) -> None:
+    supported = ENGINE_PARAMETERS.get(endpoint)
+    if supported is not None and (unknown := sorted(body.keys() - supported)):
         raise InvalidRequest(f"{', '.join(unknown)}: the simulated engine does not support it")
 
 

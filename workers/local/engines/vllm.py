@@ -35,6 +35,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from config.engine import EngineConfig
+from config.engine_parameters import NOT_FOR_REQUESTS
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from primarch_fleet.validation import Location, explain
@@ -110,7 +111,8 @@ class VllmEngine:
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of vLLM's own handler of the endpoint."""
         stream, request_id = STREAMS[endpoint], uuid.uuid4().hex
-        streamed = {"stream": True, "request_id": request_id, **stream.options}
+        options = {name: {**body.get(name, {}), **own} for name, own in stream.options.items()}
+        streamed = {"stream": True, "request_id": request_id, **options}
         chunks = await self._call(endpoint, body | streamed, priority)
         try:
             async for chunk in chunks:
@@ -156,8 +158,8 @@ HANDLERS = {
 class _Stream(NamedTuple):
     """How a handler streams."""
 
-    #: Parameters of a request that streams.
-    options: dict[str, Any]
+    #: What a request that streams has in these parameters, besides its own.
+    options: dict[str, dict[str, Any]]
     #: The engine's id of a request, from the request's own.
     engine_id: str
     #: Converts what the handler yields to OpenAI's chunk.
@@ -261,7 +263,8 @@ async def _response(
     handle: Callable[[Any], Awaitable[Any]], kind: type[Any], body: dict[str, Any], priority: int
 ) -> Any:
     """The response of vLLM's server. Raises what `Engine` documents."""
-    if unknown := sorted(set(body) - set(kind.model_fields)):
+    reserved = NOT_FOR_REQUESTS - {"request_id"}  # which identifies a stream
+    if unknown := sorted((body.keys() - kind.model_fields.keys()) | (body.keys() & reserved)):
         raise InvalidRequest(f"{', '.join(unknown)}: vLLM does not support it")
     try:
         response = await handle(kind(**body, priority=priority))
