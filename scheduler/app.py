@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from scheduler.translation.lines import LineEncoder
 from tasks import services
 from tasks.services import Services
 from workers.bootstrap import lane_worker
@@ -39,6 +41,10 @@ from workers.runtime import event_loop
 from workers.runtime import revoke as worker_revoke
 
 logger = logging.getLogger(__name__)
+
+# LiteLLM reads it on import. A batch worker translates whatever producers send: it must not fetch
+# the addresses in it.
+os.environ.setdefault("MAX_IMAGE_URL_DOWNLOAD_SIZE_MB", "0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +76,12 @@ async def start(shared: Services) -> BatchPipeline:
         result_ttl_seconds=float(app.conf.result_expires),
     )
     await blobs.check()
-    accounts = open_accounts(config)
+    accounts, lines = open_accounts(config), LineEncoder(config)
     replay = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
     pipeline = BatchPipeline(
-        BatchContext.from_policy(store, blobs, config.batch, settings().data_dir / "batches"),
+        BatchContext.from_policy(
+            store, blobs, lines, config.batch, settings().data_dir / "batches"
+        ),
         config,
         accounts,
         replay,
@@ -81,7 +89,7 @@ async def start(shared: Services) -> BatchPipeline:
     )
     promotion = LocalPromotion(patient_async(redis_url(), text=False), config.engines)
     event_loop.at_stop(promotion.close)
-    shared = replace(shared, deferral_store=ParkingStore(store, blobs, config))
+    shared = replace(shared, deferral_store=ParkingStore(store, blobs, lines, config))
     services.install(
         BatchServices(
             **vars(shared),

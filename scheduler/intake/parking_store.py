@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 
 from config.fleet import FleetConfig
 from config.provider import Deployment
-from primarch_fleet.errors import FleetError, RequestTooLarge, UnknownModel
+from primarch_fleet.errors import FleetError, InvalidRequest, RequestTooLarge, UnknownModel
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from scheduler.completion import accounting
@@ -19,6 +19,8 @@ from scheduler.model import jsonl
 from scheduler.model.job import ParkedRecord, ParkedRequest, RequestGroup, RequestSize
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from scheduler.translation.lines import LineEncoder
+from scheduler.translation.translator import Untranslatable
 
 #: As long as the longest custom_id of any request; used for its length.
 LONGEST_CUSTOM_ID = jsonl.custom_id(jsonl.request_id(""), 9999)
@@ -30,14 +32,22 @@ class ParkingStore:
     It is made on the store's event loop; its methods are called on other threads.
     """
 
-    def __init__(self, store: Store, blobs: BlobStore, config: FleetConfig) -> None:
+    def __init__(
+        self, store: Store, blobs: BlobStore, lines: LineEncoder, config: FleetConfig
+    ) -> None:
         self._store = store
         self._blobs = blobs
+        self._lines = lines
         self._config = config
         self._loop = asyncio.get_running_loop()
 
     def record(self, request: Request, context: dict[str, Any]) -> ParkedRecord:
-        """Make the record of a request. Raises UnknownModel and RequestTooLarge."""
+        """Make the record of a request.
+
+        Raises:
+            InvalidRequest: The model is unknown, its provider does not support the request, or no
+                batch can hold it.
+        """
         try:
             deployment = self._config.batch_deployment(request.model)
         except KeyError:
@@ -89,7 +99,10 @@ class ParkingStore:
 
     def _size(self, request: Request, deployment: Deployment) -> RequestSize:
         prompt = measure(request.body())  # raises for text that cannot be encoded
-        line_bytes = len(jsonl.encode_line(LONGEST_CUSTOM_ID, request, deployment.upstream))
+        try:
+            line_bytes = len(self._lines.encode(deployment.id, LONGEST_CUSTOM_ID, request))
+        except Untranslatable as error:
+            raise InvalidRequest(str(error)) from None
         policy = self._config.batch
         inputs = request.input_count
         if line_bytes > policy.max_bytes or inputs > policy.max_inputs:

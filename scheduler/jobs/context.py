@@ -11,25 +11,27 @@ from primarch_fleet.contract import Receipt
 from scheduler.jobs.backoff import Backoff
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from scheduler.translation.lines import LineEncoder
 
 
 @dataclass(frozen=True)
 class BatchContext:
-    """Stores, policy and backoff of the batch lane, and a folder for the files of jobs."""
+    """Stores, lines, policy and backoff of the batch lane, and a folder for the files of jobs."""
 
     store: Store
     blobs: BlobStore
+    lines: LineEncoder
     policy: Batch
     backoff: Backoff
     folder: Path
 
     @classmethod
     def from_policy(
-        cls, store: Store, blobs: BlobStore, policy: Batch, folder: Path
+        cls, store: Store, blobs: BlobStore, lines: LineEncoder, policy: Batch, folder: Path
     ) -> BatchContext:
         """Return a context with the policy's poll intervals."""
         backoff = Backoff(policy.poll_interval, policy.poll_interval_max)
-        return cls(store, blobs, policy, backoff, folder)
+        return cls(store, blobs, lines, policy, backoff, folder)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from primarch_fleet.errors import BatchError
+from primarch_fleet.errors import BatchError, ProviderError
 from primarch_fleet.requests import Request
 from scheduler import metrics
 from scheduler.jobs.context import BatchContext
@@ -23,6 +23,7 @@ from scheduler.providers.errors import (
 )
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
+from scheduler.translation.translator import Untranslatable
 from tasks.provider_errors import Fault, Reason
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Submitter:
     def __init__(self, context: BatchContext, finisher: JobFinisher) -> None:
         self._store = context.store
         self._blobs = context.blobs
+        self._lines = context.lines
         self._backoff = context.backoff
         self._list_lag = context.policy.list_lag
         self._folder = context.folder
@@ -102,22 +104,45 @@ class Submitter:
         return None
 
     async def _is_stale(self, job: Job) -> bool:
-        """Whether a deadline has passed, or a scheduler died while it ended the unsent job."""
+        """Whether the job must be made again.
+
+        A deadline has passed, its deployment is gone from the configuration or has another model,
+        or a scheduler died while it ended the unsent job.
+        """
         late = 0 < job.deadline <= await self._store.now()
-        return late or len(await self._store.members(job)) != job.requests
+        gone = not self._lines.serves(job.terms.deployment, job.terms.upstream)
+        return late or gone or len(await self._store.members(job)) != job.requests
 
     def _path(self, job: Job) -> Path:
         return self._folder / f"{job.intent}.jsonl"
 
     async def _write_file(self, job: Job) -> dict[str, LineOutcome]:
-        """Write the job's input file; return the outcomes of the requests that are unreadable."""
+        """Write the job's input file; return the outcomes of the requests that cannot be sent."""
         requests = list((await self._store.members(job)).values())
         unreadable: dict[str, LineOutcome] = {}
         await asyncio.to_thread(_remove_old_file, self._path(job))
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
             loaded = await self._blobs.hydrate(await self._store.load(chunk))
-            unreadable.update(await asyncio.to_thread(_append, self._path(job), job, loaded))
+            unreadable.update(await asyncio.to_thread(self._append, job, loaded))
+        return unreadable
+
+    def _append(
+        self, job: Job, loaded: dict[str, tuple[ParkedRequest | None, AttemptCounts]]
+    ) -> dict[str, LineOutcome]:
+        unreadable: dict[str, LineOutcome] = {}
+        with self._path(job).open("ab") as file:
+            for request, (parked, attempts) in loaded.items():
+                custom_id = jsonl.custom_id(request, sum(attempts) + 1)
+                try:
+                    line = self._lines.encode(job.terms.deployment, custom_id, _parse(parked))
+                except Untranslatable as error:
+                    unreadable[request] = LineRefused(ProviderError(str(error)))
+                except (ValueError, LookupError) as error:
+                    message = f"the stored request is unreadable: {error}"
+                    unreadable[request] = LineRefused(BatchError(message))
+                else:
+                    file.write(line)
         return unreadable
 
     async def _upload(self, job: Job, provider: BatchProvider) -> Job:
@@ -246,21 +271,6 @@ class Submitter:
 def _remove_old_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-
-
-def _append(
-    path: Path, job: Job, loaded: dict[str, tuple[ParkedRequest | None, AttemptCounts]]
-) -> dict[str, LineOutcome]:
-    unreadable: dict[str, LineOutcome] = {}
-    with path.open("ab") as file:
-        for request, (parked, attempts) in loaded.items():
-            custom_id = jsonl.custom_id(request, sum(attempts) + 1)
-            try:
-                file.write(jsonl.encode_line(custom_id, _parse(parked), job.terms.upstream))
-            except (ValueError, LookupError) as error:
-                message = f"the stored request is unreadable: {error}"
-                unreadable[request] = LineRefused(BatchError(message))
-    return unreadable
 
 
 def _parse(parked: ParkedRequest | None) -> Request:

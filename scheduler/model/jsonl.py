@@ -1,11 +1,20 @@
-"""Encodes a batch's input file, a line a request, and the ids that its lines carry. Pure."""
+"""The lines of a batch's input file, and the ids that they carry. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any, NamedTuple
 
-from primarch_fleet.requests import Request
+
+class TranslatedRequest(NamedTuple):
+    """A request in the form of its provider."""
+
+    #: The path that answers it.
+    endpoint: str
+    body: dict[str, Any]
+    #: Anthropic's beta features that the body needs.
+    betas: frozenset[str] = frozenset()
 
 
 def request_id(task_id: str) -> str:
@@ -30,13 +39,9 @@ def request_of(custom: str) -> str | None:
     return parts[1] if len(parts) == 3 and parts[0] == "r" else None
 
 
-def encode_line(custom: str, request: Request, upstream: str) -> bytes:
-    """Encode a request's line, with its newline.
+def encode(line: dict[str, Any]) -> bytes:
+    """Encode a line, with its newline.
 
-    Args:
-        custom: The custom_id.
-        upstream: The provider's name for the model.
+    It is ASCII: some servers take U+2028 for the end of a line, and some count bytes otherwise.
     """
-    body = {**request.body(), "model": upstream}
-    line = {"custom_id": custom, "method": "POST", "url": request.endpoint, "body": body}
-    return json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -2,9 +2,8 @@
 
 The differences from OpenAI, and how they fit the interface:
 
-- The create call carries the requests. An "uploaded" input file stays on this machine, translated
-  into an order file, and is streamed into the call. Another machine does not find it and writes its
-  own.
+- The create call carries the requests. An "uploaded" input file stays on this machine as an order
+  file, and is streamed into the call. Another machine does not find it and writes its own.
 - A batch carries nothing of the fleet. When a create call got no answer, a running batch shows only
   its creation time and number of requests; the custom_ids in its results show whose it is after it
   has ended. Until then the job waits, because it must not create a second batch.
@@ -27,7 +26,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
 from config.provider import Provider
 from scheduler.model import jsonl
-from scheduler.providers import anthropic_messages
+from scheduler.model.jsonl import TranslatedRequest
+from scheduler.providers import anthropic_results
 from scheduler.providers.base import (
     CLOCK_SKEW_SECONDS,
     BatchFingerprint,
@@ -36,7 +36,6 @@ from scheduler.providers.base import (
     ProviderBatch,
 )
 from scheduler.providers.errors import (
-    BatchFault,
     InputFileNotLocal,
     ProviderCallFailed,
     ProviderRefused,
@@ -49,6 +48,8 @@ if TYPE_CHECKING:
     from anthropic.types.messages import MessageBatch
 
 BATCHES_PATH = "/v1/messages/batches"
+#: Of a line of an input file: the beta features that its request needs.
+BETAS = "betas"
 #: The version that LiteLLM translates for. The SDK's newer one has no temperature:
 #: https://platform.claude.com/docs/en/api/versioning.
 VERSION = {"anthropic-version": "2023-06-01"}
@@ -68,8 +69,7 @@ class AnthropicBatches:
         endpoints=frozenset({CHAT}),
         max_requests=100_000,
         windows=frozenset({WINDOW}),
-        # Half of Anthropic's 256 MB: translation makes short texts longer, but less than double.
-        max_bytes=128_000_000,
+        max_bytes=256_000_000,
         metadata=False,
     )
 
@@ -89,20 +89,15 @@ class AnthropicBatches:
         base_url = re.sub(r"/v1(/messages)?/?$", "", provider.base_url() or "") or None
         return cls(AsyncAnthropic(api_key=provider.key(), base_url=base_url))
 
-    async def upload(self, path: Path, name: str) -> str:
-        """Translate an input file into an order file next to it; its local path is the id.
+    @staticmethod
+    def line(custom_id: str, request: TranslatedRequest) -> dict[str, Any]:
+        """Return a request of the create call, with the beta features that it needs."""
+        return {"custom_id": custom_id, "params": request.body, BETAS: sorted(request.betas)}
 
-        Raises ProviderRefused, with the lines as faults, when some cannot be translated; no order
-        file is left then.
-        """
+    async def upload(self, path: Path, name: str) -> str:
+        """Write an input file as an order file next to it; its local path is the id."""
         order = path.with_suffix(".order")
-        faults = await asyncio.to_thread(_write_order, path, order)
-        if faults:
-            raise ProviderRefused(
-                "some requests use features that Anthropic batches do not support",
-                400,
-                faults=tuple(faults),
-            )
+        await asyncio.to_thread(_write_order, path, order)
         return str(order)
 
     async def find_input_file(self, name: str, size: int) -> None:
@@ -229,31 +224,22 @@ def _status(batch: MessageBatch) -> str:
     return "cancelled" if batch.request_counts.canceled else "completed"
 
 
-def _write_order(path: Path, order: Path) -> list[BatchFault]:
+def _write_order(path: Path, order: Path) -> None:
     """Write an order file, completely or not at all: a line of headers, then the request body."""
-    part, betas = order.with_suffix(".order.part"), set[str]()
-    faults: list[BatchFault] = []
+    part, betas, separator = order.with_suffix(".order.part"), set[str](), b""
     with path.open("rb") as file, part.open("wb") as body:
         body.write(b" " * HEADERS_BYTES + b'\n{"requests":[')
-        for number, text in enumerate(file, 1):
-            line = json.loads(text)
-            try:
-                params = anthropic_messages.params(line["body"])
-            except anthropic_messages.Untranslatable as error:
-                faults.append(BatchFault("untranslatable", str(error), number))
-                continue
-            betas |= params.betas
-            if number > 1:
-                body.write(b",")
-            body.write(_json({"custom_id": line["custom_id"], "params": params.params}))
+        for text in file:
+            request = json.loads(text)
+            betas.update(request.pop(BETAS))
+            body.write(separator + jsonl.encode(request))
+            separator = b","
         body.write(b"]}")
         body.seek(0)
-        body.write(_json({"anthropic-beta": ",".join(sorted(betas))} if betas else {}))
-    if faults:
-        part.unlink()
-    else:
-        part.replace(order)
-    return faults
+        body.write(
+            json.dumps({"anthropic-beta": ",".join(sorted(betas))} if betas else {}).encode()
+        )
+    part.replace(order)
 
 
 def _translate_results(source: Path, target: Path, created: int) -> None:
@@ -265,18 +251,14 @@ def _translate_results(source: Path, target: Path, created: int) -> None:
     with source.open("rb") as file, translated.open("wb") as output:
         for text in file:
             try:
-                line = _json(anthropic_messages.result_line(json.loads(text), created))
+                line = jsonl.encode(anthropic_results.result_line(json.loads(text), created))
             except (ValueError, KeyError, TypeError):
                 if not text.endswith(b"\n"):
                     raise ProviderCallFailed("the results end within a line") from None
-                line = text.rstrip(b"\n")
-            output.write(line + b"\n")
+                line = text
+            output.write(line)
     source.unlink()
     translated.replace(target)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _custom_id(line: bytes) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from config.provider import Provider
+from scheduler.model.jsonl import TranslatedRequest
 from scheduler.providers.errors import BatchFault, ProviderCallFailed
 
 #: Metadata key under which a batch carries the intent of its job.
@@ -94,6 +95,10 @@ class BatchProvider(Protocol):
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
         """Return the configured account. Raises ConfigError when its key is not set."""
+
+    @staticmethod
+    def line(custom_id: str, request: TranslatedRequest) -> dict[str, Any]:
+        """Return the line of a request in an input file."""
 
     async def upload(self, path: Path, name: str) -> str:
         """Upload an input file and return its id.

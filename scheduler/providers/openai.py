@@ -19,6 +19,7 @@ from openai.types import Batch
 
 from config.provider import Provider
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from scheduler.model.jsonl import TranslatedRequest
 from scheduler.providers.base import (
     INTENT_KEY,
     BatchFingerprint,
@@ -64,6 +65,12 @@ class OpenAIBatches:
     def from_config(cls, provider: Provider) -> Self:
         """Return the configured account. Raises ConfigError when its key is not set."""
         return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.base_url()))
+
+    @staticmethod
+    def line(custom_id: str, request: TranslatedRequest) -> dict[str, Any]:
+        """Return the line of a request in an input file."""
+        url, body = request.endpoint, request.body
+        return {"custom_id": custom_id, "method": "POST", "url": url, "body": body}
 
     async def upload(self, path: Path, name: str) -> str:
         """Upload an input file, read from disk while it is sent."""

@@ -44,6 +44,7 @@ from scheduler.pipeline import BatchPipeline
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from scheduler.translation.lines import LineEncoder
 from tasks import batch, realtime, services  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
 from tests.chaos import workload
@@ -98,7 +99,7 @@ class Process:
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
-        store = ParkingStore(self._store, self._bodies, self._config)
+        store = ParkingStore(self._store, self._bodies, LineEncoder(self._config), self._config)
         services.install(replace(services.current(), deferral_store=store))
         for message in self._order["messages"]:
             await asyncio.to_thread(run, app, message)
@@ -107,7 +108,8 @@ class Process:
         """Be a scheduler until the sandbox ends it."""
         completer.MAX_THREADS = self._order.get("threads", completer.MAX_THREADS)
         policy, backoff = self._config.batch, Backoff(15, 300, lambda: 0.5)
-        context = BatchContext(self._store, self._bodies, policy, backoff, self._folder)
+        lines = LineEncoder(self._config)
+        context = BatchContext(self._store, self._bodies, lines, policy, backoff, self._folder)
         providers = {"openai": self._provider}
         replay = CeleryReplay(app, NODE)
         pipeline = BatchPipeline(context, self._config, providers, replay, Observers())

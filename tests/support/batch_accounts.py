@@ -42,4 +42,4 @@ def dialect(kind: str, version: str = "", **azure: Any) -> Dialect:
         "azure": partial(AzureApp, **azure),
         "anthropic": AnthropicApp,
     }
-    return Dialect(apps.get(kind, App), partial(account, kind, version))
+    return Dialect(apps.get(kind, App), partial(account, kind, version), kind)

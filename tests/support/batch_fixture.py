@@ -30,6 +30,7 @@ from scheduler.providers.base import ProviderBatch
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
 from scheduler.store.keys import PREFIX
+from scheduler.translation.lines import LineEncoder
 from tasks import services
 from tests.support.mortal_store import Killed, MortalStore, Witness
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
@@ -52,16 +53,18 @@ def profile(*faults: Fault, **batch: Any) -> Profile:
     return Profile(models=models, faults=faults, batch=BatchProfile(**batch))
 
 
-def config(token_limit: int | None = None, **policy: Any) -> FleetConfig:
+def config(kind: str = "openai", token_limit: int | None = None, **policy: Any) -> FleetConfig:
     """A fleet that offers the models of PRICES in batches and creates batches at once.
 
     Args:
+        kind: LiteLLM's name of the provider.
         token_limit: The provider's limit of enqueued tokens for each model.
         policy: Fields of the section `batch`.
     """
+    account = {"api_key": "os.environ/TEST_KEY", "api_base": "os.environ/TEST_BASE"}
     return FleetConfig.model_validate(
         {
-            "providers": {"openai": {"litellm_provider": "openai", "api_key": "os.environ/KEY"}},
+            "providers": {"openai": {"litellm_provider": kind, **account}},
             "deployments": [
                 {
                     "id": f"openai-{name}",
@@ -93,6 +96,8 @@ class Dialect(NamedTuple):
 
     app: Callable[[Provider], App]
     account: Callable[[str], OpenAIBatches]
+    #: LiteLLM's name of the provider.
+    kind: str = "openai"
 
 
 OPENAI = Dialect(App, lambda url: OpenAIBatches(AsyncOpenAI(api_key="test-key", base_url=url)))
@@ -117,8 +122,9 @@ class Scheduler:
         observers = Observers(
             self.receipts.append, lambda *seen: self.jobs.append((*seen[:2], set(seen[2])))
         )
+        lines, policy = bench.lines, bench.config.batch
         self.lane = BatchPipeline(
-            BatchContext.from_policy(self.store, self.bodies, bench.config.batch, bench.folder),
+            BatchContext.from_policy(self.store, self.bodies, lines, policy, bench.folder),
             bench.config,
             {"openai": self.provider},
             Witness(bench.app, bench.completed),
@@ -149,12 +155,15 @@ class Bench:
         self.account, self.place = account, place
         self.app, self.url, self.folder = app, url, folder
         self.simulator, self.clock, self.config = simulator, simulator.clock, config
+        self.lines = LineEncoder(config)
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         #: Task ids of the completions by all schedulers, in order; repeated ones count again.
         self.completed: list[str] = []
         self.schedulers: list[Scheduler] = []
         self.scheduler = self.new_scheduler()
-        self.deferral_store = ParkingStore(self.scheduler.store, self.scheduler.bodies, config)
+        self.deferral_store = ParkingStore(
+            self.scheduler.store, self.scheduler.bodies, self.lines, config
+        )
 
     def now(self) -> float:
         """The store's time, in Unix seconds."""
@@ -306,7 +315,7 @@ async def bench(
                 url,
                 folder,
                 simulator,
-                config(**policy),
+                config(dialect.kind, **policy),
                 account=dialect.account,
                 place=place,
             )

@@ -22,5 +22,5 @@ def environment(folder: Path, url: str) -> dict[str, str]:
         "FLEET_CONFIG": str(file),
         "FLEET_DATA_DIR": str(folder),
         "FLEET_VISIBILITY_TIMEOUT": "2",
-        "KEY": "simulated",
+        "TEST_KEY": "simulated",
     }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from primarch_fleet import CompletionRequest, errors
+from primarch_fleet import errors
 from scheduler.model import jsonl
 from scheduler.model.outcomes import LineAnswered, LineHeld, LineRefused, LineRetry
 from scheduler.providers.result_lines import BadLine, decode_line
@@ -158,18 +158,20 @@ def test_a_foreign_custom_id_has_no_request(custom_id: str) -> None:
     assert jsonl.request_of(custom_id) is None
 
 
-def test_an_encoded_request_is_one_line_of_utf_8_with_the_providers_model_name() -> None:
-    messages = [{"role": "user", "content": "two\nlines\u2028and ünïcode"}]
-    request = CompletionRequest(model="ours", messages=messages, tenant_id="acme", temperature=0.5)
-    encoded = jsonl.encode_line("r-1-1", request, "theirs")
-    assert encoded.count(b"\n") == 1
-    assert "ünïcode".encode() in encoded
-    assert json.loads(encoded) == {
+def test_an_encoded_line_is_one_line_of_ascii() -> None:
+    line = {
         "custom_id": "r-1-1",
-        "method": "POST",
-        "url": "/v1/chat/completions",
-        "body": {"model": "theirs", "messages": messages, "temperature": 0.5},
+        "body": {"text": "two\nlines\u2028, \u00fcn\u00ef and \U0001f600"},
     }
+    encoded = jsonl.encode(line)
+    assert encoded.isascii()
+    assert (encoded.count(b"\n"), len(encoded.decode().splitlines())) == (1, 1)
+    assert json.loads(encoded) == line
+
+
+def test_a_line_that_json_cannot_express_is_an_error() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        jsonl.encode({"temperature": float("nan")})
 
 
 def test_a_request_id_is_a_hash_of_any_task_id() -> None:

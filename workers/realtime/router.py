@@ -34,7 +34,7 @@ def build_router(config: FleetConfig, redis_url: str) -> Router:
     routing = config.routing
     arguments = router_arguments(
         model_list=[
-            _deployment(deployment, config.providers[deployment.provider])
+            deployment_entry(deployment, config.providers[deployment.provider])
             for deployment in config.deployments
         ],
         redis_url=redis_url if routing.shared_state else None,
@@ -76,7 +76,8 @@ def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
     return {name: table or None for name, table in tables.items()}
 
 
-def _deployment(deployment: Deployment, provider: Provider) -> dict[str, Any]:
+def deployment_entry(deployment: Deployment, provider: Provider) -> dict[str, Any]:
+    """Return a deployment in the form of the Router's `model_list`."""
     params = call_params(provider, deployment)
     try:
         LiteLLM_Params.model_validate(params)

@@ -11,6 +11,8 @@ import pytest
 
 from primarch_fleet import errors
 from scheduler.admin.operations import Operations
+from scheduler.model import jsonl
+from scheduler.model.jsonl import TranslatedRequest
 from tests.support.batch_accounts import dialect
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
@@ -47,9 +49,10 @@ def orders(b: Bench) -> list[list[dict[str, Any]]]:
 async def create_foreign_batch(b: Bench, folder: Path, *custom_ids: str) -> str:
     """Create a batch outside of the fleet, in the same account; its id."""
     path = folder / "foreign.jsonl"
-    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "theirs"}]}
-    path.write_text("".join(json.dumps({"custom_id": c, "body": body}) + "\n" for c in custom_ids))
-    provider = b.scheduler.provider
+    messages = [{"role": "user", "content": "theirs"}]
+    body = {"model": "gpt-4o", "messages": messages, "max_tokens": 9}
+    request, provider = TranslatedRequest("/v1/messages", body), b.scheduler.provider
+    path.write_bytes(b"".join(jsonl.encode(provider.line(c, request)) for c in custom_ids))
     file_id = await provider.upload(path, path.name)
     return (await provider.create(file_id, "/v1/chat/completions", "24h", "theirs")).id
 
@@ -263,12 +266,13 @@ async def test_the_batch_of_an_earlier_attempt_is_not_adopted(anthropic: OpenBen
 
 async def test_a_request_that_anthropic_does_not_support_fails_alone(anthropic: OpenBench) -> None:
     async with anthropic() as b:
-        results = await b.send(chat("good"), chat("seeded", seed=7), chat("too"))
+        good, seeded, too = await b.send(chat("good"), chat("seeded", seed=7), chat("too"))
+        error = await b.outcome(seeded)
+        assert isinstance(error, errors.InvalidRequest)
+        assert "seed" in str(error)
         await b.until_idle()
-        good, seeded, too = await b.settled(results, batches=1)
-        assert isinstance(seeded, errors.ProviderError)
-        assert str(seeded) == "seed: not supported by Anthropic"
-        assert [answer.receipt.attempts for answer in (good, too)] == [1, 1]
+        answers = await b.settled([good, too], batches=1)
+        assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert [len(order) for order in orders(b)] == [2]
 
 

@@ -167,7 +167,7 @@ def environment(folder: Path, url: str, simulator: Simulator, **policy: Any) -> 
         "FLEET_REDIS_URL": url,
         "FLEET_CONFIG": str(path),
         "FLEET_DATA_DIR": str(folder),
-        "KEY": "test-key",
+        "TEST_KEY": "test-key",
         "BASE": simulator.url,
     }
 

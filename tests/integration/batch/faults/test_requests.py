@@ -30,7 +30,7 @@ async def test_fault_09_a_request_above_max_bytes_fails_alone(opened: OpenBench)
 async def test_fault_10_batches_are_split_by_their_encoded_bytes(
     opened: OpenBench,
 ) -> None:
-    async with opened(profile(max_bytes=2000), max_bytes=2000) as b:
+    async with opened(profile(max_bytes=4000), max_bytes=4000) as b:
         results = await b.send(*(chat(f"{n} " + "ü" * 100) for n in range(20)))
         await b.until_idle()
         sizes = [size for _, size, _ in b.scheduler.jobs]

@@ -1,0 +1,1 @@
+"""Requests become lines of batch files, in each provider's own form."""
