@@ -20,6 +20,7 @@ from config.inline_accounts import with_accounts
 from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
 from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
 from config.provider import Deployment, Provider, call_params
+from config.provider_parameters import unsupported_parameters
 from config.requests import RequestPolicy
 from config.routing import LaneSection, Routing
 from config.section import Section, Values
@@ -237,6 +238,7 @@ class FleetConfig(Section):
                     max_output_tokens=deployment.max_output_tokens,
                     media=deployment.media,
                     context_length=deployment.context_length,
+                    unsupported=self._unsupported([deployment]),
                 )
             add(deployment.model, deployment, offers)
         for engine in self.engines:
@@ -263,8 +265,14 @@ class FleetConfig(Section):
             max_output_tokens=_longest(other.max_output_tokens for other in possible),
             media=max_media_tokens(other.media for other in possible),
             context_length=_longest(other.context_length for other in possible),
+            unsupported=self._unsupported(self.deployments_of(deployment.model)),
             tags=tuple(sorted(tags)),
         )
+
+    def _unsupported(self, deployments: list[Deployment]) -> tuple[str, ...]:
+        """The parameters that each of these deployments refuses."""
+        refused = [unsupported_parameters(one, self.providers[one.provider]) for one in deployments]
+        return tuple(sorted(frozenset.intersection(*refused)))
 
 
 def _with_litellm_config(file: Values) -> Values:

@@ -36,6 +36,8 @@ class Offer(BaseModel):
     media: MediaTokens = MediaTokens()
     #: Most tokens of a prompt, at the deployment that takes most; None if it is not known.
     context_length: int | None = None
+    #: Parameters of OpenAI's body that no deployment of the model on the lane supports.
+    unsupported: tuple[str, ...] = ()
     #: The tags of each deployment on the realtime lane; None if they are not known.
     tags: tuple[tuple[str, ...], ...] | None = None
 

@@ -27,6 +27,8 @@ from primarch_fleet.errors import (
 from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
 from primarch_fleet.prompt_size import PromptSize, measure
 from primarch_fleet.requests import Request
+from primarch_fleet.requests.base import PROVIDER_NAMES
+from primarch_fleet.requests.defaults import is_default
 
 #: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
 URGENT_SECONDS = 60.0
@@ -187,7 +189,7 @@ class _Assessment:
         time_limits = [limit for limit in (request.max_latency, seconds_left) if limit is not None]
         max_wait_seconds = min(time_limits, default=float("inf"))
         body = request.body()
-        unsupported = {**_unsupported(request, body, catalogue), **request.unsupported()}
+        unsupported = {**_unsupported(request, body, model, catalogue), **request.unsupported()}
         eligible = {
             lane
             for lane, offer in model.lanes.items()
@@ -352,12 +354,21 @@ class _Assessment:
         return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
 
 
-def _unsupported(request: Request, body: dict[str, Any], catalogue: Catalogue) -> dict[Lane, str]:
+def _unsupported(
+    request: Request, body: dict[str, Any], model: Model, catalogue: Catalogue
+) -> dict[Lane, str]:
     """The lanes that do not support a parameter of the body, each with the error message."""
-    known = catalogue.engine_parameters.get(request.endpoint)
-    unknown = sorted(body.keys() - set(known)) if known else []
-    why = f"{', '.join(unknown)}: the engines of the local lane do not support it"
-    return {"local": why} if unknown else {}
+    asked = {name for name, value in body.items() if not is_default(name, value)}
+    refused = {lane: asked & set(offer.unsupported) for lane, offer in model.lanes.items()}
+    if known := catalogue.engine_parameters.get(request.endpoint):
+        refused["local"] = body.keys() - set(known)
+    fields = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
+    return {
+        lane: f"{', '.join(sorted(fields.get(name, name) for name in names))}: "
+        f"the {lane} lane does not support it for {request.model!r}"
+        for lane, names in refused.items()
+        if names
+    }
 
 
 def _check_headers(request: Request, catalogue: Catalogue) -> None:

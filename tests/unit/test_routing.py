@@ -462,6 +462,25 @@ def test_a_parameter_that_engines_do_not_have_makes_auto_pass_over_the_local_lan
         decide(request("hosted", **fields), ENGINES)
 
 
+def test_a_parameter_that_no_deployment_supports_is_an_error_at_submit() -> None:
+    def offers(*unsupported: str) -> Catalogue:
+        remote = CATALOGUE.models["remote"]
+        realtime = remote.lanes["realtime"].model_copy(update={"unsupported": unsupported})
+        lanes = {"lanes": {**remote.lanes, "realtime": realtime}}
+        return CATALOGUE.model_copy(update={"models": {"remote": remote.model_copy(update=lanes)}})
+
+    asked = request("remote", seed=3, lane="realtime")
+    with pytest.raises(InvalidRequest, match=r"^seed: the realtime lane .* 'remote'$"):
+        decide(asked, offers("seed", "n"))
+    passed_over = decide(request("remote", seed=3), offers("seed"))
+    assert passed_over.lane == "batch"
+    assert "not realtime: seed: " in passed_over.reason
+    assert decide(request("remote", n=1, seed=3), offers("n")).lane == "realtime"
+    named = request("remote", provider_metadata={"a": "b"}, lane="realtime")
+    with pytest.raises(InvalidRequest, match=r"^provider_metadata: "):
+        decide(named, offers("metadata"))
+
+
 def test_a_parameter_that_engines_have_changes_no_lane() -> None:
     assert decide(request(extra_body={"top_k": 5}), ENGINES).lane == "local"
     vectors = EmbeddingRequest(model="vectors", input="x", user="u")

@@ -12,26 +12,10 @@ from typing import Any
 from litellm.types.utils import CallTypes
 from litellm.utils import return_raw_request
 
+from primarch_fleet.requests.defaults import is_default
+
 Json = dict[str, Any]
 
-#: Values that providers take for granted: LiteLLM may leave them out.
-DEFAULTS: Mapping[str, tuple[Any, ...]] = {
-    "encoding_format": ("float",),
-    "frequency_penalty": (0,),
-    "function_call": ("auto",),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "parallel_tool_calls": (True,),
-    "presence_penalty": (0,),
-    "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "tool_choice": ("auto",),
-    "verbosity": ("medium",),
-}
 #: Parameters with any text. LiteLLM tells only some kinds of text apart.
 FREE_TEXT = {"user", "safety_identifier", "prompt_cache_key", "cache_salt", "stop"}
 #: In place of a number, so that it differs from any default.
@@ -69,9 +53,9 @@ def kind_of_value(name: str, value: Any) -> Any:
     return value if isinstance(value, bool) else type(value).__name__
 
 
-def is_default(name: str, value: Any) -> bool:
+def may_be_left_out(name: str, value: Any) -> bool:
     """Return whether a provider without the parameter does what the value says."""
-    return value is None or value in DEFAULTS.get(name, ())
+    return is_default(name, value) or (name, value) == ("reasoning_effort", "none")
 
 
 def dropped_parameters(call_type: CallTypes, call: Json, names: Sequence[str]) -> frozenset[str]:

@@ -19,12 +19,13 @@ from litellm.types.utils import CallTypes, is_litellm_owned_kwarg
 
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests import Request
+from primarch_fleet.requests.defaults import is_default
 from tasks.privacy import Privacy
 from workers.realtime.dropped_parameters import (
     dropped_parameters,
     dropped_parts,
-    is_default,
     kind_of_value,
+    may_be_left_out,
 )
 
 Json = dict[str, Any]
@@ -140,6 +141,9 @@ class ProviderCalls:
             refused.append("provider_metadata")
         if refused:
             raise _unsupported(refused, provider, call)
+        if request.verb == "complete":  # LiteLLM would refuse some parameters even then
+            for name in [name for name in current.body if is_default(name, call.get(name))]:
+                call.pop(name, None)
         call.update(extra)
 
     async def _handle_drops(self, current: _Current, call: Json, provider: str) -> None:
@@ -191,7 +195,9 @@ def _parameters(current: _Current, call: Json) -> tuple[list[str], Json]:
     own = {*current.body, *(current.request.extra_body or ())}
     values = {**(call.get("extra_body") or {}), **call}
     candidates = own - NO_PARAMETERS - set(call.get("additional_drop_params") or ())
-    return sorted(name for name in candidates if not is_default(name, values.get(name))), values
+    return sorted(
+        name for name in candidates if not may_be_left_out(name, values.get(name))
+    ), values
 
 
 def _find_drops(

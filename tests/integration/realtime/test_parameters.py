@@ -223,7 +223,7 @@ def test_parts_that_a_provider_reads_are_sent(lane: Lane) -> None:
 
 
 def test_values_that_a_provider_takes_for_granted_are_accepted(lane: Lane) -> None:
-    (body,) = lane.bodies(chat("claude", n=1, max_tokens=64_000, temperature=1.0))
+    (body,) = lane.bodies(chat("claude", n=1, store=False, max_tokens=64_000, temperature=1.0))
     assert body["max_tokens"] == 64_000
 
 

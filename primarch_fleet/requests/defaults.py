@@ -1,0 +1,29 @@
+"""The values that OpenAI's API takes for a parameter that a request leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: https://platform.openai.com/docs/api-reference/chat/create and /embeddings/create
+DEFAULTS: Mapping[str, tuple[Any, ...]] = {
+    "encoding_format": ("float",),
+    "frequency_penalty": (0,),
+    "function_call": ("auto",),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True,),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("auto",),
+    "verbosity": ("medium",),
+}
+
+
+def is_default(name: str, value: Any) -> bool:
+    """Return whether a request means the same without the parameter."""
+    return value is None or value in DEFAULTS.get(name, ())
