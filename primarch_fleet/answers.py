@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from primarch_fleet.chat_form import REASONING
+
 Body = dict[str, Any]
 
-#: Fields in which servers put a model's reasoning; OpenAI has no name for it.
-REASONING = ("reasoning_content", "reasoning")
 #: Finish reasons of a complete choice; a choice that a content filter cut is incomplete.
 #: https://platform.openai.com/docs/api-reference/chat/object (finish_reason)
 COMPLETE_FINISH_REASONS = {"stop", "length", "tool_calls", "function_call"}

@@ -171,6 +171,11 @@ class Request(BaseModel):
         """True if the readers of the stream get the usage in a chunk."""
         return False
 
+    @classmethod
+    def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """Return an answer's body in OpenAI's form, whichever server gave it."""
+        return body
+
     @property
     def input_count(self) -> int:
         """The inputs of the request, as providers count them in a batch."""

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from primarch_fleet import chat_form
 from primarch_fleet.contract import LANES, Lane
 from primarch_fleet.requests.base import Count, JsonObject, Request
 
@@ -98,6 +99,11 @@ class CompletionRequest(Request):
     def wants_usage(self) -> bool:
         """True if `stream_options` asks for the chunk with the usage."""
         return bool((self.stream_options or {}).get("include_usage"))
+
+    @classmethod
+    def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a chat completion in the fleet's one form (`chat_form`)."""
+        return chat_form.normalized(body)
 
     def unsupported(self) -> dict[Lane, str]:
         """Return the lanes that do not support a field of the request, each with the reason."""

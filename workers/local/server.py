@@ -20,8 +20,8 @@ from tasks.accounting import UsageMeter
 from tasks.privacy import ENGINE, Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.local.engines.base import Answer, Engine
-from workers.local.stream_assembler import ASSEMBLERS, StreamAssembler
 from workers.observability import metrics
+from workers.stream_assembler import ASSEMBLERS, IncompleteStream, StreamAssembler
 from workers.stream_writer import Publish, StreamWriter
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ class LocalServer:
         priority = PRIORITIES[request.priority]
         body.pop("stream", None)  # the method that is called decides, not the body
         if publish is None:
-            return await self._engine.answer(request.endpoint, body, priority)
+            answer = await self._engine.answer(request.endpoint, body, priority)
+            return answer._replace(body=request.normalized(answer.body))
         chunks = self._engine.stream(request.endpoint, body, priority)
         assembler = ASSEMBLERS[request.endpoint]()
         return await _publish_stream(chunks, assembler, publish, wants_usage=request.wants_usage)
@@ -178,10 +179,13 @@ async def _publish_stream(
     started, first_token = time.perf_counter(), None
     async with aclosing(cast(AsyncGenerator[dict[str, Any]], chunks)):
         async for chunk in chunks:
-            assembler.add(chunk)
-            form = form_of(chunk)
-            if first_token is None and form.has_token(chunk):
+            readable = assembler.add(chunk)
+            form = form_of(readable)
+            if first_token is None and form.has_token(readable):
                 first_token = time.perf_counter() - started
-            if form.is_for_readers(chunk, wants_usage=wants_usage):
-                publish(chunk)
-    return Answer(assembler.body(), first_token)
+            if form.is_for_readers(readable, wants_usage=wants_usage):
+                publish(readable)
+    try:
+        return Answer(assembler.body(), first_token)
+    except IncompleteStream as error:
+        raise EngineError(f"the engine failed: {error}") from None

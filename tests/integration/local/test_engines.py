@@ -12,7 +12,7 @@ import pytest
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from primarch_fleet.errors import InvalidRequest
+from primarch_fleet.errors import ContextWindowExceeded, InvalidRequest
 from tests.support.engines import (
     CHAT,
     EMBEDDINGS,
@@ -26,7 +26,7 @@ from tests.support.engines import (
 from tests.support.workers import eventually
 from workers.local import engines
 from workers.local.engines.base import Answer
-from workers.local.stream_assembler import ChatAssembler
+from workers.stream_assembler import ChatAssembler
 
 CONCURRENT = 16
 
@@ -90,8 +90,8 @@ def test_concurrent_requests_run_in_the_engine_together(subject: Subject) -> Non
     assert max_running == CONCURRENT
 
 
-def test_a_prompt_longer_than_the_context_is_an_invalid_request(subject: Subject) -> None:
-    with pytest.raises(InvalidRequest, match="2048"):
+def test_a_prompt_longer_than_the_context_is_refused_for_its_length(subject: Subject) -> None:
+    with pytest.raises(ContextWindowExceeded, match="2048"):
         subject.chat("word " * 3000)
 
 
@@ -144,10 +144,10 @@ def comparable(body: dict[str, Any]) -> dict[str, Any]:
     return completion.model_dump(exclude={"id", "created"}, exclude_none=True)
 
 
-def test_a_stream_of_a_prompt_longer_than_the_context_is_an_invalid_request(
+def test_a_stream_of_a_prompt_longer_than_the_context_is_refused_for_its_length(
     subject: Subject,
 ) -> None:
-    with pytest.raises(InvalidRequest, match="2048"):
+    with pytest.raises(ContextWindowExceeded, match="2048"):
         subject.stream("word " * 3000)
 
 
