@@ -27,6 +27,7 @@ REFERENCE_PREFIXES = (ENVIRONMENT_PREFIX, "oidc/")
 #: or in NOT_SECRET.
 SECRET = frozenset(
     {
+        "access_token",
         "anthropic_identity_token",
         "api_key",
         "apikey",
@@ -89,17 +90,20 @@ NOT_SECRET = frozenset(
         "continuation_token",
         "default_api_key_rpm_limit",
         "default_api_key_tpm_limit",
+        "entra_token_minter",
         "eos_token",
         "gdc_token_caching",
         "gigachat_auth_url",
         "github_copilot_auth_type",
         "langfuse_public_key",
         "litellm_credential_name",
+        "mint_access_token",
         "oci_key_file",
         "openai_identity_token_file",
         "page_token",
         "preset_cache_key",
         "prompt_cache_key",
+        "resolve_access_token",
         "s3_encryption_key_id",
         "secret_fields",
         "token_exchange_audience",

@@ -9,6 +9,7 @@ config/litellm_params.py and config/litellm_proxy.py, as their tests say.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -50,7 +51,11 @@ def _found() -> dict[str, Iterable[str]]:
     server = (proxy / "proxy_server.py").read_text()
     return {
         "providers": _providers(litellm),
-        "litellm_params": [*_typed_params(), *_read(package, CALL_PARAMS, CALL_SOURCES)],
+        "litellm_params": [
+            *_typed_params(),
+            *_provider_params(package),
+            *_read(package, CALL_PARAMS, CALL_SOURCES),
+        ],
         "account_params": CredentialLiteLLMParams.model_fields,
         "router_settings": [name for name in _parameters(Router) if name != "model_list"],
         "litellm_settings": [
@@ -89,16 +94,20 @@ def _typed_params() -> Iterator[str]:
     yield from DEFAULT_CHAT_COMPLETION_PARAM_VALUES
     yield from completion_create_params.CompletionCreateParamsBase.__annotations__
     yield from embedding_create_params.EmbeddingCreateParams.__annotations__
-    yield from _provider_params()
 
 
-def _provider_params() -> Iterator[str]:
-    """The parameters of single providers: the arguments of LiteLLM's `...Config` classes."""
-    import litellm  # noqa: PLC0415
+def _provider_params(package: Path) -> Iterator[str]:
+    """The parameters of single providers: what LiteLLM's `...Config` classes are made with."""
+    for file in (package / "llms").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
+                yield from _arguments(node)
 
-    for name in dir(litellm):
-        if name.endswith("Config") and inspect.isclass(kind := getattr(litellm, name)):
-            yield from _parameters(kind)
+
+def _arguments(config: ast.ClassDef) -> Iterator[str]:
+    for node in config.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            yield from (argument.arg for argument in (*node.args.args, *node.args.kwonlyargs))
 
 
 def _parameters(kind: type) -> Iterator[str]:
