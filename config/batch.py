@@ -43,8 +43,9 @@ class Batch(Section):
     #: Time within which the provider answers a batch, in hours or days: `24h`, `2d`. OpenAI, Azure
     #: and Anthropic only have 24h.
     completion_window: str = Field("24h", pattern=r"^[1-9][0-9]*[hd]$")
-    #: Share of the list price that a batch costs. Above 0 to 1.
-    discount: Decimal = Field(Decimal("0.5"), gt=0, le=1)
+    #: Share of the price in real time that a batch costs. Above 0 to 1. Without it, what the price
+    #: list says, or half.
+    discount: Decimal | None = Field(None, gt=0, le=1)
     #: Seconds between two runs of the scheduler that create batches.
     aggregate_interval: float = Field(5.0, gt=0)
     #: Seconds after which a live batch is polled first; each next wait is 1.5 times as long.

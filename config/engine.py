@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from config.section import Priced
+from config.price import Price, Priced
 from primarch_fleet.catalogue import Offer
-from primarch_fleet.money import Price
+from primarch_fleet.prices import Rates
 from primarch_fleet.prompt_size import MediaTokens
 from primarch_fleet.requests.base import JsonObject
 
@@ -85,6 +85,11 @@ class EngineConfig(Priced):
     engine_args: JsonObject = {}
 
     @model_validator(mode="after")
+    def _check_own_price(self) -> Self:
+        self.rates()
+        return self
+
+    @model_validator(mode="after")
     def _check_path(self) -> Self:
         if self.engine == "vllm" and not self.path:
             raise ValueError("path: missing; name the folder or Hugging Face model to load")
@@ -113,6 +118,10 @@ class EngineConfig(Priced):
             )
         return self
 
+    def list_rates(self) -> Rates:
+        """Return the prices of the same answer elsewhere."""
+        return self.rates() if self.list_price is None else self.list_price.alone()
+
     @property
     def queue(self) -> str:
         """The queue of the engine's workers."""
@@ -137,7 +146,7 @@ class EngineConfig(Priced):
         """Return what the local lane offers to producers with this engine."""
         return Offer(
             queue=self.queue,
-            price=self.price,
+            price=self.rates(),
             quality=self.quality,
             max_output_tokens=self.max_model_len,
             media=self.media_tokens,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from config.batch import Batch
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS
 from config.inline_accounts import with_accounts
+from config.listed_models import Listing, find_listed, listing, with_listed_models
 from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
 from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
 from config.provider import Deployment, Provider, call_params
@@ -30,7 +31,7 @@ from config.tenants import Tenant
 from primarch_fleet.catalogue import Catalogue, LaneLimits, Model, Offer
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
-from primarch_fleet.money import Price, max_price
+from primarch_fleet.prices import Rates
 from primarch_fleet.prompt_size import max_media_tokens
 from primarch_fleet.requests.base import JsonObject
 from primarch_fleet.validation import explain
@@ -78,7 +79,7 @@ class FleetConfig(Section):
     def _expand(cls, data: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
         """Check the values with those of a proxy's file, inline accounts and the orchestration."""
         if isinstance(data, dict):
-            data = with_accounts(_with_litellm_config(data))
+            data = with_listed_models(with_accounts(_with_litellm_config(data)))
         config = check(data)
         orchestration = config.routing_orchestration
         return check(orchestration.apply_to(data)) if orchestration else config
@@ -132,6 +133,13 @@ class FleetConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_prices(self) -> Self:
+        """Raise ValueError for a deployment without a price."""
+        for deployment in self.deployments:
+            self.rates(deployment)
+        return self
+
     def deployments_of(self, model: str, tags: Iterable[str] = ()) -> list[Deployment]:
         """Return the deployments that serve a model, or its alias, and have all of these tags."""
         model, wanted = self.routing.resolve_alias(model), set(tags)
@@ -177,17 +185,60 @@ class FleetConfig(Section):
         ]
         return frozenset({*secret_values(accounts), *ambient_secrets()})
 
-    def list_price(self, model: str) -> Price:
+    def rates(self, deployment: Deployment) -> Rates:
+        """Return all prices of a deployment: the price list's, with its own in place."""
+        return self._rates[deployment.id]
+
+    def has_own_bill(self, deployment: Deployment) -> bool:
+        """Return whether LiteLLM's figure of an answer's cost counts in place of the prices.
+
+        It does for providers that bill by rules of their own, unless the deployment has a price.
+        """
+        return deployment.price is None and self._listings[deployment.id].own_bill
+
+    @cached_property
+    def _listings(self) -> dict[str, Listing]:
+        listings = {}
+        for deployment in self.deployments:
+            provider = self.providers[deployment.provider]
+            entry = find_listed(
+                provider.litellm_provider,
+                deployment.upstream,
+                provider.litellm_params.values(),
+                deployment.litellm_params.values(),
+                info=deployment.model_info,
+            )
+            listings[deployment.id] = listing(provider.litellm_provider, entry)
+        return listings
+
+    @cached_property
+    def _rates(self) -> dict[str, Rates]:
+        rates = {}
+        for index, deployment in enumerate(self.deployments):
+            listed = self._listings[deployment.id].rates
+            try:
+                rates[deployment.id] = deployment.rates(listed, self.batch.discount)
+            except ValueError as error:
+                name = (
+                    f"{self.providers[deployment.provider].litellm_provider}/{deployment.upstream}"
+                )
+                raise ValueError(
+                    f"deployments.{index}.{error}. LiteLLM's price list has no price of {name}; "
+                    "model_info.base_model may name a model that is in the list"
+                ) from None
+        return rates
+
+    def list_price(self, model: str) -> Rates:
         """Return the price against which savings on a model are measured.
 
         Raises:
             UnknownModel: Nothing serves the model.
         """
         for deployment in self.deployments_of(model):
-            return deployment.price
+            return self.rates(deployment)
         for engine in self.engines:
             if model in engine.models:
-                return engine.list_price or engine.price
+                return engine.list_rates()
         raise UnknownModel(f"model: {model!r} is not served by this fleet")
 
     def catalogue(self) -> Catalogue:
@@ -234,7 +285,7 @@ class FleetConfig(Section):
             if deployment.batch:
                 offers["batch"] = Offer(
                     queue=BATCH_QUEUE,
-                    price=deployment.price.scaled(self.batch.discount),
+                    price=self.rates(deployment).in_batches(),
                     max_output_tokens=deployment.max_output_tokens,
                     media=deployment.media,
                     context_length=deployment.context_length,
@@ -252,7 +303,7 @@ class FleetConfig(Section):
 
     def _realtime_offer(self, deployment: Deployment) -> Offer:
         """A deployment's price, with the highest price and length of any that may answer for it."""
-        models = self.routing.possible_models(deployment.model)
+        models, price = self.routing.possible_models(deployment.model), self.rates(deployment)
         possible = [other for other in self.deployments if other.model in models]
         tags = {
             tuple(sorted(other.litellm_params.tags or ()))
@@ -260,8 +311,8 @@ class FleetConfig(Section):
         }
         return Offer(
             queue=REALTIME_QUEUE,
-            price=deployment.price,
-            ceiling=max_price(other.price for other in possible),
+            price=price,
+            other_prices=_others(price, map(self.rates, possible)),
             max_output_tokens=_longest(other.max_output_tokens for other in possible),
             media=max_media_tokens(other.media for other in possible),
             context_length=_longest(other.context_length for other in possible),
@@ -285,6 +336,15 @@ def _with_litellm_config(file: Values) -> Values:
 
 def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in Counter(names).items() if count > 1}
+
+
+def _others(price: Rates, prices: Iterable[Rates]) -> tuple[Rates, ...]:
+    """The prices that differ from one and from each other."""
+    others: list[Rates] = []
+    for other in prices:
+        if other != price and other not in others:
+            others.append(other)
+    return tuple(others)
 
 
 def _longest(lengths: Iterable[int | None]) -> int | None:

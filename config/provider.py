@@ -18,7 +18,8 @@ from config.litellm_params import (
     resolve,
 )
 from config.media_tokens import media_tokens
-from config.section import Priced, Section, Values
+from config.price import Priced
+from config.section import Section, Values
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.prompt_size import MediaTokens
 from primarch_fleet.requests.base import JsonObject

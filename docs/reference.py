@@ -26,9 +26,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from config.fleet import FleetConfig
+from config.price import Price, TokenPrices
 from config.settings import ROOT, Settings
 from primarch_fleet import errors
-from primarch_fleet.money import Price
 
 DOCS = ROOT / "docs"
 PRIVATE_APIS = ROOT / "tests" / "contract" / "private_apis.toml"
@@ -51,6 +51,8 @@ SERVED_BY = {
 }
 #: The keys of nested sections, where a section is a list or has names of the operator's choice.
 KEYS = {"providers": "<name>", "tenants": "<name>", "lanes": "<lane>"}
+#: Sections that stand in several places; the page has each once.
+SHARED: dict[type[BaseModel], str] = {Price: "price", TokenPrices: "price.tiers.<tier>"}
 
 
 class Metric(NamedTuple):
@@ -94,8 +96,8 @@ def configuration() -> str:
         _table(_rows(Settings, lambda name: f"FLEET_{name.upper()}"), "Variable"),
         "## fleet.yaml",
     ]
-    sections: list[tuple[str, type[BaseModel]]] = [*_sections("", FleetConfig), ("price", Price)]
-    for path, section in sections:
+    shared = [(path, section) for section, path in SHARED.items()]
+    for path, section in [*_sections("", FleetConfig), *shared]:
         lines.append(f"### `{path}`" if path else "### Top level")
         lines.append(_paragraph(inspect.getdoc(section) or ""))
         lines.append(_table(_rows(section, str, path), "Key"))
@@ -183,7 +185,7 @@ def _sections(path: str, section: type[BaseModel]) -> Iterator[tuple[str, type[B
     yield path, section
     for name, field in section.model_fields.items():
         for below in _models(field.annotation):
-            if below is not Price:
+            if below not in SHARED:
                 yield from _sections(_path(path, name, field.annotation), below)
 
 
@@ -245,7 +247,7 @@ def _linked(text: str, path: str, name: str, annotation: Any) -> str:
     models = _models(annotation)
     if not models:
         return text
-    target = "price" if models[0] is Price else _path(path, name, annotation)
+    target = SHARED.get(models[0]) or _path(path, name, annotation)
     anchor = re.sub(r"[^\w-]", "", target.lower())
     return re.sub(r"section$", f"[section](#{anchor})", text)
 

@@ -15,8 +15,8 @@ from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import FleetError
-from primarch_fleet.money import Price
 from primarch_fleet.outgoing import Ticket
+from primarch_fleet.prices import Price, Rates
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from primarch_fleet.streaming import Chunk, Stream
@@ -34,6 +34,7 @@ __all__ = [
     "FleetError",
     "Price",
     "Progress",
+    "Rates",
     "Receipt",
     "Spending",
     "Stream",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from primarch_fleet.contract import Lane, ModelKind
 from primarch_fleet.errors import NoCatalogue, UnknownModel
-from primarch_fleet.money import Price
+from primarch_fleet.prices import Rates
 from primarch_fleet.prompt_size import MediaTokens
 
 #: Redis key of the catalogue, a string with JSON.
@@ -25,11 +25,11 @@ class Offer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     queue: str
-    price: Price
+    price: Rates
     #: From 0 to 1; requests may ask for a minimum.
     quality: float = 1.0
-    #: The highest price, if a fallback or another deployment answers; None for `price`.
-    ceiling: Price | None = None
+    #: The other prices that a request may cost: those of fallbacks and of other deployments.
+    other_prices: tuple[Rates, ...] = ()
     #: The token limit of one choice of an answer; None if it is not known.
     max_output_tokens: int | None = None
     #: What a picture or a sound in a prompt counts as, at most.
@@ -42,9 +42,9 @@ class Offer(BaseModel):
     tags: tuple[tuple[str, ...], ...] | None = None
 
     @property
-    def max_price(self) -> Price:
-        """The price of the most expensive deployment."""
-        return self.ceiling or self.price
+    def prices(self) -> tuple[Rates, ...]:
+        """Every price that a request may cost."""
+        return (self.price, *self.other_prices)
 
 
 class Model(BaseModel):
@@ -55,7 +55,7 @@ class Model(BaseModel):
     kind: ModelKind
     lanes: dict[Lane, Offer]
     #: The price with which a receipt compares the cost.
-    list_price: Price
+    list_price: Rates
 
 
 class Limits(BaseModel):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     JsonValue,
+    PlainSerializer,
     computed_field,
     model_validator,
 )
@@ -16,6 +17,7 @@ from pydantic import (
 from primarch_fleet.answers import form_of
 from primarch_fleet.blobs import BlobRef, fetch_blob
 from primarch_fleet.money import NANOS_PER_MICRO, to_micros, to_usd
+from primarch_fleet.usage import Usage
 
 #: Version of this contract. A worker rejects requests of a newer version.
 SCHEMA_VERSION: Literal[1] = 1
@@ -65,6 +67,9 @@ class Receipt(BaseModel):
     latency: float
     input_tokens: int
     output_tokens: int
+    #: The tokens by the kinds that have prices, the tier that served the request, and whether the
+    #: tokens are an estimate.
+    usage: Annotated[Usage, PlainSerializer(Usage.to_json)]
     #: Nano-dollars paid, and nano-dollars at the list price of the requested model.
     cost_nanousd: int
     list_cost_nanousd: int
@@ -76,9 +81,14 @@ class Receipt(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_micro_dollars(cls, data: Any) -> Any:
-        """Accept the wire form of older versions, with `cost` and `list_cost` alone."""
-        if not isinstance(data, dict) or "cost_nanousd" in data or "cost" not in data:
+    def _read_older_versions(cls, data: Any) -> Any:
+        """Accept receipts without `usage`, and those with `cost` and `list_cost` alone."""
+        if not isinstance(data, dict):
+            return data
+        tokens = {"input_tokens": "text_input_tokens", "output_tokens": "text_output_tokens"}
+        usage = {ours: data[name] for name, ours in tokens.items() if name in data}
+        data = {"usage": usage, **data}
+        if "cost_nanousd" in data or "cost" not in data:
             return data
         costs = {name: data[name] * NANOS_PER_MICRO for name in ("cost", "list_cost")}
         return data | {f"{name}_nanousd": cost for name, cost in costs.items()}
@@ -104,6 +114,16 @@ class Receipt(BaseModel):
     def saving_nanousd(self) -> int:
         """Nano-dollars saved compared with the list price; negative if a fallback cost more."""
         return self.list_cost_nanousd - self.cost_nanousd
+
+    @property
+    def service_tier(self) -> str | None:
+        """The tier that served the request, in the provider's words; None without one."""
+        return self.usage.service_tier
+
+    @property
+    def estimated(self) -> bool:
+        """True if the provider reported no tokens: tokens and costs are an estimate."""
+        return self.usage.estimated
 
     @property
     def cost_usd(self) -> Decimal:

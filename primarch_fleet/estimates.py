@@ -8,8 +8,10 @@ from primarch_fleet.catalogue import Limits, Model
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
 from primarch_fleet.money import format_dollars
-from primarch_fleet.prompt_size import PromptSize
+from primarch_fleet.prices import max_cost_nanousd
+from primarch_fleet.prompt_size import PromptSize, Tokens
 from primarch_fleet.requests import Request
+from primarch_fleet.usage import Usage
 
 
 class Estimate(NamedTuple):
@@ -34,16 +36,35 @@ def estimate(
         limits: The tenant's limits. Without them, an answer without a limit counts as 0 tokens.
     """
     offer = model.lanes[lane]
-    price = offer.max_price
     expected, bound = prompt.expected(offer.media), prompt.bound(offer.media, offer.context_length)
     output_tokens = request.max_output_tokens() or 0
     if request.max_output_tokens() is None and limits is not None:
         choices = getattr(request, "n", None) or 1
         output_tokens = choices * (offer.max_output_tokens or limits.default_output_tokens)
+
+    def most(prompt_tokens: Tokens) -> int:
+        return max_cost_nanousd(
+            offer.prices,
+            _usage(request, prompt_tokens, output_tokens),
+            tier=getattr(request, "service_tier", None),
+        )
+
     return Estimate(
-        expected_cost=price.cost_nanousd(expected.total, output_tokens),
-        max_cost=price.cost_nanousd(bound.total, output_tokens),
+        expected_cost=most(expected),
+        max_cost=most(bound),
         tokens=None if lane == "batch" else expected.total + output_tokens,
+    )
+
+
+def _usage(request: Request, prompt: Tokens, output_tokens: int) -> Usage:
+    """The tokens of a request by what is known of them: the rest may be of any kind."""
+    speaks = "audio" in (getattr(request, "modalities", None) or ())
+    return Usage(
+        text_input_tokens=prompt.total - prompt.audio - prompt.image,
+        audio_input_tokens=prompt.audio,
+        image_input_tokens=prompt.image,
+        text_output_tokens=0 if speaks else output_tokens,
+        audio_output_tokens=output_tokens if speaks else 0,
     )
 
 

@@ -8,19 +8,22 @@ from functools import cached_property
 from operator import mul
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from primarch_fleet.money import NANOS_PER_DOLLAR
 from primarch_fleet.usage import INPUT_KINDS, OUTPUT_KINDS, Usage, token_counts
 
 #: Dollars. Decimals travel as text, so that both sides have exactly the same price.
 Rate = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
 
-NANOUSD_PER_USD = 10**9
 #: Nano-dollars of a token at one dollar per million tokens.
 _NANOUSD_PER_TOKEN = 1000
 #: The tier that a request with `service_tier: auto` may be served at, by the provider's settings:
 #: https://platform.openai.com/docs/api-reference/chat/create
 _AUTO_TIER = "priority"
+
+#: Other names of a tier.
+_TIER_ALIASES = {"fast": "priority"}
 
 #: The rate that a kind of token costs if it has none of its own.
 FALLBACKS = {
@@ -82,7 +85,10 @@ class TokenRates(BaseModel):
     def map(self, change: Callable[[str, Decimal], Decimal]) -> Self:
         """Return a copy in which each kind costs what `change` returns for it and its rate."""
         rates = {kind: change(kind, self.rate(kind)) for kind in RATE_KINDS}
-        return self.model_copy(update=rates)
+        own = {
+            kind: rate for kind, rate in rates.items() if rate != rates.get(FALLBACKS.get(kind, ""))
+        }
+        return type(self)(**{"input": rates["input"], **own}, from_tokens=self.from_tokens)
 
 
 class Fees(BaseModel):
@@ -103,7 +109,10 @@ Steps = tuple[TokenRates, ...]
 
 
 class Rates(BaseModel):
-    """All prices of one model at one account, with every exception resolved to a rate."""
+    """All prices of one model at one account, with every exception resolved to a rate.
+
+    `Rates(input="0.15", output="0.60")` are the same for every request.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -116,15 +125,29 @@ class Rates(BaseModel):
     #: Factors on all tokens, by what the provider's usage calls them: a region, `fast`.
     surcharges: dict[str, Rate] = {}
 
+    @model_validator(mode="before")
     @classmethod
-    def flat(cls, **rates: Any) -> Self:
-        """Return rates that hold for every request: `Rates.flat(input="0.15", output="0.60")`."""
-        return cls(standard=(TokenRates(**rates),))
+    def _read_flat(cls, data: Any) -> Any:
+        """Accept the rates of one TokenRates alone, as older versions store them."""
+        return {"standard": [data]} if isinstance(data, dict) and "input" in data else data
+
+    def __init__(self, **data: Any) -> None:
+        super().__init__(**data)
 
     @property
     def base(self) -> TokenRates:
         """The rates of a short request at the ordinary tier."""
         return self.standard[0]
+
+    def in_batches(self) -> Self:
+        """Return the rates of requests in batches, which have no tiers."""
+        steps = self.batch or self.standard
+        return type(self)(standard=steps, fees=self.fees, surcharges=self.surcharges)
+
+    @property
+    def is_zero(self) -> bool:
+        """True if no token has a price at the ordinary tier."""
+        return not any(step.rate(kind) for step in self.standard for kind in RATE_KINDS)
 
     @cached_property
     def exact(self) -> ExactRates:
@@ -136,6 +159,10 @@ class Rates(BaseModel):
         copied = super().__copy__()
         copied.__dict__.pop("exact", None)
         return copied
+
+
+#: The name of Rates in older versions.
+Price = Rates
 
 
 class _Step(NamedTuple):
@@ -151,7 +178,6 @@ class ExactRates(NamedTuple):
 
     standard: tuple[_Step, ...]
     tiers: dict[str, tuple[_Step, ...]]
-    batch: tuple[_Step, ...]
     #: Units of a nano-dollar.
     units: int
     #: Nano-dollars of a request, of a search of the web and of one of maps.
@@ -160,7 +186,7 @@ class ExactRates(NamedTuple):
     @classmethod
     def of(cls, rates: Rates) -> Self:
         """Convert rates."""
-        cards = [rates.standard, *rates.tiers.values(), rates.batch]
+        cards = [rates.standard, *rates.tiers.values()]
         # The most decimal places of any rate.
         places = max(
             -int(step.rate(kind).normalize().as_tuple().exponent)
@@ -172,19 +198,18 @@ class ExactRates(NamedTuple):
         return cls(
             standard=_exact_steps(rates.standard, units),
             tiers={name: _exact_steps(steps, units) for name, steps in rates.tiers.items()},
-            batch=_exact_steps(rates.batch or rates.standard, units),
             units=units,
             fees=tuple(
-                int(fee * NANOUSD_PER_USD)
+                int(fee * NANOS_PER_DOLLAR)
                 for fee in (rates.fees.request, rates.fees.web_search, rates.fees.maps_search)
             ),
         )
 
-    def steps(self, tier: str | None, *, batch: bool) -> tuple[_Step, ...]:
-        """Return the steps of a service tier or of a batch, longest prompts first."""
-        if batch:
-            return self.batch
-        return self.tiers.get(tier, self.standard) if tier else self.standard
+    def steps(self, tier: str | None) -> tuple[_Step, ...]:
+        """Return the steps of a service tier, longest prompts first."""
+        if tier is None:
+            return self.standard
+        return self.tiers.get(_TIER_ALIASES.get(tier, tier), self.standard)
 
 
 def _exact_steps(steps: Steps, units: int) -> tuple[_Step, ...]:
@@ -207,19 +232,15 @@ def _exact_steps(steps: Steps, units: int) -> tuple[_Step, ...]:
     return tuple(reversed(result))
 
 
-def cost_nanousd(
-    rates: Rates, usage: Usage, *, tier: str | None = None, batch: bool = False
-) -> int:
+def cost_nanousd(rates: Rates, usage: Usage, *, tier: str | None = None) -> int:
     """Return the exact cost of an answer in nano-dollars, rounded half up once.
 
     Args:
         tier: The service tier that the request asked for: it prices the answer if that does not
             say which tier served it.
-        batch: The answer is from a batch, which has no tiers.
     """
     exact = rates.exact
-    served = usage.service_tier or tier
-    step = _step(exact.steps(served, batch=batch), usage.input_tokens)
+    step = _step(exact.steps(usage.service_tier or tier), usage.input_tokens)
     numerator, denominator = sum(map(mul, token_counts(usage), step.rates)), exact.units
     for name in usage.surcharges:
         factor, divisor = rates.surcharges.get(name, Decimal(1)).as_integer_ratio()
@@ -228,9 +249,7 @@ def cost_nanousd(
     return int((2 * numerator + denominator) // (2 * denominator))
 
 
-def max_cost_nanousd(
-    rates: Iterable[Rates], usage: Usage, *, tier: str | None = None, batch: bool = False
-) -> int:
+def max_cost_nanousd(rates: Iterable[Rates], usage: Usage, *, tier: str | None = None) -> int:
     """Return the most that a request can cost at any of some rates, in nano-dollars.
 
     Every token of text may be written to a cache, a tier may be refused and the ordinary one serve,
@@ -242,9 +261,7 @@ def max_cost_nanousd(
     """
     names = {None, _AUTO_TIER if tier == "auto" else tier}
     return max(
-        _max_cost_nanousd(rate, rate.exact.steps(name, batch=batch), usage)
-        for rate in rates
-        for name in names
+        _max_cost_nanousd(rate, rate.exact.steps(name), usage) for rate in rates for name in names
     )
 
 

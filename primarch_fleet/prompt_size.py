@@ -82,10 +82,11 @@ def max_media_tokens(bounds: Iterable[MediaTokens]) -> MediaTokens:
 
 
 class Tokens(NamedTuple):
-    """Prompt tokens: all of them, and how many of them are audio."""
+    """Prompt tokens: all of them, and how many of them may be audio and pictures."""
 
     total: int
     audio: int
+    image: int
 
 
 @dataclass
@@ -118,22 +119,24 @@ class PromptSize:
             context_length: In tokens; None if it is not known.
         """
         audio = int(self.max_audio_seconds * media.audio_second) + bool(self.max_audio_seconds)
-        files = int(self.file_bytes * media.file_byte)
-        total = self.text_bytes + self.token_ids + audio + files + self._others(media)
+        audio += self.unknown_lengths * media.unknown_length
+        files, image = int(self.file_bytes * media.file_byte), self._image_tokens(media)
+        total = self.text_bytes + self.token_ids + audio + files + image
         limit = total if context_length is None else min(total, context_length)
-        return Tokens(limit, min(audio, limit))
+        return Tokens(limit, min(audio, limit), min(image, limit - min(audio, limit)))
 
     def expected(self, media: MediaTokens) -> Tokens:
         """Return the number of tokens to expect at a model."""
         extra_bytes = self.text_bytes - self.characters
         text = (self.characters + 2 * extra_bytes) // CHARACTERS_PER_TOKEN + 1
         audio = int(self.audio_seconds * media.audio_second)
+        audio += self.unknown_lengths * media.unknown_length
         files = int(self.file_bytes * media.file_byte * EXPECTED_FILE_SHARE)
-        return Tokens(text + self.token_ids + audio + files + self._others(media), audio)
+        image = self._image_tokens(media)
+        return Tokens(text + self.token_ids + audio + files + image, audio, image)
 
-    def _others(self, media: MediaTokens) -> int:
-        images = sum(map(media.image_tokens, self.images))
-        return images + self.unknown_lengths * media.unknown_length
+    def _image_tokens(self, media: MediaTokens) -> int:
+        return sum(map(media.image_tokens, self.images))
 
     def add(self, value: object) -> None:
         """Count a JSON value and everything in it."""

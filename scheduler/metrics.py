@@ -14,6 +14,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from primarch_fleet.money import to_dollars
+from primarch_fleet.prices import cost_nanousd
+from primarch_fleet.usage import Usage, parse_usage
 from scheduler.model.job import Job, RequestGroup
 from scheduler.model.outcomes import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL
@@ -80,12 +82,8 @@ def observe_retry(job: Job, retry: LineRetry) -> None:
 
 def observe_dropped(job: Job, body: dict[str, Any]) -> int:
     """Count the cost of an answer to a request that has left its job; in nano-dollars."""
-    try:
-        usage = body.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    except (AttributeError, TypeError, ValueError):  # the answer is dropped: nothing else checks it
-        tokens = 0, 0
-    cost = job.terms.price.cost_nanousd(*tokens)
+    usage = parse_usage(body.get("usage")) or Usage()
+    cost = cost_nanousd(job.terms.price, usage)
     dropped_cost_total.labels(job.group.provider).inc(to_dollars(cost))
     logger.info(
         "%s: dropped an answer for %d nano-dollars: its request was cancelled",

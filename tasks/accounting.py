@@ -25,8 +25,10 @@ from primarch_fleet.errors import (
     FleetError,
     FleetUnavailable,
 )
+from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
+from primarch_fleet.usage import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +266,9 @@ class Accountant:
             return 0
         offer = model.lanes[lane]
         prompt_tokens = measure(request.body()).expected(offer.media).total
-        cost = offer.price.cost_nanousd(prompt_tokens, meter.chunks)
+        usage = Usage(text_input_tokens=prompt_tokens, text_output_tokens=meter.chunks)
+        tier = getattr(request, "service_tier", None)
+        cost = cost_nanousd(offer.price, usage, tier=tier)
         logger.info(
             "%s: run aborted after %s chunks; estimated cost %s nano-dollars",
             task_id,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import Lane, Receipt
-from primarch_fleet.money import Price
+from primarch_fleet.prices import Rates, cost_nanousd
 from primarch_fleet.requests import Request
+from primarch_fleet.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class AnswerSource:
     deployment: str
     #: The routing strategy, the engine or the batch mode that chose the deployment.
     strategy: str
-    price: Price
+    price: Rates
     #: Price of the requested model that savings are measured against.
-    list_price: Price
+    list_price: Rates
     simulated: bool = False
     batch_id: str | None = None
 
@@ -70,8 +71,7 @@ class AnswerFacts:
 
     #: The provider's name of the model that answered.
     model: str
-    input_tokens: int
-    output_tokens: int
+    usage: Usage
     latency: float
     #: None if the answer was not streamed.
     time_to_first_token: float | None = None
@@ -79,6 +79,8 @@ class AnswerFacts:
     attempts: int = 1
     #: Models that failed before another model answered.
     fallbacks: int = 0
+    #: The provider's bill in nano-dollars, where it follows rules beside the prices.
+    bill_nanousd: int | None = None
 
 
 def build_receipt(
@@ -93,7 +95,7 @@ def build_receipt(
         request: A request, or its wire form, with or without its body.
     """
     asked = request if isinstance(request, Mapping) else vars(request)
-    tokens = answer.input_tokens, answer.output_tokens
+    usage = answer.usage
     return Receipt(
         lane=source.lane,
         requested_model=asked["model"],
@@ -106,13 +108,27 @@ def build_receipt(
         fallbacks=answer.fallbacks,
         time_to_first_token=answer.time_to_first_token,
         latency=answer.latency,
-        input_tokens=answer.input_tokens,
-        output_tokens=answer.output_tokens,
-        cost_nanousd=source.price.cost_nanousd(*tokens),
-        list_cost_nanousd=source.list_price.cost_nanousd(*tokens),
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        usage=usage,
+        **_costs(source, answer, asked.get("service_tier")),
         batch_id=source.batch_id,
         tenant_id=asked.get("tenant_id") or Request.model_fields["tenant_id"].default,
         user_id=asked.get("user_id"),
         metadata=asked.get("metadata") or {},
         **metadata.receipt_fields(),
     )
+
+
+def _costs(source: AnswerSource, answer: AnswerFacts, tier: str | None) -> dict[str, int]:
+    """The cost of an answer, and what it costs at the list price.
+
+    A tier that is dearer than the ordinary one saves nothing: its list price is that of the tier.
+    """
+    usage, cost = answer.usage, answer.bill_nanousd
+    if cost is None:
+        cost = cost_nanousd(source.price, usage, tier=tier)
+    list_cost = cost_nanousd(source.list_price, replace(usage, service_tier=None))
+    if source.lane == "realtime":
+        list_cost = max(list_cost, cost_nanousd(source.list_price, usage, tier=tier))
+    return {"cost_nanousd": cost, "list_cost_nanousd": list_cost}

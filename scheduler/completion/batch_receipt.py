@@ -7,8 +7,10 @@ from typing import Any
 from celery.app.task import Context
 
 from config.inline_accounts import receipt_provider
+from config.media_tokens import media_tokens
 from primarch_fleet.contract import Completion
 from scheduler.model.job import AttemptCounts, Job, ParkedRequest
+from tasks.answer_usage import usage_of
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 
 
@@ -22,7 +24,6 @@ def completion(
     Raises:
         Exception: Any, if `body` is not a valid answer.
     """
-    usage = body.get("usage") or {}
     source = AnswerSource(
         lane="batch",
         provider=receipt_provider(job.group.provider),
@@ -35,8 +36,7 @@ def completion(
     )
     answer = AnswerFacts(
         model=body.get("model") or job.terms.upstream,
-        input_tokens=int(usage.get("prompt_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens") or 0),
+        usage=usage_of(body, parked.prompt_size, media_tokens(job.terms.upstream)),
         latency=max(0.0, now - parked.parked_at),
         attempts=attempts.tries + 1,
     )

@@ -96,7 +96,7 @@ class Aggregator:
                 return JobPricing(
                     deployment=deployment.id,
                     upstream=deployment.upstream,
-                    price=deployment.price.scaled(self._config.batch.discount),
+                    price=self._config.rates(deployment).in_batches(),
                     list_price=self._config.list_price(group.model),
                     simulated=self._config.providers[group.provider].simulated,
                     token_budget=int(token_limit * self._config.batch.token_share),

@@ -11,7 +11,8 @@ from primarch_fleet import protocol
 from primarch_fleet.blobs import BlobRef
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import RequestFailed
-from primarch_fleet.money import Price
+from primarch_fleet.prices import Rates
+from primarch_fleet.prompt_size import PromptSize, measure
 from primarch_fleet.requests import REQUESTS, Request
 
 #: Request types by the names of the batch lane's tasks.
@@ -91,8 +92,8 @@ class JobPricing(BaseModel):
     deployment: str
     #: The provider's name for the model.
     upstream: str
-    price: Price
-    list_price: Price
+    price: Rates
+    list_price: Rates
     simulated: bool = False
     #: Prompt tokens that all live batches of the provider queue may hold together; 0 for no limit.
     token_budget: int = 0
@@ -197,6 +198,12 @@ class ParkedRequest(BaseModel):
         """The tenant and the task id."""
         tenant = self.request.get("tenant_id") or Request.model_fields["tenant_id"].default
         return str(tenant), self.context["id"]
+
+    def prompt_size(self) -> PromptSize:
+        """Return the size of the prompt; a prompt that is stored elsewhere counts as text."""
+        if self.body_ref is not None:
+            return PromptSize(characters=self.body_ref.size, text_bytes=self.body_ref.size)
+        return measure(self.parse().body())
 
     def value(self, outcome: Completion | RequestFailed) -> dict[str, Any] | Exception:
         """Return what the task returns or raises for an outcome."""

@@ -17,7 +17,8 @@ from openai.types.chat import ChatCompletion
 
 from config.fleet import load
 from config.settings import ROOT
-from primarch_fleet import Completion, CompletionRequest, Fleet, Price, errors
+from primarch_fleet import Completion, CompletionRequest, Fleet, Rates, errors
+from primarch_fleet.prices import TokenRates, cost_nanousd
 from tests.acceptance.conftest import Up
 from workers.onebox.demo import SAMPLE_REQUESTS
 from workers.onebox.demo import load as load_requests
@@ -73,10 +74,9 @@ def test_sixty_requests_are_answered_by_the_lanes_they_ask_for(
 def test_every_cost_follows_the_price_table(answers: list[Completion], up: Up) -> None:
     config = load(ROOT / "config" / "fleet.yaml")
     for receipt in (answer.receipt for answer in answers):
-        tokens = receipt.input_tokens, receipt.output_tokens
         model = config.catalogue().models[receipt.requested_model]
-        assert receipt.cost_nanousd == model.lanes[receipt.lane].price.cost_nanousd(*tokens)
-        assert receipt.list_cost_nanousd == model.list_price.cost_nanousd(*tokens)
+        assert receipt.cost_nanousd == cost_nanousd(model.lanes[receipt.lane].price, receipt.usage)
+        assert receipt.list_cost_nanousd == cost_nanousd(model.list_price, receipt.usage)
         if receipt.lane == "batch":
             assert receipt.batch_id is not None
             assert abs(2 * receipt.cost_nanousd - receipt.list_cost_nanousd) <= 1
@@ -215,5 +215,7 @@ def test_the_client_refuses_a_model_that_the_fleet_does_not_serve(up: Up) -> Non
 def test_the_batch_price_is_half_the_realtime_price(up: Up) -> None:
     with Fleet(up.url) as fleet:
         lanes = fleet.catalogue().models["gpt-4o"].lanes
-    assert lanes["batch"].price == Price(input="1.250", output="5.000")
-    assert lanes["realtime"].price == Price(input="2.50", output="10.00")
+    assert lanes["batch"].price == Rates(input="1.250", output="5.000")
+    assert lanes["realtime"].price.base == TokenRates(
+        input="2.50", output="10", cached_input="1.25"
+    )

@@ -6,11 +6,11 @@ from typing import Any
 
 import redis
 
-from primarch_fleet import Catalogue, Price
+from primarch_fleet import Catalogue, Rates
 from primarch_fleet.catalogue import Model, Offer
 from primarch_fleet.contract import Lane
 
-PRICE = Price(input="1", output="2")
+PRICE = Rates(input="1", output="2")
 
 
 OFFERS: dict[Lane, Offer] = {

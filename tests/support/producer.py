@@ -9,13 +9,13 @@ from primarch_fleet import (
     Catalogue,
     CompletionRequest,
     Fleet,
-    Price,
+    Rates,
 )
 from primarch_fleet.catalogue import Model, Offer
 from primarch_fleet.contract import Completion
 from tests.support.receipts import make_receipt
 
-PRICE = Price(input="1", output="2")
+PRICE = Rates(input="1", output="2")
 
 
 CATALOGUE = Catalogue(

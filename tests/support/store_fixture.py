@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from primarch_fleet.money import Price
+from primarch_fleet import Rates
 from scheduler.model.job import AttemptCounts, JobPricing, RequestGroup
 from scheduler.store import keys
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
@@ -31,7 +31,7 @@ LOCATE = -1
 
 
 def terms(group: RequestGroup) -> JobPricing:
-    price = Price(input="1")
+    price = Rates(input="1")
     budget = BUDGET if group.quota_scope == SHARED else 0
     return JobPricing(
         deployment="d", upstream="u", price=price, list_price=price, token_budget=budget

@@ -173,7 +173,7 @@ def test_a_price_and_a_kind_may_be_written_as_litellm_does() -> None:
     info = {"mode": "embedding", "base_model": "text-embedding-3-small"}
     entry = {"id": "e", "model": "e", "litellm_params": params, "model_info": info}
     [served] = FleetConfig.model_validate({"deployments": [entry]}).deployments
-    assert (served.kind, str(served.price.input.normalize())) == ("embedding", "0.02")
+    assert (served.kind, str(served.rates().base.input.normalize())) == ("embedding", "0.02")
     assert served.model_info == {"base_model": "text-embedding-3-small"}
 
 

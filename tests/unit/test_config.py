@@ -9,9 +9,11 @@ import yaml
 
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
-from primarch_fleet import Price
+from primarch_fleet import Rates
 from primarch_fleet.catalogue import Catalogue, LaneLimits, Limits
 from primarch_fleet.errors import ConfigError, UnknownModel
+from primarch_fleet.prices import TokenRates, max_cost_nanousd
+from primarch_fleet.usage import Usage
 
 SHIPPED = ROOT / "config" / "fleet.yaml"
 
@@ -31,7 +33,11 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("deployments", 0, "price"), None, "deployments.0.price"),
+        (
+            ("deployments", 0, "upstream"),
+            "gpt-x",
+            "deployments.0.price.input: missing.*openai/gpt-x",
+        ),
         (("deployments", 0, "price"), {"input": "-1"}, "deployments.0.price.input"),
         (("deployments", 0, "provider"), "nobody", "unknown provider: nobody"),
         (("deployments", 0, "id"), "openai-gpt-4o-mini", "id used twice: openai-gpt-4o-mini"),
@@ -49,7 +55,8 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("engines", 0, "engine_args"), {"served_model_name": "x"}, "served_model_name"),
         (("engines", 0, "lora_modules"), {"smollm2-135m": "/x"}, "served twice: smollm2-135m"),
         (("engines", 0, "gpus"), [-1], "engines.0.gpus"),
-        (("deployments", 0, "price"), {"input": "1"}, "deployments.0.*price.output"),
+        (("engines", 0, "price"), {"input": "1"}, "engines.0.*price.output"),
+        (("engines", 0, "price"), None, "engines.0.*price.input"),
         (("deployments", 0, "price"), {"input": 0, "output": 0}, "deployments.0.*free: true"),
         (("deployments", 2, "price"), {"input": 0}, "deployments.2.*free: true"),
         (("engines", 0, "price"), {"input": 0, "output": 0}, "engines.0.*free: true"),
@@ -86,7 +93,7 @@ def test_the_catalogue_lists_the_offer_of_each_lane() -> None:
     models = load(SHIPPED).catalogue().models
     assert set(models["gpt-4o"].lanes) == {"realtime", "batch"}
     assert set(models["smollm2-135m"].lanes) == {"local"}
-    assert models["gpt-4o"].lanes["batch"].price == Price(input="1.25", output="5")
+    assert models["gpt-4o"].lanes["batch"].price == Rates(input="1.25", output="5")
     assert models["smollm2-135m"].lanes["local"].queue == "local.smollm2-135m"
     assert models["text-embedding-3-small"].kind == "embedding"
     with pytest.raises(UnknownModel):
@@ -97,14 +104,14 @@ def test_a_model_served_twice_has_the_list_price_of_the_first_deployment(tmp_pat
     file = changed(tmp_path, "engines", 0, "model", value="gpt-4o")
     models = load(file).catalogue().models
     assert set(models["gpt-4o"].lanes) == {"realtime", "batch", "local"}
-    assert models["gpt-4o"].list_price == Price(input="2.50", output="10.00")
+    assert models["gpt-4o"].list_price == models["gpt-4o"].lanes["realtime"].price
 
 
 def test_a_free_model_needs_no_price(tmp_path: Path) -> None:
     engine = {"model": "own", "engine": "simulated", "free": True}
     for priced in ({}, {"price": {"input": 0, "output": 0}}):
         config = load(changed(tmp_path, "engines", 0, value=engine | priced))
-        assert config.engine("own").price.cost_nanousd(1_000, 1_000) == 0
+        assert config.engine("own").rates().is_zero
 
 
 def test_the_catalogue_has_the_budgets_of_each_tenant_in_nano_dollars() -> None:
@@ -143,9 +150,12 @@ def test_an_offer_has_the_highest_price_of_all_deployments_that_may_answer() -> 
         for name, model in FleetConfig.model_validate(data).catalogue().models.items()
         if "realtime" in model.lanes
     }
-    assert offers["a"].price == Price(input=1, output=5)
-    assert offers["a"].max_price == Price(input=3, output=9)
-    assert offers["c"].max_price == offers["c"].price == Price(input=1, output=9)
+    most = {name: max_cost_nanousd(offer.prices, Usage(1)) for name, offer in offers.items()}
+    assert most == {"a": 3000, "b": 3000, "c": 1000, "d": 50_000}
+    output = Usage(text_output_tokens=1)
+    assert max_cost_nanousd(offers["a"].prices, output) == 9000
+    assert offers["a"].price.base == TokenRates(input=1, output=5)
+    assert offers["c"].other_prices == ()
     assert offers["a"].max_output_tokens == 700
     assert offers["d"].max_output_tokens is None
 

@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from config.targets import Targets
+from primarch_fleet import Rates
 from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.contract import Receipt
-from primarch_fleet.money import Price
 from scheduler.admin.cost_report import CostSummary, CostTarget, cost_targets, saving
 from workers.observability.cost_recorder import (
     CostKey,
@@ -23,15 +23,15 @@ from workers.observability.cost_recorder import (
     parse_day,
 )
 
-LIST = Price(input="2", output="8")
+LIST = Rates(input="2", output="8")
 CATALOGUE = Catalogue(
     models={
         "both": Model(
             kind="chat",
             list_price=LIST,
             lanes={
-                "realtime": Offer(queue="realtime", price=Price(input="3", output="9")),
-                "batch": Offer(queue="batch", price=Price(input="1", output="4")),
+                "realtime": Offer(queue="realtime", price=Rates(input="3", output="9")),
+                "batch": Offer(queue="batch", price=Rates(input="1", output="4")),
             },
         ),
         "hosted": Model(

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from primarch_fleet.money import Price
+from primarch_fleet import Rates
 from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN, scan_lists
 from scheduler.model.job import Job, JobPricing, RequestGroup
 from scheduler.providers.base import (
@@ -39,7 +39,7 @@ class Listing:
 
 
 def job(batch_id: str, provider: str = "here") -> Job:
-    price = Price.model_validate({"input": "1"})
+    price = Rates.model_validate({"input": "1"})
     return Job(
         intent=f"intent of {batch_id}",
         token="1",

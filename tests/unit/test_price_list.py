@@ -134,7 +134,9 @@ def test_entry_when_the_model_is_of_another_provider_or_unknown_is_none() -> Non
 def test_cost_when_the_rates_are_the_list_s_is_the_provider_s_price(
     provider: str, model: str, usage: Usage, how: dict[str, Any], nanousd: int
 ) -> None:
-    assert cost_nanousd(listed(provider, model), usage, **how) == nanousd
+    price = listed(provider, model)
+    price = price.in_batches() if how.pop("batch", False) else price
+    assert cost_nanousd(price, usage, **how) == nanousd
 
 
 def test_tier_when_the_list_has_only_some_of_its_rates_takes_the_ordinary_ones() -> None:

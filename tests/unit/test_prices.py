@@ -19,7 +19,7 @@ from primarch_fleet.usage import INPUT_KINDS, OUTPUT_KINDS, Usage, parse_usage, 
 
 
 def rates(**own: Any) -> Rates:
-    return Rates.flat(**own)
+    return Rates(**own)
 
 
 GPT_4O = Rates(
@@ -43,7 +43,7 @@ CACHED = {
 THOUSAND = {"prompt_tokens": 1000, "completion_tokens": 1000}
 ROWS: dict[str, tuple[Rates, dict[str, Any], dict[str, Any], int]] = {
     "cached": (GPT_4O, CACHED, {}, 14_750_000),
-    "cached in a batch": (GPT_5, CACHED, {"batch": True}, 1_687_500),
+    "cached in a batch": (GPT_5.in_batches(), CACHED, {}, 1_687_500),
     "cache write": (
         CLAUDE,
         {"input_tokens": 3, "cache_creation_input_tokens": 12_304, "output_tokens": 550},
@@ -71,7 +71,7 @@ ROWS: dict[str, tuple[Rates, dict[str, Any], dict[str, Any], int]] = {
     "unknown tier": (GPT_4O, THOUSAND | {"service_tier": "scale"}, {}, 12_500_000),
     "flex": (GPT_5, THOUSAND | {"service_tier": "flex"}, {}, 5_625_000),
     "embedding": (EMBEDDING, {"prompt_tokens": 9}, {}, 180),
-    "embedding in a batch": (EMBEDDING, {"prompt_tokens": 9}, {"batch": True}, 90),
+    "embedding in a batch": (EMBEDDING.in_batches(), {"prompt_tokens": 9}, {}, 90),
     "reasoning apart": (
         GPT_5,
         {
@@ -144,7 +144,7 @@ def test_reservation_when_a_tier_is_asked_for_has_the_dearer_of_it_and_the_ordin
         assert max_cost_nanousd([GPT_4O], bound, tier=tier) == 21_250_000
     assert max_cost_nanousd([GPT_4O], bound) == 12_500_000
     assert max_cost_nanousd([GPT_5], bound, tier="flex") == 11_250_000
-    assert max_cost_nanousd([GPT_5], bound, batch=True) == 5_625_000
+    assert max_cost_nanousd([GPT_5.in_batches()], bound) == 5_625_000
 
 
 counts = st.builds(
@@ -183,6 +183,11 @@ def test_cost_when_compared_with_decimals_is_the_same(usage: Usage, own: TokenRa
         Decimal(0),
     )
     assert abs(cost_nanousd(Rates(standard=(own,)), usage) - exact) <= Decimal("0.5")
+
+
+def test_rates_when_an_older_version_stored_them_are_flat() -> None:
+    stored = Rates.model_validate_json('{"input": "0.15", "output": "0.60"}')
+    assert stored == Rates(input="0.15", output="0.60") == Rates(standard=[stored.base])
 
 
 def test_rates_when_they_travel_as_json_are_the_same() -> None:

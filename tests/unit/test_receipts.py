@@ -8,8 +8,9 @@ from typing import Any
 
 from celery.app.task import Context
 
-from primarch_fleet import CompletionRequest, Price, protocol
+from primarch_fleet import CompletionRequest, Rates, protocol
 from primarch_fleet.contract import Receipt
+from primarch_fleet.usage import Usage
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from tests.support.receipts import make_receipt
 
@@ -26,11 +27,12 @@ SOURCE = AnswerSource(
     provider="openai",
     deployment="openai-1",
     strategy="batch",
-    price=Price(input="1", output="2"),
-    list_price=Price(input="2", output="4"),
+    price=Rates(input="1", output="2"),
+    list_price=Rates(input="2", output="4"),
     batch_id="b",
 )
-ANSWER = AnswerFacts(model="answering", input_tokens=10, output_tokens=5, latency=3.0, attempts=2)
+USAGE = Usage(7, cached_input_tokens=3, text_output_tokens=5)
+ANSWER = AnswerFacts(model="answering", usage=USAGE, latency=3.0, attempts=2)
 
 
 def test_a_receipt_has_the_facts_of_request_source_and_answer_and_the_costs_of_its_tokens() -> None:
@@ -47,6 +49,7 @@ def test_a_receipt_has_the_facts_of_request_source_and_answer_and_the_costs_of_i
         latency=3.0,
         input_tokens=10,
         output_tokens=5,
+        usage=USAGE,
         cost_nanousd=20_000,
         list_cost_nanousd=40_000,
         batch_id="b",

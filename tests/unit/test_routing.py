@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Price
+from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Rates
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
@@ -27,7 +27,7 @@ from primarch_fleet.routing import LaneDecision, route
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = 86_400.0
-PRICE = Price(input="2", output="8")
+PRICE = Rates(input="2", output="8")
 
 
 def model(*lanes: Lane, quality: float = 1.0, kind: str = "chat") -> Model:
@@ -221,8 +221,8 @@ def test_over_budget_a_request_falls_back_to_the_lane_of_the_policy_if_it_can_se
 def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_highest_price(
     fields: dict[str, Any], limit: int | None, tokens: int
 ) -> None:
-    dearest = Price(input="3", output="11")
-    offer = Offer(queue="q", price=PRICE, ceiling=dearest, max_output_tokens=limit)
+    dearest = Rates(input="3", output="11")
+    offer = Offer(queue="q", price=PRICE, other_prices=(dearest,), max_output_tokens=limit)
     served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
     limits = Limits(default_output_tokens=7)
     prompt = PromptSize(characters=1000, text_bytes=1000)

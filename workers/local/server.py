@@ -15,8 +15,10 @@ from config.engine import EngineConfig
 from primarch_fleet.answers import form_of
 from primarch_fleet.contract import PRIORITIES, Completion, Receipt
 from primarch_fleet.errors import ContextWindowExceeded, EngineError, InvalidRequest
+from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from tasks.accounting import UsageMeter
+from tasks.answer_usage import usage_of
 from tasks.privacy import ENGINE, Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.local.engines.base import Answer, Engine
@@ -52,6 +54,7 @@ class LocalServer:
     ) -> None:
         self._privacy = privacy
         self._config = config
+        self._price, self._list_price = config.rates(), config.list_rates()
         self._engine = engine
         self._streams = streams
         self._stop = stop
@@ -148,20 +151,18 @@ class LocalServer:
     def _receipt(
         self, request: Request, metadata: RequestMetadata, answer: Answer, latency: float
     ) -> Receipt:
-        usage, price = answer.body["usage"], self._config.price
         source = AnswerSource(
             lane="local",
             provider="local",
             deployment=self._config.queue,
             strategy=self._config.engine,
-            price=price,
-            list_price=self._config.list_price or price,
+            price=self._price,
+            list_price=self._list_price,
             simulated=self._engine.simulated,
         )
         facts = AnswerFacts(
             model=answer.body["model"],
-            input_tokens=usage["prompt_tokens"],
-            output_tokens=usage.get("completion_tokens", 0),
+            usage=usage_of(answer.body, lambda: measure(request.body()), self._config.media_tokens),
             latency=latency,
             time_to_first_token=answer.time_to_first_token,
         )

@@ -28,6 +28,7 @@ from primarch_fleet import redis_support
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane, Receipt
 from primarch_fleet.money import NANOS_PER_MICRO
+from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.redis_support import LuaScript
 from tasks.accounting import AbortedRun, DroppedAnswer
 
@@ -91,7 +92,7 @@ def cost_totals(receipt: Receipt, catalogue: Catalogue) -> CostTotals:
     tokens = receipt.input_tokens, receipt.output_tokens
     model = catalogue.models.get(receipt.requested_model)
     offer = model and model.lanes.get("realtime")
-    realtime_cost = offer.price.cost_nanousd(*tokens) if offer else receipt.list_cost_nanousd
+    realtime_cost = cost_nanousd(offer.price, receipt.usage) if offer else receipt.list_cost_nanousd
     costs = receipt.cost_nanousd, receipt.list_cost_nanousd, realtime_cost
     return CostTotals(1, *tokens, *costs)
 

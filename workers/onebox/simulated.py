@@ -10,6 +10,7 @@ from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
 from config.litellm_params import ENVIRONMENT_PREFIX, LitellmParams, secret_references
 from config.section import Values
+from primarch_fleet.prices import RATE_KINDS, Rates, Steps
 
 #: The simulated provider's response times and batch stages, in seconds.
 LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
@@ -63,8 +64,10 @@ def simulated_config(config: FleetConfig, accounts: Set[str], url: str) -> Value
     for name in accounts:
         secret = values["providers"][name].get("webhook_secret")
         values["providers"][name] = {**account, "webhook_secret": secret}
-    for deployment in values["deployments"]:
+    for deployment, own in zip(values["deployments"], config.deployments, strict=True):
         if deployment["provider"] in accounts:
+            # The price list has no entry for the simulator's models.
+            deployment["price"] = _own_price(config.rates(own))
             params = deployment["litellm_params"]
             kept = params.keys() & ROUTING_PARAMS
             deployment["litellm_params"] = {name: params[name] for name in kept}
@@ -73,10 +76,55 @@ def simulated_config(config: FleetConfig, accounts: Set[str], url: str) -> Value
     return values
 
 
+def _own_price(rates: Rates) -> Values:
+    """Rates as the `price` of a deployment; the steps of long prompts are left out."""
+
+    def card(steps: Steps) -> Values:
+        return {kind: str(steps[0].rate(kind)) for kind in RATE_KINDS}
+
+    tiers = {name: card(steps) for name, steps in rates.tiers.items()}
+    return card(rates.standard) | {"tiers": tiers, "batch": card(rates.batch or rates.standard)}
+
+
 def simulator_profile(config: FleetConfig) -> dict[str, Any]:
     """Return the fleet's models at the fleet's prices, with the latency of a fast provider."""
     models = {
-        deployment.upstream: {"kind": deployment.kind, **deployment.price.model_dump(mode="json")}
+        deployment.upstream: {
+            "kind": deployment.kind,
+            **simulator_prices(config.rates(deployment)),
+        }
         for deployment in config.deployments
     }
     return {"models": models, "latency": LATENCY, "batch": BATCH_STAGES}
+
+
+#: The simulator's names of prices -> ours.
+_PRICES = {
+    "input": "input",
+    "cached_input": "cached_input",
+    "cache_write_5m": "cache_write",
+    "cache_write_1h": "cache_write_1h",
+    "audio_input": "audio_input",
+    "image_input": "image_input",
+    "output": "output",
+    "reasoning": "reasoning",
+    "audio_output": "audio_output",
+}
+
+
+def simulator_prices(rates: Rates) -> dict[str, Any]:
+    """Return rates in the form of the simulator's profile."""
+    return {
+        **_steps(rates.standard),
+        "tiers": {name: _steps(steps) for name, steps in rates.tiers.items()},
+        "batch": _steps(rates.batch) if rates.batch else None,
+        "web_search": str(rates.fees.web_search.scaleb(6)),
+    }
+
+
+def _steps(steps: Steps) -> dict[str, Any]:
+    first, *longer = (
+        {ours: str(step.rate(kind)) for ours, kind in _PRICES.items()} for step in steps
+    )
+    above = [step.from_tokens - 1 for step in steps[1:]]
+    return {**first, "steps": dict(zip(above, longer, strict=True))}

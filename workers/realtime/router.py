@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from config.fleet import FleetConfig
 from config.provider import Deployment, Provider, call_params
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.money import to_dollars
 from primarch_fleet.requests import RoutingStrategy
 from primarch_fleet.validation import explain
 from workers.realtime.cooldowns import Cooldowns
@@ -33,10 +32,7 @@ def build_router(config: FleetConfig, redis_url: str) -> Router:
     """
     routing = config.routing
     arguments = router_arguments(
-        model_list=[
-            deployment_entry(deployment, config.providers[deployment.provider])
-            for deployment in config.deployments
-        ],
+        model_list=[_priced_entry(config, deployment) for deployment in config.deployments],
         redis_url=redis_url if routing.shared_state else None,
         cache_kwargs={
             "socket_timeout": REDIS_TIMEOUT_SECONDS,
@@ -93,12 +89,24 @@ def deployment_entry(deployment: Deployment, provider: Provider) -> dict[str, An
             # The key of cooldowns in Redis: it must be the same in every process.
             "id": deployment.id,
             "mode": deployment.kind,
-            # For cost-based routing. In litellm_params, LiteLLM would register the prices again at
-            # every call, which takes a millisecond.
-            "input_cost_per_token": to_dollars(deployment.price.input),
-            "output_cost_per_token": to_dollars(deployment.price.output),
         },
     }
+
+
+def _priced_entry(config: FleetConfig, deployment: Deployment) -> dict[str, Any]:
+    """A deployment with the prices that cost-based routing compares, in dollars a token.
+
+    In `litellm_params`, LiteLLM would register them again at every call, which takes a millisecond.
+    Where LiteLLM's own figure is the bill, they must not replace its rules.
+    """
+    entry = deployment_entry(deployment, config.providers[deployment.provider])
+    if not config.has_own_bill(deployment):
+        base = config.rates(deployment).base
+        entry["model_info"] |= {
+            "input_cost_per_token": float(base.input.scaleb(-6)),
+            "output_cost_per_token": float(base.output.scaleb(-6)),
+        }
+    return entry
 
 
 def _retry_policies(config: FleetConfig) -> dict[str, RetryPolicy]:
@@ -136,6 +144,9 @@ def assemble_response(stream: Any, chunks: list[Any], messages: list[Any]) -> An
     """Build the response of a stream that was read to its end, with the stream's hidden params."""
     response: Any = litellm.stream_chunk_builder(chunks, messages=messages)
     response._hidden_params = {**stream._hidden_params, **response._hidden_params}
+    # LiteLLM counts tokens itself where the provider reports none, and adds up totals again.
+    reported = [usage for chunk in chunks if (usage := getattr(chunk, "usage", None)) is not None]
+    response.usage = reported[-1] if reported else None
     return response
 
 

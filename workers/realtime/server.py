@@ -13,9 +13,13 @@ import litellm
 from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
 from config.litellm_params import resolve
+from config.provider import Deployment
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import InvalidRequest, RequestFailed
+from primarch_fleet.money import NANOS_PER_DOLLAR
+from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request, RoutingStrategy
+from tasks.answer_usage import usage_of
 from tasks.privacy import Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.observability import metrics
@@ -120,10 +124,11 @@ class RealtimeServer:
             self._registered_strategies.add(strategy)
             register_strategy(self._router, strategy)
         response = await self._call_until_answered(request, metadata, attempts, publish)
-        receipt = self._receipt(request, metadata, attempts, response)
+        body = response.model_dump()
+        receipt = self._receipt(request, metadata, attempts, hidden_params(response), body)
         metrics.record_answer(receipt)
         metrics.observe_routing(receipt.strategy, request.tenant_id, attempts.routing_seconds)
-        return Completion(body=response.model_dump(), receipt=receipt)
+        return Completion(body=body, receipt=receipt)
 
     async def _call_until_answered(
         self,
@@ -194,29 +199,38 @@ class RealtimeServer:
         return await collector.collect(stream, body)
 
     def _receipt(
-        self, request: Request, metadata: RequestMetadata, attempts: Attempts, response: Any
+        self,
+        request: Request,
+        metadata: RequestMetadata,
+        attempts: Attempts,
+        hidden: dict[str, Any],
+        body: dict[str, Any],
     ) -> Receipt:
-        deployment = self._deployments[hidden_params(response)["model_id"]]
-        usage = response.usage
+        deployment = self._deployments[hidden["model_id"]]
         source = AnswerSource(
             lane="realtime",
             provider=receipt_provider(deployment.provider),
             deployment=deployment.id,
             strategy=self._strategy(request),
-            price=deployment.price,
+            price=self._config.rates(deployment),
             list_price=self._catalogue.model(request.model).list_price,
             simulated=self._config.providers[deployment.provider].simulated,
         )
         answer = AnswerFacts(
-            model=response.model or deployment.upstream,
-            input_tokens=usage.prompt_tokens,
-            output_tokens=usage.completion_tokens or 0,
+            model=body.get("model") or deployment.upstream,
+            usage=usage_of(body, lambda: measure(request.body()), deployment.media),
+            bill_nanousd=self._bill(deployment, hidden),
             latency=attempts.elapsed,
             time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
             fallbacks=attempts.fallbacks(self._config.routing.resolve_alias(request.model)),
         )
         return build_receipt(request, metadata, source, answer)
+
+    def _bill(self, deployment: Deployment, hidden: dict[str, Any]) -> int | None:
+        """The provider's bill in nano-dollars, where LiteLLM knows better than the price list."""
+        dollars = hidden.get("response_cost") if self._config.has_own_bill(deployment) else None
+        return None if dollars is None else round(dollars * NANOS_PER_DOLLAR)
 
 
 def _configure_litellm(config: FleetConfig) -> None:

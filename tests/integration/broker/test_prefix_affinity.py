@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
+from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates
 from primarch_fleet.catalogue import Model, Offer
 from primarch_fleet.protocol import PREFIXES
 from tests.support.affinity_queue import (
@@ -329,10 +329,10 @@ CATALOGUE = Catalogue(
         "m": Model(
             kind="chat",
             lanes={
-                "local": Offer(queue=QUEUE, price=Price(input="1", output="2")),
-                "realtime": Offer(queue="realtime", price=Price(input="1", output="2")),
+                "local": Offer(queue=QUEUE, price=Rates(input="1", output="2")),
+                "realtime": Offer(queue="realtime", price=Rates(input="1", output="2")),
             },
-            list_price=Price(input="1", output="2"),
+            list_price=Rates(input="1", output="2"),
         )
     },
     completion_window=86_400,

@@ -12,7 +12,7 @@ import pytest
 import redis
 from celery.signals import after_task_publish, before_task_publish
 
-from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price, Ticket
+from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates, Ticket
 from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import PRIORITIES, Lane
 from primarch_fleet.encoder import MessageEncoder
@@ -22,7 +22,7 @@ from primarch_fleet.publisher import MAX_MEMORY_FRACTION, MAX_PUSH_BYTES
 from primarch_fleet.queues import priority_lists
 from tests.support.relay import relay
 
-PRICE = Price(input="1", output="2")
+PRICE = Rates(input="1", output="2")
 LANES: tuple[Lane, ...] = ("realtime", "batch")
 OFFERS: dict[Lane, Offer] = {lane: Offer(queue=lane, price=PRICE) for lane in LANES}
 BUDGET = Limits(monthly_budget_nanousd=10**12)

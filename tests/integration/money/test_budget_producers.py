@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 import pytest
 import redis
 
-from primarch_fleet import AsyncFleet, Catalogue, CompletionRequest, Fleet, Price, Ticket
+from primarch_fleet import AsyncFleet, Catalogue, CompletionRequest, Fleet, Rates, Ticket
 from primarch_fleet.catalogue import Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import BudgetExceeded, CostCapExceeded, InvalidRequest
 
-PRICE = Price(input="1", output="2")
+PRICE = Rates(input="1", output="2")
 OFFERS: dict[Lane, Offer] = {
     "realtime": Offer(queue="realtime", price=PRICE),
-    "batch": Offer(queue="batch", price=PRICE.scaled(Decimal("0.5"))),
+    "batch": Offer(queue="batch", price=Rates(input="0.5", output="1")),
 }
 MESSAGES = [{"role": "user", "content": "2+2?"}]
 

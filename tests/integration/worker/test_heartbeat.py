@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from primarch_fleet import Catalogue, CompletionRequest, Fleet, Price
+from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates
 from primarch_fleet.catalogue import LaneLimits, Model, Offer
 from primarch_fleet.client import call_scheduler
 from primarch_fleet.errors import LaneFull, LaneUnavailable
@@ -19,7 +19,7 @@ from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
-PRICE = Price(input="1", output="2")
+PRICE = Rates(input="1", output="2")
 OFFERS = {name: Offer(queue=f"local.{name}", price=PRICE) for name in ("one", "two")}
 CATALOGUE = Catalogue(
     models={

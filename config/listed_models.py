@@ -1,0 +1,109 @@
+"""What the price list knows of the deployments in fleet.yaml."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+from config.listed_rates import listed_rates
+from config.price import DEFAULT_DISCOUNT
+from config.price_list import OWN_HARDWARE, Entry, find_entry
+from config.section import Values
+from primarch_fleet.contract import ModelKind
+from primarch_fleet.prices import Rates
+
+#: The kind of a model by the `mode` of its entry.
+_KINDS = {"completion": "chat"}
+#: The list's names of what a deployment may leave out.
+_LIMITS = {"max_output_tokens": "max_output_tokens", "context_length": "max_input_tokens"}
+#: Providers whose bill follows rules beside the list, so that LiteLLM's own figure of an answer
+#: counts: they report the cost themselves.
+_OWN_BILL = frozenset({"openrouter", "perplexity", "vercel_ai_gateway", "xai"})
+#: Prices that depend on more than an answer's tokens.
+_OWN_RULES = ("off_peak_pricing", "input_cost_per_second", "output_cost_per_second")
+#: Modes whose models are free if the list says so.
+_FREE_MODES = frozenset({"moderation"})
+#: LiteLLM's own parameters that name a region, by which the list has prices of its own.
+_REGIONS = ("aws_region_name", "vertex_location", "region_name")
+
+
+class Listing(NamedTuple):
+    """What the list says of a deployment's price."""
+
+    #: None if it says nothing, or a price of 0: that of some models is only unknown.
+    rates: Rates | None
+    #: True if LiteLLM's own figure of an answer's cost is the provider's bill.
+    own_bill: bool
+
+
+def with_listed_models(file: Values) -> Values:
+    """Return fleet.yaml's values with what the price list says of a deployment that leaves it out.
+
+    That is its kind, and the lengths of its prompts and answers.
+    """
+    providers = file.get("providers")
+    if not isinstance(providers, dict) or not isinstance(file.get("deployments"), list):
+        return file
+    deployments = [
+        {**_listed_keys(deployment, providers), **deployment}
+        if isinstance(deployment, dict)
+        else deployment
+        for deployment in file["deployments"]
+    ]
+    return {**file, "deployments": deployments}
+
+
+def _listed_keys(deployment: Values, providers: Values) -> Values:
+    provider = providers.get(str(deployment.get("provider")))
+    if not isinstance(provider, dict) or not isinstance(deployment.get("upstream"), str):
+        return {}
+    params = deployment.get("litellm_params") or deployment.get("params")
+    entry = find_listed(
+        str(provider.get("litellm_provider")),
+        deployment["upstream"],
+        *(value for value in (provider.get("litellm_params"), params) if isinstance(value, dict)),
+        info=info if isinstance(info := deployment.get("model_info"), dict) else {},
+    )
+    if entry is None:
+        return {}
+    kind = _KINDS.get(entry.get("mode", ""), entry.get("mode"))
+    keys = {ours: entry[theirs] for ours, theirs in _LIMITS.items() if entry.get(theirs)}
+    return {**keys, "kind": kind} if kind in get_args(ModelKind) else keys
+
+
+def find_listed(
+    provider: str, upstream: str, *params: Mapping[str, Any], info: Mapping[str, Any]
+) -> Entry | None:
+    """Return the list's entry of a deployment.
+
+    Args:
+        provider: LiteLLM's name of the provider.
+        upstream: The provider's name of the model.
+        params: LiteLLM's parameters of the account and of the deployment.
+        info: LiteLLM's `model_info` of the deployment.
+    """
+    values = dict(ChainMap(*map(dict, reversed(params))))
+    regions = [values[name] for name in _REGIONS if isinstance(values.get(name), str)]
+    return find_entry(
+        provider,
+        upstream,
+        base_model=info.get("base_model") or values.get("base_model"),
+        region=next(iter(regions), None),
+    )
+
+
+def listing(provider: str, entry: Entry | None) -> Listing:
+    """Return what the list says of a deployment's price.
+
+    Args:
+        provider: LiteLLM's name of the provider.
+        entry: The deployment's entry of the list, if it has one.
+    """
+    rates = listed_rates(entry, DEFAULT_DISCOUNT) if entry else None
+    if provider in OWN_HARDWARE:
+        return Listing(Rates(input=0), own_bill=False)
+    if rates and entry and rates.is_zero and entry.get("mode") not in _FREE_MODES:
+        rates = None
+    own_rules = entry is not None and any(entry.get(key) for key in _OWN_RULES)
+    return Listing(rates, own_bill=own_rules or provider in _OWN_BILL)
