@@ -112,12 +112,15 @@ def _normalize_choice(choice: Body) -> None:
     """The fields beside the message or the delta."""
     _drop_nulls(choice)
     own = choice.pop(_LITELLM_FIELD, {})
-    said = own.pop(_NATIVE, None) or choice.get("finish_reason") or None
+    reason, native = choice.get("finish_reason") or None, own.pop(_NATIVE, None)
     if own:
         choice[_LITELLM_FIELD] = own
-    choice["finish_reason"] = FINISH_REASONS.get(str(said).lower(), said)
-    if said != choice["finish_reason"]:
-        choice.setdefault(_NATIVE, said)
+    if native is None or str(native).lower() not in FINISH_REASONS:
+        native = native or reason
+        reason = FINISH_REASONS.get(str(native).lower(), native)
+    choice["finish_reason"] = reason
+    if native != reason:
+        choice.setdefault(_NATIVE, native)
     choice.setdefault("logprobs", None)
 
 

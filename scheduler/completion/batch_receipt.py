@@ -24,6 +24,7 @@ def completion(
     Raises:
         Exception: Any, if `body` is not a valid answer.
     """
+    body = parked.kind.normalized(body)
     source = AnswerSource(
         lane="batch",
         provider=receipt_provider(job.group.provider),

@@ -194,6 +194,11 @@ class ParkedRequest(BaseModel):
         return self.model_copy(update={"context": context, "body_ref": body_ref})
 
     @property
+    def kind(self) -> type[Request]:
+        """The request's class."""
+        return KINDS[self.context["task"]]
+
+    @property
     def payer(self) -> tuple[str, str]:
         """The tenant and the task id."""
         tenant = self.request.get("tenant_id") or Request.model_fields["tenant_id"].default
@@ -215,4 +220,4 @@ class ParkedRequest(BaseModel):
         """Return the request itself. Raises InvalidRequest, or LookupError without its body."""
         if self.body_ref is not None:
             raise LookupError("its body is gone")
-        return KINDS[self.context["task"]].parse(self.request)
+        return self.kind.parse(self.request)

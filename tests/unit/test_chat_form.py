@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
+import workers.realtime  # noqa: F401 - LiteLLM stays offline
 from primarch_fleet import CompletionRequest
 from primarch_fleet.chat_form import FINISH_REASONS, normalized, normalized_chunk
 

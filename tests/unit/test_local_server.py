@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import Reject
+from openai.types.chat import ChatCompletion
 
 from config.engine import EngineConfig
 from config.requests import RequestPolicy
@@ -164,6 +165,23 @@ def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() 
     assert streamed.receipt.cost_nanousd == plain.receipt.cost_nanousd
     assert streamed.receipt.time_to_first_token is not None
     assert 0 < streamed.receipt.time_to_first_token <= streamed.receipt.latency
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_has_one_name_streamed_or_not(stream: bool) -> None:
+    config = CONFIG.model_copy(update={"reasoning_parser": "deepseek_r1"})
+    writer = RecordingWriter()
+    server = local_server(SimulatedEngine(config), writer)
+    body = asyncio.run(server.serve(request(stream=stream), METADATA)).body
+    ChatCompletion.model_validate(body, strict=True)
+    message = body["choices"][0]["message"]
+    assert message["reasoning_content"] == "Simulated reasoning"
+    assert "reasoning" not in message
+    assert message["content"].startswith("Simulated answer")
+    deltas = [part["delta"] for chunk in writer.chunks for part in chunk["choices"]]
+    assert all("reasoning" not in delta for delta in deltas)
+    streamed = "".join(delta.get("reasoning_content", "") for delta in deltas)
+    assert streamed == ("Simulated reasoning" if stream else "")
 
 
 def test_a_request_without_stream_publishes_no_stream() -> None:

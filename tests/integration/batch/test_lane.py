@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from celery import Celery, chord, group
 from celery.result import AsyncResult
+from openai.types.chat import ChatCompletion
 
 from primarch_fleet import Completion, Fleet, errors
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import PREFIX
 from scheduler.store.pauses import Pause
 from tests.support.batch_fixture import OpenBench, chat, embedding, fleet_app, open_bench, profile
+from workers.onebox.simulator import Script
 from workers.onebox.simulator.profile import Fault
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +38,33 @@ async def test_each_request_of_a_batch_gets_its_own_result(opened: OpenBench) ->
         assert len({str(answer.body["data"][0]["embedding"]) for answer in answers[5:]}) == 2
         assert b.batches_created() == 2
         assert not list(b.folder.iterdir())
+
+
+async def test_an_answer_has_the_form_of_the_other_lanes(opened: OpenBench) -> None:
+    message: dict[str, Any] = {
+        "content": "a",
+        "reasoning": "r",
+        "tool_calls": [],
+        "annotations": None,
+    }
+    choice = {"message": message, "finish_reason": "end_turn"}
+    async with opened() as b:
+        b.simulator.script(
+            Script(scope="line", merge={"choices": [choice], "service_tier": "on_demand"})
+        )
+        (result,) = await b.send(chat("why?"))
+        await b.until_idle()
+        body = (await b.completion(result)).body
+    ChatCompletion.model_validate(body, strict=True)
+    (choice,) = body["choices"]
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": "a",
+        "refusal": None,
+        "reasoning_content": "r",
+    }
+    assert (choice["finish_reason"], choice["native_finish_reason"]) == ("stop", "end_turn")
+    assert body["native_service_tier"] == "on_demand"
 
 
 async def test_full_batches_are_created_at_once_and_the_rest_after_max_wait(

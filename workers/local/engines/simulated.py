@@ -8,7 +8,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from workers.local.engines.base import Answer
 #: Time per token of each sequence; as with real batching, more sequences do not slow it down.
 SECONDS_PER_TOKEN = 0.002
 DEFAULT_DIMENSIONS = 8
+REASONING = ["Simulated", "reasoning"]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -31,6 +32,8 @@ async def start(config: EngineConfig) -> SimulatedEngine:
 
 class SimulatedEngine:
     """Answers with words derived from the prompt; runs `max_num_seqs` requests at a time.
+
+    With a `reasoning_parser`, it reasons first, in the field where vLLM has it.
 
     It accepts the parameters that vLLM has. Only `n`, the token limits and `dimensions` change its
     answers.
@@ -48,6 +51,7 @@ class SimulatedEngine:
     ) -> None:
         self._max_model_len = config.max_model_len
         self._max_running = config.max_num_seqs
+        self._reasoning = REASONING if config.reasoning_parser else []
         self._sleep = sleep
         self._running = 0
         #: A heap of (priority, arrival number, future that is resolved when a slot is free).
@@ -100,10 +104,10 @@ class SimulatedEngine:
             role = {"role": "assistant", "content": "", "refusal": None}
             for index in all_choices:
                 yield head | _body([_delta(index, role)])
-            for number, word in enumerate(text.words):
+            for piece in text.pieces():
                 await self._sleep(SECONDS_PER_TOKEN)
                 for index in all_choices:
-                    yield head | _body([_delta(index, {"content": f" {word}" if number else word})])
+                    yield head | _body([_delta(index, piece)])
             for index in all_choices:
                 yield head | _body([_delta(index, {}, text.finish_reason)])
         yield head | _body([], text.usage)
@@ -140,10 +144,12 @@ class SimulatedEngine:
     def _text(self, body: dict[str, Any]) -> _Text:
         """The answer to a chat request. Raises InvalidRequest."""
         prompt = [word for message in body["messages"] for word in _words(message)]
-        words = f"Simulated answer {_digest(' '.join(prompt))[:8]}".split() + prompt[-5:]
+        answer = f"Simulated answer {_digest(' '.join(prompt))[:8]}".split() + prompt[-5:]
+        words = [*self._reasoning, *answer]
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(words)
         self._check_length(len(prompt), min(limit, len(words)))
-        return _Text(body, len(prompt), words[:limit], "stop" if limit >= len(words) else "length")
+        reason = "stop" if limit >= len(words) else "length"
+        return _Text(body, len(prompt), words[:limit], reason, len(self._reasoning))
 
     def _check_length(self, input_tokens: int, output_tokens: int) -> None:
         if self._max_model_len is not None and input_tokens + output_tokens > self._max_model_len:
@@ -203,6 +209,21 @@ class _Text(NamedTuple):
     input_tokens: int
     words: list[str]
     finish_reason: str
+    #: How many of the words are reasoning.
+    reasoning_words: int
+
+    def pieces(self) -> Iterator[dict[str, str]]:
+        """Yield the words as deltas of a message."""
+        start = self.reasoning_words
+        for name, words in (("reasoning", self.words[:start]), ("content", self.words[start:])):
+            for number, word in enumerate(words):
+                yield {name: f" {word}" if number else word}
+
+    @property
+    def message(self) -> dict[str, Any]:
+        reasoning, words = self.words[: self.reasoning_words], self.words[self.reasoning_words :]
+        message = {"role": "assistant", "content": " ".join(words), "refusal": None}
+        return message | ({"reasoning": " ".join(reasoning)} if reasoning else {})
 
     @property
     def choices(self) -> int:
@@ -233,7 +254,7 @@ def _body(choices: list[dict[str, Any]], usage: dict[str, int] | None = None) ->
 def _choice(index: int, text: _Text) -> dict[str, Any]:
     return {
         "index": index,
-        "message": {"role": "assistant", "content": " ".join(text.words), "refusal": None},
+        "message": text.message,
         "logprobs": None,
         "finish_reason": text.finish_reason,
     }
