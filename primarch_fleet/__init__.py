@@ -18,7 +18,7 @@ from primarch_fleet.errors import FleetError
 from primarch_fleet.outgoing import Ticket
 from primarch_fleet.prices import Price, Rates
 from primarch_fleet.progress import Progress
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from primarch_fleet.streaming import Chunk, Stream
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Progress",
     "Rates",
     "Receipt",
+    "ResponsesRequest",
     "Spending",
     "Stream",
     "Ticket",

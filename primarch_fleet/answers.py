@@ -77,8 +77,39 @@ class ChatForm(AnswerForm):
         return bool(chunk["choices"]) or wants_usage
 
 
-#: The form of answers that have the key.
-_FORMS: dict[str, AnswerForm] = {"choices": ChatForm()}
+class ResponseForm(AnswerForm):
+    """A `response`, and the events of its stream, whose types start with `response.`.
+
+    https://platform.openai.com/docs/api-reference/responses-streaming
+    """
+
+    def text(self, body: Body) -> str:
+        """Return the text of all messages."""
+        parts = [
+            part
+            for item in body.get("output") or ()
+            if item.get("type") == "message"
+            for part in item.get("content") or ()
+        ]
+        return "".join(part["text"] for part in parts if part.get("type") == "output_text")
+
+    def is_complete(self, body: Body) -> bool:
+        """Return whether the response is completed, or was cut by its token limit."""
+        details = body.get("incomplete_details") or {}
+        return body.get("status") == "completed" or details.get("reason") == "max_output_tokens"
+
+    def added_text(self, chunk: Body) -> str:
+        """Return the text that an event adds to the response."""
+        return chunk["delta"] if chunk.get("type") == "response.output_text.delta" else ""
+
+    def has_token(self, chunk: Body) -> bool:
+        """Return whether an event has a part of the response: they all end with `.delta`."""
+        return str(chunk.get("type")).endswith(".delta")
+
+
+_RESPONSE = ResponseForm()
+#: The form of answers and chunks that have the key.
+_FORMS: dict[str, AnswerForm] = {"choices": ChatForm(), "output": _RESPONSE, "type": _RESPONSE}
 _WITHOUT_TEXT = AnswerForm()
 
 

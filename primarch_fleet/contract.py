@@ -26,7 +26,7 @@ Lane = Literal["realtime", "local", "batch"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 
 #: What a model does, by the name that LiteLLM has for it (`mode`).
-ModelKind = Literal["chat", "embedding"]
+ModelKind = Literal["chat", "responses", "embedding"]
 
 #: Celery priority of a message by name. The Redis transport serves 0 first.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
@@ -139,7 +139,8 @@ class Receipt(BaseModel):
 class Completion(BaseModel):
     """The result of a request: OpenAI's response body and the fleet's receipt.
 
-    `body` is exactly what OpenAI's API returns: a `chat.completion` or a `list` of embeddings.
+    `body` is exactly what OpenAI's API returns: a `chat.completion`, a `response` or a `list` of
+    embeddings.
     `openai.types.chat.ChatCompletion.model_validate(completion.body)` returns the SDK's object.
 
     A large body may be stored outside Redis, for as long as the result is kept. The task's result
@@ -155,7 +156,10 @@ class Completion(BaseModel):
 
     @property
     def text(self) -> str:
-        """The text of the first choice, fetched if necessary; "" for tool calls and embeddings."""
+        """The text of the first choice or of the response, fetched if necessary.
+
+        It is "" for tool calls and embeddings.
+        """
         body = self.fetched().body
         return form_of(body).text(body)
 

@@ -37,8 +37,8 @@ def estimate(
     """
     offer = model.lanes[lane]
     expected, bound = prompt.expected(offer.media), prompt.bound(offer.media, offer.context_length)
-    output_tokens = request.max_output_tokens() or 0
-    if request.max_output_tokens() is None and limits is not None:
+    output_tokens = request.output_token_limit() or 0
+    if request.output_token_limit() is None and limits is not None:
         choices = getattr(request, "n", None) or 1
         output_tokens = choices * (offer.max_output_tokens or limits.default_output_tokens)
 

@@ -318,7 +318,7 @@ class _Assessment:
             return LaneProblem()
         tokens = self.prompt.expected(offer.media).total
         if lane == "local":  # an engine's length includes the answer
-            tokens += self.request.max_output_tokens() or 0
+            tokens += self.request.output_token_limit() or 0
         if tokens <= offer.context_length:
             return LaneProblem()
         why = f"too short: about {tokens} tokens, it takes {offer.context_length}"

@@ -3,7 +3,7 @@
 Each streaming task has a Redis stream `fleet:stream:<task id>` with these entries:
 
     <run>-0   opened  ""               a worker starts to answer
-    <run>-N   chunk   JSON             the N-th chunk, N = 1, 2, ...: a `chat.completion.chunk`
+    <run>-N   chunk   JSON             the N-th chunk or event of the answer, N = 1, 2, ...
     <run>-N   ended   "ok" | "failed"  the last entry of the run
 
 A run is one execution of the task by a worker. Its number is greater than that of every earlier
@@ -79,12 +79,12 @@ class Chunk:
 
     #: Position in the stream. Pass it as `after` to continue with the next chunk.
     id: str
-    #: OpenAI's `chat.completion.chunk`, unchanged.
+    #: OpenAI's `chat.completion.chunk`, or an event of OpenAI's Responses API.
     body: dict[str, Any]
 
     @property
     def text(self) -> str:
-        """The text that the chunk adds to the first choice; may be empty."""
+        """The text that the chunk adds to the first choice or to the response; may be empty."""
         return form_of(self.body).added_text(self.body)
 
 

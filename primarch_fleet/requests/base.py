@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -40,7 +42,7 @@ HeaderValue = Annotated[str, Field(pattern=r"^[\t -~]*$")]
 
 
 class Request(BaseModel):
-    """The fields that both kinds of request share: routing, cost limits and identity.
+    """The fields that all kinds of request share: routing, cost limits and identity.
 
     Raises:
         InvalidRequest: A field is wrong. The message names the field and never contains its value.
@@ -85,7 +87,8 @@ class Request(BaseModel):
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
     #: Seconds that the caller is willing to wait for the answer. Only routing uses it.
     max_latency: Seconds | None = None
-    #: Upper limit for the estimated cost, in nano-dollars. A chat needs max_completion_tokens too.
+    #: Upper limit for the estimated cost, in nano-dollars. A limit of the answer is needed too:
+    #: `max_completion_tokens` of a chat, `max_output_tokens` of a response.
     max_cost_nanousd: Count | None = None
     #: The same in micro-dollars, an older name. With both, the lower limit counts.
     max_cost: Count | None = None
@@ -201,7 +204,7 @@ class Request(BaseModel):
         older = None if self.max_cost is None else self.max_cost * NANOS_PER_MICRO
         return min((cap for cap in (self.max_cost_nanousd, older) if cap is not None), default=None)
 
-    def max_output_tokens(self) -> int | None:
+    def output_token_limit(self) -> int | None:
         """Return the token limit over all choices of the answer; None without a limit."""
         raise NotImplementedError
 
@@ -222,6 +225,12 @@ class Request(BaseModel):
         if self.deadline is None:
             return None
         return (self.deadline - (now or datetime.now(UTC))).total_seconds()
+
+
+def prefix_hash(prefix: list[Any]) -> str:
+    """Return the 16 hex digits by which requests with an equal prefix find each other."""
+    text = json.dumps(prefix, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _reasons(refused: Mapping[str, str], path: str = "") -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
@@ -17,7 +15,7 @@ from pydantic import (
 
 from primarch_fleet import chat_form
 from primarch_fleet.contract import LANES, Lane
-from primarch_fleet.requests.base import Count, JsonObject, Request
+from primarch_fleet.requests.base import Count, JsonObject, Request, prefix_hash
 
 #: Keys of `extra_body` that change the prompt that an engine computes.
 PROMPT_PARAMETERS = (
@@ -91,7 +89,7 @@ class CompletionRequest(Request):
 
     @model_validator(mode="after")
     def _max_cost_needs_a_token_limit(self) -> Self:
-        if self.cost_cap is not None and self.max_output_tokens() is None:
+        if self.cost_cap is not None and self.output_token_limit() is None:
             raise ValueError("max_cost: set max_completion_tokens too, or the cost has no limit")
         return self
 
@@ -118,7 +116,7 @@ class CompletionRequest(Request):
             )
         return lanes
 
-    def max_output_tokens(self) -> int | None:
+    def output_token_limit(self) -> int | None:
         """Return the limit of one choice times `n`; None without a limit."""
         limit = self.max_completion_tokens or self.max_tokens
         return None if limit is None else limit * (self.n or 1)
@@ -144,12 +142,7 @@ class CompletionRequest(Request):
             [[name, extra[name]] for name in PROMPT_PARAMETERS if name in extra],
         ]
         lengths = dict.fromkeys((opening, system))
-        return [_hash([*common, self._head(length)]) for length in lengths if length]
+        return [prefix_hash([*common, self._head(length)]) for length in lengths if length]
 
     def _head(self, length: int) -> list[dict[str, JsonValue]]:
         return [dict(message) for message in self.messages[:length]]
-
-
-def _hash(prefix: list[Any]) -> str:
-    text = json.dumps(prefix, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -32,6 +32,6 @@ class EmbeddingRequest(Request):
             return 1
         return len(self.input)
 
-    def max_output_tokens(self) -> int:
+    def output_token_limit(self) -> int:
         """Return 0: embeddings have no output tokens."""
         return 0

@@ -43,6 +43,38 @@ CHAT: dict[str, Any] = {
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
+#: The fields of ResponsesRequest that the openai SDK has, besides model and input.
+RESPONSE: dict[str, Any] = {
+    "background": False,
+    "context_management": [{"type": "compaction", "compact_threshold": 2000}],
+    "conversation": "conv_1",
+    "include": ["reasoning.encrypted_content"],
+    "instructions": "Answer in one word.",
+    "max_output_tokens": 9,
+    "max_tool_calls": 2,
+    "moderation": {"model": "omni-moderation-latest"},
+    "parallel_tool_calls": False,
+    "previous_response_id": "resp_1",
+    "prompt": {"id": "pmpt_1"},
+    "prompt_cache_key": "support-bot",
+    "prompt_cache_options": {"ttl": "30m"},
+    "prompt_cache_retention": "24h",
+    "provider_metadata": {"ticket": "T-1"},
+    "reasoning": {"effort": "low"},
+    "safety_identifier": "s-1",
+    "service_tier": "flex",
+    "store": False,
+    "stream": True,
+    "stream_options": {"include_obfuscation": False},
+    "temperature": 0.5,
+    "text": {"format": {"type": "json_object"}},
+    "tool_choice": "required",
+    "tools": [{"type": "function", "strict": True, **FUNCTION}],
+    "top_logprobs": 5,
+    "top_p": 0.75,
+    "truncation": "auto",
+    "user": "u-1",
+}
 EMBEDDING: dict[str, Any] = {"dimensions": 256, "encoding_format": "base64", "user": "u-1"}
 
 #: Parameters of vLLM's chat that OpenAI's API does not have.

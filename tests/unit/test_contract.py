@@ -70,7 +70,7 @@ def test_a_request_that_is_not_an_object_is_rejected_with_its_type(wrong: object
 def test_max_cost_needs_a_token_limit() -> None:
     with pytest.raises(InvalidRequest, match="max_completion_tokens"):
         CompletionRequest(**CHAT, max_cost=100)
-    assert CompletionRequest(**CHAT, max_cost=100, max_tokens=7, n=2).max_output_tokens() == 14
+    assert CompletionRequest(**CHAT, max_cost=100, max_tokens=7, n=2).output_token_limit() == 14
     with pytest.raises(InvalidRequest, match="max_cost"):
         CompletionRequest(**CHAT, max_cost_nanousd=100)
 

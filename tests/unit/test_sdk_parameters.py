@@ -9,10 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.embeddings import AsyncEmbeddings
+from openai.resources.responses import AsyncResponses
 from openai.types.chat import completion_create_params as chat
 from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.responses import response_create_params as responses
 
-from primarch_fleet import CompletionRequest, EmbeddingRequest
+from primarch_fleet import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests import Request
 from primarch_fleet.requests.base import PROVIDER_NAMES
@@ -21,6 +23,9 @@ from tests.support import parameters
 
 CHAT = CompletionRequest(model="m", messages=[{"role": "user", "content": "hello"}])
 EMBEDDING = EmbeddingRequest(model="m", input="hello")
+RESPONSE = ResponsesRequest(model="m", input="hello")
+#: The smallest request of each kind.
+PLAIN: dict[type[Request], Request] = {type(plain): plain for plain in (CHAT, EMBEDDING, RESPONSE)}
 #: By kind of request: the SDK's types of its body, and the SDK's method.
 SDK: dict[type[Request], tuple[list[type], Callable[..., Any]]] = {
     CompletionRequest: (
@@ -28,6 +33,10 @@ SDK: dict[type[Request], tuple[list[type], Callable[..., Any]]] = {
         AsyncCompletions.create,
     ),
     EmbeddingRequest: ([EmbeddingCreateParams], AsyncEmbeddings.create),
+    ResponsesRequest: (
+        [responses.ResponseCreateParamsNonStreaming, responses.ResponseCreateParamsStreaming],
+        AsyncResponses.create,
+    ),
 }
 
 
@@ -60,7 +69,7 @@ def test_each_parameter_of_the_sdk_is_a_field_or_refused_with_a_reason(kind: typ
 
 @pytest.mark.parametrize("kind", SDK)
 def test_each_value_that_the_sdk_lists_is_accepted(kind: type[Request]) -> None:
-    plain = CHAT if kind is CompletionRequest else EMBEDDING
+    plain = PLAIN[kind]
     for name, hint in hints(kind).items():
         for value in choices(hint):
             assert getattr(kind.parse(plain.to_wire() | {field(name): value}), field(name)) == value
@@ -68,8 +77,12 @@ def test_each_value_that_the_sdk_lists_is_accepted(kind: type[Request]) -> None:
 
 @pytest.mark.parametrize(
     ("plain", "values"),
-    [(CHAT, parameters.CHAT), (EMBEDDING, parameters.EMBEDDING)],
-    ids=["chat", "embedding"],
+    [
+        (CHAT, parameters.CHAT),
+        (EMBEDDING, parameters.EMBEDDING),
+        (RESPONSE, parameters.RESPONSE),
+    ],
+    ids=["chat", "embedding", "response"],
 )
 def test_each_parameter_is_in_the_body_under_the_name_of_the_sdk(
     plain: Request, values: dict[str, Any]

@@ -79,7 +79,8 @@ class _AttemptLogger(CustomLogger):
         return await ProviderCalls.fit_current(kwargs)
 
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
-        metadata = kwargs["litellm_params"].get("metadata") or {}
+        params = kwargs["litellm_params"]
+        metadata = params.get("metadata") or params.get("litellm_metadata") or {}
         if "model_group" in metadata:  # else a request that is built and not sent
             Attempts.record_call(metadata["model_group"])
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
+import httpx
 import openai
 from litellm import exceptions as litellm
 from litellm.types.router import RouterErrors, RouterRateLimitError
@@ -28,6 +29,7 @@ FLEET_ERRORS: dict[type[BaseException], type[errors.RequestFailed]] = {
     litellm.BadGatewayError: errors.ProviderUnavailable,
     litellm.APIConnectionError: errors.ProviderUnavailable,
     litellm.MidStreamFallbackError: errors.ProviderUnavailable,
+    httpx.TransportError: errors.ProviderUnavailable,
     openai.OpenAIError: errors.ProviderError,
     Exception: errors.ProviderError,
 }
@@ -49,6 +51,8 @@ def translate(
         secrets: Provider keys; each is replaced by *** in the message.
         retry_delay: Seconds after which to retry, if known; the message says so.
     """
+    if isinstance(error, errors.RequestFailed):
+        return error
     hint = "" if retry_delay is None else f" (retry after {math.ceil(retry_delay)} s)"
     if NO_TAGGED_DEPLOYMENTS in str(error):
         return errors.ProviderUnavailable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import litellm
 from litellm.llms.custom_httpx.async_client_cleanup import close_litellm_async_clients
@@ -48,6 +48,8 @@ def build_router(config: FleetConfig, redis_url: str) -> Router:
         # Weighted choice can pick the same deployment for every attempt: try the others after it.
         enable_weighted_failover=True,
         enable_tag_filtering=routing.enable_tag_filtering,
+        # A response continues at the deployment that has stored the previous one.
+        optional_pre_call_checks=["responses_api_deployment_check"],
         **fallbacks(config),
         **{**routing.router_settings, "model_group_retry_policy": _retry_policies(config)},
     )
@@ -140,14 +142,36 @@ def hidden_params(response: Any) -> dict[str, Any]:
     return params
 
 
-def assemble_response(stream: Any, chunks: list[Any], messages: list[Any]) -> Any:
-    """Build the response of a stream that was read to its end, with the stream's hidden params."""
+class RouterAnswer(NamedTuple):
+    """The body of an answer of the Router, and what LiteLLM records besides it."""
+
+    body: dict[str, Any]
+    hidden: dict[str, Any]
+
+
+def assemble_answer(stream: Any, chunks: list[Any], messages: list[Any]) -> RouterAnswer:
+    """Build the answer of a stream that was read to its end."""
     response: Any = litellm.stream_chunk_builder(chunks, messages=messages)
-    response._hidden_params = {**stream._hidden_params, **response._hidden_params}
     # LiteLLM counts tokens itself where the provider reports none, and adds up totals again.
     reported = [usage for chunk in chunks if (usage := getattr(chunk, "usage", None)) is not None]
     response.usage = reported[-1] if reported else None
-    return response
+    return RouterAnswer(response.model_dump(), hidden_params(stream) | hidden_params(response))
+
+
+#: LiteLLM's types for chats and embeddings have defaults that are part of OpenAI's form. Its other
+#: types have only the provider's fields if the unset ones are left out.
+_DUMP_OPTIONS: dict[str, dict[str, Any]] = {"acompletion": {}, "aembedding": {}}
+_PROVIDERS_OWN = {"mode": "json", "exclude_unset": True}
+
+
+def answer_of(router_method: str, response: Any) -> RouterAnswer:
+    """Return the answer in what a method of the Router returned."""
+    options = _DUMP_OPTIONS.get(router_method, _PROVIDERS_OWN)
+    return RouterAnswer(response.model_dump(**options), hidden_params(response))
+
+
+#: What the fleet tells the Router about a call. OpenAI's `metadata` is in the body of a response.
+METADATA = {"aresponses": "litellm_metadata"}
 
 
 async def close_router(router: Router, *, shared_state: bool) -> None:

@@ -28,10 +28,12 @@ from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import translate
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
+    METADATA,
+    RouterAnswer,
+    answer_of,
     build_router,
     close_router,
     fallbacks,
-    hidden_params,
     register_strategy,
 )
 from workers.realtime.router_host import raise_if_cancelled
@@ -123,12 +125,11 @@ class RealtimeServer:
         if strategy not in self._registered_strategies:
             self._registered_strategies.add(strategy)
             register_strategy(self._router, strategy)
-        response = await self._call_until_answered(request, metadata, attempts, publish)
-        body = response.model_dump()
-        receipt = self._receipt(request, metadata, attempts, hidden_params(response), body)
+        answer = await self._call_until_answered(request, metadata, attempts, publish)
+        receipt = self._receipt(request, metadata, attempts, answer)
         metrics.record_answer(receipt)
         metrics.observe_routing(receipt.strategy, request.tenant_id, attempts.routing_seconds)
-        return Completion(body=body, receipt=receipt)
+        return Completion(body=answer.body, receipt=receipt)
 
     async def _call_until_answered(
         self,
@@ -136,7 +137,7 @@ class RealtimeServer:
         metadata: RequestMetadata,
         attempts: Attempts,
         publish: Publish | None,
-    ) -> Any:
+    ) -> RouterAnswer:
         """Call LiteLLM, and again when a deployment can answer, while there is time."""
         wait_left = self._config.routing.max_wait
         while True:
@@ -182,30 +183,30 @@ class RealtimeServer:
         )
         return failure
 
-    async def _call(self, request: Request, attempts: Attempts, publish: Publish | None) -> Any:
-        body = self._provider_calls.begin(request) | {
+    async def _call(
+        self, request: Request, attempts: Attempts, publish: Publish | None
+    ) -> RouterAnswer:
+        name, body = request.router_method, self._provider_calls.begin(request)
+        arguments = body | {
             "model": self._config.routing.resolve_alias(request.model),
             # "&": without it, LiteLLM falls back to deployments tagged "default".
-            "metadata": {"tags": [f"&{tag}" for tag in request.tags]},
+            METADATA.get(name, "metadata"): {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
             **(fallbacks(self._config, request.tags) if request.tags else {}),
         }
-        call = getattr(self._router, request.router_method)
+        call = getattr(self._router, name)
         if publish is None:
-            return await call(**body)
+            answer = answer_of(name, await call(**arguments))
+            return answer._replace(body=request.normalized(answer.body))
         wants_usage = request.wants_usage
         collector = COLLECTORS[request.endpoint](publish, attempts, wants_usage=wants_usage)
-        stream = await call(**body | collector.options(body))
+        stream = await call(**arguments | collector.options(body))
         return await collector.collect(stream, body)
 
     def _receipt(
-        self,
-        request: Request,
-        metadata: RequestMetadata,
-        attempts: Attempts,
-        hidden: dict[str, Any],
-        body: dict[str, Any],
+        self, request: Request, metadata: RequestMetadata, attempts: Attempts, answer: RouterAnswer
     ) -> Receipt:
+        body, hidden = answer
         deployment = self._deployments[hidden["model_id"]]
         source = AnswerSource(
             lane="realtime",
@@ -216,7 +217,7 @@ class RealtimeServer:
             list_price=self._catalogue.model(request.model).list_price,
             simulated=self._config.providers[deployment.provider].simulated,
         )
-        answer = AnswerFacts(
+        facts = AnswerFacts(
             model=body.get("model") or deployment.upstream,
             usage=usage_of(body, lambda: measure(request.body()), deployment.media),
             bill_nanousd=self._bill(deployment, hidden),
@@ -225,7 +226,7 @@ class RealtimeServer:
             attempts=max(1, attempts.count),
             fallbacks=attempts.fallbacks(self._config.routing.resolve_alias(request.model)),
         )
-        return build_receipt(request, metadata, source, answer)
+        return build_receipt(request, metadata, source, facts)
 
     def _bill(self, deployment: Deployment, hidden: dict[str, Any]) -> int | None:
         """The provider's bill in nano-dollars, where LiteLLM knows better than the price list."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from primarch_fleet.answers import form_of
-from primarch_fleet.requests import CompletionRequest
+from primarch_fleet.errors import ProviderUnavailable
+from primarch_fleet.requests import CompletionRequest, ResponsesRequest
 from workers.realtime.attempts import Attempts
-from workers.realtime.router import assemble_response
+from workers.realtime.router import RouterAnswer, assemble_answer, hidden_params
 from workers.stream_writer import Publish
 
 #: A field that LiteLLM adds to chunks for itself.
 _LITELLM_FIELD = "provider_specific_fields"
 _EXCLUDE: Any = {_LITELLM_FIELD: True, "choices": {"__all__": {"delta": {_LITELLM_FIELD: True}}}}
+
+#: What LiteLLM adds to the last event of a response.
+_COST: Any = {"response": {"usage": {"cost"}}}
 
 
 class StreamCollector(ABC):
@@ -36,31 +40,36 @@ class StreamCollector(ABC):
         """Return what the call to the Router has in place of the request's own, or besides it."""
         return {}
 
-    async def collect(self, stream: AsyncIterator[Any], body: Mapping[str, Any]) -> Any:
-        """Read a stream to its end, and return LiteLLM's response for the whole answer.
+    async def collect(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
+        """Read a stream to its end, and return the whole answer.
 
         Args:
             stream: What the Router's method returned.
             body: The body of the request.
 
         Raises:
+            ProviderUnavailable: The deployment failed after its first token, and LiteLLM continues
+                the answer with another one.
             Exception: Whatever the stream raises; LiteLLM detects a stream that is cut short.
         """
         async for chunk in stream:
             if self._attempts.time_to_first_token is None:
                 self._discard_failed_deployment(chunk)
+                deployment_id = hidden_params(stream)["model_id"]
+            elif hidden_params(stream)["model_id"] != deployment_id:
+                raise ProviderUnavailable("the provider failed in the middle of a stream")
             self.chunks.append(chunk)
             self._add(self.openai_chunk(chunk))
         self._publish_all()
-        return self.response(stream, body)
+        return self.answer(stream, body)
 
     @abstractmethod
     def openai_chunk(self, chunk: Any) -> dict[str, Any]:
         """Convert a chunk of LiteLLM to the form that OpenAI sends."""
 
     @abstractmethod
-    def response(self, stream: Any, body: Mapping[str, Any]) -> Any:
-        """Return the response of a stream that was read, with the stream's hidden params."""
+    def answer(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
+        """Return the answer that all chunks form."""
 
     @abstractmethod
     def starts_over(self, chunk: Any) -> bool:
@@ -101,14 +110,44 @@ class ChatCollector(StreamCollector):
             choice.setdefault("finish_reason", None)
         return body
 
-    def response(self, stream: Any, body: Mapping[str, Any]) -> Any:
-        """Assemble the response of the chunks."""
-        return assemble_response(stream, self.chunks, body["messages"])
+    def answer(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
+        """Assemble the answer with LiteLLM's own code."""
+        return assemble_answer(stream, self.chunks, body["messages"])
 
     def starts_over(self, chunk: Any) -> bool:
         """Compare the ids: all chunks of an answer have the same one."""
         return bool(chunk.id != self.chunks[-1].id)
 
 
+class ResponseCollector(StreamCollector):
+    """The stream of events of a response."""
+
+    def openai_chunk(self, chunk: Any) -> dict[str, Any]:
+        """Convert an event of LiteLLM to OpenAI's, numbered from 0.
+
+        LiteLLM's own events, for providers that do not stream responses, have no numbers.
+        """
+        body: dict[str, Any] = chunk.model_dump(mode="json", exclude_unset=True, exclude=_COST)
+        body["sequence_number"] = len(self.chunks) - 1
+        if body["type"] in TEXT_EVENTS:
+            body.setdefault("logprobs", [])
+        elif response := body.get("response"):
+            body["response"] = self._response = ResponsesRequest.normalized(response)
+        return body
+
+    def answer(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
+        """Return the response of the last event; LiteLLM detects a stream without it."""
+        return RouterAnswer(self._response, hidden_params(stream))
+
+    def starts_over(self, chunk: Any) -> bool:
+        """Compare the types: each stream starts with the same one."""
+        return bool(chunk.type == FIRST_EVENT)
+
+
+FIRST_EVENT = "response.created"
+TEXT_EVENTS = ("response.output_text.delta", "response.output_text.done")
 #: By the endpoint of the request.
-COLLECTORS: dict[str, type[StreamCollector]] = {CompletionRequest.endpoint: ChatCollector}
+COLLECTORS: dict[str, type[StreamCollector]] = {
+    CompletionRequest.endpoint: ChatCollector,
+    ResponsesRequest.endpoint: ResponseCollector,
+}

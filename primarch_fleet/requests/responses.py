@@ -1,0 +1,144 @@
+"""Responses: OpenAI's newer API for text, reasoning and tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from primarch_fleet.contract import Lane
+from primarch_fleet.requests.base import Count, JsonObject, Request, prefix_hash
+
+#: Fields that name something which a provider stores in one account. Only the realtime lane finds
+#: the account again: LiteLLM puts the deployment into the id of each response.
+STORED_STATE = ("previous_response_id", "conversation", "prompt")
+#: The details of a usage, which servers other than OpenAI leave out. OpenAI's library needs them:
+#: https://github.com/openai/openai-python/blob/main/src/openai/types/responses/response_usage.py
+USAGE_DETAILS = {
+    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+    "output_tokens_details": {"reasoning_tokens": 0},
+}
+
+
+class ResponsesRequest(Request):
+    """A response, with the parameters of OpenAI's Responses API.
+
+    `ResponsesRequest(model="gpt-5-pro", input="Why is the sky blue?")`
+
+    Chat models answer it too: LiteLLM or the engine translates.
+    """
+
+    verb, endpoint = "respond", "/v1/responses"
+    router_method, kinds = "aresponses", ("responses", "chat")
+
+    #: A text, or messages and other items.
+    input: Annotated[str | Sequence[JsonObject], Field(min_length=1, repr=False)]
+    background: bool | None = None
+    context_management: Sequence[JsonObject] | None = None
+    #: The id of a conversation that the account has stored. Realtime lane.
+    conversation: str | JsonObject | None = None
+    include: Sequence[str] | None = None
+    instructions: Annotated[str | None, Field(repr=False)] = None
+    #: The limit of the answer, reasoning included.
+    max_output_tokens: Count | None = None
+    max_tool_calls: Count | None = None
+    moderation: JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    #: The `id` of an earlier response, which its deployment has stored and continues. Realtime
+    #: lane.
+    previous_response_id: str | None = None
+    #: A template that the account has stored. Realtime lane.
+    prompt: JsonObject | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: JsonObject | None = None
+    prompt_cache_retention: str | None = None
+    #: OpenAI's own `metadata`, which is stored with the answer there.
+    provider_metadata: JsonObject | None = None
+    reasoning: JsonObject | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    #: Stream the answer, so that `Fleet.stream` can read its events by the ticket. The whole answer
+    #: is still the result, and the receipt contains the time to first token.
+    stream: bool | None = None
+    stream_options: JsonObject | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    text: Annotated[JsonObject | None, Field(repr=False)] = None
+    tool_choice: str | JsonObject | None = None
+    tools: Sequence[JsonObject] | None = None
+    top_logprobs: int | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    truncation: str | None = None
+    user: str | None = None
+
+    @model_validator(mode="after")
+    def _check_background(self) -> Self:
+        if self.background:
+            raise ValueError(
+                "background: every request runs in the background; submit() returns its ticket"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _max_cost_needs_a_token_limit(self) -> Self:
+        if self.cost_cap is not None and self.max_output_tokens is None:
+            raise ValueError("max_cost: set max_output_tokens too, or the cost has no limit")
+        return self
+
+    def unsupported(self) -> dict[Lane, str]:
+        """Return the lanes that do not support a field of the request, each with the reason."""
+        lanes = super().unsupported()
+        if self.store:
+            lanes["local"] = "store: the local lane stores no responses"
+        for tool in self.tools or ():
+            if tool.get("type") != "function":
+                lanes["local"] = f"tools: the local lane runs functions only, no {tool.get('type')}"
+        for name in filter(self._has, STORED_STATE):
+            why = f"{name}: it is stored in one account, which only the realtime lane finds again"
+            lanes |= {"local": why, "batch": why}
+        return lanes
+
+    @classmethod
+    def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a response's body with every count that OpenAI's usage has; a missing one is 0."""
+        usage = body.get("usage")
+        if not isinstance(usage, dict):
+            return body
+        details = {
+            name: {**counts, **_without_nulls(usage.get(name) or {})}
+            for name, counts in USAGE_DETAILS.items()
+        }
+        return {**body, "usage": {**usage, **details}}
+
+    def output_token_limit(self) -> int | None:
+        """Return `max_output_tokens`."""
+        return self.max_output_tokens
+
+    def prefixes(self, *, shared: bool = False) -> list[str]:
+        """Return the prefix of the conversation, and of its instructions if there are any.
+
+        The conversation's prefix ends with its first user message, so it is the same at every turn.
+        Tools are part of both.
+
+        Args:
+            shared: Whether tenants share an engine's prefix cache; else no two tenants have a hash
+                in common.
+        """
+        items = [self.input] if isinstance(self.input, str) else [dict(item) for item in self.input]
+        before = sum(1 for _ in takewhile(_is_not_of_user, items))
+        common = ["" if shared else self.tenant_id, list(self.tools or ()), self.instructions]
+        heads: list[list[Any]] = [items[: before + 1], *([[]] if self.instructions else [])]
+        return [prefix_hash([*common, head]) for head in heads]
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) is not None
+
+
+def _without_nulls(counts: dict[str, Any]) -> dict[str, Any]:
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def _is_not_of_user(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("role") != "user"
