@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 from config.litellm_params import is_price, known_names
 from config.price_list import price_list
 from config.section import Values
+from primarch_fleet.contract import ModelKind
 
 #: Between the provider's name and the account's mark, in the name of an inline account.
 MARK = "#"
@@ -33,7 +34,7 @@ LISTED_PROVIDERS = {
     "vertex_ai-text-models": "vertex_ai",
 }
 #: LiteLLM's modes of models -> kinds of models.
-KINDS = {"chat": "chat", "completion": "chat", "embedding": "embedding"}
+KINDS = {**{kind: kind for kind in get_args(ModelKind)}, "completion": "chat"}
 
 
 def receipt_provider(account: str) -> str:

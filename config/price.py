@@ -137,10 +137,15 @@ def _replaced(steps: Steps, own: TokenPrices) -> Steps:
     return tuple(step.model_copy(update=own.by_kind()) for step in steps)
 
 
+#: The kinds of model whose answers have tokens with a price.
+GENERATING: tuple[ModelKind, ...] = ("chat", "responses")
+
+
 class Priced(Section):
     """Something that serves a model: it has a price, or it is declared to be free."""
 
-    #: What the model does: `chat` answers conversations, `embedding` returns vectors.
+    #: What the model does: `chat` answers conversations, `responses` does too but has only OpenAI's
+    #: Responses API, `embedding` returns vectors.
     kind: ModelKind = "chat"
     #: Dollars per million tokens.
     price: Price | None = None
@@ -171,6 +176,6 @@ class Priced(Section):
         price = self.price or Price()
         if listed is None and price.input is None:
             raise ValueError("price.input: missing; set it, or free: true for a free model")
-        if listed is None and price.output is None and self.kind == "chat":
+        if listed is None and price.output is None and self.kind in GENERATING:
             raise ValueError("price.output: missing; a chat model needs a price for output tokens")
         return merge_prices(price, listed, discount)

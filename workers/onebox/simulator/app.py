@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from workers.onebox.simulator import chat
+from workers.onebox.simulator import chat, responses
 from workers.onebox.simulator.batches import Batches
 from workers.onebox.simulator.errors import ApiError, JsonObject
 from workers.onebox.simulator.faults import error_of
@@ -83,6 +83,7 @@ class App:
         table: tuple[tuple[str, str, Endpoint, Handler], ...] = (
             ("POST", "/v1/chat/completions", "chat.completions", self._complete),
             ("POST", "/v1/embeddings", "embeddings", self._embed),
+            ("POST", "/v1/responses", "responses", self._respond),
             ("GET", "/v1/models", "models.list", self._list_models),
             ("POST", "/v1/files", "files.create", self._create_file),
             ("GET", "/v1/files", "files.list", self._list_files),
@@ -178,9 +179,18 @@ class App:
 
         return await self._answer(call, call.body, events)
 
-    async def _answer(self, call: Call, request: JsonObject, events: Events) -> Reply:
-        """Answer a chat request in OpenAI's form; `events` are those of a streamed answer."""
-        answer = self.provider.complete(request)
+    async def _respond(self, call: Call) -> Reply:
+        return await self._answer(call, call.body, responses.events, "responses")
+
+    async def _answer(
+        self,
+        call: Call,
+        request: JsonObject,
+        events: Events,
+        endpoint: Endpoint = "chat.completions",
+    ) -> Reply:
+        """Answer a request in OpenAI's form; `events` are those of a streamed answer."""
+        answer = self.provider.answer(endpoint, request)
         time_to_first_token = self.provider.latency(answer.model, call.raw)
         time_per_token = self.provider.profile.latency_of(answer.model).time_per_token
         generation_time = time_per_token * answer.usage.output_tokens

@@ -13,6 +13,7 @@ from workers.onebox.simulator.seeded_random import seeded_random
 Endpoint = Literal[
     "chat.completions",
     "embeddings",
+    "responses",
     "models.list",
     "files.create",
     "files.list",
