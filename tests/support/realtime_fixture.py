@@ -26,6 +26,7 @@ PROFILE = Profile(
     models={
         "big-1": Model(input=2, output=8),
         "big-2": Model(input=3, output=9),
+        "pro-1": Model(kind="responses", input=15, output=120, reasoning_tokens=5),
         "small-1": Model(input="0.15", output="0.6"),
         "vectors-1": Model(kind="embedding", input="0.02"),
         "vectors-2": Model(kind="embedding", input="0.03"),

@@ -21,6 +21,7 @@ from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests import Request
 from primarch_fleet.requests.defaults import is_default
 from tasks.privacy import Privacy
+from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
     dropped_parameters,
     dropped_parts,
@@ -132,7 +133,7 @@ class ProviderCalls:
         """Add what OpenAI's API does not have, to the body or as arguments of LiteLLM."""
         request, metadata = current.request, current.body.get("metadata")
         extra = {**(request.extra_body or {}), **self._privacy.fields(request, provider)}
-        if _goes_into_body(request, provider):
+        if _goes_into_body(request, provider, call):
             own = {} if metadata is None else {"metadata": metadata}
             call["extra_body"] = {**(call.get("extra_body") or {}), **extra, **own}
             return
@@ -149,7 +150,7 @@ class ProviderCalls:
     async def _handle_drops(self, current: _Current, call: Json, provider: str) -> None:
         """Put what LiteLLM would drop into `extra_body`, or refuse it."""
         request, body = current.request, current.body
-        if request.verb not in CALL_TYPES:
+        if request.verb not in (*CALL_TYPES, "respond"):
             return
         names, values = _parameters(current, call)
         parts = {str(part["type"]): part for part in _special_parts(request)}
@@ -157,8 +158,12 @@ class ProviderCalls:
             return
         kinds = tuple((name, kind_of_value(name, values[name])) for name in names)
         key = (call["model"], call["model_info"].get("id"), kinds, *sorted(parts))
-        drops = await asyncio.shield(self._probe(key, request.verb, call, names, parts))
-        can_move = _goes_into_body(request, provider)
+        if request.verb == "respond":
+            own = [name for name in names if name in body]
+            drops = Drops(responses_parameters.dropped(provider, call["model"], own))
+        else:
+            drops = await asyncio.shield(self._probe(key, request.verb, call, names, parts))
+        can_move = _goes_into_body(request, provider, call)
         moved = {name for name in drops.parameters if can_move and name in body}
         refused = [
             *sorted(drops.parameters - moved),
@@ -182,11 +187,13 @@ class ProviderCalls:
         return self._probes[key]
 
 
-def _goes_into_body(request: Request, provider: str) -> bool:
+def _goes_into_body(request: Request, provider: str, call: Json) -> bool:
     """Whether LiteLLM adds the argument `extra_body` to the body of the call.
 
     For embeddings it adds unknown arguments; some providers would get a field `extra_body`.
     """
+    if request.verb == "respond":
+        return responses_parameters.has_responses(provider, call["model"])
     return request.verb != "embed" and provider in OPENAI_BODY
 
 

@@ -55,10 +55,10 @@ class Model(Rates):
     """A model of the provider, with its prices.
 
     A model of the kind "responses" has no chat completions. `tiers` has the prices of service tiers
-    by name; a tier that is not there is answered, and charged, as "default". `batch` has the prices in batches, by default half of the others.
-    `enqueued_token_limit` bounds the prompt tokens of all its running batches. Prompts of at least
-    `prompt_cache` tokens are cached; without it none is. Each choice has `reasoning_tokens`, which
-    are part of its limit.
+    by name; a tier that is not there is answered, and charged, as "default". `batch` has the prices
+    in batches, by default half of the others. `enqueued_token_limit` bounds the prompt tokens of
+    all its running batches. Prompts of at least `prompt_cache` tokens are cached; without it none
+    is. Each choice has `reasoning_tokens`, which are part of its limit.
     """
 
     kind: Literal["chat", "responses", "embedding"] = "chat"

@@ -1,0 +1,46 @@
+"""Which parameters of the Responses API LiteLLM hands on to a provider.
+
+Providers that have the API get the request as it is. For the others LiteLLM translates the request
+into a chat, and leaves out what a chat does not have without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+from litellm.responses.litellm_completion_transformation.transformation import (
+    LiteLLMCompletionResponsesConfig,
+)
+from litellm.types.llms.openai import ResponsesAPIRequestParams
+from litellm.utils import ProviderConfigManager
+
+#: What LiteLLM's function for responses has an argument for. It leaves out everything else.
+ARGUMENTS = frozenset(ResponsesAPIRequestParams.__annotations__)
+#: Parameters that LiteLLM's translation has only with the database of its proxy server.
+NEEDS_DATABASE = frozenset({"previous_response_id"})
+
+
+@cache
+def has_responses(provider: str, model: str) -> bool:
+    """Return whether LiteLLM calls a provider's own Responses API for a model."""
+    return ProviderConfigManager.get_provider_responses_api_config(provider, model) is not None
+
+
+def dropped(provider: str, model: str, names: Iterable[str]) -> frozenset[str]:
+    """Return those of a request's parameters that LiteLLM would leave out.
+
+    Args:
+        provider: LiteLLM's name of the provider.
+        model: The provider's name of the model.
+        names: The parameters that the request has.
+    """
+    return frozenset(names) - (
+        ARGUMENTS if has_responses(provider, model) else _of_translation(model)
+    )
+
+
+@cache
+def _of_translation(model: str) -> frozenset[str]:
+    supported = LiteLLMCompletionResponsesConfig.get_supported_openai_params(model)
+    return frozenset(supported) - NEEDS_DATABASE
