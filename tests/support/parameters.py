@@ -50,7 +50,7 @@ RESPONSE: dict[str, Any] = {
     "conversation": "conv_1",
     "include": ["reasoning.encrypted_content"],
     "instructions": "Answer in one word.",
-    "max_output_tokens": 9,
+    "max_output_tokens": 90,
     "max_tool_calls": 2,
     "moderation": {"model": "omni-moderation-latest"},
     "parallel_tool_calls": False,

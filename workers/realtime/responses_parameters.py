@@ -15,8 +15,12 @@ from litellm.responses.litellm_completion_transformation.transformation import (
 from litellm.types.llms.openai import ResponsesAPIRequestParams
 from litellm.utils import ProviderConfigManager
 
+from config.price_list import find_entry
+
 #: What LiteLLM's function for responses has an argument for. It leaves out everything else.
 ARGUMENTS = frozenset(ResponsesAPIRequestParams.__annotations__)
+#: Parameters that LiteLLM refuses for models that are not in its list.
+REFUSED_FOR_UNKNOWN_MODELS = frozenset({"reasoning"})
 #: Parameters that LiteLLM's translation has only with the database of its proxy server.
 NEEDS_DATABASE = frozenset({"previous_response_id"})
 
@@ -28,19 +32,20 @@ def has_responses(provider: str, model: str) -> bool:
 
 
 def dropped(provider: str, model: str, names: Iterable[str]) -> frozenset[str]:
-    """Return those of a request's parameters that LiteLLM would leave out.
+    """Return those of a request's parameters that LiteLLM would leave out or refuse.
 
     Args:
         provider: LiteLLM's name of the provider.
         model: The provider's name of the model.
         names: The parameters that the request has.
     """
-    return frozenset(names) - (
-        ARGUMENTS if has_responses(provider, model) else _of_translation(model)
-    )
+    return frozenset(names) - _handed_on(provider, model)
 
 
 @cache
-def _of_translation(model: str) -> frozenset[str]:
-    supported = LiteLLMCompletionResponsesConfig.get_supported_openai_params(model)
-    return frozenset(supported) - NEEDS_DATABASE
+def _handed_on(provider: str, model: str) -> frozenset[str]:
+    if not has_responses(provider, model):
+        supported = LiteLLMCompletionResponsesConfig.get_supported_openai_params(model)
+        return frozenset(supported) - NEEDS_DATABASE
+    name = model.removeprefix(f"{provider}/")
+    return ARGUMENTS if find_entry(provider, name) else ARGUMENTS - REFUSED_FOR_UNKNOWN_MODELS
