@@ -34,6 +34,7 @@ from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
 from scheduler.translation.lines import LineEncoder
 from tasks import services
+from tasks.privacy import Privacy
 from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.observability import metrics
@@ -76,7 +77,8 @@ async def start(shared: Services) -> BatchPipeline:
         result_ttl_seconds=float(app.conf.result_expires),
     )
     await blobs.check()
-    accounts, lines = open_accounts(config), LineEncoder(config)
+    accounts = open_accounts(config)
+    lines = LineEncoder(config, Privacy.connect(config.requests, redis_url()))
     replay = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
     pipeline = BatchPipeline(
         BatchContext.from_policy(

@@ -8,14 +8,21 @@ from primarch_fleet.requests import Request
 from scheduler.model import jsonl
 from scheduler.providers import PROVIDERS
 from scheduler.translation.translator import Translator
+from tasks.privacy import Privacy
 
 
 class LineEncoder:
-    """Encodes requests for the deployments of a configuration. Any thread may call it."""
+    """Encodes requests for the deployments of a configuration. Any thread may call it.
 
-    def __init__(self, config: FleetConfig) -> None:
+    Args:
+        privacy: Adds what providers may learn of tenants and end users; without it, nothing.
+    """
+
+    def __init__(self, config: FleetConfig, privacy: Privacy | None = None) -> None:
         self._deployments = {
-            deployment.id: _DeploymentLines(deployment, config.providers[deployment.provider])
+            deployment.id: _DeploymentLines(
+                deployment, config.providers[deployment.provider], privacy
+            )
             for deployment in config.deployments
             if deployment.batch
         }
@@ -35,9 +42,9 @@ class LineEncoder:
 
 
 class _DeploymentLines:
-    def __init__(self, deployment: Deployment, provider: Provider) -> None:
+    def __init__(self, deployment: Deployment, provider: Provider, privacy: Privacy | None) -> None:
         self.upstream = deployment.upstream
-        self._translator = Translator(deployment, provider)
+        self._translator = Translator(deployment, provider, privacy)
         self._format = PROVIDERS[provider.litellm_provider].line
 
     def encode(self, custom_id: str, request: Request) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Json = dict[str, Any]
 
@@ -41,6 +41,13 @@ def is_default(name: str, value: Any) -> bool:
     return value in ([], {}, "") or DEFAULTS.get(name, ...) == value
 
 
+class Omitted(NamedTuple):
+    """What is missing from a prepared body: names of parameters, and types of message parts."""
+
+    parameters: list[str]
+    parts: list[str]
+
+
 class HasBody(Protocol):
     """A prepared call."""
 
@@ -61,8 +68,8 @@ class Omissions:
         #: Parameters with the values that LiteLLM passed on before.
         self._kept: set[tuple[str, str]] = set()
 
-    def find(self, body: Json, prepared: Json) -> str:
-        """Return what is missing from the prepared body, by name; "" if nothing is."""
+    def find(self, body: Json, prepared: Json) -> Omitted:
+        """Return what is missing from the prepared body."""
         names = [name for name in self._suspects(body) if self._is_omitted(name, body, prepared)]
         kinds = {
             str(parts[index].get("type"))[:40]
@@ -72,7 +79,7 @@ class Omissions:
                 for times in (2, 0)
             )
         }
-        return ", ".join([*names, *(f"messages: parts of type {kind!r}" for kind in sorted(kinds))])
+        return Omitted(names, sorted(kinds))
 
     def _suspects(self, body: Json) -> Iterator[str]:
         for name, value in body.items():

@@ -15,9 +15,13 @@ from config.provider import Deployment, Provider
 from primarch_fleet.requests import CompletionRequest, Request
 from scheduler.model.jsonl import TranslatedRequest
 from scheduler.translation.omissions import Omissions, is_default
+from tasks.privacy import Privacy
 
 Json = dict[str, Any]
 
+CHAT = CompletionRequest.endpoint
+#: Providers that get OpenAI's body: what LiteLLM does not know of goes into it as it is.
+OPENAI_BODIES = frozenset({"openai", "azure", "groq", "hosted_vllm"})
 #: Roles of messages that are plain when their content is text and they have no other field.
 PLAIN_ROLES = ("system", "user", "assistant")
 #: A message of each role, to see whether LiteLLM changes any.
@@ -55,9 +59,14 @@ class Untranslatable(ValueError):
 class Translator:
     """Translates the requests to one deployment."""
 
-    def __init__(self, deployment: Deployment, provider: Provider) -> None:
+    def __init__(
+        self, deployment: Deployment, provider: Provider, privacy: Privacy | None = None
+    ) -> None:
+        """Without `privacy`, the provider learns nothing of tenants and end users."""
         self._deployment = deployment
         self._provider = provider
+        self._privacy = privacy
+        self._has_openai_body = provider.litellm_provider in OPENAI_BODIES
         self._template = lru_cache(MAX_TEMPLATES)(self._make_template)
         self._omissions = Omissions(self._call)
         #: Whether LiteLLM changes no plain chat with UNCHANGED_PARAMETERS.
@@ -71,14 +80,35 @@ class Translator:
 
     def translate(self, request: Request) -> TranslatedRequest:
         """Translate a request. Raises Untranslatable, by the name of what is not supported."""
-        body = {**request.body(), "model": self._deployment.upstream}
+        if why := request.unsupported().get("batch"):
+            raise Untranslatable(why)
+        body = {**request.openai_body(), "model": self._deployment.upstream}
+        extra, added = request.extra_body or {}, self._added(request)
         if not isinstance(request, CompletionRequest):
-            return TranslatedRequest(request.endpoint, body)
+            return TranslatedRequest(request.endpoint, {**body, **extra, **added})
+        if not self._has_openai_body:  # LiteLLM translates what it knows of it, too
+            if "metadata" in body:
+                raise Untranslatable(
+                    f"provider_metadata: not supported by {self._provider.litellm_provider}"
+                )
+            body, extra = {**body, **extra}, {}
+        translated = self._translate_chat(body)
+        return translated._replace(body={**translated.body, **extra, **added})
+
+    def _added(self, request: Request) -> Json:
+        """What the provider may learn of tenant and end user, in the provider's own fields."""
+        kind = self._provider.litellm_provider
+        fields = self._privacy.fields(request, kind) if self._privacy else {}
+        if kind == "anthropic" and "user" in fields:
+            return {"metadata": {"user_id": fields["user"]}}
+        return fields
+
+    def _translate_chat(self, body: Json) -> TranslatedRequest:
         messages = body.pop("messages")
         if not all(map(_is_plain, messages)):
             return self._translate({**body, "messages": messages})
         if self._leaves_plain_chats and body.keys() <= UNCHANGED_PARAMETERS | {"model"}:
-            return TranslatedRequest(request.endpoint, {**body, "messages": messages})
+            return TranslatedRequest(CHAT, {**body, "messages": messages})
         template = self._template(json.dumps(body, sort_keys=True))
         if template is None:
             return self._translate({**body, "messages": messages})
@@ -99,13 +129,21 @@ class Translator:
             translated = self._call_leniently(body)
         except Exception as error:
             raise Untranslatable(self._reason(error, body)) from None
-        if translated.endpoint != CompletionRequest.endpoint:
+        if translated.endpoint != CHAT:
             raise Untranslatable(
                 f"model: {self._deployment.upstream} answers {translated.endpoint} only"
             )
-        if omitted := self._omissions.find(body, translated.body):
-            raise Untranslatable(f"{omitted}: not supported by {self._provider.litellm_provider}")
-        return translated
+        omitted = self._omissions.find(body, translated.body)
+        added = {name: body[name] for name in omitted.parameters if self._has_openai_body}
+        missing = [
+            *(name for name in omitted.parameters if name not in added),
+            *(f"messages: parts of type {kind!r}" for kind in omitted.parts),
+        ]
+        if missing:
+            raise Untranslatable(
+                f"{', '.join(missing)}: not supported by {self._provider.litellm_provider}"
+            )
+        return translated._replace(body={**translated.body, **added})
 
     def _call_leniently(self, body: Json) -> TranslatedRequest:
         """Prepare the call, without parameters that have their defaults if LiteLLM refuses some."""

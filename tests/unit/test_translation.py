@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from config.provider import Deployment, Provider
+from config.requests import RequestPolicy
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from scheduler.model.jsonl import TranslatedRequest
 from scheduler.translation.omissions import DEFAULTS
@@ -20,6 +21,8 @@ from scheduler.translation.translator import (
     Translator,
     Untranslatable,
 )
+from tasks.privacy import Privacy
+from tests.support import parameters
 
 CLAUDE, GEMINI = ("anthropic", "claude-sonnet-4-5"), ("gemini", "gemini-2.5-flash")
 GPT_4O, GPT_5 = ("openai", "gpt-4o-mini"), ("openai", "gpt-5-mini")
@@ -29,7 +32,9 @@ AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}
 LINK = 'see <a href="http://example.com/">this</a>'
 
 
-def translator(kind: str, upstream: str, **params: Any) -> Translator:
+def translator(
+    kind: str, upstream: str, privacy: Privacy | None = None, **params: Any
+) -> Translator:
     os.environ |= {"TEST_KEY": "sk-of-the-test", "TEST_BASE": "http://there.example/v1"}
     provider = {
         "litellm_provider": kind,
@@ -44,7 +49,9 @@ def translator(kind: str, upstream: str, **params: Any) -> Translator:
         "price": {"input": "1", "output": "2"},
         "params": params,
     }
-    return Translator(Deployment.model_validate(deployment), Provider.model_validate(provider))
+    return Translator(
+        Deployment.model_validate(deployment), Provider.model_validate(provider), privacy
+    )
 
 
 def translated(
@@ -246,3 +253,58 @@ def test_a_request_to_embed_is_sent_as_it_is() -> None:
         "/v1/embeddings",
         {"model": "text-embedding-3-small", "input": ["a", "b"], "dimensions": 256},
     )
+
+
+def test_extra_body_reaches_servers_with_openais_api_as_it_is() -> None:
+    for target in (GPT_4O, GPT_5, GROQ, VLLM):
+        body = translated(target, extra_body=parameters.EXTRA_BODY).body
+        assert body.items() >= parameters.EXTRA_BODY.items()
+
+
+def test_extra_body_reaches_anthropic_as_its_own_parameters() -> None:
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    body = translated(CLAUDE, max_tokens=2000, extra_body={"thinking": thinking, "top_k": 5}).body
+    assert (body["thinking"], body["top_k"]) == (thinking, 5)
+    assert "extra_body" not in body
+
+
+def test_openais_metadata_reaches_openai_and_is_refused_elsewhere() -> None:
+    own = {"provider_metadata": {"ticket": "T-1"}}
+    assert translated(GPT_4O, **own).body["metadata"] == {"ticket": "T-1"}
+    assert "metadata" in refused(CLAUDE, **own)
+
+
+def test_a_parameter_that_litellm_would_leave_out_reaches_servers_with_openais_api() -> None:
+    assert translated(VLLM, user="u-1").body["user"] == "u-1"
+
+
+def test_an_argument_of_litellm_is_no_parameter() -> None:
+    assert "roles" in refused(CLAUDE, extra_body={"roles": {"user": 1}})
+
+
+@pytest.mark.parametrize(
+    ("target", "field"),
+    [(GPT_4O, "safety_identifier"), (("azure", "gpt-4o"), "user"), (GROQ, "user")],
+)
+def test_an_end_user_is_in_the_line(target: tuple[str, str], field: str) -> None:
+    privacy = Privacy(RequestPolicy(user_id="plain"), b"key")
+    request = CompletionRequest(
+        model="m", messages=[{"role": "user", "content": "x"}], user_id="ann"
+    )
+    assert translator(*target, privacy=privacy).translate(request).body[field] == "ann"
+    claude = translator(*CLAUDE, privacy=privacy).translate(request).body
+    assert claude["metadata"] == {"user_id": "ann"}
+    salted = translator(*VLLM, privacy=privacy).translate(request).body
+    assert salted["cache_salt"]
+
+
+def test_embeddings_hand_on_extra_body_and_the_end_user() -> None:
+    privacy = Privacy(RequestPolicy(user_id="plain"), b"key")
+    extra: dict[str, Any] = {"input_type": "query"}
+    request = EmbeddingRequest(model="m", input="x", user_id="ann", extra_body=extra)
+    body = translator("openai", "e5", privacy=privacy).translate(request).body
+    assert body == {"model": "e5", "input": "x", "user": "ann", **extra}
+
+
+def test_headers_are_refused_on_the_batch_lane() -> None:
+    assert "extra_headers" in refused(GPT_4O, extra_headers={"x-trace": "t"})

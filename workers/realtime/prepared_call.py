@@ -10,7 +10,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import litellm
+from litellm.exceptions import UnsupportedParamsError
 from litellm.litellm_core_utils.litellm_logging import Logging
+from litellm.types.utils import is_litellm_owned_kwarg
 
 Json = dict[str, Any]
 
@@ -70,6 +72,8 @@ def prepare_call(entry: Mapping[str, Any], body: Json) -> PreparedCall:
     arguments = {**body, **params, "model_info": entry["model_info"]}
     if (own := arguments.pop("metadata", None)) is not None:  # LiteLLM's argument is another
         arguments["extra_body"] = {"metadata": own}
+    if owned := [name for name in body if name != "metadata" and is_litellm_owned_kwarg(name)]:
+        raise UnsupportedParamsError(f"{', '.join(owned)}: not supported by this provider")
     try:
         litellm.completion(
             **arguments,
