@@ -208,7 +208,8 @@ class FleetConfig(Section):
                 deployment.litellm_params.values(),
                 info=deployment.model_info,
             )
-            listings[deployment.id] = listing(provider.litellm_provider, entry)
+            info = deployment.model_info
+            listings[deployment.id] = listing(provider.litellm_provider, entry, info)
         return listings
 
     @cached_property

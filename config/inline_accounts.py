@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from decimal import Decimal
-from typing import Any, get_args
+from typing import Any
 
 from config.litellm_params import is_price, known_names
 from config.price_list import price_list
 from config.section import Values
-from primarch_fleet.contract import ModelKind
 
 #: Between the provider's name and the account's mark, in the name of an inline account.
 MARK = "#"
 #: Parameters of the account rather than of the deployment, besides LiteLLM's own list.
 ACCOUNT_PARAMS = frozenset({"extra_headers", "headers", "organization", "ssl_verify"})
-#: LiteLLM's names of prices -> keys of `price`.
-PRICES = {"input_cost_per_token": "input", "output_cost_per_token": "output"}
 #: The price list's names of providers whose models LiteLLM knows without the provider -> its own.
 LISTED_PROVIDERS = {
     "ai21": "ai21_chat",
@@ -33,8 +29,6 @@ LISTED_PROVIDERS = {
     "vertex_ai-language-models": "vertex_ai",
     "vertex_ai-text-models": "vertex_ai",
 }
-#: LiteLLM's modes of models -> kinds of models.
-KINDS = {**{kind: kind for kind in get_args(ModelKind)}, "completion": "chat"}
 
 
 def receipt_provider(account: str) -> str:
@@ -81,12 +75,12 @@ def _separate(deployment: Values) -> tuple[str, Values, Values]:
     """Return the account's name, the account, and the deployment that refers to it."""
     params, info = dict(_params(deployment)), dict(deployment.get("model_info") or {})
     provider, upstream = split_model(params.pop("model"), params.pop("custom_llm_provider", None))
-    prices = {**_take_prices(info), **_take_prices(params)}
+    info |= {name: params.pop(name) for name in list(params) if is_price(name)}
     account_names = known_names("account_params") | ACCOUNT_PARAMS
     account = {name: params.pop(name) for name in sorted(account_names & params.keys())}
     rest = {name: deployment[name] for name in deployment if name not in ("params", "model_info")}
     entry = {
-        **_from_model_info(info, prices),
+        **({"id": info.pop("id")} if "id" in info else {}),
         **rest,
         "provider": _account_name(provider, account),
         "upstream": upstream,
@@ -100,29 +94,6 @@ def _account_name(provider: str, account: Values) -> str:
     """The provider's name, and a mark of the parameters as they are written, without secrets."""
     text = json.dumps(account, sort_keys=True, default=str)
     return f"{provider}{MARK}{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _take_prices(values: Values) -> Values:
-    """Remove LiteLLM's prices from parameters and return them, in dollars per million tokens."""
-    taken = {name: values.pop(name) for name in list(values) if is_price(name)}
-    if unknown := sorted(taken.keys() - PRICES.keys()):
-        raise ValueError(f"{', '.join(unknown)}: write it under price")
-    return {
-        PRICES[name]: str(Decimal(str(value)) * 1_000_000)
-        for name, value in taken.items()
-        if value is not None
-    }
-
-
-def _from_model_info(info: Values, prices: Values) -> Values:
-    """The deployment's keys that LiteLLM has in `model_info`."""
-    keys = {
-        "id": info.pop("id", None),
-        "kind": KINDS.get(info.pop("mode", None)),
-        "max_output_tokens": info.get("max_output_tokens"),
-        "price": prices or None,
-    }
-    return {name: value for name, value in keys.items() if value is not None}
 
 
 def split_model(model: str, custom_llm_provider: str | None = None) -> tuple[str, str]:

@@ -28,6 +28,13 @@ _FREE_MODES = frozenset({"moderation"})
 _REGIONS = ("aws_region_name", "vertex_location", "region_name")
 
 
+#: What an own price of prompts or answers replaces in the list: the beginnings of names.
+_SIDES = {
+    "input_cost_per_token": ("input_cost", "cache_", "tiered_pricing"),
+    "output_cost_per_token": ("output_cost", "tiered_pricing"),
+}
+
+
 class Listing(NamedTuple):
     """What the list says of a deployment's price."""
 
@@ -77,6 +84,8 @@ def find_listed(
 ) -> Entry | None:
     """Return the list's entry of a deployment.
 
+    What `model_info` says overrides the list: prices, the mode, lengths.
+
     Args:
         provider: LiteLLM's name of the provider.
         upstream: The provider's name of the model.
@@ -85,22 +94,38 @@ def find_listed(
     """
     values = dict(ChainMap(*map(dict, reversed(params))))
     regions = [values[name] for name in _REGIONS if isinstance(values.get(name), str)]
-    return find_entry(
+    entry = find_entry(
         provider,
         upstream,
         base_model=info.get("base_model") or values.get("base_model"),
         region=next(iter(regions), None),
     )
+    return _with_own(entry, provider, info)
 
 
-def listing(provider: str, entry: Entry | None) -> Listing:
+def _with_own(entry: Entry | None, provider: str, info: Mapping[str, Any]) -> Entry | None:
+    """An entry with what `model_info` says in place.
+
+    A price of its own for tokens of a side, prompt or answer, holds for all tokens of that side.
+    """
+    if not info:
+        return entry
+    replaced = tuple(start for name in _SIDES.keys() & info.keys() for start in _SIDES[name])
+    kept = {name: value for name, value in (entry or {}).items() if not name.startswith(replaced)}
+    return {"litellm_provider": provider, **kept, **info}
+
+
+def listing(provider: str, entry: Entry | None, info: Mapping[str, Any]) -> Listing:
     """Return what the list says of a deployment's price.
 
     Args:
         provider: LiteLLM's name of the provider.
         entry: The deployment's entry of the list, if it has one.
+        info: LiteLLM's `model_info` of the deployment: its own prices may be 0.
     """
     rates = listed_rates(entry, DEFAULT_DISCOUNT) if entry else None
+    if rates and info.keys() & _SIDES.keys():
+        return Listing(rates, own_bill=False)
     if provider in OWN_HARDWARE:
         return Listing(Rates(input=0), own_bill=False)
     if rates and entry and rates.is_zero and entry.get("mode") not in _FREE_MODES:

@@ -13,7 +13,9 @@ from config.litellm_params import (
     LitellmParams,
     did_you_mean,
     environment,
+    environment_key,
     known_names,
+    needs_key_variable,
     refuse_literal_secrets,
     resolve,
 )
@@ -40,6 +42,8 @@ def _check_address(value: str) -> str:
 
 
 def _check_provider(name: str) -> str:
+    if name == "auto_router":
+        raise ValueError("auto_router: not supported; `routing` says how models are chosen")
     if name not in known_names("providers"):
         raise ValueError(
             f"unknown to LiteLLM: {name}; {did_you_mean(name, 'providers')}"
@@ -89,7 +93,7 @@ class Provider(Section):
         Raises:
             ConfigError: The account has none, or its variable is not set.
         """
-        key = self._own_key() or self._param("api_key")
+        key = self._own_key() or self._param("api_key") or environment_key(self.litellm_provider)
         if not key:
             raise ConfigError(
                 f"api_key: missing; {self.litellm_provider} needs it: write "
@@ -191,7 +195,8 @@ def call_params(provider: Provider, deployment: Deployment) -> Values:
     """Return LiteLLM's parameters of a deployment and its account, with the environment's values.
 
     Raises:
-        ConfigError: A variable that they refer to is not set; the error names it and the entry.
+        ConfigError: A variable that they refer to is not set, or the provider needs a key; the
+            error names it and the entry.
     """
     try:
         account = provider.params()
@@ -201,4 +206,11 @@ def call_params(provider: Provider, deployment: Deployment) -> Values:
         own = resolve(deployment.litellm_params.values())
     except ConfigError as error:
         raise ConfigError(f"deployments.{deployment.id}: {error}") from None
-    return {"model": f"{provider.litellm_provider}/{deployment.upstream}", **account, **own}
+    params = {"model": f"{provider.litellm_provider}/{deployment.upstream}", **account, **own}
+    variables = needs_key_variable(provider.litellm_provider, params)
+    if variables and not environment_key(provider.litellm_provider):
+        raise ConfigError(
+            f"providers.{deployment.provider}: api_key: missing; write {ENVIRONMENT_PREFIX}NAME, "
+            f"or set {variables[0]}"
+        )
+    return params

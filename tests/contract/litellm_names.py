@@ -61,7 +61,7 @@ def _found() -> dict[str, Iterable[str]]:
         "litellm_settings": [
             *_settings(litellm),
             *re.findall(r"key == \"(\w+)\"", server),
-            *_read(proxy, "litellm_settings", ["."]),
+            *_read(package, "litellm_settings", ["proxy", "integrations"]),
         ],
         "general_settings": [
             *ConfigGeneralSettings.model_fields,

@@ -1,5 +1,6 @@
 """Accounts as LiteLLM has them: any of its parameters, and no secret in the file."""
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -122,7 +123,6 @@ def test_what_only_looks_like_a_secret_may_be_written_out() -> None:
     [
         ({"api_bse": "https://x.example"}, "api_bse: unknown to LiteLLM; did you mean api_base"),
         ({"quite_unheard_of": 1}, "quite_unheard_of: .*extra_body"),
-        ({"input_cost_per_second": 1}, "input_cost_per_second: write it under price"),
         ({"max_budget": 1}, "max_budget: has no meaning here"),
         ({"messages": []}, "messages: each request brings its own"),
         ({"rpm": "many"}, "rpm"),
@@ -143,6 +143,8 @@ def test_a_parameter_of_deployments_is_refused_in_an_account() -> None:
 def test_a_provider_that_litellm_does_not_have_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"opnai; did you mean openai"):
         Provider(litellm_provider="opnai")
+    with pytest.raises(ValueError, match="auto_router: not supported"):
+        config({"litellm_params": {"model": "auto_router/best"}})
 
 
 def test_the_old_name_of_the_parameters_means_the_same() -> None:
@@ -172,9 +174,30 @@ def test_a_price_and_a_kind_may_be_written_as_litellm_does() -> None:
     params = {"model": "openai/e", "input_cost_per_token": 2e-8}
     info = {"mode": "embedding", "base_model": "text-embedding-3-small"}
     entry = {"id": "e", "model": "e", "litellm_params": params, "model_info": info}
-    [served] = FleetConfig.model_validate({"deployments": [entry]}).deployments
-    assert (served.kind, str(served.rates().base.input.normalize())) == ("embedding", "0.02")
-    assert served.model_info == {"base_model": "text-embedding-3-small"}
+    fleet = FleetConfig.model_validate({"deployments": [entry]})
+    [served] = fleet.deployments
+    assert (served.kind, fleet.rates(served).base.input) == ("embedding", Decimal("0.02"))
+
+
+def test_own_prices_replace_the_lists_on_their_side() -> None:
+    """gpt-4o costs 2.50 for input, 1.25 cached and 10.00 for output."""
+    own = {
+        "input_cost_per_token": 1e-6,
+        "output_cost_per_token_priority": 2e-5,
+        "input_cost_per_token_priority": 3e-6,
+    }
+    served = {"id": "a", "model": "a", "litellm_params": {"model": "openai/gpt-4o", **own}}
+    cached = {**served, "id": "b", "model_info": {"cache_read_input_token_cost": 5e-7}}
+    free = {**served, "id": "c", "model_info": {"output_cost_per_token": 0}}
+    free["litellm_params"] = {"model": "openai/gpt-4o", "input_cost_per_token": 0}
+    fleet = FleetConfig.model_validate({"deployments": [served, cached, free]})
+    rates, with_cached, without = map(fleet.rates, fleet.deployments)
+    assert (rates.base.input, rates.base.output) == (Decimal(1), Decimal(10))
+    assert rates.base.rate("cached_input") == 1
+    [priority] = rates.tiers["priority"]
+    assert (priority.input, priority.output) == (Decimal(3), Decimal(20))
+    assert with_cached.base.rate("cached_input") == Decimal("0.5")
+    assert without.is_zero
 
 
 @pytest.mark.parametrize(
@@ -231,6 +254,24 @@ def test_only_the_account_whose_secret_is_not_set_is_simulated(
     [missing] = missing_secrets(fleet)
     assert receipt_provider(missing) == "anthropic"
     assert missing_secrets(fleet)[missing] == ["ANTHROPIC_API_KEY"]
+
+
+def test_a_provider_that_needs_a_key_has_one_or_the_environment_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("GROQ_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    fleet = config({"litellm_params": {"model": "groq/m"}})
+    [account] = fleet.providers
+    with pytest.raises(ConfigError, match=f"providers.{account}: api_key: missing; .*GROQ_API_KEY"):
+        sent(fleet)
+    assert missing_secrets(fleet) == {account: ["GROQ_API_KEY"]}
+    monkeypatch.setenv("GROQ_API_KEY", "gsk-secret")
+    assert sent(fleet) == {"model": "groq/m"}
+    assert missing_secrets(fleet) == {}
+    assert fleet.providers[account].key() == "gsk-secret"
+    federated = {"model": "openai/m", "openai_identity_token_file": "/run/token"}
+    assert missing_secrets(config({"litellm_params": federated})) == {}
 
 
 def test_a_configuration_with_its_own_accounts_can_be_dumped_and_loaded() -> None:

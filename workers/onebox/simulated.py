@@ -8,7 +8,13 @@ from typing import Any
 
 from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
-from config.litellm_params import ENVIRONMENT_PREFIX, LitellmParams, secret_references
+from config.litellm_params import (
+    ENVIRONMENT_PREFIX,
+    LitellmParams,
+    environment_key,
+    needs_key_variable,
+    secret_references,
+)
 from config.section import Values
 from primarch_fleet.prices import RATE_KINDS, Rates, Steps
 
@@ -34,13 +40,17 @@ ROUTING_PARAMS = LitellmParams.model_fields.keys() | {"drop_params"}
 def missing_secrets(config: FleetConfig) -> dict[str, list[str]]:
     """Return the variables of secrets that are not set, by the account that needs them."""
     missing: dict[str, list[str]] = {}
-    for name, provider in config.providers.items():
-        own = [one for one in config.deployments if one.provider == name]
-        params = [provider.litellm_params.values(), *(one.litellm_params.values() for one in own)]
-        variables = secret_references([{"api_key": provider.api_key}, *params])
-        unset = [variable for variable in variables if not os.environ.get(variable)]
+    for deployment in config.deployments:
+        provider = config.providers[deployment.provider]
+        key = {} if provider.api_key is None else {"api_key": provider.api_key}
+        account, own = (one.litellm_params.values() for one in (provider, deployment))
+        params = {**key, **account, **own}
+        unset = [name for name in secret_references(params) if not os.environ.get(name)]
+        variables = needs_key_variable(provider.litellm_provider, params)
+        if variables and not environment_key(provider.litellm_provider):
+            unset.append(variables[0])
         if unset:
-            missing[name] = list(dict.fromkeys(unset))
+            missing.setdefault(deployment.provider, []).extend(unset)
     return missing
 
 

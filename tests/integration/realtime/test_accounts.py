@@ -29,7 +29,6 @@ PROXY_FILE = ROOT / "tests" / "data" / "litellm_proxy.yaml"
 MESSAGES = [{"role": "user", "content": "Hello?"}]
 AWS_KEY, AWS_SECRET = "AKIDOFTHETEST", "aws-secret-of-the-test"
 TIMEOUT_SECONDS = 60.0
-PRICES = {"input_cost_per_token": 1e-7, "output_cost_per_token": 1e-7}
 
 
 def private_key() -> rsa.RSAPrivateKey:
@@ -99,11 +98,7 @@ def accounts(
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
     folder = tmp_path_factory.mktemp("accounts")
-    proxy = yaml.safe_load(PROXY_FILE.read_text())
-    for entry in proxy["model_list"]:
-        entry["model_info"] = PRICES
-    (folder / "config.yaml").write_text(yaml.safe_dump(proxy))
-    file = {"litellm_config": "config.yaml", "routing": {"max_wait": 0}}
+    file = {"litellm_config": str(PROXY_FILE), "routing": {"max_wait": 0}}
     (folder / "fleet.yaml").write_text(yaml.safe_dump(file))
     authority = certificate(folder)
     stub, entra = AccountStub(), AccountStub(authority)
@@ -230,7 +225,7 @@ def test_bedrock_is_called_with_a_signature_of_the_environments_credentials(
     accounts: Accounts,
 ) -> None:
     sent, completion = accounts.ask("bedrock")
-    assert sent.path == "/model/anthropic.claude-3-sonnet-20240229-v1%3A0/converse"
+    assert sent.path == "/model/anthropic.claude-sonnet-4-5-20250929-v1%3A0/converse"
     assert sent.body["messages"] == [{"role": "user", "content": [{"text": "Hello?"}]}]
     assert sent.body["inferenceConfig"] == {"maxTokens": 9}
     assert signature(sent, accounts.stub.url) == sent.headers["authorization"]

@@ -1,0 +1,183 @@
+"""The file of a LiteLLM proxy as a part of fleet.yaml."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.fleet import FleetConfig, load
+from config.inline_accounts import receipt_provider
+from config.settings import ROOT
+from primarch_fleet.errors import ConfigError
+
+PRICES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
+
+
+def entry(name: str = "m", **params: Any) -> dict[str, Any]:
+    """An entry of `model_list`: a server without a key."""
+    own = {"model": "hosted_vllm/own", "api_base": "http://own.example/v1", **params}
+    return {"model_name": name, "litellm_params": own, "model_info": PRICES}
+
+
+@pytest.fixture(name="loaded")
+def load_files(tmp_path: Path) -> Any:
+    """`loaded({...the proxy's file...}, other keys of fleet.yaml)`"""
+
+    def run(proxy: Any, **file: Any) -> FleetConfig:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(proxy))
+        (tmp_path / "fleet.yaml").write_text(
+            yaml.safe_dump({"litellm_config": "config.yaml", **file})
+        )
+        return load(tmp_path / "fleet.yaml")
+
+    return run
+
+
+def test_a_file_with_an_account_of_each_kind_is_served_as_it_stands(
+    tmp_path: Path, loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = yaml.safe_load((ROOT / "tests" / "data" / "litellm_proxy.yaml").read_text())
+    with caplog.at_level(logging.WARNING):
+        fleet = loaded(proxy)
+    routing = fleet.routing
+    assert [one.model for one in fleet.deployments] == [
+        one["model_name"] for one in proxy["model_list"]
+    ]
+    assert {receipt_provider(name) for name in fleet.providers} == {
+        *("openai", "azure", "anthropic", "bedrock", "vertex_ai", "openrouter"),
+        *("ollama_chat", "hosted_vllm"),
+    }
+    assert (routing.routing_strategy, routing.num_retries) == ("usage-based-routing-v2", 0)
+    assert (routing.timeout, routing.allowed_fails, routing.cooldown_time) == (20, 7, 3)
+    assert routing.model_group_alias == {"fast": "openai"}
+    assert routing.fallbacks["azure-2024"] == ["azure-2025"]
+    assert routing.fallbacks["claude"] == ["openai"]
+    assert routing.fallbacks["openai"] == []
+    assert routing.router_settings == {
+        "retry_policy": {"TimeoutErrorRetries": 1},
+        "enable_pre_call_checks": False,
+    }
+    assert fleet.litellm_settings == {"modify_params": True}
+    assert all(one.litellm_params.values()["drop_params"] is True for one in fleet.deployments)
+    assert os.environ["AWS_SESSION_NAME_OF_NO_USE"] == "fleet"
+    ignored = {record.args[1] for record in caplog.records if isinstance(record.args, tuple)}
+    assert ignored == {
+        "router_settings.redis_host",
+        "litellm_settings.callbacks",
+        "general_settings.master_key",
+        "general_settings.database_url",
+    }
+    assert "sk-1234567890" not in caplog.text
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(fleet.model_dump(mode="json")))
+    assert load(copy) == fleet
+
+
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ({"modellist": []}, "modellist: unknown to LiteLLM; did you mean model_list"),
+        ({"router_settings": {"num_retry": 1}}, "router_settings.num_retry: unknown"),
+        ({"litellm_settings": {"dropp_params": True}}, "dropp_params: .*did you mean drop_params"),
+        ({"general_settings": {"masterkey": "x"}}, "general_settings.masterkey: unknown"),
+        ({"model_list": [entry(api_bse="x")]}, r"model_list\.0\.litellm_params\.api_bse: unknown"),
+        ({"model_list": [entry(api_key="hunter2")]}, r"model_list\.0\.litellm_params\.api_key"),
+        ({"model_list": [entry(rpm="many")]}, r"model_list\.0\.litellm_params\.rpm"),
+        ({"model_list": [{"model_name": "m"}]}, r"model_list\.0\.litellm_params: missing"),
+        ({"model_list": [entry(name="")]}, r"model_list\.0\.model_name: missing"),
+        ({"model_list": [entry(litellm_credential_name="c")]}, "c is not in credential_list"),
+        ({"model_list": {}}, "model_list: must be a list"),
+        ({"environment_variables": {"MY_API_KEY": "hunter2"}}, "environment_variables.MY_API_KEY"),
+        ({"router_settings": {"timeout": "os.environ/NOT_SET_HERE"}}, "NOT_SET_HERE is not set"),
+        ({"include": ["gone.yaml"]}, r"gone\.yaml"),
+        ({"include": "other.yaml"}, "include: must be a list"),
+        ({"router_settings": {"fallbacks": [{"m": ["gone"]}]}}, "unknown model: gone, m"),
+        ([], "it has no keys"),
+    ],
+)
+def test_a_mistake_is_refused_with_the_file_and_the_name_and_without_the_value(
+    loaded: Any, proxy: Any, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        loaded(proxy)
+    assert "config.yaml" in str(caught.value) or "routing" in words + str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_keys_of_fleet_yaml_override_those_of_the_proxy_file(loaded: Any) -> None:
+    proxy = {
+        "model_list": [
+            {**entry(rpm=1), "model_info": {"id": "first", **PRICES}},
+            entry("other"),
+        ],
+        "router_settings": {"num_retries": 5, "timeout": 7},
+    }
+    fleet = loaded(
+        proxy,
+        deployments=[{"id": "first", "max_output_tokens": 9, "litellm_params": {"rpm": 2}}],
+        routing={"num_retries": 1},
+    )
+    first, other = fleet.deployments
+    assert (first.model, first.upstream, first.max_output_tokens) == ("m", "own", 9)
+    assert (first.litellm_params.rpm, other.model) == (2, "other")
+    assert (fleet.routing.num_retries, fleet.routing.timeout) == (1, 7)
+
+
+def test_settings_of_the_router_override_those_of_the_module(loaded: Any) -> None:
+    module = {"num_retries": 5, "request_timeout": 6, "fallbacks": [{"a": ["b"]}]}
+    proxy = {
+        "model_list": [entry("a"), entry("b")],
+        "litellm_settings": module,
+        "router_settings": {"num_retries": 2},
+    }
+    routing = loaded(proxy).routing
+    assert (routing.num_retries, routing.timeout) == (2, 6)
+    assert routing.fallbacks == {"a": ["b"]}
+
+
+def test_included_files_are_joined(tmp_path: Path, loaded: Any) -> None:
+    (tmp_path / "more").mkdir()
+    nested = {"model_list": [entry("b")], "include": ["again.yaml"]}
+    (tmp_path / "more" / "models.yaml").write_text(yaml.safe_dump(nested))
+    again = {"model_list": [entry("c")], "router_settings": {"num_retries": 4}}
+    (tmp_path / "more" / "again.yaml").write_text(yaml.safe_dump(again))
+    fleet = loaded({"model_list": [entry("a")], "include": ["more/models.yaml"]})
+    assert [one.model for one in fleet.deployments] == ["a", "b", "c"]
+    assert fleet.routing.num_retries == 4
+
+
+def test_an_id_stays_the_same_and_tells_equal_entries_apart(loaded: Any) -> None:
+    entries = [entry(), entry(rpm=3), entry()]
+    first, second, third = (one.id for one in loaded({"model_list": entries}).deployments)
+    assert third == f"{first}-2"
+    assert first != second
+    later = loaded({"model_list": [entry("new"), *entries]}).deployments
+    assert [one.id for one in later[1:]] == [first, second, third]
+
+
+def test_default_parameters_and_credentials_fill_in_what_an_entry_leaves_out(loaded: Any) -> None:
+    credential = {
+        "credential_name": "c",
+        "credential_values": {"api_base": "http://shared.example/v1"},
+    }
+    proxy = {
+        "model_list": [entry(litellm_credential_name="c", api_base=None, rpm=1), entry("plain")],
+        "credential_list": [credential],
+        "router_settings": {"default_litellm_params": {"rpm": 9, "timeout": 3}},
+    }
+    first, plain = (one.litellm_params for one in loaded(proxy).deployments)
+    assert (first.rpm, first.timeout, plain.rpm, plain.timeout) == (1, 3, 9, 3)
+
+
+def test_a_parameter_for_users_of_the_proxy_is_a_warning(
+    loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = {"model_list": [{**entry(max_budget=5), "tpm": 3}]}
+    with caplog.at_level(logging.WARNING):
+        [served] = loaded(proxy).deployments
+    assert "model_list.0.litellm_params.max_budget has no meaning" in caplog.text
+    assert "model_list.0.tpm has no meaning" in caplog.text
+    assert "max_budget" not in served.litellm_params.values()
