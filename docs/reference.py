@@ -2,6 +2,7 @@
 
     configuration.md  fleet.yaml and the FLEET_* variables, from the sections in config/
     metrics.md        the Prometheus metrics, from the calls that declare them
+    parameters.md     which parameters engines and providers have, from their tables
     errors.md         the errors that the fleet raises, from primarch_fleet/errors.py
     design/*.md       the tables of private APIs, from tests/contract/private_apis.toml
 
@@ -25,10 +26,14 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from config.engine_parameters import ENGINE_PARAMETERS
 from config.fleet import FleetConfig
 from config.price import Price, TokenPrices
+from config.provider_parameters import UNSUPPORTED
 from config.settings import ROOT, Settings
 from primarch_fleet import errors
+from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests.base import PROVIDER_NAMES
 
 DOCS = ROOT / "docs"
 PRIVATE_APIS = ROOT / "tests" / "contract" / "private_apis.toml"
@@ -70,6 +75,7 @@ def main(arguments: list[str]) -> int:
         "configuration.md": configuration(),
         "metrics.md": metrics(),
         "errors.md": error_table(),
+        "parameters.md": parameters(),
         **dict(design_pages()),
     }
     stale = [name for name, text in pages.items() if _read(DOCS / name) != text]
@@ -151,6 +157,28 @@ def error_table() -> str:
         )
         + "\n"
     )
+
+
+def parameters() -> str:
+    """The page of parameters, with the tables of what engines and providers have."""
+    known = ENGINE_PARAMETERS[CompletionRequest.endpoint]
+    rows = []
+    for field in sorted(CompletionRequest.model_fields.keys() - Request.model_fields.keys()):
+        name = PROVIDER_NAMES.get(field, field)
+        lacking = [provider for provider, names in UNSUPPORTED.items() if name in names]
+        rows.append((f"`{field}`", "yes" if name in known else "no", ", ".join(lacking)))
+    others = sorted(known - CompletionRequest.model_fields.keys())
+    parts = [
+        "<!-- parameters -->",
+        "The fields of a chat. Engines have what vLLM has; the last column has the providers that "
+        "refuse the field for each of their models, as LiteLLM knows.",
+        _grid(("Field", "Engine", "Refused by"), rows),
+        f"Engines also have, in `extra_body`: {', '.join(f'`{name}`' for name in others)}.",
+        "<!-- end -->",
+    ]
+    page, text = _read(DOCS / "parameters.md"), "\n\n".join(parts)
+    marked = r"<!-- parameters -->.*?<!-- end -->"
+    return re.sub(marked, lambda _: text, page, flags=re.DOTALL)
 
 
 def design_pages() -> Iterator[tuple[str, str]]:

@@ -10,7 +10,6 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "encoding_format": ("float",),
     "frequency_penalty": (0,),
     "function_call": ("auto",),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "modalities": (["text"],),
     "n": (1,),
@@ -19,11 +18,14 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
+    "stream": (False,),
+    "temperature": (1,),
     "tool_choice": ("auto",),
+    "top_p": (1,),
     "verbosity": ("medium",),
 }
 
 
 def is_default(name: str, value: Any) -> bool:
     """Return whether a request means the same without the parameter."""
-    return value is None or value in DEFAULTS.get(name, ())
+    return value is None or value in ([], {}, "") or value in DEFAULTS.get(name, ())

@@ -10,35 +10,16 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from primarch_fleet.requests.defaults import is_default
+
 Json = dict[str, Any]
 
-#: OpenAI's defaults.
-DEFAULTS: Json = {
-    "n": 1,
-    "stream": False,
-    "logprobs": False,
-    "temperature": 1,
-    "top_p": 1,
-    "presence_penalty": 0,
-    "frequency_penalty": 0,
-    "tool_choice": "auto",
-    "parallel_tool_calls": True,
-    "response_format": {"type": "text"},
-    "modalities": ["text"],
-    "service_tier": "auto",
-    "store": False,
-}
 #: Not parameters, or limits, which LiteLLM sets where a provider needs one.
 UNCHECKED = frozenset({"model", "messages", "max_tokens", "max_completion_tokens"})
 #: Types of message parts that LiteLLM translates for every provider.
 TRANSLATED_PARTS = frozenset({"text", "image_url"})
-#: Parameters of which the verdict is kept.
+#: Verdicts that are kept.
 MAX_KEPT = 1024
-
-
-def is_default(name: str, value: Any) -> bool:
-    """Return whether a parameter says what the provider does without it too."""
-    return value in ([], {}, "") or DEFAULTS.get(name, ...) == value
 
 
 class Omitted(NamedTuple):

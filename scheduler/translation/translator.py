@@ -13,8 +13,9 @@ from typing import Any
 
 from config.provider import Deployment, Provider
 from primarch_fleet.requests import CompletionRequest, Request
+from primarch_fleet.requests.defaults import is_default
 from scheduler.model.jsonl import TranslatedRequest
-from scheduler.translation.omissions import Omissions, is_default
+from scheduler.translation.omissions import Omissions
 from tasks.privacy import Privacy
 
 Json = dict[str, Any]

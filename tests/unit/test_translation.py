@@ -12,8 +12,8 @@ import pytest
 from config.provider import Deployment, Provider
 from config.requests import RequestPolicy
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests.defaults import DEFAULTS
 from scheduler.model.jsonl import TranslatedRequest
-from scheduler.translation.omissions import DEFAULTS
 from scheduler.translation.translator import (
     PLAIN_MESSAGES,
     UNCHANGED_MODELS,
@@ -204,8 +204,9 @@ def test_an_unsupported_parameter_is_refused_by_name(
 
 @pytest.mark.parametrize("target", [CLAUDE, GEMINI, GPT_4O, GROQ, VLLM])
 def test_a_parameter_with_its_default_value_is_accepted(target: tuple[str, str]) -> None:
-    names = DEFAULTS.keys() & CompletionRequest.model_fields.keys() - {"tool_choice"}
-    options = {name: DEFAULTS[name] for name in names}
+    needs_functions = {"tool_choice", "function_call"}
+    names = DEFAULTS.keys() & CompletionRequest.model_fields.keys() - needs_functions
+    options = {name: DEFAULTS[name][0] for name in names}
     assert translated(target, tools=[tool("t")], **options).body
 
 
