@@ -146,7 +146,7 @@ class FleetConfig(Section):
         return [
             deployment
             for deployment in self.deployments
-            if deployment.model == model and wanted.issubset(deployment.litellm_params.tags or ())
+            if deployment.model == model and wanted.issubset(deployment.tags)
         ]
 
     def batch_deployment(self, model: str) -> Deployment:
@@ -306,10 +306,7 @@ class FleetConfig(Section):
         """A deployment's price, with the highest price and length of any that may answer for it."""
         models, price = self.routing.possible_models(deployment.model), self.rates(deployment)
         possible = [other for other in self.deployments if other.model in models]
-        tags = {
-            tuple(sorted(other.litellm_params.tags or ()))
-            for other in self.deployments_of(deployment.model)
-        }
+        tags = {tuple(sorted(other.tags)) for other in self.deployments_of(deployment.model)}
         return Offer(
             queue=REALTIME_QUEUE,
             price=price,

@@ -156,6 +156,8 @@ class Deployment(Priced):
     provider: str
     #: The provider's name for the model.
     upstream: str
+    #: Where the deployment is, such as `eu-west-1`; also its tag `region:eu-west-1`.
+    region: str | None = None
     #: Most tokens of one choice of an answer, from the provider's documentation.
     max_output_tokens: int | None = Field(None, gt=0)
     #: Most tokens of a prompt, from the provider's documentation.
@@ -184,6 +186,12 @@ class Deployment(Priced):
             raise ValueError("params: another name of litellm_params; write only one of them")
         rest = {name: value for name, value in data.items() if name != "params"}
         return {**rest, "litellm_params": data["params"]}
+
+    @property
+    def tags(self) -> list[str]:
+        """The deployment's tags: those of its parameters, and its region."""
+        region = [] if self.region is None else [f"region:{self.region}"]
+        return [*(self.litellm_params.tags or ()), *region]
 
     @property
     def media(self) -> MediaTokens:

@@ -34,6 +34,37 @@ def _alias_target(value: Any) -> Any:
     return value.get("model") if isinstance(value, dict) else value
 
 
+class MeasuredWeights(Section):
+    """How strongly the weights of deployments follow what the workers measure of them.
+
+    A deployment's weight is its configured `weight` (1 without one), divided by its relative time
+    and price and multiplied by its share of successful calls, each to the power given here. 0: the
+    figure does not count. Each deployment keeps at least 5 % of the best one's weight.
+    """
+
+    #: The mean time of its calls in the last five minutes.
+    latency: float = Field(1.0, ge=0)
+    #: The share of its calls in the last five minutes that did not fail.
+    failures: float = Field(2.0, ge=0)
+    #: Its price of input tokens.
+    price: float = Field(0.0, ge=0)
+
+
+class HealthCheckPolicy(Section):
+    """Active checks of the accounts that serve the realtime lane.
+
+    A check lists the account's models, which is free. Requests avoid an account after two failed
+    checks, as long as their model has another deployment.
+    """
+
+    #: Seconds between two checks of an account, by all workers together.
+    interval: float = Field(30.0, ge=1)
+    #: Seconds that a check may take.
+    timeout: float = Field(5.0, gt=0)
+    #: Check an account without a free check by a call with one token of output.
+    paid: bool = False
+
+
 class Routing(Section):
     """Settings of LiteLLM's Router, with LiteLLM's names. Times in seconds."""
 
@@ -68,6 +99,13 @@ class Routing(Section):
     #: By model: the models that answer when its provider's content policy refuses the prompt.
     content_policy_fallbacks: dict[str, list[str]] = {}
 
+    #: Weights under `simple-shuffle` follow what the workers measure. Without it, they are fixed.
+    measured_weights: MeasuredWeights | None = None
+    #: Calls go to the region (`region` of a deployment) whose deployments answer fastest, and to
+    #: another region only when all of its deployments fail.
+    nearest_region: bool = False
+    #: Active health checks; null: none.
+    health_checks: HealthCheckPolicy | None = HealthCheckPolicy()
     #: Other names of models, as producers use them: alias -> model. Not for models of engines.
     model_group_alias: dict[str, Annotated[str, BeforeValidator(_alias_target)]] = {}
     #: Other settings of LiteLLM's Router, with LiteLLM's names: `retry_policy`,

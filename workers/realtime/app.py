@@ -15,6 +15,7 @@ async def start(shared: Services) -> RealtimeServer:
     """Build the Router and register it as the backend of the realtime tasks."""
     server = RealtimeServer(fleet_config(), redis_url())
     await server.warm_up()
+    server.start()
     services.install(replace(shared, backends={"realtime": server}))
     return server
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import litellm
@@ -25,7 +25,11 @@ from workers.realtime.router_host import RouterHost
 REDIS_TIMEOUT_SECONDS = 0.2
 
 
-def build_router(config: FleetConfig, redis_url: str) -> Router:
+def build_router(
+    config: FleetConfig,
+    redis_url: str,
+    on_call: Callable[[str, float, Exception | None], None] = lambda *_: None,
+) -> Router:
     """Build the Router of a configuration.
 
     With `shared_state`, it shares cooldowns and usage with all processes that use `redis_url`.
@@ -56,6 +60,7 @@ def build_router(config: FleetConfig, redis_url: str) -> Router:
     host = RouterHost()
     router = Router.from_config(build_router_config(arguments), host)
     host.cooldowns = Cooldowns(router)
+    host.on_call = on_call
     return router
 
 
@@ -85,7 +90,7 @@ def deployment_entry(deployment: Deployment, provider: Provider) -> dict[str, An
         ) from None
     return {
         "model_name": deployment.model,
-        "litellm_params": params,
+        "litellm_params": params | ({"tags": deployment.tags} if deployment.tags else {}),
         "model_info": {
             **deployment.model_info,
             # The key of cooldowns in Redis: it must be the same in every process.

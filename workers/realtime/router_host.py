@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
@@ -30,10 +31,13 @@ class RouterHost(PythonHost):
     `PythonHost` is undocumented; no other hook sees all calls and pauses of the Router.
     """
 
-    __slots__ = ("cooldowns",)
+    __slots__ = ("cooldowns", "on_call")
 
     #: The cooldowns of this host's Router; set after the Router is built, which needs the host.
     cooldowns: Cooldowns
+    #: Called after each call with the deployment's id, the seconds until its answer or the first
+    #: byte of its stream, and the error if it failed.
+    on_call: Callable[[str, float, Exception | None], None]
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Sleep, but at most MAX_PAUSE_SECONDS. Raises CancelledError in a cancelled task."""
@@ -49,11 +53,15 @@ class RouterHost(PythonHost):
         @wraps(endpoint)
         async def call(**arguments: Any) -> Any:
             raise_if_cancelled()
+            deployment_id, started = arguments["model_info"]["id"], time.perf_counter()
             try:
-                return await endpoint(**arguments)
+                answer = await endpoint(**arguments)
             except Exception as error:
-                self._record_failure(arguments["model_info"]["id"], error)
+                self.on_call(deployment_id, time.perf_counter() - started, error)
+                self._record_failure(deployment_id, error)
                 raise
+            self.on_call(deployment_id, time.perf_counter() - started, None)
+            return answer
 
         return call
 

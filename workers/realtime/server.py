@@ -24,7 +24,10 @@ from tasks.privacy import Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
+from workers.realtime.choice_hook import CHOICE_HOOK
 from workers.realtime.cooldowns import Cooldowns
+from workers.realtime.deployment_choice import DeploymentChoice
+from workers.realtime.deployment_observer import DeploymentObserver
 from workers.realtime.errors import translate
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
@@ -63,7 +66,9 @@ class RealtimeServer:
         self._catalogue = config.catalogue()
         self._secrets = config.secrets()
         _configure_litellm(config)
-        self._router = build_router(config, redis_url)
+        self._observer = DeploymentObserver(config, redis_url, self._paid_check)
+        self._choice = DeploymentChoice(config, self._observer)
+        self._router = build_router(config, redis_url, self._observer.on_call)
         privacy = Privacy.connect(config.requests, redis_url)
         self._provider_calls = ProviderCalls(privacy, config.requests.extra_headers)
         self._cooldowns = Cooldowns(self._router)
@@ -78,6 +83,19 @@ class RealtimeServer:
                     model=deployment.model, messages=[], mock_response="ready"
                 )
                 return
+
+    def start(self) -> None:
+        """Start to observe the deployments. Without it, nothing is measured or checked."""
+        self._observer.start()
+
+    async def _paid_check(self, deployment_id: str) -> None:
+        await self._router.acompletion(
+            model=deployment_id,
+            messages=[{"role": "user", "content": "ping"}],
+            max_tokens=1,
+            num_retries=0,
+            disable_fallbacks=True,
+        )
 
     async def serve(self, request: Request, metadata: RequestMetadata) -> Completion:
         """Return the answer of the first deployment that gives one; publish it if streamed.
@@ -101,6 +119,7 @@ class RealtimeServer:
 
     async def close(self) -> None:
         """Close all connections, those that LiteLLM caches for the process included."""
+        await self._observer.close()
         await self._streams.close()
         await close_router(self._router, shared_state=self._config.routing.shared_state)
 
@@ -186,6 +205,7 @@ class RealtimeServer:
     async def _call(
         self, request: Request, attempts: Attempts, publish: Publish | None
     ) -> RouterAnswer:
+        self._choice.begin(request)
         name, body = request.router_method, self._provider_calls.begin(request)
         arguments = body | {
             "model": self._config.routing.resolve_alias(request.model),
@@ -243,5 +263,6 @@ def _configure_litellm(config: FleetConfig) -> None:
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
     for name in ("LiteLLM", "LiteLLM Router"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if ATTEMPT_LOGGER not in litellm.callbacks:
-        litellm.callbacks.append(ATTEMPT_LOGGER)
+    for callback in (ATTEMPT_LOGGER, CHOICE_HOOK):
+        if callback not in litellm.callbacks:
+            litellm.callbacks.append(callback)
