@@ -89,8 +89,7 @@ def _batch_steps(entry: Entry, standard: Steps, discount: Decimal) -> Steps:
         for kind in standard[0].model_fields_set & set(_KEYS) - set(found):
             plain = found.get("output", Decimal(0)) if kind in _OUTPUTS else found["input"]
             found[kind] = max(plain, guessed.rate(kind))
-        rates = _with_defaults(entry, found, from_tokens)
-        steps.append(rates.map(lambda _, rate: rate))
+        steps.append(_with_defaults(entry, found, from_tokens).reduced())
     return tuple(steps)
 
 

@@ -77,7 +77,7 @@ class Price(TokenPrices):
 
     def alone(self) -> Rates:
         """Return the rates of a model that is in no list; `input` must be set."""
-        standard = TokenRates(**self.by_kind())
+        standard = TokenRates(**self.by_kind()).reduced()
         return Rates(standard=(standard,), batch=_discounted((standard,), DEFAULT_DISCOUNT))
 
     def over(self, listed: Rates) -> Rates:
@@ -134,7 +134,7 @@ def _discounted(steps: Steps, discount: Decimal) -> Steps:
 
 
 def _replaced(steps: Steps, own: TokenPrices) -> Steps:
-    return tuple(step.model_copy(update=own.by_kind()) for step in steps)
+    return tuple(step.model_copy(update=own.by_kind()).reduced() for step in steps)
 
 
 #: The kinds of model whose answers have tokens with a price.

@@ -145,7 +145,7 @@ class Catalogue(BaseModel):
 
     def publish(self, client: redis.Redis) -> None:
         """Replace the published catalogue; producers see it when their cached copy expires."""
-        client.set(CATALOGUE_KEY, self.model_dump_json())
+        client.set(CATALOGUE_KEY, self.model_dump_json(exclude_none=True))
 
     @classmethod
     def fetch(cls, client: redis.Redis) -> Catalogue:

@@ -45,7 +45,7 @@ def estimate(
     def most(prompt_tokens: Tokens) -> int:
         return max_cost_nanousd(
             offer.prices,
-            _usage(request, prompt_tokens, output_tokens),
+            _usage(request, prompt, prompt_tokens, output_tokens),
             tier=getattr(request, "service_tier", None),
         )
 
@@ -56,13 +56,15 @@ def estimate(
     )
 
 
-def _usage(request: Request, prompt: Tokens, output_tokens: int) -> Usage:
+def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: int) -> Usage:
     """The tokens of a request by what is known of them: the rest may be of any kind."""
+    text = tokens.total - tokens.audio - tokens.image
     speaks = "audio" in (getattr(request, "modalities", None) or ())
     return Usage(
-        text_input_tokens=prompt.total - prompt.audio - prompt.image,
-        audio_input_tokens=prompt.audio,
-        image_input_tokens=prompt.image,
+        text_input_tokens=0 if prompt.keeps_cache else text,
+        cache_write_1h_tokens=text if prompt.keeps_cache else 0,
+        audio_input_tokens=tokens.audio,
+        image_input_tokens=tokens.image,
         text_output_tokens=0 if speaks else output_tokens,
         audio_output_tokens=output_tokens if speaks else 0,
     )

@@ -48,7 +48,8 @@ RATE_KINDS = tuple(
 )
 #: What a token may turn out to be that nothing is known of before the answer, besides its own kind.
 _SURPRISES = {
-    "input": ("cache_write", "cache_write_1h", "cache_write_12h"),
+    "input": ("cache_write",),
+    "cache_write_1h": ("input", "cache_write", "cache_write_12h"),
     "output": ("reasoning", "image_output"),
 }
 
@@ -89,6 +90,10 @@ class TokenRates(BaseModel):
             kind: rate for kind, rate in rates.items() if rate != rates.get(FALLBACKS.get(kind, ""))
         }
         return type(self)(**{"input": rates["input"], **own}, from_tokens=self.from_tokens)
+
+    def reduced(self) -> Self:
+        """Return a copy without the rates that are those of their FALLBACKS entries."""
+        return self.map(lambda _, rate: rate)
 
 
 class Fees(BaseModel):

@@ -32,6 +32,10 @@ AUDIO_BYTES_PER_SECOND: dict[str, tuple[int, int]] = {
     "m4a": (1_000, 8_000),
 }
 OTHER_AUDIO_BYTES_PER_SECOND = (750, 3_000)
+#: Keys that choose how long a provider keeps a prompt in its cache:
+#: https://platform.openai.com/docs/guides/prompt-caching and
+#: https://docs.claude.com/en/docs/build-with-claude/prompt-caching
+CACHE_LIFETIMES = frozenset({"ttl", "prompt_cache_retention"})
 #: The expected tokens of a document, as a share of their bound: most of a PDF is not text.
 EXPECTED_FILE_SHARE = 1 / 8
 
@@ -107,6 +111,8 @@ class PromptSize:
     file_bytes: int = 0
     #: Media of unknown length.
     unknown_lengths: int = 0
+    #: True if the provider is asked to keep the prompt in its cache for longer than minutes.
+    keeps_cache: bool = False
 
     def bound(self, media: MediaTokens, context_length: int | None = None) -> Tokens:
         """Return a number of tokens that the prompt cannot exceed at a model.
@@ -157,6 +163,7 @@ class PromptSize:
 
     def _add_object(self, value: Mapping[str, Any]) -> None:
         for key, item in value.items():
+            self.keeps_cache |= key in CACHE_LIFETIMES
             self._add_text(key)
             self.text_bytes += KEY_OVERHEAD
             self.characters += KEY_OVERHEAD

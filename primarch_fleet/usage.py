@@ -213,7 +213,9 @@ class _Remainder:
 
     def take(self, tokens: int) -> int:
         """Take tokens, as many as there are."""
-        taken = min(max(tokens, 0), self.tokens)
+        if tokens <= 0:
+            return 0
+        taken = min(tokens, self.tokens)
         self.tokens -= taken
         return taken
 

@@ -134,8 +134,9 @@ def test_fees_and_surcharges_when_the_usage_has_them_are_added() -> None:
 
 def test_reservation_when_text_may_be_written_to_a_cache_has_the_dearest_rate() -> None:
     bound = Usage(1000, text_output_tokens=100)
-    assert max_cost_nanousd([CLAUDE], bound) == 1000 * 6000 + 100 * 15_000
-    assert max_cost_nanousd([GPT_4O, CLAUDE], bound) == 1000 * 6000 + 100 * 15_000
+    assert max_cost_nanousd([CLAUDE], bound) == 1000 * 3750 + 100 * 15_000
+    assert max_cost_nanousd([GPT_4O, CLAUDE], bound) == 1000 * 3750 + 100 * 15_000
+    assert max_cost_nanousd([CLAUDE], Usage(cache_write_1h_tokens=1000)) == 1000 * 6000
 
 
 def test_reservation_when_a_tier_is_asked_for_has_the_dearer_of_it_and_the_ordinary_one() -> None:

@@ -240,7 +240,7 @@ class RealtimeServer:
         facts = AnswerFacts(
             model=body.get("model") or deployment.upstream,
             usage=usage_of(body, lambda: measure(request.body()), deployment.media),
-            bill_nanousd=self._bill(deployment, hidden),
+            bill_nanousd=self._bill(deployment, hidden, body),
             latency=attempts.elapsed,
             time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
@@ -248,10 +248,14 @@ class RealtimeServer:
         )
         return build_receipt(request, metadata, source, facts)
 
-    def _bill(self, deployment: Deployment, hidden: dict[str, Any]) -> int | None:
+    def _bill(
+        self, deployment: Deployment, hidden: dict[str, Any], body: dict[str, Any]
+    ) -> int | None:
         """The provider's bill in nano-dollars, where LiteLLM knows better than the price list."""
-        dollars = hidden.get("response_cost") if self._config.has_own_bill(deployment) else None
-        return None if dollars is None else round(dollars * NANOS_PER_DOLLAR)
+        if not self._config.has_own_bill(deployment):
+            return None
+        dollars = hidden.get("response_cost") or (body.get("usage") or {}).get("cost")
+        return round(dollars * NANOS_PER_DOLLAR) if isinstance(dollars, int | float) else None
 
 
 def _configure_litellm(config: FleetConfig) -> None:

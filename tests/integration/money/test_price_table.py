@@ -34,7 +34,7 @@ CONFIG: dict[str, Any] = {
             "api_key": "os.environ/TEST_KEY",
             "api_base": f"os.environ/TEST_{name.upper()}",
         }
-        for name in ("openai", "anthropic")
+        for name in ("openai", "anthropic", "openrouter")
     },
     "deployments": [
         *(
@@ -47,6 +47,12 @@ CONFIG: dict[str, Any] = {
             "provider": "anthropic",
             "upstream": CLAUDE,
             "batch": True,
+        },
+        {
+            "id": "routed",
+            "model": "routed",
+            "provider": "openrouter",
+            "upstream": "openai/gpt-4o",
         },
         {
             "id": "thinker",
@@ -153,6 +159,7 @@ ROWS = {
         90,
         fields={"lane": "batch"},
     ),
+    "bill of the provider": Row("routed", THOUSAND | {"cost": 0.0042}, 4_200_000),
     "reasoning apart": Row(
         "thinker",
         {
@@ -202,7 +209,7 @@ def scripts() -> list[Script]:
 @pytest.fixture(scope="module")
 def providers() -> Iterator[dict[str, Simulator]]:
     models = {name: Model(kind="embedding" if "embed" in name else "chat") for name in OPENAI}
-    models |= {"a-model-of-no-list": Model(), CLAUDE: Model()}
+    models |= {name: Model() for name in ("a-model-of-no-list", CLAUDE, "openai/gpt-4o")}
     profile = Profile(models=models, batch=BatchProfile())
     with (
         Simulator(profile) as openai,
@@ -239,6 +246,7 @@ def answers(
         "FLEET_DATA_DIR": str(folder),
         "TEST_KEY": "x",
         "TEST_OPENAI": providers["openai"].url,
+        "TEST_OPENROUTER": providers["openai"].url,
         "TEST_ANTHROPIC": providers["anthropic"].url.removesuffix("/v1"),
     }
     requests = {
