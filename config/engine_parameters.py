@@ -6,13 +6,15 @@ compares. The simulated engine accepts the same; its answers are the same words 
 
 from __future__ import annotations
 
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
 
 #: Fields of vLLM's requests that an engine sets itself, or that its handlers ignore.
 NOT_FOR_REQUESTS = frozenset(
     {
         *("priority", "request_id"),
         *("mm_payload", "return_mm_kwargs", "return_token_offsets"),
+        *("previous_response_id", "previous_input_messages", "prompt", "prompt_cache_key"),
+        *("service_tier", "enable_response_messages"),
     }
 )
 ENGINE_PARAMETERS = {
@@ -34,6 +36,20 @@ ENGINE_PARAMETERS = {
             *("session_id", "return_tokens_as_token_ids", "return_token_ids", "return_prompt_text"),
             *("routed_experts_prompt_start", "kv_transfer_params", "ec_transfer_params"),
             "vllm_xargs",
+        }
+    ),
+    ResponsesRequest.endpoint: frozenset(
+        {
+            *("model", "input", "instructions", "user", "metadata", "stream", "store"),
+            *("background", "max_output_tokens", "max_tool_calls", "temperature", "top_p"),
+            *("top_k", "min_p"),
+            *("presence_penalty", "frequency_penalty", "repetition_penalty", "watermarking"),
+            *("logit_bias", "top_logprobs", "seed", "stop", "stop_token_ids", "ignore_eos"),
+            *("include_stop_str_in_output", "skip_special_tokens", "text", "structured_outputs"),
+            *("tools", "tool_choice", "parallel_tool_calls", "include", "truncation"),
+            *("reasoning", "include_reasoning", "chat_template_kwargs", "mm_processor_kwargs"),
+            *("media_io_kwargs", "cache_salt", "session_id", "vllm_xargs"),
+            *("kv_transfer_params", "ec_transfer_params"),
         }
     ),
     EmbeddingRequest.endpoint: frozenset(

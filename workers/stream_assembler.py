@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from primarch_fleet.chat_form import normalized, normalized_chunk, tool_calls_of
-from primarch_fleet.requests import CompletionRequest
+from primarch_fleet.requests import CompletionRequest, ResponsesRequest
 
 Body = dict[str, Any]
 #: The fields of a chunk that are not fields of the whole answer.
@@ -76,8 +76,39 @@ class ChatAssembler:
         return self._choices[index]
 
 
+class ResponseAssembler:
+    """Numbers the events of a response, and keeps the response of the last one."""
+
+    def __init__(self) -> None:
+        self._events, self._response = 0, None
+
+    def add(self, chunk: Body) -> Body:
+        """Add the next event, and return it with its number and OpenAI's fields."""
+        event = {**chunk, "sequence_number": self._events}
+        self._events += 1
+        if event["type"] in TEXT_EVENTS:
+            event.setdefault("logprobs", [])
+        if response := event.get("response"):
+            event["response"] = ResponsesRequest.normalized(response)
+        if event["type"] in LAST_EVENTS:
+            self._response = event["response"]
+        return event
+
+    def body(self) -> Body:
+        """Return the `response` of the last event. Raises IncompleteStream."""
+        if self._response is None:
+            raise IncompleteStream("a stream ended before its answer was complete")
+        return self._response
+
+
+#: https://platform.openai.com/docs/api-reference/responses-streaming
+TEXT_EVENTS = ("response.output_text.delta", "response.output_text.done")
+LAST_EVENTS = ("response.completed", "response.incomplete")
 #: By the endpoint of the request.
-ASSEMBLERS: dict[str, Callable[[], StreamAssembler]] = {CompletionRequest.endpoint: ChatAssembler}
+ASSEMBLERS: dict[str, Callable[[], StreamAssembler]] = {
+    CompletionRequest.endpoint: ChatAssembler,
+    ResponsesRequest.endpoint: ResponseAssembler,
+}
 
 
 class _Choice:

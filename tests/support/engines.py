@@ -17,11 +17,12 @@ import yaml
 
 from config.engine import EngineConfig
 from config.settings import ROOT
-from primarch_fleet import CompletionRequest, EmbeddingRequest
+from primarch_fleet import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from workers.local import engines
 from workers.local.engines.base import Answer
 
 CHAT, EMBEDDINGS = CompletionRequest.endpoint, EmbeddingRequest.endpoint
+RESPONSES = ResponsesRequest.endpoint
 
 VLLM_MODEL = os.environ.get("FLEET_TEST_VLLM_MODEL", "")
 

@@ -11,6 +11,7 @@ from primarch_fleet.errors import ProviderUnavailable
 from primarch_fleet.requests import CompletionRequest, ResponsesRequest
 from workers.realtime.attempts import Attempts
 from workers.realtime.router import RouterAnswer, assemble_answer, hidden_params
+from workers.stream_assembler import ResponseAssembler
 from workers.stream_writer import Publish
 
 #: A field that LiteLLM adds to chunks for itself.
@@ -127,17 +128,14 @@ class ResponseCollector(StreamCollector):
 
         LiteLLM's own events, for providers that do not stream responses, have no numbers.
         """
-        body: dict[str, Any] = chunk.model_dump(mode="json", exclude_unset=True, exclude=_COST)
-        body["sequence_number"] = len(self.chunks) - 1
-        if body["type"] in TEXT_EVENTS:
-            body.setdefault("logprobs", [])
-        elif response := body.get("response"):
-            body["response"] = self._response = ResponsesRequest.normalized(response)
-        return body
+        if len(self.chunks) == 1:
+            self._assembler = ResponseAssembler()
+        event = chunk.model_dump(mode="json", exclude_unset=True, exclude=_COST)
+        return self._assembler.add(event)
 
     def answer(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
         """Return the response of the last event; LiteLLM detects a stream without it."""
-        return RouterAnswer(self._response, hidden_params(stream))
+        return RouterAnswer(self._assembler.body(), hidden_params(stream))
 
     def starts_over(self, chunk: Any) -> bool:
         """Compare the types: each stream starts with the same one."""
@@ -145,7 +143,6 @@ class ResponseCollector(StreamCollector):
 
 
 FIRST_EVENT = "response.created"
-TEXT_EVENTS = ("response.output_text.delta", "response.output_text.done")
 #: By the endpoint of the request.
 COLLECTORS: dict[str, type[StreamCollector]] = {
     CompletionRequest.endpoint: ChatCollector,

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS
 from primarch_fleet.errors import ContextWindowExceeded, InvalidRequest
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
+from workers.local.engines import simulated_response
 from workers.local.engines.base import Answer
 
 #: Time per token of each sequence; as with real batching, more sequences do not slow it down.
@@ -61,8 +62,12 @@ class SimulatedEngine:
         self._answers = {
             CompletionRequest.endpoint: self._chat,
             EmbeddingRequest.endpoint: self._embed,
+            ResponsesRequest.endpoint: self._respond,
         }
-        self._streams = {CompletionRequest.endpoint: self._stream_chat}
+        self._streams = {
+            CompletionRequest.endpoint: self._stream_chat,
+            ResponsesRequest.endpoint: self._stream_response,
+        }
 
     @property
     def running(self) -> int:
@@ -111,6 +116,28 @@ class SimulatedEngine:
             for index in all_choices:
                 yield head | _body([_delta(index, {}, text.finish_reason)])
         yield head | _body([], text.usage)
+
+    async def _respond(self, body: dict[str, Any], priority: int) -> Answer:
+        """Answer as `_chat` does, in the form of a response."""
+        completion, first_token = await self._chat(simulated_response.as_chat(body), priority)
+        return Answer(simulated_response.response(body, completion), first_token)
+
+    async def _stream_response(
+        self, body: dict[str, Any], priority: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the words of `_respond`, one in each event."""
+        text = self._text(simulated_response.as_chat(body))
+        completion = text.head("chat.completion") | _body([_choice(0, text)], text.usage)
+        whole = simulated_response.response(body, completion)
+        async with self._slot(priority):
+            for event in simulated_response.opening(whole):
+                yield event
+            for index, item in enumerate(whole["output"]):
+                for event in simulated_response.item_events(index, item):
+                    if "delta" in event:
+                        await self._sleep(SECONDS_PER_TOKEN)
+                    yield event
+        yield {"type": f"response.{whole['status']}", "response": whole}
 
     async def _embed(self, body: dict[str, Any], priority: int) -> Answer:
         """Return vectors derived from the inputs."""

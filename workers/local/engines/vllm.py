@@ -27,6 +27,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.launchers.launcher import validate_api_server_args
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest as VllmResponsesRequest
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingCompletionRequest
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
@@ -37,7 +38,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from config.engine import EngineConfig
 from config.engine_parameters import NOT_FOR_REQUESTS
 from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from primarch_fleet.validation import Location, explain
 from workers.local.engines.base import Answer
 from workers.local.engines.process_guard import KillOnParentExit
@@ -118,6 +119,10 @@ class VllmEngine:
             async for chunk in chunks:
                 if chunk != END_OF_STREAM:
                     yield stream.read(chunk)
+        except FleetError:
+            raise
+        except Exception as error:  # the handler of responses raises vLLM's own errors
+            raise _failure(create_error_response(error).error) from error
         finally:  # vLLM would abort it only when `chunks` is garbage-collected
             await self._llm.abort(stream.engine_id.format(request_id))
 
@@ -149,6 +154,9 @@ HANDLERS = {
     CompletionRequest.endpoint: _Handler(
         "openai_serving_chat", "create_chat_completion", ChatCompletionRequest
     ),
+    ResponsesRequest.endpoint: _Handler(
+        "openai_serving_responses", "create_responses", VllmResponsesRequest
+    ),
     EmbeddingRequest.endpoint: _Handler(
         "serving_embedding", "__call__", EmbeddingCompletionRequest
     ),
@@ -175,12 +183,19 @@ def _chat_chunk(text: str) -> dict[str, Any]:
     return chunk
 
 
+def _response_event(event: Any) -> dict[str, Any]:
+    """An event in OpenAI's form."""
+    body: dict[str, Any] = event.model_dump(mode="json", by_alias=True)
+    return body
+
+
 #: The last thing that the chat handler yields.
 END_OF_STREAM = "data: [DONE]\n\n"
 STREAMS = {
     CompletionRequest.endpoint: _Stream(
         {"stream_options": {"include_usage": True}}, "chatcmpl-{}", _chat_chunk
     ),
+    ResponsesRequest.endpoint: _Stream({}, "{}_0", _response_event),
 }
 
 
