@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from config.endpoints import endpoints
 from config.price import Price, Priced
 from primarch_fleet.catalogue import Offer
 from primarch_fleet.prices import Rates
@@ -146,6 +147,7 @@ class EngineConfig(Priced):
         """Return what the local lane offers to producers with this engine."""
         return Offer(
             queue=self.queue,
+            endpoints=endpoints(self.kind),
             price=self.rates(),
             quality=self.quality,
             max_output_tokens=self.max_model_len,

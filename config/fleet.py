@@ -14,6 +14,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_va
 
 from config.agents_config import RoutingOrchestration
 from config.batch import Batch
+from config.endpoints import batch_endpoints, endpoints
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS
 from config.inline_accounts import with_accounts
@@ -284,8 +285,10 @@ class FleetConfig(Section):
         for deployment in self.deployments:
             offers: dict[Lane, Offer] = {"realtime": self._realtime_offer(deployment)}
             if deployment.batch:
+                provider = self.providers[deployment.provider].litellm_provider
                 offers["batch"] = Offer(
                     queue=BATCH_QUEUE,
+                    endpoints=batch_endpoints(deployment.kind, provider),
                     price=self.rates(deployment).in_batches(),
                     max_output_tokens=deployment.max_output_tokens,
                     media=deployment.media,
@@ -309,6 +312,7 @@ class FleetConfig(Section):
         tags = {tuple(sorted(other.tags)) for other in self.deployments_of(deployment.model)}
         return Offer(
             queue=REALTIME_QUEUE,
+            endpoints=endpoints(deployment.kind),
             price=price,
             other_prices=_others(price, map(self.rates, possible)),
             max_output_tokens=_longest(other.max_output_tokens for other in possible),

@@ -38,6 +38,8 @@ class Offer(BaseModel):
     context_length: int | None = None
     #: Parameters of OpenAI's body that no deployment of the model on the lane supports.
     unsupported: tuple[str, ...] = ()
+    #: The paths of the requests that it serves; None if they are not known.
+    endpoints: tuple[str, ...] | None = None
     #: The tags of each deployment on the realtime lane; None if they are not known.
     tags: tuple[tuple[str, ...], ...] | None = None
 

@@ -363,7 +363,12 @@ def _unsupported(
     if known := catalogue.engine_parameters.get(request.endpoint):
         refused["local"] = body.keys() - set(known)
     fields = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
-    return {
+    without = {
+        lane: f"lane: {request.model!r} has no {request.endpoint} on the {lane} lane"
+        for lane, offer in model.lanes.items()
+        if offer.endpoints is not None and request.endpoint not in offer.endpoints
+    }
+    return without | {
         lane: f"{', '.join(sorted(fields.get(name, name) for name in names))}: "
         f"the {lane} lane does not support it for {request.model!r}"
         for lane, names in refused.items()

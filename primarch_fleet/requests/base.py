@@ -175,6 +175,11 @@ class Request(BaseModel):
         return False
 
     @classmethod
+    def endpoint_at(cls, kind: ModelKind) -> str:
+        """Return the endpoint where a model of a kind in `kinds` answers the request."""
+        return cls.endpoint
+
+    @classmethod
     def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:
         """Return an answer's body in OpenAI's form, whichever server gave it."""
         return body

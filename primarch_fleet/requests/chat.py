@@ -14,9 +14,11 @@ from pydantic import (
 )
 
 from primarch_fleet import chat_form
-from primarch_fleet.contract import LANES, Lane
+from primarch_fleet.contract import LANES, Lane, ModelKind
 from primarch_fleet.requests.base import Count, JsonObject, Request, prefix_hash
 
+#: Where models answer that have no chats.
+RESPONSES_ENDPOINT = "/v1/responses"
 #: Keys of `extra_body` that change the prompt that an engine computes.
 PROMPT_PARAMETERS = (
     *("chat_template", "chat_template_kwargs", "documents", "add_special_tokens"),
@@ -44,7 +46,7 @@ class CompletionRequest(Request):
     """
 
     verb, endpoint = "complete", "/v1/chat/completions"
-    router_method, kinds = "acompletion", ("chat",)
+    router_method, kinds = "acompletion", ("chat", "responses")
 
     messages: Annotated[Sequence[ChatMessage], Field(min_length=1, repr=False)]
     audio: JsonObject | None = None
@@ -97,6 +99,11 @@ class CompletionRequest(Request):
     def wants_usage(self) -> bool:
         """True if `stream_options` asks for the chunk with the usage."""
         return bool((self.stream_options or {}).get("include_usage"))
+
+    @classmethod
+    def endpoint_at(cls, kind: ModelKind) -> str:
+        """Return the endpoint of a chat, or of the response that LiteLLM makes of it."""
+        return RESPONSES_ENDPOINT if kind == "responses" else cls.endpoint
 
     @classmethod
     def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:

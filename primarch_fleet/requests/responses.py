@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from primarch_fleet.contract import Lane
 from primarch_fleet.requests.base import Count, JsonObject, Request, prefix_hash
+from primarch_fleet.requests.chat import RESPONSES_ENDPOINT
 
 #: Fields that name something which a provider stores in one account. Only the realtime lane finds
 #: the account again: LiteLLM puts the deployment into the id of each response.
@@ -30,7 +31,7 @@ class ResponsesRequest(Request):
     Chat models answer it too: LiteLLM or the engine translates.
     """
 
-    verb, endpoint = "respond", "/v1/responses"
+    verb, endpoint = "respond", RESPONSES_ENDPOINT
     router_method, kinds = "aresponses", ("responses", "chat")
 
     #: A text, or messages and other items.

@@ -9,6 +9,7 @@ from celery.app.task import Context
 from config.inline_accounts import receipt_provider
 from config.media_tokens import media_tokens
 from primarch_fleet.contract import Completion
+from primarch_fleet.requests import CompletionRequest
 from scheduler.model.job import AttemptCounts, Job, ParkedRequest
 from tasks.answer_usage import usage_of
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
@@ -24,6 +25,10 @@ def completion(
     Raises:
         Exception: Any, if `body` is not a valid answer.
     """
+    if body.get("object") == "response" and parked.kind is CompletionRequest:
+        from workers.realtime.bridged_answer import chat_completion  # noqa: PLC0415 - LiteLLM
+
+        body = chat_completion(body)
     body = parked.kind.normalized(body)
     source = AnswerSource(
         lane="batch",

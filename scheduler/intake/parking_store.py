@@ -55,7 +55,8 @@ class ParkingStore:
                 f"model: {request.model!r} is not served on the batch lane"
             ) from None
         window = self._config.batch.completion_window
-        group = RequestGroup(deployment.provider, request.endpoint, deployment.model, window)
+        endpoint = request.endpoint_at(deployment.kind)
+        group = RequestGroup(deployment.provider, endpoint, deployment.model, window)
         size = self._size(request, deployment)
         parked = ParkedRequest(context=context, parked_at=0.0)  # `park` sets the time
         return ParkedRecord(jsonl.request_id(context["id"]), parked, group, size)

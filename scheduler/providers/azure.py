@@ -19,10 +19,11 @@ from typing import ClassVar, Self
 import httpx
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
+from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.providers.base import Capabilities, ProviderBatch
 from scheduler.providers.errors import ProviderRefused
-from scheduler.providers.openai import CHAT, DAY_SECONDS, OpenAIBatches, provider_errors
+from scheduler.providers.openai import DAY_SECONDS, OpenAIBatches, provider_errors
 
 #: LiteLLM reads the version for the realtime lane from the same variable.
 VERSION_VARIABLE = "AZURE_API_VERSION"
@@ -36,7 +37,7 @@ class AzureBatches(OpenAIBatches):
     """`BatchProvider` on the OpenAI SDK, for one Azure OpenAI resource and its key."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=frozenset({CHAT}),
+        endpoints=BATCH_ENDPOINTS["azure"],
         max_requests=100_000,
         windows=frozenset({"24h"}),
         max_bytes=200_000_000,

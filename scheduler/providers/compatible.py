@@ -6,9 +6,10 @@ from typing import ClassVar, Self
 
 from openai import AsyncOpenAI
 
+from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.providers.base import Capabilities
-from scheduler.providers.openai import CHAT, EMBEDDINGS, OpenAIBatches
+from scheduler.providers.openai import OpenAIBatches
 
 
 class CompatibleBatches(OpenAIBatches):
@@ -18,7 +19,7 @@ class CompatibleBatches(OpenAIBatches):
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=frozenset({CHAT, EMBEDDINGS}), max_requests=50_000, max_bytes=200_000_000
+        endpoints=BATCH_ENDPOINTS["hosted_vllm"], max_requests=50_000, max_bytes=200_000_000
     )
 
     @classmethod
@@ -31,7 +32,7 @@ class GroqBatches(OpenAIBatches):
     """Groq: only chat, files of 100 MB at most: https://console.groq.com/docs/batch."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=frozenset({CHAT}), max_requests=50_000, max_bytes=100_000_000
+        endpoints=BATCH_ENDPOINTS["groq"], max_requests=50_000, max_bytes=100_000_000
     )
 
     @classmethod

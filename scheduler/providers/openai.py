@@ -17,8 +17,9 @@ import openai
 from openai import AsyncOpenAI
 from openai.types import Batch
 
+from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
+from primarch_fleet.requests import CompletionRequest
 from scheduler.model.jsonl import TranslatedRequest
 from scheduler.providers.base import (
     INTENT_KEY,
@@ -40,15 +41,16 @@ MAX_LISTED_FILES = 1000
 #: Statuses as Anthropic and Microsoft's samples spell them -> as OpenAI does.
 STATUS_SPELLINGS = {"canceled": "cancelled", "canceling": "cancelling"}
 
-CHAT, EMBEDDINGS = CompletionRequest.endpoint, EmbeddingRequest.endpoint
-Endpoint = Literal["/v1/chat/completions", "/v1/embeddings"]
+CHAT = CompletionRequest.endpoint
+#: The endpoints of BATCH_ENDPOINTS, for the SDK.
+Endpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
 
 
 class OpenAIBatches:
     """`BatchProvider` on the OpenAI SDK."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=frozenset({CHAT, EMBEDDINGS}),
+        endpoints=BATCH_ENDPOINTS["openai"],
         max_requests=50_000,
         windows=frozenset({"24h"}),
         max_bytes=200_000_000,

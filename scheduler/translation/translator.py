@@ -130,7 +130,7 @@ class Translator:
             translated = self._call_leniently(body)
         except Exception as error:
             raise Untranslatable(self._reason(error, body)) from None
-        if translated.endpoint != CHAT:
+        if translated.endpoint != CompletionRequest.endpoint_at(self._deployment.kind):
             raise Untranslatable(
                 f"model: {self._deployment.upstream} answers {translated.endpoint} only"
             )

@@ -41,13 +41,20 @@ from workers.runtime import result_backend
 
 #: Lifetime of results, in seconds.
 RESULT_TTL = 3 * 86_400.0
-PRICES = {"gpt-4o": ("2.50", "10.00"), "gpt-4o-mini": ("0.15", "0.60"), "vectors": ("0.02", "0")}
+PRICES = {
+    "gpt-4o": ("2.50", "10.00"),
+    "gpt-4o-mini": ("0.15", "0.60"),
+    "gpt-5-pro": ("15.00", "120.00"),
+    "vectors": ("0.02", "0"),
+}
+#: The kinds of the models that are not for chats.
+KINDS: dict[str, Any] = {"gpt-5-pro": "responses", "vectors": "embedding"}
 
 
 def profile(*faults: Fault, **batch: Any) -> Profile:
     """The profile of a provider with the models of PRICES."""
     models = {
-        name: Model(kind="embedding" if name == "vectors" else "chat", input=paid, output=made)
+        name: Model(kind=KINDS.get(name, "chat"), input=paid, output=made)
         for name, (paid, made) in PRICES.items()
     }
     return Profile(models=models, faults=faults, batch=BatchProfile(**batch))
@@ -71,7 +78,7 @@ def config(kind: str = "openai", token_limit: int | None = None, **policy: Any) 
                     "model": name,
                     "provider": "openai",
                     "upstream": name,
-                    "kind": "embedding" if name == "vectors" else "chat",
+                    "kind": KINDS.get(name, "chat"),
                     "price": {"input": paid, "output": made},
                     "batch": True,
                     "batch_enqueued_token_limit": token_limit,
