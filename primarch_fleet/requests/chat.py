@@ -8,6 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
+    BeforeValidator,
     Field,
     JsonValue,
     model_validator,
@@ -35,8 +37,17 @@ def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return message
 
 
+def _plain(message: object) -> object:
+    """An object of the SDK, such as the message of an earlier answer, as JSON."""
+    if isinstance(message, BaseModel):
+        return message.model_dump(mode="json", exclude_unset=True)
+    return message
+
+
 #: One message of a chat. Every key that OpenAI supports is allowed.
-ChatMessage = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
+ChatMessage = Annotated[
+    Mapping[str, JsonValue], BeforeValidator(_plain), AfterValidator(_check_message)
+]
 
 
 class CompletionRequest(Request):

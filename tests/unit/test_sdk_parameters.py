@@ -10,6 +10,7 @@ import pytest
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.embeddings import AsyncEmbeddings
 from openai.resources.responses import AsyncResponses
+from openai.types.chat import ChatCompletionMessage
 from openai.types.chat import completion_create_params as chat
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.responses import response_create_params as responses
@@ -122,6 +123,13 @@ def test_a_value_that_some_provider_accepts_is_accepted(value: dict[str, Any]) -
 def test_null_is_the_same_as_no_value() -> None:
     nulls = {name: None for name in parameters.CHAT}
     assert CompletionRequest.parse(CHAT.to_wire() | nulls).body() == CHAT.body()
+
+
+def test_a_message_of_an_earlier_answer_may_be_an_object_of_the_sdk() -> None:
+    answer = ChatCompletionMessage(role="assistant", content="hi")
+    messages: Any = [{"role": "user", "content": "hello"}, answer]
+    sent = CompletionRequest(model="m", messages=messages).body()["messages"]
+    assert sent[1] == {"role": "assistant", "content": "hi"}
 
 
 def test_extra_body_is_part_of_the_body() -> None:

@@ -6,6 +6,8 @@ that it builds tells: it is built with each parameter and without it, and never 
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,34 +22,47 @@ Json = dict[str, Any]
 FREE_TEXT = {"user", "safety_identifier", "prompt_cache_key", "cache_salt", "stop"}
 #: In place of a number, so that it differs from any default.
 STAND_INS: Mapping[type, Any] = {int: 4099, float: 0.4375}
-#: A small part of a message for each type whose content LiteLLM might read or fetch.
+#: Base64 data of small files.
 _PICTURE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-_PDF = "data:application/pdf;base64,JVBERi0xLjAK"
-SAMPLE_PARTS: Mapping[str, Json] = {
-    "image_url": {"image_url": {"url": _PICTURE}},
-    "input_audio": {"input_audio": {"data": "UklGRiQAAABXQVZF", "format": "wav"}},
-    "audio_url": {"audio_url": {"url": "data:audio/wav;base64,UklGRiQAAABXQVZF"}},
-    "video_url": {"video_url": {"url": "data:video/mp4;base64,AAAAGGZ0eXBtcDQy"}},
-    "file": {"file": {"file_data": _PDF, "filename": "a.pdf"}},
-    "document": {
-        "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0xLjAK"}
-    },
-    "thinking": {"thinking": "sample", "signature": "sample"},
-    "redacted_thinking": {"data": "sample"},
-    "refusal": {"refusal": "sample"},
+_AUDIO, _VIDEO, _PDF = "UklGRiQAAABXQVZF", "AAAAGGZ0eXBtcDQy", "JVBERi0xLjAK"
+#: A small part of a message for each type whose content LiteLLM might read or fetch, and what of it
+#: a provider gets.
+SAMPLE_PARTS: Mapping[str, tuple[Json, str]] = {
+    "image_url": ({"image_url": {"url": f"data:image/png;base64,{_PICTURE}"}}, _PICTURE),
+    "input_audio": ({"input_audio": {"data": _AUDIO, "format": "wav"}}, _AUDIO),
+    "audio_url": ({"audio_url": {"url": f"data:audio/wav;base64,{_AUDIO}"}}, _AUDIO),
+    "video_url": ({"video_url": {"url": f"data:video/mp4;base64,{_VIDEO}"}}, _VIDEO),
+    "file": (
+        {"file": {"file_data": f"data:application/pdf;base64,{_PDF}", "filename": "a.pdf"}},
+        _PDF,
+    ),
+    "document": (
+        {"source": {"type": "base64", "media_type": "application/pdf", "data": _PDF}},
+        _PDF,
+    ),
 }
-#: Parts of answers, which the assistant's messages repeat.
-ASSISTANT_PARTS = {"thinking", "redacted_thinking", "refusal"}
 _TEXT: Json = {"type": "text", "text": "sample"}
+_USER: Json = {"role": "user", "content": "x"}
+_CALL: Json = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+_CALLS: Json = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
+#: The messages before and after one of a role, where it cannot stand alone.
+_AROUND: Mapping[str, tuple[list[Json], list[Json]]] = {
+    "assistant": ([_USER], [_USER]),
+    "developer": ([], [_USER]),
+    "system": ([], [_USER]),
+    "tool": ([_USER, _CALLS], []),
+}
 
 
 def kind_of_value(name: str, value: Any) -> Any:
     """Return what a parameter's fate depends on: equal for values that share it."""
     if isinstance(value, str):
-        return ("@" in value, value.isdigit()) if name in FREE_TEXT else value
+        if name not in FREE_TEXT:
+            return value
+        return "@" in value, any(map(str.isalpha, value))  # mail addresses and telephone numbers
     if isinstance(value, dict):
         return value.get("type")
     return value if isinstance(value, bool) else type(value).__name__
@@ -85,30 +100,42 @@ def dropped_parameters(call_type: CallTypes, call: Json, names: Sequence[str]) -
     )
 
 
-def dropped_parts(call: Json, parts: Mapping[str, Json]) -> frozenset[str]:
+def dropped_parts(call: Json, parts: Mapping[tuple[str, str], Json]) -> frozenset[str]:
     """Return the types of message parts that LiteLLM leaves out. Blocks for it.
 
     Args:
-        parts: A part of each type.
+        parts: A part of each type, by the role of its message and the type.
     """
-    return frozenset(kind for kind, part in parts.items() if _drops_part(call, kind, part))
-
-
-def _drops_part(call: Json, kind: str, part: Json) -> bool:
-    sample = {"type": kind, **SAMPLE_PARTS[kind]} if kind in SAMPLE_PARTS else part
-    role = "assistant" if kind in ASSISTANT_PARTS else "user"
-    with_part, without = (
-        _request(CallTypes.completion, call, [{"role": role, "content": content}])
-        for content in ([_TEXT, sample], [_TEXT])
+    return frozenset(
+        kind for (role, kind), part in parts.items() if _drops_part(call, role, kind, part)
     )
-    return with_part is not None and with_part == without
 
 
-def _request(
-    call_type: CallTypes, call: Json, messages: Sequence[Json] = ({"role": "user", "content": "x"},)
-) -> Json | None:
+def _drops_part(call: Json, role: str, kind: str, part: Json) -> bool:
+    fields, data = SAMPLE_PARTS.get(kind, (part, ""))
+    content = [_TEXT, {**fields, "type": kind}]
+    with_part = _request(CallTypes.completion, call, _conversation(role, content))
+    if with_part is None:
+        return False
+    if data:
+        return data not in json.dumps(with_part, default=str)
+    return with_part == _request(CallTypes.completion, call, _conversation(role, [_TEXT]))
+
+
+def _conversation(role: str, content: list[Json]) -> list[Json]:
+    """A conversation with one message of a role."""
+    before, after = _AROUND.get(role, ([], []))
+    message: Json = {"role": role, "content": content}
+    if role == "tool":
+        message["tool_call_id"] = _CALL["id"]
+    return [*before, message, *after]
+
+
+def _request(call_type: CallTypes, call: Json, messages: Sequence[Json] = (_USER,)) -> Json | None:
     """The body that LiteLLM would send; None if it refuses to."""
-    prompt: Json = {"input": ["x"]} if call_type is CallTypes.embedding else {"messages": messages}
+    prompt: Json = {"messages": copy.deepcopy(list(messages))}  # LiteLLM may change them
+    if call_type is CallTypes.embedding:
+        prompt = {"input": ["x"]}
     answer = return_raw_request(call_type, {**call, **prompt})
     body: Any = answer.get("raw_request_body")
     return body if isinstance(body, dict) and not answer.get("error") else None

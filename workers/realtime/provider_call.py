@@ -7,6 +7,7 @@ would drop without a word, and what its own arguments would be mistaken for.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -29,7 +30,11 @@ from workers.realtime.dropped_parameters import (
     may_be_left_out,
 )
 
+logger = logging.getLogger(__name__)
+
 Json = dict[str, Any]
+#: Parts of messages, by the role of the message and the type of the part.
+Parts = dict[tuple[str, str], Json]
 
 #: Providers that get OpenAI's body: LiteLLM hands on what is in `extra_body`.
 OPENAI_BODY = {"openai", "azure", "text-completion-openai", *openai_compatible_providers}
@@ -153,7 +158,7 @@ class ProviderCalls:
         if request.verb not in (*CALL_TYPES, "respond"):
             return
         names, values = _parameters(current, call)
-        parts = {str(part["type"]): part for part in _special_parts(request)}
+        parts = dict(_special_parts(request))
         if not (names or parts):
             return
         kinds = tuple((name, kind_of_value(name, values[name])) for name in names)
@@ -175,7 +180,7 @@ class ProviderCalls:
             call["extra_body"] = {**call["extra_body"], **{name: call.pop(name) for name in moved}}
 
     def _probe(
-        self, key: Any, verb: str, call: Json, names: list[str], parts: dict[str, Json]
+        self, key: Any, verb: str, call: Json, names: list[str], parts: Parts
     ) -> asyncio.Task[Drops]:
         """The probe of a set of parameters at a deployment, which runs once."""
         if key not in self._probes:
@@ -207,18 +212,27 @@ def _parameters(current: _Current, call: Json) -> tuple[list[str], Json]:
     ), values
 
 
-def _find_drops(
-    call_type: CallTypes, call: Json, names: list[str], parts: dict[str, Json]
-) -> Drops:
-    return Drops(dropped_parameters(call_type, call, names), dropped_parts(call, parts))
+def _find_drops(call_type: CallTypes, call: Json, names: list[str], parts: Parts) -> Drops:
+    """The drops of a call; none if they cannot be found out, which fails no request."""
+    try:
+        return Drops(dropped_parameters(call_type, call, names), dropped_parts(call, parts))
+    except Exception as error:
+        logger.warning(
+            "cannot tell what LiteLLM drops for %s: %s",
+            call["model"],
+            type(error).__name__,
+            extra={"action": "drops_unknown"},
+        )
+        return Drops()
 
 
-def _special_parts(request: Request) -> Iterator[Json]:
-    """The parts of messages that are not text."""
+def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:
+    """The parts of messages that are not text, by role and type."""
     for message in getattr(request, "messages", ()):
         content = message.get("content")
-        if isinstance(content, list):
-            yield from (part for part in content if _is_special(part))
+        for part in content if isinstance(content, list) else ():
+            if _is_special(part):
+                yield (str(message["role"]), str(part["type"])), part
 
 
 def _is_special(part: Any) -> bool:

@@ -202,18 +202,25 @@ def test_what_a_provider_cannot_do_is_refused_by_name_and_not_sent(
 AUDIO = {"type": "input_audio", "input_audio": {"data": "UklGRiQAAABXQVZF", "format": "wav"}}
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
+@pytest.mark.parametrize(
+    ("role", "part"),
+    [("user", AUDIO), ("system", PICTURE), ("user", {"type": "video_url", "video_url": {}})],
+    ids=["audio", "picture of the system", "video"],
+)
 def test_a_part_of_a_message_that_claude_cannot_read_is_refused_by_name(
-    lane: Lane, stub: ProviderStub
+    lane: Lane, stub: ProviderStub, role: str, part: dict[str, Any]
 ) -> None:
-    parts = [{"type": "text", "text": "What is this?"}, AUDIO]
-    (error,) = lane.errors(chat("claude", messages=[{"role": "user", "content": parts}]))
-    assert "input_audio" in str(error)
+    message = {"role": role, "content": [{"type": "text", "text": "What is this?"}, part]}
+    (error,) = lane.errors(chat("claude", messages=[message, *HELLO]))
+    assert f"messages: parts of type {part['type']}: not supported by anthropic" in str(error)
     assert stub.calls == []
 
 
 def test_parts_that_a_provider_reads_are_sent(lane: Lane) -> None:
-    picture = "data:image/png;base64,iVBORw0KGgo="
-    parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": picture}}]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": "?"}, PICTURE]
     claude, gpt = lane.bodies(
         chat("claude", messages=[{"role": "user", "content": parts}]),
         chat("gpt", messages=[{"role": "user", "content": [*parts, AUDIO]}]),
