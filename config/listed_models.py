@@ -74,9 +74,15 @@ def _listed_keys(deployment: Values, providers: Values) -> Values:
     )
     if entry is None:
         return {}
-    kind = _KINDS.get(entry.get("mode", ""), entry.get("mode"))
+    kind = kind_of(entry)
     keys = {ours: entry[theirs] for ours, theirs in _LIMITS.items() if entry.get(theirs)}
     return {**keys, "kind": kind} if kind in get_args(ModelKind) else keys
+
+
+def kind_of(entry: Entry) -> str | None:
+    """Return what the model of an entry does; it may be what the fleet does not serve."""
+    mode = entry.get("mode")
+    return _KINDS.get(mode, mode) if isinstance(mode, str) else None
 
 
 def find_listed(

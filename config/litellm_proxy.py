@@ -28,6 +28,7 @@ from config.litellm_params import (
 )
 from config.routing import ROUTER_SETTINGS
 from config.section import Values, merge
+from config.wildcards import expanded
 from primarch_fleet.validation import explain
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ class _Conversion:
 
     def _deployments(self, defaults: Values) -> Iterator[Values]:
         ids: dict[str, int] = {}
-        for index, entry in enumerate(self._section("model_list", list)):
+        for index, entry in expanded(self._section("model_list", list)):
             path = f"model_list.{index}"
             try:
                 deployment = self._deployment(entry, defaults, path)
@@ -264,13 +265,9 @@ class _Conversion:
         if not isinstance(name, str) or not name:
             raise ValueError("model_name: missing; write the name that producers use")
         params = {**defaults, **self._with_credential(entry["litellm_params"])}
-        if "*" in name:
-            raise ValueError(
-                f"model_name: {name}: the fleet publishes each model with its price; write an "
-                "entry for each model in place of the wildcard"
-            )
-        self._ignored += [f"{path}.{key}" for key in entry if key not in ENTRY_KEYS]
-        self._ignored += [f"{path}.litellm_params.{key}" for key in params if key in PROXY_ONLY]
+        ignored = [f"{path}.{key}" for key in entry if key not in ENTRY_KEYS]
+        ignored += [f"{path}.litellm_params.{key}" for key in params if key in PROXY_ONLY]
+        self._ignored += [setting for setting in ignored if setting not in self._ignored]
         params = {key: value for key, value in params.items() if key not in PROXY_ONLY}
         own = {key: value for key, value in params.items() if key != "model" and not is_price(key)}
         LitellmParams.model_validate(own)

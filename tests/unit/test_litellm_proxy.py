@@ -181,3 +181,32 @@ def test_a_parameter_for_users_of_the_proxy_is_a_warning(
     assert "model_list.0.litellm_params.max_budget has no meaning" in caplog.text
     assert "model_list.0.tpm has no meaning" in caplog.text
     assert "max_budget" not in served.litellm_params.values()
+
+
+def test_a_wildcard_is_one_model_of_the_price_list_after_the_other(loaded: Any) -> None:
+    key = {"api_key": "os.environ/ANY", "rpm": 3}
+    entries = [
+        {"model_name": "anthropic/*", "litellm_params": {"model": "anthropic/*", **key}},
+        {"model_name": "cheap-*", "litellm_params": {"model": "openai/gpt-4o-mini*", **key}},
+        entry("anthropic/claude-sonnet-4-5"),
+        {"model_name": "text-*", "litellm_params": {"model": "openai/text-embedding-3-*", **key}},
+    ]
+    fleet = loaded({"model_list": entries})
+    served = {one.model: one for one in fleet.deployments}
+    claude = served["anthropic/claude-haiku-4-5"]
+    assert (claude.upstream, claude.litellm_params.rpm) == ("claude-haiku-4-5", 3)
+    assert served["anthropic/claude-sonnet-4-5"].upstream == "own"
+    assert served["cheap-"].upstream == "gpt-4o-mini"
+    assert served["cheap--2024-07-18"].upstream == "gpt-4o-mini-2024-07-18"
+    assert served["text-small"].kind == "embedding"
+    assert len({one.id for one in fleet.deployments}) == len(fleet.deployments)
+    assert {receipt_provider(one.provider) for one in fleet.deployments} == {
+        *("anthropic", "openai", "hosted_vllm")
+    }
+
+
+@pytest.mark.parametrize("model", ["*", "openai/gpt-4o", "hosted_vllm/*", "openai/no-such-*"])
+def test_a_wildcard_that_the_price_list_cannot_fill_is_refused(loaded: Any, model: str) -> None:
+    wildcard = {"model_name": "any/*", "litellm_params": {"model": model}}
+    with pytest.raises(ConfigError, match=r"model_list\.0\.model_name: any/\*.*for each model"):
+        loaded({"model_list": [wildcard]})
