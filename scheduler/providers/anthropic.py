@@ -36,6 +36,7 @@ from scheduler.providers.base import (
     Capabilities,
     ProviderBatch,
 )
+from scheduler.providers.credentials import client_options
 from scheduler.providers.errors import (
     InputFileNotLocal,
     ProviderCallFailed,
@@ -88,7 +89,9 @@ class AnthropicBatches:
 
         # LiteLLM also accepts an address with the path of the API.
         base_url = re.sub(r"/v1(/messages)?/?$", "", provider.base_url() or "") or None
-        return cls(AsyncAnthropic(api_key=provider.key(), base_url=base_url))
+        headers = client_options(provider).get("default_headers")
+        client = AsyncAnthropic(api_key=provider.key(), base_url=base_url, default_headers=headers)
+        return cls(client)
 
     @staticmethod
     def line(custom_id: str, request: TranslatedRequest) -> dict[str, Any]:

@@ -14,7 +14,7 @@ https://learn.microsoft.com/azure/foundry/openai/how-to/batch. The differences f
 from __future__ import annotations
 
 import os
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import httpx
 from openai import AsyncAzureOpenAI, AsyncOpenAI
@@ -22,6 +22,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.providers.base import Capabilities, ProviderBatch
+from scheduler.providers.credentials import azure_token, client_options
 from scheduler.providers.errors import ProviderRefused
 from scheduler.providers.openai import DAY_SECONDS, OpenAIBatches, provider_errors
 
@@ -34,7 +35,7 @@ UNPROCESSED = frozenset({"missing", "uploaded", "pending", "running"})
 
 
 class AzureBatches(OpenAIBatches):
-    """`BatchProvider` on the OpenAI SDK, for one Azure OpenAI resource and its key."""
+    """`BatchProvider` on the OpenAI SDK, for one Azure OpenAI resource."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         endpoints=BATCH_ENDPOINTS["azure"],
@@ -47,16 +48,22 @@ class AzureBatches(OpenAIBatches):
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
-        """Return the configured resource, at the version in AZURE_API_VERSION.
+        """Return the configured resource, at its `api_version` or that in AZURE_API_VERSION.
 
         A date selects the classic client; "v1", or no version, the API without dated versions.
-        Raises ConfigError without its key or its address.
+        Raises ConfigError without its address, or without a key or the parameters of Entra ID.
         """
-        resource, key = _resource_url(provider.required_base_url()), provider.key()
-        version = os.environ.get(VERSION_VARIABLE) or "v1"
+        resource, token = _resource_url(provider.required_base_url()), azure_token(provider)
+        version = provider.params().get("api_version") or os.environ.get(VERSION_VARIABLE) or "v1"
+        options = client_options(provider)
         if version in UNDATED_VERSIONS:
-            return cls(AsyncOpenAI(api_key=key, base_url=f"{resource}/openai/v1/"))
-        return cls(AsyncAzureOpenAI(api_key=key, azure_endpoint=resource, api_version=version))
+            key = token or provider.key()
+            return cls(AsyncOpenAI(api_key=key, base_url=f"{resource}/openai/v1/", **options))
+        credential: dict[str, Any] = (
+            {"azure_ad_token_provider": token} if token else {"api_key": provider.key()}
+        )
+        options |= {"azure_endpoint": resource, "api_version": version, **credential}
+        return cls(AsyncAzureOpenAI(**options))
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Create a batch. A file that is not processed yet counts as not found."""

@@ -9,7 +9,11 @@ from openai import AsyncOpenAI
 from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.providers.base import Capabilities
+from scheduler.providers.credentials import client_options
 from scheduler.providers.openai import OpenAIBatches
+
+#: What LiteLLM sends to a server that needs no key.
+NO_KEY = "fake-api-key"
 
 
 class CompatibleBatches(OpenAIBatches):
@@ -24,8 +28,12 @@ class CompatibleBatches(OpenAIBatches):
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
-        """Return the configured account. Raises ConfigError without its key or its address."""
-        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.required_base_url()))
+        """Return the configured account, with or without a key.
+
+        Raises ConfigError without its address.
+        """
+        key, options = provider.params().get("api_key") or NO_KEY, client_options(provider)
+        return cls(AsyncOpenAI(api_key=key, base_url=provider.required_base_url(), **options))
 
 
 class GroqBatches(OpenAIBatches):
@@ -39,4 +47,5 @@ class GroqBatches(OpenAIBatches):
     def from_config(cls, provider: Provider) -> Self:
         """Return the configured account. Raises ConfigError when its key is not set."""
         base_url = provider.base_url() or "https://api.groq.com/openai/v1"
-        return cls(AsyncOpenAI(api_key=provider.key(), base_url=base_url))
+        options = client_options(provider)
+        return cls(AsyncOpenAI(api_key=provider.key(), base_url=base_url, **options))

@@ -28,6 +28,7 @@ from scheduler.providers.base import (
     Capabilities,
     ProviderBatch,
 )
+from scheduler.providers.credentials import client_options
 from scheduler.providers.errors import BatchFault, ProviderCallFailed, error_from_status
 
 #: Seconds for one call; an upload of 200 MB has to fit.
@@ -66,7 +67,8 @@ class OpenAIBatches:
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
         """Return the configured account. Raises ConfigError when its key is not set."""
-        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.base_url()))
+        options = client_options(provider)
+        return cls(AsyncOpenAI(api_key=provider.key(), base_url=provider.base_url(), **options))
 
     @staticmethod
     def line(custom_id: str, request: TranslatedRequest) -> dict[str, Any]:

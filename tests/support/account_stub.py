@@ -74,6 +74,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     ":generateContent": GEMINI,
     "/api/chat": OLLAMA,
     "/token": TOKEN,
+    "/batches": {"object": "list", "data": [], "has_more": False},
 }
 
 

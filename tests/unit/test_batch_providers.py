@@ -75,6 +75,25 @@ def test_a_deployment_that_batches_do_not_serve_is_refused_by_name(kind: str) ->
     assert open_accounts(config("openai", "embedding"))
 
 
+def test_an_azure_account_without_all_of_entra_ids_parameters_is_refused_by_name() -> None:
+    os.environ["TEST_TOKEN"] = "secret"
+    params = {"api_base": "https://there.example", "client_secret": "os.environ/TEST_TOKEN"}
+    account = Provider.model_validate({"litellm_provider": "azure", "litellm_params": params})
+    with pytest.raises(ConfigError, match="tenant_id, client_id: missing; Entra ID"):
+        AzureBatches.from_config(account)
+
+
+def test_a_gateway_of_your_own_needs_no_key() -> None:
+    params = {"api_base": "http://gateway.example/v1"}
+    served = {"id": "d", "model": "m", "batch": True}
+    inline = {**served, "litellm_params": {"model": "hosted_vllm/m", **params}}
+    config = FleetConfig.model_validate(
+        {"deployments": [inline], "batch": {"max_bytes": 100_000_000}}
+    )
+    [account] = open_accounts(config).values()
+    assert str(account._client.base_url) == "http://gateway.example/v1/"  # type: ignore[attr-defined]
+
+
 def test_a_policy_above_a_providers_limit_is_refused() -> None:
     words = "batch.max_bytes: 190,000,000 is above the limit of somewhere: 100,000,000"
     with pytest.raises(ConfigError, match=words):
