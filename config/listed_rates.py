@@ -162,7 +162,7 @@ def _surcharges(entry: Entry) -> dict[str, Decimal]:
 
 def _per_million(value: float | str) -> Decimal:
     """Dollars per million tokens, from the list's dollars per token."""
-    return _exact(value).scaleb(6)
+    return Decimal(f"{_exact(value).scaleb(6):f}")
 
 
 def _exact(value: float | str) -> Decimal:

@@ -6,7 +6,7 @@ The prices are those of the list in the LiteLLM package; this configuration has 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import redis
 import yaml
 
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, Fleet, Ticket
+from primarch_fleet.errors import BudgetExceeded
 from primarch_fleet.requests import Request
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.anthropic import AnthropicApp
@@ -63,7 +64,7 @@ CONFIG: dict[str, Any] = {
         },
     ],
     "batch": {"max_wait": 0, "aggregate_interval": 0.1, "poll_interval": 0.1},
-    "tenants": {"default": {"monthly_budget": "1000"}},
+    "tenants": {"default": {"monthly_budget": "1000"}, "tight": {"monthly_budget": "0.05"}},
     "routing": {"num_retries": 0},
 }
 CACHED = {
@@ -179,17 +180,20 @@ WITHOUT_USAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "no usage of an embedding": ("text-embedding-3-small", {}),
     "no usage of a line": ("gpt-4o", {"lane": "batch"}),
 }
+#: Answers that are as long as they may be, at a tier that costs 1.7 times as much.
+LONG = {"prompt_tokens": 100, "completion_tokens": 1000, "total_tokens": 1100}
+LONG_NANOUSD = 100 * 4250 + 1000 * 17_000
 STREAMED = [name for name, row in ROWS.items() if "embedding" not in name and "batch" not in name]
 
 
-def request(name: str, model: str, **fields: Any) -> Request:
+def request(name: str, model: str, limit: int = 5000, **fields: Any) -> Request:
     """A request that its script knows by its text."""
     usual = {"lane": "realtime", "tenant_id": "t"} | fields
     text = f"<{name}> {'word ' * 30}"
     if model.startswith("text-embedding"):
         return EmbeddingRequest(model=model, input=text, **usual)
     messages = [{"role": "user", "content": text}]
-    return CompletionRequest(model=model, messages=messages, max_completion_tokens=5000, **usual)
+    return CompletionRequest(model=model, messages=messages, max_completion_tokens=limit, **usual)
 
 
 def scripts() -> list[Script]:
@@ -199,6 +203,7 @@ def scripts() -> list[Script]:
         for name, row in ROWS.items()
         for scope in ("call", "line")
     ]
+    found.append(Script(contains="<tight>", merge={"usage": LONG, "service_tier": "priority"}))
     return found + [
         Script(scope=scope, contains=f"<{name}>", merge={"usage": None})
         for name in WITHOUT_USAGE
@@ -228,13 +233,13 @@ def all_answered(fleet: Fleet, tickets: Iterable[Ticket]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def answers(
+def fleet(
     providers: dict[str, Simulator],
     valkey_url: str,
     start_worker: StartWorker,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[dict[str, Completion]]:
-    """The answer to each request by its name; one of a stream has " streamed" at its end."""
+) -> Iterator[Fleet]:
+    """A client of a realtime worker and a batch worker."""
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
     folder: Path = tmp_path_factory.mktemp("prices")
@@ -249,6 +254,15 @@ def answers(
         "TEST_OPENROUTER": providers["openai"].url,
         "TEST_ANTHROPIC": providers["anthropic"].url.removesuffix("/v1"),
     }
+    with ExitStack() as stack:
+        stack.enter_context(start_worker("prices", app="workers.realtime.app", env=env))
+        stack.enter_context(start_worker("prices-batch", app="scheduler.app", env=env))
+        yield stack.enter_context(Fleet(valkey_url))
+
+
+@pytest.fixture(scope="module")
+def answers(fleet: Fleet) -> dict[str, Completion]:
+    """The answer to each request by its name; one of a stream has " streamed" at its end."""
     requests = {
         **{name: request(name, row.model, **row.fields) for name, row in ROWS.items()},
         **{
@@ -257,17 +271,9 @@ def answers(
         },
         **{name: request(name, model, **fields) for name, (model, fields) in WITHOUT_USAGE.items()},
     }
-    with ExitStack() as stack:
-        stack.enter_context(start_worker("prices", app="workers.realtime.app", env=env))
-        stack.enter_context(start_worker("prices-batch", app="scheduler.app", env=env))
-        fleet = stack.enter_context(Fleet(valkey_url))
-        tickets = dict(zip(requests, fleet.submit_many(list(requests.values())), strict=True))
-        eventually(partial(all_answered, fleet, tickets.values()), TIMEOUT_SECONDS)
-        found = {name: fleet.result(ticket, 0) for name, ticket in tickets.items()}
-        spent = fleet.budget("t").month
-        assert spent.reserved_nanousd == 0
-        assert spent.spent_nanousd == sum(one.receipt.cost_nanousd for one in found.values())
-        yield found
+    tickets = dict(zip(requests, fleet.submit_many(list(requests.values())), strict=True))
+    eventually(partial(all_answered, fleet, tickets.values()), TIMEOUT_SECONDS)
+    return {name: fleet.result(ticket, 0) for name, ticket in tickets.items()}
 
 
 @pytest.mark.parametrize("name", [*ROWS, *(f"{name} streamed" for name in STREAMED)])
@@ -278,6 +284,25 @@ def test_an_answer_costs_what_its_kinds_of_tokens_and_its_tier_cost(
     assert receipt.cost_nanousd == row.nanousd
     assert row.kinds.items() <= receipt.usage.to_json().items()
     assert not receipt.estimated
+
+
+def test_the_budget_has_the_costs_of_all_answers(
+    fleet: Fleet, answers: dict[str, Completion]
+) -> None:
+    spent = fleet.budget("t").month
+    assert spent.reserved_nanousd == 0
+    assert spent.spent_nanousd == sum(one.receipt.cost_nanousd for one in answers.values())
+
+
+def test_a_budget_is_not_exceeded_when_answers_cost_the_priority_tier(fleet: Fleet) -> None:
+    receipts = []
+    for _ in range(6):
+        with suppress(BudgetExceeded):
+            ask = request("tight", "gpt-4o", tenant_id="tight", service_tier="priority", limit=1000)
+            receipts.append(fleet.submit(ask))
+    costs = [fleet.result(one, TIMEOUT_SECONDS).receipt.cost_nanousd for one in receipts]
+    assert costs == [LONG_NANOUSD] * 2
+    assert fleet.budget("tight").month.spent_nanousd == 2 * LONG_NANOUSD <= 50_000_000
 
 
 def test_a_dearer_tier_saves_nothing_and_a_cheaper_one_half(answers: dict[str, Completion]) -> None:
