@@ -165,7 +165,7 @@ class Deployment(Priced):
     #: Most tokens that a picture or a sound in a prompt counts as. Without it, what is known of the
     #: model by the name in `upstream` (config/media_tokens.py).
     media_tokens: MediaTokens | None = None
-    #: The deployment also serves the batch lane, at the batch discount.
+    #: The deployment also serves the batch lane, at the price of batches.
     batch: bool = False
     #: Prompt tokens that all of the account's batches of the model may hold together, which
     #: providers call the batch queue limit. Without it, the fleet learns of the limit only when

@@ -20,6 +20,7 @@ from config.fleet import load
 from config.settings import settings
 from tests.bench.processes import process, wait_for
 from workers.onebox.simulated import BATCH as SIMULATED_BATCH
+from workers.onebox.simulated import simulator_prices
 
 #: Seconds of the provider's batches; executing their lines takes more.
 PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}
@@ -151,7 +152,7 @@ class Lane:
         models = {
             deployment.upstream: {
                 "kind": deployment.kind,
-                **deployment.price.model_dump(mode="json"),
+                **simulator_prices(config.rates(deployment)),
             }
             for deployment in config.deployments
         }
