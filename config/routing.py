@@ -70,7 +70,8 @@ class Routing(Section):
 
     #: The strategy for requests with neither a `routing_strategy` nor a `cost_preference`.
     routing_strategy: RoutingStrategy = "simple-shuffle"
-    #: Retries after a failed call, before fallbacks are tried.
+    #: Retries after a failed call, before fallbacks are tried. A call that timed out is not
+    #: repeated unless `router_settings.retry_policy.TimeoutErrorRetries` says so: it may be billed.
     num_retries: int = Field(2, ge=0)
     #: Seconds for one call of a provider.
     timeout: float = Field(60.0, gt=0)

@@ -35,6 +35,24 @@ PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 REALTIME_QUEUE, BATCH_QUEUE, SCHEDULER_QUEUE = "realtime", "batch", "scheduler"
 
 
+class FailedAttempt(BaseModel):
+    """A call to a provider that gave no answer: it timed out, was cut, or was refused."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    deployment: str
+    #: The provider's name of the model.
+    model: str
+    #: The code of the error, as in docs/errors.md.
+    error: str
+    #: What the provider may bill for it. All are 0 if the provider refused the call.
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nanousd: int = 0
+    #: True if tokens and cost are estimates: the provider reported none.
+    estimated: bool = False
+
+
 class Receipt(BaseModel):
     """How a request was served: where, how long it took and what it cost."""
 
@@ -57,6 +75,9 @@ class Receipt(BaseModel):
     cached: bool = False
     #: Calls to providers for this request, including the successful one.
     attempts: int = 1
+    #: Those of them that gave no answer, in order. `cost_nanousd` is without their costs, which
+    #: count in the budget, and in the cost report under "(estimated)".
+    failed_attempts: list[FailedAttempt] = []
     #: Model groups that failed before another one answered.
     fallbacks: int = 0
     #: Seconds between submit and the start on a worker; None without a submit time.
@@ -124,6 +145,11 @@ class Receipt(BaseModel):
     def estimated(self) -> bool:
         """True if the provider reported no tokens: tokens and costs are an estimate."""
         return self.usage.estimated
+
+    @property
+    def failed_cost_nanousd(self) -> int:
+        """Nano-dollars of the failed attempts."""
+        return sum(attempt.cost_nanousd for attempt in self.failed_attempts)
 
     @property
     def cost_usd(self) -> Decimal:

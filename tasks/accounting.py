@@ -8,7 +8,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -21,37 +20,17 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     BudgetExceeded,
     CostCapExceeded,
-    DeadlineExceeded,
     FleetError,
     FleetUnavailable,
 )
-from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
-from primarch_fleet.usage import Usage
+from tasks.usage_meter import UsageMeter
 
 logger = logging.getLogger(__name__)
 
 #: Connections to the ledgers, of all tasks of a process together.
 MAX_CONNECTIONS = 20
-
-
-@dataclass
-class UsageMeter:
-    """What the run of the current asyncio task has used, before its answer is complete."""
-
-    #: True once a provider or an engine was called.
-    called: bool = False
-    #: Chunks of the answer that arrived: about one token each.
-    chunks: int = 0
-
-    @classmethod
-    def current(cls) -> UsageMeter:
-        """Return the meter of the current run; outside a run, an unused meter."""
-        return _meter.get() or cls()
-
-
-_meter: ContextVar[UsageMeter | None] = ContextVar("meter", default=None)
 
 
 @dataclass
@@ -61,8 +40,8 @@ class RunCost:
     cost: int = 0
 
 
-class AbortedRun(NamedTuple):
-    """A run that ended without an answer, and its estimated cost in nano-dollars."""
+class UnansweredCall(NamedTuple):
+    """A call to a provider without an answer, and its estimated cost in nano-dollars."""
 
     tenant_id: str
     lane: Lane
@@ -89,27 +68,27 @@ class Accountant:
     It waits while Redis is unavailable. A tenant without limits costs no round trip.
 
     Args:
-        on_aborted: Called for each run that ended without an answer and has a cost.
+        on_unanswered: Called for each call without an answer that has a cost.
     """
 
     def __init__(
         self,
         ledger: AsyncLedger,
         catalogue: Catalogue,
-        on_aborted: Callable[[AbortedRun], None] = lambda _: None,
+        on_unanswered: Callable[[UnansweredCall], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._catalogue = catalogue
-        self._on_aborted = on_aborted
+        self._on_unanswered = on_unanswered
         self._settling: set[asyncio.Task[None]] = set()
 
     @classmethod
     def connect(
-        cls, url: str, catalogue: Catalogue, on_aborted: Callable[[AbortedRun], None]
+        cls, url: str, catalogue: Catalogue, on_unanswered: Callable[[UnansweredCall], None]
     ) -> Self:
         """Return an accountant for the ledgers in the Redis at a URL."""
         client = redis_support.patient_async(url, MAX_CONNECTIONS)
-        return cls(AsyncLedger(client), catalogue, on_aborted)
+        return cls(AsyncLedger(client), catalogue, on_unanswered)
 
     async def close(self) -> None:
         """Finish the settlements under way and close the connections."""
@@ -232,25 +211,18 @@ class Accountant:
     async def run(self, lane: Lane, request: Request, task_id: str) -> AsyncIterator[RunCost]:
         """Reserve before the block and settle after it, with the cost that the block sets.
 
-        A run that fails costs nothing, as far as is known. A run that is aborted by its deadline or
-        a cancellation, or in the middle of a stream, costs what it used: its prompt, if a provider
-        was called, and one token for each chunk, by estimate.
+        The calls that gave no answer count too, by estimate, however the run ends: see
+        `UsageMeter.failed_attempts`.
         """
         await self.reserve(lane, request, task_id)
         run_cost, meter = RunCost(), UsageMeter()
-        token = _meter.set(meter)
+        token = meter.activate()
         try:
             yield run_cost
-        except (asyncio.CancelledError, DeadlineExceeded):
-            run_cost.cost = self._estimate_cost(lane, request, task_id, meter)
-            raise
-        except Exception:
-            streamed = meter.chunks > 0
-            run_cost.cost = self._estimate_cost(lane, request, task_id, meter) if streamed else 0
-            raise
         finally:
-            _meter.reset(token)
-            await self._settle_shielded(request.tenant_id, task_id, run_cost.cost)
+            meter.deactivate(token)
+            cost = run_cost.cost + self._count_unanswered(lane, request, task_id, meter)
+            await self._settle_shielded(request.tenant_id, task_id, cost)
 
     async def _settle_shielded(self, tenant_id: str, task_id: str, cost: int) -> None:
         """Settle, even if the task is cancelled in the meantime."""
@@ -259,25 +231,20 @@ class Accountant:
         settling.add_done_callback(self._settling.discard)
         await asyncio.shield(settling)
 
-    def _estimate_cost(self, lane: Lane, request: Request, task_id: str, meter: UsageMeter) -> int:
-        """The estimated cost of a run without an answer, in nano-dollars; it is reported too."""
-        model = self._model(lane, request)
-        if model is None or not meter.called:
-            return 0
-        offer = model.lanes[lane]
-        prompt_tokens = measure(request.body()).expected(offer.media).total
-        usage = Usage(text_input_tokens=prompt_tokens, text_output_tokens=meter.chunks)
-        tier = getattr(request, "service_tier", None)
-        cost = cost_nanousd(offer.price, usage, tier=tier)
-        logger.info(
-            "%s: run aborted after %s chunks; estimated cost %s nano-dollars",
-            task_id,
-            meter.chunks,
-            cost,
-            extra={"action": "run_aborted", "task_id": task_id},
-        )
-        self._on_aborted(AbortedRun(request.tenant_id, lane, request.model, cost))
-        return cost
+    def _count_unanswered(
+        self, lane: Lane, request: Request, task_id: str, meter: UsageMeter
+    ) -> int:
+        """The nano-dollars of the calls without an answer; they are reported too."""
+        costs = [attempt.cost_nanousd for attempt in meter.failed_attempts(request)]
+        for cost in filter(None, costs):
+            logger.info(
+                "%s: a call gave no answer; estimated cost %s nano-dollars",
+                task_id,
+                cost,
+                extra={"action": "call_unanswered", "task_id": task_id},
+            )
+            self._on_unanswered(UnansweredCall(request.tenant_id, lane, request.model, cost))
+        return sum(costs)
 
     def _model(self, lane: Lane, request: Request) -> Model | None:
         model = self._catalogue.models.get(request.model)

@@ -37,11 +37,15 @@ def _estimated_usage(body: Mapping[str, Any], prompt: Tokens, media: MediaTokens
     texts = [_generated(choice.get("message") or {}) for choice in body.get("choices") or ()]
     texts += body.get("output") or ()
     output = measure({"output": texts}).expected(media).total if texts else 0
+    return replace(prompt_usage(prompt), text_output_tokens=output)
+
+
+def prompt_usage(prompt: Tokens) -> Usage:
+    """Return the usage of a prompt by the tokens to expect of it, without an answer."""
     return Usage(
         text_input_tokens=prompt.total - prompt.audio - prompt.image,
         audio_input_tokens=prompt.audio,
         image_input_tokens=prompt.image,
-        text_output_tokens=output,
         estimated=True,
     )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import Lane, Receipt
+from primarch_fleet.contract import FailedAttempt, Lane, Receipt
 from primarch_fleet.prices import Rates, cost_nanousd
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import Usage
@@ -77,6 +77,8 @@ class AnswerFacts:
     time_to_first_token: float | None = None
     #: Calls to providers, the successful one included.
     attempts: int = 1
+    #: Those of them without an answer.
+    failed_attempts: list[FailedAttempt] = field(default_factory=list)
     #: Models that failed before another model answered.
     fallbacks: int = 0
     #: The provider's bill in nano-dollars, where it follows rules beside the prices.
@@ -105,6 +107,7 @@ def build_receipt(
         strategy=source.strategy,
         simulated=source.simulated,
         attempts=answer.attempts,
+        failed_attempts=answer.failed_attempts,
         fallbacks=answer.fallbacks,
         time_to_first_token=answer.time_to_first_token,
         latency=answer.latency,

@@ -11,7 +11,7 @@ from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Completion, Lane, Receipt
 from primarch_fleet.errors import FleetError
 from primarch_fleet.requests import Request
-from tasks.accounting import AbortedRun, Accountant, DroppedAnswer
+from tasks.accounting import Accountant, DroppedAnswer, UnansweredCall
 from tasks.receipts import RequestMetadata
 from tasks.response_cache import ResponseCache
 
@@ -53,7 +53,7 @@ class CostRecorder(Protocol):
     def add(self, receipt: Receipt) -> None:
         """Count an answered request."""
 
-    def add_aborted(self, run: AbortedRun) -> None:
+    def add_unanswered(self, run: UnansweredCall) -> None:
         """Count the cost of a run without an answer."""
 
     async def add_dropped(self, answer: DroppedAnswer) -> None:

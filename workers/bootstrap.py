@@ -101,7 +101,7 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
     The reservations of tasks that are revoked before they run are returned.
     """
     cost_recorder = RedisCostRecorder.connect(url, catalogue)
-    accountant = Accountant.connect(url, catalogue, cost_recorder.add_aborted)
+    accountant = Accountant.connect(url, catalogue, cost_recorder.add_unanswered)
     response_cache = ResponseCache.connect(url, cost_recorder.add)
     event_loop.at_stop(accountant.close)
 

@@ -30,7 +30,7 @@ from primarch_fleet.streaming import (
     TTL_SECONDS,
     stream_key,
 )
-from tasks.accounting import UsageMeter
+from tasks.usage_meter import UsageMeter
 from workers.runtime.scripts import OPEN_STREAM
 
 logger = logging.getLogger(__name__)
@@ -134,10 +134,11 @@ class StreamWriter:
 
     def _publish(self, run: _Run, chunk: dict[str, Any]) -> None:
         is_first_token = False
-        if form_of(chunk).has_token(chunk):
+        form = form_of(chunk)
+        if form.has_token(chunk):
             is_first_token = not run.has_token
             run.has_token = True
-            UsageMeter.current().chunks += 1
+            UsageMeter.current().add_chunk(form.added_text(chunk))
         # ASCII: a chunk may end in the middle of a character, which UTF-8 cannot encode.
         text = json.dumps(chunk, separators=(",", ":"))
         if self._pending_bytes + len(text) <= MAX_PENDING_BYTES:

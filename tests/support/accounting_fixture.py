@@ -15,6 +15,7 @@ from primarch_fleet import CompletionRequest, Spending
 from primarch_fleet.budgets import Ledger, ReservationRequest
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.prompt_size import MediaTokens, measure
+from primarch_fleet.requests import Request
 from tasks import services, serving
 from tasks.accounting import Accountant
 from tests.support.realtime_fixture import (
@@ -47,9 +48,9 @@ class Lane:
     def __init__(self, accountant: Accountant) -> None:
         self.accountant = accountant
 
-    async def serve(self, request: CompletionRequest) -> dict[str, Any]:
+    async def serve(self, request: Request) -> dict[str, Any]:
         task: Any = SimpleNamespace(request=Context())
-        return await serving.serve("realtime", task, CompletionRequest, request.to_wire())
+        return await serving.serve("realtime", task, type(request), request.to_wire())
 
     async def at_the_provider(
         self, request: CompletionRequest, simulator: Simulator
@@ -85,7 +86,7 @@ def run(url: str, body: Body, config: FleetConfig | None = None) -> Any:
     async def serve_and_run() -> Any:
         async with realtime_server(config, url) as server:
             costs = RedisCostRecorder.connect(url, config.catalogue())
-            accountant = Accountant.connect(url, config.catalogue(), costs.add_aborted)
+            accountant = Accountant.connect(url, config.catalogue(), costs.add_unanswered)
             try:
                 with services.override(
                     backends={"realtime": server}, accountant=accountant, cost_recorder=costs

@@ -14,13 +14,18 @@ from celery.exceptions import Reject
 from config.engine import EngineConfig
 from primarch_fleet.answers import form_of
 from primarch_fleet.contract import PRIORITIES, Completion, Receipt
-from primarch_fleet.errors import ContextWindowExceeded, EngineError, InvalidRequest
+from primarch_fleet.errors import (
+    ContextWindowExceeded,
+    EngineError,
+    InvalidRequest,
+    RequestFailed,
+)
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
-from tasks.accounting import UsageMeter
 from tasks.answer_usage import usage_of
 from tasks.privacy import ENGINE, Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
+from tasks.usage_meter import ProviderCall, UsageMeter
 from workers.local.engines.base import Answer, Engine
 from workers.observability import metrics
 from workers.stream_assembler import ASSEMBLERS, IncompleteStream, StreamAssembler
@@ -134,16 +139,24 @@ class LocalServer:
         raise Reject("the engine has died", requeue=True)
 
     async def _call(self, request: Request, publish: Publish | None) -> Answer:
-        UsageMeter.current().called = True
         body = {**request.body(), **self._privacy_fields(request)}
         priority = PRIORITIES[request.priority]
         body.pop("stream", None)  # the method that is called decides, not the body
-        if publish is None:
-            answer = await self._engine.answer(request.endpoint, body, priority)
-            return answer._replace(body=request.normalized(answer.body))
-        chunks = self._engine.stream(request.endpoint, body, priority)
-        assembler = ASSEMBLERS[request.endpoint]()
-        return await _publish_stream(chunks, assembler, publish, wants_usage=request.wants_usage)
+        call = UsageMeter.current().start(self._provider_call(request))
+        try:
+            if publish is None:
+                answer = await self._engine.answer(request.endpoint, body, priority)
+                return answer._replace(body=request.normalized(answer.body))
+            chunks = self._engine.stream(request.endpoint, body, priority)
+            assembler, wants_usage = ASSEMBLERS[request.endpoint](), request.wants_usage
+            return await _publish_stream(chunks, assembler, publish, wants_usage=wants_usage)
+        except RequestFailed as error:
+            call.fail(error.code, refused=True)
+            raise
+
+    def _provider_call(self, request: Request) -> ProviderCall:
+        config = self._config
+        return ProviderCall(config.queue, request.model, self._price, config.media_tokens)
 
     def _privacy_fields(self, request: Request) -> dict[str, Any]:
         return self._privacy.fields(request, ENGINE) if self._privacy else {}
@@ -160,9 +173,12 @@ class LocalServer:
             list_price=self._list_price,
             simulated=self._engine.simulated,
         )
+        media = self._config.media_tokens
+        usage = usage_of(answer.body, lambda: measure(request.body()), media)
+        UsageMeter.current().answer(usage)
         facts = AnswerFacts(
             model=answer.body["model"],
-            usage=usage_of(answer.body, lambda: measure(request.body()), self._config.media_tokens),
+            usage=usage,
             latency=latency,
             time_to_first_token=answer.time_to_first_token,
         )

@@ -4,7 +4,8 @@ It is a report, not a ledger: a worker writes what it counted about once a secon
 so a killed worker loses the costs since its last write. Nothing is added twice. The exact account
 of a tenant's money is its budget (primarch_fleet/budgets.py).
 
-Runs without an answer are in the report with their estimated cost, under the provider ESTIMATED.
+Calls without an answer, and answers without a usage, are in the report with their estimated cost,
+under the provider ESTIMATED.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from primarch_fleet.contract import Lane, Receipt
 from primarch_fleet.money import NANOS_PER_MICRO
 from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.redis_support import LuaScript
-from tasks.accounting import AbortedRun, DroppedAnswer
+from tasks.accounting import DroppedAnswer, UnansweredCall
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class CostTotals(NamedTuple):
 
 
 def cost_key(receipt: Receipt) -> CostKey:
-    """Return the key by which an answer is counted."""
-    return CostKey(receipt.tenant_id, receipt.lane, receipt.provider, receipt.model)
+    """Return the key by which an answer is counted; ESTIMATED if its provider sent no usage."""
+    provider = ESTIMATED if receipt.estimated else receipt.provider
+    return CostKey(receipt.tenant_id, receipt.lane, provider, receipt.model)
 
 
 def cost_totals(receipt: Receipt, catalogue: Catalogue) -> CostTotals:
@@ -176,13 +178,13 @@ class RedisCostRecorder:
         """Count an answered request, in memory until the next flush."""
         self._add(cost_key(receipt), cost_totals(receipt, self._catalogue))
 
-    def add_aborted(self, run: AbortedRun) -> None:
-        """Count the cost of a run without an answer, in memory until the next flush.
+    def add_unanswered(self, call: UnansweredCall) -> None:
+        """Count the cost of a call without an answer, in memory until the next flush.
 
         It adds a cost and no request.
         """
-        key = CostKey(run.tenant_id, run.lane, ESTIMATED, run.model)
-        self._add(key, CostTotals(cost_nanousd=run.cost))
+        key = CostKey(call.tenant_id, call.lane, ESTIMATED, call.model)
+        self._add(key, CostTotals(cost_nanousd=call.cost))
 
     def _add(self, key: CostKey, totals: CostTotals) -> None:
         day = self._unwritten.setdefault(self._today(), {})

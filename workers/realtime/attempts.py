@@ -1,27 +1,42 @@
-"""Counts the calls that LiteLLM's Router makes for one request."""
+"""Records the calls that LiteLLM's Router makes for one request, and what they may cost."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from litellm.exceptions import Timeout
 from litellm.integrations.custom_logger import CustomLogger
 
-from tasks.accounting import UsageMeter
+from tasks.usage_meter import ProviderCall, UsageMeter
+from workers.realtime.errors import error_class_of
 from workers.realtime.provider_call import ProviderCalls
+from workers.realtime.refusals import was_refused
 
 
 class Attempts:
     """The provider calls made for the request of the current asyncio task.
 
     The Router's own headers count only the retries of its last model group; this class counts all.
+
+    Args:
+        call_of: Returns a new call to the deployment with an id.
     """
 
     _current: ContextVar[Attempts] = ContextVar("attempts")
 
-    def __init__(self) -> None:
+    def __init__(self, call_of: Callable[[str], ProviderCall]) -> None:
         self._started = time.perf_counter()
+        self._call_of = call_of
+        self.meter = UsageMeter.current()
+        self._model = ""
+        self._call: ProviderCall | None = None
+        self._last_error: Exception | None = None
+        #: By model, the calls that timed out.
+        self._timeouts: Counter[str] = Counter()
         #: When each call was made, by `time.perf_counter`.
         self.call_times: list[float] = []
         #: The models that were called.
@@ -31,6 +46,11 @@ class Attempts:
         #: Seconds until the first token of a stream; None until it is published.
         self.time_to_first_token: float | None = None
         self._current.set(self)
+
+    @classmethod
+    def current(cls) -> Attempts | None:
+        """Return those of the current request, if there is one."""
+        return cls._current.get(None)
 
     @property
     def count(self) -> int:
@@ -54,21 +74,40 @@ class Attempts:
         """
         return len({requested_model, *self.models}) - 1
 
-    @classmethod
-    def record_call(cls, model: str) -> None:
-        """Count a call to a deployment of `model` for the current request, if there is one."""
-        UsageMeter.current().called = True
-        attempts = cls._current.get(None)
-        if attempts is not None:
-            attempts.call_times.append(time.perf_counter())
-            attempts.models.add(model)
+    def record_call(self, model: str, deployment_id: str) -> None:
+        """Count a call to a deployment of `model`."""
+        self.call_times.append(time.perf_counter())
+        self.models.add(model)
+        self._call = self.meter.start(self._call_of(deployment_id))
+        self._model, self._last_error = model, None
 
-    @classmethod
-    def record_failure(cls, deployment_id: str) -> None:
-        """Record a failed call for the current request, if there is one."""
-        attempts = cls._current.get(None)
-        if attempts is not None:
-            attempts.failed_deployments.add(deployment_id)
+    def record_failure(self, deployment_id: str, error: Exception) -> None:
+        """Record that a deployment failed, in a call or before it was called."""
+        self.failed_deployments.add(deployment_id)
+        self.end_call(error)
+
+    def end_call(self, error: Exception) -> None:
+        """Record the error of the last call, unless that is done; a stream fails while it is read.
+
+        A request may also fail before any call is made.
+        """
+        if self._call is not None:
+            self._last_error = error
+            self._timeouts[self._model] += isinstance(error, Timeout)
+            self._call.fail(error_class_of(error).code, refused=was_refused(error))
+            self._call = None
+
+    def raise_repeated_timeout(self, retries: Mapping[str, int]) -> None:
+        """Raise the last error if it is a timeout that is not repeated.
+
+        LiteLLM applies its retry policy only to the first error of a model.
+
+        Args:
+            retries: By model, how often a call that timed out is repeated.
+        """
+        error, timeouts = self._last_error, self._timeouts[self._model]
+        if isinstance(error, Timeout) and timeouts > retries.get(self._model, 0):
+            raise error
 
 
 class _AttemptLogger(CustomLogger):
@@ -81,8 +120,10 @@ class _AttemptLogger(CustomLogger):
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Any) -> None:
         params = kwargs["litellm_params"]
         metadata = params.get("metadata") or params.get("litellm_metadata") or {}
-        if "model_group" in metadata:  # else a request that is built and not sent
-            Attempts.record_call(metadata["model_group"])
+        attempts = Attempts.current()
+        # A call without a group is built and not sent.
+        if attempts is not None and "model_group" in metadata:
+            attempts.record_call(metadata["model_group"], metadata["model_info"]["id"])
 
 
 #: One per process, however many Routers there are: LiteLLM's callbacks are global.

@@ -23,6 +23,8 @@ from workers.realtime.router_host import RouterHost
 
 #: How long a Redis that does not answer delays a call; LiteLLM's default is 5 s per call.
 REDIS_TIMEOUT_SECONDS = 0.2
+#: The part of a retry policy against errors that a pause would end.
+NO_RETRY_LATER = {"RateLimitErrorRetries": 0, "ServiceUnavailableErrorRetries": 0}
 
 
 def build_router(
@@ -34,7 +36,7 @@ def build_router(
 
     With `shared_state`, it shares cooldowns and usage with all processes that use `redis_url`.
     """
-    routing = config.routing
+    routing, policies = config.routing, _retry_policies(config)
     arguments = router_arguments(
         model_list=[_priced_entry(config, deployment) for deployment in config.deployments],
         redis_url=redis_url if routing.shared_state else None,
@@ -55,9 +57,12 @@ def build_router(
         # A response continues at the deployment that has stored the previous one.
         optional_pre_call_checks=["responses_api_deployment_check"],
         **fallbacks(config),
-        **{**routing.router_settings, "model_group_retry_policy": _retry_policies(config)},
+        **{**routing.router_settings, "model_group_retry_policy": policies},
     )
     host = RouterHost()
+    host.timeout_retries = {
+        model: policy.TimeoutErrorRetries or 0 for model, policy in policies.items()
+    }
     router = Router.from_config(build_router_config(arguments), host)
     host.cooldowns = Cooldowns(router)
     host.on_call = on_call
@@ -117,14 +122,26 @@ def _priced_entry(config: FleetConfig, deployment: Deployment) -> dict[str, Any]
 
 
 def _retry_policies(config: FleetConfig) -> dict[str, RetryPolicy]:
-    """No retries on 429 and 503 for a model with one deployment and a fallback.
+    """The retry policy of each model, by LiteLLM's names, from `router_settings`.
 
-    LiteLLM would pause and retry that deployment when the error has no Retry-After.
+    A timeout is not repeated unless a policy says so: the provider may bill each try in full. A
+    model with one deployment and a fallback has no retries on 429 and 503: LiteLLM would pause and
+    retry that deployment when the error has no Retry-After.
     """
+    settings = config.routing.router_settings
+    general: Any = settings.get("retry_policy") or {}
+    by_model: Any = settings.get("model_group_retry_policy") or {}
     deployment_counts = Counter(deployment.model for deployment in config.deployments)
-    no_retries = RetryPolicy(RateLimitErrorRetries=0, ServiceUnavailableErrorRetries=0)
+    single = {model for model in config.routing.fallbacks if deployment_counts[model] == 1}
     return {
-        model: no_retries for model in config.routing.fallbacks if deployment_counts[model] == 1
+        model: RetryPolicy(
+            **{
+                "TimeoutErrorRetries": 0,
+                **(NO_RETRY_LATER if model in single else {}),
+                **(by_model.get(model) or general),
+            }
+        )
+        for model in deployment_counts
     }
 
 

@@ -31,17 +31,26 @@ class RouterHost(PythonHost):
     `PythonHost` is undocumented; no other hook sees all calls and pauses of the Router.
     """
 
-    __slots__ = ("cooldowns", "on_call")
+    __slots__ = ("cooldowns", "on_call", "timeout_retries")
 
     #: The cooldowns of this host's Router; set after the Router is built, which needs the host.
     cooldowns: Cooldowns
     #: Called after each call with the deployment's id, the seconds until its answer or the first
     #: byte of its stream, and the error if it failed.
     on_call: Callable[[str, float, Exception | None], None]
+    #: By model, how often a call that timed out is repeated.
+    timeout_retries: dict[str, int]
 
     def sleep(self, seconds: float) -> Awaitable[None]:
-        """Sleep, but at most MAX_PAUSE_SECONDS. Raises CancelledError in a cancelled task."""
+        """Sleep before a retry, but at most MAX_PAUSE_SECONDS.
+
+        Raises:
+            asyncio.CancelledError: The task was cancelled.
+            litellm.Timeout: The last call timed out, and is not repeated.
+        """
         raise_if_cancelled()
+        if (attempts := Attempts.current()) is not None:
+            attempts.raise_repeated_timeout(self.timeout_retries)
         return super().sleep(min(seconds, MAX_PAUSE_SECONDS))
 
     def invoke(self, op: str) -> Any:
@@ -68,7 +77,8 @@ class RouterHost(PythonHost):
     def _record_failure(self, deployment_id: str, error: Any) -> None:
         # LiteLLM needs this attribute to try another deployment, but sets it for chats only.
         error.failed_deployment_id = deployment_id
-        Attempts.record_failure(deployment_id)
+        if (attempts := Attempts.current()) is not None:
+            attempts.record_failure(deployment_id, error)
         self.cooldowns.apply_retry_after(deployment_id, error)
 
 

@@ -22,6 +22,7 @@ from primarch_fleet.requests import Request, RoutingStrategy
 from tasks.answer_usage import usage_of
 from tasks.privacy import Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
+from tasks.usage_meter import ProviderCall
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
 from workers.realtime.choice_hook import CHOICE_HOOK
@@ -139,7 +140,7 @@ class RealtimeServer:
     async def _serve(
         self, request: Request, metadata: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
-        attempts = Attempts()
+        attempts = Attempts(self._provider_call)
         strategy = self._strategy(request)
         if strategy not in self._registered_strategies:
             self._registered_strategies.add(strategy)
@@ -164,6 +165,7 @@ class RealtimeServer:
             try:
                 return await self._call(request, attempts, publish)
             except Exception as error:
+                attempts.end_call(error)
                 delay = await self._retry_delay(request, attempts, error)
                 raise_if_cancelled()
                 time_left = request.time_left()
@@ -237,16 +239,23 @@ class RealtimeServer:
             list_price=self._catalogue.model(request.model).list_price,
             simulated=self._config.providers[deployment.provider].simulated,
         )
+        usage = usage_of(body, lambda: measure(request.body()), deployment.media)
+        attempts.meter.answer(usage)
         facts = AnswerFacts(
             model=body.get("model") or deployment.upstream,
-            usage=usage_of(body, lambda: measure(request.body()), deployment.media),
+            usage=usage,
             bill_nanousd=self._bill(deployment, hidden, body),
             latency=attempts.elapsed,
             time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
+            failed_attempts=attempts.meter.failed_attempts(request),
             fallbacks=attempts.fallbacks(self._config.routing.resolve_alias(request.model)),
         )
         return build_receipt(request, metadata, source, facts)
+
+    def _provider_call(self, deployment_id: str) -> ProviderCall:
+        called = self._deployments[deployment_id]
+        return ProviderCall(called.id, called.upstream, self._config.rates(called), called.media)
 
     def _bill(
         self, deployment: Deployment, hidden: dict[str, Any], body: dict[str, Any]

@@ -16,8 +16,17 @@ from primarch_fleet.catalogue import Limits
 from scheduler.admin.operations import Operations
 from tasks import services
 from tasks.accounting import Accountant
-from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
+from tests.support.batch_fixture import (
+    Bench,
+    OpenBench,
+    chat,
+    embedding,
+    fleet_app,
+    open_bench,
+    profile,
+)
 from workers.onebox.simulator.profile import Fault
+from workers.onebox.simulator.script import Script
 
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
@@ -122,3 +131,20 @@ async def _cancel(b: Bench, result: Any) -> str:
     operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
     (answer,) = (await operator.cancel([str(result.id)])).values()
     return answer
+
+
+@pytest.mark.parametrize("script", [Script(remove=("usage",)), Script(merge={"usage": None})])
+async def test_lines_without_usage_are_settled_with_an_estimate(
+    opened: OpenBench, script: Script
+) -> None:
+    async with opened() as b, accounted(b) as ledger:
+        b.simulator.script(script.model_copy(update={"scope": "line"}))
+        results = await b.send(chat("a word or two " * 40), embedding("a word or two " * 40))
+        await b.until_idle()
+        receipts = [completion.receipt for completion in await b.completions(results)]
+        invoiced = b.simulator.invoice()["total_nanousd"]
+        spent = await month(ledger)
+        assert all(receipt.estimated and receipt.cost_nanousd > 0 for receipt in receipts)
+        assert 0.7 * invoiced <= spent.spent_nanousd <= 1.5 * invoiced
+        assert spent.spent_nanousd == sum(receipt.cost_nanousd for receipt in receipts)
+        assert spent.reserved_nanousd == 0

@@ -136,6 +136,7 @@ def test_a_deadline_ends_all_attempts_and_fallbacks(
         timeout=0.1,
         stream_timeout=0.1,
         num_retries=1_000,
+        router_settings={"retry_policy": {"TimeoutErrorRetries": 1_000}},
         allowed_fails=10_000,
         fallbacks={model_of(kind): ["small"]},
     )

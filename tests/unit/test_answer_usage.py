@@ -1,0 +1,69 @@
+"""The tokens of an answer: reported, or estimated and marked so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from primarch_fleet.prompt_size import MediaTokens, PromptSize, measure
+from primarch_fleet.usage import Usage
+from tasks.answer_usage import usage_of
+
+MEDIA = MediaTokens(image=1_000, audio_second=10)
+TEXT = "a word or two " * 100
+REQUEST = {"model": "m", "messages": [{"role": "user", "content": TEXT}]}
+CHAT = {"choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}}]}
+
+
+def never() -> PromptSize:
+    raise AssertionError("nothing is to be estimated")
+
+
+def estimate(body: dict[str, Any], request: dict[str, Any] = REQUEST) -> Usage:
+    return usage_of(body, lambda: measure(request), MEDIA)
+
+
+def test_a_reported_usage_is_taken_and_the_prompt_is_not_measured() -> None:
+    body = CHAT | {"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}}
+    assert usage_of(body, never, MEDIA) == Usage(text_input_tokens=3, text_output_tokens=4)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {},
+        {"usage": None},
+        {"usage": {}},
+        {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}},
+        {"usage": {"prompt_tokens": None, "completion_tokens": None}},
+        {"usage": "none"},
+    ],
+)
+def test_without_tokens_the_usage_is_estimated_from_the_texts(usage: dict[str, Any]) -> None:
+    estimated = estimate(CHAT | usage)
+    expected = len(TEXT) / 4
+    assert estimated.estimated
+    assert expected <= estimated.input_tokens <= 1.1 * expected
+    assert expected <= estimated.output_tokens <= 1.1 * expected
+
+
+def test_an_embedding_without_usage_has_no_output_tokens() -> None:
+    estimated = estimate({"data": [{"embedding": [0.1]}]}, {"model": "m", "input": TEXT})
+    assert (estimated.input_tokens > 300, estimated.output_tokens) == (True, 0)
+
+
+def test_all_choices_reasoning_and_tool_calls_count() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": TEXT}}
+    messages = [
+        {"role": "assistant", "content": TEXT, "reasoning_content": TEXT},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    estimated = estimate({"choices": [{"message": message} for message in messages]})
+    assert 3 * len(TEXT) / 4 <= estimated.output_tokens <= 3.4 * len(TEXT) / 4
+
+
+def test_pictures_in_the_prompt_count_by_their_kind() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10**6}}
+    request = {"messages": [{"role": "user", "content": [picture]}]}
+    assert 1_000 <= estimate(CHAT, request).input_tokens <= 1_100
