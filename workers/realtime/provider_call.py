@@ -60,11 +60,15 @@ class Drops(NamedTuple):
 
 
 class _Current(NamedTuple):
-    """The request whose calls are fitted, and its OpenAI fields."""
+    """The request whose calls are fitted, and what its calls have in common."""
 
     calls: ProviderCalls
     request: Request
+    #: Its OpenAI fields.
     body: Json
+    #: The parameters that LiteLLM may drop, each with what that depends on.
+    kinds: tuple[tuple[str, Any], ...]
+    parts: Parts
 
 
 class ProviderCalls:
@@ -80,7 +84,7 @@ class ProviderCalls:
     def __init__(self, privacy: Privacy, allowed_headers: tuple[str, ...]) -> None:
         self._privacy = privacy
         self._allowed_headers = set(allowed_headers)
-        self._providers: dict[str, str] = {}
+        self._providers: dict[tuple[str | None, ...], str] = {}
         self._probes: dict[Any, asyncio.Task[Drops]] = {}
 
     def begin(self, request: Request) -> Json:
@@ -96,7 +100,8 @@ class ProviderCalls:
                 "headers in requests.extra_headers"
             )
         body = request.openai_body()
-        self._current.set(_Current(self, request, body))
+        parts = dict(_special_parts(request))
+        self._current.set(_Current(self, request, body, _kinds(request, body), parts))
         return {name: value for name, value in body.items() if name != "metadata"}
 
     @classmethod
@@ -122,17 +127,16 @@ class ProviderCalls:
             allowed = call.get("allowed_openai_params") or ()
             fitted["allowed_openai_params"] = [*allowed, "dimensions"]
         self._add_extra(current, fitted, provider)
-        if not call.get("drop_params"):
+        if not (call.get("drop_params") or litellm.drop_params):
             await self._handle_drops(current, fitted, provider)
         return fitted
 
     def _provider(self, call: Json) -> str:
         """LiteLLM's name of the deployment's provider."""
-        model = call["model"]
-        if model not in self._providers:
-            arguments = (model, call.get("custom_llm_provider"), call.get("api_base"))
-            self._providers[model] = litellm.get_llm_provider(*arguments)[1]
-        return self._providers[model]
+        account = (call["model"], call.get("custom_llm_provider"), call.get("api_base"))
+        if account not in self._providers:
+            self._providers[account] = litellm.get_llm_provider(*account)[1]
+        return self._providers[account]
 
     def _add_extra(self, current: _Current, call: Json, provider: str) -> None:
         """Add what OpenAI's API does not have, to the body or as arguments of LiteLLM."""
@@ -157,12 +161,12 @@ class ProviderCalls:
         request, body = current.request, current.body
         if request.verb not in (*CALL_TYPES, "respond"):
             return
-        names, values = _parameters(current, call)
-        parts = dict(_special_parts(request))
+        dropped_anyway = call.get("additional_drop_params") or ()
+        names = [name for name, _ in current.kinds if name not in dropped_anyway]
+        parts = current.parts
         if not (names or parts):
             return
-        kinds = tuple((name, kind_of_value(name, values[name])) for name in names)
-        key = (call["model"], call["model_info"].get("id"), kinds, *sorted(parts))
+        key = (call["model"], call["model_info"].get("id"), current.kinds, *parts)
         if request.verb == "respond":
             own = [name for name in names if name in body]
             drops = Drops(responses_parameters.dropped(provider, call["model"], own))
@@ -202,14 +206,14 @@ def _goes_into_body(request: Request, provider: str, call: Json) -> bool:
     return request.verb != "embed" and provider in OPENAI_BODY
 
 
-def _parameters(current: _Current, call: Json) -> tuple[list[str], Json]:
-    """The request's parameters that LiteLLM may drop, and the values of the call."""
-    own = {*current.body, *(current.request.extra_body or ())}
-    values = {**(call.get("extra_body") or {}), **call}
-    candidates = own - NO_PARAMETERS - set(call.get("additional_drop_params") or ())
-    return sorted(
-        name for name in candidates if not may_be_left_out(name, values.get(name))
-    ), values
+def _kinds(request: Request, body: Json) -> tuple[tuple[str, Any], ...]:
+    """The request's parameters that LiteLLM may drop, each with what that depends on."""
+    values = {**(request.extra_body or {}), **body}
+    return tuple(
+        (name, kind_of_value(name, values[name]))
+        for name in sorted(values.keys() - NO_PARAMETERS)
+        if not may_be_left_out(name, values[name])
+    )
 
 
 def _find_drops(call_type: CallTypes, call: Json, names: list[str], parts: Parts) -> Drops:

@@ -24,6 +24,7 @@ MODELS = {
     "reasoner": ("openai", "gpt-5-mini", "/v1"),
     "vllm": ("hosted_vllm", "Qwen3-8B", "/v1"),
     "claude": ("anthropic", "claude-sonnet-4-5", ""),
+    "tolerant": ("anthropic", "claude-sonnet-4-5", ""),
     "gemini": ("gemini", "gemini-2.5-flash", ""),
     "vectors": ("openai", "Qwen3-Embedding", "/v1"),
     "vllm-vectors": ("hosted_vllm", "e5", "/v1"),
@@ -53,7 +54,9 @@ def config(**sections: Any) -> FleetConfig:
     def deployment(name: str) -> dict[str, Any]:
         kind = "embedding" if "vectors" in name else "chat"
         model = {"id": name, "model": name, "provider": name, "upstream": MODELS[name][1]}
-        return {**model, "kind": kind, "price": {"input": "1", "output": "1"}}
+        params = {"drop_params": True} if name == "tolerant" else {}
+        price = {"input": "1", "output": "1"}
+        return {**model, "kind": kind, "price": price, "litellm_params": params}
 
     return FleetConfig.model_validate(
         {
@@ -200,6 +203,12 @@ def test_what_a_provider_cannot_do_is_refused_by_name_and_not_sent(
 
 
 AUDIO = {"type": "input_audio", "input_audio": {"data": "UklGRiQAAABXQVZF", "format": "wav"}}
+
+
+def test_a_deployment_with_drop_params_drops_what_its_provider_cannot_do(lane: Lane) -> None:
+    json_object = {"type": "json_object"}
+    (body,) = lane.bodies(chat("tolerant", seed=3, response_format=json_object, max_tokens=9))
+    assert body.keys() == {"model", "messages", "max_tokens"}
 
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
