@@ -1,6 +1,8 @@
 """Accounts as LiteLLM has them: any of its parameters, and no secret in the file."""
 
+import re
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -298,3 +300,22 @@ def test_the_shipped_file_needs_its_own_key_only() -> None:
     [account] = load(ROOT / "config" / "fleet.yaml").providers.values()
     assert account.litellm_params.values() == {}
     assert is_secret("api_key")
+
+
+PAGE = (ROOT / "docs" / "accounts.md").read_text()
+#: The rows of the table of accounts that name a model: each parameter is in backticks.
+ROWS = [re.findall(r"`(\w+: [^`]+)`", row) for row in re.findall(r"^\|.*`model: .*$", PAGE, re.M)]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=itemgetter(0))
+def test_an_account_of_the_documentation_is_valid(row: list[str]) -> None:
+    params = {name: value for text in row for name, value in yaml.safe_load(text).items()}
+    [served] = config({"litellm_params": params}).deployments
+    assert params["model"].endswith(f"/{served.upstream}")
+
+
+def test_the_examples_of_the_documentation_are_valid() -> None:
+    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.S)]
+    complete = [one for one in examples if "litellm_params" in str(one)]
+    assert [len(FleetConfig.model_validate(one).deployments) for one in complete] == [1, 1]
+    assert len(ROWS) >= 8
