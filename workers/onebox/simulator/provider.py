@@ -119,7 +119,7 @@ class Provider:
         ):
             answer = answer.cached(self._cache.use(answer.request, prices.prompt_cache))
         body = self.form(answer.body(self.ids.new("chatcmpl-"), int(self.clock.now())))
-        usage = body["usage"]
+        usage = body.get("usage") or {}
         if script is not None:
             body = script.applied(body)
         sent = body if isinstance(body, dict) else {}
