@@ -84,6 +84,7 @@ class App:
             ("POST", "/v1/chat/completions", "chat.completions", self._complete),
             ("POST", "/v1/embeddings", "embeddings", self._answer_whole),
             ("POST", "/v1/responses", "responses", self._respond),
+            ("POST", "/v1/moderations", "moderations", self._answer_whole),
             ("GET", "/v1/models", "models.list", self._list_models),
             ("POST", "/v1/files", "files.create", self._create_file),
             ("GET", "/v1/files", "files.list", self._list_files),

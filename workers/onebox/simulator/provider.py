@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from workers.onebox.simulator import chat, embeddings, responses
+from workers.onebox.simulator import chat, embeddings, moderations, responses
 from workers.onebox.simulator.clock import Clock
 from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, model_not_found
 from workers.onebox.simulator.ids import Ids
@@ -20,6 +20,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": "chat.completions",
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
+    "/v1/moderations": "moderations",
 }
 
 
@@ -61,6 +62,11 @@ APIS: Mapping[Endpoint, Api] = {
         lambda body, _: embeddings.embed(body),
         ("embedding",),
         lambda: invalid("This model does not support embeddings.", "model"),
+    ),
+    "moderations": Api(
+        lambda body, _: moderations.moderate(body),
+        ("moderation",),
+        lambda: invalid("This model does not support moderations.", "model"),
     ),
     "responses": Api(
         responses.respond,
