@@ -19,6 +19,7 @@ from primarch_fleet.errors import ConfigError
 from primarch_fleet.requests import RoutingStrategy
 from primarch_fleet.validation import explain
 from workers.realtime.cooldowns import Cooldowns
+from workers.realtime.moderation import amoderation
 from workers.realtime.router_host import RouterHost
 
 #: How long a Redis that does not answer delays a call; LiteLLM's default is 5 s per call.
@@ -67,9 +68,9 @@ def build_router(
     }
     router = Router.from_config(build_router_config(arguments), host)
     host.cooldowns = Cooldowns(router)
-    # LiteLLM's own method for moderations has neither retries nor fallbacks.
-    moderation = host.invoke("amoderation")
-    router.amoderation = router.factory_function(moderation, call_type="agenerate_content")
+    # The Router's own method for moderations has neither retries nor fallbacks.
+    call = host.with_cooldowns(amoderation)
+    router.amoderation = router.factory_function(call, call_type="agenerate_content")
     host.on_call = on_call
     return router
 
