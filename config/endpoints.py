@@ -7,7 +7,6 @@ from primarch_fleet.requests import (
     REQUESTS,
     CompletionRequest,
     EmbeddingRequest,
-    ModerationRequest,
     ResponsesRequest,
 )
 
@@ -24,7 +23,7 @@ BATCH_ENDPOINTS: dict[str, frozenset[str]] = {
     "azure": frozenset({_CHAT, _RESPONSES}),
     "groq": frozenset({_CHAT}),
     "hosted_vllm": frozenset({_CHAT, _EMBEDDINGS}),
-    "openai": frozenset({_CHAT, _RESPONSES, _EMBEDDINGS, ModerationRequest.endpoint}),
+    "openai": frozenset({_CHAT, _RESPONSES, _EMBEDDINGS}),
 }
 
 

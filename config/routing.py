@@ -50,6 +50,19 @@ class MeasuredWeights(Section):
     price: float = Field(0.0, ge=0)
 
 
+class FlexPolicy(Section):
+    """When `auto` uses a provider's flex tier, which costs half and answers within minutes.
+
+    A request with `cost_preference: cost` that cannot wait for a batch goes there, if its model's
+    price list has the tier. If the tier has no capacity, the ordinary tier answers.
+    """
+
+    #: Seconds that the request must be able to wait.
+    min_seconds: float = Field(900.0, gt=0)
+    #: Seconds for one call at the tier; OpenAI recommends 15 minutes.
+    timeout: float = Field(900.0, gt=0)
+
+
 class HealthCheckPolicy(Section):
     """Active checks of the accounts that serve the realtime lane.
 
@@ -105,6 +118,8 @@ class Routing(Section):
     #: Calls go to the region (`region` of a deployment) whose deployments answer fastest, and to
     #: another region only when all of its deployments fail.
     nearest_region: bool = False
+    #: The flex tier; null: only for requests that name it.
+    flex: FlexPolicy | None = FlexPolicy()
     #: Active health checks; null: none.
     health_checks: HealthCheckPolicy | None = HealthCheckPolicy()
     #: Other names of models, as producers use them: alias -> model. Not for models of engines.

@@ -78,6 +78,8 @@ class OutgoingMessage:
             headers[protocol.PREFIXES] = ",".join(decision.prefixes)
         if decision.promote_at is not None:
             headers[protocol.DEADLINE] = decision.promote_at
+        if decision.service_tier is not None:
+            headers[protocol.SERVICE_TIER] = decision.service_tier
         lane_options = {
             "name": protocol.task_name(decision.lane, request.verb),
             "queue": decision.queue,

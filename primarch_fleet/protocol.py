@@ -29,6 +29,8 @@ TENANT = "fleet_tenant"
 #: Message header of the local lane: the Unix seconds at which a request that still waits moves to
 #: the realtime lane. Messages without it stay.
 DEADLINE = "fleet_deadline"
+#: Message header of the realtime lane: a service tier that the fleet chose for the request.
+SERVICE_TIER = "fleet_service_tier"
 #: What logs and Flower show instead of the prompt.
 HIDDEN_ARGUMENTS = "<hidden>"
 

@@ -8,55 +8,27 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any
 
 from primarch_fleet import estimates, protocol
-from primarch_fleet.catalogue import Catalogue, LaneLimits, Limits, Model
+from primarch_fleet.catalogue import Catalogue, Limits, Model
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     CostCapExceeded,
     DeadlineExceeded,
-    FleetBusy,
     InvalidRequest,
-    LaneFull,
-    LaneUnavailable,
     RequestTooLarge,
 )
-from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
+from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.lane_problems import LaneConditions, Severity
 from primarch_fleet.prompt_size import PromptSize, measure
 from primarch_fleet.requests import Request
 from primarch_fleet.requests.base import PROVIDER_NAMES
 from primarch_fleet.requests.defaults import is_default
 
-#: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
-URGENT_SECONDS = 60.0
-#: Bounds of `retry_after` for a full lane of known speed: a producer that retries sooner sees the
-#: same snapshot, and an estimate further ahead is worth nothing.
-MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 60.0
-
-
-class Severity(IntEnum):
-    """How bad the state of a lane is for a request, from best to worst."""
-
-    OK = 0
-    SLOW = 1
-    UNSERVED = 2
-    #: By estimate, the prompt is longer than the lane's models take.
-    TOO_SHORT = 3
-    #: The lane rejects requests.
-    CLOSED = 4
-
-
-class LaneProblem(NamedTuple):
-    """The problem that a request would meet on a lane now; by default none."""
-
-    severity: Severity = Severity.OK
-    #: Completes the sentence "<lane> is ...".
-    description: str = ""
-    #: Why a CLOSED lane rejects requests.
-    refusal: FleetBusy | None = None
+#: The service tier at half the price: https://platform.openai.com/docs/guides/flex-processing
+FLEX = "flex"
 
 
 @dataclass(frozen=True)
@@ -79,6 +51,8 @@ class LaneDecision:
     fallback: LaneDecision | None = None
     #: Hashes of the prompt's prefixes, for the queue of an engine.
     prefixes: tuple[str, ...] = ()
+    #: The service tier that the realtime lane asks for first; None for the request's own.
+    service_tier: str | None = None
 
 
 def route(
@@ -148,7 +122,7 @@ def longer_lane(
     try:
         assessment = _Assessment.of(request, others, now, LaneHealth())
         lane, _ = assessment.choose()
-        if assessment.problem(lane).severity is not Severity.OK:
+        if assessment.conditions.problem(lane).severity is not Severity.OK:
             return None
         return assessment.decide(lane, f"{refused_by} is too short", protocol.wire_size_bytes(body))
     except (InvalidRequest, DeadlineExceeded):
@@ -164,7 +138,7 @@ class _Assessment:
     model: Model
     limits: Limits | None
     catalogue: Catalogue
-    health: LaneHealth
+    conditions: LaneConditions
     now: datetime
     #: Seconds that the caller will wait at most; infinite without a limit.
     max_wait_seconds: float
@@ -197,13 +171,14 @@ class _Assessment:
         }
         if max_wait_seconds < catalogue.completion_window:
             eligible.discard("batch")
+        prompt = measure(body)
         return cls(
             request=request,
-            prompt=measure(body),
+            prompt=prompt,
             model=model,
             limits=catalogue.limits(request.tenant_id),
             catalogue=catalogue,
-            health=health,
+            conditions=LaneConditions(request, prompt, model, catalogue, health, max_wait_seconds),
             now=now,
             max_wait_seconds=max_wait_seconds,
             unsupported=unsupported,
@@ -223,13 +198,16 @@ class _Assessment:
             model = self.request.model
             why = f"model: no lane serves {model!r} within the requested quality and time"
             raise InvalidRequest("; ".join([why, *self.unsupported.values()]))
-        problems = {lane: self.problem(lane) for lane in choices}
+        problems = {lane: self.conditions.problem(lane) for lane in choices}
         best = min(choices, key=lambda lane: problems[lane].severity)
         if refusal := problems[best].refusal:
             raise refusal
         considered = list(choices)[: list(choices).index(best) + 1]
         flaws = [f"{lane} is {why}" for lane in considered if (why := problems[lane].description)]
-        return best, "; ".join([choices[best], *self._passed_over(best), *flaws])
+        reason = choices[best]
+        if best == "realtime" and self._may_use_flex():
+            reason = "cost-sensitive, can wait: flex tier"
+        return best, "; ".join([reason, *self._passed_over(best), *flaws])
 
     def _passed_over(self, best: Lane) -> list[str]:
         """Why the lanes before the best that serve the model cannot serve this request."""
@@ -249,7 +227,7 @@ class _Assessment:
         if self.limits is None or self.request.lane != "auto":
             return None
         lane = self.limits.over_budget
-        if lane == "refuse" or lane not in self.eligible or self.problem(lane).refusal:
+        if lane == "refuse" or lane not in self.eligible or self.conditions.problem(lane).refusal:
             return None
         return lane
 
@@ -270,17 +248,20 @@ class _Assessment:
         return LaneDecision(
             *(lane, reason, queue, self.limits, size_bytes, estimate, promote_at, fallback),
             prefixes=tuple(prefixes),
+            service_tier=FLEX if lane == "realtime" and self._may_use_flex() else None,
         )
 
-    def problem(self, lane: Lane) -> LaneProblem:
-        """The worst problem of a lane; none if nothing is known of the lane."""
-        queue = self.model.lanes[lane].queue
-        return max(
-            self._full(lane, queue),
-            self._too_short(lane),
-            self._unserved(lane, queue),
-            self._slow(queue),
-            key=lambda problem: problem.severity,
+    def _may_use_flex(self) -> bool:
+        """Whether the fleet may ask for the flex tier: it is half the price, and takes minutes."""
+        request, wanted_seconds = self.request, self.catalogue.flex_seconds
+        return (
+            request.lane == "auto"
+            and request.cost_preference == "cost"
+            and request.priority != "high"
+            and getattr(request, "service_tier", None) is None
+            and wanted_seconds is not None
+            and self.max_wait_seconds >= wanted_seconds
+            and FLEX in self.model.lanes["realtime"].price.tiers
         )
 
     def _named_lane(self, lane: Lane) -> Lane:
@@ -294,64 +275,9 @@ class _Assessment:
             raise InvalidRequest(
                 f"quality: {model!r} on {lane} has {offer.quality}, less than requested"
             )
-        if refusal := self.problem(lane).refusal:
+        if refusal := self.conditions.problem(lane).refusal:
             raise refusal
         return lane
-
-    def _full(self, lane: Lane, queue: str) -> LaneProblem:
-        limits, queued = self.catalogue.lanes.get(lane), self.health.queued[queue]
-        if limits is None or queued < limits.max_queued:
-            return LaneProblem()
-        rate = self.health.rates.get(queue)
-        speed = f", its workers answer about {rate:.3g} a second" if rate else ""
-        refusal = LaneFull.until(
-            f"lane: {lane} is full: {queued} requests wait in {queue!r}, "
-            f"the limit is {limits.max_queued}{speed}",
-            _retry_after(queued, limits, rate),
-        )
-        return LaneProblem(Severity.CLOSED, "full", refusal)
-
-    def _too_short(self, lane: Lane) -> LaneProblem:
-        """Whether the prompt is probably longer than the lane takes."""
-        offer = self.model.lanes[lane]
-        if offer.context_length is None:
-            return LaneProblem()
-        tokens = self.prompt.expected(offer.media).total
-        if lane == "local":  # an engine's length includes the answer
-            tokens += self.request.output_token_limit() or 0
-        if tokens <= offer.context_length:
-            return LaneProblem()
-        why = f"too short: about {tokens} tokens, it takes {offer.context_length}"
-        return LaneProblem(Severity.TOO_SHORT, why)
-
-    def _unserved(self, lane: Lane, queue: str) -> LaneProblem:
-        if queue not in self.health.unserved:
-            return LaneProblem()
-        retry_after = self.catalogue.needs_worker.get(lane)
-        if retry_after is None:
-            return LaneProblem(Severity.UNSERVED, "without a worker")
-        message = f"lane: {lane} is without a worker: none serves {queue!r}"
-        refusal = LaneUnavailable.until(message, retry_after)
-        return LaneProblem(Severity.CLOSED, "without a worker", refusal)
-
-    def _slow(self, queue: str) -> LaneProblem:
-        """Whether the request would wait too long.
-
-        By the throughput that the workers report, if they do. Else by the time that the oldest
-        request has waited, and for an urgent request by the length of the queue.
-        """
-        health, max_wait = self.health, self.max_wait_seconds
-        wait = health.estimated_wait_seconds(queue, self.request.priority)
-        oldest = health.oldest_wait_seconds.get(queue) or 0.0
-        why = ""
-        if wait is not None:
-            if wait > max_wait:
-                why = f"about {wait:.3g} s to wait, {max_wait:.3g} s are left"
-        elif oldest > max_wait:
-            why = f"its oldest request has waited {oldest:.3g} s, {max_wait:.3g} s are left"
-        elif max_wait <= URGENT_SECONDS and health.queued[queue] >= LONG_QUEUE_LENGTH:
-            why = "its queue is long"
-        return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
 
 
 def _unsupported(
@@ -408,11 +334,3 @@ def _preferences(request: Request) -> dict[Lane, str]:
     if request.cost_preference == "cost":
         return {"batch": "cost-sensitive, patient", "local": local, "realtime": realtime}
     return {"local": local, "realtime": realtime, "batch": batch}
-
-
-def _retry_after(queued: int, limits: LaneLimits, rate: float | None) -> float:
-    """Seconds until a full queue has room for one more: by its rate, else as configured."""
-    if rate is None:
-        return limits.retry_after
-    seconds = (queued + 1 - limits.max_queued) / rate
-    return min(max(seconds, MIN_RETRY_AFTER_SECONDS), MAX_RETRY_AFTER_SECONDS)

@@ -24,6 +24,8 @@ class RequestMetadata:
     reason: str
     #: Seconds between submit and the worker's start; None if the producer sent no submit time.
     queue_wait: float | None
+    #: A service tier that the fleet chose for the request.
+    service_tier: str | None = None
 
     @classmethod
     def of(cls, context: Any, received_at: float | None = None) -> Self:
@@ -42,6 +44,7 @@ class RequestMetadata:
             queue_wait=None
             if submitted_at is None
             else max(0.0, received_at - float(submitted_at)),
+            service_tier=context.get(protocol.SERVICE_TIER),
         )
 
     def receipt_fields(self) -> dict[str, Any]:

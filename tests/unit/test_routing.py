@@ -266,6 +266,42 @@ def test_auto_skips_a_lane_whose_context_is_too_short_for_the_prompt(
     assert reason in choice.reason
 
 
+FLEX_PRICE = Rates(standard=PRICE.standard, tiers={"flex": PRICE.standard})
+
+
+@pytest.mark.parametrize(
+    ("fields", "tier"),
+    [
+        ({"cost_preference": "cost"}, "flex"),
+        ({"cost_preference": "cost", "max_latency": 900.0}, "flex"),
+        ({"cost_preference": "cost", "max_latency": 899.0}, None),
+        ({"cost_preference": "cost", "deadline": NOW + timedelta(seconds=899)}, None),
+        ({"cost_preference": "cost", "priority": "high"}, None),
+        ({"cost_preference": "cost", "service_tier": "default"}, None),
+        ({"cost_preference": "cost", "lane": "realtime"}, None),
+        ({"cost_preference": "balanced"}, None),
+        ({"cost_preference": "speed"}, None),
+    ],
+)
+def test_a_cost_sensitive_request_that_can_wait_minutes_may_use_the_flex_tier(
+    fields: dict[str, Any], tier: str | None
+) -> None:
+    offer = Offer(queue="realtime", price=FLEX_PRICE)
+    served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
+    catalogue = CATALOGUE.model_copy(update={"models": {"m": served}, "flex_seconds": 900.0})
+    choice = decide(request("m", **fields), catalogue)
+    assert (choice.lane, choice.service_tier) == ("realtime", tier)
+    assert ("flex tier" in choice.reason) == (tier == "flex")
+    never = catalogue.model_copy(update={"flex_seconds": None})
+    assert decide(request("m", **fields), never).service_tier is None
+
+
+def test_a_model_without_a_flex_price_has_no_flex_tier() -> None:
+    catalogue = CATALOGUE.model_copy(update={"flex_seconds": 900.0})
+    choice = decide(request("remote", cost_preference="cost", max_latency=1000.0), catalogue)
+    assert (choice.lane, choice.service_tier) == ("realtime", None)
+
+
 ALL = frozenset({"local", "realtime", "batch"})
 
 

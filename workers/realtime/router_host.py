@@ -13,6 +13,7 @@ from litellm.router_python_host import PythonHost
 from primarch_fleet.requests import REQUESTS
 from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns
+from workers.realtime.flex_tier import FlexTier
 
 #: The longest pause between two attempts at one deployment, in seconds.
 MAX_PAUSE_SECONDS = 1.0
@@ -31,10 +32,12 @@ class RouterHost(PythonHost):
     `PythonHost` is undocumented; no other hook sees all calls and pauses of the Router.
     """
 
-    __slots__ = ("cooldowns", "on_call", "timeout_retries")
+    __slots__ = ("cooldowns", "flex_tier", "on_call", "timeout_retries")
 
     #: The cooldowns of this host's Router; set after the Router is built, which needs the host.
     cooldowns: Cooldowns
+    #: Makes the calls.
+    flex_tier: FlexTier
     #: Called after each call with the deployment's id, the seconds until its answer or the first
     #: byte of its stream, and the error if it failed.
     on_call: Callable[[str, float, Exception | None], None]
@@ -56,17 +59,15 @@ class RouterHost(PythonHost):
     def invoke(self, op: str) -> Any:
         """Return the endpoint; those of OPERATIONS tell the cooldowns of Retry-After."""
         endpoint = super().invoke(op)
-        return self.with_cooldowns(endpoint) if op in OPERATIONS else endpoint
+        return self._with_cooldowns(endpoint) if op in OPERATIONS else endpoint
 
-    def with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-        """Return an endpoint that tells the cooldowns of Retry-After."""
-
+    def _with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
         @wraps(endpoint)
         async def call(**arguments: Any) -> Any:
             raise_if_cancelled()
             deployment_id, started = arguments["model_info"]["id"], time.perf_counter()
             try:
-                answer = await endpoint(**arguments)
+                answer = await self.flex_tier.call(endpoint, arguments)
             except Exception as error:
                 self.on_call(deployment_id, time.perf_counter() - started, error)
                 self._record_failure(deployment_id, error)

@@ -30,14 +30,15 @@ from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.deployment_choice import DeploymentChoice
 from workers.realtime.deployment_observer import DeploymentObserver
 from workers.realtime.errors import translate
+from workers.realtime.flex_tier import allow_flex_tier
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
+    METADATA,
     RouterAnswer,
     answer_of,
     build_router,
     close_router,
     fallbacks,
-    metadata_argument,
     register_strategy,
 )
 from workers.realtime.router_host import raise_if_cancelled
@@ -141,6 +142,7 @@ class RealtimeServer:
         self, request: Request, metadata: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
         attempts = Attempts(self._provider_call)
+        allow_flex_tier(metadata.service_tier)
         strategy = self._strategy(request)
         if strategy not in self._registered_strategies:
             self._registered_strategies.add(strategy)
@@ -212,7 +214,7 @@ class RealtimeServer:
         arguments = body | {
             "model": self._config.routing.resolve_alias(request.model),
             # "&": without it, LiteLLM falls back to deployments tagged "default".
-            metadata_argument(name): {"tags": [f"&{tag}" for tag in request.tags]},
+            METADATA.get(name, "metadata"): {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
             **(fallbacks(self._config, request.tags) if request.tags else {}),
         }

@@ -54,10 +54,10 @@ class StreamCollector(ABC):
             Exception: Whatever the stream raises; LiteLLM detects a stream that is cut short.
         """
         async for chunk in stream:
-            is_continued = self.is_continued(stream)
             if self._attempts.time_to_first_token is None:
                 self._discard_failed_deployment(chunk)
-            elif is_continued:
+                deployment_id = hidden_params(stream)["model_id"]
+            elif hidden_params(stream)["model_id"] != deployment_id:
                 raise ProviderUnavailable("the provider failed in the middle of a stream")
             self.chunks.append(chunk)
             self._add(self.openai_chunk(chunk))
@@ -71,10 +71,6 @@ class StreamCollector(ABC):
     @abstractmethod
     def answer(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
         """Return the answer that all chunks form."""
-
-    def is_continued(self, stream: Any) -> bool:
-        """Return whether the next chunk is of another deployment than the last one."""
-        return False
 
     @abstractmethod
     def starts_over(self, chunk: Any) -> bool:
@@ -127,14 +123,12 @@ class ChatCollector(StreamCollector):
 class ResponseCollector(StreamCollector):
     """The stream of events of a response."""
 
-    _deployment_id: str | None = None
-
     def openai_chunk(self, chunk: Any) -> dict[str, Any]:
         """Convert an event of LiteLLM to OpenAI's, numbered from 0.
 
         LiteLLM's own events, for providers that do not stream responses, have no numbers.
         """
-        if chunk.type == FIRST_EVENT:
+        if len(self.chunks) == 1:
             self._assembler = ResponseAssembler()
         event = chunk.model_dump(mode="json", exclude_unset=True, exclude=_COST)
         return self._assembler.add(event)
@@ -142,11 +136,6 @@ class ResponseCollector(StreamCollector):
     def answer(self, stream: Any, body: Mapping[str, Any]) -> RouterAnswer:
         """Return the response of the last event; LiteLLM detects a stream without it."""
         return RouterAnswer(self._assembler.body(), hidden_params(stream))
-
-    def is_continued(self, stream: Any) -> bool:
-        """Compare the deployments: LiteLLM continues a response, but no chat, at a fallback."""
-        before, self._deployment_id = self._deployment_id, hidden_params(stream)["model_id"]
-        return before not in (None, self._deployment_id)
 
     def starts_over(self, chunk: Any) -> bool:
         """Compare the types: each stream starts with the same one."""

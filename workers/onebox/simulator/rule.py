@@ -14,7 +14,6 @@ Endpoint = Literal[
     "chat.completions",
     "embeddings",
     "responses",
-    "moderations",
     "models.list",
     "files.create",
     "files.list",

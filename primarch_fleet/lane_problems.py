@@ -1,0 +1,129 @@
+"""What is wrong with a lane for a request: it is full, unserved, slow, or too short."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from primarch_fleet.catalogue import Catalogue, LaneLimits, Model
+from primarch_fleet.contract import Lane
+from primarch_fleet.errors import FleetBusy, LaneFull, LaneUnavailable
+from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
+from primarch_fleet.prompt_size import PromptSize
+from primarch_fleet.requests import Request
+
+#: Below so many seconds of remaining time, a long queue of unknown speed makes a lane too slow.
+URGENT_SECONDS = 60.0
+#: Bounds of `retry_after` for a full lane of known speed: a producer that retries sooner sees the
+#: same snapshot, and an estimate further ahead is worth nothing.
+MIN_RETRY_AFTER_SECONDS, MAX_RETRY_AFTER_SECONDS = 1.0, 60.0
+
+
+class Severity(IntEnum):
+    """How bad the state of a lane is for a request, from best to worst."""
+
+    OK = 0
+    SLOW = 1
+    UNSERVED = 2
+    #: By estimate, the prompt is longer than the lane's models take.
+    TOO_SHORT = 3
+    #: The lane rejects requests.
+    CLOSED = 4
+
+
+class LaneProblem(NamedTuple):
+    """The problem that a request would meet on a lane now; by default none."""
+
+    severity: Severity = Severity.OK
+    #: Completes the sentence "<lane> is ...".
+    description: str = ""
+    #: Why a CLOSED lane rejects requests.
+    refusal: FleetBusy | None = None
+
+
+@dataclass(frozen=True)
+class LaneConditions:
+    """The lanes of a model as a request finds them."""
+
+    request: Request
+    prompt: PromptSize
+    model: Model
+    catalogue: Catalogue
+    health: LaneHealth
+    #: Seconds that the caller will wait at most; infinite without a limit.
+    max_wait_seconds: float
+
+    def problem(self, lane: Lane) -> LaneProblem:
+        """The worst problem of a lane; none if nothing is known of the lane."""
+        queue = self.model.lanes[lane].queue
+        return max(
+            self._full(lane, queue),
+            self._too_short(lane),
+            self._unserved(lane, queue),
+            self._slow(queue),
+            key=lambda problem: problem.severity,
+        )
+
+    def _full(self, lane: Lane, queue: str) -> LaneProblem:
+        limits, queued = self.catalogue.lanes.get(lane), self.health.queued[queue]
+        if limits is None or queued < limits.max_queued:
+            return LaneProblem()
+        rate = self.health.rates.get(queue)
+        speed = f", its workers answer about {rate:.3g} a second" if rate else ""
+        refusal = LaneFull.until(
+            f"lane: {lane} is full: {queued} requests wait in {queue!r}, "
+            f"the limit is {limits.max_queued}{speed}",
+            _retry_after(queued, limits, rate),
+        )
+        return LaneProblem(Severity.CLOSED, "full", refusal)
+
+    def _too_short(self, lane: Lane) -> LaneProblem:
+        """Whether the prompt is probably longer than the lane takes."""
+        offer = self.model.lanes[lane]
+        if offer.context_length is None:
+            return LaneProblem()
+        tokens = self.prompt.expected(offer.media).total
+        if lane == "local":  # an engine's length includes the answer
+            tokens += self.request.output_token_limit() or 0
+        if tokens <= offer.context_length:
+            return LaneProblem()
+        why = f"too short: about {tokens} tokens, it takes {offer.context_length}"
+        return LaneProblem(Severity.TOO_SHORT, why)
+
+    def _unserved(self, lane: Lane, queue: str) -> LaneProblem:
+        if queue not in self.health.unserved:
+            return LaneProblem()
+        retry_after = self.catalogue.needs_worker.get(lane)
+        if retry_after is None:
+            return LaneProblem(Severity.UNSERVED, "without a worker")
+        message = f"lane: {lane} is without a worker: none serves {queue!r}"
+        refusal = LaneUnavailable.until(message, retry_after)
+        return LaneProblem(Severity.CLOSED, "without a worker", refusal)
+
+    def _slow(self, queue: str) -> LaneProblem:
+        """Whether the request would wait too long.
+
+        By the throughput that the workers report, if they do. Else by the time that the oldest
+        request has waited, and for an urgent request by the length of the queue.
+        """
+        health, max_wait = self.health, self.max_wait_seconds
+        wait = health.estimated_wait_seconds(queue, self.request.priority)
+        oldest = health.oldest_wait_seconds.get(queue) or 0.0
+        why = ""
+        if wait is not None:
+            if wait > max_wait:
+                why = f"about {wait:.3g} s to wait, {max_wait:.3g} s are left"
+        elif oldest > max_wait:
+            why = f"its oldest request has waited {oldest:.3g} s, {max_wait:.3g} s are left"
+        elif max_wait <= URGENT_SECONDS and health.queued[queue] >= LONG_QUEUE_LENGTH:
+            why = "its queue is long"
+        return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
+
+
+def _retry_after(queued: int, limits: LaneLimits, rate: float | None) -> float:
+    """Seconds until a full queue has room for one more: by its rate, else as configured."""
+    if rate is None:
+        return limits.retry_after
+    seconds = (queued + 1 - limits.max_queued) / rate
+    return min(max(seconds, MIN_RETRY_AFTER_SECONDS), MAX_RETRY_AFTER_SECONDS)
