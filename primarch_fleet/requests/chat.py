@@ -126,8 +126,6 @@ class CompletionRequest(Request):
         if self.stream_options and not self.stream:
             return dict.fromkeys(LANES, "stream_options: only for streams; set stream")
         lanes = super().unsupported()
-        if self.stream and (self.n or 1) > 1:
-            lanes["realtime"] = "n: a stream has one choice on the realtime lane"
         if self.service_tier:
             lanes["local"] = (
                 "service_tier: the local lane has none; leave it out or choose another lane"

@@ -14,6 +14,7 @@ from litellm.integrations.custom_logger import CustomLogger
 from tasks.usage_meter import ProviderCall, UsageMeter
 from workers.realtime.errors import error_class_of
 from workers.realtime.provider_call import ProviderCalls
+from workers.realtime.provider_stream import ProviderStream
 from workers.realtime.refusals import was_refused
 
 
@@ -45,6 +46,8 @@ class Attempts:
         self.failed_deployments: set[str] = set()
         #: Seconds until the first token of a stream; None until it is published.
         self.time_to_first_token: float | None = None
+        #: What the provider of the last call has sent, if it streams.
+        self.provider_stream = ProviderStream()
         self._current.set(self)
 
     @classmethod
@@ -108,6 +111,11 @@ class Attempts:
         error, timeouts = self._last_error, self._timeouts[self._model]
         if isinstance(error, Timeout) and timeouts > retries.get(self._model, 0):
             raise error
+
+    def record_stream(self, stream: Any) -> None:
+        """Read what goes into the stream of a call."""
+        self.provider_stream = ProviderStream()
+        self.provider_stream.read(stream)
 
 
 class _AttemptLogger(CustomLogger):

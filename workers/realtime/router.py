@@ -173,29 +173,6 @@ class RouterAnswer(NamedTuple):
     hidden: dict[str, Any]
 
 
-def assemble_answer(stream: Any, chunks: list[Any], messages: list[Any]) -> RouterAnswer:
-    """Build the answer of a stream that was read to its end."""
-    response: Any = litellm.stream_chunk_builder(chunks, messages=messages)
-    response.usage = _reported_usage(stream, chunks)
-    return RouterAnswer(response.model_dump(), hidden_params(stream) | hidden_params(response))
-
-
-def _reported_usage(stream: Any, chunks: list[Any]) -> Any:
-    """The usage of a stream; None if its provider reported none.
-
-    In the chunks that it hands on, LiteLLM adds up totals again and counts tokens itself where the
-    provider reports none. Its stream keeps the chunks of the provider; after a fallback, those of
-    the stream that failed.
-    """
-    usages = [usage for chunk in chunks if (usage := getattr(chunk, "usage", None)) is not None]
-    sent = [chunk for chunk in getattr(stream, "chunks", ()) if chunk.id == chunks[-1].id]
-    reported = [usage for chunk in sent if (usage := getattr(chunk, "usage", None)) is not None]
-    if not usages or (sent and not reported):
-        return None
-    usages[-1].total_tokens = max(usage.total_tokens for usage in [usages[-1], *reported])
-    return usages[-1]
-
-
 #: LiteLLM's types for chats and embeddings have defaults that are part of OpenAI's form. Its other
 #: types have only the provider's fields if the unset ones are left out.
 _DUMP_OPTIONS: dict[str, dict[str, Any]] = {"acompletion": {}, "aembedding": {}}

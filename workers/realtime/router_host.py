@@ -67,13 +67,15 @@ class RouterHost(PythonHost):
             raise_if_cancelled()
             deployment_id, started = arguments["model_info"]["id"], time.perf_counter()
             try:
-                answer = await self.flex_tier.call(endpoint, arguments)
+                response = await self.flex_tier.call(endpoint, arguments)
             except Exception as error:
                 self.on_call(deployment_id, time.perf_counter() - started, error)
                 self._record_failure(deployment_id, error)
                 raise
             self.on_call(deployment_id, time.perf_counter() - started, None)
-            return answer
+            if (attempts := Attempts.current()) is not None:
+                attempts.record_stream(response)
+            return response
 
         return call
 

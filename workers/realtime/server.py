@@ -225,7 +225,7 @@ class RealtimeServer:
         wants_usage = request.wants_usage
         collector = COLLECTORS[request.endpoint](publish, attempts, wants_usage=wants_usage)
         stream = await call(**arguments | collector.options(body))
-        return await collector.collect(stream, body)
+        return await collector.collect(stream)
 
     def _receipt(
         self, request: Request, metadata: RequestMetadata, attempts: Attempts, answer: RouterAnswer

@@ -93,13 +93,6 @@ def test_a_stream_that_the_provider_breaks_off_is_an_error(
     assert simulator.stats()["calls"]["chat.completions"] == {"dropped": 1}
 
 
-def test_several_choices_cannot_be_streamed(simulator: Simulator, valkey_url: str) -> None:
-    """LiteLLM keeps only the first choice's finish reason."""
-    with pytest.raises(errors.InvalidRequest, match=r"^n:"):
-        serve(valkey_url, chat(stream=True, n=2))
-    assert simulator.stats()["calls"] == {}
-
-
 @contextmanager
 def truncated_stream(*deltas: dict[str, Any]) -> Iterator[str]:
     """A provider that sends these deltas and closes the connection without a finish reason."""
