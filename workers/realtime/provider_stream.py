@@ -1,7 +1,7 @@
 """Keeps what LiteLLM's streams leave out of the chunks that a provider sends.
 
 LiteLLM's wrapper of a stream drops a chunk without text, tool calls or reasoning, so a streamed
-refusal too; it reports one finish reason, of the first choice, and takes one that it does not know
+refusal too; it reports one finish reason, of the first choice, and takes an unknown reason
 for "stop"; it adds the totals of a usage up again, and counts tokens itself where there is none.
 The code here reads the chunks on their way into the wrapper.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from primarch_fleet.answers import form_of
@@ -30,7 +30,7 @@ class StreamCollector(ABC):
         wants_usage: Whether readers get the chunk with the usage.
     """
 
-    assembler: ClassVar[Callable[[], StreamAssembler]]
+    assembler: ClassVar[type[StreamAssembler]]
 
     def __init__(self, publish: Publish, attempts: Attempts, *, wants_usage: bool = False) -> None:
         self._publish, self._attempts = publish, attempts

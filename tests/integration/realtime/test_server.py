@@ -121,7 +121,7 @@ def test_context_window_and_content_policy_have_their_own_fallbacks(
         (
             {"status": 401, "message": f"Incorrect API key: {KEY}"},
             errors.AuthenticationFailed,
-            False,
+            True,
         ),
         ({"status": 404, "message": "no such model"}, errors.ProviderError, False),
         ({"status": 400, "message": "bad parameter"}, errors.ProviderError, False),
