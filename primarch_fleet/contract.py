@@ -104,7 +104,7 @@ class Receipt(BaseModel):
     @classmethod
     def _read_older_versions(cls, data: Any) -> Any:
         """Accept receipts without `usage`, and those with `cost` and `list_cost` alone."""
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or {"usage", "cost_nanousd"} <= data.keys():
             return data
         tokens = {"input_tokens": "text_input_tokens", "output_tokens": "text_output_tokens"}
         usage = {ours: data[name] for name, ours in tokens.items() if name in data}

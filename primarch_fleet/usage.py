@@ -54,13 +54,14 @@ class Usage:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are not empty."""
-        return {name: value for name in _NAMES if (value := getattr(self, name))}
+        return {name: value for name, value in zip(_NAMES, _VALUES(self), strict=True) if value}
 
 
 _NAMES = tuple(field.name for field in fields(Usage))
 #: The kinds of token, input first: the order of `token_counts`.
 INPUT_KINDS = _NAMES[: _NAMES.index("text_output_tokens")]
 OUTPUT_KINDS = _NAMES[len(INPUT_KINDS) : _NAMES.index("web_searches")]
+_VALUES: Callable[[Usage], tuple[Any, ...]] = attrgetter(*_NAMES)
 _Counts = Callable[[Usage], tuple[int, ...]]
 _INPUT_COUNTS: _Counts = attrgetter(*INPUT_KINDS)
 _OUTPUT_COUNTS: _Counts = attrgetter(*OUTPUT_KINDS)

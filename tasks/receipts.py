@@ -127,14 +127,23 @@ def build_receipt(
 
 
 def _costs(source: AnswerSource, answer: AnswerFacts, tier: str | None) -> dict[str, int]:
-    """The cost of an answer, and what it costs at the list price.
+    """The cost of an answer, and what it costs at the list price."""
+    cost = answer.bill_nanousd
+    if cost is None:
+        cost = cost_nanousd(source.price, answer.usage, tier=tier)
+    return {
+        "cost_nanousd": cost,
+        "list_cost_nanousd": _list_cost(source, answer.usage, tier),
+    }
+
+
+def _list_cost(source: AnswerSource, usage: Usage, tier: str | None) -> int:
+    """What an answer costs at the list price, in nano-dollars.
 
     A tier that is dearer than the ordinary one saves nothing: its list price is that of the tier.
     """
-    usage, cost = answer.usage, answer.bill_nanousd
-    if cost is None:
-        cost = cost_nanousd(source.price, usage, tier=tier)
-    list_cost = cost_nanousd(source.list_price, replace(usage, service_tier=None))
-    if source.lane == "realtime":
-        list_cost = max(list_cost, cost_nanousd(source.list_price, usage, tier=tier))
-    return {"cost_nanousd": cost, "list_cost_nanousd": list_cost}
+    served = cost_nanousd(source.list_price, usage, tier=tier)
+    if (usage.service_tier or tier) not in source.list_price.tiers:
+        return served
+    ordinary = cost_nanousd(source.list_price, replace(usage, service_tier=None))
+    return max(served, ordinary) if source.lane == "realtime" else ordinary
