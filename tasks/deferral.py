@@ -14,7 +14,7 @@ from celery.app.task import Context
 from celery.exceptions import Ignore
 
 from primarch_fleet import protocol
-from primarch_fleet.errors import FleetError, InvalidRequest
+from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
 from primarch_fleet.requests import Request
 from tasks import services
 from tasks.services import DeferralStore
@@ -65,12 +65,19 @@ def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, A
         Ignore: The request is parked: Celery acknowledges the message and stores no result.
         FleetError: The request is invalid or refused; it is not parked.
     """
-    prepared = prepare(task.name, kind, body, task.request)
-    for refusal in park_many([prepared], task.backend).values():
-        if prepared.request.return_exceptions:
-            return protocol.error_value(refusal)
-        raise refusal
+    try:
+        _park_one(prepare(task.name, kind, body, task.request), task.backend)
+    except RequestFailed as refusal:
+        # The body is an object: `prepare` has read it.
+        if not (isinstance(body, dict) and body.get("return_exceptions")):
+            raise
+        return protocol.error_value(refusal)
     raise Ignore
+
+
+def _park_one(prepared: PreparedRequest, backend: Any) -> None:
+    for refusal in park_many([prepared], backend).values():
+        raise refusal
 
 
 def park_many(requests: Sequence[PreparedRequest], backend: Any) -> Mapping[str, FleetError]:
@@ -106,6 +113,7 @@ def prepare(task_name: str, kind: type[Request], body: object, context: Context)
 
     Raises:
         InvalidRequest: The request is malformed, or no batch can hold it.
+        ProviderError: The provider's batches do not support it.
     """
     request = kind.parse(body)
     if request.streams:

@@ -11,7 +11,7 @@ from celery.exceptions import Reject
 
 from config.fleet import FleetConfig
 from config.provider import Deployment
-from primarch_fleet.errors import FleetError, InvalidRequest, RequestTooLarge, UnknownModel
+from primarch_fleet.errors import FleetError, ProviderError, RequestTooLarge, UnknownModel
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from scheduler.completion import accounting
@@ -45,8 +45,9 @@ class ParkingStore:
         """Make the record of a request.
 
         Raises:
-            InvalidRequest: The model is unknown, its provider does not support the request, or no
-                batch can hold it.
+            UnknownModel: No deployment serves the model in batches.
+            ProviderError: Its provider does not support the request.
+            RequestTooLarge: No batch can hold the request.
         """
         try:
             deployment = self._config.batch_deployment(request.model)
@@ -103,7 +104,7 @@ class ParkingStore:
         try:
             line_bytes = len(self._lines.encode(deployment.id, LONGEST_CUSTOM_ID, request))
         except Untranslatable as error:
-            raise InvalidRequest(str(error)) from None
+            raise ProviderError(str(error)) from None
         policy = self._config.batch
         inputs = request.input_count
         if line_bytes > policy.max_bytes or inputs > policy.max_inputs:

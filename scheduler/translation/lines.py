@@ -15,10 +15,10 @@ class LineEncoder:
     """Encodes requests for the deployments of a configuration. Any thread may call it.
 
     Args:
-        privacy: Adds what providers may learn of tenants and end users; without it, nothing.
+        privacy: Adds what providers may learn of tenants and end users.
     """
 
-    def __init__(self, config: FleetConfig, privacy: Privacy | None = None) -> None:
+    def __init__(self, config: FleetConfig, privacy: Privacy) -> None:
         self._deployments = {
             deployment.id: _DeploymentLines(
                 deployment, config.providers[deployment.provider], privacy
@@ -42,7 +42,7 @@ class LineEncoder:
 
 
 class _DeploymentLines:
-    def __init__(self, deployment: Deployment, provider: Provider, privacy: Privacy | None) -> None:
+    def __init__(self, deployment: Deployment, provider: Provider, privacy: Privacy) -> None:
         self.upstream = deployment.upstream
         self._translator = Translator(deployment, provider, privacy)
         self._format = PROVIDERS[provider.litellm_provider].line

@@ -5,40 +5,37 @@ LiteLLM does the work and is imported on first use: only fleets that need it pay
 
 from __future__ import annotations
 
-import copy
 import json
 import re
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from config.provider import Deployment, Provider
 from primarch_fleet.requests import CompletionRequest, Request
-from primarch_fleet.requests.defaults import is_default
 from scheduler.model.jsonl import TranslatedRequest
-from scheduler.translation.omissions import Omissions
 from tasks.privacy import Privacy
+
+if TYPE_CHECKING:
+    from workers.realtime.prepared_call import CallPreparer
 
 Json = dict[str, Any]
 
-CHAT = CompletionRequest.endpoint
-#: Providers that get OpenAI's body: what LiteLLM does not know of goes into it as it is.
-OPENAI_BODIES = frozenset({"openai", "azure", "groq", "hosted_vllm"})
 #: Roles of messages that are plain when their content is text and they have no other field.
 PLAIN_ROLES = ("system", "user", "assistant")
 #: A message of each role, to see whether LiteLLM changes any.
 PLAIN_MESSAGES = [{"role": role, "content": "text"} for role in PLAIN_ROLES]
+#: Parameters that differ from request to request, and that no provider gets in another form.
+OPAQUE_PARAMETERS = frozenset({"user", "safety_identifier", "prompt_cache_key", "cache_salt"})
 #: Translated parameters that are kept, for each deployment.
 MAX_TEMPLATES = 256
 #: Models of OpenAI and Azure whose plain chats LiteLLM does not change, with these parameters.
-#: A test compares both tables with LiteLLM.
-UNCHANGED_PROVIDERS = frozenset({"openai", "azure"})
+#: A test compares the tables with LiteLLM.
 UNCHANGED_MODELS = re.compile(r"gpt-(3\.5-turbo|4|4-turbo|4\.1|4o)(-mini|-nano)?(-[\d-]+)?")
-UNCHANGED_PARAMETERS = frozenset(
-    {
-        *("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed"),
-        *("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs"),
-    }
-)
+_UNCHANGED = {
+    *("max_tokens", "max_completion_tokens", "temperature", "top_p", "n", "stop", "seed"),
+    *("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "user"),
+}
+UNCHANGED_PARAMETERS = {"openai": {*_UNCHANGED, "safety_identifier"}, "azure": _UNCHANGED}
 #: LiteLLM's parameters of accounts and deployments that change no body.
 NEUTRAL_PARAMS = frozenset(
     {
@@ -58,126 +55,88 @@ class Untranslatable(ValueError):
 
 
 class Translator:
-    """Translates the requests to one deployment."""
+    """Translates the requests to one deployment. Any thread may call it.
 
-    def __init__(
-        self, deployment: Deployment, provider: Provider, privacy: Privacy | None = None
-    ) -> None:
-        """Without `privacy`, the provider learns nothing of tenants and end users."""
-        self._deployment = deployment
-        self._provider = provider
-        self._privacy = privacy
-        self._has_openai_body = provider.litellm_provider in OPENAI_BODIES
-        self._template = lru_cache(MAX_TEMPLATES)(self._make_template)
-        self._omissions = Omissions(self._call)
-        #: Whether LiteLLM changes no plain chat with UNCHANGED_PARAMETERS.
-        self._leaves_plain_chats = (
-            provider.litellm_provider in UNCHANGED_PROVIDERS
-            and UNCHANGED_MODELS.fullmatch(deployment.upstream) is not None
-            and {*provider.litellm_params.values(), *deployment.litellm_params.values()}
-            <= NEUTRAL_PARAMS
-            and not deployment.model_info
-        )
+    Args:
+        privacy: Adds what providers may learn of tenants and end users.
+    """
+
+    def __init__(self, deployment: Deployment, provider: Provider, privacy: Privacy) -> None:
+        self._deployment, self._provider, self._privacy = deployment, provider, privacy
+        #: Translated plain chats without their messages, by their parameters; None where LiteLLM
+        #: changes the messages too.
+        self._templates: dict[str, TranslatedRequest | None] = {}
+        #: Names in the bodies of plain chats that LiteLLM does not change.
+        self._unchanged = _unchanged(deployment, provider)
 
     def translate(self, request: Request) -> TranslatedRequest:
         """Translate a request. Raises Untranslatable, by the name of what is not supported."""
         if why := request.unsupported().get("batch"):
             raise Untranslatable(why)
-        body = {**request.openai_body(), "model": self._deployment.upstream}
-        extra, added = request.extra_body or {}, self._added(request)
+        fields = self._privacy.fields(request, self._provider.litellm_provider)
+        body = {**request.body(), **fields, "model": self._deployment.upstream}
         if not isinstance(request, CompletionRequest):
-            return TranslatedRequest(request.endpoint, {**body, **extra, **added})
-        if not self._has_openai_body:  # LiteLLM translates what it knows of it, too
-            if "metadata" in body:
-                raise Untranslatable(
-                    f"provider_metadata: not supported by {self._provider.litellm_provider}"
-                )
-            body, extra = {**body, **extra}, {}
-        translated = self._translate_chat(body)
-        return translated._replace(body={**translated.body, **extra, **added})
-
-    def _added(self, request: Request) -> Json:
-        """What the provider may learn of tenant and end user, in the provider's own fields."""
-        kind = self._provider.litellm_provider
-        fields = self._privacy.fields(request, kind) if self._privacy else {}
-        if kind == "anthropic" and "user" in fields:
-            return {"metadata": {"user_id": fields["user"]}}
-        return fields
-
-    def _translate_chat(self, body: Json) -> TranslatedRequest:
+            return TranslatedRequest(request.endpoint, body)
         messages = body.pop("messages")
         if not all(map(_is_plain, messages)):
-            return self._translate({**body, "messages": messages})
-        if self._leaves_plain_chats and body.keys() <= UNCHANGED_PARAMETERS | {"model"}:
-            return TranslatedRequest(CHAT, {**body, "messages": messages})
-        template = self._template(json.dumps(body, sort_keys=True))
+            return self._prepare(request)
+        if body.keys() <= self._unchanged:
+            return TranslatedRequest(request.endpoint, {**body, "messages": messages})
+        opaque = {name: body[name] for name in OPAQUE_PARAMETERS & body.keys()}
+        template = self._template(request, body, opaque)
         if template is None:
-            return self._translate({**body, "messages": messages})
-        return template._replace(body={**template.body, "messages": messages})
+            return self._prepare(request)
+        return template._replace(body={**template.body, **opaque, "messages": messages})
 
-    def _make_template(self, parameters: str) -> TranslatedRequest | None:
-        """The translation of plain chats with some parameters, without messages.
+    def _template(self, request: Request, body: Json, opaque: Json) -> TranslatedRequest | None:
+        """The translation of plain chats with these parameters, but any opaque ones."""
+        key = json.dumps({**body, **dict.fromkeys(opaque)}, sort_keys=True)
+        if key not in self._templates:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            translated = self._prepare(request.model_copy(update={"messages": PLAIN_MESSAGES}))
+            expected = {**opaque, "messages": PLAIN_MESSAGES}
+            is_template = expected.items() <= translated.body.items()
+            self._templates[key] = translated if is_template else None
+        return self._templates.get(key)
 
-        None when LiteLLM changes the messages too.
-        """
-        translated = self._translate({**json.loads(parameters), "messages": PLAIN_MESSAGES})
-        if translated.body.get("messages") != PLAIN_MESSAGES:
-            return None
-        return translated
-
-    def _translate(self, body: Json) -> TranslatedRequest:
+    def _prepare(self, request: Request) -> TranslatedRequest:
         try:
-            translated = self._call_leniently(body)
+            translated = TranslatedRequest(*self._preparer.prepare(request))
         except Exception as error:
-            raise Untranslatable(self._reason(error, body)) from None
-        if translated.endpoint != CompletionRequest.endpoint_at(self._deployment.kind):
+            raise Untranslatable(self._reason(error, request)) from None
+        if translated.endpoint != request.endpoint_at(self._deployment.kind):
             raise Untranslatable(
                 f"model: {self._deployment.upstream} answers {translated.endpoint} only"
             )
-        omitted = self._omissions.find(body, translated.body)
-        added = {name: body[name] for name in omitted.parameters if self._has_openai_body}
-        missing = [
-            *(name for name in omitted.parameters if name not in added),
-            *(f"messages: parts of type {kind!r}" for kind in omitted.parts),
-        ]
-        if missing:
-            raise Untranslatable(
-                f"{', '.join(missing)}: not supported by {self._provider.litellm_provider}"
-            )
-        return translated._replace(body={**translated.body, **added})
-
-    def _call_leniently(self, body: Json) -> TranslatedRequest:
-        """Prepare the call, without parameters that have their defaults if LiteLLM refuses some."""
-        try:
-            return self._call(body)
-        except Exception:
-            needed = {name: value for name, value in body.items() if not is_default(name, value)}
-            if len(needed) == len(body):
-                raise
-            return self._call(needed)
-
-    def _call(self, body: Json) -> TranslatedRequest:
-        """Prepare LiteLLM's call, which may change what it is given."""
-        from workers.realtime.prepared_call import prepare_call  # noqa: PLC0415 - LiteLLM
-
-        return TranslatedRequest(*prepare_call(self._entry, copy.deepcopy(body)))
+        return translated
 
     @cached_property
-    def _entry(self) -> Json:
-        from workers.realtime.router import deployment_entry  # noqa: PLC0415 - LiteLLM
+    def _preparer(self) -> CallPreparer:
+        from workers.realtime.prepared_call import CallPreparer  # noqa: PLC0415
 
-        return deployment_entry(self._deployment, self._provider)
+        return CallPreparer(self._deployment, self._provider, self._privacy)
 
-    def _reason(self, error: Exception, body: Json) -> str:
+    def _reason(self, error: Exception, request: Request) -> str:
         """What is wrong. An error about the messages may repeat them: it is named by its type."""
         try:
-            self._call({**body, "messages": PLAIN_MESSAGES})
+            self._preparer.prepare(request.model_copy(update={"messages": PLAIN_MESSAGES}))
         except Exception as error_without_messages:
             return _first_sentence(error_without_messages)
         if NOT_FETCHED.search(str(error)):
             return "messages: the provider does not fetch this address; send the data itself"
         name = type(error).__name__
+        if name == "UnsupportedParamsError":  # of types of parts
+            return _first_sentence(error)
         return f"messages: not supported by {self._provider.litellm_provider} ({name})"
+
+
+def _unchanged(deployment: Deployment, provider: Provider) -> set[str]:
+    params = {*provider.litellm_params.values(), *deployment.litellm_params.values()}
+    names = UNCHANGED_PARAMETERS.get(provider.litellm_provider)
+    is_plain_model = deployment.kind == "chat" and UNCHANGED_MODELS.fullmatch(deployment.upstream)
+    is_as_litellm_knows = params <= NEUTRAL_PARAMS and not deployment.model_info
+    return {"model", *names} if names and is_plain_model and is_as_litellm_knows else set()
 
 
 def _is_plain(message: Json) -> bool:

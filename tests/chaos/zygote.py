@@ -47,6 +47,7 @@ from scheduler.store.store import Store
 from scheduler.translation.lines import LineEncoder
 from tasks import batch, realtime, services  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
+from tasks.privacy import Privacy
 from tests.chaos import workload
 from tests.chaos.kill_points import KillPoints
 from tests.support.batch_fixture import config
@@ -81,6 +82,7 @@ class Process:
         self._provider = provider
         self._folder = folder
         self._config = config(list_lag=60)
+        self._lines = LineEncoder(self._config, Privacy(self._config.requests, b"key"))
         client = patient_async(redis_url())
         self._store = Store(client, lambda: self._now)
         self._bodies = BlobStore(client, self._store.now)
@@ -99,7 +101,7 @@ class Process:
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
-        store = ParkingStore(self._store, self._bodies, LineEncoder(self._config), self._config)
+        store = ParkingStore(self._store, self._bodies, self._lines, self._config)
         services.install(replace(services.current(), deferral_store=store))
         for message in self._order["messages"]:
             await asyncio.to_thread(run, app, message)
@@ -108,8 +110,9 @@ class Process:
         """Be a scheduler until the sandbox ends it."""
         completer.MAX_THREADS = self._order.get("threads", completer.MAX_THREADS)
         policy, backoff = self._config.batch, Backoff(15, 300, lambda: 0.5)
-        lines = LineEncoder(self._config)
-        context = BatchContext(self._store, self._bodies, lines, policy, backoff, self._folder)
+        context = BatchContext(
+            self._store, self._bodies, self._lines, policy, backoff, self._folder
+        )
         providers = {"openai": self._provider}
         replay = CeleryReplay(app, NODE)
         pipeline = BatchPipeline(context, self._config, providers, replay, Observers())

@@ -32,6 +32,7 @@ from scheduler.store.blobs import BlobStore
 from scheduler.store.keys import PREFIX
 from scheduler.translation.lines import LineEncoder
 from tasks import services
+from tasks.privacy import Privacy
 from tests.support.mortal_store import Killed, MortalStore, Witness
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.app import App
@@ -162,7 +163,7 @@ class Bench:
         self.account, self.place = account, place
         self.app, self.url, self.folder = app, url, folder
         self.simulator, self.clock, self.config = simulator, simulator.clock, config
-        self.lines = LineEncoder(config)
+        self.lines = LineEncoder(config, Privacy(config.requests, b"key"))
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         #: Task ids of the completions by all schedulers, in order; repeated ones count again.
         self.completed: list[str] = []

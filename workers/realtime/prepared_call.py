@@ -10,9 +10,13 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import litellm
-from litellm.exceptions import UnsupportedParamsError
 from litellm.litellm_core_utils.litellm_logging import Logging
-from litellm.types.utils import is_litellm_owned_kwarg
+
+from config.provider import Deployment, Provider
+from primarch_fleet.requests import Request
+from tasks.privacy import Privacy
+from workers.realtime.provider_call import ProviderCalls
+from workers.realtime.router import deployment_entry
 
 Json = dict[str, Any]
 
@@ -30,6 +34,42 @@ class PreparedCall(NamedTuple):
     body: Json
     #: Anthropic's beta features that the body needs.
     betas: frozenset[str]
+
+
+class CallPreparer:
+    """Prepares the calls to one deployment.
+
+    LiteLLM downloads some pictures for that, unless MAX_IMAGE_URL_DOWNLOAD_SIZE_MB is 0 in the
+    environment.
+
+    Args:
+        privacy: Adds what providers may learn of tenants and end users.
+    """
+
+    def __init__(self, deployment: Deployment, provider: Provider, privacy: Privacy) -> None:
+        litellm.suppress_debug_info = True
+        entry = deployment_entry(deployment, provider)
+        self._params: Json = {
+            **entry["litellm_params"],
+            "api_key": NO_KEY,
+            "model_info": entry["model_info"],
+            "metadata": {"model_group": entry["model_name"]},
+        }
+        self._calls = ProviderCalls(privacy, ())
+
+    def prepare(self, request: Request) -> PreparedCall:
+        """Prepare the call of a chat.
+
+        Raises:
+            Exception: Whatever LiteLLM raises for a request that it cannot translate; an
+                `UnsupportedParamsError` names the parameters. The text may repeat the request.
+        """
+        arguments = self._calls.fit_blocking(request, self._params)
+        try:
+            litellm.completion(**arguments, litellm_logging_obj=_recorder(arguments))
+        except _CallPrepared as prepared:
+            return _prepared_call(prepared.details)
+        raise RuntimeError("LiteLLM made no call")
 
 
 class _CallPrepared(BaseException):
@@ -52,37 +92,6 @@ class _CallRecorder(Logging):
         additional_args: Any = None,
     ) -> None:
         raise _CallPrepared(additional_args)
-
-
-def prepare_call(entry: Mapping[str, Any], body: Json) -> PreparedCall:
-    """Prepare the call of a chat.
-
-    LiteLLM may change `body`, and downloads some pictures unless MAX_IMAGE_URL_DOWNLOAD_SIZE_MB
-    is 0 in the environment.
-
-    Args:
-        entry: The deployment in the Router's form.
-        body: OpenAI's request body.
-
-    Raises:
-        Exception: Whatever LiteLLM raises for a request that it cannot translate; an
-            `UnsupportedParamsError` names the parameters. The text may repeat the request.
-    """
-    params = {**entry["litellm_params"], "api_key": NO_KEY}
-    arguments = {**body, **params, "model_info": entry["model_info"]}
-    if (own := arguments.pop("metadata", None)) is not None:  # LiteLLM's argument is another
-        arguments["extra_body"] = {"metadata": own}
-    if owned := [name for name in body if name != "metadata" and is_litellm_owned_kwarg(name)]:
-        raise UnsupportedParamsError(f"{', '.join(owned)}: not supported by this provider")
-    try:
-        litellm.completion(
-            **arguments,
-            metadata={"model_group": entry["model_name"]},
-            litellm_logging_obj=_recorder(arguments),
-        )
-    except _CallPrepared as prepared:
-        return _prepared_call(prepared.details)
-    raise RuntimeError("LiteLLM made no call")
 
 
 def _recorder(arguments: Json) -> _CallRecorder:

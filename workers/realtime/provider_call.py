@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
@@ -50,6 +51,8 @@ NOT_FOR_PROBES = {
 CALL_TYPES = {"complete": CallTypes.completion, "embed": CallTypes.embedding}
 #: Most sets of parameters whose drops are remembered.
 MAX_PROBES = 1024
+#: Probes at the same time.
+MAX_PROBE_THREADS = 2
 
 
 class Drops(NamedTuple):
@@ -70,6 +73,12 @@ class _Current(NamedTuple):
     kinds: tuple[tuple[str, Any], ...]
     parts: Parts
 
+    @classmethod
+    def of(cls, calls: ProviderCalls, request: Request) -> _Current:
+        """Return the facts of a request that each of its calls needs."""
+        body = request.openai_body()
+        return cls(calls, request, body, _kinds(request, body), dict(_special_parts(request)))
+
 
 class ProviderCalls:
     """Fits the calls of one worker process.
@@ -85,7 +94,8 @@ class ProviderCalls:
         self._privacy = privacy
         self._allowed_headers = set(allowed_headers)
         self._providers: dict[tuple[str | None, ...], str] = {}
-        self._probes: dict[Any, asyncio.Task[Drops]] = {}
+        self._probes: dict[Any, Future[Drops]] = {}
+        self._threads = ThreadPoolExecutor(MAX_PROBE_THREADS, thread_name_prefix="probe")
 
     def begin(self, request: Request) -> Json:
         """Return the arguments for the Router; the calls of this asyncio task will be fitted.
@@ -99,10 +109,9 @@ class ProviderCalls:
                 f"extra_headers: {', '.join(refused)}: not allowed; fleet.yaml lists the allowed "
                 "headers in requests.extra_headers"
             )
-        body = request.openai_body()
-        parts = dict(_special_parts(request))
-        self._current.set(_Current(self, request, body, _kinds(request, body), parts))
-        return {name: value for name, value in body.items() if name != "metadata"}
+        current = _Current.of(self, request)
+        self._current.set(current)
+        return _arguments(current.body)
 
     @classmethod
     async def fit_current(cls, call: Json) -> Json | None:
@@ -117,6 +126,29 @@ class ProviderCalls:
 
     async def fit(self, current: _Current, call: Json) -> Json:
         """Return the fitted arguments, as `fit_current` does."""
+        fitted = self._extended(current, call)
+        if probe := self._probe(current, fitted):
+            drops = await asyncio.shield(asyncio.wrap_future(probe))
+            self._handle_drops(current, fitted, drops)
+        return fitted
+
+    def fit_blocking(self, request: Request, params: Mapping[str, Any]) -> Json:
+        """Return the arguments of a call to one deployment, fitted. Blocks for LiteLLM's work.
+
+        Args:
+            params: LiteLLM's parameters of the deployment, with its `model_info`.
+
+        Raises:
+            litellm.UnsupportedParamsError: As `fit_current` does.
+        """
+        current = _Current.of(self, request)
+        fitted = self._extended(current, {**_arguments(current.body), **params})
+        if probe := self._probe(current, fitted):
+            self._handle_drops(current, fitted, probe.result())
+        return fitted
+
+    def _extended(self, current: _Current, call: Json) -> Json:
+        """The arguments of a call with what the request and its provider add."""
         request, provider = current.request, self._provider(call)
         fitted = dict(call)
         if request.extra_headers:
@@ -127,8 +159,6 @@ class ProviderCalls:
             allowed = call.get("allowed_openai_params") or ()
             fitted["allowed_openai_params"] = [*allowed, "dimensions"]
         self._add_extra(current, fitted, provider)
-        if not (call.get("drop_params") or litellm.drop_params):
-            await self._handle_drops(current, fitted, provider)
         return fitted
 
     def _provider(self, call: Json) -> str:
@@ -156,24 +186,38 @@ class ProviderCalls:
                 call.pop(name, None)
         call.update(extra)
 
-    async def _handle_drops(self, current: _Current, call: Json, provider: str) -> None:
-        """Put what LiteLLM would drop into `extra_body`, or refuse it."""
-        request, body = current.request, current.body
-        if request.verb not in (*CALL_TYPES, "respond"):
-            return
+    def _probe(self, current: _Current, call: Json) -> Future[Drops] | None:
+        """What LiteLLM would drop from such calls, found once; None if it drops nothing."""
+        if current.request.verb not in (*CALL_TYPES, "respond"):
+            return None
+        if call.get("drop_params") or litellm.drop_params:
+            return None
         dropped_anyway = call.get("additional_drop_params") or ()
         names = [name for name, _ in current.kinds if name not in dropped_anyway]
-        parts = current.parts
-        if not (names or parts):
-            return
-        key = (call["model"], call["model_info"].get("id"), current.kinds, *parts)
-        if request.verb == "respond":
-            own = [name for name in names if name in body]
-            drops = Drops(responses_parameters.dropped(provider, call["model"], own))
-        else:
-            drops = await asyncio.shield(self._probe(key, request.verb, call, names, parts))
+        if not (names or current.parts):
+            return None
+        key = (call["model"], call["model_info"].get("id"), current.kinds, *current.parts)
+        if key not in self._probes:
+            if len(self._probes) >= MAX_PROBES:
+                self._probes.clear()
+            self._probes[key] = self._threads.submit(self._finder(current, call, names))
+        return self._probes[key]
+
+    def _finder(self, current: _Current, call: Json, names: list[str]) -> Callable[[], Drops]:
+        """The search for what LiteLLM drops; it blocks."""
+        if current.request.verb == "respond":
+            own = [name for name in names if name in current.body]
+            provider, model = self._provider(call), call["model"]
+            return lambda: Drops(responses_parameters.dropped(provider, model, own))
+        arguments = {name: call[name] for name in call.keys() - NOT_FOR_PROBES}
+        call_type = CALL_TYPES[current.request.verb]
+        return partial(_find_drops, call_type, arguments, names, current.parts)
+
+    def _handle_drops(self, current: _Current, call: Json, drops: Drops) -> None:
+        """Put what LiteLLM would drop into `extra_body`, or refuse it."""
+        request, provider = current.request, self._provider(call)
         can_move = _goes_into_body(request, provider, call)
-        moved = {name for name in drops.parameters if can_move and name in body}
+        moved = {name for name in drops.parameters if can_move and name in current.body}
         refused = [
             *sorted(drops.parameters - moved),
             *(f"messages: parts of type {kind}" for kind in sorted(drops.parts)),
@@ -183,17 +227,10 @@ class ProviderCalls:
         if moved:
             call["extra_body"] = {**call["extra_body"], **{name: call.pop(name) for name in moved}}
 
-    def _probe(
-        self, key: Any, verb: str, call: Json, names: list[str], parts: Parts
-    ) -> asyncio.Task[Drops]:
-        """The probe of a set of parameters at a deployment, which runs once."""
-        if key not in self._probes:
-            if len(self._probes) >= MAX_PROBES:
-                self._probes.clear()
-            arguments = {name: call[name] for name in call.keys() - NOT_FOR_PROBES}
-            find = partial(_find_drops, CALL_TYPES[verb], arguments, names, parts)
-            self._probes[key] = asyncio.create_task(asyncio.to_thread(find))
-        return self._probes[key]
+
+def _arguments(body: Json) -> Json:
+    """The arguments for LiteLLM, whose `metadata` is another."""
+    return {name: value for name, value in body.items() if name != "metadata"}
 
 
 def _goes_into_body(request: Request, provider: str, call: Json) -> bool:

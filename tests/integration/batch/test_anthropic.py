@@ -266,10 +266,12 @@ async def test_the_batch_of_an_earlier_attempt_is_not_adopted(anthropic: OpenBen
 
 async def test_a_request_that_anthropic_does_not_support_fails_alone(anthropic: OpenBench) -> None:
     async with anthropic() as b:
-        good, seeded, too = await b.send(chat("good"), chat("seeded", seed=7), chat("too"))
+        requests = [chat("seeded", seed=7, return_exceptions=own) for own in (False, True)]
+        good, seeded, returned, too = await b.send(chat("good"), *requests, chat("too"))
         error = await b.outcome(seeded)
-        assert isinstance(error, errors.InvalidRequest)
+        assert isinstance(error, errors.ProviderError)
         assert "seed" in str(error)
+        assert (await b.outcome(returned))["error"]["message"] == str(error)
         await b.until_idle()
         answers = await b.settled([good, too], batches=1)
         assert [answer.receipt.attempts for answer in answers] == [1, 1]
