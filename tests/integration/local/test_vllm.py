@@ -21,8 +21,12 @@ from prometheus_client import REGISTRY
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS, NOT_FOR_REQUESTS
 from config.fleet import FleetConfig
+from config.requests import RequestPolicy
 from config.settings import ROOT
+from primarch_fleet import CompletionRequest
 from primarch_fleet.errors import ConfigError, EngineError, InvalidRequest
+from tasks.privacy import ENGINE, Privacy
+from tests.support import parameters
 from tests.support.engines import (
     CHAT,
     END_OF_ANSWER,
@@ -188,6 +192,59 @@ def test_vllms_metrics_are_in_the_registry_of_the_process(subject: Subject) -> N
     }
 
 
+def counted(name: str) -> float:
+    """The value of one of vLLM's counters."""
+    samples = [sample for metric in REGISTRY.collect() for sample in metric.samples]
+    return sum(sample.value for sample in samples if sample.name == name)
+
+
+def cached_tokens(subject: Subject, content: str, salt: str) -> float:
+    """The prompt tokens that a question found in the prefix cache."""
+    names = ("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
+    queries, hits = map(counted, names)
+    subject.chat(content, max_tokens=1, cache_salt=salt)
+    eventually(lambda: counted(names[0]) > queries)
+    return counted(names[1]) - hits
+
+
+def test_tenants_find_nothing_of_each_other_in_the_prefix_cache(subject: Subject) -> None:
+    prompt = "Count the words of this text. " * 60
+    privacy = Privacy(RequestPolicy(), b"key")
+    salts = [
+        privacy.fields(CompletionRequest(**question(prompt), tenant_id=tenant), ENGINE)[
+            "cache_salt"
+        ]
+        for tenant in ("a", "a", "b")
+    ]
+    first, again, other = (cached_tokens(subject, prompt, salt) for salt in salts)
+    assert first == other == 0
+    assert again > 0
+
+
+#: What vLLM accepts only with an option of its own.
+NEEDS_OPTION = {"mm_processor_kwargs"}
+
+
+def test_a_parameter_that_needs_an_option_of_vllm_is_refused_by_name(subject: Subject) -> None:
+    for name in NEEDS_OPTION:
+        with pytest.raises(InvalidRequest, match=name):
+            subject.chat(**{name: parameters.ENGINE[name]})
+
+
+@pytest.mark.parametrize("name", sorted(parameters.ENGINE.keys() - NEEDS_OPTION))
+def test_each_parameter_of_engines_is_accepted(subject: Subject, name: str) -> None:
+    assert subject.chat(**{name: parameters.ENGINE[name]}, max_tokens=4).body["choices"]
+
+
+def test_min_tokens_and_stream_options_have_their_effect(subject: Subject) -> None:
+    body = subject.chat("Say yes.", min_tokens=20, max_tokens=24).body
+    assert body["usage"]["completion_tokens"] >= 20
+    options = {"continuous_usage_stats": True}
+    chunks = subject.stream("Say yes.", max_tokens=4, stream_options=options)
+    assert all(chunk["usage"] for chunk in chunks if chunk["choices"])
+    assert chunks[-1]["usage"]["completion_tokens"] <= 4
+
+
 @pytest.fixture(scope="module")
 def server(adapter: Path) -> Iterator[str]:
     """vLLM's own OpenAI server with the same model and settings."""
@@ -251,8 +308,9 @@ def test_the_body_equals_that_of_vllms_own_server(
 
 
 def comparable(body: dict[str, Any]) -> dict[str, Any]:
-    """A response without the fields that differ between calls: ids and times."""
+    """A response without the fields that differ between calls: ids, times and vLLM's metrics."""
     body = json.loads(json.dumps(body))
+    body.pop("metrics", None)
     del body["id"], body["created"]
     for choice in body["choices"]:
         for call in choice["message"].get("tool_calls") or []:
