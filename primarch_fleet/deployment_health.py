@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: Redis key of the last results, a hash: account -> `Health` as JSON.
 CHECKS_KEY = "fleet:health_checks"
@@ -28,6 +28,6 @@ class Health(NamedTuple):
         return self.failures >= MAX_FAILURES
 
 
-def read_health(fields: Mapping[str, str]) -> dict[str, Health]:
+def read_health(fields: Mapping[Any, Any]) -> dict[str, Health]:
     """Return the results by account, from the fields of CHECKS_KEY."""
     return {account: Health(**json.loads(text)) for account, text in fields.items()}

@@ -29,6 +29,7 @@ from primarch_fleet import Fleet, FleetError
 from primarch_fleet.client import call_scheduler
 from primarch_fleet.redis_support import once_async
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
+from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status
 from scheduler.store.pauses import WHOLE_LANE, Pause
 from scheduler.store.store import Store
@@ -81,6 +82,14 @@ def costs(options: argparse.Namespace) -> int:
     summary = CostSummary.of(first, last, options.by, rows)
     targets = fleet_config().targets
     _print(summary.as_json(targets) if options.json else summary.as_tables(targets))
+    return 0
+
+
+def deployments(options: argparse.Namespace) -> int:
+    """Show the health and the last calls of the realtime lane's deployments."""
+    configured = fleet_config().deployments
+    statuses = _with_redis(lambda client: read_deployments(client, configured))
+    _print(as_json(statuses) if options.json else as_table(statuses))
     return 0
 
 
@@ -221,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_json_option(add(batches))
     _add_costs_options(add(costs))
+    _add_json_option(add(deployments))
     cancel_command = add(cancel)
     cancel_command.add_argument("ids", nargs="*", metavar="ID", help="task or ticket id")
     cancel_command.add_argument(

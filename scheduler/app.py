@@ -27,7 +27,7 @@ from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.local_promotion import LocalPromotion
-from scheduler.metrics import LiveBatches, ParkedRequests
+from scheduler.metrics import AccountHealth, LiveBatches, ParkedRequests
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
@@ -106,6 +106,7 @@ async def start(shared: Services) -> BatchPipeline:
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
 app.conf.worker_consumer = "scheduler.intake.consumer:IntakeConsumer"
 _redis = once(redis_url())
+REGISTRY.register(AccountHealth(_redis))
 REGISTRY.register(ParkedRequests(_redis))
 REGISTRY.register(LiveBatches(_redis))
 

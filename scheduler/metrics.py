@@ -13,6 +13,7 @@ from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from primarch_fleet.deployment_health import CHECKS_KEY, read_health
 from primarch_fleet.money import to_dollars
 from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.usage import Usage, parse_usage
@@ -143,6 +144,31 @@ class LiveBatches(Collector):
             labels = RequestGroup.parse(group).provider, state, known or ""
             created[labels].append(float(created_at))
         return created
+
+
+class AccountHealth(Collector):
+    """The health of the realtime lane's accounts, read from Redis at each scrape.
+
+    Args:
+        client: Must decode responses.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the last health checks from Redis; without Redis the metric has no samples."""
+        healthy = GaugeMetricFamily(
+            "primarch_account_healthy",
+            "0 if the last two health checks of a provider's account failed, else 1, by account",
+            labels=["account"],
+        )
+        try:
+            for account, health in read_health(self._redis.hgetall(CHECKS_KEY)).items():
+                healthy.add_metric([account], 0 if health.is_unhealthy else 1)
+        except redis.RedisError as error:  # do not fail the scrape of the other metrics
+            logger.warning("account health: %s", error, extra={"action": "account_health_failed"})
+        yield healthy
 
 
 class ParkedRequests(Collector):

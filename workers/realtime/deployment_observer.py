@@ -37,7 +37,6 @@ class DeploymentObserver:
         self.measurements = Measurements(self._redis)
         policy = config.routing.health_checks
         self._checks = policy and HealthChecks(config, policy, self._redis, paid_check)
-        self._measures = bool(config.routing.measured_weights) or config.routing.nearest_region
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -66,8 +65,7 @@ class DeploymentObserver:
 
     def start(self) -> None:
         """Start to exchange measurements and to check accounts."""
-        if self._measures:
-            self._tasks.append(asyncio.create_task(self.measurements.run()))
+        self._tasks.append(asyncio.create_task(self.measurements.run()))
         if self._checks:
             self._tasks.append(asyncio.create_task(self._checks.run()))
 

@@ -22,6 +22,7 @@ import redis
 import yaml
 
 from primarch_fleet import AsyncFleet, Fleet, Progress, errors
+from scheduler.metrics import AccountHealth
 from scheduler.model.jsonl import request_id
 from scheduler.model.outcomes import RequestOutcome
 from scheduler.store.keys import outcome
@@ -285,3 +286,32 @@ def test_a_webhook_server_that_cannot_start_reports_why_in_one_line() -> None:
             assert result.returncode == 1
             assert words in result.stderr
             assert "Traceback" not in result.stderr
+
+
+def test_deployments_shows_health_and_calls(store: redis.Redis, valkey_url: str) -> None:
+    down = json.dumps({"failures": 2, "reason": "HTTP 503", "seconds": None})
+    store.hset("fleet:health_checks", "openai", down)
+    bucket = int(store.time()[0]) // 30
+    store.hset("fleet:deployment_calls", f"{bucket}:openai-gpt-4o", "4 1 6000")
+    env = {"FLEET_CONFIG": str(REPOSITORY / "config" / "fleet.yaml")}
+    report = _scheduler(valkey_url, "deployments", "--json", **env)
+    gpt_4o, *others = json.loads(report.stdout)["deployments"]
+    assert gpt_4o == {
+        "deployment": "openai-gpt-4o",
+        "model": "gpt-4o",
+        "account": "openai",
+        "region": None,
+        "healthy": False,
+        "reason": "HTTP 503",
+        "check_seconds": None,
+        "calls": 4,
+        "failures": 1,
+        "mean_seconds": 2.0,
+    }
+    assert [other["calls"] for other in others] == [0] * len(others)
+    table = _scheduler(valkey_url, "deployments", **env).stdout
+    assert re.search(r"openai-gpt-4o +gpt-4o +openai +unhealthy: HTTP 503 +4 +1 +2\.00 s", table)
+    (gauge,) = AccountHealth(store).collect()
+    assert [(sample.labels, sample.value) for sample in gauge.samples] == [
+        ({"account": "openai"}, 0)
+    ]

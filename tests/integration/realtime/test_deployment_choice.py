@@ -76,7 +76,7 @@ def test_an_account_is_unhealthy_after_two_failed_checks_until_a_check_succeeds(
                 await checks.read()
                 assert checks.unhealthy == {"big-2"}
                 assert set(checks.probe_seconds) == {"big-1"}
-            assert read_health(store.hgetall(CHECKS_KEY))["down"].reason == "ConnectError"  # type: ignore[arg-type]
+            assert read_health(store.hgetall(CHECKS_KEY))["down"].reason == "ConnectError"
             simulator.profile = failing(Fault(path="/v1/models", status=503))
             await first.check()
             await first.read()
@@ -101,8 +101,7 @@ def test_requests_avoid_an_unhealthy_deployment_and_one_worker_checks_per_interv
         async with realtime_server(fleet, valkey_url) as server:
             server.start()
             unhealthy = lambda: any(  # noqa: E731
-                health.is_unhealthy
-                for health in read_health(store.hgetall(CHECKS_KEY)).values()  # type: ignore[arg-type]
+                health.is_unhealthy for health in read_health(store.hgetall(CHECKS_KEY)).values()
             )
             assert await asyncio.to_thread(eventually, unhealthy, 20.0)
             assert store.pttl(DUE_KEY) <= 1000
