@@ -7,6 +7,7 @@ from primarch_fleet.requests import (
     REQUESTS,
     CompletionRequest,
     EmbeddingRequest,
+    ModerationRequest,
     ResponsesRequest,
 )
 
@@ -23,7 +24,7 @@ BATCH_ENDPOINTS: dict[str, frozenset[str]] = {
     "azure": frozenset({_CHAT, _RESPONSES}),
     "groq": frozenset({_CHAT}),
     "hosted_vllm": frozenset({_CHAT, _EMBEDDINGS}),
-    "openai": frozenset({_CHAT, _RESPONSES, _EMBEDDINGS}),
+    "openai": frozenset({_CHAT, _RESPONSES, _EMBEDDINGS, ModerationRequest.endpoint}),
 }
 
 

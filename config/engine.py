@@ -23,6 +23,8 @@ class EngineConfig(Priced):
     A worker process runs one engine. `data_parallel_size` workers share one queue.
     """
 
+    #: What the model does: `chat` answers conversations, `embedding` returns vectors.
+    kind: Literal["chat", "embedding"] = "chat"
     #: The name that producers use.
     model: str
     #: `vllm`, or `simulated`: answers without a model, as every receipt says.

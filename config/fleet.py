@@ -18,7 +18,7 @@ from config.endpoints import batch_endpoints, endpoints
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS
 from config.inline_accounts import with_accounts
-from config.listed_models import Listing, find_listed, listing, with_listed_models
+from config.listed_models import Listing, listing_of, with_listed_models
 from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
 from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
 from config.provider import Deployment, Provider, call_params
@@ -199,19 +199,10 @@ class FleetConfig(Section):
 
     @cached_property
     def _listings(self) -> dict[str, Listing]:
-        listings = {}
-        for deployment in self.deployments:
-            provider = self.providers[deployment.provider]
-            entry = find_listed(
-                provider.litellm_provider,
-                deployment.upstream,
-                provider.litellm_params.values(),
-                deployment.litellm_params.values(),
-                info=deployment.model_info,
-            )
-            info = deployment.model_info
-            listings[deployment.id] = listing(provider.litellm_provider, entry, info)
-        return listings
+        return {
+            deployment.id: listing_of(self.providers[deployment.provider], deployment)
+            for deployment in self.deployments
+        }
 
     @cached_property
     def _rates(self) -> dict[str, Rates]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import ChainMap
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple, get_args
 
 from config.listed_rates import listed_rates
+from config.litellm_params import ENVIRONMENT_PREFIX
 from config.price import DEFAULT_DISCOUNT
 from config.price_list import OWN_HARDWARE, Entry, find_entry
+from config.provider import Deployment, Provider
 from config.section import Values
 from primarch_fleet.contract import ModelKind
 from primarch_fleet.prices import Rates
@@ -24,6 +29,8 @@ _OWN_BILL = frozenset({"openrouter", "perplexity", "vercel_ai_gateway", "xai"})
 _OWN_RULES = ("off_peak_pricing", "input_cost_per_second", "output_cost_per_second")
 #: Modes whose models are free if the list says so.
 _FREE_MODES = frozenset({"moderation"})
+#: OpenAI's hosts that process in one region.
+_OPENAI_REGION = re.compile(r"https://(\w+)\.api\.openai\.com")
 #: LiteLLM's own parameters that name a region, by which the list has prices of its own.
 _REGIONS = ("aws_region_name", "vertex_location", "region_name")
 
@@ -121,12 +128,23 @@ def _with_own(entry: Entry | None, provider: str, info: Mapping[str, Any]) -> En
     return {"litellm_provider": provider, **kept, **info}
 
 
+def listing_of(provider: Provider, deployment: Deployment) -> Listing:
+    """Return what the list, and the deployment's `model_info`, say of its price."""
+    name, info = provider.litellm_provider, deployment.model_info
+    params = provider.litellm_params.values() | deployment.litellm_params.values()
+    entry = find_listed(name, deployment.upstream, params, info=info)
+    found = listing(name, entry, info)
+    if not entry or not found.rates:
+        return found
+    return found._replace(rates=found.rates.scaled(_region_factor(entry, params, provider)))
+
+
 def listing(provider: str, entry: Entry | None, info: Mapping[str, Any]) -> Listing:
-    """Return what the list says of a deployment's price.
+    """Return what the list says of a model's price.
 
     Args:
         provider: LiteLLM's name of the provider.
-        entry: The deployment's entry of the list, if it has one.
+        entry: The model's entry of the list, if it has one.
         info: LiteLLM's `model_info` of the deployment: its own prices may be 0.
     """
     rates = listed_rates(entry, DEFAULT_DISCOUNT) if entry else None
@@ -138,3 +156,18 @@ def listing(provider: str, entry: Entry | None, info: Mapping[str, Any]) -> List
         rates = None
     own_rules = entry is not None and any(entry.get(key) for key in _OWN_RULES)
     return Listing(rates, own_bill=own_rules or provider in _OWN_BILL)
+
+
+def _region_factor(entry: Entry, params: Mapping[str, Any], provider: Provider) -> Decimal:
+    """What the region of a deployment multiplies all prices of tokens by."""
+    # https://cloud.google.com/vertex-ai/generative-ai/pricing: all but the global endpoint.
+    if params.get("vertex_location", "global") != "global":
+        factor = entry.get("regional_endpoint_uplift_multiplier")
+    else:
+        # https://platform.openai.com/docs/guides/your-data: the host names the region.
+        address = str(params.get("api_base") or provider.api_base)
+        if address.startswith(ENVIRONMENT_PREFIX):
+            address = os.environ.get(address.removeprefix(ENVIRONMENT_PREFIX), "")
+        match = _OPENAI_REGION.match(address)
+        factor = match and entry.get(f"regional_processing_uplift_multiplier_{match[1]}")
+    return Decimal(str(factor or 1))

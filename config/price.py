@@ -145,7 +145,7 @@ class Priced(Section):
     """Something that serves a model: it has a price, or it is declared to be free."""
 
     #: What the model does: `chat` answers conversations, `responses` does too but has only OpenAI's
-    #: Responses API, `embedding` returns vectors.
+    #: Responses API, `embedding` returns vectors, `moderation` flags texts.
     kind: ModelKind = "chat"
     #: Dollars per million tokens.
     price: Price | None = None

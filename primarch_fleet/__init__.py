@@ -18,7 +18,12 @@ from primarch_fleet.errors import FleetError
 from primarch_fleet.outgoing import Ticket
 from primarch_fleet.prices import Price, Rates
 from primarch_fleet.progress import Progress
-from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
+from primarch_fleet.requests import (
+    CompletionRequest,
+    EmbeddingRequest,
+    ModerationRequest,
+    ResponsesRequest,
+)
 from primarch_fleet.streaming import Chunk, Stream
 
 __all__ = [
@@ -32,6 +37,7 @@ __all__ = [
     "EmbeddingRequest",
     "Fleet",
     "FleetError",
+    "ModerationRequest",
     "Price",
     "Progress",
     "Rates",

@@ -5,24 +5,55 @@ Workers publish it in Redis, producers read it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import redis
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from primarch_fleet.contract import Lane, ModelKind
 from primarch_fleet.errors import NoCatalogue, UnknownModel
-from primarch_fleet.prices import Rates
+from primarch_fleet.prices import Rates, TokenRates
 from primarch_fleet.prompt_size import MediaTokens
 
+#: The name of a model's or an offer's rates on the wire.
+_RATES = "rates"
 #: Redis key of the catalogue, a string with JSON.
 CATALOGUE_KEY = "fleet:catalogue"
 
 
-class Offer(BaseModel):
+class _Priced(BaseModel):
+    """Rates in a field whose name older producers read as two prices, `input` and `output`."""
+
+    #: The field.
+    rates_field: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_rates(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or _RATES not in data:
+            return data
+        rest = {name: value for name, value in data.items() if name != _RATES}
+        return rest | {cls.rates_field: data[_RATES]}
+
+    @model_serializer(mode="wrap")
+    def _write_rates(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = write(self)
+        base: TokenRates = getattr(self, self.rates_field).base
+        older = {"input": str(base.input), "output": str(base.output)}
+        return data | {_RATES: data[self.rates_field], self.rates_field: older}
+
+
+class Offer(_Priced):
     """How one lane serves a model: its queue, price and quality."""
 
     model_config = ConfigDict(frozen=True)
+    rates_field: ClassVar[str] = "price"
 
     queue: str
     price: Rates
@@ -49,10 +80,11 @@ class Offer(BaseModel):
         return (self.price, *self.other_prices)
 
 
-class Model(BaseModel):
+class Model(_Priced):
     """A model and the lanes that serve it."""
 
     model_config = ConfigDict(frozen=True)
+    rates_field: ClassVar[str] = "list_price"
 
     kind: ModelKind
     lanes: dict[Lane, Offer]

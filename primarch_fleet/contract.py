@@ -26,7 +26,7 @@ Lane = Literal["realtime", "local", "batch"]
 LANES: tuple[Lane, ...] = get_args(Lane)
 
 #: What a model does, by the name that LiteLLM has for it (`mode`).
-ModelKind = Literal["chat", "responses", "embedding"]
+ModelKind = Literal["chat", "responses", "embedding", "moderation"]
 
 #: Celery priority of a message by name. The Redis transport serves 0 first.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}

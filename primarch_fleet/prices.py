@@ -149,6 +149,18 @@ class Rates(BaseModel):
         steps = self.batch or self.standard
         return type(self)(standard=steps, fees=self.fees, surcharges=self.surcharges)
 
+    def scaled(self, factor: Decimal) -> Self:
+        """Return the rates multiplied by a factor; fees stay as they are."""
+        if factor == 1:
+            return self
+
+        def scale(steps: Steps) -> Steps:
+            return tuple(step.map(lambda _, rate: rate * factor) for step in steps)
+
+        tiers = {name: scale(steps) for name, steps in self.tiers.items()}
+        changed = {"standard": scale(self.standard), "tiers": tiers, "batch": scale(self.batch)}
+        return self.model_copy(update=changed)
+
     @property
     def is_zero(self) -> bool:
         """True if no token has a price at the ordinary tier."""

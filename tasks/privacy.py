@@ -74,7 +74,9 @@ class Privacy:
         embeds = request.verb == "embed"
         field = (EMBEDDING_END_USER_FIELDS if embeds else END_USER_FIELDS).get(provider)
         own = {"user", "safety_identifier"} & request.model_fields_set
-        if not (field and request.user_id) or own or self._policy.user_id == "omitted":
+        if field is None or field not in type(request).model_fields or not request.user_id:
+            return {}
+        if own or self._policy.user_id == "omitted":
             return {}
         if self._policy.user_id == "plain":
             return {field: request.user_id}

@@ -43,8 +43,6 @@ MAX_LISTED_FILES = 1000
 STATUS_SPELLINGS = {"canceled": "cancelled", "canceling": "cancelling"}
 
 CHAT = CompletionRequest.endpoint
-#: The endpoints of BATCH_ENDPOINTS, for the SDK.
-Endpoint = Literal["/v1/chat/completions", "/v1/responses", "/v1/embeddings"]
 
 
 class OpenAIBatches:
@@ -103,7 +101,7 @@ class OpenAIBatches:
         with provider_errors():
             batch = await self._client.batches.create(
                 input_file_id=file_id,
-                endpoint=cast(Endpoint, endpoint),
+                endpoint=cast(Any, endpoint),
                 completion_window=cast(Literal["24h"], window),
                 metadata={INTENT_KEY: intent} if self.capabilities.metadata else openai.omit,
             )

@@ -47,9 +47,14 @@ PRICES = {
     "gpt-4o-mini": ("0.15", "0.60"),
     "gpt-5-pro": ("15.00", "120.00"),
     "vectors": ("0.02", "0"),
+    "guard": ("0", "0"),
 }
 #: The kinds of the models that are not for chats.
-KINDS: dict[str, Any] = {"gpt-5-pro": "responses", "vectors": "embedding"}
+KINDS: dict[str, Any] = {
+    "gpt-5-pro": "responses",
+    "vectors": "embedding",
+    "guard": "moderation",
+}
 
 
 def profile(*faults: Fault, **batch: Any) -> Profile:
@@ -81,6 +86,7 @@ def config(kind: str = "openai", token_limit: int | None = None, **policy: Any) 
                     "upstream": name,
                     "kind": KINDS.get(name, "chat"),
                     "price": {"input": paid, "output": made},
+                    "free": name == "guard",
                     "batch": True,
                     "batch_enqueued_token_limit": token_limit,
                 }

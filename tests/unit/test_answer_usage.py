@@ -67,3 +67,23 @@ def test_pictures_in_the_prompt_count_by_their_kind() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10**6}}
     request = {"messages": [{"role": "user", "content": [picture]}]}
     assert 1_000 <= estimate(CHAT, request).input_tokens <= 1_100
+
+
+def test_the_tier_that_served_an_answer_is_in_its_usage() -> None:
+    body = CHAT | {"usage": {"prompt_tokens": 1}, "service_tier": "flex"}
+    assert usage_of(body, never, MEDIA) == Usage(1, service_tier="flex")
+
+
+def searches(**body: Any) -> int:
+    return usage_of({"usage": {"prompt_tokens": 1}, **body}, never, MEDIA).web_searches
+
+
+def test_searches_that_only_the_answer_shows_are_counted() -> None:
+    items = [{"type": "web_search_call"}, {"type": "message"}, {"type": "web_search_call"}]
+    assert searches(output=items) == 2
+    message = {"content": "", "annotations": [{"type": "url_citation"}, {"type": "url_citation"}]}
+    cited = [{"message": message}]
+    assert searches(choices=cited) == 1
+    reported = {"prompt_tokens": 1, "server_tool_use": {"web_search_requests": 3}}
+    assert searches(choices=cited, usage=reported) == 3
+    assert searches(**CHAT) == 0

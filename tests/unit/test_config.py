@@ -1,5 +1,6 @@
 """fleet.yaml and FLEET_*: errors name the key, and no secret is shown."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ def test_the_catalogue_lists_the_offer_of_each_lane() -> None:
     assert models["text-embedding-3-small"].kind == "embedding"
     with pytest.raises(UnknownModel):
         load(SHIPPED).list_price("nobody")
+
+
+def test_an_older_producer_reads_two_prices_in_the_catalogue() -> None:
+    wire = json.loads(load(SHIPPED).catalogue().model_dump_json(exclude_none=True))
+    model = wire["models"]["gpt-4o"]
+    assert model["list_price"] == model["lanes"]["realtime"]["price"]
+    assert {name: float(price) for name, price in model["list_price"].items()} == {
+        "input": 2.5,
+        "output": 10,
+    }
+    assert float(model["lanes"]["batch"]["price"]["input"]) == 1.25
 
 
 def test_a_model_served_twice_has_the_list_price_of_the_first_deployment(tmp_path: Path) -> None:

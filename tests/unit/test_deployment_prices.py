@@ -126,6 +126,18 @@ def test_a_deployment_has_the_kind_and_the_lengths_of_the_list_unless_it_says_ot
     assert (embedding.kind, embedding.context_length) == ("embedding", 8191)
 
 
+def test_a_region_with_a_surcharge_multiplies_the_prices_of_tokens() -> None:
+    name = "vertex_ai/gemini-3.5-flash"
+    params = {"vertex_location": "europe-west1"}
+    base = rates(name, provider="vertex_ai").base.input
+    assert rates(name, provider="vertex_ai", litellm_params=params).base.input == base * Decimal(
+        "1.1"
+    )
+    host = {"api_base": "https://eu.api.openai.com/v1"}
+    base = rates("gpt-6-luna").base.input
+    assert rates("gpt-6-luna", litellm_params=host).base.input == base * Decimal("1.1")
+
+
 def test_a_name_of_your_choice_has_the_price_of_its_base_model() -> None:
     info = {"base_model": "azure/gpt-4o"}
     assert some(rates("mine", provider="azure", model_info=info).base, "input") == [2.5]

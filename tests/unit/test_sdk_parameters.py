@@ -9,13 +9,20 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.embeddings import AsyncEmbeddings
+from openai.resources.moderations import AsyncModerations
 from openai.resources.responses import AsyncResponses
 from openai.types.chat import ChatCompletionMessage
 from openai.types.chat import completion_create_params as chat
 from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses import response_create_params as responses
 
-from primarch_fleet import CompletionRequest, EmbeddingRequest, ResponsesRequest
+from primarch_fleet import (
+    CompletionRequest,
+    EmbeddingRequest,
+    ModerationRequest,
+    ResponsesRequest,
+)
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests import Request
 from primarch_fleet.requests.base import PROVIDER_NAMES
@@ -25,8 +32,11 @@ from tests.support import parameters
 CHAT = CompletionRequest(model="m", messages=[{"role": "user", "content": "hello"}])
 EMBEDDING = EmbeddingRequest(model="m", input="hello")
 RESPONSE = ResponsesRequest(model="m", input="hello")
+MODERATION = ModerationRequest(model="m", input="hello")
 #: The smallest request of each kind.
-PLAIN: dict[type[Request], Request] = {type(plain): plain for plain in (CHAT, EMBEDDING, RESPONSE)}
+PLAIN: dict[type[Request], Request] = {
+    type(plain): plain for plain in (CHAT, EMBEDDING, RESPONSE, MODERATION)
+}
 #: By kind of request: the SDK's types of its body, and the SDK's method.
 SDK: dict[type[Request], tuple[list[type], Callable[..., Any]]] = {
     CompletionRequest: (
@@ -34,6 +44,7 @@ SDK: dict[type[Request], tuple[list[type], Callable[..., Any]]] = {
         AsyncCompletions.create,
     ),
     EmbeddingRequest: ([EmbeddingCreateParams], AsyncEmbeddings.create),
+    ModerationRequest: ([ModerationCreateParams], AsyncModerations.create),
     ResponsesRequest: (
         [responses.ResponseCreateParamsNonStreaming, responses.ResponseCreateParamsStreaming],
         AsyncResponses.create,

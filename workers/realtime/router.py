@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import litellm
@@ -20,6 +20,7 @@ from primarch_fleet.requests import RoutingStrategy
 from primarch_fleet.validation import explain
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.flex_tier import FlexTier
+from workers.realtime.moderation import amoderation
 from workers.realtime.router_host import RouterHost
 
 #: How long a Redis that does not answer delays a call; LiteLLM's default is 5 s per call.
@@ -55,10 +56,12 @@ def build_router(
         # Weighted choice can pick the same deployment for every attempt: try the others after it.
         enable_weighted_failover=True,
         enable_tag_filtering=routing.enable_tag_filtering,
-        # A response continues at the deployment that has stored the previous one.
-        optional_pre_call_checks=["responses_api_deployment_check"],
         **fallbacks(config),
-        **{**routing.router_settings, "model_group_retry_policy": policies},
+        **{
+            **routing.router_settings,
+            "model_group_retry_policy": policies,
+            "optional_pre_call_checks": _pre_call_checks(routing.router_settings),
+        },
     )
     host = RouterHost()
     host.timeout_retries = {
@@ -67,8 +70,17 @@ def build_router(
     router = Router.from_config(build_router_config(arguments), host)
     host.cooldowns = Cooldowns(router)
     host.flex_tier = FlexTier(config)
+    # The Router's own method for moderations has neither retries nor fallbacks.
+    call = host.with_cooldowns(amoderation)
+    router.amoderation = router.factory_function(call, call_type="agenerate_content")
     host.on_call = on_call
     return router
+
+
+def _pre_call_checks(router_settings: Mapping[str, Any]) -> list[Any]:
+    """LiteLLM's checks: a response continues at the deployment that has stored the previous one."""
+    configured = router_settings.get("optional_pre_call_checks") or ()
+    return list(dict.fromkeys([*configured, "responses_api_deployment_check"]))
 
 
 def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
@@ -185,8 +197,9 @@ def answer_of(router_method: str, response: Any) -> RouterAnswer:
     return RouterAnswer(response.model_dump(**options), hidden_params(response))
 
 
-#: What the fleet tells the Router about a call. OpenAI's `metadata` is in the body of a response.
-METADATA = {"aresponses": "litellm_metadata"}
+def metadata_argument(router_method: str) -> str:
+    """Return the argument in which a method of the Router takes what is said of a call."""
+    return "metadata" if router_method in _DUMP_OPTIONS else "litellm_metadata"
 
 
 async def close_router(router: Router, *, shared_state: bool) -> None:

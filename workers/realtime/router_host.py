@@ -59,9 +59,11 @@ class RouterHost(PythonHost):
     def invoke(self, op: str) -> Any:
         """Return the endpoint; those of OPERATIONS tell the cooldowns of Retry-After."""
         endpoint = super().invoke(op)
-        return self._with_cooldowns(endpoint) if op in OPERATIONS else endpoint
+        return self.with_cooldowns(endpoint) if op in OPERATIONS else endpoint
 
-    def _with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    def with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        """Return an endpoint that tells the cooldowns of Retry-After."""
+
         @wraps(endpoint)
         async def call(**arguments: Any) -> Any:
             raise_if_cancelled()

@@ -33,12 +33,12 @@ from workers.realtime.errors import translate
 from workers.realtime.flex_tier import allow_flex_tier
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
-    METADATA,
     RouterAnswer,
     answer_of,
     build_router,
     close_router,
     fallbacks,
+    metadata_argument,
     register_strategy,
 )
 from workers.realtime.router_host import raise_if_cancelled
@@ -214,7 +214,7 @@ class RealtimeServer:
         arguments = body | {
             "model": self._config.routing.resolve_alias(request.model),
             # "&": without it, LiteLLM falls back to deployments tagged "default".
-            METADATA.get(name, "metadata"): {"tags": [f"&{tag}" for tag in request.tags]},
+            metadata_argument(name): {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
             **(fallbacks(self._config, request.tags) if request.tags else {}),
         }

@@ -100,7 +100,7 @@ def test_the_price_list_tells_that_a_model_has_only_responses() -> None:
     values = config().model_dump(mode="json", exclude_unset=True)
     for deployment in values["deployments"]:
         del deployment["kind"], deployment["price"]
-        deployment["free"] = deployment["model"] == "vectors"
+        deployment["free"] = deployment["model"] in ("guard", "vectors")
     kinds = {one.model: one.kind for one in FleetConfig.model_validate(values).deployments}
     assert kinds["gpt-5-pro"] == "responses"
     assert kinds["gpt-4o"] == "chat"

@@ -82,8 +82,9 @@ class App:
     def _routes(self) -> Iterator[web.RouteDef]:
         table: tuple[tuple[str, str, Endpoint, Handler], ...] = (
             ("POST", "/v1/chat/completions", "chat.completions", self._complete),
-            ("POST", "/v1/embeddings", "embeddings", self._embed),
+            ("POST", "/v1/embeddings", "embeddings", self._answer_whole),
             ("POST", "/v1/responses", "responses", self._respond),
+            ("POST", "/v1/moderations", "moderations", self._answer_whole),
             ("GET", "/v1/models", "models.list", self._list_models),
             ("POST", "/v1/files", "files.create", self._create_file),
             ("GET", "/v1/files", "files.list", self._list_files),
@@ -205,8 +206,8 @@ class App:
         pause = generation_time / max(1, len(reply.parts))
         return replace(reply, pause=pause, on_part_sent=self.stats.chunk_sent)
 
-    async def _embed(self, call: Call) -> Reply:
-        answer = self.provider.answer("embeddings", call.body)
+    async def _answer_whole(self, call: Call) -> Reply:
+        answer = self.provider.answer(call.endpoint, call.body)
         await self.provider.clock.sleep(self.provider.latency(answer.model, call.raw))
         return as_json(self.provider.respond(answer, "realtime", call.script))
 

@@ -61,7 +61,7 @@ class Model(Rates):
     is. Each choice has `reasoning_tokens`, which are part of its limit.
     """
 
-    kind: Literal["chat", "responses", "embedding"] = "chat"
+    kind: Literal["chat", "responses", "embedding", "moderation"] = "chat"
     prompt_cache: PositiveInt | None = None
     reasoning_tokens: NonNegativeInt = 0
     tiers: dict[str, Rates] = {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from workers.onebox.simulator import chat, embeddings, responses
+from workers.onebox.simulator import chat, embeddings, moderations, responses
 from workers.onebox.simulator.clock import Clock
 from workers.onebox.simulator.errors import ApiError, JsonObject, invalid, model_not_found
 from workers.onebox.simulator.ids import Ids
@@ -20,6 +20,7 @@ ENDPOINTS: Mapping[str, Endpoint] = {
     "/v1/chat/completions": "chat.completions",
     "/v1/embeddings": "embeddings",
     "/v1/responses": "responses",
+    "/v1/moderations": "moderations",
 }
 
 
@@ -61,6 +62,11 @@ APIS: Mapping[Endpoint, Api] = {
         lambda body, _: embeddings.embed(body),
         ("embedding",),
         lambda: invalid("This model does not support embeddings.", "model"),
+    ),
+    "moderations": Api(
+        lambda body, _: moderations.moderate(body),
+        ("moderation",),
+        lambda: invalid("This model does not support moderations.", "model"),
     ),
     "responses": Api(
         responses.respond,
@@ -119,7 +125,7 @@ class Provider:
         ):
             answer = answer.cached(self._cache.use(answer.request, prices.prompt_cache))
         body = self.form(answer.body(self.ids.new("chatcmpl-"), int(self.clock.now())))
-        usage = body["usage"]
+        usage = body.get("usage") or {}
         if script is not None:
             body = script.applied(body)
         sent = body if isinstance(body, dict) else {}

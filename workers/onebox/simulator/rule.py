@@ -14,6 +14,7 @@ Endpoint = Literal[
     "chat.completions",
     "embeddings",
     "responses",
+    "moderations",
     "models.list",
     "files.create",
     "files.list",
