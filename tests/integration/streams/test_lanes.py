@@ -14,6 +14,7 @@ from primarch_fleet import AsyncFleet, Chunk, CompletionRequest, Fleet, Ticket, 
 from primarch_fleet.outgoing import task_id
 from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Fault, Latency, Profile
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.server import Simulator
 
 #: A provider that takes seconds for an answer, so that a test can break things meanwhile.
@@ -82,6 +83,20 @@ def test_an_answer_is_available_as_chunks_and_as_a_whole(
     assert completion.receipt.time_to_first_token is not None
     assert list(stream) == []
     assert list(fleet.stream(stream.ticket, timeout=TIMEOUT_SECONDS)) == chunks
+
+
+def test_a_result_has_the_log_probabilities_and_the_reasoning_of_all_chunks(
+    fleet: Fleet, lanes: Lanes
+) -> None:
+    reasoned = {"choices": [{"message": {"reasoning": "let me think"}}]}
+    lanes.simulator.script(Script(contains="row of reasoning", merge=reasoned))
+    request = question(text="row of reasoning").model_copy(update={"logprobs": True})
+    stream = fleet.stream(request, timeout=TIMEOUT_SECONDS)
+    chunks = list(stream)
+    (choice,) = stream.result(TIMEOUT_SECONDS).body["choices"]
+    tokens = [token["token"] for token in choice["logprobs"]["content"]]
+    assert "".join(tokens) == choice["message"]["content"] == text(chunks)
+    assert choice["message"]["reasoning_content"] == "let me think"
 
 
 def test_the_first_chunk_arrives_before_the_answer_is_complete(fleet: Fleet, lanes: Lanes) -> None:
