@@ -18,10 +18,11 @@ _EMBEDDINGS = EmbeddingRequest.endpoint
 #: https://platform.openai.com/docs/api-reference/batch/create
 #: https://learn.microsoft.com/en-us/azure/ai-foundry/openai/how-to/batch
 #: https://docs.claude.com/en/docs/build-with-claude/batch-processing
-#: https://console.groq.com/docs/batch
+#: https://console.groq.com/docs/batch, https://ai.google.dev/gemini-api/docs/batch-api
 BATCH_ENDPOINTS: dict[str, frozenset[str]] = {
     "anthropic": frozenset({_CHAT}),
     "azure": frozenset({_CHAT, _RESPONSES}),
+    "gemini": frozenset({_CHAT}),
     "groq": frozenset({_CHAT}),
     "hosted_vllm": frozenset({_CHAT, _EMBEDDINGS}),
     "openai": frozenset({_CHAT, _RESPONSES, _EMBEDDINGS, ModerationRequest.endpoint}),

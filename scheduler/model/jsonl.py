@@ -15,6 +15,8 @@ class TranslatedRequest(NamedTuple):
     body: dict[str, Any]
     #: Anthropic's beta features that the body needs.
     betas: frozenset[str] = frozenset()
+    #: The provider's name for the model, which some bodies do not repeat.
+    model: str = ""
 
 
 def request_id(task_id: str) -> str:

@@ -6,12 +6,14 @@ from scheduler.providers.anthropic import AnthropicBatches
 from scheduler.providers.azure import AzureBatches
 from scheduler.providers.base import BatchProvider
 from scheduler.providers.compatible import CompatibleBatches, GroqBatches
+from scheduler.providers.gemini import GeminiBatches
 from scheduler.providers.openai import OpenAIBatches
 
 #: By `litellm_provider` of an entry of `providers`.
 PROVIDERS: dict[str, type[BatchProvider]] = {
     "anthropic": AnthropicBatches,
     "azure": AzureBatches,
+    "gemini": GeminiBatches,
     "groq": GroqBatches,
     "hosted_vllm": CompatibleBatches,
     "openai": OpenAIBatches,

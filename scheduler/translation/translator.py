@@ -102,14 +102,12 @@ class Translator:
 
     def _prepare(self, request: Request) -> TranslatedRequest:
         try:
-            translated = TranslatedRequest(*self._preparer.prepare(request))
+            call = self._preparer.prepare(request)
         except Exception as error:
             raise Untranslatable(self._reason(error, request)) from None
-        if translated.endpoint != request.endpoint_at(self._deployment.kind):
-            raise Untranslatable(
-                f"model: {self._deployment.upstream} answers {translated.endpoint} only"
-            )
-        return translated
+        if call.endpoint != request.endpoint_at(self._deployment.kind):
+            raise Untranslatable(f"model: {self._deployment.upstream} answers {call.endpoint} only")
+        return TranslatedRequest(*call, model=self._deployment.upstream)
 
     @cached_property
     def _preparer(self) -> CallPreparer:

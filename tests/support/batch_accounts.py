@@ -13,6 +13,7 @@ from tests.support.batch_fixture import Dialect
 from workers.onebox.simulator.anthropic import AnthropicApp
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.azure import AzureApp
+from workers.onebox.simulator.gemini import GeminiApp
 from workers.onebox.simulator.provider import Provider
 
 KEY = "sk-of-the-test"
@@ -31,7 +32,8 @@ def entry(kind: str) -> dict[str, str]:
 
 def account(kind: str, version: str, url: str) -> Any:
     """An account as the configuration gives it."""
-    address = url.removesuffix("/v1") if kind in ("azure", "anthropic") else url
+    paths = {"azure": "", "anthropic": "", "gemini": "/v1beta"}
+    address = url.removesuffix("/v1") + paths.get(kind, "/v1")
     os.environ |= {"TEST_KEY": KEY, "TEST_BASE": address, "AZURE_API_VERSION": version}
     return PROVIDERS[kind].from_config(Entry.model_validate(entry(kind)))
 
@@ -41,5 +43,6 @@ def dialect(kind: str, version: str = "", **azure: Any) -> Dialect:
     apps: dict[str, Callable[[Provider], App]] = {
         "azure": partial(AzureApp, **azure),
         "anthropic": AnthropicApp,
+        "gemini": GeminiApp,
     }
     return Dialect(apps.get(kind, App), partial(account, kind, version), kind)

@@ -39,7 +39,8 @@ DIALECTS = [
     pytest.param(dialect("groq"), id="groq"),
     pytest.param(dialect("hosted_vllm"), id="hosted_vllm"),
 ]
-ALL = [*DIALECTS, pytest.param(dialect("anthropic"), id="anthropic")]
+GEMINI = pytest.param(dialect("gemini"), id="gemini")
+ALL = [*DIALECTS, pytest.param(dialect("anthropic"), id="anthropic"), GEMINI]
 AZURE = [dialect("azure"), dialect("azure", CLASSIC)]
 
 
