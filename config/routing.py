@@ -107,9 +107,11 @@ class Routing(Section):
     #: Retries after a failed call, before fallbacks are tried. A call that timed out is not
     #: repeated unless `router_settings.retry_policy.TimeoutErrorRetries` says so: it may be billed.
     num_retries: int = Field(2, ge=0)
-    #: Seconds for one call of a provider.
+    #: Seconds for one call of a provider. The `max_latency` of a request may lengthen it, and the
+    #: `timeout` of a deployment replaces it.
     timeout: float = Field(60.0, gt=0)
-    #: Seconds for one streamed call of a provider.
+    #: Seconds until the first token, and between two parts, of a streamed call; lengthened and
+    #: replaced likewise.
     stream_timeout: float = Field(30.0, gt=0)
     #: Most seconds in all that a request waits while every deployment refuses: until a deployment's
     #: Retry-After has passed or its cooldown ends. 0: the request fails at once.
@@ -118,7 +120,10 @@ class Routing(Section):
     allowed_fails: int = Field(3, ge=0)
     #: Seconds for which a cooled-down deployment gets no requests.
     cooldown_time: float = Field(30.0, ge=0)
-    #: No deployment is ever cooled down.
+    #: Seconds for which an account gets no requests after its provider has refused its key, credit
+    #: or quota. Each refusal in a row doubles the pause, up to 16 times this value. 0: none.
+    account_pause: float = Field(30.0, ge=0)
+    #: No deployment is ever cooled down, and no account is paused.
     disable_cooldowns: bool = False
     #: All processes share cooldowns and usage through Redis.
     shared_state: bool = True

@@ -80,6 +80,11 @@ class Receipt(BaseModel):
     failed_attempts: list[FailedAttempt] = []
     #: Model groups that failed before another one answered.
     fallbacks: int = 0
+    #: Why another model answered: the deployment that failed first, and the code of its error; None
+    #: if the requested model answered.
+    fallback_reason: str | None = None
+    #: Parameters of the request that the answering deployment's configuration dropped.
+    dropped_parameters: list[str] = []
     #: Seconds between submit and the start on a worker; None without a submit time.
     queue_wait: float | None = None
     #: Seconds from the start to the first token; None if the answer was not streamed.

@@ -143,6 +143,8 @@ class DeadlineExceeded(RequestFailed):
 class EngineError(RequestFailed):
     """The local engine failed to answer the request."""
 
+    retryable = True
+
 
 class BatchError(RequestFailed):
     """The batch job ended without an answer to this request."""

@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from primarch_fleet.chat_form import FINISH_REASONS
 from tasks.provider_errors import Fault, Reason, classify
 
-#: Finish reasons of a generation that ended as it should, by the names of OpenAI and of providers:
-#: those that LiteLLM knows, without the failures among them.
-#: https://github.com/BerriAI/litellm/blob/main/litellm/litellm_core_utils/core_helpers.py
-COMPLETE_FINISH_REASONS = frozenset(
-    {
-        *("stop", "length", "tool_calls", "function_call", "content_filter"),
-        *("stop_sequence", "end_turn", "max_tokens", "tool_use", "refusal", "compaction"),
-        *("pause_turn", "model_context_window_exceeded", "content_filtered"),
-        *("guardrail_intervened", "complete", "tool_call", "error_toxic", "eos_token"),
-        *("eos", "sensitive", "continuation", "safety", "recitation", "language", "other"),
-        *("blocklist", "prohibited_content", "spii", "image_safety"),
-        *("image_prohibited_content", "no_image", "image_recitation", "image_other"),
-        *("escalation", "max_output_tokens"),
-    }
-)
 #: What a provider says of a failed generation beside a finish reason that hides it.
 #: https://openrouter.ai/docs/api/reference/overview (native_finish_reason)
 #: https://api-docs.deepseek.com/api/create-chat-completion (insufficient_system_resource)
@@ -53,7 +39,7 @@ def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
 
 def is_failed_finish(finish_reason: object) -> bool:
     """Return whether a finish reason, in any provider's words, is none of a complete choice."""
-    return bool(finish_reason) and str(finish_reason).lower() not in COMPLETE_FINISH_REASONS
+    return bool(finish_reason) and str(finish_reason).lower() not in FINISH_REASONS
 
 
 def _failures(body: Mapping[str, Any]) -> Iterator[str]:

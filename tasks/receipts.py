@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -82,8 +82,11 @@ class AnswerFacts:
     attempts: int = 1
     #: Those of them without an answer.
     failed_attempts: list[FailedAttempt] = field(default_factory=list)
-    #: Models that failed before another model answered.
+    #: Models that failed before another model answered, and why.
     fallbacks: int = 0
+    fallback_reason: str | None = None
+    #: Parameters that the deployment's configuration dropped.
+    dropped_parameters: Sequence[str] = ()
     #: The provider's bill in nano-dollars, where it follows rules beside the prices.
     bill_nanousd: int | None = None
 
@@ -112,6 +115,8 @@ def build_receipt(
         attempts=answer.attempts,
         failed_attempts=answer.failed_attempts,
         fallbacks=answer.fallbacks,
+        fallback_reason=answer.fallback_reason,
+        dropped_parameters=list(answer.dropped_parameters),
         time_to_first_token=answer.time_to_first_token,
         latency=answer.latency,
         input_tokens=usage.input_tokens,

@@ -85,7 +85,8 @@ class Request(BaseModel):
     routing_strategy: RoutingStrategy | None = None
     #: The time, with a time zone, after which the request fails with DeadlineExceeded.
     deadline: Annotated[AwareDatetime, Field(strict=False)] | None = None
-    #: Seconds that the caller is willing to wait for the answer. Only routing uses it.
+    #: Seconds that the caller is willing to wait for the answer: routing chooses a lane by it, and
+    #: calls to a provider may take so long. It is no deadline.
     max_latency: Seconds | None = None
     #: Upper limit for the estimated cost, in nano-dollars. A limit of the answer is needed too:
     #: `max_completion_tokens` of a chat, `max_output_tokens` of a response.

@@ -56,7 +56,7 @@ def foreign_privates() -> Iterator[tuple[str, str]]:
 
 def test_every_private_attribute_of_another_package_is_in_the_table() -> None:
     known = {
-        (file, name.rpartition(".")[2])
+        (file, name.replace(":", ".").rpartition(".")[2])
         for use in uses()
         for file in use.files
         for name in use.names

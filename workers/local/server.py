@@ -23,6 +23,7 @@ from primarch_fleet.errors import (
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from tasks.answer_usage import usage_of
+from tasks.failed_answers import fault_in_answer
 from tasks.privacy import ENGINE, Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from tasks.usage_meter import ProviderCall, UsageMeter
@@ -131,7 +132,10 @@ class LocalServer:
             self._stop_once()
             await asyncio.Event().wait()  # until the stopping worker cancels this task
         try:
-            return await self._call(request, publish)
+            answer = await self._call(request, publish)
+            if (fault := fault_in_answer(answer.body)) is not None:
+                raise EngineError(fault.message)
+            return answer
         except EngineError:
             if not self._engine.dead:
                 raise

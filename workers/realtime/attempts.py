@@ -12,7 +12,7 @@ from litellm.exceptions import Timeout
 from litellm.integrations.custom_logger import CustomLogger
 
 from tasks.usage_meter import ProviderCall, UsageMeter
-from workers.realtime.errors import error_class_of
+from workers.realtime.errors import code_of
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.provider_stream import ProviderStream
 from workers.realtime.refusals import was_refused
@@ -25,12 +25,16 @@ class Attempts:
 
     Args:
         call_of: Returns a new call to the deployment with an id.
+        patience: Seconds from now that the caller is willing to wait; None if it does not say.
     """
 
     _current: ContextVar[Attempts] = ContextVar("attempts")
 
-    def __init__(self, call_of: Callable[[str], ProviderCall]) -> None:
+    def __init__(
+        self, call_of: Callable[[str], ProviderCall], patience: float | None = None
+    ) -> None:
         self._started = time.perf_counter()
+        self._patience = patience
         self._call_of = call_of
         self.meter = UsageMeter.current()
         self._model = ""
@@ -44,6 +48,8 @@ class Attempts:
         self.models: set[str] = set()
         #: Ids of the deployments that failed since the Router was last called.
         self.failed_deployments: set[str] = set()
+        #: The first failure: the id of its deployment, and the fleet's code of the error.
+        self.first_failure: tuple[str, str] | None = None
         #: Seconds until the first token of a stream; None until it is published.
         self.time_to_first_token: float | None = None
         #: What the provider of the last call has sent, if it streams.
@@ -77,6 +83,23 @@ class Attempts:
         """
         return len({requested_model, *self.models}) - 1
 
+    def fallback_reason(self, requested_model: str) -> str | None:
+        """Why another model was called; None if only the requested one was."""
+        if not self.fallbacks(requested_model):
+            return None
+        return ": ".join(self.first_failure or (requested_model, "no deployment available"))
+
+    def timeouts(self, arguments: Mapping[str, Any]) -> dict[str, float]:
+        """Return the timeouts of a call that the request lengthens, by LiteLLM's names."""
+        if self._patience is None:
+            return {}
+        seconds = self._patience - self.elapsed
+        return {
+            name: seconds
+            for name in ("timeout", "stream_timeout")
+            if isinstance(arguments.get(name), int | float) and arguments[name] < seconds
+        }
+
     def record_call(self, model: str, deployment_id: str) -> None:
         """Count a call to a deployment of `model`."""
         self.call_times.append(time.perf_counter())
@@ -87,6 +110,8 @@ class Attempts:
     def record_failure(self, deployment_id: str, error: Exception) -> None:
         """Record that a deployment failed, in a call or before it was called."""
         self.failed_deployments.add(deployment_id)
+        if self.first_failure is None:
+            self.first_failure = deployment_id, code_of(error)
         self.end_call(error)
 
     def end_call(self, error: Exception) -> None:
@@ -97,7 +122,7 @@ class Attempts:
         if self._call is not None:
             self._last_error = error
             self._timeouts[self._model] += isinstance(error, Timeout)
-            self._call.fail(error_class_of(error).code, refused=was_refused(error))
+            self._call.fail(code_of(error), refused=was_refused(error))
             self._call = None
 
     def raise_repeated_timeout(self, retries: Mapping[str, int]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 from litellm.router import Router
 
+from tasks.provider_errors import STATUSES, Category, Fault
 from workers.realtime.errors import (
-    RETRY_LATER_ERRORS,
+    RETRY_LATER_REASONS,
     all_cooling_down,
-    error_class_of,
+    fault_of,
     retry_after,
 )
 
@@ -25,7 +26,8 @@ class Cooldowns:
 
     def __init__(self, router: Router) -> None:
         # Undocumented: LiteLLM publishes no way to set a cooldown or to list the active ones.
-        self._cache: Any = router.health().cooldowns
+        self._health: Any = router.health()
+        self._cache: Any = self._health.cooldowns
         self._disabled = bool(router.settings().disable_cooldowns)
 
     def apply_retry_after(self, deployment_id: str, error: Exception) -> None:
@@ -35,9 +37,32 @@ class Cooldowns:
         deployment.
         """
         seconds = retry_after(error)
-        if seconds and not self._disabled:
-            status_code = getattr(error, "status_code", None)
-            self._cache.add_deployment_to_cooldown(deployment_id, error, status_code, seconds)
+        if seconds:
+            self.cool_down([deployment_id], error, getattr(error, "status_code", None), seconds)
+
+    def cool_down(
+        self, deployment_ids: Iterable[str], error: Exception, status: int | None, seconds: float
+    ) -> None:
+        """Leave deployments alone for `seconds`, in all processes that share the Router's state."""
+        if not self._disabled:
+            for deployment_id in deployment_ids:
+                self._cache.add_deployment_to_cooldown(deployment_id, error, status, seconds)
+
+    def record_failure(self, deployment_id: str, error: Exception, status: int) -> None:
+        """Count a failure that LiteLLM has not seen against a deployment's `allowed_fails`."""
+        self._health.record_failure(deployment_id, error, status)
+
+    async def account_fault(self, deployment_ids: Set[str]) -> Fault | None:
+        """Return why no deployment gets calls, if their providers refuse the accounts of all."""
+        active = await self._cache.async_get_active_cooldowns(list(deployment_ids), None)
+        reasons = {STATUSES.get(int(cooldown["status_code"] or 0)) for _, cooldown in active}
+        if len(active) < len(deployment_ids):
+            return None
+        refusals = [reason for reason in reasons if reason and reason.category is Category.ACCOUNT]
+        if not refusals or len(refusals) < len(reasons):
+            return None
+        why = ", ".join(sorted(refusals))
+        return Fault(max(refusals), f"the provider refuses the account of every deployment: {why}")
 
     async def retry_delay(
         self, deployment_ids: Set[str], failed_ids: Set[str], error: Exception
@@ -49,7 +74,7 @@ class Cooldowns:
             failed_ids: Deployments that have just failed for the request.
             error: The error that LiteLLM raised.
         """
-        if not issubclass(error_class_of(error), RETRY_LATER_ERRORS):
+        if fault_of(error).reason not in RETRY_LATER_REASONS:
             return None
         cooling_down = await self._remaining_seconds(deployment_ids)
         available = deployment_ids - cooling_down.keys()

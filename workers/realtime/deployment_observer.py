@@ -7,18 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from config.fleet import FleetConfig
-from primarch_fleet import errors, redis_support
-from workers.realtime.errors import error_class_of
+from primarch_fleet import redis_support
+from tasks.provider_errors import Category
+from workers.realtime.errors import fault_of
 from workers.realtime.health_checks import HealthChecks
 from workers.realtime.measurements import Calls, Measurements
 
-#: The errors that say something of a deployment.
-DEPLOYMENT_FAILURES = (
-    errors.AccountUnavailable,
-    errors.ProviderTimeout,
-    errors.ProviderUnavailable,
-    errors.RateLimited,
-)
 #: Connections to Redis: one for the measurements, one for the health checks.
 MAX_CONNECTIONS = 2
 
@@ -60,7 +54,7 @@ class DeploymentObserver:
         Args:
             seconds: Until the answer, or until a stream began.
         """
-        if error is None or issubclass(error_class_of(error), DEPLOYMENT_FAILURES):
+        if error is None or fault_of(error).category is not Category.REQUEST:
             self.measurements.record(deployment, seconds, failed=error is not None)
 
     def start(self) -> None:

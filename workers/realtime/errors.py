@@ -1,45 +1,108 @@
-"""Converts LiteLLM's errors to the fleet's: LiteLLM's own cannot be unpickled by Celery."""
+"""Reads LiteLLM's errors: what they mean, and the fleet's error in place of each.
+
+LiteLLM's own cannot be unpickled by Celery.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from typing import Any, Self
 
 import httpx
-import openai
 from litellm import exceptions as litellm
 from litellm.types.router import RouterErrors, RouterRateLimitError
 
 from primarch_fleet import errors
+from tasks.provider_errors import Category, Fault, Reason, classify
 
-#: The first class in the error's method resolution order that is listed here decides.
-FLEET_ERRORS: dict[type[BaseException], type[errors.RequestFailed]] = {
-    litellm.ContextWindowExceededError: errors.ContextWindowExceeded,
-    litellm.ContentPolicyViolationError: errors.ContentPolicyViolation,
-    litellm.AuthenticationError: errors.AuthenticationFailed,
-    litellm.PermissionDeniedError: errors.AuthenticationFailed,
-    litellm.RateLimitError: errors.RateLimited,
-    RouterRateLimitError: errors.RateLimited,
-    litellm.Timeout: errors.ProviderTimeout,
-    litellm.InternalServerError: errors.ProviderUnavailable,
-    litellm.ServiceUnavailableError: errors.ProviderUnavailable,
-    litellm.BadGatewayError: errors.ProviderUnavailable,
-    litellm.APIConnectionError: errors.ProviderUnavailable,
-    litellm.MidStreamFallbackError: errors.ProviderUnavailable,
-    httpx.TransportError: errors.ProviderUnavailable,
-    openai.OpenAIError: errors.ProviderError,
-    Exception: errors.ProviderError,
+#: LiteLLM's classes that say more than their status and their message.
+REASONS: dict[type[BaseException], Reason] = {
+    litellm.ContextWindowExceededError: Reason.CONTEXT_WINDOW,
+    litellm.ContentPolicyViolationError: Reason.CONTENT_POLICY,
+    litellm.UnsupportedParamsError: Reason.INVALID_REQUEST,
+    litellm.Timeout: Reason.TIMEOUT,
+    litellm.APIConnectionError: Reason.UNAVAILABLE,
+    httpx.TransportError: Reason.UNAVAILABLE,
+    RouterRateLimitError: Reason.RATE_LIMIT,
 }
-
 #: LiteLLM's ValueError when all deployments with a request's tags are cooling down.
 NO_TAGGED_DEPLOYMENTS = RouterErrors.no_deployments_with_tag_routing.value
 #: After one of these errors, a retry a moment later can succeed.
-RETRY_LATER_ERRORS = (errors.RateLimited, errors.ProviderUnavailable)
+RETRY_LATER_REASONS = frozenset(
+    {Reason.RATE_LIMIT, Reason.UNAVAILABLE, Reason.GENERATION_FAILED, Reason.BILLING}
+)
 #: The statuses whose Retry-After header counts.
 RETRY_LATER_STATUSES = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+#: The class for which LiteLLM's Router does what a reason calls for, if the error has another one.
+ROUTED: dict[Reason, type[Exception]] = {
+    Reason.INVALID_REQUEST: litellm.BadRequestError,
+    Reason.CONTEXT_WINDOW: litellm.ContextWindowExceededError,
+    Reason.CONTENT_POLICY: litellm.ContentPolicyViolationError,
+    Reason.MODEL_NOT_FOUND: litellm.NotFoundError,
+    Reason.RATE_LIMIT: litellm.RateLimitError,
+    **dict.fromkeys(
+        (Reason.CREDENTIALS, Reason.PERMISSION, Reason.BILLING), litellm.AuthenticationError
+    ),
+}
+#: The attribute in which an error carries what it means.
+_FAULT = "fleet_fault"
+
+
+class UnrepeatedTimeout(litellm.Timeout):
+    """A timeout after which LiteLLM's Router calls no other deployment of the model.
+
+    The Router writes the failed deployment into an error, and calls another one if it finds that.
+    """
+
+    failed_deployment_id = property(lambda _: None, lambda _, __: None)
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        """Return the same timeout as an error of this class."""
+        provider = str(getattr(error, "llm_provider", "") or "unknown")
+        timeout = cls(message="", model=str(getattr(error, "model", "")), llm_provider=provider)
+        timeout.message = str(error)
+        return timeout
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Return what an error of LiteLLM means."""
+    error = getattr(error, "original_exception", None) or error
+    known = getattr(error, _FAULT, None)
+    return known if isinstance(known, Fault) else _read_fault(error)
+
+
+def code_of(error: BaseException) -> str:
+    """Return the fleet's code for an error of LiteLLM."""
+    return fault_of(error).reason.error("").code
+
+
+def with_fault(error: Exception, fault: Fault) -> Exception:
+    """Return the error that makes LiteLLM's Router do what a fault calls for; it has the fault.
+
+    The Router decides by class and status. No fallback answers a 400, and a 400 that reports a lack
+    of money, or an outage, must not end there.
+    """
+    kind, routed = ROUTED.get(fault.reason, litellm.InternalServerError), error
+    if fault.category is Category.PROVIDER:
+        is_right = not isinstance(error, litellm.BadRequestError)
+    else:
+        is_right = isinstance(error, kind) and fault.category is not Category.REQUEST
+        is_right |= isinstance(error, kind) and _status(error) == HTTPStatus.BAD_REQUEST
+    if not is_right:
+        routed = _in_place_of(error, kind, fault)
+    return mark(routed, fault)
+
+
+def mark(error: Exception, fault: Fault) -> Exception:
+    """Say in an error of LiteLLM what it means; return the error."""
+    setattr(error, _FAULT, fault)
+    return error
 
 
 def translate(
@@ -58,17 +121,12 @@ def translate(
         return errors.ProviderUnavailable(
             f"every deployment with the request's tags has failed{hint}"
         )
-    message = str(error).partition("\n")[0] + hint
+    fault = fault_of(error)
+    text = fault.message if all_cooling_down(error) else str(error).partition("\n")[0]
+    message = text + hint
     for secret in secrets:
         message = message.replace(secret, "***")
-    return error_class_of(error)(message)
-
-
-def error_class_of(error: Exception) -> type[errors.RequestFailed]:
-    """The fleet's error class for an error of LiteLLM."""
-    if NO_TAGGED_DEPLOYMENTS in str(error):
-        return errors.ProviderUnavailable
-    return next(FLEET_ERRORS[base] for base in type(error).__mro__ if base in FLEET_ERRORS)
+    return fault.reason.error(message)
 
 
 def all_cooling_down(error: Exception) -> bool:
@@ -88,6 +146,46 @@ def retry_after(error: Exception) -> int | None:
     is_number = value.replace(".", "", 1).isdecimal()
     seconds = float(value) if is_number else _seconds_until(value)
     return math.ceil(seconds) if seconds > 0 else None
+
+
+def _read_fault(error: BaseException) -> Fault:
+    message = str(error).partition("\n")[0]
+    if NO_TAGGED_DEPLOYMENTS in message:
+        return Fault(Reason.UNAVAILABLE, message)
+    for base in type(error).__mro__:
+        if base in REASONS:
+            return Fault(REASONS[base], message)
+    status = getattr(error, "status_code", None)
+    if not isinstance(status, int):  # no provider's: LiteLLM refuses the call
+        return Fault(Reason.INVALID_REQUEST, message)
+    return classify(status, _error_object(error, message), message=message)
+
+
+def _error_object(error: BaseException, message: str) -> Mapping[str, Any]:
+    """The provider's error object: LiteLLM keeps it, or quotes it in the message."""
+    body = getattr(error, "body", None)
+    if isinstance(body, Mapping):
+        return body
+    quoted = message[message.find("{") :] if "{" in message else ""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(quoted)
+    except ValueError:
+        value = {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def _status(error: BaseException) -> object:
+    return getattr(error, "status_code", None)
+
+
+def _in_place_of(error: Exception, kind: type[Exception], fault: Fault) -> Exception:
+    """An error of another class of LiteLLM, with what the Router reads of this one."""
+    provider = str(getattr(error, "llm_provider", "") or "unknown")
+    model = str(getattr(error, "model", ""))
+    routed: Any = kind(message="", llm_provider=provider, model=model)  # type: ignore[call-arg]
+    routed.message = fault.message
+    replacement: Exception = routed
+    return replacement
 
 
 def _seconds_until(http_date: str) -> float:

@@ -72,12 +72,14 @@ class _Current(NamedTuple):
     #: The parameters that LiteLLM may drop, each with what that depends on.
     kinds: tuple[tuple[str, Any], ...]
     parts: Parts
+    #: By deployment, the parameters that its configuration dropped.
+    dropped: dict[str, list[str]]
 
     @classmethod
     def of(cls, calls: ProviderCalls, request: Request) -> _Current:
         """Return the facts of a request that each of its calls needs."""
         body = request.openai_body()
-        return cls(calls, request, body, _kinds(request, body), dict(_special_parts(request)))
+        return cls(calls, request, body, _kinds(request, body), dict(_special_parts(request)), {})
 
 
 class ProviderCalls:
@@ -123,6 +125,12 @@ class ProviderCalls:
         """
         current = cls._current.get(None)
         return await current.calls.fit(current, call) if current else None
+
+    @classmethod
+    def dropped(cls, deployment_id: str) -> list[str]:
+        """Return what a deployment's configuration dropped of the current request's parameters."""
+        current = cls._current.get(None)
+        return current.dropped.get(deployment_id, []) if current else []
 
     async def fit(self, current: _Current, call: Json) -> Json:
         """Return the fitted arguments, as `fit_current` does."""
@@ -190,13 +198,13 @@ class ProviderCalls:
         """What LiteLLM would drop from such calls, found once; None if it drops nothing."""
         if current.request.verb not in (*CALL_TYPES, "respond"):
             return None
-        if call.get("drop_params") or litellm.drop_params:
-            return None
-        dropped_anyway = call.get("additional_drop_params") or ()
+        dropped_anyway = set(call.get("additional_drop_params") or ())
         names = [name for name, _ in current.kinds if name not in dropped_anyway]
         if not (names or current.parts):
             return None
-        key = (call["model"], call["model_info"].get("id"), current.kinds, *current.parts)
+        deployment_id = call["model_info"].get("id")
+        current.dropped[deployment_id] = sorted(dropped_anyway & current.body.keys())
+        key = (call["model"], deployment_id, current.kinds, *current.parts)
         if key not in self._probes:
             if len(self._probes) >= MAX_PROBES:
                 self._probes.clear()
@@ -216,6 +224,9 @@ class ProviderCalls:
     def _handle_drops(self, current: _Current, call: Json, drops: Drops) -> None:
         """Put what LiteLLM would drop into `extra_body`, or refuse it."""
         request, provider = current.request, self._provider(call)
+        if call.get("drop_params") or litellm.drop_params:
+            current.dropped[call["model_info"].get("id")] += sorted(drops.parameters)
+            return
         can_move = _goes_into_body(request, provider, call)
         moved = {name for name in drops.parameters if can_move and name in current.body}
         refused = [

@@ -18,6 +18,7 @@ from config.provider import Deployment, Provider, call_params
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.requests import RoutingStrategy
 from primarch_fleet.validation import explain
+from workers.realtime.accounts import Accounts
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.flex_tier import FlexTier
 from workers.realtime.moderation import amoderation
@@ -55,6 +56,8 @@ def build_router(
         disable_cooldowns=routing.disable_cooldowns,
         # Weighted choice can pick the same deployment for every attempt: try the others after it.
         enable_weighted_failover=True,
+        # No other model answers a request that is itself at fault.
+        fallback_on_unsupported_params=False,
         enable_tag_filtering=routing.enable_tag_filtering,
         **fallbacks(config),
         **{
@@ -69,9 +72,10 @@ def build_router(
     }
     router = Router.from_config(build_router_config(arguments), host)
     host.cooldowns = Cooldowns(router)
+    host.accounts = Accounts(config, host.cooldowns)
     host.flex_tier = FlexTier(config)
     # The Router's own method for moderations has neither retries nor fallbacks.
-    call = host.with_cooldowns(amoderation)
+    call = host.checked(amoderation)
     router.amoderation = router.factory_function(call, call_type="agenerate_content")
     host.on_call = on_call
     return router
@@ -95,7 +99,19 @@ def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
         ]
         for name in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
     }
-    return {name: table or None for name, table in tables.items()}
+    # Of the other two, LiteLLM takes only an empty table as an order to use no `fallbacks`.
+    return tables | {"fallbacks": tables["fallbacks"] or None}
+
+
+def prompt_fallbacks(config: FleetConfig) -> dict[str, Any]:
+    """The tables for prompts that are themselves at fault.
+
+    A call needs them even if they are empty: LiteLLM's Router forgets an empty table, and would
+    answer a prompt that is too long by `fallbacks`.
+    """
+    tables = fallbacks(config)
+    del tables["fallbacks"]
+    return tables
 
 
 def deployment_entry(deployment: Deployment, provider: Provider) -> dict[str, Any]:

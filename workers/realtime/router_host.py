@@ -6,13 +6,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from http import HTTPStatus
 from typing import Any
 
+from litellm.exceptions import InternalServerError, Timeout
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.router_python_host import PythonHost
 
 from primarch_fleet.requests import REQUESTS
+from tasks.provider_errors import Category
+from workers.realtime.accounts import Accounts
 from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns
+from workers.realtime.errors import UnrepeatedTimeout, fault_of, mark, with_fault
+from workers.realtime.finish_reasons import CheckedChunks, error_of, failure_of
 from workers.realtime.flex_tier import FlexTier
 
 #: The longest pause between two attempts at one deployment, in seconds.
@@ -32,10 +39,12 @@ class RouterHost(PythonHost):
     `PythonHost` is undocumented; no other hook sees all calls and pauses of the Router.
     """
 
-    __slots__ = ("cooldowns", "flex_tier", "on_call", "timeout_retries")
+    __slots__ = ("accounts", "cooldowns", "flex_tier", "on_call", "timeout_retries")
 
-    #: The cooldowns of this host's Router; set after the Router is built, which needs the host.
+    #: The cooldowns of this host's Router, and the accounts of its deployments; set after the
+    #: Router is built, which needs the host.
     cooldowns: Cooldowns
+    accounts: Accounts
     #: Makes the calls.
     flex_tier: FlexTier
     #: Called after each call with the deployment's id, the seconds until its answer or the first
@@ -57,36 +66,85 @@ class RouterHost(PythonHost):
         return super().sleep(min(seconds, MAX_PAUSE_SECONDS))
 
     def invoke(self, op: str) -> Any:
-        """Return the endpoint; those of OPERATIONS tell the cooldowns of Retry-After."""
+        """Return the endpoint; the failures of those of OPERATIONS are classified and recorded."""
         endpoint = super().invoke(op)
-        return self.with_cooldowns(endpoint) if op in OPERATIONS else endpoint
+        return self.checked(endpoint) if op in OPERATIONS else endpoint
 
-    def with_cooldowns(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-        """Return an endpoint that tells the cooldowns of Retry-After."""
+    def checked(self, endpoint: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        """Return an endpoint whose failures are classified and recorded."""
 
         @wraps(endpoint)
         async def call(**arguments: Any) -> Any:
             raise_if_cancelled()
+            attempts = Attempts.current()
             deployment_id, started = arguments["model_info"]["id"], time.perf_counter()
+            if attempts is not None:
+                arguments |= attempts.timeouts(arguments)
             try:
-                response = await self.flex_tier.call(endpoint, arguments)
+                answer = await self.flex_tier.call(endpoint, arguments)
+                seconds = time.perf_counter() - started
+                await _fetch_stream(answer)
+                if attempts is not None:
+                    attempts.record_stream(answer)
+                await self._check(answer, deployment_id)
             except Exception as error:
                 self.on_call(deployment_id, time.perf_counter() - started, error)
-                self._record_failure(deployment_id, error)
-                raise
-            self.on_call(deployment_id, time.perf_counter() - started, None)
-            if (attempts := Attempts.current()) is not None:
-                attempts.record_stream(response)
-            return response
+                failure = self._failure(deployment_id, error)
+                if failure is error:
+                    raise
+                raise failure from error
+            self.on_call(deployment_id, seconds, None)
+            self.accounts.answer(deployment_id)
+            return answer
 
         return call
 
-    def _record_failure(self, deployment_id: str, error: Any) -> None:
-        # LiteLLM needs this attribute to try another deployment, but sets it for chats only.
-        error.failed_deployment_id = deployment_id
+    async def _check(self, answer: Any, deployment_id: str) -> None:
+        """Raise the error of an answer whose generation failed; a stream may raise it later."""
+        try:
+            if isinstance(answer, CustomStreamWrapper):
+                await _check_stream(answer)
+            elif (fault := failure_of(answer)) is not None:
+                raise error_of(fault, str(getattr(answer, "model", "")), "")
+        except InternalServerError as error:
+            self.cooldowns.record_failure(deployment_id, error, HTTPStatus.INTERNAL_SERVER_ERROR)
+            raise
+
+    def _failure(self, deployment_id: str, error: Exception) -> Exception:
+        """Record a failure; return the error by which the Router does what it calls for."""
+        fault = fault_of(error)
         if (attempts := Attempts.current()) is not None:
             attempts.record_failure(deployment_id, error)
         self.cooldowns.apply_retry_after(deployment_id, error)
+        if fault.category is Category.ACCOUNT:
+            self.accounts.refuse(deployment_id, fault, error)
+        routed: Any = with_fault(error, fault)
+        if isinstance(error, Timeout) and not any(self.timeout_retries.values()):
+            routed = mark(UnrepeatedTimeout.of(error), fault)
+        # LiteLLM needs this attribute to try another deployment, but sets it for chats only.
+        routed.failed_deployment_id = deployment_id
+        failure: Exception = routed
+        return failure
+
+
+async def _fetch_stream(answer: Any) -> None:
+    """Call the provider of a stream, if that was not done: LiteLLM calls some only here."""
+    if isinstance(answer, CustomStreamWrapper):
+        stream: Any = answer
+        await stream.fetch_stream()
+
+
+async def _check_stream(stream: Any) -> None:
+    """Read a stream up to its first output, and have it fail when its generation fails."""
+    chunks = stream.completion_stream
+    if hasattr(chunks, "__aiter__"):
+        checked = CheckedChunks(chunks, stream.model, str(stream.custom_llm_provider))
+        stream.completion_stream = checked
+        try:
+            await checked.read_first_output()
+        except InternalServerError:
+            await stream.aclose()
+            raise
 
 
 def raise_if_cancelled() -> None:

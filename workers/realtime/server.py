@@ -15,7 +15,7 @@ from config.inline_accounts import receipt_provider
 from config.litellm_params import resolve
 from config.provider import Deployment
 from primarch_fleet.contract import Completion, Receipt
-from primarch_fleet.errors import InvalidRequest, RequestFailed
+from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
 from primarch_fleet.money import NANOS_PER_DOLLAR
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request, RoutingStrategy
@@ -29,7 +29,8 @@ from workers.realtime.choice_hook import CHOICE_HOOK
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.deployment_choice import DeploymentChoice
 from workers.realtime.deployment_observer import DeploymentObserver
-from workers.realtime.errors import translate
+from workers.realtime.errors import all_cooling_down, mark, translate
+from workers.realtime.finish_reasons import keep_native_reasons
 from workers.realtime.flex_tier import allow_flex_tier
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
@@ -39,6 +40,7 @@ from workers.realtime.router import (
     close_router,
     fallbacks,
     metadata_argument,
+    prompt_fallbacks,
     register_strategy,
 )
 from workers.realtime.router_host import raise_if_cancelled
@@ -73,6 +75,7 @@ class RealtimeServer:
         self._router = build_router(config, redis_url, self._observer.on_call)
         privacy = Privacy.connect(config.requests, redis_url)
         self._provider_calls = ProviderCalls(privacy, config.requests.extra_headers)
+        self._prompt_fallbacks = prompt_fallbacks(config)
         self._cooldowns = Cooldowns(self._router)
         self._streams = StreamWriter(redis_url)
         self._registered_strategies = {config.routing.routing_strategy}
@@ -141,7 +144,7 @@ class RealtimeServer:
     async def _serve(
         self, request: Request, metadata: RequestMetadata, publish: Publish | None = None
     ) -> Completion:
-        attempts = Attempts(self._provider_call)
+        attempts = Attempts(self._provider_call, _patience(request, metadata))
         allow_flex_tier(metadata.service_tier)
         strategy = self._strategy(request)
         if strategy not in self._registered_strategies:
@@ -166,6 +169,9 @@ class RealtimeServer:
             attempts.failed_deployments.clear()
             try:
                 return await self._call(request, attempts, publish)
+            except FleetError as error:
+                attempts.end_call(error)
+                raise
             except Exception as error:
                 attempts.end_call(error)
                 delay = await self._retry_delay(request, attempts, error)
@@ -193,6 +199,10 @@ class RealtimeServer:
             for model in self._config.routing.possible_models(request.model)
             for deployment in self._config.deployments_of(model, request.tags)
         }
+        if all_cooling_down(error):
+            fault = await self._cooldowns.account_fault(deployment_ids)
+            if fault is not None:
+                mark(error, fault)
         return await self._cooldowns.retry_delay(deployment_ids, attempts.failed_deployments, error)
 
     def _failure(
@@ -216,7 +226,7 @@ class RealtimeServer:
             # "&": without it, LiteLLM falls back to deployments tagged "default".
             metadata_argument(name): {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
-            **(fallbacks(self._config, request.tags) if request.tags else {}),
+            **(fallbacks(self._config, request.tags) if request.tags else self._prompt_fallbacks),
         }
         call = getattr(self._router, name)
         if publish is None:
@@ -241,6 +251,7 @@ class RealtimeServer:
             list_price=self._catalogue.model(request.model).list_price,
             simulated=self._config.providers[deployment.provider].simulated,
         )
+        asked = self._config.routing.resolve_alias(request.model)
         usage = usage_of(body, lambda: measure(request.body()), deployment.media)
         attempts.meter.answer(usage)
         facts = AnswerFacts(
@@ -251,7 +262,9 @@ class RealtimeServer:
             time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
             failed_attempts=attempts.meter.failed_attempts(request),
-            fallbacks=attempts.fallbacks(self._config.routing.resolve_alias(request.model)),
+            fallbacks=attempts.fallbacks(asked),
+            fallback_reason=attempts.fallback_reason(asked),
+            dropped_parameters=ProviderCalls.dropped(deployment.id),
         )
         return build_receipt(request, metadata, source, facts)
 
@@ -269,11 +282,21 @@ class RealtimeServer:
         return round(dollars * NANOS_PER_DOLLAR) if isinstance(dollars, int | float) else None
 
 
+def _patience(request: Request, metadata: RequestMetadata) -> float | None:
+    """The seconds that the caller is still willing to wait, never beyond the deadline."""
+    if request.max_latency is None:
+        return None
+    seconds = request.max_latency - (metadata.queue_wait or 0.0)
+    time_left = request.time_left()
+    return seconds if time_left is None else min(seconds, time_left)
+
+
 def _configure_litellm(config: FleetConfig) -> None:
     """Set LiteLLM's process-wide options; calling this again changes nothing."""
     for name, value in config.litellm_settings.items():
         setattr(litellm, name, resolve(value))
     litellm.suppress_debug_info = True
+    keep_native_reasons()
     # The OpenAI client for embeddings would wait for a Retry-After; the Router does the retries.
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
     for name in ("LiteLLM", "LiteLLM Router"):

@@ -171,17 +171,21 @@ def test_tags_are_refused_without_tag_filtering(ask: Ask, simulator: Simulator) 
 def test_a_fallback_without_the_tags_does_not_serve_a_request(
     ask: Ask, simulator: Simulator, kind: str, table: str, fallback_tags: list[str]
 ) -> None:
-    message = "This model's maximum context length is 8192 tokens."
-    too_long = Fault(model="big-1", status=400, code="context_length_exceeded", message=message)
-    simulator.profile = failing(too_long)
+    too_long = {"status": 400, "code": "context_length_exceeded", "message": "Too long."}
+    cases: dict[str, tuple[dict[str, Any], type[Exception]]] = {
+        "fallbacks": ({"status": 429}, errors.RateLimited),
+        "context_window_fallbacks": (too_long, errors.ContextWindowExceeded),
+    }
+    fault, error = cases[table]
+    simulator.profile = failing(Fault(model="big-1", **fault))
     both = tagged(
         in_region("big-1", "eu"),
         in_region("small-1", *fallback_tags),
         **{table: {"big": ["small"]}},
     )
-    with pytest.raises(errors.ContextWindowExceeded):
+    with pytest.raises(error):
         ask(request(kind, tags=["eu"]), config=both)
-    assert simulator.stats()["calls"]["chat.completions"] == {"400": 1}
+    assert simulator.stats()["calls"]["chat.completions"] == {str(fault["status"]): 1}
     assert served_by(ask(request(kind), config=both)) == ["small-1"]
 
 
