@@ -29,11 +29,10 @@ from config.section import Section, Values
 from config.settings import settings
 from config.targets import Targets
 from config.tenants import Tenant
-from primarch_fleet.catalogue import Catalogue, LaneLimits, Model, Offer
+from primarch_fleet.catalogue import Catalogue, Costs, LaneLimits, Model, Offer
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.prices import Rates
-from primarch_fleet.prompt_size import max_media_tokens
 from primarch_fleet.requests.base import JsonObject
 from primarch_fleet.validation import explain
 
@@ -299,20 +298,33 @@ class FleetConfig(Section):
 
     def _realtime_offer(self, deployment: Deployment) -> Offer:
         """A deployment's price, with the highest price and length of any that may answer for it."""
-        models, price = self.routing.possible_models(deployment.model), self.rates(deployment)
+        models = self.routing.possible_models(deployment.model)
         possible = [other for other in self.deployments if other.model in models]
         tags = {tuple(sorted(other.tags)) for other in self.deployments_of(deployment.model)}
         return Offer(
             queue=REALTIME_QUEUE,
             endpoints=endpoints(deployment.kind),
-            price=price,
-            other_prices=_others(price, map(self.rates, possible)),
+            price=self.rates(deployment),
+            other_costs=self._other_costs(deployment, possible),
             max_output_tokens=_longest(other.max_output_tokens for other in possible),
-            media=max_media_tokens(other.media for other in possible),
+            media=deployment.media,
             context_length=_longest(other.context_length for other in possible),
             unsupported=self._unsupported(self.deployments_of(deployment.model)),
             tags=tuple(sorted(tags)),
         )
+
+    def _other_costs(
+        self, deployment: Deployment, possible: Iterable[Deployment]
+    ) -> tuple[Costs, ...]:
+        """What a request may cost at the possible deployments, if not what it costs at this one."""
+        own, *others = (
+            Costs(price=self.rates(other), media=other.media) for other in (deployment, *possible)
+        )
+        distinct: list[Costs] = []
+        for costs in others:
+            if costs != own and costs not in distinct:
+                distinct.append(costs)
+        return tuple(distinct)
 
     def _unsupported(self, deployments: list[Deployment]) -> tuple[str, ...]:
         """The parameters that each of these deployments refuses."""
@@ -330,15 +342,6 @@ def _with_litellm_config(file: Values) -> Values:
 
 def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in Counter(names).items() if count > 1}
-
-
-def _others(price: Rates, prices: Iterable[Rates]) -> tuple[Rates, ...]:
-    """The prices that differ from one and from each other."""
-    others: list[Rates] = []
-    for other in prices:
-        if other != price and other not in others:
-            others.append(other)
-    return tuple(others)
 
 
 def _longest(lengths: Iterable[int | None]) -> int | None:

@@ -49,6 +49,15 @@ class _Priced(BaseModel):
         return data | {_RATES: data[self.rates_field], self.rates_field: older}
 
 
+class Costs(BaseModel):
+    """What a request costs where it may be answered: the prices, and what media count as."""
+
+    model_config = ConfigDict(frozen=True)
+
+    price: Rates
+    media: MediaTokens = MediaTokens()
+
+
 class Offer(_Priced):
     """How one lane serves a model: its queue, price and quality."""
 
@@ -59,8 +68,8 @@ class Offer(_Priced):
     price: Rates
     #: From 0 to 1; requests may ask for a minimum.
     quality: float = 1.0
-    #: The other prices that a request may cost: those of fallbacks and of other deployments.
-    other_prices: tuple[Rates, ...] = ()
+    #: What a request may cost elsewhere: at fallbacks and at other deployments.
+    other_costs: tuple[Costs, ...] = ()
     #: The token limit of one choice of an answer; None if it is not known.
     max_output_tokens: int | None = None
     #: What a picture or a sound in a prompt counts as, at most.
@@ -75,9 +84,9 @@ class Offer(_Priced):
     tags: tuple[tuple[str, ...], ...] | None = None
 
     @property
-    def prices(self) -> tuple[Rates, ...]:
-        """Every price that a request may cost."""
-        return (self.price, *self.other_prices)
+    def costs(self) -> tuple[Costs, ...]:
+        """Everything that a request may cost; the offer's own comes first."""
+        return (Costs(price=self.price, media=self.media), *self.other_costs)
 
 
 class Model(_Priced):

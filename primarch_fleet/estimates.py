@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from primarch_fleet.catalogue import Limits, Model
@@ -9,7 +10,7 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
 from primarch_fleet.money import format_dollars
 from primarch_fleet.prices import max_cost_nanousd
-from primarch_fleet.prompt_size import PromptSize, Tokens
+from primarch_fleet.prompt_size import MediaTokens, PromptSize, Tokens
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import Usage
 
@@ -36,23 +37,26 @@ def estimate(
         limits: The tenant's limits. Without them, an answer without a limit counts as 0 tokens.
     """
     offer = model.lanes[lane]
-    expected, bound = prompt.expected(offer.media), prompt.bound(offer.media, offer.context_length)
     output_tokens = request.output_token_limit() or 0
     if request.output_token_limit() is None and limits is not None:
         choices = getattr(request, "n", None) or 1
         output_tokens = choices * (offer.max_output_tokens or limits.default_output_tokens)
 
-    def most(prompt_tokens: Tokens) -> int:
-        return max_cost_nanousd(
-            offer.prices,
-            _usage(request, prompt, prompt_tokens, output_tokens),
-            tier=getattr(request, "service_tier", None),
+    def most(count: Callable[[MediaTokens], Tokens]) -> int:
+        tier = getattr(request, "service_tier", None)
+        usages = [
+            _usage(request, prompt, count(costs.media), output_tokens) for costs in offer.costs
+        ]
+        return max(
+            max_cost_nanousd([costs.price], usage, tier=tier)
+            for costs, usage in zip(offer.costs, usages, strict=True)
         )
 
+    expected_tokens = prompt.expected(offer.media).total + output_tokens
     return Estimate(
-        expected_cost=most(expected),
-        max_cost=most(bound),
-        tokens=None if lane == "batch" else expected.total + output_tokens,
+        expected_cost=most(prompt.expected),
+        max_cost=most(lambda media: prompt.bound(media, offer.context_length)),
+        tokens=None if lane == "batch" else expected_tokens,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -69,20 +69,6 @@ class MediaTokens(BaseModel):
         by_detail = {"low": self.image_low, "original": self.image_original}
         tokens = by_detail.get(detail)
         return self.image if tokens is None else tokens
-
-
-def max_media_tokens(bounds: Iterable[MediaTokens]) -> MediaTokens:
-    """Return the highest value of each field; an unset `image_low` or `image_original` is `image`.
-
-    Args:
-        bounds: At least one.
-    """
-    details = ("low", "original")
-    models = [
-        {**vars(bound), **{f"image_{detail}": bound.image_tokens(detail) for detail in details}}
-        for bound in bounds
-    ]
-    return MediaTokens(**{name: max(model[name] for model in models) for name in models[0]})
 
 
 class Tokens(NamedTuple):

@@ -166,7 +166,7 @@ class AccountHealth(Collector):
         try:
             for account, health in read_health(self._redis.hgetall(CHECKS_KEY)).items():
                 healthy.add_metric([account], 0 if health.is_unhealthy else 1)
-        except redis.RedisError as error:  # do not fail the scrape of the other metrics
+        except redis.RedisError as error:  # the other metrics are still scraped
             logger.warning("account health: %s", error, extra={"action": "account_health_failed"})
         yield healthy
 

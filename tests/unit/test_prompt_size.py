@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from config.media_tokens import media_tokens
 from primarch_fleet.errors import InvalidRequest
-from primarch_fleet.prompt_size import MediaTokens, max_media_tokens, measure
+from primarch_fleet.prompt_size import MediaTokens, measure
 
 MEDIA = MediaTokens(image=1000, image_low=85, audio_second=10, file_byte=2, unknown_length=50_000)
 LARGE = "A" * 1_000_000
@@ -182,12 +182,6 @@ def test_a_picture_counts_at_most_what_the_models_documentation_says(
 ) -> None:
     media = media_tokens(model)
     assert (media.image_tokens("auto"), media.image_tokens("low")) == (tokens, low)
-
-
-def test_the_bounds_of_several_models_are_the_highest_of_each() -> None:
-    cheap, dear = MediaTokens(image=10, audio_second=99), MediaTokens(image=100, image_low=5)
-    both = max_media_tokens([cheap, dear])
-    assert (both.image, both.image_low, both.audio_second) == (100, 10, 99)
 
 
 def test_base64_is_counted_by_its_decoded_size() -> None:

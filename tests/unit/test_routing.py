@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from primarch_fleet import Catalogue, CompletionRequest, EmbeddingRequest, Rates
-from primarch_fleet.catalogue import LaneLimits, Limits, Model, Offer
+from primarch_fleet.catalogue import Costs, LaneLimits, Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     CostCapExceeded,
@@ -220,7 +220,9 @@ def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_hig
     fields: dict[str, Any], limit: int | None, tokens: int
 ) -> None:
     dearest = Rates(input="3", output="11")
-    offer = Offer(queue="q", price=PRICE, other_prices=(dearest,), max_output_tokens=limit)
+    offer = Offer(
+        queue="q", price=PRICE, other_costs=(Costs(price=dearest),), max_output_tokens=limit
+    )
     served = Model(kind="chat", lanes={"realtime": offer}, list_price=PRICE)
     limits = Limits(default_output_tokens=7)
     prompt = PromptSize(characters=1000, text_bytes=1000)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from primarch_fleet import CompletionRequest
 from primarch_fleet.errors import DeadlineExceeded
 from scheduler.metrics import ParkedRequests
 from scheduler.store.keys import RESERVED
@@ -102,3 +103,15 @@ async def test_a_full_token_budget_creates_a_batch_before_max_wait(opened: OpenB
         await b.turn()
         assert b.states() == ["SUBMITTED"]
         assert b.redis.hget(b.redis.keys("fleet:batch:job:*")[0], "reason") == "tokens"
+
+
+async def test_pictures_count_as_pictures_in_the_limit(opened: OpenBench) -> None:
+    """By its bytes, each of the 20 requests would fill a batch of its own."""
+    url = "data:image/png;base64," + "A" * 400_000
+    content: Any = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}}]
+    messages = [{"role": "user", "content": content}]
+    question = CompletionRequest(model="gpt-4o-mini", messages=messages)
+    async with opened(token_limit=90_000) as b:
+        results = await b.send(*(question for _ in range(20)))
+        await b.until_idle()
+        await b.settled(results, batches=1)
