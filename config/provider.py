@@ -7,15 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from config.key_variables import environment_key, needs_key_variable
 from config.litellm_params import (
     ENVIRONMENT_PREFIX,
     AccountParams,
     LitellmParams,
     did_you_mean,
     environment,
-    environment_key,
     known_names,
-    needs_key_variable,
     refuse_literal_secrets,
     resolve,
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from config.inline_accounts import LISTED_PROVIDERS, split_model
+from config.key_variables import KEY_VARIABLES
 from config.litellm_params import (
-    KEY_VARIABLES,
     NAMES_FILE,
     NOT_SECRET,
     PROXY_ONLY,

@@ -8,11 +8,10 @@ from typing import Any
 
 from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
+from config.key_variables import environment_key, needs_key_variable
 from config.litellm_params import (
     ENVIRONMENT_PREFIX,
     LitellmParams,
-    environment_key,
-    needs_key_variable,
     secret_references,
 )
 from config.section import Values
