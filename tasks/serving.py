@@ -9,7 +9,12 @@ from celery import Task
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import Completion, Lane
-from primarch_fleet.errors import ContextWindowExceeded, DeadlineExceeded, RequestFailed
+from primarch_fleet.errors import (
+    ContextWindowExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    RequestFailed,
+)
 from primarch_fleet.requests import Request
 from tasks import services
 from tasks.receipts import RequestMetadata
@@ -22,17 +27,17 @@ async def serve(
     """Check a request, have the lane's backend answer it in time, and return the wire form.
 
     Raises:
-        InvalidRequest: The request is malformed.
+        InvalidRequest: The request is malformed, or the lane's backend cannot do what it asks for.
         DeadlineExceeded: Its deadline passed first.
         BudgetExceeded: Its tenant has no money left for it.
-        RequestFailed: The backend's error. This and the two errors above are returned instead of
-            raised to a request with `return_exceptions`.
+        RequestFailed: The backend's error. All of these are returned instead of raised to a request
+            with `return_exceptions`, unless it is malformed.
         celery.exceptions.Ignore: The request moved to a lane that takes longer prompts.
     """
     request = kind.parse(body)
     try:
         completion = await _accounted(lane, request, RequestMetadata.of(task.request))
-    except RequestFailed as error:
+    except (InvalidRequest, RequestFailed) as error:
         if isinstance(error, ContextWindowExceeded):
             await move_to_longer_lane(lane, task, request, request.to_wire())
         if not request.return_exceptions:

@@ -34,6 +34,21 @@ def serve(**fields: Any) -> dict[str, Any]:
         return asyncio.run(serving.serve("realtime", task, CompletionRequest, REQUEST | fields))
 
 
+@pytest.mark.parametrize(
+    "error", [errors.InvalidRequest, errors.UnknownModel, errors.ContextWindowExceeded]
+)
+def test_a_refusal_of_the_request_is_returned_if_wanted(error: type[errors.FleetError]) -> None:
+    class Backend:
+        async def serve(self, request: Request, metadata: RequestMetadata) -> Completion:
+            raise error("no")
+
+    task: Any = SimpleNamespace(request=Context())
+    body = REQUEST | {"lane": "local", "return_exceptions": True}
+    with services.override(backends={"local": Backend()}):
+        value = asyncio.run(serving.serve("local", task, CompletionRequest, body))
+    assert value == protocol.error_value(error("no"))
+
+
 def test_an_error_is_raised_by_the_task() -> None:
     with pytest.raises(errors.RateLimited):
         serve()
