@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import litellm
 from litellm.llms.custom_httpx.async_client_cleanup import close_litellm_async_clients
+from litellm.responses.utils import ResponsesAPIRequestUtils
 from litellm.router import Router, router_arguments
 from litellm.router_config import build_router_config
 from litellm.types.router import LiteLLM_Params, RetryPolicy
@@ -63,7 +64,6 @@ def build_router(
         **{
             **routing.router_settings,
             "model_group_retry_policy": policies,
-            "optional_pre_call_checks": _pre_call_checks(routing.router_settings),
         },
     )
     host = RouterHost()
@@ -79,12 +79,6 @@ def build_router(
     router.amoderation = router.factory_function(call, call_type="agenerate_content")
     host.on_call = on_call
     return router
-
-
-def _pre_call_checks(router_settings: Mapping[str, Any]) -> list[Any]:
-    """LiteLLM's checks: a response continues at the deployment that has stored the previous one."""
-    configured = router_settings.get("optional_pre_call_checks") or ()
-    return list(dict.fromkeys([*configured, "responses_api_deployment_check"]))
 
 
 def fallbacks(config: FleetConfig, tags: Iterable[str] = ()) -> dict[str, Any]:
@@ -186,6 +180,13 @@ def register_strategy(router: Router, strategy: RoutingStrategy) -> None:
     selector = router._get_override_strategy_selector(strategy)
     if selector is not None:
         router._register_router_selector(selector)
+
+
+def storing_deployment(response_id: str) -> str | None:
+    """Return the deployment that LiteLLM has put into the id of a response."""
+    decode: Any = ResponsesAPIRequestUtils.decode_responses_api_response_id
+    deployment_id: str | None = decode(response_id=response_id).get("model_id")
+    return deployment_id
 
 
 def hidden_params(response: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from workers.realtime.router import (
     metadata_argument,
     prompt_fallbacks,
     register_strategy,
+    storing_deployment,
 )
 from workers.realtime.router_host import raise_if_cancelled
 from workers.realtime.stream_collector import COLLECTORS
@@ -222,7 +223,8 @@ class RealtimeServer:
         self._choice.begin(request)
         name, body = request.router_method, self._provider_calls.begin(request)
         arguments = body | {
-            "model": self._config.routing.resolve_alias(request.model),
+            "model": self._storing_deployment(request)
+            or self._config.routing.resolve_alias(request.model),
             # "&": without it, LiteLLM falls back to deployments tagged "default".
             metadata_argument(name): {"tags": [f"&{tag}" for tag in request.tags]},
             "routing_strategy": self._strategy(request),
@@ -236,6 +238,18 @@ class RealtimeServer:
         collector = COLLECTORS[request.endpoint](publish, attempts, wants_usage=wants_usage)
         stream = await call(**arguments | collector.options(body))
         return await collector.collect(stream)
+
+    def _storing_deployment(self, request: Request) -> str | None:
+        """The deployment that has stored the response which the request continues.
+
+        LiteLLM's own check for it would cost each call a millisecond.
+        """
+        previous = getattr(request, "previous_response_id", None)
+        if previous is None:
+            return None
+        deployment_id = storing_deployment(previous)
+        serving = self._config.deployments_of(request.model, request.tags)
+        return deployment_id if deployment_id in {one.id for one in serving} else None
 
     def _receipt(
         self, request: Request, metadata: RequestMetadata, attempts: Attempts, answer: RouterAnswer
@@ -252,6 +266,8 @@ class RealtimeServer:
             simulated=self._config.providers[deployment.provider].simulated,
         )
         asked = self._config.routing.resolve_alias(request.model)
+        if self._storing_deployment(request) is not None:
+            attempts.models.discard(answer.hidden["model_id"])  # it was called by its id
         usage = usage_of(body, lambda: measure(request.body()), deployment.media)
         attempts.meter.answer(usage)
         facts = AnswerFacts(

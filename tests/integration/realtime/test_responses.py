@@ -133,6 +133,7 @@ def test_a_response_is_continued_at_the_deployment_that_stored_it(
     again = respond(previous_response_id=first.body["id"])
     answers = serve(valkey_url, *[again] * 8, config=both)
     assert {answer.receipt.deployment for answer in answers} == {first.receipt.deployment}
+    assert {answer.receipt.fallbacks for answer in answers} == {0}
     sent = [request["body"].get("previous_response_id") for request in simulator.requests()]
     assert sent[0] is None
     assert len(set(sent[1:])) == 1
