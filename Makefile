@@ -33,7 +33,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness tune lock clean
+.PHONY: help run up test unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -83,6 +83,9 @@ bench-cancel: $(VENV)/.dev  ## how fast a cancel is on each lane; ARGS="--cancel
 
 bench-before: $(VENV)/.dev  ## direct calls against the fleet, beside the published claim; ARGS="--scale 1"
 	$(BIN)/python -m tests.bench.before $(ARGS)
+
+bench-invoice: $(VENV)/.dev  ## the fleet's accounts beside the providers' invoices; ARGS="--requests 300"
+	$(BIN)/python -m tests.bench.invoice $(ARGS)
 
 bench-fairness: $(VENV)/.dev  ## what a burst of one tenant costs the others; ARGS="--rounds 6 --tenants 4"
 	$(BIN)/python -m tests.bench.fairness $(ARGS)

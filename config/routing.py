@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from config.litellm_params import NameKind, did_you_mean, known_names
 from config.section import Section
 from primarch_fleet.requests import RoutingStrategy
 from primarch_fleet.requests.base import JsonObject
 
-#: Settings of LiteLLM's Router that are passed on as they are.
-ROUTER_SETTINGS = frozenset(
-    {
-        "allowed_fails_policy",
-        "default_max_parallel_requests",
-        "enable_mid_stream_fallback_continuation",
-        "enable_pre_call_checks",
-        "fallback_on_unsupported_params",
-        "max_fallbacks",
-        "model_group_retry_policy",
-        "optional_pre_call_checks",
-        "retry_after",
-        "retry_policy",
-        "routing_strategy_args",
-        "tag_filtering_match_any",
-    }
-)
+
+def _known(kind: NameKind) -> AfterValidator:
+    """A check that LiteLLM has the names in a list or a map."""
+
+    def check(values: Collection[str]) -> Collection[str]:
+        for name in values:
+            if name not in known_names(kind):
+                hint = did_you_mean(name, kind)
+                raise ValueError(f"{name}: unknown to LiteLLM; {hint}correct or remove it")
+        return values
+
+    return AfterValidator(check)
+
+
+_Count = Annotated[int, Field(ge=0)]
+_RetryPolicy = Annotated[dict[str, _Count], _known("retry_policy")]
+
+
+class RouterSettings(Section):
+    """Settings of LiteLLM's Router that are passed on as they are, and their types."""
+
+    allowed_fails_policy: Annotated[dict[str, _Count], _known("allowed_fails_policy")] = {}
+    default_max_parallel_requests: int | None = Field(None, gt=0)
+    enable_mid_stream_fallback_continuation: bool = False
+    enable_pre_call_checks: bool = False
+    fallback_on_unsupported_params: bool = False
+    max_fallbacks: _Count | None = None
+    model_group_retry_policy: dict[str, _RetryPolicy] = {}
+    optional_pre_call_checks: Annotated[list[str], _known("optional_pre_call_checks")] = []
+    retry_after: float = Field(0, ge=0)
+    retry_policy: _RetryPolicy = {}
+    routing_strategy_args: JsonObject = {}
+    tag_filtering_match_any: bool = True
+
+
+ROUTER_SETTINGS = frozenset(RouterSettings.model_fields)
 
 
 def _alias_target(value: Any) -> Any:
@@ -136,11 +157,7 @@ class Routing(Section):
     @field_validator("router_settings")
     @classmethod
     def _check_router_settings(cls, settings: JsonObject) -> JsonObject:
-        if unknown := sorted(settings.keys() - ROUTER_SETTINGS):
-            raise ValueError(
-                f"{', '.join(unknown)}: not supported here; supported are "
-                f"{', '.join(sorted(ROUTER_SETTINGS))}"
-            )
+        RouterSettings.model_validate(settings)
         return settings
 
     @model_validator(mode="before")

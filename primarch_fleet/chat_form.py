@@ -44,6 +44,7 @@ FINISH_REASONS = {
 }
 #: https://platform.openai.com/docs/api-reference/chat/object (service_tier)
 SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority"})
+_DEFAULTS: Body = {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": []}
 #: The fields of a message that OpenAI sends even if they are null.
 NULLABLE_FIELDS = ("content", "refusal")
 #: A message with one of these has no content; some servers send an empty text.
@@ -56,11 +57,13 @@ _NATIVE = "native_finish_reason"
 def normalized(body: Body) -> Body:
     """Return a `chat.completion` in the one form.
 
-    Nulls and empty lists are left out, except the nulls that OpenAI's API sends.
+    Nulls and empty lists are left out, except the nulls that OpenAI's API sends. Fields that
+    OpenAI's type requires, and that the server left out, are empty.
     """
     _normalize_head(body)
-    body.setdefault("object", "chat.completion")
-    for index, choice in enumerate(body.get("choices") or ()):
+    for name, value in _DEFAULTS.items():
+        body.setdefault(name, value)
+    for index, choice in enumerate(body["choices"]):
         choice.setdefault("index", index)
         _normalize_choice(choice)
         choice["finish_reason"] = choice["finish_reason"] or "stop"
@@ -97,15 +100,22 @@ def tool_calls_of(chunk: Body) -> Iterator[tuple[int, Body]]:
 def _normalize_head(body: Body) -> None:
     """The fields beside the choices."""
     _drop_nulls(body)
-    usage = body.get("usage")
-    if isinstance(usage, dict):
-        _drop_nulls(usage)
-        for value in usage.values():
-            if isinstance(value, dict):
-                _drop_nulls(value)
+    if isinstance(body.get("usage"), dict):
+        normalize_usage(body["usage"])
     tier = body.get("service_tier")
     if tier is not None and tier not in SERVICE_TIERS:
         body["native_service_tier"] = body.pop("service_tier")
+
+
+def normalize_usage(usage: Body) -> None:
+    """Remove the nulls of a usage, and add the counts that OpenAI's type requires."""
+    _drop_nulls(usage)
+    for value in usage.values():
+        if isinstance(value, dict):
+            _drop_nulls(value)
+    if "prompt_tokens" in usage:
+        answer = usage.setdefault("completion_tokens", 0)
+        usage.setdefault("total_tokens", usage["prompt_tokens"] + answer)
 
 
 def _normalize_choice(choice: Body) -> None:

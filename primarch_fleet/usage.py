@@ -171,9 +171,10 @@ def _cache_is_beside_prompt(
     Args:
         total_prompt: Tokens that are not of the answer; not positive if that is unknown.
     """
-    if total_prompt > 0:
-        return 0 < cache.total <= total_prompt - prompt
     anthropic = "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage
+    if total_prompt > 0:
+        is_in_total = 0 < cache.total <= total_prompt - prompt
+        return is_in_total and (anthropic or cache.total > prompt)
     return anthropic and ("prompt_tokens" not in usage or cache.total > prompt)
 
 

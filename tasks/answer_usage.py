@@ -18,31 +18,30 @@ def usage_of(
 ) -> Usage:
     """Return the usage of an answer.
 
-    A provider that reports no usage, or only zeros, bills the request all the same. Its usage is
-    estimated from the texts of the prompt and of the answer, and marked so.
+    A provider that reports no usage, or zeros, bills the request all the same. What it does not
+    report, of the prompt or of the answer, is estimated from the texts, and the usage marked so.
 
     Args:
         body: The answer.
         prompt: Returns the size of the request's body; called only for an estimate.
         media: What media in the prompt count as.
     """
-    usage = parse_usage(body.get("usage"), body.get("service_tier"))
+    tier = body.get("service_tier")
+    usage = parse_usage(body.get("usage"), tier)
     if usage is None:
-        usage = _estimated_usage(body, prompt().expected(media), media)
+        usage = Usage(service_tier=tier if isinstance(tier, str) else None)
+    if not usage.input_tokens:
+        usage = _with_prompt(usage, prompt().expected(media))
+    if not usage.output_tokens and (written := _written(body)):
+        tokens = measure({"output": written}).expected(media).total
+        usage = replace(usage, text_output_tokens=tokens, estimated=True)
     searches = 0 if usage.web_searches else _web_searches(body)
     return replace(usage, web_searches=searches) if searches else usage
 
 
-def _estimated_usage(body: Mapping[str, Any], prompt: Tokens, media: MediaTokens) -> Usage:
-    texts = [_generated(choice.get("message") or {}) for choice in body.get("choices") or ()]
-    texts += body.get("output") or ()
-    output = measure({"output": texts}).expected(media).total if texts else 0
-    return replace(prompt_usage(prompt), text_output_tokens=output)
-
-
-def prompt_usage(prompt: Tokens) -> Usage:
-    """Return the usage of a prompt by the tokens to expect of it, without an answer."""
-    return Usage(
+def _with_prompt(usage: Usage, prompt: Tokens) -> Usage:
+    return replace(
+        usage,
         text_input_tokens=prompt.total - prompt.audio - prompt.image,
         audio_input_tokens=prompt.audio,
         image_input_tokens=prompt.image,
@@ -50,10 +49,21 @@ def prompt_usage(prompt: Tokens) -> Usage:
     )
 
 
-def _generated(message: Mapping[str, Any]) -> list[Any]:
-    return [
-        value for name, value in message.items() if value is not None and name not in _NOT_GENERATED
+def prompt_usage(prompt: Tokens) -> Usage:
+    """Return the usage of a prompt by the tokens to expect of it, without an answer."""
+    return _with_prompt(Usage(), prompt)
+
+
+def _written(body: Mapping[str, Any]) -> list[Any]:
+    """What a model wrote: the parts of a chat's messages, or the items of a response."""
+    messages = [choice.get("message") or {} for choice in body.get("choices") or ()]
+    parts = [
+        value
+        for message in messages
+        for name, value in message.items()
+        if value and name not in _NOT_GENERATED
     ]
+    return [*parts, *(body.get("output") or ())]
 
 
 def _web_searches(body: Mapping[str, Any]) -> int:

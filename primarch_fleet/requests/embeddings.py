@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -24,6 +24,23 @@ class EmbeddingRequest(Request):
     dimensions: Count | None = None
     encoding_format: str | None = None
     user: str | None = None
+
+    @classmethod
+    def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:
+        """Return a list of embeddings with every field that OpenAI's type requires.
+
+        Counts of tokens that the server left out are 0.
+        """
+        sent = body.get("usage") or {}
+        usage = {"prompt_tokens": 0} | {
+            name: count for name, count in sent.items() if count is not None
+        }
+        body["usage"] = {"total_tokens": usage["prompt_tokens"]} | usage
+        data = [
+            {"object": "embedding", "index": index} | item
+            for index, item in enumerate(body.get("data") or ())
+        ]
+        return {"object": "list", "model": ""} | body | {"data": data}
 
     @property
     def input_count(self) -> int:

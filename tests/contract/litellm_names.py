@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import workers.realtime  # noqa: F401 - LiteLLM's settings, before its import
 from config.litellm_params import NAMES_FILE
@@ -35,7 +35,7 @@ CALL_SOURCES = ("main.py", "utils.py", "litellm_core_utils", "llms")
 def names() -> dict[str, list[str]]:
     """All names, by what they name."""
     return {
-        kind: sorted({name for name in found if name[0].islower()})
+        kind: sorted({name for name in found if name[0].islower() or kind.endswith("_policy")})
         for kind, found in _found().items()
     }
 
@@ -44,7 +44,12 @@ def _found() -> dict[str, Iterable[str]]:
     import litellm  # noqa: PLC0415 - seconds
     from litellm.proxy._types import ConfigGeneralSettings  # noqa: PLC0415
     from litellm.router import Router  # noqa: PLC0415
-    from litellm.types.router import CredentialLiteLLMParams  # noqa: PLC0415
+    from litellm.types.router import (  # noqa: PLC0415
+        AllowedFailsPolicy,
+        CredentialLiteLLMParams,
+        OptionalPreCallChecks,
+        RetryPolicy,
+    )
 
     package = Path(litellm.__path__[0])
     proxy = package / "proxy"
@@ -57,6 +62,9 @@ def _found() -> dict[str, Iterable[str]]:
             *_read(package, CALL_PARAMS, CALL_SOURCES),
         ],
         "account_params": CredentialLiteLLMParams.model_fields,
+        "retry_policy": RetryPolicy.model_fields,
+        "allowed_fails_policy": AllowedFailsPolicy.model_fields,
+        "optional_pre_call_checks": _literals(OptionalPreCallChecks),
         "router_settings": [name for name in _parameters(Router) if name != "model_list"],
         "litellm_settings": [
             *_settings(litellm),
@@ -69,6 +77,15 @@ def _found() -> dict[str, Iterable[str]]:
         ],
         "sections": ["include", *re.findall(READ.format("config|new_config"), server)],
     }
+
+
+def _literals(annotation: Any) -> Iterator[str]:
+    """The texts in the `Literal` of a type, at any depth."""
+    for part in get_args(annotation):
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from _literals(part)
 
 
 def _providers(litellm: Any) -> list[str]:

@@ -70,8 +70,9 @@ def test_pictures_in_the_prompt_count_by_their_kind() -> None:
 
 
 def test_the_tier_that_served_an_answer_is_in_its_usage() -> None:
-    body = CHAT | {"usage": {"prompt_tokens": 1}, "service_tier": "flex"}
-    assert usage_of(body, never, MEDIA) == Usage(1, service_tier="flex")
+    usage = {"prompt_tokens": 1, "completion_tokens": 2}
+    body = CHAT | {"usage": usage, "service_tier": "flex"}
+    assert usage_of(body, never, MEDIA) == Usage(1, text_output_tokens=2, service_tier="flex")
 
 
 def searches(**body: Any) -> int:
@@ -87,3 +88,17 @@ def test_searches_that_only_the_answer_shows_are_counted() -> None:
     reported = {"prompt_tokens": 1, "server_tool_use": {"web_search_requests": 3}}
     assert searches(choices=cited, usage=reported) == 3
     assert searches(**CHAT) == 0
+
+
+def test_what_a_usage_leaves_out_is_estimated_alone() -> None:
+    prompt = estimate(CHAT | {"usage": {"completion_tokens": 4}})
+    assert (prompt.input_tokens > 300, prompt.output_tokens, prompt.estimated) == (True, 4, True)
+    answer = estimate(CHAT | {"usage": {"prompt_tokens": 3}, "service_tier": "flex"})
+    assert (answer.input_tokens, answer.output_tokens > 300, answer.estimated) == (3, True, True)
+    assert estimate(CHAT | {"service_tier": "flex"}).service_tier == "flex"
+
+
+def test_an_empty_answer_has_no_output_tokens() -> None:
+    filtered = {"choices": [{"message": {"role": "assistant", "content": "", "refusal": None}}]}
+    usage = {"prompt_tokens": 3, "completion_tokens": 0}
+    assert usage_of(filtered | {"usage": usage}, never, MEDIA) == Usage(3)

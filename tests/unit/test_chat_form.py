@@ -4,10 +4,11 @@ import copy
 from typing import Any
 
 import pytest
+from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 
 import workers.realtime  # noqa: F401 - LiteLLM stays offline
-from primarch_fleet import CompletionRequest
+from primarch_fleet import CompletionRequest, EmbeddingRequest
 from primarch_fleet.chat_form import FINISH_REASONS, normalized, normalized_chunk
 
 
@@ -140,6 +141,30 @@ def test_nulls_of_a_usage_are_left_out() -> None:
         "details": {"cached_tokens": 3},
     }
     assert "usage" not in normalized(answer({"content": "a"}) | {"usage": None})
+
+
+def test_fields_that_a_server_left_out_are_filled_as_the_type_requires() -> None:
+    bare = {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 3}}
+    body = normalized(copy.deepcopy(bare) | {"id": None})
+    parsed = ChatCompletion.model_validate(body, strict=True)
+    assert parsed.choices[0].message.content == "a"
+    assert parsed.usage is not None
+    assert (parsed.usage.completion_tokens, parsed.usage.total_tokens) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        (None, (0, 0)),
+        ({"prompt_tokens": 3, "total_tokens": None}, (3, 3)),
+        ({"prompt_tokens": 3, "total_tokens": 4, "completion_tokens": 1}, (3, 4)),
+    ],
+)
+def test_embeddings_have_every_field_of_the_type(usage: Any, counts: tuple[int, int]) -> None:
+    bare = {"data": [{"embedding": [0.5]}, {"embedding": [1.0]}], "usage": usage}
+    parsed = CreateEmbeddingResponse.model_validate(EmbeddingRequest.normalized(bare), strict=True)
+    assert [item.index for item in parsed.data] == [0, 1]
+    assert (parsed.usage.prompt_tokens, parsed.usage.total_tokens) == counts
 
 
 def test_the_form_of_a_normal_answer_is_the_answer() -> None:

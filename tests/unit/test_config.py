@@ -69,6 +69,14 @@ def changed(tmp_path: Path, *path: str | int, value: Any) -> Path:
         (("lanes",), {"local": {"without_worker": "wait"}}, "lanes.local.without_worker"),
         (("lanes",), {"local": {"max_queued": 0}}, "lanes.local.max_queued"),
         (("surprise",), 1, "surprise"),
+        (("routing", "router_settings"), {"retry_polisy": {}}, "router_settings.retry_polisy"),
+        (
+            ("routing", "router_settings"),
+            {"retry_policy": {"TimeOutErrorRetries": 1}},
+            "router_settings.retry_policy: .*did you mean TimeoutErrorRetries",
+        ),
+        (("routing", "router_settings"), {"max_fallbacks": -1}, "router_settings.max_fallbacks"),
+        (("litellm_settings",), {"drop_params": True}, "litellm_settings: drop_params"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_name_of_its_key(

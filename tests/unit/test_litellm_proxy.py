@@ -51,7 +51,7 @@ def test_a_file_with_an_account_of_each_kind_is_served_as_it_stands(
         *("ollama_chat", "hosted_vllm"),
     }
     assert (routing.routing_strategy, routing.num_retries) == ("usage-based-routing-v2", 0)
-    assert (routing.timeout, routing.allowed_fails, routing.cooldown_time) == (20, 7, 3)
+    assert (routing.timeout, routing.allowed_fails, routing.cooldown_time) == (120, 7, 3)
     assert routing.model_group_alias == {"fast": "openai"}
     assert routing.fallbacks["azure-2024"] == ["azure-2025"]
     assert routing.fallbacks["claude"] == ["openai"]
@@ -59,6 +59,7 @@ def test_a_file_with_an_account_of_each_kind_is_served_as_it_stands(
     assert routing.router_settings == {
         "retry_policy": {"TimeoutErrorRetries": 1},
         "enable_pre_call_checks": False,
+        "optional_pre_call_checks": ["responses_api_deployment_check"],
     }
     assert fleet.litellm_settings == {"modify_params": True}
     assert all(one.litellm_params.values()["drop_params"] is True for one in fleet.deployments)

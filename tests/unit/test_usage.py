@@ -104,6 +104,21 @@ def test_reasoning_when_the_total_says_that_it_is_apart_is_output(
     ) == {"text_input_tokens": 10_120, "text_output_tokens": 1499, "reasoning_tokens": 2809}
 
 
+def test_reasoning_apart_when_the_prompt_is_cached_leaves_the_prompt_as_it_is() -> None:
+    assert parsed(
+        prompt_tokens=10_120,
+        prompt_tokens_details={"cached_tokens": 2000},
+        completion_tokens=1499,
+        completion_tokens_details={"reasoning_tokens": 2809},
+        total_tokens=14_428,
+    ) == {
+        "text_input_tokens": 8120,
+        "cached_input_tokens": 2000,
+        "text_output_tokens": 1499,
+        "reasoning_tokens": 2809,
+    }
+
+
 def test_reasoning_when_no_total_tells_and_it_exceeds_the_answer_is_apart() -> None:
     details = {"completion_tokens_details": {"reasoning_tokens": 2809}}
     assert parsed(prompt_tokens=1, completion_tokens=1499, **details)["reasoning_tokens"] == 2809

@@ -15,7 +15,7 @@ from config.litellm_params import (
     secret_references,
 )
 from config.section import Values
-from primarch_fleet.prices import RATE_KINDS, Rates, Steps
+from primarch_fleet.prices import RATE_KINDS, Rates, Steps, TokenRates
 
 #: The simulated provider's response times and batch stages, in seconds.
 LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
@@ -123,17 +123,18 @@ _PRICES = {
 
 def simulator_prices(rates: Rates) -> dict[str, Any]:
     """Return rates in the form of the simulator's profile."""
+    search = {"web_search": str(rates.fees.web_search.scaleb(6))}
+
+    def card(step: TokenRates) -> dict[str, str]:
+        return {ours: str(step.rate(kind)) for ours, kind in _PRICES.items()} | search
+
+    def cards(steps: Steps) -> dict[str, Any]:
+        return card(steps[0]) | {
+            "steps": {step.from_tokens - 1: card(step) for step in steps[1:]},
+        }
+
     return {
-        **_steps(rates.standard),
-        "tiers": {name: _steps(steps) for name, steps in rates.tiers.items()},
-        "batch": _steps(rates.batch) if rates.batch else None,
-        "web_search": str(rates.fees.web_search.scaleb(6)),
+        **cards(rates.standard),
+        "tiers": {name: cards(steps) for name, steps in rates.tiers.items()},
+        "batch": cards(rates.batch) if rates.batch else None,
     }
-
-
-def _steps(steps: Steps) -> dict[str, Any]:
-    first, *longer = (
-        {ours: str(step.rate(kind)) for ours, kind in _PRICES.items()} for step in steps
-    )
-    above = [step.from_tokens - 1 for step in steps[1:]]
-    return {**first, "steps": dict(zip(above, longer, strict=True))}

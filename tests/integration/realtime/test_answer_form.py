@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
 from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from config.fleet import FleetConfig
-from primarch_fleet import Completion, Fleet, errors
+from primarch_fleet import Completion, EmbeddingRequest, Fleet, errors
 from tests.support.realtime_fixture import CONFIG, METADATA, Ask, ask_server, chat, open_provider
+from tests.support.realtime_fixture import ask as serve_all
 from workers.onebox.simulator import Script, Simulator
+from workers.onebox.simulator.anthropic import AnthropicApp
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
@@ -199,3 +203,39 @@ def test_a_stream_that_ends_before_its_last_choice_is_an_error(
     simulator.script(Script(merge={"choices": [{}, {"finish_reason": None}]}))
     with pytest.raises(errors.ProviderUnavailable):
         ask(chat(stream=True, n=2))
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}])
+def test_embeddings_are_of_openais_type(
+    ask: Ask, simulator: Simulator, usage: dict[str, Any]
+) -> None:
+    simulator.script(Script(endpoint="embeddings", merge=usage))
+    (completion,) = ask(EmbeddingRequest(model="vectors", input=["a", "b"]))
+    parsed = CreateEmbeddingResponse.model_validate(completion.body, strict=True)
+    assert [item.index for item in parsed.data] == [0, 1]
+
+
+def test_claudes_thinking_is_the_same_streamed_or_not(store: redis.Redis, valkey_url: str) -> None:
+    thinking = {"type": "thinking", "thinking": "let me see", "signature": "s"}
+    call = {"type": "tool_use", "id": "call-f", "name": "f", "input": {"a": 1}}
+    content = [thinking, {"type": "text", "text": "so it is"}, call]
+    fleet = CONFIG.model_dump()
+    fleet["providers"]["simulated"]["litellm_provider"] = "anthropic"
+    with Simulator(app=AnthropicApp) as simulator:
+        merge = {"content": content, "stop_reason": "tool_use"}
+        simulator.script(Script(merge=merge, remove=("content.0.text",)))
+        os.environ |= {"TEST_KEY": "k", "TEST_BASE": simulator.url.removesuffix("/v1")}
+        config = FleetConfig.model_validate(fleet)
+        requests = [chat(stream=stream, max_tokens=100) for stream in (False, True)]
+        whole, streamed = serve_all(valkey_url, *requests, config=config)
+    for completion in (whole, streamed):
+        ChatCompletion.model_validate(completion.body, strict=True)
+        assert message_of(completion) == {
+            "role": "assistant",
+            "content": "so it is",
+            "refusal": None,
+            "reasoning_content": "let me see",
+            "thinking_blocks": [thinking],
+            "tool_calls": [CALLS[0]],
+        }
+    assert whole.body["usage"]["prompt_tokens"] == streamed.body["usage"]["prompt_tokens"]

