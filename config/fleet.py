@@ -316,7 +316,7 @@ class FleetConfig(Section):
     def _other_costs(
         self, deployment: Deployment, possible: Iterable[Deployment]
     ) -> tuple[Costs, ...]:
-        """What a request may cost at the possible deployments, if not what it costs at this one."""
+        """The prices of the other deployments and fallbacks that may answer, where they differ."""
         own, *others = (
             Costs(price=self.rates(other), media=other.media) for other in (deployment, *possible)
         )
@@ -328,7 +328,10 @@ class FleetConfig(Section):
 
     def _unsupported(self, deployments: list[Deployment]) -> tuple[str, ...]:
         """The parameters that each of these deployments refuses."""
-        refused = [unsupported_parameters(one, self.providers[one.provider]) for one in deployments]
+        refused = [
+            unsupported_parameters(deployment, self.providers[deployment.provider])
+            for deployment in deployments
+        ]
         return tuple(sorted(frozenset.intersection(*refused)))
 
 

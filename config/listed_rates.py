@@ -85,7 +85,8 @@ def _batch_steps(entry: Entry, standard: Steps, discount: Decimal) -> Steps:
     for from_tokens, step in [(0, ""), *_lengths(entry, _BATCH, ordinary=False)]:
         found = _found(entry, [step + _BATCH, _BATCH])
         guessed = standard[0].map(lambda _, rate: rate * discount)
-        # A kind without a batch price costs the dearer of the plain price and its own discounted.
+        # A kind without a batch price costs the higher of two: the batch price of plain tokens,
+        # and its ordinary price with the discount.
         for kind in standard[0].model_fields_set & set(_KEYS) - set(found):
             plain = found.get("output", Decimal(0)) if kind in _OUTPUTS else found["input"]
             found[kind] = max(plain, guessed.rate(kind))
@@ -122,7 +123,7 @@ def _with_defaults(entry: Entry, found: dict[str, Decimal], from_tokens: int) ->
     rates = {"input": Decimal(0), **found}
     if entry["litellm_provider"].startswith("fireworks_ai"):
         rates.setdefault("cached_input", rates["input"] * _FIREWORKS_CACHED_SHARE)
-    # A model that only makes pictures has a price for these in place of the one for text.
+    # A model that only makes pictures has a price for pictures, and none for text.
     if not rates.get("output") and "image_output" in rates:
         rates["output"] = rates["image_output"]
     return TokenRates(**rates, from_tokens=from_tokens)

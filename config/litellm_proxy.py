@@ -206,7 +206,7 @@ class _Conversion:
         deployments = list(self._deployments(defaults))
         return {
             "deployments": deployments,
-            "routing": _routing(module, router, [one["model"] for one in deployments]),
+            "routing": _routing(module, router, [entry["model"] for entry in deployments]),
             "litellm_settings": {
                 name: value for name, value in module.items() if name in MODULE_SETTINGS
             },
@@ -229,7 +229,7 @@ class _Conversion:
         return {name: resolve(value) for name, value in settings.items() if name in used}
 
     def _check(self, settings: Values, path: str, kind: NameKind, used: frozenset[str]) -> None:
-        """Refuse unknown names, and take down those that have no meaning here."""
+        """Refuse unknown names, and record those that have no meaning here."""
         for name in settings:
             if name in used:
                 continue

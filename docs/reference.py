@@ -288,7 +288,7 @@ def _plain_type(annotation: Any) -> str:
         return " or ".join(f"`{part}`" for part in parts)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_type(p) for p in parts if p is not type(None)))
-    if origin is list:
+    if origin in (list, tuple):
         return f"list of {_type(parts[0])}"
     if origin is dict:
         return f"map of {_type(parts[0])} to {_type(parts[1])}"

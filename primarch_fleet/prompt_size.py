@@ -51,8 +51,9 @@ class MediaTokens(BaseModel):
     #: Tokens of one picture of any size. The default is the largest picture of Qwen2-VL, from
     #: https://huggingface.co/Qwen/Qwen2-VL-7B-Instruct.
     image: int = Field(16_384, ge=0)
-    #: The same for a picture with `detail: low` or `detail: original`; None: as any other.
+    #: The same for a picture with `detail: low`; None: as any other.
     image_low: int | None = Field(None, ge=0)
+    #: The same for a picture with `detail: original`; None: as any other.
     image_original: int | None = Field(None, ge=0)
     #: Tokens of one second of audio. The default is Gemini's, the most of those that are public:
     #: https://ai.google.dev/gemini-api/docs/audio.

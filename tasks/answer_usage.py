@@ -67,7 +67,7 @@ def _written(body: Mapping[str, Any]) -> list[Any]:
 
 
 def _web_searches(body: Mapping[str, Any]) -> int:
-    """The searches that an answer shows: each in a Responses answer, one in a chat completion."""
+    """The searches that an answer shows: each of a response, at most 1 of a chat completion."""
     items = body.get("output")
     if isinstance(items, list):
         return [item.get("type") for item in items].count("web_search_call")

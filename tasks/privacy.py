@@ -55,7 +55,7 @@ class Privacy:
 
     @classmethod
     def connect(cls, policy: RequestPolicy, url: str) -> Self:
-        """Return one with the key of the fleet at a Redis; create the key if there is none."""
+        """Return the policy with the fleet's key at a Redis; create the key if there is none."""
         configured = settings().hash_key
         return cls(policy, configured.encode() if configured else _shared_key(url))
 

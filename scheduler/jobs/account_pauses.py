@@ -27,7 +27,7 @@ class AccountPauses:
         self._pauses = context.store.pauses
         self._now = context.store.now
         self._backoff = context.backoff
-        #: So that of two jobs that fail at the same moment, one pauses the account.
+        #: Held by `pause`: of two jobs that fail at the same moment, only the first pauses.
         self._lock = asyncio.Lock()
 
     async def pause(self, job: Job, fault: Fault, retry_after: float | None = None) -> float:

@@ -89,7 +89,7 @@ class Translator:
         return template._replace(body={**template.body, **opaque, "messages": messages})
 
     def _template(self, request: Request, body: Json, opaque: Json) -> TranslatedRequest | None:
-        """The translation of plain chats with these parameters, but any opaque ones."""
+        """The translation of plain chats with these parameters, for any opaque values."""
         key = json.dumps({**body, **dict.fromkeys(opaque)}, sort_keys=True)
         if key not in self._templates:
             if len(self._templates) >= MAX_TEMPLATES:

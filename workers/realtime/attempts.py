@@ -58,7 +58,7 @@ class Attempts:
 
     @classmethod
     def current(cls) -> Attempts | None:
-        """Return those of the current request, if there is one."""
+        """Return the attempts of the current request; None outside of a request."""
         return cls._current.get(None)
 
     @property

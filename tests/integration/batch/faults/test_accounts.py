@@ -21,7 +21,7 @@ QUOTA = {"code": "insufficient_quota", "message": "You exceeded your current quo
 
 
 def failed_batch(rounds: int, requests: int, **error: str) -> Fault:
-    """Batches of so many requests fail for so many rounds, without a line that is to blame."""
+    """`requests` fail for `rounds` batches, and the provider names no line."""
     return Fault(scope="validation", names_line=False, times=rounds * requests, **error)
 
 
