@@ -211,3 +211,12 @@ def test_a_wildcard_that_the_price_list_cannot_fill_is_refused(loaded: Any, mode
     wildcard = {"model_name": "any/*", "litellm_params": {"model": model}}
     with pytest.raises(ConfigError, match=r"model_list\.0\.model_name: any/\*.*for each model"):
         loaded({"model_list": [wildcard]})
+
+
+def test_the_example_serves_the_models_of_its_proxy_file(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        fleet = load(ROOT / "examples" / "litellm_proxy" / "fleet.yaml")
+    served = [(deployment.model, deployment.batch) for deployment in fleet.deployments]
+    assert sorted(served) == [("claude", False), ("gpt-4o-mini", False), ("gpt-4o-mini", True)]
+    assert fleet.routing.fallbacks == {"claude": ["gpt-4o-mini"]}
+    assert "general_settings.master_key" in caplog.text
