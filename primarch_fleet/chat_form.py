@@ -23,13 +23,22 @@ Body = dict[str, Any]
 REASONING = ("reasoning_content", "reasoning")
 #: OpenAI's finish reason for a provider's. A word that is not here stays as it is: it may be a
 #: failure. https://github.com/BerriAI/litellm/blob/main/litellm/litellm_core_utils/core_helpers.py
+#: https://docs.mistral.ai/api (model_length)
+#: https://cloud.ibm.com/apidocs/watsonx-ai (token_limit, time_limit)
+#: https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-titan-text.html (finished)
+#: https://docs.vllm.ai/en/latest/api/vllm/v1/engine (repetition)
+#: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1/GenerateContentResponse
 FINISH_REASONS = {
     name: reason
     for reason, names in {
-        "stop": ("stop", "stop_sequence", "end_turn", "complete", "eos_token", "eos"),
+        "stop": (
+            *("stop", "stop_sequence", "end_turn", "complete", "completed", "eos_token", "eos"),
+            *("finished", "stop_criteria_met"),
+        ),
         "length": (
             *("length", "max_tokens", "compaction", "pause_turn", "continuation"),
-            *("model_context_window_exceeded", "max_output_tokens"),
+            *("model_context_window_exceeded", "max_output_tokens", "model_length"),
+            *("token_limit", "time_limit", "repetition"),
         ),
         "tool_calls": ("tool_calls", "tool_use", "tool_call"),
         "function_call": ("function_call",),
@@ -37,7 +46,7 @@ FINISH_REASONS = {
             *("content_filter", "content_filtered", "refusal", "error_toxic", "safety"),
             *("recitation", "language", "other", "blocklist", "prohibited_content", "spii"),
             *("image_safety", "image_prohibited_content", "no_image", "image_recitation"),
-            *("image_other", "escalation", "sensitive", "guardrail_intervened"),
+            *("image_other", "escalation", "sensitive", "guardrail_intervened", "model_armor"),
         ),
     }.items()
     for name in names

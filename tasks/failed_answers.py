@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from primarch_fleet.chat_form import FINISH_REASONS
-from tasks.provider_errors import Fault, Reason, classify
+from tasks.provider_errors import Category, Fault, Reason, classify
 
 #: What a provider says of a failed generation beside a finish reason that hides it.
 #: https://openrouter.ai/docs/api/reference/overview (native_finish_reason)
@@ -19,13 +19,15 @@ FAILED_FINISH_REASONS = frozenset(
         *("too_many_tool_calls", "missing_thought_signature", "finish_reason_unspecified"),
     }
 )
+#: What answers without choices have in their place.
+OTHER_OUTPUT = frozenset({"data", "output", "results"})
 
 
 def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
     """Return why the generation of an answer with status 200 failed; None if it did not.
 
     Args:
-        body: An answer of any endpoint: `chat.completion`, a chunk of it, `response`, a list.
+        body: A whole answer of any endpoint: `chat.completion`, `response`, a list.
     """
     for part in (body, *_choices(body)):
         if part.get("error"):  # OpenRouter's choices have one too
@@ -34,12 +36,24 @@ def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
     if body.get("object") == "response":
         failed = body.get("status") in ("failed", "cancelled")
         return _failed(f"the response is {body['status']}") if failed else None
-    return next((_failed(f"finish_reason: {name}") for name in _failures(body)), None)
+    if not (body.get("choices") or body.keys() & OTHER_OUTPUT):
+        return _failed("it is empty")
+    return next(map(_fault_of_finish, _failures(body)), None)
 
 
 def is_failed_finish(finish_reason: object) -> bool:
     """Return whether a finish reason, in any provider's words, is none of a complete choice."""
     return bool(finish_reason) and str(finish_reason).lower() not in FINISH_REASONS
+
+
+def _fault_of_finish(name: str) -> Fault:
+    """Why a choice failed; a finish reason may be a code, of the account's trouble for example."""
+    fault = classify(None, {"code": name})
+    is_known = fault.category is not Category.REQUEST and fault.reason is not Reason.UNKNOWN
+    return Fault(
+        fault.reason if is_known else Reason.GENERATION_FAILED,
+        _failed(f"finish_reason: {name}").message,
+    )
 
 
 def _failures(body: Mapping[str, Any]) -> Iterator[str]:

@@ -11,11 +11,11 @@ Pure: this module knows no SDK. Its tables name the public source of each group 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
 from primarch_fleet import errors
+from tasks.error_fields import error_fields
 
 #: Where an error comes from: the answer to a call, a line of a batch, or a batch as a whole.
 Source = Literal["call", "line", "batch"]
@@ -119,8 +119,8 @@ CODES: dict[Reason, str] = {
     "content_filter_error moderation_blocked policy_violation cyber_policy data_inspection_failed "
     "image_content_policy_violation",
     Reason.MODEL_NOT_FOUND: "model_not_found deploymentnotfound model_not_available "
-    "model_decommissioned model_deprecated not_found_error not_found resourcenotfoundexception "
-    "notfounderror model_terms_required",
+    "model_decommissioned model_deprecated invalid_model not_found_error not_found "
+    "resourcenotfoundexception notfounderror model_terms_required",
     Reason.CREDENTIALS: "invalid_api_key incorrect_api_key api_key_invalid api_key_expired "
     "account_deactivated invalid_authentication authentication_error unauthenticated "
     "expired_api_key unrecognizedclientexception invalidsignatureexception expiredtokenexception "
@@ -143,7 +143,8 @@ CODES: dict[Reason, str] = {
     "too_many_requests requestlimitexceeded requests tokens tokens_per_min requests_per_min "
     "tokens_usage_based engine_overloaded_error capacity_exceeded modelnotreadyexception "
     "resource_unavailable slow_down",
-    Reason.QUEUE_FULL: "token_limit_exceeded",
+    Reason.QUEUE_FULL: "token_limit_exceeded enqueued_token_limit_exceeded",
+    Reason.FILE_NOT_FOUND: "file_not_found",
     Reason.TIMEOUT: "request_timeout timeout timeout_error deadline_exceeded modeltimeoutexception "
     "timeouterror",
     Reason.NOT_EXECUTED: "batch_expired batch_cancelled batch_canceled",
@@ -152,9 +153,12 @@ CODES: dict[Reason, str] = {
     "internal modelerrorexception modelstreamerrorexception internalserverexception "
     "internalfailure serviceunavailableexception enginedeaderror generationerror "
     "bad_gateway aborted cancelled vector_store_timeout upstream_error provider_error",
+    Reason.GENERATION_FAILED: "tool_use_failed json_validate_failed output_parse_failed",
     Reason.INVALID_REQUEST: "invalid_json invalid_json_line request_too_large "
     "string_above_max_length missing_required_parameter unknown_parameter duplicate_custom_id "
-    "empty_file url_mismatch model_mismatch failed_to_download_image untranslatable",
+    "empty_file url_mismatch model_mismatch failed_to_download_image untranslatable "
+    "previous_response_not_found conversation_not_found item_not_found container_not_found "
+    "vector_store_not_found prompt_not_found",
 }
 #: Codes and types that name no reason by themselves: the message may, and then the status does.
 GENERIC_CODES = _names(
@@ -213,25 +217,36 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "does not have access to the organization",
             "must be a member of an organization",
             "you don't have access to the model with the specified model id",
+            "location is not supported",
+            "organization has been disabled",
         ),
     ),
     (
         Reason.CONTEXT_WINDOW,
         (
-            "maximum context length",
+            "maximum context",
             "maximum model length",
             "prompt is too long",
             "input is too long",
             "exceed context limit",
-            "maximum context limit",
             "longer than the model's context length",
             "longer than the maximum model length",
             "input tokens exceed the configured limit",
             "exceeds the available context size",
             "exceeds the maximum number of tokens allowed",
             "tokens, limit is",
-            "exceeds the model's maximum context",
             "exceeds the context window",
+            "context length is only",
+            "maximum prompt length",
+            "maximum input length is",
+            "exceeded model token limit",
+            "maximum allowed token size",
+            "range of input length",
+            "`inputs` must have less than",
+            "`inputs` tokens + `max_new_tokens` must be",
+            "too many tokens: ",
+            "while limit is",
+            "reduce the length of the messages",
         ),
     ),
     (
@@ -241,9 +256,20 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "as a result of our safety system",
             "blocked by content filtering",
             "prohibited content",
+            "flagged as potentially violating",
+            "your input was flagged",
+            "content exists risk",
         ),
     ),
-    (Reason.MODEL_NOT_FOUND, ("does not exist or you do not have access to it",)),
+    (
+        Reason.MODEL_NOT_FOUND,
+        (
+            "does not exist or you do not have access to it",
+            "model not exist",
+            "model identifier is invalid",
+            "is not a valid model id",
+        ),
+    ),
     (Reason.UNAVAILABLE, ("model is overloaded", "service is currently unavailable")),
 )
 
@@ -263,16 +289,15 @@ STATUSES: dict[int, Reason] = {
     **dict.fromkeys((0, 409, 424, 425, 499), Reason.UNAVAILABLE),
 }
 
-_REASON_OF_CODE = {code: reason for reason, codes in CODES.items() for code in codes.split()}
+
+def _joined(code: str) -> str:
+    """A code without what its words are joined by: `quotaExceeded` is `quota_exceeded`."""
+    return re.sub(r"[\s_-]", "", code)
 
 
-class ErrorFields(NamedTuple):
-    """The parts of an error object that say what went wrong."""
-
-    codes: tuple[str, ...] = ()
-    message: str = ""
-    #: The HTTP status that it names; None if it names none.
-    status: int | None = None
+_REASON_OF_CODE = {
+    _joined(code): reason for reason, codes in CODES.items() for code in codes.split()
+}
 
 
 class Fault(NamedTuple):
@@ -306,39 +331,19 @@ def classify(
         message: The text to keep, if it is not the error object's.
     """
     fields = error_fields(error)
-    text = message or fields.message
-    reason = _reason(fields.status if status in (None, 200) else status, fields.codes, text.lower())
+    texts = (message, *fields.texts) if message else fields.texts
+    reason = _reason(
+        fields.status if status in (None, 200) else status, fields.codes, "\n".join(texts).lower()
+    )
     if reason is Reason.FILE_NOT_FOUND and source != "batch":
         reason = Reason.INVALID_REQUEST  # a file that the request names
     fallback = next(iter(fields.codes), "") or f"HTTP {status or 0} without an error message"
-    return Fault(reason, text or fallback)
-
-
-def error_fields(error: object) -> ErrorFields:
-    """Read an error object in the form of OpenAI, Azure, Anthropic, Google, AWS, vLLM or FastAPI.
-
-    Codes come first from the most specific field, and from the inside of a nested object.
-    """
-    if not isinstance(error, Mapping):
-        return ErrorFields((), str(error or ""))
-    nested = [error_fields(error[key]) for key in ("error", "innererror") if error.get(key)]
-    details = error.get("details")
-    if isinstance(details, list):
-        nested += [error_fields(detail) for detail in details if isinstance(detail, Mapping)]
-    names = ("code", "reason", "status", "__type", "type")
-    own = [str(error[name]) for name in names if isinstance(error.get(name), str)]
-    texts = [error.get("message"), error.get("Message"), error.get("detail")]
-    texts += [fields.message for fields in nested]
-    codes = [code for fields in nested for code in fields.codes] + own
-    message = next((str(text) for text in texts if text), "")
-    statuses = [error.get("code"), error.get("status"), *(fields.status for fields in nested)]
-    status = next((number for number in statuses if isinstance(number, int)), None)
-    return ErrorFields(tuple(dict.fromkeys(codes)), message, status)
+    return Fault(reason, next(iter(texts), fallback))
 
 
 def _reason(status: int | None, codes: tuple[str, ...], text: str) -> Reason:
     names = [_plain(code) for code in codes]
-    for name in names:
+    for name in map(_joined, names):
         if name in _REASON_OF_CODE:
             return _REASON_OF_CODE[name]
     for reason, words in WORDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tasks.provider_errors import Category, Reason, Source, classify
 INVALID, CONTEXT, POLICY = Reason.INVALID_REQUEST, Reason.CONTEXT_WINDOW, Reason.CONTENT_POLICY
 MODEL, KEY, PERMISSION = Reason.MODEL_NOT_FOUND, Reason.CREDENTIALS, Reason.PERMISSION
 BILLING, RATE, QUEUE = Reason.BILLING, Reason.RATE_LIMIT, Reason.QUEUE_FULL
+FAILED = Reason.GENERATION_FAILED
 TIMEOUT, DOWN, NOT_EXECUTED = Reason.TIMEOUT, Reason.UNAVAILABLE, Reason.NOT_EXECUTED
 
 
@@ -33,6 +35,12 @@ def google(code: int, status: str, message: str = "m", reason: str = "") -> Any:
 
 def aws(kind: str, message: str = "m") -> Any:
     return {"__type": f"com.amazon.coral.service#{kind}", "message": message}
+
+
+def openrouter(answer: Any) -> Any:
+    raw = answer if isinstance(answer, str) else json.dumps(answer)
+    metadata = {"raw": raw, "provider_name": "p"}
+    return {"error": {"message": "Provider returned error", "code": 400, "metadata": metadata}}
 
 
 def vllm(code: int, kind: str, message: str) -> Any:
@@ -174,6 +182,32 @@ ANSWERS: list[tuple[int, Any, Reason]] = [
     (429, {"error": {"message": "m", "type": "engine_overloaded_error"}}, RATE),
     (498, None, RATE),
     (400, {"error": {"message": "m", "code": "model_decommissioned"}}, MODEL),
+    (400, openai("json_validate_failed", "Failed to generate JSON."), FAILED),
+    (400, openai("tool_use_failed", "Failed to call a function."), FAILED),
+    (400, vllm(400, "invalid_model", "Invalid model: foo"), MODEL),
+    (400, openai("invalid_request_error", "Model Not Exist"), MODEL),
+    (400, {"error": {"message": "foo is not a valid model ID", "code": 400}}, MODEL),
+    (400, aws("ValidationException", "The provided model identifier is invalid."), MODEL),
+    (400, openai("invalid_request_error", "Content Exists Risk"), POLICY),
+    (400, openai("invalid_prompt", "It was flagged as potentially violating our policy."), POLICY),
+    (403, {"error": {"code": 403, "message": "Your input was flagged for 'violence'."}}, POLICY),
+    (404, openai("previous_response_not_found", "Previous response not found."), INVALID),
+    (400, google(400, "FAILED_PRECONDITION", "User location is not supported."), PERMISSION),
+    (400, [google(400, "INVALID_ARGUMENT", "API key not valid.")], KEY),
+    (400, openai(None, "This organization has been disabled."), PERMISSION),
+    (429, {"error": {"code": "insufficientQuota", "message": "m"}}, BILLING),
+    (400, {"error": {"code": "billing-hard-limit-reached", "message": "m"}}, BILLING),
+    (400, openrouter({"error": {"message": LENGTH_TEXT}}), CONTEXT),
+    (400, openrouter({"error": {"code": "content_policy_violation"}}), POLICY),
+    (400, openrouter("overloaded"), INVALID),
+    (413, {"error": "Input validation error: `inputs` must have less than 9 tokens."}, CONTEXT),
+    (422, {"error": "`inputs` tokens + `max_new_tokens` must be <= 2048."}, CONTEXT),
+    (400, {"code": "x", "error": "This model's maximum prompt length is 9 tokens."}, CONTEXT),
+    (400, {"message": "too many tokens: the prompt exceeds the limit of 4081"}, CONTEXT),
+    (400, openai(None, "Your request exceeded model token limit: 8192"), CONTEXT),
+    (400, openai(None, "Range of input length should be [1, 30720]"), CONTEXT),
+    (400, vllm(400, "BadRequestError", "the model's context length is only 9 tokens"), CONTEXT),
+    (400, "Current length is 9 while limit is 8", CONTEXT),
 ]
 
 
@@ -202,6 +236,9 @@ WITHOUT_STATUS: list[tuple[Source, Any, Reason]] = [
     ("batch", {"code": "insufficient_quota"}, BILLING),
     ("batch", {"code": "invalid_json_line"}, INVALID),
     ("batch", {"code": "odd"}, Reason.UNKNOWN),
+    ("batch", {"code": "TokenLimitExceeded"}, QUEUE),
+    ("batch", {"code": "file_not_found"}, Reason.FILE_NOT_FOUND),
+    ("line", {"code": "file_not_found"}, INVALID),
     (
         "batch",
         openai(
@@ -284,19 +321,24 @@ def chat(finish_reason: Any, **fields: Any) -> dict[str, Any]:
         {"object": "response", "status": "cancelled"},
         {"object": "response", "status": "failed", "error": {"code": "server_error"}},
         {"error": {"message": "no"}},
+        {"object": "chat.completion", "choices": []},
+        {"code": "x", "message": "no answer at all"},
+        chat("rate_limit_exceeded"),
+        chat("context_length_exceeded"),
     ],
 )
 def test_a_failed_generation_is_the_providers_fault(body: dict[str, Any]) -> None:
     fault = fault_in_answer(body)
     assert fault is not None
     assert fault.category is Category.PROVIDER
-    assert isinstance(fault.error(), errors.ProviderUnavailable)
+    assert isinstance(fault.error(), errors.ProviderUnavailable | errors.RateLimited)
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ({"error": {"code": 402, "message": "Insufficient credits"}}, BILLING),
+        (chat("insufficient_quota"), BILLING),
         ({"object": "response", "status": "failed", "error": {"code": "invalid_prompt"}}, INVALID),
         (
             {"object": "response", "status": "failed", "error": {"code": "rate_limit_exceeded"}},
@@ -316,6 +358,7 @@ def test_an_error_in_an_answer_is_classified_like_any_other(
     "body",
     [
         *map(chat, ("stop", "length", "tool_calls", "content_filter", "end_turn", "MAX_TOKENS")),
+        *map(chat, ("model_length", "MODEL_ARMOR", "token_limit", "repetition", "FINISHED")),
         chat(None),
         chat("stop", native_finish_reason="completed"),
         {"object": "list", "data": []},
