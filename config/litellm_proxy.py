@@ -105,8 +105,8 @@ MODULE_SETTINGS = frozenset(
 )
 #: Keys of an entry of `model_list`.
 ENTRY_KEYS = frozenset({"litellm_params", "model_info", "model_name"})
-#: What does the work of a setting that has no meaning here.
-INSTEAD = {
+#: What replaces a setting that has no meaning here.
+REPLACEMENTS = {
     "litellm_settings.cache": "requests ask for cached answers by cache_ttl",
     "litellm_settings.callbacks": "workers serve Prometheus metrics",
     "litellm_settings.failure_callback": "workers serve Prometheus metrics",
@@ -132,7 +132,7 @@ def with_proxy_file(file: Values, path: Path) -> Values:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     for name in values.pop("ignored"):
-        instead = f"; instead, {INSTEAD[name]}" if name in INSTEAD else ""
+        instead = f"; instead, {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""
         logger.warning("%s: %s has no meaning in the fleet and is ignored%s", path, name, instead)
     deployments = _merge_by_id(values.pop("deployments"), file.get("deployments") or [])
     return merge(values, file) | {"deployments": deployments}

@@ -9,7 +9,7 @@ from typing import Any
 from primarch_fleet.prompt_size import MediaTokens, PromptSize, Tokens, measure
 from primarch_fleet.usage import Usage, parse_usage
 
-#: What of a message is no generated text.
+#: Fields of a message without generated text.
 _NOT_GENERATED = ("role", "annotations")
 
 

@@ -47,7 +47,7 @@ def is_failed_finish(finish_reason: object) -> bool:
 
 
 def _fault_of_finish(name: str) -> Fault:
-    """Why a choice failed; a finish reason may be a code, of the account's trouble for example."""
+    """Why a choice failed; its finish reason may be a code, for example of a refused account."""
     fault = classify(None, {"code": name})
     is_known = fault.category is not Category.REQUEST and fault.reason is not Reason.UNKNOWN
     return Fault(

@@ -37,7 +37,7 @@ END_USER_FIELDS = {
 EMBEDDING_END_USER_FIELDS = {"openai": "user", "azure": "user"}
 #: The local lane's engine in place of a provider.
 ENGINE = "vllm"
-#: Whose servers have vLLM's `cache_salt`.
+#: Providers whose servers have vLLM's `cache_salt`.
 SALTED = {ENGINE, "hosted_vllm"}
 
 
@@ -96,7 +96,7 @@ class Privacy:
 
 
 def _shared_key(url: str) -> bytes:
-    """The key in a Redis, which is created by the first who asks."""
+    """The key in a Redis; the first caller creates it."""
     client = redis_support.once(url, text=False)
     try:
         client.set(HASH_KEY, secrets.token_hex(32), nx=True)

@@ -80,7 +80,7 @@ class AnswerFacts:
     time_to_first_token: float | None = None
     #: Calls to providers, the successful one included.
     attempts: int = 1
-    #: Those of them without an answer.
+    #: The calls among them without an answer.
     failed_attempts: list[FailedAttempt] = field(default_factory=list)
     #: Models that failed before another model answered, and why.
     fallbacks: int = 0

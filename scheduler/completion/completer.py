@@ -41,7 +41,7 @@ class PreparedCompletion(NamedTuple):
 
     @property
     def cost(self) -> int:
-        """In nano-dollars."""
+        """The cost of the answer in nano-dollars; 0 for a failure."""
         return self.outcome.receipt.cost_nanousd if isinstance(self.outcome, Completion) else 0
 
 

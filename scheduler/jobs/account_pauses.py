@@ -3,7 +3,7 @@
 An account pauses for money, quota, key, permission or a lost input file. Its requests wait with
 their attempts uncounted; other accounts continue. Each pause in a row is longer, and the account is
 tried again after each. The first raises the alarm; a batch that ends with answers, or the command
-`resume`, ends the trouble.
+`resume`, ends the pause.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class AccountPauses:
         return seconds
 
     async def resume(self, job: Job) -> None:
-        """End the trouble of a job's account after a batch with answers."""
+        """End the pause of a job's account after a batch with answers."""
         account = job.group.provider
         if (await self._pauses.get(account)).count:
             await self._pauses.set(account, Pause())

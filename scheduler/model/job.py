@@ -80,7 +80,7 @@ class AttemptCounts(NamedTuple):
 
     @property
     def tries(self) -> int:
-        """Attempts that count as such: all but those that the account's trouble ended."""
+        """Attempts that count as such: all but those that a refusal of the account ended."""
         return self.failures + self.expiries
 
 

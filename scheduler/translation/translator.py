@@ -116,7 +116,7 @@ class Translator:
         return CallPreparer(self._deployment, self._provider, self._privacy)
 
     def _reason(self, error: Exception, request: Request) -> str:
-        """What is wrong. An error about the messages may repeat them: it is named by its type."""
+        """The reason of a refusal, by its type alone where the text may repeat the messages."""
         try:
             self._preparer.prepare(request.model_copy(update={"messages": PLAIN_MESSAGES}))
         except Exception as error_without_messages:

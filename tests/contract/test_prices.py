@@ -17,7 +17,7 @@ litellm: Any = importlib.import_module("litellm")
 
 #: Perplexity bills by its own figure; the others' calculators log in to an account.
 OWN_RULES = {"perplexity", "github_copilot", "chatgpt"}
-#: Every so many chat models of the list are compared.
+#: The share of the list's chat models that is compared: 1 of this many.
 STRIDE = 5
 
 
@@ -87,7 +87,7 @@ def test_cost_when_usages_are_random_is_the_one_of_litellm(
         for name, entry in list(price_list().items())[::STRIDE]
         if entry.get("mode") in ("chat", "responses")
         and entry["litellm_provider"] not in OWN_RULES
-        # Prices that change with the time of day are LiteLLM's to know.
+        # LiteLLM alone knows the prices that change with the time of day.
         and "off_peak_pricing" not in entry
     ]
     different = []

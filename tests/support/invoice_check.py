@@ -186,7 +186,7 @@ class InvoiceCheck:
         return progress.done == progress.total
 
     def _receipt(self, ticket: Ticket) -> Receipt | None:
-        """The receipt of a request; None for a request that ended as those of FAILING do."""
+        """The receipt of a request; None for a request whose provider gave no answer."""
         try:
             return self._fleet.result(ticket, 0).receipt
         except (errors.ProviderTimeout, errors.ProviderUnavailable):

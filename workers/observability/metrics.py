@@ -78,7 +78,7 @@ batch_duration = Histogram(
 
 
 def alarm_account(account: str, fault: Fault) -> None:
-    """Raise the alarm that a provider refuses an account: in the log and in the metrics."""
+    """Report that a provider refuses an account, in the log and in the metrics."""
     account_alarms_total.labels(account, fault.reason).inc()
     logger.error(
         "%s: the provider refuses the account (%s): its requests wait until it is usable again",
