@@ -1,4 +1,4 @@
-"""Money, to the micro-dollar."""
+"""The simulated provider's charges, to the nano-dollar."""
 
 from decimal import Decimal
 from fractions import Fraction
