@@ -15,7 +15,7 @@ from scheduler.model import jsonl
 from scheduler.model.outcomes import LineAnswered, LineHeld, LineRefused, LineRetry
 from scheduler.providers.result_lines import BadLine, decode_line
 
-BODY = {"id": "chatcmpl-1", "choices": []}
+BODY = {"id": "chatcmpl-1", "choices": [{"index": 0, "finish_reason": "stop"}]}
 
 
 def line(response: Any = None, error: Any = None) -> str:
