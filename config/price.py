@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Self
 
@@ -88,7 +89,7 @@ class Price(TokenPrices):
             return listed
 
         def change(step: TokenRates) -> TokenRates:
-            return step.map(lambda kind, rate: _changed_rate(changed, kind, rate, step is base))
+            return _changed(step, changed, is_base=step is base)
 
         standard = tuple(map(change, listed.standard))
         return Rates(
@@ -122,11 +123,20 @@ def merge_prices(price: Price, listed: Rates | None, discount: Decimal | None = 
     )
 
 
-def _changed_rate(changed: dict[str, Decimal], kind: str, rate: Decimal, is_base: bool) -> Decimal:
-    if kind in changed and is_base:
-        return changed[kind]
-    plain = changed.get("output" if kind in OUTPUT_KINDS else "input", Decimal(0))
-    return max(rate, changed.get(kind, plain))
+def _changed(step: TokenRates, changed: Mapping[str, Decimal], *, is_base: bool) -> TokenRates:
+    """A step of the list with own prices in place.
+
+    A kind that has no price of its own, in the list or here, costs what its fallback now costs.
+    """
+    listed = step.reduced()
+    rates = {}
+    for kind in RATE_KINDS:
+        if kind in changed and is_base:
+            rates[kind] = changed[kind]
+        elif kind in changed or getattr(listed, kind) is not None:
+            plain = changed.get("output" if kind in OUTPUT_KINDS else "input", Decimal(0))
+            rates[kind] = max(step.rate(kind), changed.get(kind, plain))
+    return TokenRates(**rates, from_tokens=step.from_tokens).reduced()
 
 
 def _discounted(steps: Steps, discount: Decimal) -> Steps:

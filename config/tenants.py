@@ -29,12 +29,13 @@ class Tenant(Section):
     #: `batch` or `local`. It is only moved if that lane serves it, the budget has room for it there
     #: and the producer named no lane.
     over_budget: Literal["refuse", "batch", "local"] = "refuse"
-    #: Tokens to reserve for an answer whose length neither the request nor the model limits.
+    #: Tokens to expect of an answer whose length the request does not limit, or the model's limit
+    #: if that is lower. A budget reserves the model's limit; these tokens, if that is not known.
     default_output_tokens: int = Field(4096, gt=0)
     #: Most requests of the realtime and local lanes that are queued or running at the same time.
     max_concurrency: int | None = Field(None, gt=0)
     #: Most tokens of the realtime and local lanes submitted within a minute. Answers count with
-    #: their maximum length.
+    #: the limit of their request, or else as `default_output_tokens` says.
     tokens_per_minute: int | None = Field(None, gt=0)
 
     def limits(self) -> Limits:

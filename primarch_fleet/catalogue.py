@@ -113,12 +113,13 @@ class Limits(BaseModel):
     max_cost_realtime_nanousd: int | None = None
     #: A request that the budget has no room for is refused or moved to this lane.
     over_budget: Literal["refuse", "batch", "local"] = "refuse"
-    #: Tokens to reserve for an answer whose length neither the request nor the model limits.
+    #: Tokens to expect of an answer whose length the request does not limit, or the model's limit
+    #: if that is lower; also the tokens to reserve if that is not known.
     default_output_tokens: int = 4096
     #: Requests of the realtime and local lanes that may be queued or running at the same time.
     max_concurrency: int | None = None
     #: Tokens of the realtime and local lanes that may be submitted within one minute of Redis's
-    #: clock: estimated prompt tokens and the token limits of the answers.
+    #: clock: estimated tokens of the prompts and of the answers.
     tokens_per_minute: int | None = None
 
 

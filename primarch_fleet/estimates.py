@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from primarch_fleet.catalogue import Limits, Model
+from primarch_fleet.catalogue import Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
 from primarch_fleet.money import format_dollars
 from primarch_fleet.prices import max_cost_nanousd
 from primarch_fleet.prompt_size import MediaTokens, PromptSize, Tokens
 from primarch_fleet.requests import Request
-from primarch_fleet.usage import Usage
+from primarch_fleet.usage import Usage, asked_surcharges
 
 
 class Estimate(NamedTuple):
     """What a request may cost on one lane, in nano-dollars, if it fills its token limit."""
 
-    #: The cost to expect at most.
+    #: The cost to expect, which caps compare. Of an answer without a limit in the request, at most
+    #: the tenant's `default_output_tokens` are expected.
     expected_cost: int
-    #: The amount to reserve: the request cannot cost more. Only an answer whose length is not
-    #: limited has no bound: the tenant's `default_output_tokens` are reserved for it.
+    #: The amount to reserve: the request cannot cost more. An answer without a limit in the request
+    #: counts the model's own. Only if that is not known, it has no bound, and the tenant's
+    #: `default_output_tokens` are reserved for it.
     max_cost: int
     #: Tokens that count for the tenant's rate; None on the batch lane, whose requests do not count.
     tokens: int | None
@@ -37,12 +39,9 @@ def estimate(
         limits: The tenant's limits. Without them, an answer without a limit counts as 0 tokens.
     """
     offer = model.lanes[lane]
-    output_tokens = request.output_token_limit() or 0
-    if request.output_token_limit() is None and limits is not None:
-        choices = getattr(request, "n", None) or 1
-        output_tokens = choices * (offer.max_output_tokens or limits.default_output_tokens)
+    expected_output, max_output = _output_tokens(request, offer, limits)
 
-    def most(count: Callable[[MediaTokens], Tokens]) -> int:
+    def most(count: Callable[[MediaTokens], Tokens], output_tokens: int) -> int:
         tier = getattr(request, "service_tier", None)
         usages = [
             _usage(request, prompt, count(costs.media), output_tokens) for costs in offer.costs
@@ -52,12 +51,32 @@ def estimate(
             for costs, usage in zip(offer.costs, usages, strict=True)
         )
 
-    expected_tokens = prompt.expected(offer.media).total + output_tokens
+    expected_tokens = prompt.expected(offer.media).total + expected_output
     return Estimate(
-        expected_cost=most(prompt.expected),
-        max_cost=most(lambda media: prompt.bound(media, offer.context_length)),
+        expected_cost=most(prompt.expected, expected_output),
+        max_cost=most(lambda media: prompt.bound(media, _context_length(offer)), max_output),
         tokens=None if lane == "batch" else expected_tokens,
     )
+
+
+def _output_tokens(request: Request, offer: Offer, limits: Limits | None) -> tuple[int, int]:
+    """The tokens of the answer: how many to expect, and how many it has at most."""
+    limit = request.output_token_limit()
+    if limit is not None or limits is None:
+        return limit or 0, limit or 0
+    choices = getattr(request, "n", None) or 1
+    most = offer.max_output_tokens or limits.default_output_tokens
+    return choices * min(most, limits.default_output_tokens), choices * most
+
+
+def _context_length(offer: Offer) -> int | None:
+    """The most tokens of a prompt; None if prices show that there are longer ones.
+
+    Claude's longer context is a header's to choose, so the price list has the shorter one.
+    """
+    known = offer.context_length
+    steps = [step.from_tokens for costs in offer.costs for step in costs.price.standard]
+    return None if known is None or max(steps) > known else known
 
 
 def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: int) -> Usage:
@@ -71,6 +90,7 @@ def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: 
         image_input_tokens=tokens.image,
         text_output_tokens=0 if speaks else output_tokens,
         audio_output_tokens=output_tokens if speaks else 0,
+        surcharges=asked_surcharges(request.extra_body or {}),
     )
 
 

@@ -258,10 +258,9 @@ def cost_nanousd(rates: Rates, usage: Usage, *, tier: str | None = None) -> int:
     """
     exact = rates.exact
     step = _step(exact.steps(usage.service_tier or tier), usage.input_tokens)
-    numerator, denominator = sum(map(mul, token_counts(usage), step.rates)), exact.units
-    for name in usage.surcharges:
-        factor, divisor = rates.surcharges.get(name, Decimal(1)).as_integer_ratio()
-        numerator, denominator = numerator * factor, denominator * divisor
+    numerator, denominator = _with_surcharges(
+        sum(map(mul, token_counts(usage), step.rates)), rates, usage
+    )
     numerator += _fees_nanousd(rates, usage) * denominator
     return int((2 * numerator + denominator) // (2 * denominator))
 
@@ -284,8 +283,19 @@ def max_cost_nanousd(rates: Iterable[Rates], usage: Usage, *, tier: str | None =
 
 def _max_cost_nanousd(rates: Rates, steps: tuple[_Step, ...], usage: Usage) -> int:
     step = _step(steps, usage.input_tokens)
-    total = sum(map(mul, token_counts(usage), step.dearest))
-    return int(-(-total // rates.exact.units)) + _fees_nanousd(rates, usage)
+    numerator, denominator = _with_surcharges(
+        sum(map(mul, token_counts(usage), step.dearest)), rates, usage
+    )
+    return -(-numerator // denominator) + _fees_nanousd(rates, usage)
+
+
+def _with_surcharges(units: int, rates: Rates, usage: Usage) -> tuple[int, int]:
+    """The cost of tokens with what is asked for how they are served, as a fraction."""
+    numerator, denominator = units, rates.exact.units
+    for name in usage.surcharges:
+        factor, divisor = rates.surcharges.get(name, Decimal(1)).as_integer_ratio()
+        numerator, denominator = numerator * factor, denominator * divisor
+    return numerator, denominator
 
 
 def _step(steps: tuple[_Step, ...], input_tokens: int) -> _Step:

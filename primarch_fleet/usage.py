@@ -69,6 +69,16 @@ _OUTPUT_COUNTS: _Counts = attrgetter(*OUTPUT_KINDS)
 token_counts: _Counts = attrgetter(*INPUT_KINDS, *OUTPUT_KINDS)
 
 
+#: Names of the details of the prompt and of the answer: of chats, of responses, and of what else
+#: OpenAI bills by the token, such as transcriptions.
+_PROMPT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
+_OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
+#: The region of Anthropic with the highest prices.
+_DEAREST_REGION = "us"
+#: Anthropic's names of what is beside `input_tokens`.
+_ANTHROPIC_CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens", "cache_creation")
+
+
 def parse_usage(usage: object, service_tier: object = None) -> Usage | None:
     """Read a provider's usage object, in any of the forms below. Never raises.
 
@@ -78,7 +88,8 @@ def parse_usage(usage: object, service_tier: object = None) -> Usage | None:
     - what LiteLLM makes of these and of other providers' forms.
 
     Details that exceed their total are cut; what is not a count counts as 0. `total_tokens` tells
-    whether cached and reasoning tokens are within the prompt and the answer or beside them.
+    whether cached and reasoning tokens are within the prompt and the answer or beside them, and
+    how many tokens a prompt or an answer has that is not counted.
 
     Args:
         usage: The `usage` of an answer, as JSON.
@@ -89,23 +100,26 @@ def parse_usage(usage: object, service_tier: object = None) -> Usage | None:
     """
     if not isinstance(usage, dict):
         return None
-    prompt_details = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    output_details = _details(usage, "completion_tokens_details", "output_tokens_details")
+    prompt_details = _details(usage, *_PROMPT_DETAILS)
+    output_details = _details(usage, *_OUTPUT_DETAILS)
     cache = _cache_counts(usage, prompt_details)
     prompt = _first(usage, "prompt_tokens", "input_tokens")
     output = _first(usage, "completion_tokens", "output_tokens")
     reasoning = _first(output_details, "reasoning_tokens") or _first(usage, "reasoning_tokens")
     total = _first(usage, "total_tokens")
-    if _cache_is_beside_prompt(usage, cache, prompt, total - output):
+    if _cache_is_beside_prompt(usage, cache, prompt, total - output, reasoning):
         prompt += cache.total
-    if total > prompt + output:
-        reasoning = reasoning or total - prompt - output
+    if not prompt and total > output:
+        prompt = total - output
+    elif total > prompt + output:
+        reasoning = reasoning or (total - prompt - output if output else 0)
         output = total - prompt
     elif not total and reasoning > output:
         output += reasoning
     if not prompt and not output:
         return None
-    tier = service_tier if isinstance(service_tier, str) else usage.get("service_tier")
+    tier = service_tier if isinstance(service_tier, str) and service_tier else None
+    tier = tier or usage.get("service_tier")
     kinds: dict[str, Any] = _input_kinds(prompt, cache, prompt_details)
     kinds |= _output_kinds(output, reasoning, output_details)
     return Usage(
@@ -162,7 +176,7 @@ def _cache_counts(usage: Mapping[str, Any], details: Mapping[str, Any]) -> _Cach
 
 
 def _cache_is_beside_prompt(
-    usage: Mapping[str, Any], cache: _CacheCounts, prompt: int, total_prompt: int
+    usage: Mapping[str, Any], cache: _CacheCounts, prompt: int, total_prompt: int, reasoning: int
 ) -> bool:
     """Whether the prompt's count is without the tokens that were read from or written to a cache.
 
@@ -171,10 +185,11 @@ def _cache_is_beside_prompt(
     Args:
         total_prompt: Tokens that are not of the answer; not positive if that is unknown.
     """
-    anthropic = "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage
+    anthropic = not usage.keys().isdisjoint(_ANTHROPIC_CACHE)
     if total_prompt > 0:
         is_in_total = 0 < cache.total <= total_prompt - prompt
-        return is_in_total and (anthropic or cache.total > prompt)
+        is_the_rest = cache.total == total_prompt - prompt and not reasoning
+        return is_in_total and (anthropic or cache.total > prompt or is_the_rest)
     return anthropic and ("prompt_tokens" not in usage or cache.total > prompt)
 
 
@@ -230,10 +245,19 @@ def _web_searches(usage: Mapping[str, Any], prompt_details: Mapping[str, Any]) -
     )
 
 
-def _surcharges(usage: Mapping[str, Any]) -> tuple[str, ...]:
-    # https://docs.claude.com/en/api/messages: `inference_geo` and `speed` of the usage.
-    names = (usage.get("inference_geo"), usage.get("speed"))
+def _surcharges(source: Mapping[str, Any]) -> tuple[str, ...]:
+    # https://docs.claude.com/en/api/messages: a request has both fields too.
+    names = (source.get("inference_geo"), source.get("speed"))
     return tuple(name.lower() for name in names if isinstance(name, str) and name)
+
+
+def asked_surcharges(parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the surcharges that a request may cost by its provider's own parameters.
+
+    A request that names no region is served in that of the account, at most in the
+    dearest: https://platform.claude.com/docs/en/build-with-claude/data-residency
+    """
+    return _surcharges({"inference_geo": _DEAREST_REGION, **parameters})
 
 
 _NO_DETAILS: Mapping[str, Any] = {}

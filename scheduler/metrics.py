@@ -13,14 +13,16 @@ from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from config.media_tokens import media_tokens
 from primarch_fleet.deployment_health import CHECKS_KEY, read_health
 from primarch_fleet.money import to_dollars
 from primarch_fleet.prices import cost_nanousd
-from primarch_fleet.usage import Usage, parse_usage
+from primarch_fleet.prompt_size import PromptSize
 from scheduler.model.job import Job, RequestGroup
 from scheduler.model.outcomes import LineRetry
 from scheduler.providers.base import LIVE, TERMINAL
 from scheduler.store import keys
+from tasks.answer_usage import usage_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,8 @@ def observe_retry(job: Job, retry: LineRetry) -> None:
 
 def observe_dropped(job: Job, body: dict[str, Any]) -> int:
     """Count the cost of an answer to a request that has left its job; in nano-dollars."""
-    usage = parse_usage(body.get("usage")) or Usage()
+    # The request is gone, so a prompt that the provider does not report is not estimated.
+    usage = usage_of(body, PromptSize, media_tokens(job.terms.upstream))
     cost = cost_nanousd(job.terms.price, usage)
     dropped_cost_total.labels(job.group.provider).inc(to_dollars(cost))
     logger.info(

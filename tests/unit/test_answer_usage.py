@@ -102,3 +102,23 @@ def test_an_empty_answer_has_no_output_tokens() -> None:
     filtered = {"choices": [{"message": {"role": "assistant", "content": "", "refusal": None}}]}
     usage = {"prompt_tokens": 3, "completion_tokens": 0}
     assert usage_of(filtered | {"usage": usage}, never, MEDIA) == Usage(3)
+
+
+def test_speech_counts_by_its_transcript_and_not_by_its_data() -> None:
+    sound = {"id": "a", "data": "A" * 10**6, "transcript": "x" * 300}
+    message = {"role": "assistant", "content": None, "audio": sound}
+    estimated = estimate({"choices": [{"message": message}]})
+    assert (estimated.audio_output_tokens, estimated.text_output_tokens < 10) == (400, True)
+
+
+def test_pictures_in_an_answer_count_by_their_kind() -> None:
+    drawn = {"type": "image_generation_call", "id": "i", "result": "A" * 10**6}
+    shown = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10**6}}
+    for body in ({"output": [drawn]}, {"choices": [{"message": {"images": [shown]}}]}):
+        estimated = estimate(body)
+        assert (estimated.image_output_tokens, estimated.text_output_tokens < 10) == (1000, True)
+
+
+def test_pages_that_a_model_opens_are_no_searches() -> None:
+    actions = [{"type": "search"}, {"type": "open_page"}, {"type": "find_in_page"}, None]
+    assert searches(output=[{"type": "web_search_call", "action": one} for one in actions]) == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import yaml
 
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
-from primarch_fleet import Rates
+from primarch_fleet import CompletionRequest, Rates
 from primarch_fleet.catalogue import Catalogue, LaneLimits, Limits
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.prices import TokenRates, max_cost_nanousd
+from primarch_fleet.routing import route
 from primarch_fleet.usage import Usage
 
 SHIPPED = ROOT / "config" / "fleet.yaml"
@@ -107,6 +109,16 @@ def test_the_catalogue_lists_the_offer_of_each_lane() -> None:
     assert models["text-embedding-3-small"].kind == "embedding"
     with pytest.raises(UnknownModel):
         load(SHIPPED).list_price("nobody")
+
+
+def test_the_shipped_cap_of_a_request_does_not_refuse_chats_without_a_token_limit(
+    tmp_path: Path,
+) -> None:
+    gpt_5 = {"id": "g", "model": "gpt-5", "provider": "openai", "upstream": "gpt-5"}
+    catalogue = load(changed(tmp_path, "deployments", 2, value=gpt_5)).catalogue()
+    chat = CompletionRequest(model="gpt-5", messages=[{"role": "user", "content": "hello"}])
+    estimate = route(chat, chat.to_wire(), catalogue, datetime.now(UTC)).estimate
+    assert estimate.max_cost > 128_000 * 10_000 > 10**9 > estimate.expected_cost > 4096 * 10_000
 
 
 def test_an_older_producer_reads_two_prices_in_the_catalogue() -> None:

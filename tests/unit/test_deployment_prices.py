@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from config.fleet import FleetConfig
-from primarch_fleet.prices import Rates, TokenRates
+from primarch_fleet.prices import Rates, TokenRates, max_cost_nanousd
+from primarch_fleet.usage import Usage
 
 
 def config(*deployments: dict[str, Any], **sections: Any) -> FleetConfig:
@@ -53,6 +54,20 @@ def test_a_kind_that_a_changed_price_does_not_name_costs_the_plain_price_or_the_
     assert some(dearer.tiers["priority"][0], "input", "cached_input", "output") == [5, 5, 20]
     sound = rates("gpt-audio", price={"input": "1", "output": "2"})
     assert some(sound.base, "input", "audio_input", "audio_output") == [1, 32, 64]
+
+
+def test_a_kind_without_a_price_in_the_list_costs_the_changed_price_it_falls_back_to() -> None:
+    cheaper = rates("gpt-5", price={"input": "1", "output": "8"})
+    assert some(cheaper.base, "cache_write", "image_input", "output", "reasoning") == [1, 1, 8, 8]
+    assert some(cheaper.in_batches().base, "reasoning") == [4]
+    written = rates("gpt-4o", price={"cache_write": "3", "cached_input": "0.5"})
+    assert some(written.base, "cache_write_1h", "cached_audio_input", "audio_input") == [
+        3,
+        0.5,
+        2.5,
+    ]
+    vectors = rates("text-embedding-3-large", price={"input": "0.10"})
+    assert max_cost_nanousd([vectors], Usage(1000)) == 100_000
 
 
 def test_a_kind_that_the_price_names_costs_that_alone() -> None:

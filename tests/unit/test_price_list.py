@@ -58,6 +58,8 @@ def test_list_when_it_is_read_does_not_import_litellm() -> None:
             "us.anthropic.claude-sonnet-4-5-20250929-v1:0",
         ),
         ("bedrock", "meta.llama3-8b-instruct-v1:0:8k", "meta.llama3-8b-instruct-v1:0"),
+        ("openai", "responses/gpt-5-pro", "gpt-5-pro"),
+        ("azure", "responses/gpt-5-pro", "azure/gpt-5-pro"),
         ("openrouter", "openai/gpt-4o", "gpt-4o"),
         ("openrouter", "anthropic/claude-sonnet-4.5", "claude-sonnet-4-5"),
     ],

@@ -139,6 +139,13 @@ def test_reservation_when_text_may_be_written_to_a_cache_has_the_dearest_rate() 
     assert max_cost_nanousd([CLAUDE], Usage(cache_write_1h_tokens=1000)) == 1000 * 6000
 
 
+def test_reservation_when_surcharges_are_asked_for_has_them() -> None:
+    price = Rates(standard=(TokenRates(input="1"),), surcharges={"us": "1.1", "fast": "2"})
+    bound = Usage(1000, surcharges=("us", "fast"))
+    assert max_cost_nanousd([price], bound) == cost_nanousd(price, bound) == 2_200_000
+    assert max_cost_nanousd([price], Usage(1000, surcharges=("eu",))) == 1_000_000
+
+
 def test_reservation_when_a_tier_is_asked_for_has_the_dearer_of_it_and_the_ordinary_one() -> None:
     bound = Usage(1000, text_output_tokens=1000)
     for tier in ("priority", "auto"):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.estimates import check_cost, estimate
 from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.prices import TokenRates
 from primarch_fleet.prompt_size import PromptSize
 from tests.support.lane_choice import CATALOGUE, DAY, NOW, PRICE, decide, model, request
 
@@ -171,18 +173,19 @@ def test_over_budget_a_request_falls_back_to_the_lane_of_the_policy_if_it_can_se
 
 
 @pytest.mark.parametrize(
-    ("fields", "limit", "tokens"),
+    ("fields", "limit", "tokens", "expected"),
     [
-        ({"max_tokens": 10}, 50, 10),
-        ({"max_tokens": 10, "n": 3}, 50, 30),
-        ({}, 50, 50),
-        ({"n": 2}, 50, 100),
-        ({}, None, 7),
-        ({"n": 2}, None, 14),
+        ({"max_tokens": 10}, 50, 10, 10),
+        ({"max_tokens": 10, "n": 3}, 50, 30, 30),
+        ({}, 50, 50, 7),
+        ({"n": 2}, 50, 100, 14),
+        ({}, 5, 5, 5),
+        ({}, None, 7, 7),
+        ({"n": 2}, None, 14, 14),
     ],
 )
 def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_highest_price(
-    fields: dict[str, Any], limit: int | None, tokens: int
+    fields: dict[str, Any], limit: int | None, tokens: int, expected: int
 ) -> None:
     dearest = Rates(input="3", output="11")
     offer = Offer(
@@ -193,7 +196,37 @@ def test_the_reservation_is_one_token_per_byte_and_the_longest_answer_at_the_hig
     prompt = PromptSize(characters=1000, text_bytes=1000)
     bound = estimate(request(**fields), prompt, served, "realtime", limits)
     assert bound.max_cost == 1_000 * (3 * 1000 + 11 * tokens)
-    assert bound.tokens == 251 + tokens
+    assert bound.expected_cost == 1_000 * (3 * 251 + 11 * expected)
+    assert bound.tokens == 251 + expected
+
+
+@pytest.mark.parametrize(
+    ("extra_body", "factor"),
+    [
+        (None, Decimal("1.1")),  # the account may have set it
+        ({"inference_geo": "global"}, Decimal(1)),
+        ({"speed": "fast"}, Decimal("2.2")),
+        ({"speed": "fast", "inference_geo": "global"}, Decimal(2)),
+    ],
+)
+def test_the_reservation_has_the_surcharges_that_the_provider_may_take(
+    extra_body: dict[str, Any] | None, factor: Decimal
+) -> None:
+    price = PRICE.model_copy(update={"surcharges": {"us": Decimal("1.1"), "fast": Decimal(2)}})
+    served = Model(kind="chat", lanes={"realtime": Offer(queue="q", price=price)}, list_price=price)
+    asked = request(extra_body=extra_body, max_tokens=10)
+    bound = estimate(asked, PromptSize(100, 100), served, "realtime")
+    assert bound.max_cost == factor * 1_000 * (2 * 100 + 8 * 10)
+
+
+def test_the_reservation_of_a_prompt_has_no_bound_below_a_step_of_the_prices() -> None:
+    long = TokenRates(input="4", output="8", from_tokens=200_001)
+    price = Rates(standard=(PRICE.base, long))
+    for length, reserved in ((200_000, 1_200_000_000), (300_000, 1_200_000_000), (250_000, 10**9)):
+        offer = Offer(queue="q", price=price, context_length=length)
+        served = Model(kind="chat", lanes={"realtime": offer}, list_price=price)
+        prompt = PromptSize(300_000, 300_000)
+        assert estimate(request(), prompt, served, "realtime").max_cost == reserved
 
 
 ALL = frozenset({"local", "realtime", "batch"})

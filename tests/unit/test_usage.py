@@ -250,3 +250,64 @@ def test_any_usage_when_it_is_garbage_gives_counts_that_are_not_negative(
         assert all(count >= 0 for count in token_counts(result))
         assert result.input_tokens + result.output_tokens == sum(token_counts(result))
         assert len(token_counts(result)) == len(INPUT_KINDS + OUTPUT_KINDS)
+
+
+def test_details_of_transcriptions_are_read_under_their_own_names() -> None:
+    assert parsed(
+        input_tokens=132,
+        input_token_details={"text_tokens": 119, "audio_tokens": 13, "cached_tokens": 64},
+        output_tokens=121,
+        output_token_details={"text_tokens": 30, "audio_tokens": 91},
+        total_tokens=253,
+    ) == {
+        "text_input_tokens": 55,
+        "cached_input_tokens": 64,
+        "audio_input_tokens": 13,
+        "text_output_tokens": 30,
+        "audio_output_tokens": 91,
+    }
+
+
+def test_cache_writes_when_only_their_lifetimes_are_reported_are_beside_the_prompt() -> None:
+    lifetimes = {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200}
+    assert parsed(input_tokens=5, cache_creation=lifetimes, output_tokens=7) == {
+        "text_input_tokens": 5,
+        "cache_write_tokens": 100,
+        "cache_write_1h_tokens": 200,
+        "text_output_tokens": 7,
+    }
+
+
+def test_cached_tokens_when_the_total_has_just_them_more_are_beside_the_prompt() -> None:
+    cached = {"prompt_tokens_details": {"cached_tokens": 900}}
+    assert parsed(prompt_tokens=1000, completion_tokens=20, total_tokens=1920, **cached) == {
+        "text_input_tokens": 1000,
+        "cached_input_tokens": 900,
+        "text_output_tokens": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"total_tokens": 100}, {"text_input_tokens": 100}),
+        (
+            {"prompt_tokens": None, "completion_tokens": 30, "total_tokens": 100},
+            {"text_input_tokens": 70, "text_output_tokens": 30},
+        ),
+        (
+            {"prompt_tokens": 70, "completion_tokens": 0, "total_tokens": 100},
+            {"text_input_tokens": 70, "text_output_tokens": 30},
+        ),
+    ],
+)
+def test_total_when_a_side_is_not_counted_tells_its_tokens(
+    usage: dict[str, Any], tokens: dict[str, int]
+) -> None:
+    assert parsed(**usage) == tokens
+
+
+def test_service_tier_when_the_answer_s_is_empty_is_that_of_the_usage() -> None:
+    usage = parse_usage({"prompt_tokens": 1, "service_tier": "flex"}, "")
+    assert usage is not None
+    assert usage.service_tier == "flex"

@@ -295,7 +295,9 @@ class RealtimeServer:
         if not self._config.has_own_bill(deployment):
             return None
         dollars = hidden.get("response_cost") or (body.get("usage") or {}).get("cost")
-        return round(dollars * NANOS_PER_DOLLAR) if isinstance(dollars, int | float) else None
+        if not isinstance(dollars, int | float) or not 0 <= dollars < math.inf:
+            return None
+        return round(dollars * NANOS_PER_DOLLAR)
 
 
 def _patience(request: Request, metadata: RequestMetadata) -> float | None:
