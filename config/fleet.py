@@ -205,19 +205,22 @@ class FleetConfig(Section):
 
     @cached_property
     def _rates(self) -> dict[str, Rates]:
-        rates = {}
+        rates, missing = {}, []
         for index, deployment in enumerate(self.deployments):
             listed = self._listings[deployment.id].rates
             try:
                 rates[deployment.id] = deployment.rates(listed, self.batch.discount)
             except ValueError as error:
-                name = (
-                    f"{self.providers[deployment.provider].litellm_provider}/{deployment.upstream}"
+                name = self.providers[deployment.provider].litellm_provider
+                missing.append(
+                    f"deployments.{index}.{error}. LiteLLM's price list has no price of "
+                    f"{name}/{deployment.upstream}, which is {deployment.id}"
                 )
-                raise ValueError(
-                    f"deployments.{index}.{error}. LiteLLM's price list has no price of {name}; "
-                    "model_info.base_model may name a model that is in the list"
-                ) from None
+        if missing:
+            raise ValueError(
+                f"{'; '.join(missing)}; model_info.base_model may name a model that is in the "
+                "list, and model_info.input_cost_per_token a price in dollars"
+            )
         return rates
 
     def list_price(self, model: str) -> Rates:

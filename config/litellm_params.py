@@ -191,11 +191,13 @@ def literal_secrets(values: Any, name: str = "", path: str = "") -> Iterator[str
     elif isinstance(values, list):
         for index, value in enumerate(values):
             yield from literal_secrets(value, name, f"{path}.{index}")
-    elif isinstance(values, str) and _is_literal_secret(name, values):
+    elif _is_literal_secret(name, values):
         yield path
 
 
-def _is_literal_secret(name: str, value: str) -> bool:
+def _is_literal_secret(name: str, value: object) -> bool:
+    if not isinstance(value, str):
+        return name in SECRET and type(value) in (int, float)  # digits without quotes
     if not value or value.startswith(REFERENCE_PREFIXES):
         return False
     if name in SECRET_OR_PATH:
@@ -255,7 +257,7 @@ def environment(name: str, meaning: str = "its value") -> str:
 def secret_values(values: Any) -> Iterator[str]:
     """Yield each secret in resolved values, as it may stand in a message."""
     for name, value in _leaves(values):
-        if isinstance(value, str) and value and is_secret(name):
+        if isinstance(value, str) and value and (is_secret(name) or _PASSWORD_IN_URL.match(value)):
             yield value
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
+from config.listed_models import kind_of
 from config.litellm_params import (
     PROXY_ONLY,
     LitellmParams,
@@ -23,43 +24,19 @@ from config.litellm_params import (
     did_you_mean,
     is_price,
     known_names,
-    refuse_literal_secrets,
     resolve,
 )
+from config.proxy_entry import FREE, inline_entry
+from config.proxy_routing import MODULE_ROUTING, ROUTING, routing_section
 from config.routing import ROUTER_SETTINGS
 from config.section import Values, merge
 from config.wildcards import expanded
+from config.written_secrets import move_to_environment, set_variables
+from primarch_fleet.contract import ModelKind
 from primarch_fleet.validation import explain
 
 logger = logging.getLogger(__name__)
 
-#: Settings of LiteLLM's Router that `routing` has under the same name.
-ROUTING = frozenset(
-    {
-        "allowed_fails",
-        "content_policy_fallbacks",
-        "context_window_fallbacks",
-        "cooldown_time",
-        "disable_cooldowns",
-        "enable_tag_filtering",
-        "fallbacks",
-        "model_group_alias",
-        "num_retries",
-        "routing_strategy",
-        "stream_timeout",
-        "timeout",
-    }
-)
-#: Settings of the module `litellm` that routing has: name there -> key of `routing`.
-MODULE_ROUTING = {
-    "allowed_fails": "allowed_fails",
-    "content_policy_fallbacks": "content_policy_fallbacks",
-    "context_window_fallbacks": "context_window_fallbacks",
-    "default_fallbacks": "default_fallbacks",
-    "fallbacks": "fallbacks",
-    "num_retries": "num_retries",
-    "request_timeout": "timeout",
-}
 #: Settings of the module `litellm` that change what is sent to providers: the realtime worker sets
 #: them as they are.
 MODULE_SETTINGS = frozenset(
@@ -103,8 +80,11 @@ MODULE_SETTINGS = frozenset(
         "vertex_project",
     }
 )
-#: Keys of an entry of `model_list`.
-ENTRY_KEYS = frozenset({"litellm_params", "model_info", "model_name"})
+#: Keys of an entry of `model_list`. LiteLLM also reads the limits beside the parameters.
+LIMITS = frozenset({"rpm", "tpm"})
+ENTRY_KEYS = frozenset({"litellm_params", "model_info", "model_name"}) | LIMITS
+#: A name of one of these sections has no meaning in another, and is no mistake of spelling.
+SETTINGS: tuple[NameKind, ...] = ("router_settings", "litellm_settings", "general_settings")
 #: What replaces a setting that has no meaning here.
 REPLACEMENTS = {
     "litellm_settings.cache": "requests ask for cached answers by cache_ttl",
@@ -131,6 +111,19 @@ def with_proxy_file(file: Values, path: Path) -> Values:
         values = _Conversion(_read(path)).values()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if secrets := values.pop("secrets"):
+        logger.warning(
+            "%s: %s: a secret that is written out; os.environ/NAME keeps it out of the file",
+            path,
+            ", ".join(secrets),
+        )
+    for name in values.pop("free"):
+        logger.warning(
+            "%s: %s has no price and a private address: it counts as free; set "
+            "input_cost_per_token in its model_info if it is not",
+            path,
+            name,
+        )
     for name in values.pop("ignored"):
         instead = f"; instead, {REPLACEMENTS[name]}" if name in REPLACEMENTS else ""
         logger.warning("%s: %s has no meaning in the fleet and is ignored%s", path, name, instead)
@@ -185,13 +178,20 @@ class _Conversion:
     """The conversion of one proxy's file."""
 
     def __init__(self, proxy: Values) -> None:
-        self._proxy = proxy
+        accounts = {name: proxy[name] for name in _WITH_ACCOUNTS & proxy.keys()}
+        moved, self._secrets = move_to_environment(accounts)
+        self._proxy = {**proxy, **moved}
         #: Paths of settings that have no meaning here.
         self._ignored: list[str] = []
+        #: Models of kinds that the fleet does not serve.
+        self._unserved: set[str] = set()
+        #: Paths of entries without a price at a private address.
+        self._free: list[str] = []
 
     def values(self) -> Values:
         """Return the values of fleet.yaml, and the `ignored` settings."""
         self._check(self._proxy, "", "sections", _HANDLED_SECTIONS)
+        variables = set_variables(self._section("environment_variables", dict))
         module = self._settings(
             "litellm_settings", MODULE_SETTINGS.union(MODULE_ROUTING, {"drop_params"})
         )
@@ -203,15 +203,19 @@ class _Conversion:
         defaults = router.pop("default_litellm_params", None) or {}
         if "drop_params" in module:
             defaults = {"drop_params": module["drop_params"], **defaults}
-        deployments = list(self._deployments(defaults))
+        aliases = router.get("model_group_alias") or module.get("model_group_alias") or {}
+        deployments = list(self._deployments(defaults, aliases))
+        models = dict.fromkeys(one["model"] for one in deployments)
         return {
             "deployments": deployments,
-            "routing": _routing(module, router, [entry["model"] for entry in deployments]),
+            "routing": routing_section(module, router, models, self._unserved - models.keys()),
             "litellm_settings": {
                 name: value for name, value in module.items() if name in MODULE_SETTINGS
             },
-            "environment_variables": self._environment(),
+            "environment_variables": variables,
             "ignored": self._ignored,
+            "secrets": self._secrets,
+            "free": self._free,
         }
 
     def _section(self, name: str, kind: type) -> Any:
@@ -233,28 +237,28 @@ class _Conversion:
         for name in settings:
             if name in used:
                 continue
-            if name not in known_names(kind):
+            if not any(
+                name in known_names(one) for one in (SETTINGS if kind in SETTINGS else (kind,))
+            ):
                 raise ValueError(
                     f"{path}{name}: unknown to LiteLLM; {did_you_mean(str(name), kind)}"
                     "correct or remove it"
                 )
             self._ignored.append(f"{path}{name}")
 
-    def _environment(self) -> Values:
-        variables = self._section("environment_variables", dict)
-        refuse_literal_secrets({"environment_variables": variables})
-        return {name: str(value) for name, value in variables.items() if value is not None}
-
-    def _deployments(self, defaults: Values) -> Iterator[Values]:
+    def _deployments(self, defaults: Values, aliases: Iterable[str]) -> Iterator[Values]:
         ids: dict[str, int] = {}
-        for index, entry in expanded(self._section("model_list", list)):
+        for index, entry in expanded(self._section("model_list", list), aliases):
             path = f"model_list.{index}"
             try:
                 deployment = self._deployment(entry, defaults, path)
+                is_served = self._is_served(deployment, path)
             except ValidationError as error:
                 raise ValueError(f"{path}.litellm_params.{explain(error)}") from None
             except ValueError as error:
                 raise ValueError(f"{path}.{error}") from None
+            if not is_served:
+                continue
             ids[deployment["id"]] = count = ids.get(deployment["id"], 0) + 1
             yield deployment if count == 1 else {**deployment, "id": f"{deployment['id']}-{count}"}
 
@@ -264,7 +268,8 @@ class _Conversion:
         name, info = entry.get("model_name"), entry.get("model_info") or {}
         if not isinstance(name, str) or not name:
             raise ValueError("model_name: missing; write the name that producers use")
-        params = {**defaults, **self._with_credential(entry["litellm_params"])}
+        limits = {key: entry[key] for key in LIMITS & entry.keys()}
+        params = {**defaults, **limits, **self._with_credential(entry["litellm_params"])}
         ignored = [f"{path}.{key}" for key in entry if key not in ENTRY_KEYS]
         ignored += [f"{path}.litellm_params.{key}" for key in params if key in PROXY_ONLY]
         self._ignored += [setting for setting in ignored if setting not in self._ignored]
@@ -277,6 +282,21 @@ class _Conversion:
             "litellm_params": params,
             "model_info": {key: value for key, value in info.items() if key != "id"},
         }
+
+    def _is_served(self, deployment: Values, path: str) -> bool:
+        """Whether the fleet serves the kind of model. Takes down what the file does not say."""
+        entry = inline_entry(deployment)
+        kind = kind_of(entry.listed) if entry.listed else None
+        if kind not in (None, "batch", *get_args(ModelKind)):
+            self._unserved.add(deployment["model"])
+            self._ignored.append(f"{path} ({deployment['model']}, {kind})")
+            return False
+        if kind is None and "embed" in deployment["litellm_params"]["model"]:
+            deployment["model_info"] |= {"mode": "embedding"}
+        if entry.is_own_server:
+            deployment["model_info"] |= FREE
+            self._free.append(f"{path} ({deployment['model']})")
+        return True
 
     def _with_credential(self, params: Values) -> Values:
         """The parameters with those of the entry of `credential_list` that they name."""
@@ -305,39 +325,15 @@ _HANDLED_SECTIONS = frozenset(
 )
 
 
+#: Sections whose secrets are those of accounts.
+_WITH_ACCOUNTS = frozenset({"credential_list", "model_list", "router_settings"})
+
+
+def _sections_like(kind: NameKind) -> tuple[NameKind, ...]:
+    return SETTINGS if kind in SETTINGS else (kind,)
+
+
 def _entry_id(model_name: str, params: Values) -> str:
     """An id that is the same in each process, and as long as the entry stays the same."""
     text = json.dumps([model_name, params], sort_keys=True, default=str)
     return f"{model_name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _routing(module: Values, router: Values, models: list[str]) -> Values:
-    """The `routing` section: the Router's settings override those of the module."""
-    named = {
-        MODULE_ROUTING[name]: value for name, value in module.items() if name in MODULE_ROUTING
-    }
-    named |= {name: value for name, value in router.items() if name not in ROUTER_SETTINGS}
-    default = named.pop("default_fallbacks", None) or []
-    tables = {name: _table(name, named[name]) for name in named if name.endswith("fallbacks")}
-    if default:
-        tables["fallbacks"] = {
-            **{model: [one for one in default if one != model] for model in models},
-            **tables.get("fallbacks", {}),
-        }
-    settings = {name: value for name, value in router.items() if name in ROUTER_SETTINGS}
-    values = {**named, **tables, "router_settings": settings}
-    if values.get("routing_strategy") == "usage-based-routing":
-        values["routing_strategy"] = "usage-based-routing-v2"
-    return {name: value for name, value in values.items() if value not in (None, {}, [])}
-
-
-def _table(name: str, value: Any) -> dict[str, list[str]]:
-    """A table of fallbacks, which LiteLLM writes as a list of maps."""
-    maps = [value] if isinstance(value, dict) else value or []
-    table = {model: models for one in maps for model, models in one.items()}
-    for model, models in table.items():
-        if not all(isinstance(one, str) for one in models):
-            raise ValueError(
-                f"{name}.{model}: write the names of models; parameters are not supported"
-            )
-    return table

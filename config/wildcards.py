@@ -7,7 +7,7 @@ LiteLLM's price list that it stands for. https://docs.litellm.ai/docs/wildcard_r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 from config.inline_accounts import LISTED_PROVIDERS, split_model
@@ -19,15 +19,15 @@ from primarch_fleet.contract import ModelKind
 STAR = "*"
 
 
-def expanded(entries: list[Any]) -> list[tuple[int, Any]]:
+def expanded(entries: list[Any], aliases: Iterable[str] = ()) -> list[tuple[int, Any]]:
     """Return the entries with their places in the list, each with one model.
 
-    A model with an entry of its own gets none from a wildcard.
+    A model with an entry of its own gets none from a wildcard, nor does the name of an alias.
 
     Raises:
         ValueError: The price list cannot say what an entry stands for; the error names it.
     """
-    own = {one.get("model_name") for one in entries if isinstance(one, dict)}
+    own = {one.get("model_name") for one in entries if isinstance(one, dict)}.union(aliases)
     result: list[tuple[int, Any]] = []
     for index, entry in enumerate(entries):
         if not _is_wildcard(entry):
@@ -48,31 +48,63 @@ def _is_wildcard(entry: Any) -> bool:
 def _models(entry: Values) -> list[Values]:
     """One entry for each model of the price list that a wildcard stands for."""
     params = entry.get("litellm_params")
-    model = params.get("model") if isinstance(params, dict) else None
+    model = str(params.get("model")) if isinstance(params, dict) else ""
     name = entry["model_name"]
-    prefix = str(model).partition("/")[0]
-    if not isinstance(params, dict) or STAR not in str(model) or STAR in prefix:
-        raise ValueError(
-            f"model_name: {name}: the price list cannot say what it stands for; write "
-            f"litellm_params.model as <provider>/{STAR}, or an entry for each model"
-        )
-    provider, pattern = split_model(str(model), params.get("custom_llm_provider"))
-    matching = re.compile(re.escape(pattern).replace(re.escape(STAR), "(.*)"))
-    models = [
-        {
-            **entry,
-            "model_name": _filled(name, match.groups()),
-            "litellm_params": {**params, "model": f"{provider}/{upstream}"},
-        }
-        for upstream in _listed(provider)
-        if (match := matching.fullmatch(upstream))
-    ]
+    if not isinstance(params, dict) or STAR in model.partition("/")[0] or name == model == STAR:
+        raise ValueError(_unknown(name))
+    if STAR not in model:
+        models = [{**entry, "model_name": one} for one in _names_like(name)]
+    else:
+        models = [
+            {
+                **entry,
+                "model_name": _filled(name, parts),
+                "litellm_params": {**params, "model": f"{provider}/{upstream}"},
+            }
+            for provider, upstream, parts in _upstreams(model, params)
+        ]
     if not models:
         raise ValueError(
-            f"model_name: {name}: the price list has no model of {provider} like this; write an "
-            "entry for each model"
+            f"model_name: {name}: the price list has no model like this; write an entry for each "
+            "model"
         )
     return models
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"model_name: {name}: the price list cannot say what it stands for; write "
+        f"litellm_params.model as <provider>/{STAR}, or an entry for each model"
+    )
+
+
+def _names_like(name: str) -> list[str]:
+    """The models of the price list that producers may ask for, where one model answers for all.
+
+    Raises:
+        ValueError: The name is a star alone, which any text matches.
+    """
+    if not name.strip(f"{STAR}/"):
+        raise ValueError(_unknown(name))
+    matching = _pattern(name)
+    return [
+        model
+        for model, entry in price_list().items()
+        if matching.fullmatch(model) and kind_of(entry) in get_args(ModelKind)
+    ]
+
+
+def _upstreams(model: str, params: Values) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """The provider, its name of each model that matches, and the parts in place of the stars."""
+    provider, pattern = split_model(model, params.get("custom_llm_provider"))
+    matching = _pattern(pattern)
+    for upstream in _listed(provider):
+        if match := matching.fullmatch(upstream):
+            yield provider, upstream, match.groups()
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(re.escape(STAR), "(.*)"))
 
 
 def _filled(pattern: str, parts: tuple[str, ...]) -> str:

@@ -28,6 +28,16 @@ CALL_PARAMS = (
 )
 #: A name that is read from one of them: `optional_params.pop("aws_region_name", None)`.
 READ = r"\b(?:{})(?:\.(?:get|pop)\(\s*|\[)[\"']([A-Za-z]\w*)[\"']"
+#: Settings of LiteLLM's documentation, or of its older versions, that its source does not read.
+DOCUMENTED = {
+    "general_settings": (
+        *("disable_adding_master_key_hash_to_db", "use_client_credentials_pass_through_routes"),
+        *("completion_model", "embedding_model", "image_generation_model", "moderation_model"),
+    ),
+    "litellm_settings": ("service_callbacks", "telemetry", "langfuse_host", "redis_url"),
+    "router_settings": ("enable_pre_call_check",),
+    "sections": ("vector_stores",),
+}
 #: Where parameters of calls are read.
 CALL_SOURCES = ("main.py", "utils.py", "litellm_core_utils", "llms")
 
@@ -35,7 +45,13 @@ CALL_SOURCES = ("main.py", "utils.py", "litellm_core_utils", "llms")
 def names() -> dict[str, list[str]]:
     """All names, by what they name."""
     return {
-        kind: sorted({name for name in found if name[0].islower() or kind.endswith("_policy")})
+        kind: sorted(
+            {
+                name
+                for name in (*found, *DOCUMENTED.get(kind, ()))
+                if name[0].islower() or kind.endswith("_policy")
+            }
+        )
         for kind, found in _found().items()
     }
 
@@ -50,10 +66,12 @@ def _found() -> dict[str, Iterable[str]]:
         OptionalPreCallChecks,
         RetryPolicy,
     )
+    from litellm.types.utils import StandardCallbackDynamicParams  # noqa: PLC0415
 
     package = Path(litellm.__path__[0])
     proxy = package / "proxy"
     server = (proxy / "proxy_server.py").read_text()
+    router = [name for name in _parameters(Router) if name != "model_list"]
     return {
         "providers": _providers(litellm),
         "litellm_params": [
@@ -65,9 +83,12 @@ def _found() -> dict[str, Iterable[str]]:
         "retry_policy": RetryPolicy.model_fields,
         "allowed_fails_policy": AllowedFailsPolicy.model_fields,
         "optional_pre_call_checks": _literals(OptionalPreCallChecks),
-        "router_settings": [name for name in _parameters(Router) if name != "model_list"],
+        "router_settings": router,
         "litellm_settings": [
             *_settings(litellm),
+            # "Most values can also be set via litellm_settings", says LiteLLM of the Router's.
+            *router,
+            *StandardCallbackDynamicParams.__annotations__,
             *re.findall(r"key == \"(\w+)\"", server),
             *_read(package, "litellm_settings", ["proxy", "integrations"]),
         ],

@@ -21,8 +21,9 @@ from config.litellm_params import (
     is_price,
     known_names,
 )
-from config.litellm_proxy import MODULE_ROUTING, MODULE_SETTINGS, ROUTING
+from config.litellm_proxy import MODULE_SETTINGS
 from config.price_list import price_list
+from config.proxy_routing import MODULE_ROUTING, ROUTING
 from config.routing import ROUTER_SETTINGS
 from config.settings import ROOT
 

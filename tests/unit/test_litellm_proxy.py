@@ -10,6 +10,7 @@ import yaml
 
 from config.fleet import FleetConfig, load
 from config.inline_accounts import receipt_provider
+from config.provider import call_params
 from config.settings import ROOT
 from primarch_fleet.errors import ConfigError
 
@@ -85,13 +86,11 @@ def test_a_file_with_an_account_of_each_kind_is_served_as_it_stands(
         ({"litellm_settings": {"dropp_params": True}}, "dropp_params: .*did you mean drop_params"),
         ({"general_settings": {"masterkey": "x"}}, "general_settings.masterkey: unknown"),
         ({"model_list": [entry(api_bse="x")]}, r"model_list\.0\.litellm_params\.api_bse: unknown"),
-        ({"model_list": [entry(api_key="hunter2")]}, r"model_list\.0\.litellm_params\.api_key"),
         ({"model_list": [entry(rpm="many")]}, r"model_list\.0\.litellm_params\.rpm"),
         ({"model_list": [{"model_name": "m"}]}, r"model_list\.0\.litellm_params: missing"),
         ({"model_list": [entry(name="")]}, r"model_list\.0\.model_name: missing"),
         ({"model_list": [entry(litellm_credential_name="c")]}, "c is not in credential_list"),
         ({"model_list": {}}, "model_list: must be a list"),
-        ({"environment_variables": {"MY_API_KEY": "hunter2"}}, "environment_variables.MY_API_KEY"),
         ({"router_settings": {"timeout": "os.environ/NOT_SET_HERE"}}, "NOT_SET_HERE is not set"),
         ({"include": ["gone.yaml"]}, r"gone\.yaml"),
         ({"include": "other.yaml"}, "include: must be a list"),
@@ -176,11 +175,11 @@ def test_default_parameters_and_credentials_fill_in_what_an_entry_leaves_out(loa
 def test_a_parameter_for_users_of_the_proxy_is_a_warning(
     loaded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy = {"model_list": [{**entry(max_budget=5), "tpm": 3}]}
+    proxy = {"model_list": [{**entry(max_budget=5), "team": 3}]}
     with caplog.at_level(logging.WARNING):
         [served] = loaded(proxy).deployments
     assert "model_list.0.litellm_params.max_budget has no meaning" in caplog.text
-    assert "model_list.0.tpm has no meaning" in caplog.text
+    assert "model_list.0.team has no meaning" in caplog.text
     assert "max_budget" not in served.litellm_params.values()
 
 
@@ -220,3 +219,178 @@ def test_the_example_serves_the_models_of_its_proxy_file(caplog: pytest.LogCaptu
     assert sorted(served) == [("claude", False), ("gpt-4o-mini", False), ("gpt-4o-mini", True)]
     assert fleet.routing.fallbacks == {"claude": ["gpt-4o-mini"]}
     assert "general_settings.master_key" in caplog.text
+
+
+def test_a_wildcard_with_one_model_is_each_name_that_producers_may_ask_for(loaded: Any) -> None:
+    served = loaded({"model_list": [entry("claude-*"), entry("claude-opus-4-5")]}).deployments
+    assert {one.upstream for one in served} == {"own"}
+    names = [one.model for one in served]
+    assert names.count("claude-opus-4-5") == 1
+    assert {"claude-sonnet-4-5", "claude-haiku-4-5"} < set(names)
+
+
+def test_a_secret_that_a_proxy_file_writes_out_is_used_and_shown_nowhere(
+    loaded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = {
+        "model_list": [
+            entry("a", api_key="sk-hunter2-hunter2"),
+            entry("b", api_key="sk-hunter2-hunter2"),
+            entry("c", api_key=1234567),
+            entry("d", api_key="none", extra_headers={"Authorization": "Bearer hunter2"}),
+            entry("e", litellm_credential_name="shared", api_base=None),
+        ],
+        "credential_list": [
+            {
+                "credential_name": "shared",
+                "credential_values": {
+                    "api_key": "hunter2-shared",
+                    "api_base": "http://user:hunter2@own.example",
+                },
+            }
+        ],
+        "general_settings": {"master_key": "sk-hunter2-master"},
+    }
+    with caplog.at_level(logging.WARNING):
+        fleet = loaded(proxy)
+    called = [
+        call_params(fleet.providers[one.provider], one)["api_key"] for one in fleet.deployments
+    ]
+    assert called == ["sk-hunter2-hunter2"] * 2 + ["1234567", "none", "hunter2-shared"]
+    assert fleet.deployments[0].provider == fleet.deployments[1].provider
+    assert fleet.secrets() >= {*called, "Bearer hunter2", "http://user:hunter2@own.example"}
+    for text in (repr(fleet), str(fleet.model_dump(mode="json")), caplog.text):
+        assert "hunter2" not in text
+    assert "model_list.2.litellm_params.api_key" in caplog.text
+    assert "credential_list.0.credential_values.api_base" in caplog.text
+
+
+def test_variables_of_a_proxy_file_are_set_before_its_values_are_read(
+    monkeypatch: pytest.MonkeyPatch, loaded: Any
+) -> None:
+    names = ("A_LIMIT_OF_A_PROXY", "A_PROXY_API_KEY", "A_PROXY_TIMEOUT")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    proxy = {
+        "model_list": [entry(rpm="os.environ/A_LIMIT_OF_A_PROXY")],
+        "router_settings": {"timeout": "os.environ/A_PROXY_TIMEOUT"},
+        "environment_variables": dict(zip(names, (7, "hunter2-key", 9), strict=True)),
+    }
+    fleet = loaded(proxy)
+    assert (fleet.deployments[0].litellm_params.rpm, fleet.routing.timeout) == (7, 9)
+    assert os.environ["A_PROXY_API_KEY"] == "hunter2-key"
+    assert "hunter2" not in str(fleet.model_dump(mode="json"))
+    assert "hunter2-key" in fleet.secrets()
+
+
+def test_limits_beside_the_parameters_count_as_in_litellm(loaded: Any) -> None:
+    proxy = {"model_list": [{**entry(rpm=1), "rpm": 9, "tpm": 3}]}
+    [served] = loaded(proxy).deployments
+    assert (served.litellm_params.rpm, served.litellm_params.tpm) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [
+        ("whisper-1", "audio_transcription"),
+        ("openai/dall-e-3", "image_generation"),
+        ("cohere/rerank-english-v3.0", "rerank"),
+        ("openai/own", "realtime"),
+    ],
+)
+def test_a_model_of_a_kind_that_the_fleet_does_not_serve_is_a_warning(
+    loaded: Any, caplog: pytest.LogCaptureFixture, model: str, mode: str
+) -> None:
+    other = {"model_name": "other", "litellm_params": {"model": model, "api_key": "none"}}
+    proxy = {
+        "model_list": [entry("a"), {**other, "model_info": {"mode": mode}}],
+        "litellm_settings": {"fallbacks": [{"other": ["a"]}, {"a": ["other"]}]},
+    }
+    with caplog.at_level(logging.WARNING):
+        fleet = loaded(proxy)
+    assert [one.model for one in fleet.deployments] == ["a"]
+    assert fleet.routing.fallbacks == {"a": []}
+    assert f"model_list.1 (other, {mode}) has no meaning" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:8080/v1", "http://10.0.0.2/v1", "http://ollama/v1", "http://a.internal"],
+)
+def test_a_server_at_a_private_address_without_a_price_is_free_and_said_to_be(
+    loaded: Any, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    params = {"model": "openai/granite", "api_base": address, "api_key": "none"}
+    with caplog.at_level(logging.WARNING):
+        fleet = loaded({"model_list": [{"model_name": "m", "litellm_params": params}]})
+    assert fleet.rates(fleet.deployments[0]).is_zero
+    assert "model_list.0 (m) has no price and a private address" in caplog.text
+
+
+def test_all_models_without_a_price_are_named_at_once(loaded: Any) -> None:
+    params = {"api_base": "https://gateway.example.com", "api_key": "none"}
+    entries = [
+        {"model_name": name, "litellm_params": {"model": f"openai/{name}", **params}}
+        for name in ("one", "two")
+    ]
+    with pytest.raises(ConfigError, match=r"openai/one, .*openai/two, .*input_cost_per_token"):
+        loaded({"model_list": entries})
+
+
+def test_a_server_of_embeddings_that_the_price_list_lacks_is_known_by_its_name(
+    loaded: Any,
+) -> None:
+    params = {"model": "ollama/nomic-embed-text", "api_base": "http://ollama:11434"}
+    [served] = loaded({"model_list": [{"model_name": "m", "litellm_params": params}]}).deployments
+    assert served.kind == "embedding"
+
+
+def test_a_star_in_a_table_of_fallbacks_is_every_model(loaded: Any) -> None:
+    proxy = {
+        "model_list": [entry("a"), entry("b"), entry("c")],
+        "router_settings": {
+            "fallbacks": [{"*": ["c"]}, {"b": ["a"]}],
+            "context_window_fallbacks": [{"*": ["b"]}],
+        },
+    }
+    routing = loaded(proxy).routing
+    assert routing.fallbacks == {"a": ["c"], "b": ["a"], "c": []}
+    assert routing.context_window_fallbacks == {"a": ["b"], "b": [], "c": ["b"]}
+
+
+@pytest.mark.parametrize("settings", ["litellm_settings", "router_settings"])
+def test_settings_of_the_router_may_stand_among_those_of_the_module(
+    loaded: Any, settings: str
+) -> None:
+    fleet = loaded({"model_list": [entry()], settings: {"cooldown_time": 7}})
+    assert fleet.routing.cooldown_time == 7
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"litellm_settings": {"telemetry": False, "langfuse_secret_key": "hunter2-langfuse"}},
+        {"general_settings": {"drop_params": True, "embedding_model": "m"}},
+        {"router_settings": {"json_logs": True}},
+    ],
+)
+def test_a_setting_of_litellms_documentation_is_a_warning_wherever_it_stands(
+    loaded: Any, caplog: pytest.LogCaptureFixture, settings: Any
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        loaded({"model_list": [entry()], **settings})
+    [(section, names)] = settings.items()
+    assert all(f"{section}.{name} has no meaning" in caplog.text for name in names)
+    assert "hunter2" not in caplog.text
+
+
+def test_an_alias_stands_before_a_name_that_a_wildcard_has(loaded: Any) -> None:
+    wildcard = {"model_name": "*", "litellm_params": {"model": "openai/*", "api_key": "none"}}
+    proxy = {
+        "model_list": [entry("own"), wildcard],
+        "router_settings": {"model_group_alias": {"gpt-4o": "own"}},
+    }
+    fleet = loaded(proxy)
+    assert fleet.routing.resolve_alias("gpt-4o") == "own"
+    assert "gpt-4o" not in {one.model for one in fleet.deployments}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
@@ -17,6 +18,7 @@ import httpx
 from litellm import exceptions as litellm
 from litellm.types.router import RouterErrors, RouterRateLimitError
 
+from config.litellm_params import MIN_AMBIENT_LENGTH
 from primarch_fleet import errors
 from tasks.provider_errors import Category, Fault, Reason, classify
 
@@ -123,10 +125,20 @@ def translate(
         )
     fault = fault_of(error)
     text = fault.message if all_cooling_down(error) else str(error).partition("\n")[0]
-    message = text + hint
-    for secret in secrets:
-        message = message.replace(secret, "***")
-    return fault.reason.error(message)
+    return fault.reason.error(_without(secrets, text + hint))
+
+
+def _without(secrets: Iterable[str], message: str) -> str:
+    """A message with *** in place of each secret, the longest first: it may contain another.
+
+    Short ones, such as the placeholder `none`, are replaced as whole words only.
+    """
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= MIN_AMBIENT_LENGTH:
+            message = message.replace(secret, "***")
+        else:
+            message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", message)
+    return message
 
 
 def all_cooling_down(error: Exception) -> bool:

@@ -183,3 +183,10 @@ def test_every_error_of_litellm_is_translated() -> None:
     }
     assert untranslated == PROXY_ONLY
     assert type(translate(ValueError("x"), [])) is errors.ProviderError
+
+
+def test_an_error_shows_no_secret_and_keeps_words_that_contain_a_short_one() -> None:
+    secrets = {"sk", "sk-hunter2-hunter2", "none", "hunter2"}
+    message = "key sk-hunter2-hunter2 of nonessential model: none, (hunter2)"
+    shown = str(translate(ValueError(message), secrets))
+    assert shown == "key *** of nonessential model: ***, (***)"
