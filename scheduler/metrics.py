@@ -83,11 +83,18 @@ def observe_retry(job: Job, retry: LineRetry) -> None:
     retries_total.labels(job.group.provider, retry.error.code, retry.counter).inc()
 
 
+def cost_of(job: Job, body: dict[str, Any]) -> int:
+    """Return the nano-dollars of an answer that its request does not get.
+
+    A prompt that the provider does not report is not estimated.
+    """
+    usage = usage_of(body, PromptSize, media_tokens(job.terms.upstream))
+    return cost_nanousd(job.terms.price, usage)
+
+
 def observe_dropped(job: Job, body: dict[str, Any]) -> int:
     """Count the cost of an answer to a request that has left its job; in nano-dollars."""
-    # The request is gone, so a prompt that the provider does not report is not estimated.
-    usage = usage_of(body, PromptSize, media_tokens(job.terms.upstream))
-    cost = cost_nanousd(job.terms.price, usage)
+    cost = cost_of(job, body)
     dropped_cost_total.labels(job.group.provider).inc(to_dollars(cost))
     logger.info(
         "%s: dropped an answer for %d nano-dollars: its request was cancelled",

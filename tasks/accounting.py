@@ -41,12 +41,16 @@ class RunCost:
 
 
 class UnansweredCall(NamedTuple):
-    """A call to a provider without an answer, and its estimated cost in nano-dollars."""
+    """A call to a provider without an answer, and its cost."""
 
     tenant_id: str
     lane: Lane
+    provider: str
     model: str
+    #: Nano-dollars.
     cost: int
+    #: Whether the cost is an estimate: the provider reported no usage.
+    estimated: bool
 
 
 class DroppedAnswer(NamedTuple):
@@ -211,7 +215,7 @@ class Accountant:
     async def run(self, lane: Lane, request: Request, task_id: str) -> AsyncIterator[RunCost]:
         """Reserve before the block and settle after it, with the cost that the block sets.
 
-        The calls that gave no answer count too, by estimate, however the run ends: see
+        The calls that gave no answer count too, however the run ends: see
         `UsageMeter.failed_attempts`.
         """
         await self.reserve(lane, request, task_id)
@@ -235,16 +239,23 @@ class Accountant:
         self, lane: Lane, request: Request, task_id: str, meter: UsageMeter
     ) -> int:
         """The nano-dollars of the calls without an answer; they are reported too."""
-        costs = [attempt.cost_nanousd for attempt in meter.failed_attempts(request)]
-        for cost in filter(None, costs):
+        total = 0
+        for call, attempt in meter.unanswered(request):
+            cost, estimated = attempt.cost_nanousd, attempt.estimated
+            if not cost:
+                continue
             logger.info(
-                "%s: a call gave no answer; estimated cost %s nano-dollars",
+                "%s: a call gave no answer; %s cost %s nano-dollars",
                 task_id,
+                "estimated" if estimated else "reported",
                 cost,
                 extra={"action": "call_unanswered", "task_id": task_id},
             )
-            self._on_unanswered(UnansweredCall(request.tenant_id, lane, request.model, cost))
-        return sum(costs)
+            tenant, model = request.tenant_id, request.model
+            unanswered = UnansweredCall(tenant, lane, call.provider, model, cost, estimated)
+            self._on_unanswered(unanswered)
+            total += cost
+        return total
 
     def _model(self, lane: Lane, request: Request) -> Model | None:
         model = self._catalogue.models.get(request.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,12 +28,16 @@ class ProviderCall:
     model: str
     rates: Rates
     media: MediaTokens
+    #: The provider that reports show.
+    provider: str
     #: The fleet's code of the error with which it ended.
     error: str = ProviderUnavailable.code
     #: True if it has an answer, whose cost is in the receipt.
     answered: bool = False
     #: True if the provider refused it before it generated anything: it costs nothing.
     refused: bool = False
+    #: What the provider reports for an answer whose generation failed; None if it reports nothing.
+    reported: Usage | None = None
     #: Chunks of a stream that arrived with a part of the answer, and their characters.
     chunks: int = 0
     characters: int = 0
@@ -91,26 +96,41 @@ class UsageMeter:
         if self.calls:
             self.calls[-1].answered = True
 
-    def failed_attempts(self, request: Request) -> list[FailedAttempt]:
-        """Return the calls without an answer, with what they cost by estimate.
+    def fail(self, error: str, reported: Usage | None) -> None:
+        """Record that the generation of the last call's answer failed.
 
-        A call that was refused costs nothing. Another one costs at least its prompt, because the
+        Args:
+            reported: What the provider reports for it, if anything.
+        """
+        if self.calls:
+            self.calls[-1].error, self.calls[-1].reported = error, reported
+
+    def failed_attempts(self, request: Request) -> list[FailedAttempt]:
+        """Return the calls without an answer, with what they cost.
+
+        A call that was refused costs nothing, and an answer whose generation failed what its
+        provider reports. Another one costs by estimate, at least its prompt, because the
         provider may have read it: as many tokens as the answer's usage says, or as expected. A
         stream costs the tokens that arrived too. A call that was not streamed costs as much output
         as the answer that another call gave; without any, none is known.
         """
-        return [
-            _failed_attempt(call, request, self.usage) for call in self.calls if not call.answered
-        ]
+        return [attempt for _, attempt in self.unanswered(request)]
+
+    def unanswered(self, request: Request) -> Iterator[tuple[ProviderCall, FailedAttempt]]:
+        """Yield the calls of `failed_attempts` too."""
+        for call in self.calls:
+            if not call.answered:
+                yield call, _failed_attempt(call, request, self.usage)
 
 
 _meter: ContextVar[UsageMeter | None] = ContextVar("meter", default=None)
 
 
 def _failed_attempt(call: ProviderCall, request: Request, usage: Usage | None) -> FailedAttempt:
-    if call.refused:
+    reported = call.reported if call.reported and call.reported.input_tokens else None
+    if call.refused and reported is None:
         return FailedAttempt(deployment=call.deployment, model=call.model, error=call.error)
-    used = _estimated_usage(call, request, usage)
+    used = reported or _estimated_usage(call, request, usage)
     return FailedAttempt(
         deployment=call.deployment,
         model=call.model,
@@ -118,7 +138,7 @@ def _failed_attempt(call: ProviderCall, request: Request, usage: Usage | None) -
         input_tokens=used.input_tokens,
         output_tokens=used.output_tokens,
         cost_nanousd=cost_nanousd(call.rates, used, tier=getattr(request, "service_tier", None)),
-        estimated=True,
+        estimated=reported is None,
     )
 
 

@@ -45,12 +45,32 @@ async def settle_dropped(payer: tuple[str, str], job: Job, request: str, cost: i
     Raises:
         redis.RedisError: The cost report could not be written; the call may be repeated.
     """
+    accountant = services.current().accountant
+    if accountant is not None:
+        await accountant.settle(*payer, job.intent, cost)
+    await _report(payer[0], job, request, cost)
+
+
+async def settle_failed(parked: ParkedRequest, job: Job, request: str, cost: int) -> None:
+    """Count an answer whose generation failed, in the cost report too; its request stays reserved.
+
+    Raises:
+        redis.RedisError: The cost report could not be written; the call may be repeated.
+    """
+    tenant_id, task_id = parked.payer
+    accountant = services.current().accountant
+    if accountant is not None:
+        # Under the task's own id it would return the reservation, and the request may be retried.
+        await accountant.settle(tenant_id, f"{task_id}:failed", job.intent, cost)
+    await _report(tenant_id, job, request, cost)
+
+
+async def _report(tenant_id: str, job: Job, request: str, cost: int) -> None:
+    """Add the cost of an answer that no request gets to the cost report, once."""
     process = services.current()
-    if process.accountant is not None:
-        await process.accountant.settle(*payer, job.intent, cost)
     if process.cost_recorder is not None:
         answer = DroppedAnswer(
-            tenant_id=payer[0],
+            tenant_id=tenant_id,
             lane="batch",
             provider=receipt_provider(job.group.provider),
             model=job.terms.upstream,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +91,7 @@ class ResultReader:
         """Deliver a file's responses; keep its errors, as the other file may have a response."""
         for chunk in _chunks(path):
             answers: dict[str, LineOutcome] = {}
+            failed: dict[str, ResultLine] = {}
             for line in _decode_lines(job, chunk):
                 request = jsonl.request_of(line.custom_id)
                 if request in progress.seen:
@@ -104,7 +105,18 @@ class ResultReader:
                     progress.unanswered.discard(request)
                 else:
                     progress.errors.setdefault(request, line.outcome)
+                    if line.body:
+                        failed[request] = line
+            await self._settle_failed(job, failed)
             await self._finisher.apply_outcomes(job, answers)
+
+    async def _settle_failed(self, job: Job, lines: Mapping[str, ResultLine]) -> None:
+        """Count the answers whose generation failed: the provider bills them."""
+        if not lines:
+            return
+        for request, (parked, _) in (await self._store.load(list(lines))).items():
+            if parked is not None and (cost := metrics.cost_of(job, lines[request].body)):
+                await accounting.settle_failed(parked, job, request, cost)
 
     async def _skip_line(self, job: Job, line: ResultLine, request: str | None) -> None:
         """Account for a line without an unanswered request: repeated, withdrawn, or unknown.
@@ -119,7 +131,7 @@ class ResultReader:
                 line.custom_id[:64],
                 extra={"action": "batch_line_unknown"},
             )
-        elif isinstance(line.outcome, LineAnswered) and await self._store.is_withdrawn(request):
+        elif line.body and await self._store.is_withdrawn(request):
             cost = metrics.observe_dropped(job, line.outcome.body)
             payer = await self._store.costs.payer(request)
             if payer is not None:

@@ -16,6 +16,9 @@ class ResultLine(NamedTuple):
 
     custom_id: str
     outcome: LineOutcome
+    #: The answer, also one whose generation failed: the provider bills its usage. Empty if the
+    #: line has an error in its place.
+    body: dict[str, Any]
 
 
 class BadLine(ValueError):
@@ -30,19 +33,15 @@ def decode_line(text: str | bytes) -> ResultLine:
         raise BadLine("not JSON") from error
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
         raise BadLine("no custom_id")
-    return ResultLine(line["custom_id"], _outcome(line))
-
-
-def _outcome(line: dict[str, Any]) -> LineOutcome:
     response = _object(line.get("response"))
     status, body = response.get("status_code"), _body(response)
     error = line.get("error") or body.get("error") or {}
     if status != 200 or not body or error:
-        return line_outcome(
-            classify(status if isinstance(status, int) else 0, error, source="line")
-        )
-    fault = fault_in_answer(body)
-    return LineAnswered(body) if fault is None else line_outcome(fault)
+        fault = classify(status if isinstance(status, int) else 0, error, source="line")
+        return ResultLine(line["custom_id"], line_outcome(fault), {})
+    failed = fault_in_answer(body)
+    outcome = LineAnswered(body) if failed is None else line_outcome(failed)
+    return ResultLine(line["custom_id"], outcome, body)
 
 
 def _body(response: dict[str, Any]) -> dict[str, Any]:

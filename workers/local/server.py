@@ -22,6 +22,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
+from primarch_fleet.usage import parse_usage
 from tasks.answer_usage import usage_of
 from tasks.failed_answers import fault_in_answer
 from tasks.privacy import ENGINE, Privacy
@@ -134,6 +135,8 @@ class LocalServer:
         try:
             answer = await self._call(request, publish)
             if (fault := fault_in_answer(answer.body)) is not None:
+                reported = parse_usage(answer.body.get("usage"))
+                UsageMeter.current().fail(EngineError.code, reported)
                 raise EngineError(fault.message)
             return answer
         except EngineError:
@@ -160,7 +163,8 @@ class LocalServer:
 
     def _provider_call(self, request: Request) -> ProviderCall:
         config = self._config
-        return ProviderCall(config.queue, request.model, self._price, config.media_tokens)
+        media = config.media_tokens
+        return ProviderCall(config.queue, request.model, self._price, media, provider="local")
 
     def _privacy_fields(self, request: Request) -> dict[str, Any]:
         return self._privacy.fields(request, ENGINE) if self._privacy else {}

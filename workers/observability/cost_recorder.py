@@ -5,7 +5,8 @@ so a killed worker loses the costs since its last write. Nothing is added twice.
 of a tenant's money is its budget (primarch_fleet/budgets.py).
 
 Calls without an answer, and answers without a usage, are in the report with their estimated cost,
-under the provider ESTIMATED.
+under the provider ESTIMATED; answers whose generation failed are under their provider, if it
+reports their usage.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ class RedisCostRecorder:
 
         It adds a cost and no request.
         """
-        key = CostKey(call.tenant_id, call.lane, ESTIMATED, call.model)
+        provider = ESTIMATED if call.estimated else call.provider
+        key = CostKey(call.tenant_id, call.lane, provider, call.model)
         self._add(key, CostTotals(cost_nanousd=call.cost))
 
     def _add(self, key: CostKey, totals: CostTotals) -> None:

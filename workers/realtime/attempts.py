@@ -11,6 +11,7 @@ from typing import Any
 from litellm.exceptions import Timeout
 from litellm.integrations.custom_logger import CustomLogger
 
+from primarch_fleet.usage import parse_usage
 from tasks.usage_meter import ProviderCall, UsageMeter
 from workers.realtime.errors import code_of
 from workers.realtime.provider_call import ProviderCalls
@@ -124,6 +125,15 @@ class Attempts:
             self._timeouts[self._model] += isinstance(error, Timeout)
             self._call.fail(code_of(error), refused=was_refused(error))
             self._call = None
+
+    def record_usage(self, usage: object = None) -> None:
+        """Record what the provider reports for the last call, whose generation failed.
+
+        Args:
+            usage: The usage in the answer; by default, what the call's stream has sent.
+        """
+        if self._call is not None:
+            self._call.reported = parse_usage(usage or self.provider_stream.usage)
 
     def raise_repeated_timeout(self, retries: Mapping[str, int]) -> None:
         """Raise the last error if it is a timeout that is not repeated.

@@ -7,8 +7,10 @@ values remember the key.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 from litellm.exceptions import InternalServerError
@@ -17,6 +19,9 @@ from litellm.litellm_core_utils import core_helpers
 from tasks.failed_answers import fault_in_answer, is_failed_finish
 from tasks.provider_errors import Fault
 from workers.realtime.errors import mark
+
+#: How long the usage of a failed stream is waited for.
+MAX_USAGE_SECONDS = 1.0
 
 
 class MappedReason(str):
@@ -91,9 +96,13 @@ class CheckedChunks:
         chunks: What LiteLLM would read.
         model: The provider's name of the model, for the error.
         provider: LiteLLM's name of the provider, for the error.
+        on_failure: Called when the generation has failed, at the end of the stream.
     """
 
-    def __init__(self, chunks: Any, model: str, provider: str) -> None:
+    def __init__(
+        self, chunks: Any, model: str, provider: str, on_failure: Callable[[], None]
+    ) -> None:
+        self._on_failure = on_failure
         self._chunks = chunks
         self._iterator: AsyncIterator[Any] = aiter(chunks)
         self._model, self._provider = model, provider
@@ -131,5 +140,14 @@ class CheckedChunks:
         chunk = await anext(self._iterator)
         fault = failure_of(chunk)
         if fault is not None:
+            await self._read_usage()
             raise error_of(fault, self._model, self._provider)
         return chunk
+
+    async def _read_usage(self) -> None:
+        """Read to the end of a failed stream: its usage comes last."""
+        with suppress(Exception):  # the failure is what counts
+            async with asyncio.timeout(MAX_USAGE_SECONDS):
+                async for _ in self._iterator:
+                    pass
+        self._on_failure()

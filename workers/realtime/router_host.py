@@ -86,7 +86,7 @@ class RouterHost(PythonHost):
                 await _fetch_stream(answer)
                 if attempts is not None:
                     attempts.record_stream(answer)
-                await self._check(answer, deployment_id)
+                await self._check(answer, deployment_id, attempts)
             except Exception as error:
                 self.on_call(deployment_id, time.perf_counter() - started, error)
                 failure = self._failure(deployment_id, error)
@@ -99,12 +99,14 @@ class RouterHost(PythonHost):
 
         return call
 
-    async def _check(self, answer: Any, deployment_id: str) -> None:
+    async def _check(self, answer: Any, deployment_id: str, attempts: Attempts | None) -> None:
         """Raise the error of an answer whose generation failed; a stream may raise it later."""
         try:
             if isinstance(answer, CustomStreamWrapper):
-                await _check_stream(answer)
+                await _check_stream(answer, attempts.record_usage if attempts else _ignore)
             elif (fault := failure_of(answer)) is not None:
+                if attempts is not None:
+                    attempts.record_usage(answer.model_dump().get("usage"))
                 raise error_of(fault, str(getattr(answer, "model", "")), "")
         except InternalServerError as error:
             self.cooldowns.record_failure(deployment_id, error, HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -134,11 +136,15 @@ async def _fetch_stream(answer: Any) -> None:
         await stream.fetch_stream()
 
 
-async def _check_stream(stream: Any) -> None:
+def _ignore() -> None:
+    """Nobody counts the calls of a health check."""
+
+
+async def _check_stream(stream: Any, on_failure: Callable[[], None]) -> None:
     """Read a stream up to its first output, and have it fail when its generation fails."""
     chunks = stream.completion_stream
     if hasattr(chunks, "__aiter__"):
-        checked = CheckedChunks(chunks, stream.model, str(stream.custom_llm_provider))
+        checked = CheckedChunks(chunks, stream.model, str(stream.custom_llm_provider), on_failure)
         stream.completion_stream = checked
         try:
             await checked.read_first_output()

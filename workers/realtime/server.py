@@ -286,7 +286,8 @@ class RealtimeServer:
 
     def _provider_call(self, deployment_id: str) -> ProviderCall:
         called = self._deployments[deployment_id]
-        return ProviderCall(called.id, called.upstream, self._config.rates(called), called.media)
+        rates, provider = self._config.rates(called), receipt_provider(called.provider)
+        return ProviderCall(called.id, called.upstream, rates, called.media, provider)
 
     def _bill(
         self, deployment: Deployment, hidden: dict[str, Any], body: dict[str, Any]

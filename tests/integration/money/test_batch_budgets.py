@@ -113,6 +113,25 @@ async def test_the_dropped_answer_to_a_cancelled_request_is_spent(opened: OpenBe
         assert (await month(ledger)).reserved_nanousd == 0
 
 
+@pytest.mark.parametrize("times", [1, 99])
+async def test_a_failed_generation_is_spent_by_the_usage_that_it_reports(
+    opened: OpenBench, times: int
+) -> None:
+    failed = Script(scope="line", merge={"choices": [{"finish_reason": "error"}]}, times=times)
+    async with opened() as b, accounted(b) as ledger:
+        b.simulator.script(failed)
+        (result,) = await b.send(chat("one", max_tokens=50))
+        reserved = (await month(ledger)).reserved_nanousd
+        while b.batches_created() < 2:
+            await b.turn()
+        assert (await month(ledger)).reserved_nanousd == reserved, "the retry is still reserved"
+        await b.until_idle()
+        outcome = await b.outcome(result)
+        assert isinstance(outcome, errors.ProviderUnavailable) == (times > 1)
+        assert (await month(ledger)).spent_nanousd == b.simulator.invoice()["total_nanousd"] > 0
+        assert (await month(ledger)).reserved_nanousd == 0
+
+
 async def test_a_request_is_promoted_only_if_its_tenant_has_the_budget(opened: OpenBench) -> None:
     deadline = datetime.fromtimestamp(1e10, UTC)
     async with opened(max_wait=300, promote_before=1e10) as b:

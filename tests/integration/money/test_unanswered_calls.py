@@ -248,3 +248,45 @@ def test_an_answer_with_usage_is_exact(
     answer = run(valkey_url, lambda lane: lane.serve(stream))
     assert not answer["receipt"]["usage"].get("estimated", False)
     assert answer["receipt"]["cost_nanousd"] == simulator.invoice()["total_nanousd"]
+
+
+HEAD = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "big-1"}
+#: The end of a stream whose generation failed before its first token: its usage comes last.
+FAILED_AT_ONCE = (
+    {**HEAD, "choices": [{"index": 0, "delta": {}, "finish_reason": "error"}]},
+    {**HEAD, "choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 2}},
+    "[DONE]",
+)
+
+
+@pytest.mark.parametrize(
+    ("script", "cost"),
+    [
+        (Script(merge={"choices": [{"finish_reason": "error"}]}), PROMPT + ANSWER),
+        (Script(chunks=FAILED_AT_ONCE), PROMPT + 2 * OUTPUT),
+    ],
+)
+def test_a_failed_generation_costs_what_its_provider_reports(
+    simulator: Simulator, store: redis.Redis, valkey_url: str, script: Script, cost: int
+) -> None:
+    stream = script.chunks is not None
+    simulator.script(script.model_copy(update={"times": 1}))
+    reserve(store)
+    retried = limited(config(num_retries=1))
+    answer = run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50, stream=stream)), retried)
+    [failed] = answer["receipt"]["failed_attempts"]
+    assert (failed["cost_nanousd"], failed["estimated"]) == (cost, False)
+    assert spending(store).spent_nanousd == cost + PROMPT + ANSWER
+    assert reported(store) == {"simulated": cost + PROMPT + ANSWER}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failed_generation_that_nobody_repeats_is_paid_and_not_kept(
+    simulator: Simulator, store: redis.Redis, valkey_url: str, stream: bool
+) -> None:
+    simulator.script(Script(merge={"choices": [{"finish_reason": "abort"}]}))
+    with pytest.raises(errors.ProviderUnavailable):
+        run(valkey_url, lambda lane: lane.serve(chat(stream=stream, cache_ttl=60)))
+    assert spending(store).spent_nanousd == simulator.invoice()["total_nanousd"] > 0
+    assert reported(store) == {"simulated": spending(store).spent_nanousd}
+    assert store.keys("fleet:cache:*") == []
