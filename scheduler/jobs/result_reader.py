@@ -132,7 +132,7 @@ class ResultReader:
                 extra={"action": "batch_line_unknown"},
             )
         elif line.body and await self._store.is_withdrawn(request):
-            cost = metrics.observe_dropped(job, line.outcome.body)
+            cost = metrics.observe_dropped(job, line.body)
             payer = await self._store.costs.payer(request)
             if payer is not None:
                 await accounting.settle_dropped(payer, job, request, cost)

@@ -35,9 +35,9 @@ def decode_line(text: str | bytes) -> ResultLine:
         raise BadLine("no custom_id")
     response = _object(line.get("response"))
     status, body = response.get("status_code"), _body(response)
-    error = line.get("error") or body.get("error") or {}
-    if status != 200 or not body or error:
-        fault = classify(status if isinstance(status, int) else 0, error, source="line")
+    refusal = line.get("error") or body.get("error") or {}
+    if status != 200 or not body or refusal:
+        fault = classify(status if isinstance(status, int) else 0, refusal, source="line")
         return ResultLine(line["custom_id"], line_outcome(fault), {})
     failed = fault_in_answer(body)
     outcome = LineAnswered(body) if failed is None else line_outcome(failed)

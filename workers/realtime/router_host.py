@@ -137,7 +137,7 @@ async def _fetch_stream(answer: Any) -> None:
 
 
 def _ignore() -> None:
-    """Nobody counts the calls of a health check."""
+    """The calls of a health check are not counted."""
 
 
 async def _check_stream(stream: Any, on_failure: Callable[[], None]) -> None:

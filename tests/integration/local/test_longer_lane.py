@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 import yaml
-from celery import chain
+from celery import chain, chord
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
@@ -18,7 +18,7 @@ from primarch_fleet.lane_health import heartbeat_key
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.server import Simulator
 
-MODEL, QUEUE = "gpt-4o-mini", "local.gpt-4o-mini"
+MODEL, QUEUE, BODY = "gpt-4o-mini", "local.gpt-4o-mini", "chord-bodies"
 PATIENCE = 60.0
 #: The simulated engine counts words: 400 of them are too many for it. By estimate, the text has
 #: only 200 tokens, so `auto` takes it for short enough.
@@ -38,6 +38,23 @@ def configuration(folder: Path) -> Path:
 def question(text: str, **fields: Any) -> CompletionRequest:
     messages = [{"role": "user", "content": text}]
     return CompletionRequest(model=MODEL, messages=messages, max_tokens=20, **fields)
+
+
+def chord_values(fleet: Fleet, *requests: CompletionRequest) -> list[Any]:
+    """What the body of a chord of these requests gets, which is published once."""
+    parts = [
+        fleet.app.signature("local.complete", args=[request.to_wire()], queue=QUEUE)
+        for request in requests
+    ]
+    chord(parts, fleet.app.signature("test.body", queue=BODY), app=fleet.app).apply_async()
+    with fleet.app.connection_for_read() as connection, connection.SimpleQueue(BODY) as bodies:
+        message = bodies.get(timeout=PATIENCE)
+        message.ack()
+        with pytest.raises(bodies.Empty):
+            bodies.get(block=False)
+    (values,), *_ = message.payload
+    assert isinstance(values, list)
+    return values
 
 
 def test_a_request_that_an_engine_finds_too_long_is_answered_where_it_fits(
@@ -81,6 +98,17 @@ def test_a_request_that_an_engine_finds_too_long_is_answered_where_it_fits(
         ticket = fleet.submit(question(LONG, lane="local"))
         with pytest.raises(ContextWindowExceeded, match="300"):
             fleet.result(ticket, PATIENCE)
+
+        # A part of a chord has its refusal as a value, if it wants that.
+        values = chord_values(
+            fleet,
+            *(
+                question(text, lane="local", return_exceptions=True)
+                for text in ("one", LONG, "two")
+            ),
+        )
+        assert values[1]["error"]["code"] == "context_window_exceeded"
+        assert [value["receipt"]["lane"] for value in (values[0], values[2])] == ["local"] * 2
 
         # Its links and its chain follow it.
         moving, echo = (

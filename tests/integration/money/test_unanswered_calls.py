@@ -281,7 +281,7 @@ def test_a_failed_generation_costs_what_its_provider_reports(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_failed_generation_that_nobody_repeats_is_paid_and_not_kept(
+def test_a_failed_generation_that_is_not_repeated_is_paid_and_not_kept(
     simulator: Simulator, store: redis.Redis, valkey_url: str, stream: bool
 ) -> None:
     simulator.script(Script(merge={"choices": [{"finish_reason": "abort"}]}))
