@@ -15,13 +15,15 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from primarch_fleet.contract import SCHEMA_VERSION, Lane, ModelKind
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.money import NANOS_PER_MICRO
-from primarch_fleet.requests.refused import REFUSED_ARGUMENTS, refused_keys
+from primarch_fleet.requests.plain import plain_arguments
+from primarch_fleet.requests.refused import refused_argument, refused_keys
 from primarch_fleet.validation import explain
 
 RoutingStrategy = Literal[
@@ -124,13 +126,33 @@ class Request(BaseModel):
 
     def __init__(self, **data: Any) -> None:
         if unknown := data.keys() - type(self).model_fields:
-            raise InvalidRequest(
-                _reasons({name: REFUSED_ARGUMENTS.get(name, _UNKNOWN) for name in unknown})
-            )
+            raise InvalidRequest(_reasons({name: refused_argument(name) for name in unknown}))
         try:
-            super().__init__(**data)
+            self._accept(data)
         except ValidationError as error:
             raise InvalidRequest(explain(error)) from None
+
+    def _accept(self, data: dict[str, Any]) -> None:
+        """Validate the fields; on an error once more, with the openai SDK's objects as JSON."""
+        try:
+            super().__init__(**data)
+        except ValidationError:
+            try:
+                plain = plain_arguments(data)
+            except RecursionError:
+                plain = data
+            super().__init__(**plain)
+
+    @field_validator("response_format", "text", mode="before", check_fields=False)
+    @classmethod
+    def _is_no_class(cls, value: Any) -> Any:
+        if isinstance(value, type):
+            raise ValueError(
+                "a class is no JSON: send its schema, "
+                '{"type": "json_schema", "json_schema": {"name": ..., '
+                '"schema": YourClass.model_json_schema()}}'
+            )
+        return value
 
     @model_validator(mode="after")
     def _check_extra_body(self) -> Self:
@@ -243,7 +265,6 @@ def _reasons(refused: Mapping[str, str], path: str = "") -> str:
     return "; ".join(f"{path}{name}: {why}" for name, why in sorted(refused.items()))
 
 
-_UNKNOWN = "no parameter of this request; send a provider's own parameters in extra_body"
 #: Fields whose name in OpenAI's API has another meaning here.
 PROVIDER_NAMES = {"provider_metadata": "metadata"}
 _ROUTING_FIELDS = set(Request.model_fields) - {"model"}

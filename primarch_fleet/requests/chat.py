@@ -6,14 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    Field,
-    JsonValue,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, JsonValue, model_validator
 
 from primarch_fleet import chat_form
 from primarch_fleet.contract import LANES, Lane, ModelKind
@@ -37,17 +30,8 @@ def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
     return message
 
 
-def _plain(message: object) -> object:
-    """An object of the SDK, such as the message of an earlier answer, as JSON."""
-    if isinstance(message, BaseModel):
-        return message.model_dump(mode="json", exclude_unset=True)
-    return message
-
-
 #: One message of a chat. Every key that OpenAI supports is allowed.
-ChatMessage = Annotated[
-    Mapping[str, JsonValue], BeforeValidator(_plain), AfterValidator(_check_message)
-]
+ChatMessage = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
 
 
 class CompletionRequest(Request):

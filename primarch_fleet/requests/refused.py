@@ -8,10 +8,15 @@ from collections.abc import Iterable
 REFUSED_ARGUMENTS = {
     "timeout": "set deadline or max_latency; the timeout of a call is configured in fleet.yaml",
     "extra_query": "the addresses of providers are configured in fleet.yaml",
+    "text_format": "a class is no JSON; send its schema in text.format",
 }
+_UNKNOWN = "no parameter of this request; send a provider's own parameters in extra_body"
 
 _ACCOUNT = "accounts, addresses and routing are configured in fleet.yaml"
-_LENGTH = "money is reserved by max_completion_tokens and n; set these fields"
+_LENGTH = (
+    "money is reserved by the request's own limit; set max_completion_tokens and n of a chat, or "
+    "max_output_tokens of a response"
+)
 _PROMPT = "the prompt is in the fields of the request"
 _FLEET = "the fleet sets it itself"
 #: Keys that `extra_body` must not have, besides the names of the request's own fields. Providers
@@ -35,10 +40,20 @@ _REASONS = {
         *("max_parallel_requests", "input_cost_per_token", "output_cost_per_token"),
     ),
     _LENGTH: (
+        *("max_tokens", "max_completion_tokens", "n"),
         *("max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict", "best_of"),
         *("generation_config", "inference_config", "candidate_count", "options"),
     ),
-    _PROMPT: ("prompt", "contents", "system", "system_instruction", "instructions", "inputs"),
+    _PROMPT: (
+        "prompt",
+        "messages",
+        "input",
+        "contents",
+        "system",
+        "system_instruction",
+        "instructions",
+        "inputs",
+    ),
     _FLEET: ("request_id", "method", "url", "custom_id"),
 }
 #: Parts of names that hold credentials, without their separators.
@@ -53,6 +68,11 @@ def _plain(name: str) -> str:
 
 
 _REFUSED_KEYS = {_plain(name): why for why, names in _REASONS.items() for name in names}
+
+
+def refused_argument(name: str) -> str:
+    """Return why a request has no such argument, and what to do instead."""
+    return REFUSED_ARGUMENTS.get(name) or _reason(name, {}) or _UNKNOWN
 
 
 def refused_keys(keys: Iterable[str], fields: Iterable[str]) -> dict[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from openai import NOT_GIVEN, omit
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.embeddings import AsyncEmbeddings
 from openai.resources.moderations import AsyncModerations
@@ -15,7 +17,10 @@ from openai.types.chat import ChatCompletionMessage
 from openai.types.chat import completion_create_params as chat
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.moderation_create_params import ModerationCreateParams
+from openai.types.responses import ResponseOutputMessage
 from openai.types.responses import response_create_params as responses
+from openai.types.shared import Reasoning
+from pydantic import BaseModel
 
 from primarch_fleet import (
     CompletionRequest,
@@ -204,3 +209,103 @@ def test_a_header_is_one_line(wrong: dict[str, str]) -> None:
 def test_the_representation_shows_neither_extra_body_nor_headers() -> None:
     private = {"extra_body": {"documents": ["SECRET"]}, "extra_headers": {"X-A": "SECRET"}}
     assert "SECRET" not in repr(CompletionRequest.parse(CHAT.to_wire() | private))
+
+
+class Answer(BaseModel):
+    """A schema, as producers define it."""
+
+    number: int
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ANSWER = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+OUTPUT = {
+    **{"id": "1", "type": "message", "role": "assistant", "status": "completed"},
+    "content": [{"type": "output_text", "text": "hi", "annotations": []}],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sent"),
+    [
+        (
+            CompletionRequest,
+            {"messages": (ChatCompletionMessage.model_validate(ANSWER),)},
+            {"messages": [ANSWER]},
+        ),
+        (
+            CompletionRequest,
+            {
+                "messages": [
+                    {**ANSWER, "tool_calls": ChatCompletionMessage(**ANSWER).tool_calls},
+                    {"role": "user", "content": ({"type": "text", "text": "hi"},)},
+                ]
+            },
+            {
+                "messages": [
+                    ANSWER,
+                    {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+                ]
+            },
+        ),
+        (CompletionRequest, {"logit_bias": {50256: -100}}, {"logit_bias": {"50256": -100}}),
+        (CompletionRequest, {"temperature": omit, "seed": NOT_GIVEN}, {}),
+        (
+            CompletionRequest,
+            {"extra_body": {"stop_token_ids": (1, 2), "schema": Answer(number=1)}},
+            {"stop_token_ids": [1, 2], "schema": {"number": 1}},
+        ),
+        (EmbeddingRequest, {"input": ("a", "b")}, {"input": ["a", "b"]}),
+        (EmbeddingRequest, {"input": ((1, 2), [3])}, {"input": [[1, 2], [3]]}),
+        (
+            ResponsesRequest,
+            {
+                "input": [{"role": "user", "content": "hi"}, ResponseOutputMessage(**OUTPUT)],
+                "reasoning": Reasoning(effort="low"),
+            },
+            {
+                "input": [{"role": "user", "content": "hi"}, OUTPUT],
+                "reasoning": {"effort": "low"},
+            },
+        ),
+    ],
+)
+def test_what_the_sdk_takes_for_json_is_json(
+    kind: type[Request], given: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    plain = PLAIN[kind]
+    request = kind(**{**plain.to_wire(), **given})
+    assert request.body() == plain.body() | sent
+    assert kind.parse(json.loads(json.dumps(request.to_wire()))).body() == request.body()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        (CompletionRequest, {"response_format": Answer}, "response_format: .*json_schema"),
+        (CompletionRequest, {"api_key": "hunter2"}, "api_key: accounts, .*fleet.yaml"),
+        (CompletionRequest, {"max_output_tokens": 5}, "max_output_tokens: .*max_completion_tokens"),
+        (ResponsesRequest, {"text_format": Answer}, "text_format: .*text.format"),
+        (ResponsesRequest, {"max_tokens": 5}, "max_tokens: .*max_output_tokens of a response"),
+        (ResponsesRequest, {"extra_body": {"max_tokens": 5}}, "extra_body.max_tokens: money"),
+        (ResponsesRequest, {"extra_body": {"max_completion_tokens": 5}}, "money is reserved"),
+        (ResponsesRequest, {"extra_body": {"n": 5}}, "extra_body.n: money is reserved"),
+        (ResponsesRequest, {"extra_body": {"messages": []}}, "extra_body.messages: the prompt"),
+        (CompletionRequest, {"extra_body": {"input": "x"}}, "extra_body.input: the prompt"),
+        (EmbeddingRequest, {"input_type": "query"}, "input_type: .*extra_body"),
+    ],
+)
+def test_what_is_refused_says_what_to_do_instead(
+    kind: type[Request], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words) as caught:
+        kind(**{**PLAIN[kind].to_wire(), **given})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_value_that_is_nested_too_deeply_is_refused() -> None:
+    nested: list[Any] = []
+    for _ in range(2000):
+        nested = [nested]
+    with pytest.raises(InvalidRequest, match="extra_body"):
+        CompletionRequest(**{**CHAT.to_wire(), "extra_body": {"a": nested}})
