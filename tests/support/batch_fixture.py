@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from scheduler.store.keys import PREFIX
 from scheduler.translation.lines import LineEncoder
 from tasks import services
 from tasks.privacy import Privacy
+from tests.support.closed_backends import closed_backends
 from tests.support.mortal_store import Killed, MortalStore, Witness
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.app import App
@@ -323,7 +324,7 @@ async def bench(
         Simulator(offer, VirtualClock(time.time()), app=dialect.app) as simulator,
     ):
         client.flushall()
-        with _closed_backends(app):
+        with closed_backends(app):
             made = Bench(
                 app,
                 url,
@@ -340,28 +341,6 @@ async def bench(
                 for scheduler in made.schedulers:
                     await scheduler.close()
                 made.redis.close()
-
-
-@contextmanager
-def _closed_backends(app: Any) -> Iterator[None]:
-    """Close the result backends that Celery makes for each thread; it leaves them open."""
-    make, made = app._get_backend, []
-
-    def record() -> Any:
-        made.append(make())
-        return made[-1]
-
-    app._get_backend = record
-    vars(app._local).clear()
-    try:
-        yield
-    finally:
-        del app._get_backend
-        vars(app._local).clear()
-        for backend in made:
-            backend.result_consumer.stop()
-            backend.result_consumer._pubsub = None  # else a garbage-collected result reopens it
-            backend.client.connection_pool.disconnect()
 
 
 OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]

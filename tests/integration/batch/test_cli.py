@@ -21,7 +21,7 @@ import pytest
 import redis
 import yaml
 
-from primarch_fleet import AsyncFleet, Fleet, Progress, errors
+from primarch_fleet import AsyncFleet, Fleet, Progress, Ticket, errors
 from scheduler.metrics import AccountHealth
 from scheduler.model.jsonl import request_id
 from scheduler.model.outcomes import RequestOutcome
@@ -210,14 +210,7 @@ def test_producers_and_operators_cancel_requests_and_a_batch(
             f"{live['intent']}: cancelled at its provider\n",
         )
 
-        def answered() -> bool:
-            clock.advance(1000)
-            for tick in ("scheduler.aggregate", "scheduler.poll"):
-                fleet.app.send_task(tick, queue="scheduler")
-            time.sleep(0.2)
-            return fleet.status(tickets[3]) == "SUCCESS"
-
-        eventually(answered, 60)
+        eventually(lambda: _advance(clock, fleet, tickets[3]) == "SUCCESS", 60)
         assert fleet.cancel(tickets[3]) is False
         assert run("cancel", tickets[3].id) == (1, f"{tickets[3].id}: already has its result\n")
         assert fleet.progress(tickets) == Progress(done=4, total=4, failed=3)
@@ -226,6 +219,15 @@ def test_producers_and_operators_cancel_requests_and_a_batch(
         assert code == 1
         assert f"{tickets[2].id}: cancelled" in words
         assert "moved: promoted to the realtime lane, not cancelled" in words
+
+
+def _advance(clock: VirtualClock, fleet: Fleet, ticket: Ticket) -> str:
+    """Let 1000 s pass for the provider and the scheduler; return the status of a request."""
+    clock.advance(1000)
+    for tick in ("scheduler.aggregate", "scheduler.poll"):
+        fleet.app.send_task(tick, queue="scheduler")
+    time.sleep(0.2)
+    return fleet.status(ticket)
 
 
 async def _cancel(url: str, ticket: str) -> bool:
