@@ -61,8 +61,10 @@ def _succeeded(message: Json, created: int) -> Json:
 def _completion(message: Json, created: int) -> Json:
     litellm, config = _litellm()
     # json_mode only turns the tool that stands for a response_format into text again.
+    # LiteLLM needs a usage; without tokens in it, they are estimated.
+    reported = {**message, "usage": message.get("usage") or {}}
     response = config.transform_parsed_response(
-        message, httpx.Response(200), litellm.ModelResponse(), json_mode=True
+        reported, httpx.Response(200), litellm.ModelResponse(), json_mode=True
     )
     body: Json = response.model_dump(mode="json", exclude_none=True)
     for choice in body["choices"]:

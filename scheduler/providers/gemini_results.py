@@ -59,7 +59,10 @@ def _completion(answer: Json) -> Json:
     litellm, config = _litellm()
     response = config.transform_response(
         model=str(answer.get("modelVersion") or ""),
-        raw_response=httpx.Response(200, json=answer),
+        # LiteLLM needs a usage; without tokens in it, they are estimated.
+        raw_response=httpx.Response(
+            200, json={**answer, "usageMetadata": answer.get("usageMetadata") or {}}
+        ),
         model_response=litellm.ModelResponse(),
         logging_obj=SimpleNamespace(
             post_call=lambda **_: None, optional_params={}, litellm_params={}

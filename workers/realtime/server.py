@@ -32,6 +32,7 @@ from workers.realtime.deployment_observer import DeploymentObserver
 from workers.realtime.errors import all_cooling_down, mark, translate
 from workers.realtime.finish_reasons import keep_native_reasons
 from workers.realtime.flex_tier import allow_flex_tier
+from workers.realtime.missing_usage import accept_missing_usages
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.router import (
     RouterAnswer,
@@ -316,6 +317,7 @@ def _configure_litellm(config: FleetConfig) -> None:
         setattr(litellm, name, resolve(value))
     litellm.suppress_debug_info = True
     keep_native_reasons()
+    accept_missing_usages()
     # The OpenAI client for embeddings would wait for a Retry-After; the Router does the retries.
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
     for name in ("LiteLLM", "LiteLLM Router"):
