@@ -35,6 +35,8 @@ END_USER_FIELDS = {
 }
 #: The same for embeddings: https://platform.openai.com/docs/api-reference/embeddings/create
 EMBEDDING_END_USER_FIELDS = {"openai": "user", "azure": "user"}
+#: What keeps the separator of hashed names, a null character, out of the names themselves.
+_ESCAPES = {0: "\1\2", 1: "\1\1"}
 #: The local lane's engine in place of a provider.
 ENGINE = "vllm"
 #: Providers whose servers have vLLM's `cache_salt`.
@@ -91,7 +93,7 @@ class Privacy:
 
     def _hash(self, *parts: str) -> str:
         """64 hex digits, which is the most that OpenAI's safety_identifier takes."""
-        message = "\0".join(part.replace("\0", "\0\0") for part in parts)
+        message = "\0".join(part.translate(_ESCAPES) for part in parts)
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
 

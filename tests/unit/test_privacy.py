@@ -34,10 +34,28 @@ def test_the_hash_of_an_end_user_depends_on_the_key_the_tenant_and_the_user() ->
     assert HASHED.fields(chat(), "openai") == HASHED.fields(chat(seed=1), "openai")
 
 
-def test_names_that_join_to_the_same_text_have_different_hashes() -> None:
-    first = HASHED.fields(chat(tenant_id="a", user_id="b\0c"), "openai")
-    second = HASHED.fields(chat(tenant_id="a\0b", user_id="c"), "openai")
-    assert first != second
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("a", "b\0c"), ("a\0b", "c")),
+        (("a\0", "b"), ("a", "\0b")),
+        (("a\1", "b"), ("a", "\1b")),
+        (("a\1\2", "b"), ("a\0", "b")),
+    ],
+)
+def test_names_that_join_to_the_same_text_have_different_hashes(
+    first: tuple[str, str], second: tuple[str, str]
+) -> None:
+    users = [
+        HASHED.fields(chat(tenant_id=tenant, user_id=user), "openai")
+        for tenant, user in (first, second)
+    ]
+    salts = [
+        HASHED.fields(chat(tenant_id=tenant, extra_body={"cache_salt": own}), ENGINE)
+        for tenant, own in (first, second)
+    ]
+    assert users[0] != users[1]
+    assert salts[0] != salts[1]
 
 
 @pytest.mark.parametrize(
