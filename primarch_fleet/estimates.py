@@ -14,6 +14,10 @@ from primarch_fleet.prompt_size import MediaTokens, PromptSize, Tokens
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import Usage, asked_surcharges
 
+#: Beginnings of the types of tools that search, at OpenAI and at Anthropic (`max_uses`):
+#: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool
+_WEB_SEARCH_TOOLS = ("web_search", "google_search")
+
 
 class Estimate(NamedTuple):
     """What a request may cost on one lane, in nano-dollars, if it fills its token limit."""
@@ -90,8 +94,21 @@ def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: 
         image_input_tokens=tokens.image,
         text_output_tokens=0 if speaks else output_tokens,
         audio_output_tokens=output_tokens if speaks else 0,
+        web_searches=_web_searches(request),
         surcharges=asked_surcharges(request.extra_body or {}),
     )
+
+
+def _web_searches(request: Request) -> int:
+    """The searches that a request asks for: as many as each tool allows, or one without a limit."""
+    tools = getattr(request, "tools", None) or ()
+    limits = [
+        tool.get("max_uses")
+        for tool in tools
+        if str(tool.get("type")).startswith(_WEB_SEARCH_TOOLS)
+    ]
+    counts = [max(1, limit) if isinstance(limit, int) else 1 for limit in limits]
+    return sum(counts) + (getattr(request, "web_search_options", None) is not None)
 
 
 def check_cost(request: Request, expected_cost: int, lane: Lane, limits: Limits | None) -> None:

@@ -269,7 +269,7 @@ def max_cost_nanousd(rates: Iterable[Rates], usage: Usage, *, tier: str | None =
     """Return the most that a request can cost at any of some rates, in nano-dollars.
 
     Every token of text may be written to a cache, a tier may be refused and the ordinary one serve,
-    the prompt may reach each step up to its length. Searches have no bound and are not counted.
+    the prompt may reach each step up to its length. Only the searches of `usage` are counted.
 
     Args:
         usage: Bounds of the tokens that the request may take.

@@ -22,7 +22,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.estimates import check_cost, estimate
 from primarch_fleet.lane_health import LaneHealth
-from primarch_fleet.prices import TokenRates
+from primarch_fleet.prices import Fees, TokenRates
 from primarch_fleet.prompt_size import PromptSize
 from tests.support.lane_choice import CATALOGUE, DAY, NOW, PRICE, decide, model, request
 
@@ -217,6 +217,24 @@ def test_the_reservation_has_the_surcharges_that_the_provider_may_take(
     asked = request(extra_body=extra_body, max_tokens=10)
     bound = estimate(asked, PromptSize(100, 100), served, "realtime")
     assert bound.max_cost == factor * 1_000 * (2 * 100 + 8 * 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "searches"),
+    [
+        ({}, 0),
+        ({"web_search_options": {}}, 1),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}]}, 3),
+        ({"tools": [{"type": "web_search"}, {"type": "function", "function": {"name": "f"}}]}, 1),
+    ],
+)
+def test_the_reservation_has_the_fees_of_the_searches_that_are_asked_for(
+    fields: dict[str, Any], searches: int
+) -> None:
+    price = PRICE.model_copy(update={"fees": Fees(web_search=Decimal("0.01"))})
+    served = Model(kind="chat", lanes={"realtime": Offer(queue="q", price=price)}, list_price=price)
+    bound = estimate(request(**fields), PromptSize(), served, "realtime")
+    assert bound.max_cost == searches * 10_000_000
 
 
 def test_the_reservation_of_a_prompt_has_no_bound_below_a_step_of_the_prices() -> None:
