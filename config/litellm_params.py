@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import json
 import os
@@ -300,7 +301,8 @@ class AccountParams(Section):
         if misplaced := DEPLOYMENT_PARAMS & data.keys() - cls.model_fields.keys():
             raise ValueError(f"{', '.join(sorted(misplaced))}: write it in each deployment")
         typed = {name: resolve(data[name]) for name in data.keys() & cls.model_fields.keys()}
-        return {**data, **typed}
+        texts = {name: _text(data[name]) for name in data.keys() & known_names("account_params")}
+        return {**data, **texts, **typed}
 
     @model_validator(mode="after")
     def _check_secrets(self) -> Self:
@@ -334,6 +336,11 @@ class LitellmParams(AccountParams):
 
 #: Parameters that have no meaning for an account as a whole.
 DEPLOYMENT_PARAMS = LitellmParams.model_fields.keys() - AccountParams.model_fields.keys()
+
+
+def _text(value: Any) -> Any:
+    """A number or a date as the text that LiteLLM needs: `api_version: 2024-10-21`."""
+    return str(value) if type(value) in (int, float, datetime.date) else value
 
 
 def _check_name(name: str) -> None:

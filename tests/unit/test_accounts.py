@@ -319,3 +319,15 @@ def test_the_examples_of_the_documentation_are_valid() -> None:
     complete = [one for one in examples if "litellm_params" in str(one)]
     assert [len(FleetConfig.model_validate(one).deployments) for one in complete] == [1, 1]
     assert len(ROWS) >= 8
+
+
+def test_a_date_or_a_number_that_litellm_needs_as_text_is_text() -> None:
+    text = "{model: azure/my-gpt, api_base: x, api_version: 2024-10-21, tenant_id: 42}"
+    served = sent(config({"litellm_params": yaml.safe_load(text)}))
+    assert (served["api_version"], served["tenant_id"]) == ("2024-10-21", "42")
+
+
+def test_a_secret_in_digits_without_quotes_is_a_secret() -> None:
+    with pytest.raises(ValueError, match=r"api_key: a secret") as caught:
+        config({"litellm_params": {**AZURE, "api_key": 1234567}})
+    assert "1234567" not in str(caught.value)
