@@ -53,6 +53,8 @@ FINISH_REASONS = {
 }
 #: https://platform.openai.com/docs/api-reference/chat/object (service_tier)
 SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority"})
+#: The finish reasons of a choice that is not whole.
+_CUT = frozenset({"length", "content_filter"})
 _DEFAULTS: Body = {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": []}
 #: The fields of a message that OpenAI sends even if they are null.
 NULLABLE_FIELDS = ("content", "refusal")
@@ -134,9 +136,11 @@ def _normalize_choice(choice: Body) -> None:
     reason, native = choice.get("finish_reason") or None, own.pop(_NATIVE, None)
     if own:
         choice[_LITELLM_FIELD] = own
-    if native is None or str(native).lower() not in FINISH_REASONS:
+    ours = FINISH_REASONS.get(str(native or reason).lower())
+    # LiteLLM knows better whether a whole choice has calls: Gemini's end with "STOP".
+    if not native or ours is None or ours in _CUT:
         native = native or reason
-        reason = FINISH_REASONS.get(str(native).lower(), native)
+        reason = ours or native
     choice["finish_reason"] = reason
     if native != reason:
         choice.setdefault(_NATIVE, native)

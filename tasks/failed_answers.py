@@ -31,14 +31,19 @@ def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
     """
     for part in (body, *_choices(body)):
         if part.get("error"):  # OpenRouter's choices have one too
-            fault = classify(None, part["error"])
-            return _failed(fault.message) if fault.reason is Reason.UNKNOWN else fault
+            return fault_of_error(part["error"])
     if body.get("object") == "response":
         failed = body.get("status") in ("failed", "cancelled")
-        return _failed(f"the response is {body['status']}") if failed else None
+        return failed_generation(f"the response is {body['status']}") if failed else None
     if not (body.get("choices") or body.keys() & OTHER_OUTPUT):
-        return _failed("it is empty")
+        return failed_generation("it is empty")
     return next(map(_fault_of_finish, _failures(body)), None)
+
+
+def fault_of_error(error: object) -> Fault:
+    """Return what an error in the place of an answer means, or of a chunk."""
+    fault = classify(None, error)
+    return failed_generation(fault.message) if fault.reason is Reason.UNKNOWN else fault
 
 
 def is_failed_finish(finish_reason: object) -> bool:
@@ -52,7 +57,7 @@ def _fault_of_finish(name: str) -> Fault:
     is_known = fault.category is not Category.REQUEST and fault.reason is not Reason.UNKNOWN
     return Fault(
         fault.reason if is_known else Reason.GENERATION_FAILED,
-        _failed(f"finish_reason: {name}").message,
+        failed_generation(f"finish_reason: {name}").message,
     )
 
 
@@ -73,5 +78,6 @@ def _choices(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [choice for choice in choices or () if isinstance(choice, Mapping)]
 
 
-def _failed(why: str) -> Fault:
+def failed_generation(why: str) -> Fault:
+    """Return the fault of an answer whose generation failed."""
     return Fault(Reason.GENERATION_FAILED, f"the provider failed to generate the answer: {why}")

@@ -21,6 +21,7 @@ from litellm.types.router import RouterErrors, RouterRateLimitError
 from config.litellm_params import MIN_AMBIENT_LENGTH
 from primarch_fleet import errors
 from tasks.provider_errors import Category, Fault, Reason, classify
+from workers.realtime.refusals import causes
 
 #: LiteLLM's classes that say more than their status and their message.
 REASONS: dict[type[BaseException], Reason] = {
@@ -34,6 +35,8 @@ REASONS: dict[type[BaseException], Reason] = {
 }
 #: LiteLLM's ValueError when all deployments with a request's tags are cooling down.
 NO_TAGGED_DEPLOYMENTS = RouterErrors.no_deployments_with_tag_routing.value
+#: LiteLLM's text for an answer with status 200 and an error that is no object.
+ERROR_IN_ANSWER = "Error in response object"
 #: After one of these errors, a retry a moment later can succeed.
 RETRY_LATER_REASONS = frozenset(
     {Reason.RATE_LIMIT, Reason.UNAVAILABLE, Reason.GENERATION_FAILED, Reason.BILLING}
@@ -164,6 +167,8 @@ def _read_fault(error: BaseException) -> Fault:
     message = str(error).partition("\n")[0]
     if NO_TAGGED_DEPLOYMENTS in message:
         return Fault(Reason.UNAVAILABLE, message)
+    if ERROR_IN_ANSWER in message:
+        return Fault(Reason.GENERATION_FAILED, message)
     for base in type(error).__mro__:
         if base in REASONS:
             return Fault(REASONS[base], message)
@@ -174,10 +179,12 @@ def _read_fault(error: BaseException) -> Fault:
 
 
 def _error_object(error: BaseException, message: str) -> Mapping[str, Any]:
-    """The provider's error object: LiteLLM keeps it, or quotes it in the message."""
-    body = getattr(error, "body", None)
-    if isinstance(body, Mapping):
-        return body
+    """The provider's error object: LiteLLM keeps it, wraps it, or quotes it in the message."""
+    for cause in causes(error):
+        body = getattr(cause, "body", None)
+        # An error of another status is that of another call.
+        if isinstance(body, Mapping) and _status(cause) == _status(error):
+            return body
     quoted = message[message.find("{") :] if "{" in message else ""
     try:
         value, _ = json.JSONDecoder().raw_decode(quoted)

@@ -16,7 +16,12 @@ from typing import Any
 from litellm.exceptions import InternalServerError
 from litellm.litellm_core_utils import core_helpers
 
-from tasks.failed_answers import fault_in_answer, is_failed_finish
+from tasks.failed_answers import (
+    failed_generation,
+    fault_in_answer,
+    fault_of_error,
+    is_failed_finish,
+)
 from tasks.provider_errors import Fault
 from workers.realtime.errors import mark
 
@@ -58,15 +63,19 @@ def failure_of(answer: Any) -> Fault | None:
     Args:
         answer: An object of LiteLLM or of the openai SDK.
     """
-    for choice in getattr(answer, "choices", None) or ():
+    choices = getattr(answer, "choices", None)
+    if not choices and getattr(answer, "object", None) == "chat.completion":
+        return fault_in_answer({})
+    for choice in choices or ():
         reason = choice.finish_reason
         if reason is None:
             continue
         own = getattr(choice, "provider_specific_fields", None) or {}
         native = getattr(reason, "native", None) or own.get("native_finish_reason") or reason
         other = getattr(choice, "native_finish_reason", None)
-        if is_failed_finish(native) or other is not None:
-            parts = {"finish_reason": native, "native_finish_reason": other}
+        error = getattr(choice, "error", None)
+        if is_failed_finish(native) or other is not None or error:
+            parts = {"finish_reason": native, "native_finish_reason": other, "error": error}
             fault = fault_in_answer({"choices": [parts]})
             if fault is not None:
                 return fault
@@ -126,18 +135,29 @@ class CheckedChunks:
         """Read ahead to the first output; `__anext__` returns, or raises, what was read.
 
         Raises:
-            litellm.InternalServerError: The generation failed before that.
+            litellm.InternalServerError: The generation failed, or the stream ended, before that.
         """
         try:
             while not (self._read and has_output(self._read[-1])):
                 self._read.append(await self._next())
         except InternalServerError:
             raise
+        except StopAsyncIteration as end:
+            if not any(choice.finish_reason for chunk in self._read for choice in chunk.choices):
+                fault = failed_generation("the stream has no answer")
+                raise error_of(fault, self._model, self._provider) from None
+            self._end = end
         except Exception as error:  # the provider's, or the end: LiteLLM's stream handles both
             self._end = error
 
     async def _next(self) -> Any:
-        chunk = await anext(self._iterator)
+        try:
+            chunk = await anext(self._iterator)
+        except Exception as error:
+            # The SDK raises an error in the place of a chunk.
+            if said := getattr(error, "body", None):
+                raise error_of(fault_of_error(said), self._model, self._provider) from error
+            raise
         fault = failure_of(chunk)
         if fault is not None:
             await self._read_usage()

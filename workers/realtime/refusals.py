@@ -20,10 +20,10 @@ def was_refused(error: BaseException) -> bool:
     connection broke after it was sent, may have been answered at the provider's side, and so may
     one whose answer cannot be read.
     """
-    causes = list(_causes(error))
-    if any(isinstance(cause, NOT_SENT) for cause in causes):
+    chain = list(causes(error))
+    if any(isinstance(cause, NOT_SENT) for cause in chain):
         return True
-    answers = [cause.response for cause in causes if isinstance(cause, httpx.HTTPStatusError)]
+    answers = [cause.response for cause in chain if isinstance(cause, httpx.HTTPStatusError)]
     if answers:
         return answers[0].status_code not in GAVE_UP
     # Without an answer over HTTP, LiteLLM has the status of an error in a stream, or one of its
@@ -32,7 +32,8 @@ def was_refused(error: BaseException) -> bool:
     return isinstance(status, int) and 400 <= status < 500 and status not in GAVE_UP
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and the errors that led to it, the last first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -109,6 +109,8 @@ class RouterHost(PythonHost):
                     attempts.record_usage(answer.model_dump().get("usage"))
                 raise error_of(fault, str(getattr(answer, "model", "")), "")
         except InternalServerError as error:
+            if fault_of(error).category is not Category.PROVIDER:
+                raise
             self.cooldowns.record_failure(deployment_id, error, HTTPStatus.INTERNAL_SERVER_ERROR)
             raise
 

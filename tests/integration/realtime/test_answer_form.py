@@ -127,7 +127,8 @@ def test_each_choice_has_its_text_and_its_finish_reason(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize(
-    ("own", "reason"), [("end_turn", "stop"), ("max_tokens", "length"), ("eos", "stop")]
+    ("own", "reason"),
+    [("end_turn", "stop"), ("max_tokens", "length"), ("eos", "stop"), ("model_length", "length")],
 )
 def test_the_providers_own_finish_reason_is_kept(
     serve: Serve, simulator: Simulator, own: str, reason: str, provider: str

@@ -100,6 +100,59 @@ def test_no_fallback_answers_a_request_that_is_itself_at_fault(
     assert simulator.stats()["calls"] == {}
 
 
+ERROR = {"code": 502, "message": "The provider behind it is down."}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script(body={"error": "boom"}),
+        Script(body={"error": ERROR}),
+        Script(body={"detail": "no answer"}),
+        Script(body={**HEAD, "object": "chat.completion", "choices": []}),
+        Script(chunks=()),
+        Script(chunks=("[DONE]",)),
+        Script(chunks=({**HEAD, "choices": []}, "[DONE]")),
+        Script(chunks=({"error": "boom"}, "[DONE]")),
+        Script(chunks=({"error": ERROR}, "[DONE]")),
+        Script(chunks=({**HEAD, "choices": [{"delta": {}, "index": 0, "error": ERROR}]}, "[DONE]")),
+    ],
+)
+def test_an_answer_with_status_200_that_is_none_is_answered_by_the_fallback(
+    ask: Ask, simulator: Simulator, script: Script
+) -> None:
+    simulator.script(script.model_copy(update={"model": "big-1"}))
+    [answer] = ask(chat(stream=script.chunks is not None), config=WITH_SMALL)
+    assert answer.receipt.deployment == "small-1"
+    assert answer.receipt.fallback_reason == "big-1: provider_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ({"code": "unsupported_value", "message": "No."}, errors.ProviderError),
+        ({"code": "context_length_exceeded", "message": "No."}, errors.ContextWindowExceeded),
+        ({"code": 402, "message": "Insufficient credits"}, errors.AccountUnavailable),
+    ],
+)
+def test_an_error_at_the_start_of_a_stream_means_what_it_says(
+    ask: Ask, simulator: Simulator, error: dict[str, Any], kind: type[Exception]
+) -> None:
+    simulator.script(Script(model="big-1", chunks=({"error": error}, "[DONE]")))
+    with pytest.raises(errors.ProviderError) as caught:
+        ask(chat(stream=True), config=WITH_SMALL)
+    assert type(caught.value) is kind
+    assert simulator.stats()["calls"]["chat.completions"] == {"200": 1}
+
+
+def test_a_code_counts_where_litellm_keeps_no_body(ask: Ask, simulator: Simulator) -> None:
+    missing = Fault(model="big-1", status=404, code="previous_response_not_found", message="No.")
+    simulator.profile = failing(missing)
+    with pytest.raises(errors.ProviderError, match="No"):
+        ask(chat(), config=WITH_SMALL)
+    assert simulator.stats()["calls"]["chat.completions"] == {"404": 1}
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_the_provider_refuses_is_sent_once(
