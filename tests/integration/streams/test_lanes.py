@@ -215,7 +215,7 @@ def test_a_restart_of_valkey_only_pauses_a_stream(
     ("fault", "kind"),
     [
         (Fault(drop="mid_stream"), errors.ProviderUnavailable),
-        (Fault(status=401, message="no"), errors.AuthenticationFailed),
+        (Fault(status=400, message="no"), errors.ProviderError),
     ],
 )
 def test_a_failing_provider_raises_the_same_error_for_readers_and_result(
