@@ -35,6 +35,8 @@ _STEP = re.compile(r"_above_(\d+)(k?)_tokens")
 #: LiteLLM's rate of cached tokens at Fireworks where the list has none, as a share of `input`:
 #: FIREWORKS_AI_DEFAULT_CACHE_READ_RATE_RATIO.
 _FIREWORKS_CACHED_SHARE = Decimal("0.5")
+#: A search of the web where the list has no fee for it: https://docs.x.ai/docs/models
+_SEARCH_FEES = {"xai": "0.005"}
 #: Significant digits of a rate: what is beyond them comes from binary fractions.
 _DIGITS = 12
 
@@ -146,7 +148,7 @@ def _fees(entry: Entry) -> Fees:
     google = entry["litellm_provider"].startswith(("gemini", "vertex_ai"))
     return Fees(
         request=_exact(entry.get("input_cost_per_request") or 0),
-        web_search=_exact(search or 0),
+        web_search=_exact(search or _SEARCH_FEES.get(entry["litellm_provider"]) or 0),
         maps_search=_exact(entry.get("google_maps_grounding_cost_per_query") or 0),
         # https://ai.google.dev/gemini-api/docs/pricing: Gemini 2.x counts prompts, 3.x searches.
         search_once=google and entry.get("web_search_billing_unit", "per_prompt") == "per_prompt",

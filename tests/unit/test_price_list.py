@@ -115,6 +115,7 @@ def test_entry_when_the_model_is_of_another_provider_or_unknown_is_none() -> Non
             21_250_000,
         ),
         ("openai", "gpt-5", Usage(1000, text_output_tokens=1000), {"tier": "flex"}, 5_625_000),
+        ("xai", "grok-4.20", Usage(1000, web_searches=2), {}, 1_250_000 + 10_000_000),
         ("openai", "text-embedding-3-small", Usage(9), {}, 180),
         ("openai", "text-embedding-3-small", Usage(9), {"batch": True}, 90),
         (

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import random
-from typing import Any
 
 import litellm
 
@@ -16,7 +15,6 @@ from config.litellm_params import resolve
 from config.provider import Deployment
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
-from primarch_fleet.money import NANOS_PER_DOLLAR
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request, RoutingStrategy
 from tasks.answer_usage import usage_of
@@ -25,6 +23,7 @@ from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_rec
 from tasks.usage_meter import ProviderCall
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
+from workers.realtime.bill import bill_nanousd
 from workers.realtime.choice_hook import CHOICE_HOOK
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.deployment_choice import DeploymentChoice
@@ -274,7 +273,7 @@ class RealtimeServer:
         facts = AnswerFacts(
             model=body.get("model") or deployment.upstream,
             usage=usage,
-            bill_nanousd=self._bill(deployment, hidden, body),
+            bill_nanousd=self._bill(deployment, answer, request),
             latency=attempts.elapsed,
             time_to_first_token=attempts.time_to_first_token,
             attempts=max(1, attempts.count),
@@ -290,16 +289,13 @@ class RealtimeServer:
         rates, provider = self._config.rates(called), receipt_provider(called.provider)
         return ProviderCall(called.id, called.upstream, rates, called.media, provider)
 
-    def _bill(
-        self, deployment: Deployment, hidden: dict[str, Any], body: dict[str, Any]
-    ) -> int | None:
-        """The provider's bill in nano-dollars, where LiteLLM knows better than the price list."""
+    def _bill(self, deployment: Deployment, answer: RouterAnswer, request: Request) -> int | None:
+        """The provider's bill in nano-dollars, where it is more exact than the price list."""
         if not self._config.has_own_bill(deployment):
             return None
-        dollars = hidden.get("response_cost") or (body.get("usage") or {}).get("cost")
-        if not isinstance(dollars, int | float) or not 0 <= dollars < math.inf:
-            return None
-        return round(dollars * NANOS_PER_DOLLAR)
+        litellm_dollars = answer.hidden.get("response_cost")
+        usage = answer.body.get("usage") or {}
+        return bill_nanousd(litellm_dollars, usage, streamed=request.streams)
 
 
 def _patience(request: Request, metadata: RequestMetadata) -> float | None:
