@@ -98,7 +98,9 @@ def accounts(
     with redis.Redis.from_url(valkey_url) as client:
         client.flushall()
     folder = tmp_path_factory.mktemp("accounts")
-    file = {"litellm_config": str(PROXY_FILE), "routing": {"max_wait": 0}}
+    # Without health checks, which a stub would take for the call of a test.
+    routing = {"max_wait": 0, "health_checks": None}
+    file = {"litellm_config": str(PROXY_FILE), "routing": routing}
     (folder / "fleet.yaml").write_text(yaml.safe_dump(file))
     authority = certificate(folder)
     stub, entra = AccountStub(), AccountStub(authority)
