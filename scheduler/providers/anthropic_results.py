@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from tasks.failed_answers import is_failed_finish
+
 Json = dict[str, Any]
 
 #: HTTP statuses of errors: https://docs.anthropic.com/en/api/errors.
@@ -69,6 +71,8 @@ def _completion(message: Json, created: int) -> Json:
     body: Json = response.model_dump(mode="json", exclude_none=True)
     for choice in body["choices"]:
         choice["message"].setdefault("content", None)
+        if is_failed_finish(message.get("stop_reason")):  # LiteLLM takes it for "stop"
+            choice["finish_reason"] = message["stop_reason"]
     return {**body, "id": message["id"], "created": created}
 
 

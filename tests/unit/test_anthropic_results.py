@@ -118,3 +118,17 @@ def test_a_request_that_was_not_executed_counts_as_an_expiry(kind: str) -> None:
     outcome = outcome_of({"type": kind})
     assert isinstance(outcome, LineRetry)
     assert outcome.counter == "expiries"
+
+
+def test_a_stop_reason_of_a_failure_is_kept() -> None:
+    message = {
+        "id": "m",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude",
+        "content": [{"type": "text", "text": "x"}],
+        "stop_reason": "error",
+        "usage": {"input_tokens": 1, "output_tokens": 1},
+    }
+    outcome = outcome_of({"type": "succeeded", "message": message})
+    assert isinstance(outcome, LineRetry)

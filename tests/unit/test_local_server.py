@@ -16,6 +16,7 @@ from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, erro
 from primarch_fleet.requests.base import PROVIDER_NAMES
 from tasks.privacy import Privacy
 from tasks.receipts import RequestMetadata
+from tasks.usage_meter import UsageMeter
 from tests.support import parameters
 from tests.support.engines import CountingSleep
 from workers.local import engines
@@ -165,6 +166,41 @@ def test_a_streamed_answer_equals_the_plain_answer_and_the_text_of_its_chunks() 
     assert streamed.receipt.cost_nanousd == plain.receipt.cost_nanousd
     assert streamed.receipt.time_to_first_token is not None
     assert 0 < streamed.receipt.time_to_first_token <= streamed.receipt.latency
+
+
+class FailingEngine(SimulatedEngine):
+    """Its generations are aborted after some tokens."""
+
+    async def answer(self, *call: Any) -> Answer:
+        answer = await super().answer(*call)
+        answer.body["choices"][0]["finish_reason"] = "abort"
+        return answer
+
+    async def stream(self, *call: Any) -> AsyncIterator[dict[str, Any]]:
+        async for chunk in super().stream(*call):
+            for choice in chunk["choices"]:
+                choice["finish_reason"] = choice["finish_reason"] and "abort"
+            yield chunk
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_generation_that_failed_is_no_answer_and_costs_its_usage(stream: bool) -> None:
+    writer, meter = RecordingWriter(), UsageMeter()
+    server = local_server(FailingEngine(CONFIG), writer)
+    asked = request(stream=stream)
+
+    async def serve() -> None:
+        token = meter.activate()
+        with pytest.raises(errors.EngineError, match="abort"):
+            await server.serve(asked, METADATA)
+        meter.deactivate(token)
+
+    asyncio.run(serve())
+    [attempt] = meter.failed_attempts(asked)
+    assert (attempt.error, attempt.input_tokens, attempt.estimated) == ("engine_error", 3, False)
+    assert attempt.cost_nanousd == 1_000 * (3 + 2 * attempt.output_tokens)
+    assert attempt.output_tokens > 0
+    assert writer.ended == ("failed" if stream else None)
 
 
 @pytest.mark.parametrize("stream", [False, True])
