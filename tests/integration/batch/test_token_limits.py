@@ -105,8 +105,11 @@ async def test_a_full_token_budget_creates_a_batch_before_max_wait(opened: OpenB
         assert b.redis.hget(b.redis.keys("fleet:batch:job:*")[0], "reason") == "tokens"
 
 
-async def test_pictures_count_as_pictures_in_the_limit(opened: OpenBench) -> None:
+async def test_pictures_count_as_pictures_in_the_limit(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By its bytes, each of the 20 requests would fill a batch of its own."""
+    monkeypatch.setenv("TEST_KEY", "x")
     url = "data:image/png;base64," + "A" * 400_000
     content: Any = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}}]
     messages = [{"role": "user", "content": content}]
