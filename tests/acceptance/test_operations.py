@@ -108,7 +108,7 @@ def test_a_configuration_error_is_one_line_on_stderr(tmp_path: Path) -> None:
     invalid.write_text("providers: {}\ndeployments: [{id: a}]\n")
     for env, message in {
         ("FLEET_CONFIG", str(tmp_path / "nowhere.yaml")): "nowhere.yaml",
-        ("FLEET_CONFIG", str(invalid)): "deployments.0.price",
+        ("FLEET_CONFIG", str(invalid)): "deployments.0.upstream",
         ("FLEET_REDIS_URL", "redis://127.0.0.1:1/0"): "FLEET_REDIS_URL",
         ("FLEET_CONCURRENCY", "many"): "FLEET_CONCURRENCY",
     }.items():
