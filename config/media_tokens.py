@@ -13,6 +13,7 @@ Mistral: https://docs.mistral.ai/capabilities/vision.
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from primarch_fleet.prompt_size import MediaTokens
 
@@ -50,6 +51,7 @@ MODELS: dict[str, MediaTokens] = {
 }
 
 
+@cache
 def media_tokens(model: str) -> MediaTokens:
     """Return what a model counts media as.
 

@@ -156,7 +156,9 @@ class Request(BaseModel):
 
     @model_validator(mode="after")
     def _check_extra_body(self) -> Self:
-        if refused := refused_keys(self.extra_body or (), type(self).model_fields):
+        if not self.extra_body:
+            return self
+        if refused := refused_keys(self.extra_body, type(self).model_fields):
             raise ValueError(_reasons(refused, "extra_body."))
         return self
 
