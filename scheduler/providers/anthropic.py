@@ -19,7 +19,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
@@ -38,12 +38,12 @@ from scheduler.providers.base import (
 )
 from scheduler.providers.credentials import client_options
 from scheduler.providers.errors import (
-    InputFileNotLocal,
     ProviderCallFailed,
     ProviderRefused,
     error_from_status,
 )
 from scheduler.providers.openai import CHAT
+from scheduler.providers.order_file import OrderFiles, open_order, pieces
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -56,15 +56,13 @@ BETAS = "betas"
 #: https://platform.claude.com/docs/en/api/versioning.
 VERSION = {"anthropic-version": "2023-06-01"}
 PAGE_SIZE = 100
-#: Bytes of an order file in memory while it is sent.
-PIECE_BYTES = 1 << 20
 #: Bytes reserved for the headers at the start of an order file.
 HEADERS_BYTES = 4096
 #: The window of every batch.
 WINDOW = "24h"
 
 
-class AnthropicBatches:
+class AnthropicBatches(OrderFiles):
     """`BatchProvider` on the Anthropic SDK."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -98,36 +96,38 @@ class AnthropicBatches:
         """Return a request of the create call, with the beta features that it needs."""
         return {"custom_id": custom_id, "params": request.body, BETAS: sorted(request.betas)}
 
-    async def upload(self, path: Path, name: str) -> str:
-        """Write an input file as an order file next to it; its local path is the id."""
-        order = path.with_suffix(".order")
-        await asyncio.to_thread(_write_order, path, order)
-        return str(order)
-
-    async def find_input_file(self, name: str, size: int) -> None:
-        """Return None: the order file is local, and writing it again costs as little."""
+    @staticmethod
+    def write_order(lines: Iterable[bytes], order: BinaryIO) -> None:
+        """Write an order file: a line of headers, then the request body."""
+        betas, separator = set[str](), b""
+        order.write(b" " * HEADERS_BYTES + b'\n{"requests":[')
+        for text in lines:
+            request = json.loads(text)
+            betas.update(request.pop(BETAS))
+            order.write(separator + jsonl.encode(request))
+            separator = b","
+        order.write(b"]}")
+        order.seek(0)
+        headers = {"anthropic-beta": ",".join(sorted(betas))} if betas else {}
+        order.write(json.dumps(headers).encode())
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Create a batch, streamed from the order file.
 
-        Raises InputFileNotLocal when another machine has written that.
+        Raises InputFileNotLocal when another machine has written the order file.
         """
         from anthropic.types.messages import MessageBatch  # noqa: PLC0415
 
         if endpoint != CHAT or window != WINDOW:
             raise ProviderRefused(f"Anthropic has no batches of {endpoint} within {window}", 400)
-        try:
-            file = await asyncio.to_thread(open, file_id, "rb")
-        except FileNotFoundError:
-            raise InputFileNotLocal(file_id) from None
-        with provider_errors(), file:
+        with await open_order(file_id) as file, provider_errors():
             headers = json.loads(file.readline())
             size_bytes = os.fstat(file.fileno()).st_size - file.tell()
             # `batches.create` would need all requests in memory.
             batch = await self._client.post(
                 BATCHES_PATH,
                 cast_to=MessageBatch,
-                content=_pieces(file),
+                content=pieces(file),
                 options={"headers": {**headers, "content-length": str(size_bytes)}},
             )
             return provider_batch(batch)
@@ -228,24 +228,6 @@ def _status(batch: MessageBatch) -> str:
     return "cancelled" if batch.request_counts.canceled else "completed"
 
 
-def _write_order(path: Path, order: Path) -> None:
-    """Write an order file, completely or not at all: a line of headers, then the request body."""
-    part, betas, separator = order.with_suffix(".order.part"), set[str](), b""
-    with path.open("rb") as file, part.open("wb") as body:
-        body.write(b" " * HEADERS_BYTES + b'\n{"requests":[')
-        for text in file:
-            request = json.loads(text)
-            betas.update(request.pop(BETAS))
-            body.write(separator + jsonl.encode(request))
-            separator = b","
-        body.write(b"]}")
-        body.seek(0)
-        body.write(
-            json.dumps({"anthropic-beta": ",".join(sorted(betas))} if betas else {}).encode()
-        )
-    part.replace(order)
-
-
 def _translate_results(source: Path, target: Path, created: int) -> None:
     """Rewrite Anthropic's results as a file of OpenAI's; a line that is no result stays as it is.
 
@@ -270,11 +252,6 @@ def _custom_id(line: bytes) -> str:
         return str(json.loads(line)["custom_id"])
     except (ValueError, KeyError, TypeError):
         raise ProviderCallFailed("the results are unreadable") from None
-
-
-async def _pieces(file: BinaryIO) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
-        yield piece
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,17 +29,15 @@ from scheduler.providers import gemini_results
 from scheduler.providers.base import BatchFingerprint, BatchPage, Capabilities, ProviderBatch
 from scheduler.providers.errors import (
     BatchFault,
-    InputFileNotLocal,
     ProviderCallFailed,
     error_from_status,
 )
+from scheduler.providers.order_file import OrderFiles, open_order, pieces
 
 #: With the version of the API, as LiteLLM has it.
 BASE_URL = "https://generativelanguage.googleapis.com/v1beta"
 TIMEOUT = httpx.Timeout(60.0, connect=10.0, read=300.0, write=300.0)
 PAGE_SIZE = 100
-#: Bytes of an input file in memory while it is sent.
-PIECE_BYTES = 1 << 20
 #: The last word of a state, `BATCH_STATE_...` or `JOB_STATE_...` -> OpenAI's status.
 STATUSES = {
     "PENDING": "in_progress",
@@ -53,7 +51,7 @@ STATUSES = {
 Json = dict[str, Any]
 
 
-class GeminiBatches:
+class GeminiBatches(OrderFiles):
     """`BatchProvider` over Gemini's REST API."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
@@ -81,25 +79,23 @@ class GeminiBatches:
         inlined = {"request": request.body, "metadata": {"key": custom_id}}
         return {"model": request.model, "inlined": inlined}
 
-    async def upload(self, path: Path, name: str) -> str:
-        """Write an input file as an order file next to it; its local path is the id."""
-        order = path.with_suffix(".order")
-        await asyncio.to_thread(_write_order, path, order)
-        return str(order)
-
-    async def find_input_file(self, name: str, size: int) -> None:
-        """Return None: the order file is local, and writing it again costs as little."""
+    @staticmethod
+    def write_order(lines: Iterable[bytes], order: BinaryIO) -> None:
+        """Write an order file: a line with the model, then the requests, separated by commas."""
+        separator = b""
+        for text in lines:
+            line = json.loads(text)
+            if not separator:
+                order.write(jsonl.encode({"model": line["model"]}))
+            order.write(separator + jsonl.encode(line["inlined"]))
+            separator = b","
 
     async def create(self, file_id: str, endpoint: str, window: str, intent: str) -> ProviderBatch:
         """Create a batch, streamed from the order file.
 
-        Raises InputFileNotLocal when another machine has written that.
+        Raises InputFileNotLocal when another machine has written the order file.
         """
-        try:
-            file = await asyncio.to_thread(open, file_id, "rb")
-        except FileNotFoundError:
-            raise InputFileNotLocal(file_id) from None
-        with file:
+        with await open_order(file_id) as file:
             model = json.loads(file.readline())["model"]
             path = f"/models/{model}:batchGenerateContent"
             return provider_batch(await self._call("POST", path, content=_body(intent, file)))
@@ -167,19 +163,6 @@ def _fault(error: Json) -> BatchFault:
     return BatchFault(code, str(error.get("message") or ""), None)
 
 
-def _write_order(path: Path, order: Path) -> None:
-    """Write an order file, completely or not at all: a line with the model, then the requests."""
-    part, separator = order.with_suffix(".order.part"), b""
-    with path.open("rb") as file, part.open("wb") as requests:
-        for text in file:
-            line = json.loads(text)
-            if not separator:
-                requests.write(jsonl.encode({"model": line["model"]}))
-            requests.write(separator + jsonl.encode(line["inlined"]))
-            separator = b","
-    part.replace(order)
-
-
 def _write_results(operation: Json, path: Path) -> None:
     part = path.with_name(path.name + ".part")
     created = int(provider_batch(operation).created_at)
@@ -192,7 +175,7 @@ def _write_results(operation: Json, path: Path) -> None:
 async def _body(intent: str, file: BinaryIO) -> AsyncIterator[bytes]:
     yield b'{"batch":{"display_name":"' + intent.encode() + b'",'
     yield b'"input_config":{"requests":{"requests":['
-    while piece := await asyncio.to_thread(file.read, PIECE_BYTES):
+    async for piece in pieces(file):
         yield piece
     yield b"]}}}}"
 
