@@ -15,10 +15,24 @@ from primarch_fleet.errors import (
     InvalidRequest,
     RequestFailed,
 )
-from primarch_fleet.requests import Request
+from primarch_fleet.requests import REQUESTS, Request
 from tasks import services
+from tasks.app import app
 from tasks.receipts import RequestMetadata
 from tasks.rerouting import move_to_longer_lane
+
+
+def add_tasks(lane: Lane) -> None:
+    """Register the tasks of a lane that answers at once: one for each kind of request."""
+    for kind in REQUESTS.values():
+        _add_task(lane, kind)
+
+
+def _add_task(lane: Lane, kind: type[Request]) -> None:
+    @app.task(name=protocol.task_name(lane, kind.verb), bind=True)
+    async def answer(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request with a Completion, both in their wire form."""
+        return await serve(lane, task, kind, request)
 
 
 async def serve(
