@@ -1,8 +1,8 @@
 """What providers and engines learn of a request's tenant and end user, as fleet.yaml says.
 
-Names are replaced by keyed hashes: who does not have the key can neither compute them nor guess a
-name by trying. The key is FLEET_HASH_KEY. If that is not set, the first worker stores a random key
-in Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers see other
+Names are replaced by keyed hashes: without the key, a provider can neither compute a hash nor guess
+a name by trying. The key is FLEET_HASH_KEY. Without this variable, the first worker stores a random key in
+Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers see other
 end users, and prefix caches start empty; nothing else depends on it.
 """
 

@@ -95,6 +95,19 @@ def test_the_costs_of_receipts_add_up_to_the_providers_invoice(
     assert after - before == paid > 0
 
 
+def test_a_large_picture_reserves_and_costs_what_a_picture_counts(up: Up) -> None:
+    """By its bytes, the request would be over the `max_cost_realtime` of the shipped fleet.yaml."""
+    url = "data:image/jpeg;base64," + "A" * 2_000_000
+    content: Any = [{"type": "image_url", "image_url": {"url": url}}]
+    messages = [{"role": "user", "content": content}]
+    with Fleet(up.url) as fleet:
+        request = CompletionRequest(model="gpt-4o", messages=messages, max_tokens=300)
+        receipt = fleet.result(fleet.submit(request), timeout=60).receipt
+        assert receipt.lane == "realtime"
+        assert receipt.cost_nanousd < 20_000_000
+        assert fleet.budget(receipt.tenant_id).month.reserved_nanousd == 0
+
+
 def test_a_plain_celery_producer_gets_an_answer(plain_app: Celery) -> None:
     for lane, model in {"realtime": "gpt-4o-mini", "batch": "gpt-4o-mini"}.items():
         result = plain_app.send_task(f"{lane}.complete", [{**CHAT, "model": model}], queue=lane)

@@ -249,7 +249,8 @@ class RealtimeServer:
             return None
         deployment_id = storing_deployment(previous)
         serving = self._config.deployments_of(request.model, request.tags)
-        return deployment_id if deployment_id in {one.id for one in serving} else None
+        serving_ids = {deployment.id for deployment in serving}
+        return deployment_id if deployment_id in serving_ids else None
 
     def _receipt(
         self, request: Request, metadata: RequestMetadata, attempts: Attempts, answer: RouterAnswer
