@@ -1,9 +1,9 @@
 """What providers and engines learn of a request's tenant and end user, as fleet.yaml says.
 
-Names are replaced by keyed hashes: without the key, a provider can neither compute a hash nor guess
-a name by trying. The key is FLEET_HASH_KEY. Without this variable, the first worker stores a random key in
-Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers see other
-end users, and prefix caches start empty; nothing else depends on it.
+Names are replaced by keyed hashes: without the key, a provider can neither compute a hash nor
+guess a name by trying. The key is FLEET_HASH_KEY. Without this variable, the first worker stores a
+random key in Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers
+see other end users, and prefix caches start empty; nothing else depends on it.
 """
 
 from __future__ import annotations
