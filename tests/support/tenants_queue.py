@@ -11,12 +11,11 @@ from primarch_fleet.protocol import TENANT
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
 from workers.runtime import fetch_command
 from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import Leases, LeaseSettings
+from workers.runtime.leases import LEASE_KEYS, Leases, LeaseSettings
 
 QUEUE = "q"
 URGENT, LATER, *_ = priority_lists(QUEUE)
-LEASE_KEYS = ("unacked", "unacked_index")
-SETTINGS = LeaseSettings(*LEASE_KEYS, "dead", visibility_timeout=60, max_deliveries=99)
+SETTINGS = LeaseSettings(visibility_timeout=60, max_deliveries=99)
 
 
 def message(name: str, tenant: object) -> str:

@@ -15,15 +15,21 @@ from kombu import Connection
 
 from tests.support.clock import Clock
 from workers.runtime import fetch_command, transport
-from workers.runtime.dead_letters import Undeliverable, task_request
+from workers.runtime.dead_letters import DEAD_LETTERS, Undeliverable, task_request
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.fetch_command import Affinity
-from workers.runtime.leases import MAX_RENEWED_AT_ONCE, Leases, LeaseSettings
+from workers.runtime.leases import (
+    LEASE_KEYS,
+    MAX_RENEWED_AT_ONCE,
+    RENEWALS_KEY,
+    Leases,
+    LeaseSettings,
+)
 from workers.runtime.prefix_affinity import AffinityLimits
-from workers.runtime.scripts import EXPIRED, RELEASE, RENEW
+from workers.runtime.scripts import ADOPT, EXPIRED, RELEASE, RENEW
 from workers.runtime.transport import Channel, QoS, Transport, leased_url
 
-SETTINGS = LeaseSettings("unacked", "index", "dead", visibility_timeout=30, max_deliveries=3)
+SETTINGS = LeaseSettings(visibility_timeout=30, max_deliveries=3)
 
 
 class FakeRedis:
@@ -32,10 +38,10 @@ class FakeRedis:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.unreachable = False
-        self.replies: dict[str, Any] = {"renew": [], "expired": [], "release": 1}
+        self.replies: dict[str, Any] = {"renew": [], "adopt": 0, "expired": [], "release": 1}
 
     def execute_command(self, command: str, sha: str, count: int, *arguments: Any) -> Any:
-        name = next(script.name for script in (EXPIRED, RELEASE, RENEW) if script.sha == sha)
+        name = next(script.name for script in (ADOPT, EXPIRED, RELEASE, RENEW) if script.sha == sha)
         self.record(name, ([*arguments[:count]], [*arguments[count:]]))
         return self.replies[name]
 
@@ -117,7 +123,7 @@ def test_a_renewal_renews_all_tracked_leases(leases: Leases, server: FakeRedis) 
     leases.track("two")
     leases.ack("one")
     leases.renew()
-    assert server.calls_of("renew") == [(["index"], ["two"])]
+    assert server.calls_of("renew") == [([RENEWALS_KEY], ["two"])]
 
 
 def test_a_renewal_of_many_leases_takes_several_commands_and_of_none_takes_one(
@@ -163,7 +169,7 @@ def test_a_sweep_puts_a_message_back_in_its_queue_and_counts_the_delivery(
     server.replies["expired"] = [b"tag", entry(fleet_deliveries=1)]
     leases.sweep()
     ((keys, (tag, text, place, unrenewed_seconds)),) = server.calls_of("release")
-    assert keys == ["unacked", "index", "queue:1"]
+    assert keys == [*LEASE_KEYS, "queue:1"]
     assert (tag, place, unrenewed_seconds) == ("tag", "next", 30)
     properties = json.loads(text)["properties"]
     assert properties == {"fleet_deliveries": 2, "delivery_info": {"redelivered": True}}
@@ -177,7 +183,7 @@ def test_after_the_last_delivery_a_message_becomes_a_dead_letter_and_the_hook_is
     server.replies["expired"] = [b"tag", entry(fleet_deliveries=2)]
     leases.sweep()
     ((keys, (_, stored, _, _)),) = server.calls_of("release")
-    assert keys == ["unacked", "index", "dead"]
+    assert keys == [*LEASE_KEYS, DEAD_LETTERS]
     assert json.loads(stored)["kind"] == "max_deliveries"
     ((letter, request, error),) = calls
     assert (letter.queue, request.id, str(error)) == (
@@ -195,7 +201,7 @@ def test_a_lease_whose_message_cannot_be_decoded_becomes_a_dead_letter(
     server.replies["expired"] = [b"tag", text]
     leases.sweep()
     ((keys, (_, stored, _, _)),) = server.calls_of("release")
-    assert keys == ["unacked", "index", "dead"]
+    assert keys == [*LEASE_KEYS, DEAD_LETTERS]
     letter = json.loads(stored)
     assert (letter["kind"], letter["message"]) == ("undecodable", text.decode())
 
@@ -349,15 +355,15 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
     with pytest.raises(SystemExit):
         Channel._deliver_all(channel, deliveries)  # type: ignore[arg-type]
     leases.renew()
-    assert server.calls_of("renew") == [(["index"], ["one", "two"])]
+    assert server.calls_of("renew") == [([RENEWALS_KEY], ["one", "two"])]
     assert given_back == ["three"]
 
 
 def test_a_fetch_command_has_the_arguments_that_the_scripts_legend_lists() -> None:
     lists = {"urgent": True, "replies": False}
     slots = FreeSlots(9, 2, Counter(hot=3))
-    command = fetch_command.fetch(["leases", "index"], lists, slots, ["t1", "t2"])
-    assert command.keys == ["leases", "index", "urgent", "replies"]
+    command = fetch_command.fetch(["leases", RENEWALS_KEY], lists, slots, ["t1", "t2"])
+    assert command.keys == ["leases", RENEWALS_KEY, "urgent", "replies"]
     assert command.args == [9, 2, '{"hot": 3}', 2, "t1", "t2", "1", "0"]
 
 
@@ -369,6 +375,7 @@ def test_a_fetch_command_says_who_holds_slots_only_if_slots_are_reserved() -> No
 def test_a_fetch_command_by_prefix_affinity_ends_with_the_worker_and_the_limits() -> None:
     affinity = Affinity(["owners", "recent", "workers"], "w1", 5, AffinityLimits())
     slots = FreeSlots(9, 0, Counter())
-    command = fetch_command.fetch_near(["leases", "index"], ["urgent"], slots, ["t1"], affinity)
-    assert command.keys == ["leases", "index", "owners", "recent", "workers", "urgent"]
+    keys = ["leases", RENEWALS_KEY]
+    command = fetch_command.fetch_near(keys, ["urgent"], slots, ["t1"], affinity)
+    assert command.keys == ["leases", RENEWALS_KEY, "owners", "recent", "workers", "urgent"]
     assert command.args == [9, 0, "{}", 1, "t1", "w1", 5, 0.25, 5.0, 1.25, 4, 32, 20_000]

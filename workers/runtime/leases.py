@@ -20,11 +20,21 @@ import redis
 from celery.app.task import Context
 from celery.exceptions import WorkerLostError
 
-from workers.runtime.dead_letters import DeadLetter, Undeliverable, fail_task, task_request
-from workers.runtime.scripts import EXPIRED, LEASED_TASKS, RELEASE, RENEW
+from workers.runtime.dead_letters import (
+    DEAD_LETTERS,
+    DeadLetter,
+    Undeliverable,
+    fail_task,
+    task_request,
+)
+from workers.runtime.scripts import ADOPT, EXPIRED, LEASED_TASKS, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
 
+#: The keys of the leases: our own, because any stock worker restores what kombu's keys hold.
+LEASES_KEY, RENEWALS_KEY = LEASE_KEYS = ("fleet:leases", "fleet:lease_renewals")
+#: The keys of versions up to 0.1.0, which are those of kombu.
+_KOMBU_KEYS = ["unacked", "unacked_index"]
 #: Redis cannot be reached, as opposed to: it answers with an error.
 DISCONNECTED = (OSError, redis.ConnectionError, redis.TimeoutError)
 #: A live process renews its leases so many times within the visibility timeout.
@@ -33,6 +43,8 @@ RENEWALS_PER_TIMEOUT = 6
 MAX_RENEWED_AT_ONCE = 500
 #: Expired leases that one sweep takes over at most.
 MAX_EXPIRED_AT_ONCE = 100
+#: Expired leases of all Celery apps among which a sweep looks for those of older fleet workers.
+MAX_KOMBU_LEASES_READ = 1000
 
 _DELIVERIES = "fleet_deliveries"  # property of a message: its deliveries without an acknowledgement
 _NEXT, _LAST = "next", "last"  # the message's new place among those of its tenant
@@ -40,20 +52,12 @@ _NEXT, _LAST = "next", "last"  # the message's new place among those of its tena
 
 @dataclass(frozen=True)
 class LeaseSettings:
-    """The Redis keys of the leases, and when a message is delivered again."""
+    """When a message is delivered again, and when no more."""
 
-    unacked_key: str
-    index_key: str
-    dead_letters_key: str
     #: Seconds without a renewal after which a lease expires.
     visibility_timeout: float
     #: Deliveries after which a message without an acknowledgement becomes a dead letter.
     max_deliveries: int
-
-    @property
-    def keys(self) -> list[str]:
-        """The first KEYS of the scripts."""
-        return [self.unacked_key, self.index_key]
 
 
 class Leases:
@@ -118,7 +122,7 @@ class Leases:
         """
         task_ids: list[bytes] = []
         if self._started:
-            keys = [self._settings.unacked_key]
+            keys = [LEASES_KEY]
             self._attempt(lambda: task_ids.extend(LEASED_TASKS.run(self._client, keys)))
         return {task_id.decode() for task_id in task_ids}
 
@@ -208,7 +212,9 @@ class Leases:
         now, timeout = self._clock(), self._settings.visibility_timeout
         if now < self._sweep_at or now - self._renewed_at > timeout / 2:
             return
-        expired = EXPIRED.run(self._client, self._settings.keys, [timeout, MAX_EXPIRED_AT_ONCE])
+        adopt_keys = [*LEASE_KEYS, *_KOMBU_KEYS]
+        ADOPT.run(self._client, adopt_keys, [timeout, MAX_KOMBU_LEASES_READ])
+        expired = EXPIRED.run(self._client, LEASE_KEYS, [timeout, MAX_EXPIRED_AT_ONCE])
         for tag, entry in zip(expired[::2], expired[1::2], strict=True):
             if self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout):
                 _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
@@ -244,8 +250,8 @@ class Leases:
         if not tags:
             return
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.hdel(self._settings.unacked_key, *tags)
-            pipe.zrem(self._settings.index_key, *tags)
+            pipe.hdel(LEASES_KEY, *tags)
+            pipe.zrem(RENEWALS_KEY, *tags)
             pipe.execute()
         with self._lock:
             for tag in tags:
@@ -260,7 +266,7 @@ class Leases:
         ]
         lost_tags: set[str] = set()
         for chunk in chunks or [[]]:  # without leases, once: it proves that Redis answers
-            lost = RENEW.run(self._client, [self._settings.index_key], chunk)
+            lost = RENEW.run(self._client, [RENEWALS_KEY], chunk)
             lost_tags.update(tag.decode() for tag in lost)
 
         now, last = self._clock(), self._renewed_at
@@ -280,7 +286,7 @@ class Leases:
         self._sweep_at = self._clock() + seconds
 
     def _give_back(self, tag: str, place: str, *, counts: bool) -> None:
-        entry: Any = self._client.hget(self._settings.unacked_key, tag)
+        entry: Any = self._client.hget(LEASES_KEY, tag)
         if entry is not None:
             self._put_back(tag, entry, place, counts=counts)
 
@@ -303,12 +309,12 @@ class Leases:
             letter = problem.dead_letter(queue, message)
             return self._store_dead_letter(tag, letter, problem.task_error(), unrenewed_seconds)
         args = [tag, message, place, unrenewed_seconds]
-        return bool(RELEASE.run(self._client, [*self._settings.keys, queue], args))
+        return bool(RELEASE.run(self._client, [*LEASE_KEYS, queue], args))
 
     def _store_dead_letter(
         self, tag: str, letter: DeadLetter, error: Exception, unrenewed_seconds: float = 0
     ) -> bool:
-        keys = [*self._settings.keys, self._settings.dead_letters_key]
+        keys = [*LEASE_KEYS, DEAD_LETTERS]
         args = [tag, json.dumps(asdict(letter)), _LAST, unrenewed_seconds]
         if not RELEASE.run(self._client, keys, args):
             return False

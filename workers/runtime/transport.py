@@ -55,11 +55,11 @@ from redis.exceptions import NoScriptError
 
 from primarch_fleet import redis_support
 from workers.runtime import fetch_command, prefix_affinity
-from workers.runtime.dead_letters import DEAD_LETTERS, Undeliverable
+from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
 from workers.runtime.fetch_command import Affinity, FetchCommand
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
-from workers.runtime.leases import DISCONNECTED, LEASES, LeaseSettings
+from workers.runtime.leases import DISCONNECTED, LEASE_KEYS, LEASES, LeaseSettings
 
 logger = logging.getLogger(__name__)
 
@@ -176,19 +176,10 @@ class Channel(kombu_redis.Channel):
         super().close()
 
     def _start_leases(self) -> None:
-        settings = LeaseSettings(
-            *self._lease_keys(),
-            self.global_keyprefix + DEAD_LETTERS,
-            self.visibility_timeout,
-            self.max_deliveries,
-        )
+        settings = LeaseSettings(self.visibility_timeout, self.max_deliveries)
         # Many threads acknowledge at once.
         client = redis_support.once_on_parameters(self._connparams(), LEASE_CONNECTIONS)
         LEASES.start(client, settings)
-
-    def _lease_keys(self) -> tuple[str, str]:
-        prefix = self.global_keyprefix
-        return prefix + self.unacked_key, prefix + self.unacked_index_key
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Send a fetch, if one is due and the worker has a free slot."""
@@ -225,11 +216,11 @@ class Channel(kombu_redis.Channel):
                 limits=prefix_affinity.LIMITS,
             )
             lists = [*fetch.queues]
-            return fetch_command.fetch_near(self._lease_keys(), lists, slots, fetch.tags, affinity)
+            return fetch_command.fetch_near(LEASE_KEYS, lists, slots, fetch.tags, affinity)
         leased = {
             source: queue not in self._unleased_queues for source, queue in fetch.queues.items()
         }
-        return fetch_command.fetch(self._lease_keys(), leased, slots, fetch.tags)
+        return fetch_command.fetch(LEASE_KEYS, leased, slots, fetch.tags)
 
     def _brpop_read(self, **options: Any) -> bool:
         """Deliver the messages of the fetch in flight. Raises Empty if there are none."""

@@ -14,8 +14,9 @@ from primarch_fleet.errors import BudgetExceeded, InvalidRequest, UnknownModel
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import GROUPS, PREFIX, REQUESTS
 from tests.support.batch_fixture import chat
-from tests.support.intake import LEASED, environment
+from tests.support.intake import environment
 from tests.support.workers import StartWorker, eventually
+from workers.runtime.leases import LEASES_KEY
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +49,7 @@ def record(store: redis.Redis, task_id: str) -> Any:
 
 
 def all_acknowledged(store: redis.Redis) -> bool:
-    return not store.exists("batch", LEASED) and not store.keys("batch*")
+    return not store.exists("batch", LEASES_KEY) and not store.keys("batch*")
 
 
 def states(app: Celery, ids: list[str]) -> set[str]:

@@ -12,8 +12,9 @@ from celery import Celery
 from primarch_fleet.queues import QueueDepth, count_waiting
 from scheduler.store.keys import PREFIX, REQUESTS
 from tests.support.batch_fixture import chat
-from tests.support.intake import LEASED, environment
+from tests.support.intake import environment
 from tests.support.workers import StartWorker, eventually
+from workers.runtime.leases import LEASES_KEY
 
 COUNT = 2000
 
@@ -21,7 +22,7 @@ COUNT = 2000
 def parked(store: redis.Redis, count: int) -> bool:
     """Whether `count` requests are parked; asserts that all others are in a message."""
     pipe: Any = store.pipeline(transaction=True)
-    pipe.hlen(REQUESTS).hlen(LEASED)
+    pipe.hlen(REQUESTS).hlen(LEASES_KEY)
     count_waiting(pipe, "batch")
     requests, leased, queued = pipe.execute()
     assert requests + leased + QueueDepth.from_reply(queued).depth >= COUNT
@@ -41,7 +42,7 @@ def test_workers_killed_while_parking_lose_no_request_and_park_none_twice(
                 eventually(partial(parked, store, enough))
         with start_worker("lives", app="scheduler.app", concurrency=None, env=env):
             eventually(partial(parked, store, COUNT), 60)
-            eventually(lambda: not store.exists(LEASED), 30)
+            eventually(lambda: not store.exists(LEASES_KEY), 30)
         assert {app.AsyncResult(task_id).state for task_id in ids} == {"PARKED"}
     (totals,) = cast(list[str], store.keys(PREFIX + "totals:*"))
     assert store.hget(totals, "inputs") == str(COUNT)

@@ -18,6 +18,7 @@ from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.observability.metrics import QueueDepthCollector
+from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
 
 MAX_SORTED = 500  # messages that a fetch sorts at most
 
@@ -88,7 +89,7 @@ def test_the_message_of_a_dead_worker_is_the_next_of_its_tenant(
 ) -> None:
     queue.put("a", "a1", "a2")
     queue.fetch(limit=1)
-    store.zadd("unacked_index", {queue.tags["a1"]: 1})
+    store.zadd(RENEWALS_KEY, {queue.tags["a1"]: 1})
     queue.leases.sweep()
     assert queue.fetch() == ["a1", "a2"]
 
@@ -191,7 +192,7 @@ def test_an_empty_queue_leaves_no_keys(queue: Queue, store: redis.Redis) -> None
     for number in range(5):
         queue.put(f"t{number}", f"{number}", f"{number} again")
     queue.fetch()
-    assert sorted(map(str, store.keys())) == ["unacked", "unacked_index"]
+    assert sorted(map(str, store.keys())) == [RENEWALS_KEY, LEASES_KEY]
 
 
 # Counting.

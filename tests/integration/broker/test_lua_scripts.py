@@ -16,6 +16,7 @@ from primarch_fleet import redis_support
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.completion.publish_once import publish_once, publish_through
 from tests.support.workers import Producer, StartWorker, eventually
+from workers.runtime.leases import LEASES_KEY
 
 TIMEOUT = 30  # seconds
 
@@ -167,7 +168,7 @@ def test_a_worker_fetches_on_when_the_server_has_forgotten_the_script(
             results.append(producer.send("rest", 0))
             assert results[-1].get(timeout=TIMEOUT) == "rested"
         assert worker.process.poll() is None
-        eventually(lambda: not store.hlen("unacked"))
+        eventually(lambda: not store.hlen(LEASES_KEY))
     assert Counter(store.lrange("runs", 0, -1)) == Counter(result.id for result in results)
     assert "Traceback" not in worker.log.read_text()
 

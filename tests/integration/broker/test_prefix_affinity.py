@@ -14,7 +14,6 @@ from tests.support.affinity_queue import (
     AFFINITY_KEYS,
     FOREVER,
     LATER,
-    LEASE_KEYS,
     ONE,
     OWNERS,
     QUEUE,
@@ -30,6 +29,7 @@ from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import fetch_command, prefix_affinity
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.fetch_command import Affinity
+from workers.runtime.leases import LEASE_KEYS, LEASES_KEY
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def test_messages_without_prefixes_are_fetched_as_without_affinity(
     slots = FreeSlots(100, 0, Counter())
     lists = {URGENT: True, LATER: True}
     plain = queue.run(fetch_command.fetch(LEASE_KEYS, lists, slots, tags))
-    leases, waiting = store.hgetall("unacked"), queue.waiting()
+    leases, waiting = store.hgetall(LEASES_KEY), queue.waiting()
     store.flushall()
     for source, texts in before.items():
         store.rpush(source, *texts)
     near = queue.fetch("a", limit=30)
     assert near == [json.loads(text)["body"] for text in plain[2::3]]
-    assert (store.hgetall("unacked"), queue.waiting()) == (leases, waiting)
+    assert (store.hgetall(LEASES_KEY), queue.waiting()) == (leases, waiting)
     assert queue.fetch("b", limit=30) == waiting, "another worker gets them as well"
     assert queue.fetch("a") == []
 
@@ -387,4 +387,4 @@ def test_conversations_stay_with_their_worker_until_it_dies(
         first.kill()
         eventually(lambda: store.hlen(workers) == 1)
         assert {turn(name) for name in taken_by} == set(map(str, store.hkeys(workers)))
-        eventually(lambda: not store.hlen("unacked"))
+        eventually(lambda: not store.hlen(LEASES_KEY))

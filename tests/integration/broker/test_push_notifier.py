@@ -15,6 +15,7 @@ from tests.support.clock import Clock
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
 from workers.runtime.fetch_timer import FetchTimer
+from workers.runtime.leases import LEASES_KEY
 from workers.runtime.push_notifier import PushNotifier
 
 #: Seconds between two fetches of a worker that does not poll while a test lasts.
@@ -335,7 +336,7 @@ def test_a_worker_that_never_polls_takes_every_message_with_one_fetch(
         for number in range(20):
             result = producer.send("add", number, 1, priority=number % 10)
             assert result.get(timeout=10) == number + 1
-        eventually(lambda: not store.hlen("unacked"))  # idle when the connections are cut
+        eventually(lambda: not store.hlen(LEASES_KEY))  # idle when the connections are cut
         [first] = tracking_connections(store)
         for client in store.client_list(_type="normal"):
             if client["id"] != first["id"]:  # the worker reconnects, with a new notifier

@@ -19,14 +19,14 @@ from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import fetch_command
 from workers.runtime.dead_letters import DEAD_LETTERS
 from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import Leases, LeaseSettings
+from workers.runtime.leases import LEASE_KEYS, LEASES_KEY, RENEWALS_KEY, Leases, LeaseSettings
 from workers.runtime.transport import leased_url
 
 TIMEOUT = 30  # seconds
 
 
-def nothing_unacked(store: redis.Redis) -> bool:
-    return not store.hlen("unacked") and not store.zcard("unacked_index")
+def nothing_leased(store: redis.Redis) -> bool:
+    return not store.hlen(LEASES_KEY) and not store.zcard(RENEWALS_KEY)
 
 
 def runs(store: redis.Redis) -> Counter[str]:
@@ -44,7 +44,7 @@ def test_killing_busy_workers_loses_no_message(
             worker.kill()
     with start_worker("survivor", concurrency=20):
         assert [result.get(timeout=TIMEOUT) for result in results] == ["rested"] * 100
-        eventually(lambda: nothing_unacked(store))
+        eventually(lambda: nothing_leased(store))
     assert store.llen(DEAD_LETTERS) == 0
 
 
@@ -59,7 +59,7 @@ def test_no_task_runs_twice_when_the_server_is_killed_and_restarted(
         valkey.terminate()
         valkey.start()
         assert {result.get(timeout=TIMEOUT) for result in short + long} == {"rested"}
-        eventually(lambda: nothing_unacked(store))
+        eventually(lambda: nothing_leased(store))
         assert runs(store) == Counter([result.id for result in short + long])
         assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
         assert worker.process.poll() is None
@@ -76,7 +76,7 @@ def test_no_task_runs_twice_when_connections_are_cut(
             results.append(producer.send("rest", 0))
             eventually(lambda: store.llen("runs") == len(results))
         assert {result.get(timeout=TIMEOUT) for result in results} == {"rested"}
-        eventually(lambda: nothing_unacked(store))
+        eventually(lambda: nothing_leased(store))
         assert runs(store) == Counter(result.id for result in results)
         assert worker.process.poll() is None
 
@@ -98,7 +98,7 @@ def test_a_task_that_kills_its_workers_becomes_a_dead_letter_and_fails(
     assert result.state == tail.state == "FAILURE"
     assert runs(store)[result.id] == 2
     assert [letter["kind"] for letter in dead_letters(store)] == ["max_deliveries"]
-    assert nothing_unacked(store)
+    assert nothing_leased(store)
 
 
 # Messages that no worker can process.
@@ -167,7 +167,7 @@ def test_a_message_that_cannot_be_processed_becomes_a_dead_letter_and_its_task_f
     assert letter.keys() == {"kind", "queue", "error", "at", "message"}
     assert (letter["kind"], letter["queue"]) == (kind or letter["kind"], "celery")
     assert letter["message"] == text
-    assert nothing_unacked(store)
+    assert nothing_leased(store)
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
     assert worker.process.poll() is None
 
@@ -179,7 +179,7 @@ def test_a_text_that_is_not_a_message_becomes_a_dead_letter(
     store.lpush("celery", text)
     (letter,) = eventually(lambda: dead_letters(store))
     assert (letter["kind"], letter["message"]) == ("malformed", text)
-    assert nothing_unacked(store)
+    assert nothing_leased(store)
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
     assert worker.process.poll() is None
 
@@ -197,9 +197,7 @@ def test_replies_to_a_control_command_arrive_over_the_workers_transport(
 
 # The leases by themselves.
 
-SETTINGS = LeaseSettings(
-    "unacked", "unacked_index", DEAD_LETTERS, visibility_timeout=60, max_deliveries=3
-)
+SETTINGS = LeaseSettings(visibility_timeout=60, max_deliveries=3)
 
 
 @pytest.fixture
@@ -222,7 +220,7 @@ def test_messages_of_a_fetch_whose_reply_is_lost_go_back_with_the_next_renewal(
     leases.abandon("tag")
     leases.abandon("never executed")
     leases.renew()
-    assert nothing_unacked(store)
+    assert nothing_leased(store)
     _, _, text = fetch(store, "again")
     assert json.loads(text)["properties"]["correlation_id"] == "first"
 
@@ -232,14 +230,14 @@ def test_leases_are_renewed_on_a_server_that_is_out_of_memory(
 ) -> None:
     store.lpush("queue", json.dumps(message("id")))
     fetch(store, "tag")
-    store.zadd("unacked_index", {"tag": 1})
+    store.zadd(RENEWALS_KEY, {"tag": 1})
     leases.track("tag")
     store.config_set("maxmemory", 1)
     try:
         leases.renew()
     finally:
         store.config_set("maxmemory", 0)
-    assert (store.zscore("unacked_index", "tag") or 0) > 1
+    assert (store.zscore(RENEWALS_KEY, "tag") or 0) > 1
 
 
 def test_a_process_that_lost_a_lease_can_neither_renew_nor_end_the_next_one(
@@ -248,7 +246,7 @@ def test_a_process_that_lost_a_lease_can_neither_renew_nor_end_the_next_one(
     store.lpush("queue", json.dumps(message("id")))
     fetch(store, "old")
     leases.track("old")
-    store.zadd("unacked_index", {"old": 1})
+    store.zadd(RENEWALS_KEY, {"old": 1})
     other = Leases()
     with redis.Redis(connection_pool=redis.ConnectionPool(**pool_of(store))) as client:
         other.connect(client, SETTINGS)
@@ -257,8 +255,8 @@ def test_a_process_that_lost_a_lease_can_neither_renew_nor_end_the_next_one(
     leases.renew()
     leases.ack("old")
     assert len(leases) == 0
-    assert store.hkeys("unacked") == ["new"]
-    assert json.loads(store.hget("unacked", "new") or "")[0]["properties"]["fleet_deliveries"] == 1
+    assert store.hkeys(LEASES_KEY) == ["new"]
+    assert json.loads(store.hget(LEASES_KEY, "new") or "")[0]["properties"]["fleet_deliveries"] == 1
 
 
 def pool_of(store: redis.Redis) -> dict[str, Any]:
@@ -276,8 +274,8 @@ def test_a_burst_is_fetched_by_priority_and_within_the_prefetch_limit(
     held = []
     with start_worker("burst", concurrency=5, args=("-Q", "burst"), wait=False):
         while not all(result.ready() for result in later + urgent):
-            held.append(store.hlen("unacked"))
-        eventually(lambda: nothing_unacked(store))
+            held.append(store.hlen(LEASES_KEY))
+        eventually(lambda: nothing_leased(store))
     assert max(held) == 5
     started = [str(task_id) for task_id in store.lrange("runs", 0, -1)]
     assert set(started[-3:]) == {result.id for result in later}
@@ -291,7 +289,7 @@ def test_a_malformed_message_in_a_burst_does_not_delay_the_others(
     results += [producer.send("add", 2, number, queue="mixed") for number in range(5)]
     with start_worker("mixed", concurrency=50, args=("-Q", "mixed")):
         assert [result.get(timeout=TIMEOUT) for result in results] == [2, 3, 4, 5, 6] * 2
-        eventually(lambda: nothing_unacked(store))
+        eventually(lambda: nothing_leased(store))
     assert [letter["kind"] for letter in dead_letters(store)] == ["malformed"] * 2
 
 
@@ -303,15 +301,32 @@ def test_a_fetch_takes_one_message_per_tag_the_most_urgent_first(store: redis.Re
 
     def fetch(*tags: str) -> Any:
         slots = FreeSlots(9, 0, Counter())
-        script, keys, args = fetch_command.fetch(["unacked", "unacked_index"], lists, slots, tags)
+        script, keys, args = fetch_command.fetch(LEASE_KEYS, lists, slots, tags)
         return script.run(store, keys, args)
 
     first, second, third = fetch("a", "b", "c"), fetch("d", "e", "f"), fetch("g")
     assert first == ["urgent", "", "1", "urgent", "", "2", "unleased", "", "3"]
     assert (second, third) == (["unleased", "", "4", "later", "", "5"], [])
-    assert store.hgetall("unacked") == {
+    assert store.hgetall(LEASES_KEY) == {
         "a": '[1,"","urgent"]',
         "b": '[2,"","urgent"]',
         "e": '[5,"","later"]',
     }
-    assert set(store.zrange("unacked_index", 0, -1)) == {"a", "b", "e"}
+    assert set(store.zrange(RENEWALS_KEY, 0, -1)) == {"a", "b", "e"}
+
+
+def test_a_sweep_adopts_expired_leases_of_older_versions_and_touches_no_other_app(
+    leases: Leases, store: redis.Redis
+) -> None:
+    ours, held, theirs = f"{uuid.uuid4().hex}-0", f"{uuid.uuid4().hex}-1", str(uuid.uuid4())
+    entries: dict[Any, Any] = {
+        tag: json.dumps([message(tag), "", "queue"]) for tag in (ours, held, theirs)
+    }
+    store.hset("unacked", mapping=entries)
+    now = float(store.time()[0])
+    store.zadd("unacked_index", {ours: 1, held: now, theirs: 1})
+    leases.sweep()
+    _, _, text = fetch(store, "tag")
+    assert json.loads(text)["properties"]["correlation_id"] == ours
+    assert store.zrange("unacked_index", 0, -1, withscores=True) == [(theirs, 1), (held, now)]
+    assert store.hgetall("unacked") == {tag: entries[tag] for tag in (held, theirs)}

@@ -29,6 +29,7 @@ from tests.support.workers import StartWorker, eventually, is_parked
 from workers.observability.cost_recorder import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
+from workers.runtime.leases import LEASES_KEY
 
 TIMEOUT_SECONDS = 60.0
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
@@ -126,7 +127,7 @@ def lanes(
 @pytest.fixture
 def tenant(lanes: Lanes) -> str:
     """A tenant without requests; the provider's counters are reset."""
-    eventually(lambda: lanes.redis.hlen("unacked") == 0, TIMEOUT_SECONDS)
+    eventually(lambda: lanes.redis.hlen(LEASES_KEY) == 0, TIMEOUT_SECONDS)
     lanes.simulator.reset()
     return f"tenant-{uuid.uuid4().hex[:8]}"
 

@@ -22,6 +22,7 @@ from primarch_fleet.outgoing import Ticket
 from tests.support.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
 from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.up import free_port
+from workers.runtime.leases import RENEWALS_KEY
 
 LocalWorker = Callable[..., AbstractContextManager["LocalLane"]]
 
@@ -99,7 +100,7 @@ def test_a_worker_reserves_only_what_its_engine_has_slots_for(
         tickets = local.fleet.submit_many(request(f"{number}?") for number in range(300))
         reserved = []
         while local.fleet.status(tickets[-1]) == "PENDING":
-            reserved.append(int(store.zcard("unacked_index")))
+            reserved.append(int(store.zcard(RENEWALS_KEY)))
         for ticket in tickets:
             local.fleet.result(ticket, timeout=30)
     assert max(reserved) == 3

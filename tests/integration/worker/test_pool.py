@@ -15,6 +15,7 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, T
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import event_loop, pool
+from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
 
 TIMEOUT = 30  # seconds; no result takes a tenth of it
 
@@ -42,8 +43,8 @@ def waiting(store: redis.Redis, queue: str) -> int:
     return QueueDepth.from_reply(count_waiting(store, queue)).depth
 
 
-def nothing_unacked(store: redis.Redis) -> bool:
-    return not store.hlen("unacked") and not store.zcard("unacked_index")
+def nothing_leased(store: redis.Redis) -> bool:
+    return not store.hlen(LEASES_KEY) and not store.zcard(RENEWALS_KEY)
 
 
 def run_count(store: redis.Redis, task_id: str) -> int:
@@ -55,7 +56,7 @@ def test_one_worker_runs_five_hundred_bodies_at_once(
 ) -> None:
     results = [producer.send("meet", 500) for _ in range(500)]
     assert {result.get(timeout=TIMEOUT) for result in results} == {500}
-    eventually(lambda: nothing_unacked(store))
+    eventually(lambda: nothing_leased(store))
 
 
 def test_a_plain_def_task_runs(worker: Worker, producer: Producer) -> None:
@@ -79,7 +80,7 @@ def test_a_hard_limit_fails_the_task_cancels_its_body_and_acknowledges(
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=TIMEOUT)
     eventually(lambda: result.id in store.lrange("cancelled", 0, -1))
-    eventually(lambda: nothing_unacked(store))
+    eventually(lambda: nothing_leased(store))
 
 
 def test_a_hard_limit_does_not_wait_for_a_body_that_swallows_cancellation(
@@ -101,7 +102,7 @@ def test_revoking_a_running_task_cancels_its_body_and_acknowledges(
     with pytest.raises(TaskRevokedError):
         result.get(timeout=TIMEOUT)
     eventually(lambda: result.id in store.lrange("cancelled", 0, -1))
-    eventually(lambda: nothing_unacked(store))
+    eventually(lambda: nothing_leased(store))
 
 
 def test_a_queued_task_is_revoked_without_waiting_for_its_turn(
@@ -112,13 +113,13 @@ def test_a_queued_task_is_revoked_without_waiting_for_its_turn(
         running = producer.send("rest", 60, queue="narrow")
         eventually(lambda: run_count(store, running.id))
         queued = producer.send("rest", 60, queue="narrow")
-        eventually(lambda: store.hlen("unacked") == 2)
+        eventually(lambda: store.hlen(LEASES_KEY) == 2)
         queued.revoke(terminate=True)
         with pytest.raises(TaskRevokedError):
             queued.get(timeout=TIMEOUT)
         assert not running.ready()
         running.revoke(terminate=True)
-        eventually(lambda: nothing_unacked(store))
+        eventually(lambda: nothing_leased(store))
         assert run_count(store, queued.id) == 0
 
 
@@ -143,7 +144,7 @@ def test_ignore_stores_nothing_and_acknowledges(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
     result = producer.send("ignore")
-    eventually(lambda: not waiting(store, "celery") and nothing_unacked(store))
+    eventually(lambda: not waiting(store, "celery") and nothing_leased(store))
     assert result.state == "PENDING"
 
 
@@ -152,7 +153,7 @@ def test_reject_fails_the_task_and_acknowledges(
 ) -> None:
     with pytest.raises(Exception, match="no"):
         producer.send("reject").get(timeout=TIMEOUT)
-    eventually(lambda: nothing_unacked(store))
+    eventually(lambda: nothing_leased(store))
 
 
 def test_a_body_that_raises_system_exit_fails_only_its_task(
@@ -182,11 +183,11 @@ def test_sigterm_lets_short_tasks_end_and_returns_long_tasks_for_another_worker(
         assert old.process.wait(20) == 0
     assert short.get(timeout=TIMEOUT) == "rested"
     assert store.lrange("cancelled", 0, -1).count(long.id) == 1
-    assert nothing_unacked(store)
+    assert nothing_leased(store)
     assert waiting(store, "drained") == 1
     with start_worker("new", args=queue):
         assert long.get(timeout=TIMEOUT) == "rested"
-        eventually(lambda: nothing_unacked(store))  # the result comes before the acknowledgement
+        eventually(lambda: nothing_leased(store))  # the result comes before the acknowledgement
     assert (run_count(store, short.id), run_count(store, long.id)) == (1, 2)
 
 
@@ -198,7 +199,7 @@ def test_sigquit_cancels_at_once_and_returns_all_messages(
         eventually(lambda: run_count(store, result.id))
         worker.signal(signal.SIGQUIT)
         worker.process.wait(20)
-    assert (waiting(store, "quit"), nothing_unacked(store)) == (1, True)
+    assert (waiting(store, "quit"), nothing_leased(store)) == (1, True)
 
 
 # Jobs and the event loop without a worker.
