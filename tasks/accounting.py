@@ -62,7 +62,9 @@ class DroppedAnswer(NamedTuple):
     model: str
     #: Nano-dollars.
     cost: int
-    #: The same at each repetition, so that the answer counts once.
+    #: The batch that it is in.
+    batch: str
+    #: Unique in the batch and the same at each repetition, so that the answer counts once.
     answer_id: str
 
 

@@ -57,7 +57,7 @@ class CostRecorder(Protocol):
         """Count the cost of a run without an answer."""
 
     async def add_dropped(self, answer: DroppedAnswer) -> None:
-        """Store the cost of an answer to a cancelled request, once for each `answer_id`.
+        """Store the cost of an answer to a cancelled request, once for each `answer_id` of a batch.
 
         Raises:
             redis.RedisError: The call may be repeated.

@@ -75,6 +75,7 @@ async def _report(tenant_id: str, job: Job, request: str, cost: int) -> None:
             provider=receipt_provider(job.group.provider),
             model=job.terms.upstream,
             cost=cost,
-            answer_id=f"{job.intent}:{request}",
+            batch=job.intent,
+            answer_id=request,
         )
         await process.cost_recorder.add_dropped(answer)

@@ -44,7 +44,8 @@ FLUSH_INTERVAL_SECONDS = 1.0
 TIMEOUT_SECONDS = 2.0
 #: A day is kept for a year and a month after its last write.
 DAY_TTL_SECONDS = 400 * 86_400
-#: A write is remembered for longer than a batch is retried, so that its repetitions are ignored.
+#: A write is remembered for longer than a batch is retried, so that its repetitions are ignored:
+#: the last one of each worker, and each dropped answer of a batch.
 ADDITION_TTL_SECONDS = 7 * 86_400
 
 #: Figures that versions before nano-dollars stored, in micro-dollars -> the figure and its factor.
@@ -121,9 +122,14 @@ def parse_day(stored: Mapping[str, str]) -> dict[CostKey, CostTotals]:
 class _Addition:
     """One write. It is retried under the same id while its outcome is unknown."""
 
+    #: The worker process or batch that it comes from.
+    source: str
+    #: Unique to its source.
     id: str
     day: date
     costs: Mapping[CostKey, CostTotals]
+    #: The id of the source's addition before, whose outcome is known; "" if there is none.
+    finished: str = ""
 
     def fields(self) -> list[str | int]:
         """Pairs of a field and an amount, one after the other."""
@@ -155,6 +161,7 @@ class RedisCostRecorder:
         self._clock = clock
         self._unwritten: dict[date, dict[CostKey, CostTotals]] = {}
         self._in_flight: _Addition | None = None
+        self._id, self._additions = uuid.uuid4().hex, 0
         self._flusher: asyncio.Task[None] | None = None
 
     @classmethod
@@ -195,14 +202,14 @@ class RedisCostRecorder:
     async def add_dropped(self, answer: DroppedAnswer) -> None:
         """Store the cost of an answer to a cancelled request: a cost and no request.
 
-        A repeated `answer_id` counts once.
+        A repeated `answer_id` of a batch counts once.
 
         Raises:
             redis.RedisError: The call may be repeated.
         """
         key = CostKey(answer.tenant_id, answer.lane, answer.provider, answer.model)
         costs = {key: CostTotals(cost_nanousd=answer.cost)}
-        await self._write(_Addition(answer.answer_id, self._today(), costs))
+        await self._write(_Addition(answer.batch, answer.answer_id, self._today(), costs))
 
     async def flush(self) -> None:
         """Write what was counted.
@@ -219,11 +226,16 @@ class RedisCostRecorder:
         return datetime.fromtimestamp(self._clock(), UTC).date()
 
     def _next_addition(self) -> _Addition | None:
-        return _Addition(uuid.uuid4().hex, *self._unwritten.popitem()) if self._unwritten else None
+        if not self._unwritten:
+            return None
+        finished, self._additions = self._additions, self._additions + 1
+        day, costs = self._unwritten.popitem()
+        return _Addition(self._id, str(self._additions), day, costs, str(finished))
 
     async def _write(self, addition: _Addition) -> None:
-        keys = [day_key(addition.day), f"fleet:costs:added:{addition.id}"]
-        arguments = [DAY_TTL_SECONDS, ADDITION_TTL_SECONDS, *addition.fields()]
+        keys = [day_key(addition.day), f"fleet:costs:additions:{addition.source}"]
+        ids = [addition.id, addition.finished]
+        arguments = [DAY_TTL_SECONDS, ADDITION_TTL_SECONDS, *ids, *addition.fields()]
         await _ADD_COSTS.run(self._redis, keys, arguments)
 
     async def _flush_repeatedly(self) -> None:

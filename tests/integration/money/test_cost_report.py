@@ -16,7 +16,7 @@ from config.fleet import FleetConfig
 from scheduler.admin.cost_report import CostSummary, read_costs
 from scheduler.admin.operations import Operations
 from tasks import services
-from tasks.accounting import DroppedAnswer
+from tasks.accounting import DroppedAnswer, UnansweredCall
 from tests.support import realtime_fixture
 from tests.support.batch_cli import scheduler
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
@@ -110,12 +110,28 @@ async def test_a_dropped_answer_is_reported_as_a_cost_without_a_request(
 async def test_a_dropped_answer_that_is_reported_twice_counts_once(
     valkey_url: str, store: redis.Redis
 ) -> None:
-    answer = DroppedAnswer("t", "batch", "p", "m", cost=7, answer_id="the answer")
+    answer = DroppedAnswer("t", "batch", "p", "m", cost=7, batch="b", answer_id="the answer")
     async with reporting(valkey_url, realtime_fixture.CONFIG) as report:
         for _ in range(2):
             await report.add_dropped(answer)
         await report.add_dropped(answer._replace(answer_id="another"))
     assert await total(valkey_url) == CostTotals(cost_nanousd=14)
+
+
+async def test_many_writes_of_a_worker_leave_one_key_and_a_repeated_write_adds_nothing(
+    valkey_url: str, store: redis.Redis
+) -> None:
+    call = UnansweredCall("t", "realtime", "p", "m", cost=7, estimated=True)
+    async with reporting(valkey_url, realtime_fixture.CONFIG) as report:
+        for _ in range(5):
+            report.add_unanswered(call)
+            addition = report._next_addition()
+            assert addition is not None
+            for _ in range(2):  # as if the first reply were lost
+                await report._write(addition)
+    assert await total(valkey_url) == CostTotals(cost_nanousd=35)
+    (key,) = store.keys("fleet:costs:additions:*")
+    assert store.scard(str(key)) == 1
 
 
 async def test_realtime_answers_are_written_when_the_worker_stops(
