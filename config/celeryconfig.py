@@ -7,10 +7,13 @@ from kombu import Queue
 
 from config.settings import redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES, REALTIME_QUEUE, SCHEDULER_QUEUE
+from primarch_fleet.redis_url import tls_options
 
 _DAY = 86_400
 
 broker_url = result_backend = redis_url()
+# For Flower, which does not read the options of the URL.
+broker_use_ssl = tls_options(redis_url())
 
 # JSON only, so that no message of a producer is ever unpickled.
 task_serializer = result_serializer = "json"

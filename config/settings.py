@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.redis_url import normalized
 from primarch_fleet.validation import Location, explain
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,10 @@ def _check_blob_url(url: str) -> str:
     return url
 
 
+def _redis_url(url: str) -> str:
+    return normalized(url) if url else url
+
+
 class Settings(BaseSettings):
     """Each field is an environment variable: `redis_url` is FLEET_REDIS_URL."""
 
@@ -35,7 +40,7 @@ class Settings(BaseSettings):
 
     #: The broker and result store. Empty: only the one-machine fleet (`make up`) runs, with its
     #: own.
-    redis_url: str = Field("", repr=False)
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field("", repr=False)
     #: The file with models, engines and policies.
     config: Path = ROOT / "config" / "fleet.yaml"
     #: Folder for the queues of the one-machine fleet and for input files of batches.
@@ -83,7 +88,7 @@ def _variable(location: Location) -> str:
 
 
 def redis_url() -> str:
-    """Return the URL of the fleet's Redis.
+    """Return the URL of the fleet's Redis, as every library takes it.
 
     Raises:
         ConfigError: FLEET_REDIS_URL is not set.

@@ -8,6 +8,8 @@ from weakref import WeakSet
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
+from primarch_fleet.redis_url import normalized
+
 
 class ProducerResultBackend(RedisBackend):
     """Celery's Redis result backend, without a subscription for each submitted task.
@@ -53,7 +55,11 @@ def producer_app(url: str, timeout: float) -> Celery:
 
     Args:
         timeout: Seconds after which an unreachable broker is an error.
+
+    Raises:
+        ConfigError: The URL is wrong.
     """
+    url = normalized(url)
     backend = f"{ProducerResultBackend.__module__}:{ProducerResultBackend.__qualname__}+{url}"
     app = _ProducerApp("primarch_fleet", broker=url, backend=backend, set_as_current=False)
     app.conf.update(

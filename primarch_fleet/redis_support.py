@@ -1,6 +1,7 @@
 """Redis clients with named policies for timeouts and retries, and Lua scripts run by their hash.
 
-All clients of the fleet are built here, except those that Celery and kombu build.
+All clients of the fleet are built here, except those that Celery and kombu build. They take URLs
+as redis_url.py says: TLS is verified.
 
 `once` never repeats a command: a command without an answer may have been executed. Callers decide
 what to do about the error. `patient` retries a command until Redis answers, for commands that may
@@ -21,6 +22,8 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from primarch_fleet.redis_url import normalized
+
 #: Seconds that Redis may take to answer, where a caller does not know better.
 TIMEOUT_SECONDS = 5.0
 #: The same for a patient client.
@@ -40,7 +43,9 @@ def once(url: str, timeout: float = TIMEOUT_SECONDS, *, text: bool = True) -> re
         timeout: Seconds to connect, and seconds to wait for each answer.
         text: Decode replies; False returns bytes.
     """
-    return redis.Redis.from_url(url, **_once_options(timeout, text), retry=Retry(NoBackoff(), 0))
+    return redis.Redis.from_url(
+        normalized(url), **_once_options(timeout, text), retry=Retry(NoBackoff(), 0)
+    )
 
 
 def once_async(
@@ -48,7 +53,9 @@ def once_async(
 ) -> redis.asyncio.Redis:
     """Return `once` for asyncio."""
     options = _once_options(timeout, text)
-    return redis.asyncio.Redis.from_url(url, **options, retry=AsyncRetry(NoBackoff(), 0))
+    return redis.asyncio.Redis.from_url(
+        normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0)
+    )
 
 
 def patient_async(url: str, max_connections: int = 50, *, text: bool = True) -> redis.asyncio.Redis:
@@ -60,7 +67,7 @@ def patient_async(url: str, max_connections: int = 50, *, text: bool = True) -> 
     """
     backoff = ExponentialBackoff(cap=MAX_BACKOFF_SECONDS, base=FIRST_BACKOFF_SECONDS)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
+        normalized(url),
         max_connections=max_connections,
         timeout=None,
         decode_responses=text,
@@ -82,7 +89,7 @@ def stream_reader(url: str, timeout: float, block: float, max_connections: int) 
         "protocol": 2,
         "max_connections": max_connections,
     }
-    return redis.Redis.from_url(url, **options, retry=Retry(NoBackoff(), 0))
+    return redis.Redis.from_url(normalized(url), **options, retry=Retry(NoBackoff(), 0))
 
 
 def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis.asyncio.Redis:
@@ -95,7 +102,9 @@ def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis
         "protocol": 2,
         "max_connections": max_connections,
     }
-    return redis.asyncio.Redis.from_url(url, **options, retry=AsyncRetry(NoBackoff(), 0))
+    return redis.asyncio.Redis.from_url(
+        normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0)
+    )
 
 
 def subscriber_async(url: str, max_connections: int) -> redis.asyncio.Redis:
@@ -105,7 +114,7 @@ def subscriber_async(url: str, max_connections: int) -> redis.asyncio.Redis:
         max_connections: More concurrent callers wait for a free connection.
     """
     pool = redis.asyncio.BlockingConnectionPool.from_url(
-        url,
+        normalized(url),
         max_connections=max_connections,
         timeout=None,
         health_check_interval=HEALTH_CHECK_SECONDS,

@@ -23,6 +23,7 @@ from kombu.utils.json import dumps
 
 from primarch_fleet import redis_support
 from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.redis_url import normalized
 from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
 
 SENT = PREFIX + "sent:"
@@ -75,14 +76,11 @@ class Transport(kombu_redis.Transport):
 
 
 def publish_through(app: Celery) -> None:
-    """Replace the app's producer pool; the new pool supports `publish_once`.
-
-    Does nothing for brokers other than Redis.
-    """
-    url = app.conf.broker_write_url or app.conf.broker_url
-    if url.startswith(("redis://", "rediss://")):
-        connection = app.connection_for_write(url=f"once{url}")
-        app.amqp._producer_pool = producers[connection]  # type: ignore[attr-defined]
+    """Replace the app's producer pool; the new pool supports `publish_once`."""
+    # Normalized: kombu uses TLS for a scheme of our own only if the URL has options of TLS.
+    url = normalized(app.conf.broker_write_url or app.conf.broker_url)
+    connection = app.connection_for_write(url=f"once{url}")
+    app.amqp._producer_pool = producers[connection]  # type: ignore[attr-defined]
 
 
 TRANSPORT_ALIASES["onceredis"] = TRANSPORT_ALIASES["oncerediss"] = (

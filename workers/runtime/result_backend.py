@@ -12,6 +12,7 @@ from celery import states
 from celery.backends.redis import RedisBackend
 
 from primarch_fleet.redis_support import ScriptPipeline
+from primarch_fleet.redis_url import normalized
 from workers.runtime.scripts import ANNOUNCE, STORE
 
 
@@ -78,6 +79,5 @@ class WorkerResultBackend(RedisBackend):
 
 
 def backend_url(url: str) -> str:
-    """Return a worker's `result_backend` for results at `redis://` or `rediss://`."""
-    is_redis = url.startswith(("redis://", "rediss://"))
-    return f"workers.runtime.result_backend:WorkerResultBackend+{url}" if is_redis else url
+    """Return a worker's `result_backend`. Raises ConfigError."""
+    return f"workers.runtime.result_backend:WorkerResultBackend+{normalized(url)}"

@@ -54,6 +54,7 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
 
 from primarch_fleet import redis_support
+from primarch_fleet.redis_url import normalized
 from workers.runtime import fetch_command, prefix_affinity
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
@@ -334,8 +335,8 @@ class TLSTransport(Transport):
 
 
 def leased_url(url: str) -> str:
-    """Return a worker's `broker_read_url` for a broker at `redis://` or `rediss://`."""
-    return f"fleet{url}" if url.startswith(("redis://", "rediss://")) else url
+    """Return a worker's `broker_read_url`. Raises ConfigError."""
+    return f"fleet{normalized(url)}"
 
 
 TRANSPORT_ALIASES["fleetredis"] = "workers.runtime.transport:Transport"
