@@ -30,7 +30,7 @@ from primarch_fleet.errors import (
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
-from primarch_fleet.publisher import Publisher
+from primarch_fleet.publisher import Publisher, refused_if_full
 from primarch_fleet.requests import Request
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
@@ -141,7 +141,7 @@ class Fleet:
         """
         messages = self._build(list(requests))
         with reachable():
-            published = self._publish(self._claim_keys(messages))
+            published = self._publish(messages)
             self._lanes.record_sent(message.ticket.queue for message in published)
             self._keep_keys(published)
         tickets = {message.ticket.id: message.ticket for message in published}
@@ -308,24 +308,35 @@ class Fleet:
         return messages
 
     def _publish(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
+        """Publish the messages whose idempotency keys were not submitted before; return these."""
+        new: list[OutgoingMessage] = []
         try:
-            return self._publisher.publish(messages)
+            with refused_if_full():
+                self._claim_keys(messages, new)
+            return self._publisher.publish(new)
         except (BudgetExceeded, FleetBusy):
-            if keys := [message.idempotency_key for message in messages if message.idempotency_key]:
+            if keys := [message.idempotency_key for message in new if message.idempotency_key]:
                 self._redis.delete(*keys)
             raise
 
-    def _claim_keys(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Claim the idempotency keys; returns the messages that must be published.
+    def _claim_keys(self, messages: list[OutgoingMessage], new: list[OutgoingMessage]) -> None:
+        """Claim the idempotency keys; add the messages that must be published to a list.
 
         The others have a key that was submitted before.
+
+        Raises:
+            redis.OutOfMemoryError: Redis refused some keys.
         """
         pipe = self._redis.pipeline(transaction=False)
         for message in messages:
             if key := message.idempotency_key:
                 pipe.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM_SECONDS)
-        claimed = iter(pipe.execute())
-        return [message for message in messages if not message.idempotency_key or next(claimed)]
+        replies = pipe.execute(raise_on_error=False)
+        claimed = iter(replies)
+        new += [one for one in messages if not one.idempotency_key or next(claimed) is True]
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
 
     def _keep_keys(self, messages: Iterable[OutgoingMessage]) -> None:
         pipe = self._redis.pipeline(transaction=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,8 @@ from primarch_fleet.encoder import EncodedMessage, MessageEncoder
 from primarch_fleet.errors import BudgetExceeded, FleetBusy, LaneFull
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.redis_support import LuaScript
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of messages that one script pushes, unless the first message alone is larger: Redis does
 #: nothing else meanwhile.
@@ -64,6 +69,22 @@ class Publisher:
         self._ledger = ledger
         self._redis = client
 
+    @cached_property
+    def _max_memory(self) -> float | str:
+        """The share of the memory that the scripts check; "" where the user may not read it."""
+        try:
+            self._redis.info("memory")
+        except redis.ResponseError as error:
+            logger.warning(
+                "the memory of Redis is not checked before a submit: %s; submits are refused once "
+                "it is full. To refuse them from %.0f%% on, permit the command INFO",
+                error,
+                100 * MAX_MEMORY_FRACTION,
+                extra={"action": "memory_check_skipped"},
+            )
+            return ""
+        return MAX_MEMORY_FRACTION
+
     def publish(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Reserve what messages may cost and push them, or their fallbacks if a budget requires it.
 
@@ -77,12 +98,14 @@ class Publisher:
         Raises:
             BudgetExceeded: Nothing was reserved or pushed.
             TenantLimited: Nothing was reserved or pushed.
-            LaneFull: Redis is almost out of memory. Nothing was reserved or pushed.
-            redis.RedisError: If the connection broke, messages may have been pushed.
+            LaneFull: Redis is out of memory, or almost. Nothing was reserved or pushed.
+            redis.RedisError: If the connection broke, messages may have been pushed; also if Redis
+                ran out of memory after the first step.
         """
         reservations = _by_tenant(messages)
         if len(reservations) == 1 and _fit_one_step(messages):
-            self._reserve_and_push(reservations[0], messages)
+            with refused_if_full():
+                self._reserve_and_push(reservations[0], messages)
             return list(messages)
         with self._reserved(reservations) as granted:
             final = [_granted_message(message, granted) for message in messages]
@@ -97,7 +120,7 @@ class Publisher:
             *self._encoder.encode(message.options for message in messages), strict=True
         )
         keys = [*budgets.ledger_keys(tenant_id), *lists]
-        args = [*budgets.reserve_args(limits, requests), MAX_MEMORY_FRACTION, *texts]
+        args = [*budgets.reserve_args(limits, requests), self._max_memory, *texts]
         reply = _RESERVE_AND_PUSH.run(self._redis, keys, args)
         if reply[0] == PushStatus.REDIS_FULL:
             raise _redis_full(reply[1])
@@ -124,13 +147,19 @@ class Publisher:
 
     def _push(self, messages: Iterable[EncodedMessage]) -> None:
         """Push messages; the memory is checked before the first step only, so that all are sent."""
-        max_memory: float | str = MAX_MEMORY_FRACTION
-        for step in _steps(messages):
-            lists, texts = zip(*step, strict=True)
-            percent = _PUSH.run(self._redis, lists, [max_memory, *texts])
+        steps = _steps(messages)
+        for step in islice(steps, 1):
+            with refused_if_full():
+                percent = self._push_step(step, self._max_memory)
             if percent is not None:
                 raise _redis_full(percent)
-            max_memory = ""
+        for step in steps:
+            self._push_step(step, "")
+
+    def _push_step(self, step: list[EncodedMessage], max_memory: float | str) -> int | None:
+        lists, texts = zip(*step, strict=True)
+        percent: int | None = _PUSH.run(self._redis, lists, [max_memory, *texts])
+        return percent
 
 
 def _by_tenant(messages: Iterable[OutgoingMessage]) -> list[_TenantReservation]:
@@ -168,6 +197,15 @@ def _steps(messages: Iterable[EncodedMessage]) -> Iterator[list[EncodedMessage]]
         size += len(message.text)
     if step:
         yield step
+
+
+@contextmanager
+def refused_if_full() -> Iterator[None]:
+    """Convert the refusal of a Redis that is out of memory to LaneFull."""
+    try:
+        yield
+    except redis.OutOfMemoryError:
+        raise _redis_full(100) from None
 
 
 def _redis_full(percent: int) -> LaneFull:

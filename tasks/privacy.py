@@ -2,8 +2,9 @@
 
 Names are replaced by keyed hashes: without the key, a provider can neither compute a hash nor
 guess a name by trying. The key is FLEET_HASH_KEY. Without this variable, the first worker stores a
-random key in Redis under HASH_KEY, for as long as that Redis keeps it. With another key, providers
-see other end users, and prefix caches start empty; nothing else depends on it.
+random key in Redis under HASH_KEY; workers that run write it again into a Redis that has lost it.
+With another key, providers see other end users, and prefix caches start empty; nothing else depends
+on it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hashlib
 import hmac
 import secrets
 from typing import Any, Self
+
+import redis
 
 from config.requests import RequestPolicy
 from config.settings import settings
@@ -58,8 +61,10 @@ class Privacy:
     @classmethod
     def connect(cls, policy: RequestPolicy, url: str) -> Self:
         """Return the policy with the fleet's key at a Redis; create the key if there is none."""
-        configured = settings().hash_key
-        return cls(policy, configured.encode() if configured else _shared_key(url))
+        if configured := settings().hash_key:
+            return cls(policy, configured.encode())
+        with redis_support.once(url, text=False) as client:
+            return cls(policy, shared_key(client))
 
     def fields(self, request: Request, provider: str) -> dict[str, Any]:
         """Return the fields that the body for a provider gets in addition.
@@ -97,12 +102,12 @@ class Privacy:
         return hmac.new(self._key, message.encode(), hashlib.sha256).hexdigest()
 
 
-def _shared_key(url: str) -> bytes:
-    """The key in a Redis; the first caller creates it."""
-    client = redis_support.once(url, text=False)
-    try:
-        client.set(HASH_KEY, secrets.token_hex(32), nx=True)
-        key: Any = client.get(HASH_KEY)
-    finally:
-        client.close()
+def shared_key(client: redis.Redis) -> bytes:
+    """Return the key in a Redis; the first caller creates it.
+
+    Args:
+        client: Without `decode_responses`.
+    """
+    client.set(HASH_KEY, secrets.token_hex(32), nx=True)
+    key: Any = client.get(HASH_KEY)
     return bytes(key)

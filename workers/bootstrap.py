@@ -28,6 +28,7 @@ from tasks.response_cache import ResponseCache
 from tasks.services import Services
 from workers.observability import metrics
 from workers.observability.cost_recorder import RedisCostRecorder
+from workers.observability.fleet_keys import FleetKeys
 from workers.observability.heartbeat import Heartbeat
 from workers.observability.throughput import Throughput
 from workers.runtime import (
@@ -85,10 +86,11 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     client = redis_support.once(url, text=False)
     with redis_support.once(url) as budgets:
         migrate_budgets(budgets)
-    catalogue.publish(client)
+    fleet_keys = FleetKeys(client, catalogue)
+    fleet_keys.publish()
     services = _start_services(url, catalogue)
     _serve_metrics(client, lane, queues, catalogue)
-    heartbeat = Heartbeat(client, queues, _throughput(lane, worker))
+    heartbeat = Heartbeat(client, queues, _throughput(lane, worker), fleet_keys.restore)
     event_loop.at_stop(heartbeat.stop)
     _start_lane(start_lane, services)
     _freeze_garbage_collection()

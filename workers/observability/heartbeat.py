@@ -30,6 +30,7 @@ class Heartbeat:
         queues: The queues that the worker serves.
         throughput: Returns the requests per second that the worker answers at full load, None if
             unknown. Called once for each heartbeat.
+        restore: Writes again what Redis has lost. Called after each heartbeat.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Heartbeat:
         client: redis.Redis,
         queues: Iterable[str],
         throughput: Callable[[], float | None] = lambda: None,
+        restore: Callable[[], None] = lambda: None,
     ) -> None:
         self._redis, self._queues, self._throughput = client, list(queues), throughput
+        self._restore = restore
         self._worker_id = uuid.uuid4().hex
         self._stopped = threading.Event()
 
@@ -58,6 +61,7 @@ class Heartbeat:
             for queue in self._queues:
                 keys = [heartbeat_key(queue), throughput_key(queue)]
                 _HEARTBEAT.run(self._redis, keys, [self._worker_id, rate, EXPIRY_SECONDS])
+            self._restore()
         except redis.RedisError as error:
             logger.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat_failed"})
 

@@ -5,7 +5,7 @@
 -- ARGV[...]  messages: string, the messages, from 2 on
 -- Returns nil, or the percentage of its memory that the server uses; nothing has changed then.
 
-local percent = ARGV[1] ~= '' and memory_percent_above(tonumber(ARGV[1]))
+local percent = memory_percent_above(ARGV[1])
 if percent then
   return percent
 end

@@ -3,17 +3,21 @@
 -- KEYS[1-5]  the ledger: ledger.lua
 -- KEYS[...]  lists: list, for each message the list of its queue, from 6 on
 -- ARGV[...]  the clock, the limits and the tasks: ledger.lua and reservation.lua
--- ARGV[...]  max share: fraction of the server's memory above which nothing is pushed
+-- ARGV[...]  max share: fraction of the server's memory above which nothing is pushed; empty for no
+--            check
 -- ARGV[...]  messages: string, as many as there are lists
 -- Returns the reply of reserve.lua, or {'redis_full', the percentage of its memory that the server
 -- uses}; nothing was reserved or pushed then.
 
 local messages = #KEYS - 5
 local max_share = #ARGV - messages
-local percent = memory_percent_above(tonumber(ARGV[max_share]))
+local percent = memory_percent_above(ARGV[max_share])
 if percent then
   return { 'redis_full', percent }
 end
+-- Writes nothing; a server out of memory refuses it, and so the whole script. The removals of plan()
+-- would make it allow all later writes.
+redis.call('ZADD', KEYS[3], 'XX', 0, '')
 local planned, refusal = plan(max_share - 1)
 if not planned then
   return refusal

@@ -260,6 +260,39 @@ def test_a_server_that_has_memory_or_evicts_keys_accepts_everything(
         fleet.submit(request())
 
 
+@pytest.mark.parametrize(
+    "one",
+    [request(), request(tenant_id="not counted"), request(idempotency_key="k")],
+    ids=["counted", "not counted", "with a key"],
+)
+def test_a_user_without_dangerous_commands_submits_until_the_server_is_full(
+    store: redis.Redis,
+    valkey_url: str,
+    one: CompletionRequest,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish(store)
+    store.acl_setuser(
+        "p", True, passwords="+w", keys="*", channels="*", categories=["+@all", "-@dangerous"]
+    )
+    with Fleet(valkey_url.replace("redis://", "redis://p:w@")) as fleet:
+        for _ in range(2):
+            fleet.submit(one)
+        count = len(waiting(store))
+        skipped = [r for r in caplog.records if getattr(r, "action", "") == "memory_check_skipped"]
+        assert len(skipped) == 1
+        with memory(store, MAX_MEMORY_FRACTION + 0.01):
+            fleet.submit(request())
+        with memory(store, 1.2), pytest.raises(LaneFull, match="100% of"):
+            fleet.submit(one.model_copy(update={"idempotency_key": "other"}))
+        before = reserved(fleet)
+        with memory(store, 1.2), pytest.raises(LaneFull, match="100% of"):
+            fleet.submit(request())
+    assert len(waiting(store)) == count + 1
+    assert reserved(fleet) == before
+    assert not [key for key in store.keys("fleet:idempotency:*") if int(store.ttl(key)) < 100]
+
+
 # The health of the lanes
 
 
