@@ -35,18 +35,18 @@ class IntakeConsumer(LeasedConsumer):
     """
 
     app: Any
-    pool: Any
 
     def __init__(self, on_task_request: Callable[[Request], None], **options: Any) -> None:
-        super().__init__(self._receive, **options)
-        self._run_task = on_task_request
+        super().__init__(on_task_request, **options)
         self._lock = threading.Lock()
         self._arrived: list[Request] = []
+        self._parking: set[Request] = set()
         self._is_parking = False
 
-    def _receive(self, request: Request) -> None:
+    def receive(self, request: Request) -> None:
+        """Park a request of the batch lane, together with others; run other tasks."""
         if request.type not in KINDS:
-            self._run_task(request)
+            self.run_task(request)
             return
         with self._lock:
             self._arrived.append(request)
@@ -54,6 +54,13 @@ class IntakeConsumer(LeasedConsumer):
         if must_start:
             callbacks = dict.fromkeys(POOL_CALLBACKS, _do_nothing)
             self.pool.apply_async(self._park_arrived, **callbacks)
+
+    def held_requests(self) -> Iterator[Request]:
+        """Yield also the requests that wait to be parked, or are being parked."""
+        with self._lock:
+            intake = [*self._parking, *self._arrived]
+        yield from intake
+        yield from super().held_requests()
 
     def _park_arrived(self) -> None:
         for requests in self._chunks():
@@ -74,6 +81,7 @@ class IntakeConsumer(LeasedConsumer):
             with self._lock:
                 chunk = self._arrived[:MAX_PARKED_AT_ONCE]
                 self._arrived = self._arrived[MAX_PARKED_AT_ONCE:]
+                self._parking = set(chunk)
                 self._is_parking = bool(chunk)
             if not chunk:
                 return
@@ -107,7 +115,9 @@ class IntakeConsumer(LeasedConsumer):
 
     def _run_tasks(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self.hub.call_soon(self._run_task, request)
+            # From now on the hub has the request: a lost connection makes it forget and give back.
+            self._parking.discard(request)
+            self.hub.call_soon(self.run_task, request)
 
 
 def context_of(request: Request) -> Context:

@@ -315,7 +315,37 @@ def test_abandoned_leases_are_given_back_and_not_tracked_any_more(
     leases.abandon("two", "three")
     assert len(leases) == 1
     leases.renew()
-    assert sorted(given_back) == ["three", "two"]
+    assert given_back == ["three", "two"], "the message that was leased first must be the next"
+
+
+def test_leases_that_nothing_needs_are_given_back_but_for_those_whose_ack_is_under_way(
+    leases: Leases, server: FakeRedis
+) -> None:
+    given_back: list[str] = []
+    server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
+    leases.track("one", "two", "three", "four")
+    server.unreachable = True
+    leases.ack("three")
+    server.unreachable = False
+    leases.keep_only({"two"})
+    assert [leases.holds(tag) for tag in ("one", "two")] == [False, True]
+    leases.renew()
+    assert given_back == ["four", "one"]
+    assert server.calls_of("ack") == [("three",)]
+
+
+def test_renewals_go_on_while_many_messages_are_given_back(
+    leases: Leases, server: FakeRedis
+) -> None:
+    given_back: list[str] = []
+    server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
+    leases.track("kept", *map(str, range(MAX_RENEWED_AT_ONCE + 1)))
+    leases.keep_only({"kept"})
+    leases.renew()
+    assert len(given_back) == MAX_RENEWED_AT_ONCE
+    assert server.calls_of("renew")[-1][1] == ["kept"]
+    leases.renew()
+    assert len(given_back) == MAX_RENEWED_AT_ONCE + 1
 
 
 @pytest.mark.parametrize("requeue", [True, False])

@@ -1,14 +1,21 @@
-"""The workers' Celery consumer: it acknowledges at once and turns bad messages into dead letters.
+"""The workers' Celery consumer: what a worker holds, and what becomes of bad messages.
+
+A message is held by its job in the pool, or by the timer that starts it at its time (eta,
+countdown, a retry). Whenever Celery forgets messages, all others are given back: when a connection
+is lost it clears its timers and queues, because a stock broker would deliver the messages again.
+Ours renews their leases for as long as the worker lives.
 
 The setting is `worker_consumer = "workers.runtime.consumer:Consumer"`; it needs the transport of
 transport.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
@@ -21,10 +28,76 @@ EVENTS_INTERVAL_SECONDS = 0.25
 class Consumer(CeleryConsumer):
     """Celery's consumer on leases."""
 
-    hub: Any
+    controller: Any
     event_dispatcher: Any
+    hub: Any
+    initial_prefetch_count: int
+    pool: Any
+    prefetch_multiplier: int
     qos: Any
+    task_consumer: Any
+    timer: Any
     _flush_events: Callable[[], None]
+
+    def __init__(self, on_task_request: Callable[[Request], None], **options: Any) -> None:
+        super().__init__(self.receive, **options)
+        self._start_task = on_task_request
+
+    @property
+    def consumed_queues(self) -> frozenset[str]:
+        """The queues from which this worker takes tasks now. Safe to read from any thread."""
+        consumer = self.task_consumer
+        queues = list(consumer.queues) if consumer else []
+        return frozenset(queue.name for queue in queues if consumer.consuming_from(queue.name))
+
+    def receive(self, request: Request) -> None:
+        """Take a request whose time has come; called by Celery."""
+        self.run_task(request)
+
+    def run_task(self, request: Request) -> None:
+        """Give a request to the pool, unless its lease has ended: then it may run elsewhere."""
+        if LEASES.holds(request.message.delivery_tag):
+            self._start_task(request)
+        else:
+            task_ready(request)
+
+    def held_requests(self) -> Iterator[Request]:
+        """Yield the requests that this worker runs or will run."""
+        yield from self.pool.requests()
+        for scheduled in self.timer.queue:
+            if not scheduled.entry.canceled:
+                yield from (value for value in scheduled.entry.args if isinstance(value, Request))
+
+    def give_back(self) -> None:
+        """Give back all messages that this worker does not hold, at once and in their order."""
+        LEASES.keep_only({request.message.delivery_tag for request in self.held_requests()})
+
+    def on_close(self) -> None:
+        """Do as Celery does when a connection is lost or the worker stops, and give back."""
+        super().on_close()
+        for scheduled in self.timer.queue:
+            if scheduled.entry.canceled:
+                scheduled.entry.args = ()  # otherwise it keeps its message in memory until its time
+        self.give_back()
+
+    def _update_prefetch_count(self, index: int = 0) -> None:
+        """Let the worker hold what the pool can run, after `index` places more or fewer.
+
+        Tasks that have not started are given back if the pool has become smaller.
+        """
+        if not self.initial_prefetch_count:
+            return  # no limit
+        autoscaler = self.controller.autoscaler
+        places = autoscaler.max_concurrency + index if autoscaler else self.pool.num_processes
+        change = places * self.prefetch_multiplier - self.initial_prefetch_count
+        self.initial_prefetch_count += change
+        if change < 0:
+            self.qos.decrement_eventually(-change)
+            self.pool.flush()
+            self.give_back()
+        else:
+            self.qos.increment_eventually(change)
+        self.hub.call_soon(wake_hub)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Do as Celery does, and send the tasks' events every `EVENTS_INTERVAL_SECONDS`."""

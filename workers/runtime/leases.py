@@ -6,12 +6,13 @@ so the workers' clocks do not matter.
 """
 
 import functools
+import itertools
 import json
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -78,7 +79,7 @@ class Leases:
         self._tenants: dict[str, str] = {}  # of each tracked lease: tag -> tenant, oldest first
         self._acked: dict[str, str] = {}  # the same, acknowledged here and not yet in Redis
         self._sending = threading.Lock()  # held by the thread that sends acknowledgements
-        self._abandoned: set[str] = set()  # tags to give back, perhaps never leased
+        self._abandoned: dict[str, None] = {}  # tags to give back in this order, perhaps not leased
         self._started = False
         self._renew_now, self._stopped = threading.Event(), threading.Event()
         self._sweep_at = 0.0
@@ -92,6 +93,7 @@ class Leases:
         """
         self._pause_sweeps(settings.visibility_timeout)
         if self._started:
+            self._renew_now.set()  # what could not be sent without a connection
             return
         self._started = True
         self.connect(client, settings)
@@ -161,13 +163,32 @@ class Leases:
         self.forget(tag)
         self._attempt(functools.partial(self._give_back, tag, _LAST, counts=True))
 
+    def holds(self, tag: str) -> bool:
+        """Return whether the lease is this process's: not lost, given back or acknowledged."""
+        return tag in self._tenants
+
     def abandon(self, *tags: str) -> None:
-        """Give back what a fetch may have leased under these tags: no consumer has received it."""
+        """Give back what was leased, or may have been, under these tags, and is not needed here.
+
+        The messages become the next of their tenants, in their order, and the delivery does not
+        count.
+
+        Args:
+            tags: In the order in which they were leased.
+        """
         with self._lock:
-            for tag in tags:
+            for tag in reversed(tags):  # the last to go back is the next to be delivered
                 self._tenants.pop(tag, None)
-            self._abandoned.update(tags)
+                self._abandoned[tag] = None
         self._renew_now.set()
+
+    def keep_only(self, tags: Set[str]) -> None:
+        """Give back all other leases. Those whose acknowledgement is under way are not touched."""
+        with self._lock:
+            others = [tag for tag in self._tenants if tag not in tags]
+        if others:
+            _log(logging.WARNING, "messages_returned", "Giving back %d message(s)", len(others))
+            self.abandon(*others)
 
     def dead_letter(self, tag: str, text: str, queue: str, problem: Undeliverable) -> None:
         """Make the message of one of this process's leases a dead letter."""
@@ -199,10 +220,12 @@ class Leases:
         """Repeat what could not be sent before, then renew all leases."""
         self._renew_now.clear()
         self._flush_acks()
-        for tag in list(self._abandoned):
+        for tag in list(itertools.islice(self._abandoned, MAX_RENEWED_AT_ONCE)):
             self._give_back(tag, _NEXT, counts=False)
-            self._abandoned.discard(tag)
+            self._abandoned.pop(tag, None)
         self._renew_tracked()
+        if self._abandoned:
+            self._renew_now.set()
 
     def sweep(self) -> None:
         """Put back the messages of expired leases, which belonged to dead workers.

@@ -37,6 +37,7 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, Terminated
+from celery.worker.request import Request
 
 from tasks.base import Body, runner
 from workers.runtime import event_loop
@@ -82,6 +83,8 @@ class PoolJob:
         self.on_ended = options["callback"]
         self.on_failed = options["error_callback"]
         self.on_timeout = options["timeout_callback"]
+        #: The request of the task, whose methods Celery's callbacks are; None for other jobs.
+        self.request: Request | None = getattr(self.on_accepted, "__self__", None)
         self.hard_limit_passed = False
         self.state = JobState.QUEUED
         # Reentrant: `on_accepted` claims the job if it was revoked in the meantime.
@@ -239,10 +242,11 @@ class TaskPool(BasePool):
 
     def on_start(self) -> None:
         """Start the loop. Threads start with the first tasks."""
+        self.limit = max(1, self.limit)
         self.jobs: dict[int, PoolJob] = {}
         self._ids = itertools.count(1)
         self._queued: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()
-        self._threads = 0
+        self._threads = 0  # changes under `_job_removed`
         self._job_removed = threading.Condition()
         self._loop = event_loop.get()
 
@@ -256,31 +260,50 @@ class TaskPool(BasePool):
         job = PoolJob(next(self._ids), call, options, self._loop)
         self.jobs[job.id] = job
         self._queued.put(job)
-        if self._threads < min(len(self.jobs), self.limit):
-            self._add_thread()
+        self._add_threads()
         return job
 
-    def _add_thread(self) -> None:
-        # A daemon: a thread that cannot store its result must not keep the process from ending.
-        thread = threading.Thread(target=self._run_jobs, name=f"task-{self._threads}", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            if not self._threads:
-                raise
-            logger.exception("Cannot start a thread", extra={"action": "thread_start_failed"})
-        else:
-            self._threads += 1
+    def _add_threads(self) -> None:
+        while self._threads < min(len(self.jobs), self.limit):
+            # A daemon: a thread that cannot store its result must not keep the process from ending.
+            name = f"task-{self._threads}"
+            thread = threading.Thread(target=self._run_jobs, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise
+                logger.exception("Cannot start a thread", extra={"action": "thread_start_failed"})
+                return
+            with self._job_removed:
+                self._threads += 1
 
     def _run_jobs(self) -> None:
-        while (job := self._queued.get()) is not None:
+        while not self._ends_surplus_thread():
+            job = self._queued.get()
+            if job is None:  # wakes a thread that may be surplus
+                continue
             try:
                 self._run(job)
             except BaseException as exc:
                 self._requeue(job, exc)
-            with self._job_removed:
-                del self.jobs[job.id]
-                self._job_removed.notify_all()
+            self._remove(job)
+
+    def _ends_surplus_thread(self) -> bool:
+        """Return whether the calling thread must end, because the pool has become smaller."""
+        with self._job_removed:
+            is_surplus: bool = self._threads > self.limit
+            self._threads -= is_surplus
+            return is_surplus
+
+    def _wake_surplus_threads(self) -> None:
+        for _ in range(self._threads - self.limit):
+            self._queued.put(None)
+
+    def _remove(self, job: PoolJob) -> None:
+        with self._job_removed:
+            del self.jobs[job.id]
+            self._job_removed.notify_all()
 
     def _run(self, job: PoolJob) -> None:
         if not job.accept():
@@ -323,21 +346,40 @@ class TaskPool(BasePool):
         for job in list(self.jobs.values()):
             job.claim()
         self._empty_within(UNWIND_SECONDS)
-        for _ in range(self._threads):
-            self._queued.put(None)
+        self.limit = 0
+        self._wake_surplus_threads()
         event_loop.stop()
 
     def _empty_within(self, seconds: float) -> bool:
         with self._job_removed:
             return self._job_removed.wait_for(lambda: not self.jobs, seconds)
 
+    def flush(self) -> None:
+        """Drop the tasks that have not started: their messages are the consumer's to give back."""
+        jobs: list[PoolJob | None] = []
+        with suppress(queue.Empty):
+            while True:
+                jobs.append(self._queued.get_nowait())
+        for job in jobs:
+            if job is None or job.request is None:
+                self._queued.put(job)
+            else:
+                job.claim(JobState.QUEUED)
+                self._remove(job)
+
+    def requests(self) -> list[Request]:
+        """Return the requests of all jobs, until Celery's callbacks at their end have returned."""
+        return [job.request for job in list(self.jobs.values()) if job.request is not None]
+
     def grow(self, n: int = 1) -> None:
         """Allow `n` more running tasks."""
         self.limit += n
+        self._add_threads()
 
     def shrink(self, n: int = 1) -> None:
-        """Allow `n` fewer; running tasks go on, and the consumer fetches fewer."""
-        self.limit -= n
+        """Allow `n` fewer, but at least one. Running tasks go on; the consumer fetches fewer."""
+        self.limit = max(1, self.limit - n)
+        self._wake_surplus_threads()
 
     def _get_info(self) -> dict[str, Any]:
         own = {"running": len(self.jobs), "threads": self._threads}
