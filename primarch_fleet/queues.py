@@ -67,6 +67,11 @@ def priority_lists(queue: str) -> list[str]:
     return [f"{queue}{SEPARATOR}{step}" if step else queue for step in PRIORITY_STEPS]
 
 
+def turns_list(name: str) -> str:
+    """Return the list, as lua/queue/turns.lua names it, of the tenants with messages in a list."""
+    return f"{name}{SEPARATOR}turns"
+
+
 def count_waiting(client: Any, queue: str) -> Any:
     """Count the messages of a queue. Decode the reply with `QueueDepth.from_reply`.
 

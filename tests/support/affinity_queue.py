@@ -66,7 +66,7 @@ class Queue:
         reply = self.run(
             fetch_command.fetch_near(LEASE_KEYS, [URGENT, LATER], slots, tags, affinity)
         )
-        assert len(reply) <= 3 * len(tags)
+        assert len(reply) <= 3 * len(tags) + 1
         taken = [json.loads(text)["body"] for text in reply[2::3]]
         for tag, source, text in zip(tags, reply[::3], reply[2::3], strict=False):
             assert self.store.hget(LEASES_KEY, tag) == f'[{text},"",{json.dumps(source)}]'

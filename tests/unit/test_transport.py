@@ -26,7 +26,7 @@ from workers.runtime.leases import (
     LeaseSettings,
 )
 from workers.runtime.prefix_affinity import AffinityLimits
-from workers.runtime.scripts import ADOPT, EXPIRED, RELEASE, RENEW
+from workers.runtime.scripts import EXPIRED, RELEASE, RENEW
 from workers.runtime.transport import Channel, QoS, Transport, leased_url
 
 SETTINGS = LeaseSettings(visibility_timeout=30, max_deliveries=3)
@@ -38,10 +38,10 @@ class FakeRedis:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         self.unreachable = False
-        self.replies: dict[str, Any] = {"renew": [], "adopt": 0, "expired": [], "release": 1}
+        self.replies: dict[str, Any] = {"renew": [], "expired": [], "release": 1}
 
     def execute_command(self, command: str, sha: str, count: int, *arguments: Any) -> Any:
-        name = next(script.name for script in (ADOPT, EXPIRED, RELEASE, RENEW) if script.sha == sha)
+        name = next(script.name for script in (EXPIRED, RELEASE, RENEW) if script.sha == sha)
         self.record(name, ([*arguments[:count]], [*arguments[count:]]))
         return self.replies[name]
 
@@ -407,4 +407,4 @@ def test_a_fetch_command_by_prefix_affinity_ends_with_the_worker_and_the_limits(
     keys = ["leases", RENEWALS_KEY]
     command = fetch_command.fetch_near(keys, ["urgent"], slots, ["t1"], affinity)
     assert command.keys == ["leases", RENEWALS_KEY, "owners", "recent", "workers", "urgent"]
-    assert command.args == [9, 0, "{}", 1, "t1", "w1", 5, 0.25, 5.0, 1.25, 4, 32, 20_000]
+    assert command.args == [9, 0, "{}", 1, "t1", "w1", 5, 3.0, 5.0, 1.25, 4, 32, 20_000]

@@ -16,25 +16,30 @@ From every state, a fetch of as many messages as it asked for leads to POLLING, 
 messages to ARMED.
 
 * POLLING: there may be more messages. Fetch at once.
-* ARMED: no message waits. A push notification starts the next fetch, or else the idle delay.
+* ARMED: no message waits that this worker may take. A push notification starts the next fetch.
+  Without notifications, or while messages wait that the worker may take later, the next fetch
+  follows after the idle delay.
 * WOKEN: a push notification came. Fetch at once.
 * BACKING_OFF: another worker took the message. Fetch again after a short delay, and only then arm
   the notification: where many workers take messages all the time, not every worker fetches for
   each message (no thundering herd).
 
-Push notifications are best effort (push_notifier.py). Without them the idle delay alone decides.
+Push notifications are best effort (push_notifier.py). So they are checked now and then, and without
+them the idle delay alone decides.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from enum import Enum, auto
 from typing import Any
 
 import redis
 
+from primarch_fleet.queues import turns_list
 from workers.runtime.push_notifier import PushNotifier
 
 logger = logging.getLogger(__name__)
@@ -43,6 +48,8 @@ logger = logging.getLogger(__name__)
 BACKOFF_SECONDS = 0.004
 #: Seconds between two attempts to connect for push notifications.
 RECONNECT_SECONDS = 10.0
+#: Seconds between two checks that no notification is missing.
+CHECK_SECONDS = 5.0
 
 
 class FetchState(Enum):
@@ -59,7 +66,8 @@ class FetchTimer:
 
     Args:
         parameters: Returns those of a Redis connection, for push notifications.
-        idle_delay: Seconds between two fetches when no push notification comes.
+        idle_delay: Seconds between two fetches where no push notification can come.
+        max_quiet: Seconds between two fetches where push notifications can come, and none does.
         clock: Seconds, as `time.monotonic`.
     """
 
@@ -67,49 +75,65 @@ class FetchTimer:
         self,
         parameters: Callable[[], dict[str, Any]],
         idle_delay: float,
+        max_quiet: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._parameters, self._idle_delay, self._clock = parameters, idle_delay, clock
+        self._parameters, self._clock = parameters, clock
+        self._idle_delay, self._max_quiet = idle_delay, max_quiet
         #: kombu's event loop; without it there are no push notifications.
         self.hub: Any = None
         self._state = FetchState.POLLING
         self._fetch_follows_push = False  # the fetch in flight
         self._fetch_at = 0.0  # the next fetch of the states that wait
+        self._quiet_until: float | None = None  # the same, unless notifications are lost
         self._notifier: PushNotifier | None = None
         self._connect_at = 0.0  # the next attempt
+        self._check_at = 0.0
 
     @property
     def due(self) -> bool:
         """Whether to fetch now."""
         if self._state in (FetchState.POLLING, FetchState.WOKEN):
             return True
-        return self._clock() >= self._fetch_at
+        now = self._clock()
+        if self._quiet_until is None or self._notifier is None or self._notifier.closed:
+            return now >= self._fetch_at
+        if now >= self._check_at:
+            self._check_at = now + CHECK_SECONDS
+            self._notifier.check()
+        return now >= self._quiet_until
+
+    def poll(self) -> None:
+        """Make a fetch due now: the queues have changed."""
+        self._state = FetchState.POLLING
 
     def on_fetch(self) -> None:
         """Record that a fetch starts, and enter the state that holds if it finds nothing."""
+        self._quiet_until = None
         self._fetch_follows_push = self._state is FetchState.WOKEN
         self._state = FetchState.BACKING_OFF if self._fetch_follows_push else FetchState.ARMED
         self._wait(self._idle_delay)
 
-    def on_messages(self, lists: Iterable[str], *, more: bool) -> None:
+    def on_messages(self, lists: Collection[str], *, more: bool, stay: bool = False) -> None:
         """Record that the fetch found messages.
 
         Args:
             lists: The Redis lists that it asked.
-            more: Whether they may have more messages.
+            more: Whether they may have more messages for this worker.
+            stay: Whether messages stay that it may take later.
         """
         if self._state is not FetchState.WOKEN:  # by a push during the fetch
             self._state = FetchState.POLLING if more else FetchState.ARMED
         if not more:
-            self._arm(lists)
+            self._arm(lists, stay)
 
-    def on_empty(self, lists: Iterable[str]) -> None:
-        """Record that the fetch found nothing in these Redis lists."""
+    def on_empty(self, lists: Collection[str], *, stay: bool = False) -> None:
+        """Record that the fetch took nothing from these Redis lists; `stay` as in `on_messages`."""
         if self._fetch_follows_push:  # even if another push came meanwhile: that starts a fetch too
             self._wait(BACKOFF_SECONDS)
             self.hub.call_later(BACKOFF_SECONDS, wake_hub)
         else:
-            self._arm(lists)
+            self._arm(lists, stay)
 
     def close(self) -> None:
         """Close the connection for push notifications."""
@@ -120,19 +144,24 @@ class FetchTimer:
         # Half the delay: the hub wakes after all of it, and the fetch must be due then.
         self._fetch_at = self._clock() + seconds / 2
 
-    def _arm(self, lists: Iterable[str]) -> None:
+    def _arm(self, lists: Collection[str], stay: bool) -> None:
         if self.hub is None:
             return
         if self._notifier is None or self._notifier.closed:
             self._connect()
-        if self._notifier is not None:
+        if self._notifier is None:
+            return
+        if stay:
             self._notifier.arm(lists)
+        else:  # messages that are put back have a tenant already
+            self._notifier.arm([*lists, *map(turns_list, lists)])
+            self._quiet_until = self._clock() + self._max_quiet
 
     def _connect(self) -> None:
         now = self._clock()
-        if now < self._connect_at:
+        if now < self._connect_at or (self._notifier and self._notifier.unreliable):
             return
-        self._connect_at = now + RECONNECT_SECONDS
+        self._connect_at, self._check_at = now + RECONNECT_SECONDS, now + CHECK_SECONDS
         try:
             self._notifier = PushNotifier(self._parameters(), self.hub, self._on_push)
         except (redis.RedisError, OSError) as error:

@@ -28,7 +28,7 @@ from workers.runtime.dead_letters import (
     fail_task,
     task_request,
 )
-from workers.runtime.scripts import ADOPT, EXPIRED, LEASED_TASKS, RELEASE, RENEW
+from workers.runtime.scripts import EXPIRED, LEASED_TASKS, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
 
@@ -235,9 +235,8 @@ class Leases:
         now, timeout = self._clock(), self._settings.visibility_timeout
         if now < self._sweep_at or now - self._renewed_at > timeout / 2:
             return
-        adopt_keys = [*LEASE_KEYS, *_KOMBU_KEYS]
-        ADOPT.run(self._client, adopt_keys, [timeout, MAX_KOMBU_LEASES_READ])
-        expired = EXPIRED.run(self._client, LEASE_KEYS, [timeout, MAX_EXPIRED_AT_ONCE])
+        args = [timeout, MAX_KOMBU_LEASES_READ, MAX_EXPIRED_AT_ONCE]
+        expired = EXPIRED.run(self._client, [*LEASE_KEYS, *_KOMBU_KEYS], args)
         for tag, entry in zip(expired[::2], expired[1::2], strict=True):
             if self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout):
                 _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")

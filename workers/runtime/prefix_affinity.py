@@ -15,8 +15,9 @@ from typing import NamedTuple
 class AffinityLimits(NamedTuple):
     """How far a fetch goes to bring messages to the owners of their prefixes."""
 
-    #: Seconds after its last fetch for which messages wait for an owner.
-    patience_seconds: float = 0.25
+    #: Seconds after its last fetch for which messages wait for an owner. A live worker fetches
+    #: twice in it.
+    patience_seconds: float = 3.0
     #: The same for an owner that was full: other workers take its messages last.
     full_patience_seconds: float = 5.0
     #: A worker takes messages for their prefixes up to so many times the average load; at least 1.

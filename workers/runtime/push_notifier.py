@@ -8,6 +8,7 @@ of that, and the invalidation carries only the name of the key, however large th
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ class PushNotifier:
     """Calls back from the hub's thread when a list has a message; on a connection of its own.
 
     Best effort: a server or proxy may not support `CLIENT TRACKING` or may drop the connection.
-    Callers must poll as well; a notification only spares the wait until the next poll.
+    Callers must poll once it is `closed`, and call `check` now and then, which finds that out.
 
     Args:
         parameters: Of the connection, as redis.ConnectionPool takes them.
@@ -46,8 +47,10 @@ class PushNotifier:
         self._fileno = self._connection._sock.fileno()
         #: True once no notification can come any more.
         self.closed = False
+        #: True once a message came without a notification: there is no use in another connection.
+        self.unreliable = False
         self._armed_lists: list[str] = []
-        self._pending_replies = 0  # to EXISTS
+        self._on_reply: deque[Callable[[int], None]] = deque()  # to each EXISTS in flight
         hub.add_reader(self._fileno, self._on_readable)
 
     def arm(self, lists: Iterable[str]) -> None:
@@ -56,11 +59,16 @@ class PushNotifier:
         if lists == self._armed_lists or self.closed:
             return
         self._armed_lists = lists
-        self._pending_replies += 1
-        try:
-            self._connection.send_command("EXISTS", *lists)  # also makes the server track them
-        except (redis.RedisError, OSError) as error:
-            self._lose(error)
+        self._send_exists(self._on_armed)  # also makes the server track them
+
+    def check(self) -> None:
+        """Find out whether a notification is missing; then close, and notify."""
+        if self.closed or not self._armed_lists:
+            return
+        if self._on_reply:
+            self._lose(TimeoutError("no reply"))
+        else:
+            self._send_exists(self._on_checked)
 
     def close(self) -> None:
         """Stop notifying and close the connection."""
@@ -80,12 +88,36 @@ class PushNotifier:
     def _handle(self, reply: Any) -> None:
         """Handle the reply to an EXISTS, which is a number, or an invalidation."""
         if isinstance(reply, int):
-            self._pending_replies -= 1
-        if self._pending_replies:
-            return  # this reply belongs to an earlier `arm`
-        if self._armed_lists and reply != 0:
+            self._on_reply.popleft()(reply)
+        else:
+            self._notify()
+
+    def _on_armed(self, existing: int) -> None:
+        if existing:
+            self._notify()
+
+    def _on_checked(self, existing: int) -> None:
+        # An invalidation would have come before this reply.
+        if existing and self._armed_lists and not self._is_arming:
+            self.unreliable = True
+            self._lose(TimeoutError("a message came without its notification"))
+
+    @property
+    def _is_arming(self) -> bool:
+        """Whether what arrives belongs to an earlier `arm`."""
+        return self._on_armed in self._on_reply
+
+    def _notify(self) -> None:
+        if self._armed_lists and not self._is_arming:
             self._armed_lists = []
             self._on_push()
+
+    def _send_exists(self, on_reply: Callable[[int], None]) -> None:
+        self._on_reply.append(on_reply)
+        try:
+            self._connection.send_command("EXISTS", *self._armed_lists)
+        except (redis.RedisError, OSError) as error:
+            self._lose(error)
 
     def _lose(self, error: Exception) -> None:
         action = {"action": "push_notifications_lost"}

@@ -27,9 +27,9 @@ unless `broker_use_ssl` says otherwise). Workers set `broker_read_url` to such a
 
 * visibility_timeout: seconds; a live worker renews its leases six times in it.
 * max_deliveries (5): a message that a stopping worker gives back does not count.
-* idle_delay (0.02): seconds between two fetches from empty queues. It bounds the wait for messages
-  without a push notification (push_notifier.py): those that are put back, that wait for a slot
-  their tenant may use, or on a server without notifications.
+* idle_delay (0.02): seconds between two fetches of a worker with free slots where no push
+  notification (push_notifier.py) says when to fetch: while messages wait for a slot that their
+  tenant may use or for another worker, and on a server without notifications.
 * fetch_limit (16): messages that one fetch takes at most.
 * affinity (""): a name that no other worker has. The workers of a queue then share its messages by
   what their engines have cached (prefix_affinity.py); the worker must consume only that queue.
@@ -151,7 +151,8 @@ class Channel(kombu_redis.Channel):
         self._fetch: _Fetch | None = None  # the fetch in flight
         self._script_unknown = False  # the server does not know the script of the last fetch
         super().__init__(*args, **kwargs)
-        self._fetch_timer = FetchTimer(self._connparams, self.idle_delay)
+        max_quiet = prefix_affinity.LIMITS.patience_seconds / 2 if self.affinity else math.inf
+        self._fetch_timer = FetchTimer(self._connparams, self.idle_delay, max_quiet)
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume with leases, or without for a consumer that does not acknowledge."""
@@ -161,14 +162,22 @@ class Channel(kombu_redis.Channel):
             self._unleased_queues.discard(queue)
             self._fetch_timer.hub = self.connection.hub
             self._start_leases()
+        self._fetch_timer.poll()
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_cancel(self, consumer_tag: str) -> Any:
         """Stop consuming. Wait for the fetch in flight, whose messages go back at once."""
+        queues = list(self.active_queues)
         result = super().basic_cancel(consumer_tag)
-        if self._in_poll and not self.active_queues:
+        if self.active_queues:
+            return result
+        if self._in_poll:
             with suppress(Empty):
                 self._brpop_read()
+        if self.affinity:  # no message waits for this worker any more
+            for queue in queues:
+                _, _, workers = prefix_affinity.keys(queue, self.global_keyprefix)
+                self.client.hdel(workers, self.affinity)
         return result
 
     def close(self) -> None:
@@ -238,10 +247,11 @@ class Channel(kombu_redis.Channel):
         finally:
             self._fetch = self._in_poll = None
             self._flush_brpop_reauth()
-        if not reply:
-            self._fetch_timer.on_empty(fetch.queues)
-            raise Empty
         fields = [field.decode(errors="replace") for field in reply]
+        stay = len(fields) % 3 == 1
+        if len(fields) < 3:
+            self._fetch_timer.on_empty(fetch.queues, stay=stay)
+            raise Empty
         deliveries = [
             _Delivery(tag, source, fetch.queues[source], tenant, text)
             for tag, source, tenant, text in zip(
@@ -249,7 +259,8 @@ class Channel(kombu_redis.Channel):
             )
         ]
         # A fetch that took as many as it could may have left more.
-        self._fetch_timer.on_messages(fetch.queues, more=len(deliveries) == len(fetch.tags))
+        more = len(deliveries) == len(fetch.tags)
+        self._fetch_timer.on_messages(fetch.queues, more=more, stay=stay)
         self._deliver_all(deliveries)
         return True
 

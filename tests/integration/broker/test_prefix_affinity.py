@@ -161,7 +161,7 @@ def test_an_owner_that_stops_fetching_loses_its_messages_when_the_patience_is_ov
     queue.fetch("dead")
     queue.put("one again", ONE)
     assert queue.fetch("b") == []
-    patience = prefix_affinity.LIMITS.patience_seconds
+    patience = 0.25
     taken = eventually(lambda: queue.fetch("b", patience_seconds=patience), patience + 1)
     assert taken == ["one again"]
     assert queue.store.hkeys(WORKERS) == ["b"]
@@ -298,7 +298,7 @@ def test_texts_that_are_not_messages_are_taken(queue: Queue, store: redis.Redis)
     assert queue.waiting() == []
 
 
-def test_an_idle_worker_reports_its_load_only_after_half_of_the_patience(
+def test_an_idle_worker_reports_its_load_only_after_a_quarter_of_the_patience(
     queue: Queue, store: redis.Redis
 ) -> None:
     queue.fetch("a")

@@ -10,7 +10,7 @@ import pytest
 import redis
 from kombu.asynchronous import Hub
 
-from primarch_fleet.queues import PRIORITY_STEPS
+from primarch_fleet.queues import PRIORITY_STEPS, turns_list
 from tests.support.clock import Clock
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
@@ -156,6 +156,44 @@ def test_a_notifier_whose_connection_is_cut_closes_and_leaves_nothing(
     assert hub.new_pushes() == 0
 
 
+def test_a_check_finds_nothing_while_notifications_work(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
+) -> None:
+    notifier.arm(["one"])
+    hub.settle()
+    store.lpush("one", "message")  # its notification comes before the reply to the check
+    notifier.check()
+    assert hub.new_pushes() == 1
+    assert not notifier.closed
+
+
+def test_a_check_that_finds_a_message_without_its_notification_closes_the_notifier_for_good(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
+) -> None:
+    notifier.arm(["one"])
+    hub.settle()
+    connection = notifier._connection
+    connection.send_command("CLIENT", "TRACKING", "OFF")  # as a proxy that forwards no push
+    connection.read_response()
+    store.lpush("one", "message")
+    assert hub.new_pushes() == 0
+    notifier.check()
+    hub.settle()
+    assert notifier.closed
+    assert notifier.unreliable
+
+
+def test_a_check_without_a_reply_to_the_one_before_closes_the_notifier(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
+) -> None:
+    notifier.arm(["one"])
+    hub.settle()
+    notifier.check()
+    notifier.check()  # the hub has read no reply
+    assert notifier.closed
+    assert not notifier.unreliable
+
+
 def test_a_server_without_tracking_is_polled_every_idle_delay(
     hub: TurningHub,
     store: redis.Redis,
@@ -168,7 +206,7 @@ def test_a_server_without_tracking_is_polled_every_idle_delay(
     try:
         login = {"username": "no_tracking", "password": "x"}
         clock = Clock()
-        timer = FetchTimer(lambda: parameters | login, 0.05, clock)
+        timer = FetchTimer(lambda: parameters | login, 0.05, clock=clock)
         timer.hub = hub.hub
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
@@ -192,7 +230,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def timer(hub: TurningHub, parameters: dict[str, Any], clock: Clock) -> Iterator[FetchTimer]:
-    timer = FetchTimer(lambda: parameters, NEVER, clock)
+    timer = FetchTimer(lambda: parameters, NEVER, clock=clock)
     timer.hub = hub.hub
     yield timer
     timer.close()
@@ -215,6 +253,47 @@ def test_after_messages_the_next_fetch_is_due_at_once_if_there_may_be_more_else_
     assert timer.due
 
 
+def test_a_message_that_is_put_back_makes_a_fetch_due(
+    timer: FetchTimer, hub: TurningHub, store: redis.Redis
+) -> None:
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    hub.settle()
+    assert not timer.due
+    store.lpush(turns_list("one"), "tenant")
+    hub.settle()
+    assert timer.due
+
+
+def test_a_worker_polls_while_messages_stay_and_not_while_notifications_tell_it(
+    hub: TurningHub, parameters: dict[str, Any], store: redis.Redis, clock: Clock
+) -> None:
+    store.lpush(turns_list("one"), "tenant")
+    timer = FetchTimer(lambda: parameters, 0.02, 600, clock)
+    timer.hub = hub.hub
+    timer.on_fetch()
+    timer.on_empty(["one"], stay=True)
+    hub.settle()
+    assert not timer.due
+    clock.now += 0.02
+    assert timer.due
+    timer.on_fetch()
+    store.delete(turns_list("one"))
+    timer.on_empty(["one"])
+    hub.settle()
+    clock.now += 599
+    assert not timer.due
+    clock.now += 1
+    assert timer.due
+    hub.settle()
+    store.client_kill_filter(_type="normal", skipme=True)
+    timer.on_fetch()
+    timer.on_empty(["one"])
+    clock.now += 0.02
+    assert hub.until(lambda: timer.due), "without notifications the worker polls"
+    timer.close()
+
+
 def test_a_message_that_is_pushed_during_a_fetch_makes_the_next_fetch_due(
     timer: FetchTimer, hub: TurningHub, store: redis.Redis
 ) -> None:
@@ -228,7 +307,7 @@ def test_a_message_that_is_pushed_during_a_fetch_makes_the_next_fetch_due(
 def test_without_a_hub_only_the_idle_delay_makes_a_fetch_due(
     parameters: dict[str, Any], store: redis.Redis, clock: Clock
 ) -> None:
-    timer = FetchTimer(lambda: parameters, NEVER, clock)
+    timer = FetchTimer(lambda: parameters, NEVER, clock=clock)
     timer.on_fetch()
     timer.on_messages(["one"], more=False)
     timer.on_fetch()

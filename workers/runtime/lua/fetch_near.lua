@@ -137,9 +137,9 @@ for n = 6, #KEYS do
   end
 end
 
--- Idle workers fetch many times a second, so write a report only if it changes or gets old.
+-- A worker may fetch many times a second, so write a report only if it changes or gets old.
 local report = string.format('%d %d', load, math.max(0, free - reserved))
-if report ~= last_report or math.abs(now - last_fetch_at) > patience / 2 then
+if report ~= last_report or math.abs(now - last_fetch_at) > patience / 4 then
   redis.call('HSET', KEYS[5], worker, string.format('%.6f ', now) .. report)
 end
 
@@ -152,4 +152,4 @@ if #reply > 0 then
   redis.call('EXPIRE', KEYS[3], TTL_SECONDS)
   redis.call('EXPIRE', KEYS[4], TTL_SECONDS)
 end
-return reply
+return done()

@@ -8,8 +8,9 @@
 -- ARGV[3]    held: JSON, {"tenant": slots that it holds, ...}; may be {} if none are reserved
 -- ARGV[4]    tag count: number of the lease tags that follow
 -- ARGV[5...] tags: string, one for each message to take, unique to this fetch; at most `free`
--- The arguments after the tags are the script's own. A script returns `reply`: {list, tenant,
+-- The arguments after the tags are the script's own. A script returns `done()`: {list, tenant,
 -- message, list, tenant, message, ...}; the first message is leased under the first tag, and so on.
+-- A last '1' says that messages stay which the worker may not take now.
 
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
 local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
@@ -17,7 +18,7 @@ local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
 local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(ARGV[3])
 local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
 local time = redis.call('TIME')
-local reply = {}
+local reply, offered_lists = {}, {}
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('HDEL', KEYS[1], '')
@@ -109,4 +110,17 @@ local function offer_in_turn(list, max_passed_over, offer)
     end
     turn = turn + 1
   end
+  if ring[1] then
+    offered_lists[#offered_lists + 1] = list
+  end
+end
+
+local function done()
+  for _, list in ipairs(offered_lists) do
+    if redis.call('EXISTS', turns_of(list)) == 1 then
+      reply[#reply + 1] = '1'
+      break
+    end
+  end
+  return reply
 end
