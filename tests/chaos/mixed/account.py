@@ -1,0 +1,297 @@
+"""The account of a run: what was promised, what happened, and what was billed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.mixed.journal import Event, read
+from tests.chaos.mixed.workload import KINDS
+
+CANCELLED = "Cancelled"
+#: Seconds before the copy of Redis's files and after its end that count as rolled back too: a
+#: reply was on its way.
+ROLL_BACK_MARGIN = 0.5
+#: The follow-up of each kind, by whether its task succeeded.
+FOLLOW_UPS = {
+    ("link", True): "chaos.linked",
+    ("link", False): "chaos.failed",
+    ("chain", True): "chaos.chained",
+}
+
+
+@dataclass
+class Request:
+    """One request, as its producer and the provider saw it."""
+
+    marker: str
+    kind: str
+    lane: str
+    #: When its message was first known to be in the broker; None: unsure.
+    sent_at: float | None = None
+    task_id: str | None = None
+    #: When `cancel` returned True.
+    cancelled_at: float | None = None
+    #: The outcome that its producer got first, and the stored outcome at the end.
+    seen: str | None = None
+    final: str | None = None
+    text: str = ""
+    #: Its answer's id at the provider and its price on the receipt, in nano-dollars.
+    answer_id: str | None = None
+    receipt_nanousd: int = 0
+    #: (time, key of the process) of each call, and (id, nano-dollars, kind) of each charge.
+    calls: list[tuple[float, str]] = field(default_factory=list)
+    charges: list[tuple[str, int, str]] = field(default_factory=list)
+    #: When batches with it were ordered.
+    ordered: list[float] = field(default_factory=list)
+    streamed: tuple[bool, bool, str] | None = None
+
+    @property
+    def outcome(self) -> str | None:
+        """What became of it."""
+        return self.final or self.seen
+
+    def __str__(self) -> str:
+        calls = ", ".join(f"{key} at {at:.1f}" for at, key in sorted(self.calls))
+        ordered = ", ".join(f"{at:.1f}" for at in self.ordered)
+        sent, cancelled = f"{self.sent_at or 0:.1f}", f"{self.cancelled_at or 0:.1f}"
+        return (
+            f"{self.marker} ({self.kind}, {self.lane}, {self.task_id}): {self.seen}/{self.final} "
+            f"{self.text[:60]!r}, sent {sent}, cancelled {cancelled}, ordered [{ordered}], "
+            f"calls [{calls}], charges {self.charges}"
+        )
+
+
+class Events:
+    """All journals of a run, as requests."""
+
+    def __init__(self, folder: Path) -> None:
+        #: By marker; the requests that wait for the fleet's start are of the order "start".
+        self.requests = {"start": Request("start", "start", "")}
+        self.harness = list(read(folder / "harness.jsonl"))
+        for path in sorted(folder.glob("producer-*.jsonl")):
+            for event in read(path):
+                self._of_producer(event)
+        for name in ("provider", "engine"):
+            for event in read(folder / f"{name}.jsonl"):
+                self._of_provider(event)
+
+    def _request(self, marker: str) -> Request:
+        if marker not in self.requests:  # a part of a chord, whose lane ends its marker
+            whole, _, lane = marker.rpartition("-")
+            self.requests[marker] = Request(marker, self.requests[whole].kind, lane)
+        return self.requests[marker]
+
+    def _of_producer(self, event: Event) -> None:
+        marker = event["marker"]
+        if event["event"] == "intent":
+            self.requests[marker] = Request(marker, event["kind"], event["lane"])
+            return
+        request = self._request(marker)
+        match event["event"]:
+            case "sent":
+                request.sent_at = request.sent_at or event["at"]
+                request.task_id = event["id"]
+            case "cancelled" if event["value"]:
+                request.cancelled_at = event["at"]
+            case "outcome" if request.seen is None:
+                request.seen, request.text = event["outcome"], event.get("text", "")
+            case "stream":
+                request.streamed = (event["ended"], event["whole"], event["text"])
+
+    def _of_provider(self, event: Event) -> None:
+        if event["event"] == "ordered":
+            for marker in event["markers"]:
+                self._request(marker).ordered.append(event["at"])
+        elif event["event"] == "call":
+            self._request(event["marker"]).calls.append((event["at"], event["key"]))
+        elif event["event"] == "charged":
+            charge = event["id"], event["nano"], event["kind"]
+            self._request(event["marker"]).charges.append(charge)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is left in Redis at the end."""
+
+    leases: int
+    reserved_nanousd: int
+    spent_nanousd: int
+    dead_letters: int
+    #: Messages in queues, and requests on the batch lane.
+    waiting: int
+    parked: int
+    #: (name, marker) of each follow-up.
+    follow_ups: Counter[tuple[str, str]]
+
+
+class Account:
+    """Compares the events of a run with what is left."""
+
+    def __init__(self, events: Events, rest: Rest) -> None:
+        self._events, self.rest = events, rest
+        self.requests = list(events.requests.values())
+        self._rolled_back = [
+            (event["since"] - ROLL_BACK_MARGIN, event["at"] + ROLL_BACK_MARGIN)
+            for event in events.harness
+            if event["event"] == "rolled_back"
+        ]
+
+    def in_roll_back(self, at: float | None) -> bool:
+        """Whether Redis forgot what happened at a time."""
+        return at is not None and any(first <= at <= last for first, last in self._rolled_back)
+
+    @property
+    def sent(self) -> list[Request]:
+        """Requests that were surely sent; a chord counts as its parts."""
+        return [one for one in self.requests if one.sent_at is not None]
+
+    @property
+    def unsure(self) -> int:
+        """Requests without a key whose submit got no answer, or whose producer was killed."""
+        wholes = [one for one in self.requests if one.sent_at is None and one.kind != "chord"]
+        return len(wholes)
+
+    def is_open(self) -> bool:
+        """Whether more time may change the account."""
+        rest = self.rest
+        left = rest.leases or rest.reserved_nanousd or rest.waiting or rest.parked
+        return bool(left or self.lost())
+
+    def outcomes(self) -> Counter[str]:
+        """Count the outcomes of what was sent."""
+        return Counter(one.outcome or "none" for one in self.sent)
+
+    def lost(self) -> list[Request]:
+        """Requests without an outcome, although Redis never forgot their submit."""
+        return [
+            one for one in self.sent if one.outcome is None and not self.in_roll_back(one.sent_at)
+        ]
+
+    def forgotten(self) -> list[Request]:
+        """Requests without an outcome whose submit was rolled back."""
+        return [one for one in self.sent if one.outcome is None and self.in_roll_back(one.sent_at)]
+
+    def ordered_twice(self) -> list[Request]:
+        """Lines of batches that were paid more than once."""
+        return [
+            one for one in self.requests if sum(kind == "batch" for *_, kind in one.charges) > 1
+        ]
+
+    def run_after_cancel(self) -> list[Request]:
+        """Requests that started after `cancel` had returned True, or then had another outcome."""
+        found = []
+        for one in self.requests:
+            if one.cancelled_at is None or self.in_roll_back(one.cancelled_at):
+                continue
+            starts = [at for at, _ in one.calls] + one.ordered
+            if one.outcome != CANCELLED or any(at > one.cancelled_at for at in starts):
+                found.append(one)
+        return found
+
+    def changed(self) -> list[Request]:
+        """Requests whose stored outcome is not the outcome that their producer was given."""
+        return [
+            one
+            for one in self.sent
+            if one.seen and one.final and one.seen != one.final and not self._rolled_back
+        ]
+
+    def wrong_follow_ups(self) -> list[str]:
+        """Follow-ups that were not sent once."""
+        wrong = []
+        for one in self.sent:
+            if one.outcome is None or one.kind not in ("link", "chain"):
+                continue
+            for (kind, success), name in FOLLOW_UPS.items():
+                expected = int(kind == one.kind and success == (one.outcome == "ok"))
+                found = self.rest.follow_ups[name, one.marker]
+                if found != expected:
+                    wrong.append(f"{name} of {one.marker} ({one.outcome}): {found} times")
+        return wrong + self._wrong_chords()
+
+    def _wrong_chords(self) -> list[str]:
+        parts: defaultdict[str, list[Request]] = defaultdict(list)
+        for one in self.sent:
+            if one.kind == "chord":
+                parts[one.marker.rpartition("-")[0]].append(one)
+        wrong = []
+        for marker, chord in parts.items():
+            if any(one.outcome is None for one in chord):
+                continue
+            expected = int(all(one.outcome == "ok" for one in chord))
+            found = self.rest.follow_ups["chaos.joined", marker]
+            if found != expected:
+                wrong.append(f"chaos.joined of {marker}: {found} times, not {expected}")
+        return wrong
+
+    def streams(self) -> Counter[str]:
+        """Count how streams ended for their readers."""
+        return Counter(
+            "whole" if whole else "other text" if ended else text
+            for ended, whole, text in (one.streamed for one in self.sent if one.streamed)
+        )
+
+    def repeated_calls(self) -> tuple[int, int]:
+        """How many answers were paid more than once in real time, and the nano-dollars of it."""
+        more = [
+            charges[1:]
+            for one in self.requests
+            if len(charges := [charge for charge in one.charges if charge[2] == "realtime"]) > 1
+        ]
+        return len(more), sum(nano for charges in more for _, nano, _ in charges)
+
+    def wrong_receipts(self) -> list[Request]:
+        """Answers whose receipt is not their charge."""
+        wrong = []
+        for one in self.sent:
+            if one.outcome == "ok" and one.lane != "local":
+                charges = {answer: nano for answer, nano, _ in one.charges}
+                if charges.get(one.answer_id or "") != one.receipt_nanousd:
+                    wrong.append(one)
+        return wrong
+
+    def redelivery_seconds(self) -> list[float]:
+        """Seconds from the kill of the process that ran a request to its next start."""
+        kills = {e["key"]: e["at"] for e in self._events.harness if e["event"] == "killed"}
+        seconds = []
+        for one in self.requests:
+            calls = sorted(one.calls)
+            for (first, key), (second, _) in itertools.pairwise(calls):
+                if first < kills.get(key, 0) < second:
+                    seconds.append(second - kills[key])
+        return sorted(seconds)
+
+    def unexpected_exits(self) -> list[Event]:
+        """Ends of processes that no signal of ours explains."""
+        exits = [event for event in self._events.harness if event["event"] == "exit"]
+        return [event for event in exits if not event["expected"]]
+
+    def problems(self) -> dict[str, list[str]]:
+        """What must not be, with examples; empty if all promises were kept."""
+        found: dict[str, Iterable[Any]] = {
+            "lost": self.lost(),
+            "lines of batches paid twice": self.ordered_twice(),
+            "run after cancel": self.run_after_cancel(),
+            "outcome changed": self.changed(),
+            "follow-ups not once": self.wrong_follow_ups(),
+            "receipts that are not the charge": self.wrong_receipts(),
+            "unexpected ends of processes": map(json.dumps, self.unexpected_exits()),
+            "reserved nano-dollars": [str(self.rest.reserved_nanousd)]
+            * bool(self.rest.reserved_nanousd),
+            "leases": [str(self.rest.leases)] * bool(self.rest.leases),
+            "messages waiting": [str(self.rest.waiting)] * bool(self.rest.waiting),
+            "requests parked": [str(self.rest.parked)] * bool(self.rest.parked),
+        }
+        return {name: texts for name, items in found.items() if (texts := [str(i) for i in items])}
+
+
+def kinds_of(requests: Iterable[Request]) -> Counter[str]:
+    """Count requests by kind, in the order of KINDS."""
+    counts = Counter(one.kind for one in requests)
+    return Counter({kind: counts[kind] for kind in KINDS if counts[kind]})

@@ -1,0 +1,272 @@
+"""The faults: what is done to the processes, to Redis and to the network.
+
+A fault is one class and a row in FAULTS. `strike` returns when the fault is over, or at once where
+only its effect lasts.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import redis
+
+from tests.chaos.mixed.journal import Journal
+from tests.chaos.mixed.processes import Process, Supervisor
+from tests.support.redis_server import RedisServer
+
+#: Roles whose processes hold messages.
+WORKERS = ("realtime", "local", "batch")
+EVERY_ROLE = (*WORKERS, "beat", "flower", "producer")
+#: Free memory of Redis while it is full, in bytes.
+FREE_BYTES = 50_000
+
+
+@dataclass
+class Site:
+    """Where faults strike."""
+
+    supervisor: Supervisor
+    server: RedisServer
+    folder: Path
+    journal: Journal
+    numbers: random.Random
+    #: Held by a fault of Redis itself: there is one at a time.
+    redis_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def process(self, *roles: str) -> Process:
+        """Choose a process that runs."""
+        running = [one for one in self.supervisor.of(*roles) if one.status is None]
+        return self.numbers.choice(running or self.supervisor.of(*roles))
+
+    @contextmanager
+    def client(self) -> Iterator[redis.Redis]:
+        """A client of the harness, straight to the server."""
+        with redis.Redis(port=self.server.port, socket_timeout=5) as client:
+            yield client
+
+
+class Fault(ABC):
+    """A kind of fault."""
+
+    name: ClassVar[str]
+    #: How often it is drawn, beside the others.
+    weight: ClassVar[int] = 1
+    #: Whether it strikes Redis itself.
+    of_redis: ClassVar[bool] = False
+
+    @abstractmethod
+    def strike(self, site: Site) -> str:
+        """Do it; return what it struck."""
+
+
+class Kill(Fault):
+    """SIGKILL of a process of any role."""
+
+    name, weight = "SIGKILL of a process", 8
+
+    def strike(self, site: Site) -> str:
+        process = site.process(*WORKERS, *EVERY_ROLE)  # workers twice as often
+        struck = process.key
+        site.journal.write("killed", key=struck)
+        process.send(signal.SIGKILL)
+        return struck
+
+
+class Terminate(Fault):
+    """SIGTERM of a process of any role: it drains, and is started again."""
+
+    name, weight = "SIGTERM of a process", 4
+
+    def strike(self, site: Site) -> str:
+        process = site.process(*WORKERS, *EVERY_ROLE)
+        struck = process.key
+        site.journal.write("terminated", key=struck)
+        process.send(signal.SIGTERM)
+        return struck
+
+
+class Freeze(Fault):
+    """SIGSTOP of a process for a moment, or for longer than its leases live, then SIGCONT."""
+
+    name, weight = "SIGSTOP of a process, then SIGCONT", 5
+    SECONDS = (0.5, 9.0)
+
+    def strike(self, site: Site) -> str:
+        process, seconds = site.process(*EVERY_ROLE), site.numbers.uniform(*self.SECONDS)
+        struck = process.key
+        process.send(signal.SIGSTOP)
+        time.sleep(seconds)
+        if process.key == struck:
+            process.send(signal.SIGCONT)
+        return f"{struck} for {seconds:.1f} s"
+
+
+class SetClock(Fault):
+    """The wall clock of a process is minutes ahead or behind for a while."""
+
+    name, weight = "wall clock of a process set", 3
+    SECONDS = (2.0, 8.0)
+
+    def strike(self, site: Site) -> str:
+        process, seconds = site.process(*EVERY_ROLE), site.numbers.uniform(*self.SECONDS)
+        skew = site.numbers.choice((-1, 1)) * site.numbers.uniform(5, 600)
+        process.set_clock(skew)
+        time.sleep(seconds)
+        process.set_clock(0)
+        return f"{process.name} by {skew:+.0f} s for {seconds:.1f} s"
+
+
+class Cut(Fault):
+    """Redis closes all connections of a type."""
+
+    name, weight = "all connections cut (CLIENT KILL)", 4
+
+    def strike(self, site: Site) -> str:
+        kind = site.numbers.choice(("normal", "pubsub"))
+        with site.client() as client:
+            client.client_kill_filter(_type=kind, skipme=True)
+        return kind
+
+
+class RedisFault(Fault):
+    """A fault of the server: there is one at a time."""
+
+    of_redis = True
+
+    def strike(self, site: Site) -> str:
+        with site.redis_lock:
+            return self.strike_redis(site)
+
+    @abstractmethod
+    def strike_redis(self, site: Site) -> str:
+        """Do it while no other fault strikes Redis."""
+
+
+class KillRedis(RedisFault):
+    """SIGKILL of the server, and a new start from its files."""
+
+    name, weight = "SIGKILL of Redis, then its start", 2
+
+    def strike_redis(self, site: Site) -> str:
+        site.server.kill()
+        time.sleep(site.numbers.uniform(0, 2))
+        site.server.start()
+        return "redis"
+
+
+class FreezeRedis(RedisFault):
+    """SIGSTOP of the server, then SIGCONT."""
+
+    name, weight = "SIGSTOP of Redis, then SIGCONT", 2
+    SECONDS = (0.5, 8.0)
+
+    def strike_redis(self, site: Site) -> str:
+        seconds = site.numbers.uniform(*self.SECONDS)
+        site.server.freeze()
+        time.sleep(seconds)
+        site.server.thaw()
+        return f"for {seconds:.1f} s"
+
+
+class RollBack(RedisFault):
+    """Redis starts from what it had on disk two seconds before."""
+
+    name, weight = "Redis rolled back by two seconds", 1
+    SECONDS = 2.0
+
+    def strike_redis(self, site: Site) -> str:
+        copy = site.folder / "earlier"
+        before = time.monotonic()
+        site.server.save_files(copy)
+        time.sleep(self.SECONDS)
+        site.server.roll_back(copy)
+        site.journal.write("rolled_back", since=before)
+        return f"{time.monotonic() - before:.1f} s ago"
+
+
+class FillMemory(RedisFault):
+    """Redis has no memory for a few seconds."""
+
+    name, weight = "Redis out of memory (maxmemory)", 2
+    SECONDS = (1.0, 6.0)
+
+    def strike_redis(self, site: Site) -> str:
+        seconds = site.numbers.uniform(*self.SECONDS)
+        with site.client() as client:
+            used = int(client.info("memory")["used_memory"])
+            client.config_set("maxmemory", used + FREE_BYTES)
+            time.sleep(seconds)
+            client.config_set("maxmemory", 0)
+        return f"for {seconds:.1f} s"
+
+
+FAULTS: tuple[type[Fault], ...] = (
+    Kill,
+    Terminate,
+    Freeze,
+    SetClock,
+    Cut,
+    KillRedis,
+    FreezeRedis,
+    RollBack,
+    FillMemory,
+)
+
+
+class Storm:
+    """Strikes with random faults, several at a time."""
+
+    #: Faults that strike at the same time at most.
+    AT_ONCE = 4
+
+    def __init__(self, site: Site, faults: tuple[type[Fault], ...], interval: float) -> None:
+        self._site, self._faults, self._interval = site, [fault() for fault in faults], interval
+        self._running = threading.BoundedSemaphore(self.AT_ONCE)
+        #: Errors of the harness itself.
+        self.errors: list[str] = []
+
+    def rage(self, seconds: float, count: int) -> int:
+        """Strike until the time or the number of faults is over; return how many struck."""
+        deadline, struck = time.monotonic() + seconds, 0
+        threads = []
+        while time.monotonic() < deadline and struck < count:
+            time.sleep(self._site.numbers.expovariate(1 / self._interval))
+            self._running.acquire()
+            fault = self._draw()
+            thread = threading.Thread(target=self._strike, args=(fault,))
+            thread.start()
+            threads.append(thread)
+            struck += 1
+        for thread in threads:
+            thread.join()
+        return struck
+
+    def _draw(self) -> Fault:
+        free = [
+            fault
+            for fault in self._faults
+            if not (fault.of_redis and self._site.redis_lock.locked())
+        ]
+        return self._site.numbers.choices(free, [fault.weight for fault in free])[0]
+
+    def _strike(self, fault: Fault) -> None:
+        journal = self._site.journal
+        started = time.monotonic()
+        try:
+            target = fault.strike(self._site)
+            journal.write("fault", name=fault.name, target=target, started=started)
+        except redis.RedisError as error:  # another fault has struck Redis first
+            journal.write("missed", name=fault.name, error=type(error).__name__)
+        except Exception as error:
+            self.errors.append(f"{fault.name}: {error!r}")
+        finally:
+            self._running.release()

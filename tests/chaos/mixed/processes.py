@@ -1,0 +1,212 @@
+"""The processes of a run: their roles, their starts and their ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from config.settings import ROOT
+from tests.chaos.mixed.journal import Journal
+
+#: Seconds between the end of a process and its next start, as a supervisor waits.
+RESTART_SECONDS = 0.3
+#: Seconds for a starter to import its libraries, on a busy machine.
+START_TIMEOUT_SECONDS = 120.0
+#: LiteLLM reads it on import: its list of prices is that of the package.
+LIBRARY_ENV = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a process does: a command for `python -m`, and how many run it."""
+
+    name: str
+    command: tuple[str, ...]
+    count: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Starter:
+    """The forking process (starter.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        shim = build_clock(folder)
+        self.has_clocks = shim is not None
+        env = os.environ | LIBRARY_ENV | ({"LD_PRELOAD": str(shim)} if shim else {})
+        with (folder / "starter.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.mixed.starter"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=ROOT,
+                env=env,
+            )
+        self._pids: SimpleQueue[int] = SimpleQueue()
+        self._ready, self._lock = threading.Event(), threading.Lock()
+        #: Exit statuses by process id.
+        self.ended: dict[int, int] = {}
+        threading.Thread(target=self._read, daemon=True).start()
+        self._ready.wait(START_TIMEOUT_SECONDS)
+        if self._process.poll() is not None:
+            raise RuntimeError((folder / "starter.log").read_text()[-2000:])
+
+    def start(
+        self, command: tuple[str, ...], env: Mapping[str, str], log: Path, clock: Path
+    ) -> int:
+        """Start a process; return its id."""
+        order = {
+            "command": command,
+            "env": {**os.environ, **env},
+            "log": str(log),
+            "clock": str(clock) if self.has_clocks else "",
+        }
+        assert self._process.stdin is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+            return self._pids.get(timeout=START_TIMEOUT_SECONDS)
+
+    def close(self) -> None:
+        """End the starter; the processes must have ended."""
+        self._process.kill()
+        self._process.wait()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message = json.loads(line)
+            if "pid" in message:
+                self._pids.put(message["pid"])
+            elif "ended" in message:
+                self.ended[message["ended"]] = message["status"]
+            else:
+                self._ready.set()
+        self._ready.set()
+
+
+def build_clock(folder: Path) -> Path | None:
+    """Compile clock.c; None without a compiler, and then no clock can be set."""
+    library = folder / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl", "-lm"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return library
+
+
+class Process:
+    """One place in a role, with a process that is started again whenever it has ended."""
+
+    def __init__(self, role: Role, number: int, starter: Starter, env: Mapping[str, str]) -> None:
+        self.role, self.name = role, f"{role.name}{number}"
+        self._starter, self._env = starter, dict(env)
+        folder = Path(env["CHAOS_FOLDER"])
+        self.log = folder / f"{self.name}.log"
+        self._clock = folder / f"{self.name}.clock"
+        self.set_clock(0)
+        self._generation = 0
+        self.pid = 0
+        #: A signal that was sent to it and ends it.
+        self.ended_by: signal.Signals | None = None
+
+    @property
+    def key(self) -> str:
+        """What the present process calls itself at the provider."""
+        return f"{self.name}.{self._generation}"
+
+    def start(self) -> None:
+        """Start a process in this place."""
+        self._generation += 1
+        self.ended_by = None
+        env = {**self._env, **self.role.env, "CHAOS_KEY": self.key}
+        command = tuple(part.format(name=self.name) for part in self.role.command)
+        self.pid = self._starter.start(command, env, self.log, self._clock)
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while the process runs."""
+        return self._starter.ended.get(self.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if the process still runs."""
+        if number in (signal.SIGKILL, signal.SIGTERM):
+            self.ended_by = number
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def set_clock(self, seconds: float) -> None:
+        """Let the wall clock of the process be so many seconds ahead."""
+        self._clock.write_bytes(struct.pack("d", seconds))
+
+
+class Supervisor:
+    """Keeps all places occupied, and writes down each end."""
+
+    def __init__(self, processes: list[Process], journal: Journal) -> None:
+        self.processes, self._journal = processes, journal
+        self._stopping, self._may_end = threading.Event(), set[str]()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Start everything."""
+        for process in self.processes:
+            process.start()
+        self._thread.start()
+
+    def add(self, *processes: Process) -> None:
+        """Start more processes."""
+        for process in processes:
+            process.start()
+        self.processes = [*self.processes, *processes]
+
+    def of(self, *roles: str) -> list[Process]:
+        """The processes of some roles."""
+        return [process for process in self.processes if process.role.name in roles]
+
+    def stop(self, seconds: float = 20.0) -> None:
+        """End everything, and start nothing any more."""
+        self._stopping.set()
+        self._thread.join()
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            for process in self.processes:
+                process.send(number)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(one.status is None for one in self.processes):
+            time.sleep(0.05)
+        for process in self.processes:
+            if process.status is None:
+                process.send(signal.SIGKILL)
+
+    def let_end(self, role: str) -> None:
+        """Start no process of a role any more that has ended well."""
+        self._may_end.add(role)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(RESTART_SECONDS):
+            for process in self.processes:
+                if process.status == 0 and process.role.name in self._may_end:
+                    continue
+                if process.status is not None:
+                    self._restart(process)
+
+    def _restart(self, process: Process) -> None:
+        expected = process.ended_by is not None
+        fields: dict[str, Any] = {"key": process.key, "status": process.status}
+        self._journal.write("exit", role=process.role.name, expected=expected, **fields)
+        process.start()
