@@ -21,6 +21,7 @@ from celery.worker.request import Request
 
 from primarch_fleet.errors import FleetError
 from primarch_fleet.protocol import HIDDEN_ARGUMENTS
+from tasks.message_check import check_message
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
 Runner = Callable[[Body], Any]
@@ -53,10 +54,16 @@ def _run_here(body: Body) -> Any:
 
 
 class PrivateRequest(Request):
-    """A message whose arguments appear in no log and no event, even if its producer shows them."""
+    """A message whose arguments appear in no log and no event, even if its producer shows them.
+
+    Raises:
+        InvalidTaskError: A part of the message has a wrong type.
+    """
 
     def __init__(self, message: Any, *args: Any, **options: Any) -> None:
         super().__init__(message, *args, **options)
+        *_, embed = self._payload  # type: ignore[attr-defined]
+        check_message(self.request_dict, embed)
         #: When the worker received the message, by `time.monotonic`.
         self.received_at = time.monotonic()
         self._argsrepr = self._kwargsrepr = HIDDEN_ARGUMENTS

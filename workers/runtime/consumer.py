@@ -9,6 +9,7 @@ The setting is `worker_consumer = "workers.runtime.consumer:Consumer"`; it needs
 transport.py.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,10 +17,13 @@ from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request
 from celery.worker.state import task_ready
+from kombu.exceptions import OperationalError
 
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
-from workers.runtime.leases import LEASES
+from workers.runtime.leases import DISCONNECTED, LEASES
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two sendings of a worker's task events.
 EVENTS_INTERVAL_SECONDS = 0.25
@@ -55,11 +59,22 @@ class Consumer(CeleryConsumer):
         self.run_task(request)
 
     def run_task(self, request: Request) -> None:
-        """Give a request to the pool, unless its lease has ended: then it may run elsewhere."""
-        if LEASES.holds(request.message.delivery_tag):
-            self._start_task(request)
-        else:
+        """Give a request to the pool, unless its lease has ended: then it may run elsewhere.
+
+        An error makes its message a dead letter. In the hub, its timers and callbacks it would end
+        the worker, or leave the message leased and its task without an outcome.
+        """
+        if not LEASES.holds(request.message.delivery_tag):
             task_ready(request)
+            return
+        try:
+            self._start_task(request)
+        except (*DISCONNECTED, OperationalError):
+            raise
+        except Exception as exc:
+            logger.exception("A task cannot start", extra={"action": "task_start_failed"})
+            task_ready(request)
+            LEASES.dead_letter(request.message.delivery_tag, Undeliverable("not_startable", exc))
 
     def held_requests(self) -> Iterator[Request]:
         """Yield the requests that this worker runs or will run."""

@@ -2,12 +2,23 @@
 
 import base64
 import json
+import logging
+import re
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from celery import current_app
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+
+logger = logging.getLogger(__name__)
+
+#: A longer text is no task id.
+MAX_ID_BYTES = 4096
+
+#: In a message that is no JSON. In a text within the message, the quotes would be escaped.
+_CORRELATION_ID = re.compile(r'"correlation_id": ?"([^"\\]+)"')
 
 #: Redis list of dead letters, newest first.
 DEAD_LETTERS = "fleet:dead_letters"
@@ -46,28 +57,61 @@ class Undeliverable(Exception):
 def task_request(text: str) -> Context | None:
     """Rebuild a task's request from its message, as far as it can be read; None without a task id.
 
-    The callbacks of the message's body (errbacks, chain, chord) are part of it.
+    The arguments and the callbacks of the message's body (errbacks, chain, chord) are part of it.
     """
     try:
         message = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
+        found = _CORRELATION_ID.search(text)
+        message = {"properties": {"correlation_id": found[1]}} if found else None
+    headers, properties = _object(message, "headers"), _object(message, "properties")
+    args, kwargs, callbacks = _body(message)
+    ids = (headers.get("id"), properties.get("correlation_id"), callbacks.get("id"))
+    task_id = next((task_id for task_id in ids if _is_task_id(task_id)), None)
+    if task_id is None:
         return None
-    if not isinstance(message, dict):
-        return None
-    headers, properties = message.get("headers"), message.get("properties")
-    headers = headers if isinstance(headers, dict) else {}
-    properties = properties if isinstance(properties, dict) else {}
-    task_id = headers.get("id") or properties.get("correlation_id")
-    if not isinstance(task_id, str):
-        return None
+    request = {**headers, **callbacks, "args": args, "kwargs": kwargs, "id": task_id}
+    return Context({**request, "delivery_info": {}})
+
+
+def _object(message: Any, field: str) -> dict[str, Any]:
+    value = message.get(field) if isinstance(message, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _body(message: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the arguments and the callbacks of a message; empty where they cannot be read."""
     try:
-        callbacks = dict(json.loads(base64.b64decode(message["body"]))[2])
-    except (KeyError, IndexError, TypeError, ValueError):
-        callbacks = {}
-    return Context({**headers, **callbacks, "id": task_id, "delivery_info": {}})
+        body = json.loads(base64.b64decode(message["body"]))
+        # Protocol 1 has one object, protocol 2 a list.
+        args, kwargs, callbacks = (body, {}, body) if isinstance(body, dict) else body
+        return args, kwargs, dict(callbacks or {})
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return (), {}, {}
+
+
+def _is_task_id(value: object) -> bool:
+    try:
+        return isinstance(value, str) and 0 < len(value.encode()) <= MAX_ID_BYTES
+    except UnicodeEncodeError:  # nobody can wait for it
+        return False
 
 
 def fail_task(letter: DeadLetter, request: Context | None, error: Exception) -> None:
-    """Fail the task of a dead letter as Celery does: its result, errbacks, chain and chord."""
-    if request is not None:
-        current_app.backend.mark_as_failure(str(request.id), error, request=request)
+    """Fail the task of a dead letter as Celery does: its result, errbacks, chain and chord.
+
+    The result is stored even if the message names its group, chain, chord or errbacks wrongly.
+    """
+    if request is None:
+        return
+    backend, task_id = current_app.backend, str(request.id)
+    try:
+        backend.mark_as_failure(task_id, error, request=request)
+    except Exception as exc:
+        logger.error(
+            "Task %s: what follows it was not told that it failed: %s",
+            task_id,
+            type(exc).__name__,
+            extra={"action": "dead_letter_links_malformed"},
+        )
+        backend.mark_as_failure(task_id, error)

@@ -9,6 +9,7 @@ import functools
 import itertools
 import json
 import logging
+import re
 import threading
 import time
 from collections import Counter
@@ -48,6 +49,8 @@ MAX_EXPIRED_AT_ONCE = 100
 MAX_KOMBU_LEASES_READ = 1000
 
 _DELIVERIES = "fleet_deliveries"  # property of a message: its deliveries without an acknowledgement
+#: An entry of the hash of leases. The message is not decoded: it may be any text.
+_ENTRY = re.compile(r'\[(.*), ?"", ?("(?:[^"\\]|\\.)*")\]', re.DOTALL)
 _NEXT, _LAST = "next", "last"  # the message's new place among those of its tenant
 
 
@@ -190,11 +193,13 @@ class Leases:
             _log(logging.WARNING, "messages_returned", "Giving back %d message(s)", len(others))
             self.abandon(*others)
 
-    def dead_letter(self, tag: str, text: str, queue: str, problem: Undeliverable) -> None:
-        """Make the message of one of this process's leases a dead letter."""
+    def dead_letter(self, tag: str, problem: Undeliverable) -> None:
+        """Make the message of one of this process's leases a dead letter.
+
+        Without Redis the message is delivered again, after the visibility timeout.
+        """
         self.forget(tag)
-        letter = problem.dead_letter(queue, text)
-        self._attempt(lambda: self._store_dead_letter(tag, letter, problem.task_error()))
+        self._attempt(functools.partial(self._make_dead_letter, tag, problem))
 
     def release_all(self, **_: Any) -> None:
         """Stop renewing, and put unacknowledged messages first in their queues, in their order.
@@ -312,6 +317,13 @@ class Leases:
         if entry is not None:
             self._put_back(tag, entry, place, counts=counts)
 
+    def _make_dead_letter(self, tag: str, problem: Undeliverable) -> None:
+        entry: Any = self._client.hget(LEASES_KEY, tag)
+        if entry is not None:
+            message, queue = _parts(entry)
+            letter = problem.dead_letter(queue, message)
+            self._store_dead_letter(tag, letter, problem.task_error())
+
     def _put_back(
         self, tag: str, entry: bytes, place: str, *, counts: bool, unrenewed_seconds: float = 0
     ) -> bool:
@@ -325,8 +337,7 @@ class Leases:
         Returns:
             False if the lease has ended or was renewed; then nothing changes.
         """
-        text = entry.decode(errors="replace")
-        queue, message, problem = _next_delivery(text, counts, self._settings.max_deliveries)
+        queue, message, problem = _next_delivery(entry, counts, self._settings.max_deliveries)
         if problem:
             letter = problem.dead_letter(queue, message)
             return self._store_dead_letter(tag, letter, problem.task_error(), unrenewed_seconds)
@@ -346,24 +357,44 @@ class Leases:
         return True
 
 
+def _parts(entry: bytes) -> tuple[str, str]:
+    """Return the text of an entry's message, and the list that it came from; "" if unknown."""
+    text = entry.decode(errors="replace")
+    parts = _ENTRY.fullmatch(text)
+    return (parts[1], json.loads(parts[2])) if parts else (text, "")
+
+
 def _next_delivery(
-    entry: str, counts: bool, max_deliveries: int
+    entry: bytes, counts: bool, max_deliveries: int
 ) -> tuple[str, str, Undeliverable | None]:
     """Return a message's queue, its text for the next delivery, and why there must be none."""
+    text, queue = _parts(entry)
     try:
-        message, _, queue = json.loads(entry)
-        properties = message["properties"]
-        deliveries = properties.get(_DELIVERIES, 0)
-        if counts:
-            deliveries += 1
-        if deliveries >= max_deliveries:
-            error = WorkerLostError(f"Delivered {deliveries} times and never acknowledged")
-            return queue, json.dumps(message), Undeliverable("max_deliveries", error)
-        properties[_DELIVERIES] = deliveries
-        properties.setdefault("delivery_info", {})["redelivered"] = True
-    except (ValueError, TypeError, KeyError, AttributeError) as exc:
-        return "", entry, Undeliverable("undecodable", exc)
-    return queue, json.dumps(message), None
+        message = json.loads(text)
+        deliveries = _count_delivery(message["properties"], counts)
+        next_text = json.dumps(message)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        return queue, text, Undeliverable("undecodable", exc)
+    if deliveries < max_deliveries:
+        return queue, next_text, None
+    error = WorkerLostError(f"Delivered {deliveries} times and never acknowledged")
+    return queue, text, Undeliverable("max_deliveries", error)
+
+
+def _count_delivery(properties: dict[str, Any], counts: bool) -> int:
+    """Note in a message's properties that it was delivered; return how often, as far as counted.
+
+    Raises:
+        TypeError: The properties are malformed.
+    """
+    deliveries = properties.get(_DELIVERIES, 0)
+    # Any other value, such as a negative one, would let a message go round for ever.
+    if type(deliveries) is not int or deliveries < 0:
+        raise TypeError(f"{_DELIVERIES} must be a number of deliveries")
+    properties[_DELIVERIES] = deliveries + counts
+    delivery_info = properties.get("delivery_info") or {}
+    properties["delivery_info"] = {**delivery_info, "redelivered": True}
+    return deliveries + counts
 
 
 def _log(level: int, action: str, text: str, *args: object) -> None:

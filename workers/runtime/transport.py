@@ -296,11 +296,10 @@ class Channel(kombu_redis.Channel):
             LEASES.forget(tag)
             raise
         except Undeliverable as problem:
-            LEASES.dead_letter(tag, delivery.text, delivery.source, problem)
+            LEASES.dead_letter(tag, problem)
         except Exception as exc:
             logger.exception("A message cannot be read", extra={"action": "message_malformed"})
-            malformed = Undeliverable("malformed", exc)
-            LEASES.dead_letter(tag, delivery.text, delivery.source, malformed)
+            LEASES.dead_letter(tag, Undeliverable("malformed", exc))
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         if self._in_poll is connection and self._fetch:
