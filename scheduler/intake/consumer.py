@@ -34,8 +34,6 @@ class IntakeConsumer(LeasedConsumer):
     that Celery gives it its error, retries and errbacks.
     """
 
-    app: Any
-
     def __init__(self, on_task_request: Callable[[Request], None], **options: Any) -> None:
         super().__init__(on_task_request, **options)
         self._lock = threading.Lock()

@@ -15,7 +15,13 @@ LINK = {"task": "link", "args": [], "kwargs": {}, "options": {"task_id": "x"}, "
 @pytest.mark.parametrize(
     "headers",
     [
-        {"timelimit": [3, 1.5], "retries": 2, "group": "g", "group_index": 0, "ignore_result": True},
+        {
+            "timelimit": [3, 1.5],
+            "retries": 2,
+            "group": "g",
+            "group_index": 0,
+            "ignore_result": True,
+        },
         {"stamped_headers": ["a"], "stamps": {"a": ["b"]}, "shadow": "", "args": ()},
         {"callbacks": [LINK, "name"], "chord": LINK, "unknown": object(), "lang": 5},
     ],

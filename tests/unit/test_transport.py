@@ -15,7 +15,7 @@ from kombu import Connection
 
 from tests.support.clock import Clock
 from workers.runtime import fetch_command, transport
-from workers.runtime.dead_letters import DEAD_LETTERS, Undeliverable, task_request
+from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, task_request
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.fetch_command import Affinity
 from workers.runtime.leases import (
@@ -26,9 +26,10 @@ from workers.runtime.leases import (
     LeaseSettings,
 )
 from workers.runtime.prefix_affinity import AffinityLimits
-from workers.runtime.scripts import EXPIRED, RELEASE, RENEW
+from workers.runtime.scripts import DEAD_LETTER, EXPIRED, RELEASE, RENEW
 from workers.runtime.transport import Channel, QoS, Transport, leased_url
 
+SCRIPTS = (DEAD_LETTER, EXPIRED, RELEASE, RENEW)
 SETTINGS = LeaseSettings(visibility_timeout=30, max_deliveries=3)
 
 
@@ -39,9 +40,10 @@ class FakeRedis:
         self.calls: list[tuple[str, Any]] = []
         self.unreachable = False
         self.replies: dict[str, Any] = {"renew": [], "expired": [], "release": 1}
+        self.replies["dead_letter"] = 1
 
     def execute_command(self, command: str, sha: str, count: int, *arguments: Any) -> Any:
-        name = next(script.name for script in (EXPIRED, RELEASE, RENEW) if script.sha == sha)
+        name = next(script.name for script in SCRIPTS if script.sha == sha)
         self.record(name, ([*arguments[:count]], [*arguments[count:]]))
         return self.replies[name]
 
@@ -182,8 +184,8 @@ def test_after_the_last_delivery_a_message_becomes_a_dead_letter_and_the_hook_is
     leases.on_dead_letter = lambda *args: calls.append(args)
     server.replies["expired"] = [b"tag", entry(fleet_deliveries=2)]
     leases.sweep()
-    ((keys, (_, stored, _, _)),) = server.calls_of("release")
-    assert keys == [*LEASE_KEYS, DEAD_LETTERS]
+    ((keys, (stored, *_)),) = server.calls_of("dead_letter")
+    assert keys == [*LETTER_KEYS, *LEASE_KEYS]
     assert json.loads(stored)["kind"] == "max_deliveries"
     ((letter, request, error),) = calls
     assert (letter.queue, request.id, str(error)) == (
@@ -211,8 +213,8 @@ def test_a_lease_whose_message_cannot_be_decoded_becomes_a_dead_letter(
     leases.on_dead_letter = lambda *_: None
     server.replies["expired"] = [b"tag", text]
     leases.sweep()
-    ((keys, (_, stored, _, _)),) = server.calls_of("release")
-    assert keys == [*LEASE_KEYS, DEAD_LETTERS]
+    ((keys, (stored, *_)),) = server.calls_of("dead_letter")
+    assert keys == [*LETTER_KEYS, *LEASE_KEYS]
     letter = json.loads(stored)
     assert (letter["kind"], letter["queue"]) == ("undecodable", queue)
     assert letter["message"] == (message or text.decode()[1 : -len(',"","q"]')])
@@ -223,7 +225,7 @@ def test_the_hook_is_not_called_for_a_dead_letter_that_another_worker_stored(
 ) -> None:
     calls: list[Any] = []
     leases.on_dead_letter = lambda *args: calls.append(args)
-    server.replies |= {"expired": [b"tag", b"[nonsense"], "release": 0}
+    server.replies |= {"expired": [b"tag", b"[nonsense"], "dead_letter": 0}
     leases.sweep()
     assert calls == []
 

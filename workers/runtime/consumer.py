@@ -19,6 +19,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 
+from workers.runtime.control_node import CONNECTION_ERRORS, ControlNode
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
 from workers.runtime.leases import DISCONNECTED, LEASES
@@ -32,6 +33,7 @@ EVENTS_INTERVAL_SECONDS = 0.25
 class Consumer(CeleryConsumer):
     """Celery's consumer on leases."""
 
+    app: Any
     controller: Any
     event_dispatcher: Any
     hub: Any
@@ -44,6 +46,8 @@ class Consumer(CeleryConsumer):
     _flush_events: Callable[[], None]
 
     def __init__(self, on_task_request: Callable[[Request], None], **options: Any) -> None:
+        # The boot steps of Celery's consumer, below, make the node of the control commands.
+        options["app"].control.mailbox.node_cls = ControlNode
         super().__init__(self.receive, **options)
         self._start_task = on_task_request
 
@@ -136,6 +140,30 @@ class Consumer(CeleryConsumer):
         p(*args, **kwargs)
         if was_full:
             self.hub.call_soon(wake_hub)
+
+    def call_soon(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Execute the rest of a control command on the hub. An error there ends no worker."""
+
+        def run() -> None:
+            try:
+                p(*args, **kwargs)
+            except CONNECTION_ERRORS:
+                raise
+            except Exception:
+                action = {"action": "control_command_failed"}
+                logger.exception("A control command failed", extra=action)
+
+        return super().call_soon(run)
+
+    def add_task_queue(self, queue: str, *args: Any, **options: Any) -> None:  # type: ignore[override]
+        """Take tasks from another queue; a queue that cannot be declared is forgotten."""
+        try:
+            super().add_task_queue(queue, *args, **options)
+        except Exception:
+            queues: Any = self.app.amqp.queues
+            queues.deselect(queue)
+            queues.pop(queue, None)
+            raise
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Make a message whose body cannot be decoded a dead letter."""

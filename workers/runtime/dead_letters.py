@@ -1,16 +1,18 @@
 """Messages that no worker can process: they go to a list in Redis, and their tasks fail."""
 
 import base64
+import hashlib
 import json
 import logging
 import re
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery import current_app
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
+
+from primarch_fleet.queues import SEPARATOR
 
 logger = logging.getLogger(__name__)
 
@@ -20,19 +22,33 @@ MAX_ID_BYTES = 4096
 #: In a message that is no JSON. In a text within the message, the quotes would be escaped.
 _CORRELATION_ID = re.compile(r'"correlation_id": ?"([^"\\]+)"')
 
-#: Redis list of dead letters, newest first.
-DEAD_LETTERS = "fleet:dead_letters"
+#: Redis list of dead letters, newest first, and the hash that counts them.
+DEAD_LETTERS, DEAD_LETTER_COUNTS = LETTER_KEYS = ("fleet:dead_letters", "fleet:dead_letter_counts")
+#: The newest letters are kept, up to so many and so many bytes.
+MAX_LETTERS, MAX_BYTES = 1000, 64 * 2**20
+#: Characters of a reason.
+MAX_ERROR_LENGTH = 1000
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """An entry of `fleet:dead_letters`, stored as JSON."""
+    """An entry of `fleet:dead_letters`, stored as JSON with the Unix seconds `at`."""
 
     kind: str
     queue: str
     error: str
-    at: float
     message: str
+
+    @property
+    def seen_key(self) -> str:
+        """The Redis key that says that the message is a dead letter already."""
+        digest = hashlib.sha256(self.message.encode(errors="replace")).hexdigest()
+        return f"fleet:dead_letter_seen:{digest}"
+
+    def script_args(self) -> list[str | int]:
+        """Return what the scripts take that keep a letter: the letter, its count, the limits."""
+        counted_as = f"{self.kind}:{self.queue.partition(SEPARATOR)[0]}"
+        return [json.dumps(asdict(self)), counted_as, MAX_LETTERS, MAX_BYTES]
 
 
 class Undeliverable(Exception):
@@ -44,8 +60,8 @@ class Undeliverable(Exception):
 
     def dead_letter(self, queue: str, message: str) -> DeadLetter:
         """Return the entry for a message of this queue."""
-        error = f"{type(self.error).__name__}: {self.error}"
-        return DeadLetter(self.kind, queue, error, time.time(), message)
+        error = f"{type(self.error).__name__}: {self.error}"[:MAX_ERROR_LENGTH]
+        return DeadLetter(self.kind, queue, error, message)
 
     def task_error(self) -> Exception:
         """Return an error of Celery's for the task's result, which any producer can decode."""

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -23,13 +23,20 @@ from celery.app.task import Context
 from celery.exceptions import WorkerLostError
 
 from workers.runtime.dead_letters import (
-    DEAD_LETTERS,
+    LETTER_KEYS,
     DeadLetter,
     Undeliverable,
     fail_task,
     task_request,
 )
-from workers.runtime.scripts import EXPIRED, LEASED_TASKS, RELEASE, RENEW
+from workers.runtime.scripts import (
+    DEAD_BROADCAST,
+    DEAD_LETTER,
+    EXPIRED,
+    LEASED_TASKS,
+    RELEASE,
+    RENEW,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +52,8 @@ RENEWALS_PER_TIMEOUT = 6
 MAX_RENEWED_AT_ONCE = 500
 #: Expired leases that one sweep takes over at most.
 MAX_EXPIRED_AT_ONCE = 100
+#: Seconds in which a broadcast that many workers refuse becomes one dead letter.
+SECONDS_BROADCAST_IS_KNOWN = 60
 #: Expired leases of all Celery apps among which a sweep looks for those of older fleet workers.
 MAX_KOMBU_LEASES_READ = 1000
 
@@ -201,6 +210,10 @@ class Leases:
         self.forget(tag)
         self._attempt(functools.partial(self._make_dead_letter, tag, problem))
 
+    def dead_broadcast(self, channel: str, message: str, error: Exception) -> None:
+        """Keep a broadcast message that cannot be processed as a dead letter."""
+        self._attempt(functools.partial(self._keep_broadcast, channel, message, error))
+
     def release_all(self, **_: Any) -> None:
         """Stop renewing, and put unacknowledged messages first in their queues, in their order.
 
@@ -324,6 +337,13 @@ class Leases:
             letter = problem.dead_letter(queue, message)
             self._store_dead_letter(tag, letter, problem.task_error())
 
+    def _keep_broadcast(self, channel: str, message: str, error: Exception) -> None:
+        letter = Undeliverable("broadcast", error).dead_letter(channel, message)
+        args = [*letter.script_args(), SECONDS_BROADCAST_IS_KNOWN]
+        if DEAD_BROADCAST.run(self._client, [*LETTER_KEYS, letter.seen_key], args):
+            text = "Dead letter: a message broadcast to %s cannot be processed: %s"
+            _log(logging.ERROR, "broadcast_dead_lettered", text, channel, type(error).__name__)
+
     def _put_back(
         self, tag: str, entry: bytes, place: str, *, counts: bool, unrenewed_seconds: float = 0
     ) -> bool:
@@ -347,9 +367,8 @@ class Leases:
     def _store_dead_letter(
         self, tag: str, letter: DeadLetter, error: Exception, unrenewed_seconds: float = 0
     ) -> bool:
-        keys = [*LEASE_KEYS, DEAD_LETTERS]
-        args = [tag, json.dumps(asdict(letter)), _LAST, unrenewed_seconds]
-        if not RELEASE.run(self._client, keys, args):
+        args = [*letter.script_args(), tag, unrenewed_seconds]
+        if not DEAD_LETTER.run(self._client, [*LETTER_KEYS, *LEASE_KEYS], args):
             return False
         text = "Dead letter from %s: %s"
         _log(logging.ERROR, "message_dead_lettered", text, letter.queue, letter.kind)

@@ -7,11 +7,16 @@ from primarch_fleet.redis_support import LuaScript
 
 _LUA = Path(__file__).with_name("lua")
 _QUEUE = (TURNS, _LUA / "queue.lua")
+_LEASE = _LUA / "lease.lua"
+_LETTERS = _LUA / "dead_letters.lua"
 _TAKE = (*_QUEUE, _LUA / "take.lua")
 
 FETCH = LuaScript.load(*_TAKE, _LUA / "fetch.lua")
 FETCH_NEAR = LuaScript.load(*_TAKE, _LUA / "fetch_near.lua")
-RELEASE = LuaScript.load(*_QUEUE, _LUA / "release.lua")
+RELEASE = LuaScript.load(*_QUEUE, _LEASE, _LUA / "release.lua")
+DEAD_LETTER = LuaScript.load(_LEASE, _LETTERS, _LUA / "dead_letter.lua")
+DEAD_BROADCAST = LuaScript.load(_LETTERS, _LUA / "dead_broadcast.lua")
+REPLAY = LuaScript.load(_LETTERS, _LUA / "replay.lua")
 RENEW = LuaScript.load(_LUA / "renew.lua")
 EXPIRED = LuaScript.load(_LUA / "adopt.lua", _LUA / "expired.lua")
 LEASED_TASKS = LuaScript.load(_LUA / "leased_tasks.lua")

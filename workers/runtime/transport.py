@@ -56,6 +56,7 @@ from redis.exceptions import NoScriptError
 from primarch_fleet import redis_support
 from primarch_fleet.redis_url import normalized
 from workers.runtime import fetch_command, prefix_affinity
+from workers.runtime.control_node import CONNECTION_ERRORS
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
 from workers.runtime.fetch_command import Affinity, FetchCommand
@@ -149,6 +150,7 @@ class Channel(kombu_redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unleased_queues: set[str] = set()  # whose consumers do not acknowledge
         self._fetch: _Fetch | None = None  # the fetch in flight
+        self._broadcast: dict[str, Any] = {}  # the last one: its channel, its data
         self._script_unknown = False  # the server does not know the script of the last fetch
         super().__init__(*args, **kwargs)
         max_quiet = prefix_affinity.LIMITS.patience_seconds / 2 if self.affinity else math.inf
@@ -263,6 +265,26 @@ class Channel(kombu_redis.Channel):
         self._fetch_timer.on_messages(fetch.queues, more=more, stay=stay)
         self._deliver_all(deliveries)
         return True
+
+    def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
+        self._broadcast = super()._handle_message(client, reply)  # type: ignore[misc]
+        return self._broadcast
+
+    def _receive_one(self, client: Any) -> bool:
+        """Deliver a broadcast: a control command or an event; keep a bad one as a dead letter."""
+        try:
+            return bool(super()._receive_one(client))  # type: ignore[misc]
+        except CONNECTION_ERRORS:
+            raise
+        except Empty:
+            problem: Exception = ValueError("no JSON")
+        except Exception as exc:
+            problem = exc
+        channel, data = (bytes(self._broadcast[part]) for part in ("channel", "data"))
+        LEASES.dead_broadcast(
+            channel.decode(errors="replace"), data.decode(errors="replace"), problem
+        )
+        return False
 
     def _deliver_all(self, deliveries: list[_Delivery]) -> None:
         # Track all leases first: the last message may wait long for those before it.

@@ -136,6 +136,7 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+ADD = {"task": "tests.support.apps.pool_app.add", "id": "ID"}
 BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "an_unknown_task": ({"headers": {"task": "unknown", "id": "ID"}}, "unknown_task"),
     "a_body_that_is_not_json": ({"body": encoded("{nonsense")}, "undecodable"),
@@ -146,10 +147,14 @@ BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "no_task_header": ({"headers": {"id": "ID"}}, "not_a_task"),
     "a_refused_content_type": ({"content-type": "application/x-python-serialize"}, "invalid_task"),
     "an_unknown_content_type": ({"content-type": "text/unheard-of"}, None),
-    "an_eta_that_is_not_a_time": (
-        {"headers": {"task": "tests.support.apps.pool_app.add", "id": "ID", "eta": "soon"}},
-        "invalid_task",
-    ),
+    "an_eta_that_is_not_a_time": ({"headers": {**ADD, "eta": "soon"}}, "invalid_task"),
+    "stamps_that_are_no_list": ({"headers": {**ADD, "stamped_headers": 5}}, "invalid_task"),
+    "limits_that_are_no_pair": ({"headers": {**ADD, "timelimit": {"a": 1}}}, "invalid_task"),
+    "a_limit_beyond_all_clocks": ({"headers": {**ADD, "timelimit": [1e300, None]}}, "invalid_task"),
+    "a_header_that_replaces_a_method": ({"headers": {**ADD, "get": 1}}, "invalid_task"),
+    "a_chord_that_is_none": ({"body": encoded('[[2, 3], {}, {"chord": 5}]')}, "invalid_task"),
+    "links_that_are_none": ({"body": encoded('[[2, 3], {}, {"callbacks": [{}]}]')}, "invalid_task"),
+    "a_deeply_nested_body": ({"body": encoded("[" * 9999 + "]" * 9999)}, "undecodable"),
 }
 
 
@@ -180,6 +185,80 @@ def test_a_text_that_is_not_a_message_becomes_a_dead_letter(
     (letter,) = eventually(lambda: dead_letters(store))
     assert (letter["kind"], letter["message"]) == ("malformed", text)
     assert nothing_leased(store)
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+    assert worker.process.poll() is None
+
+
+def test_a_message_that_is_nested_too_deeply_fails_the_task_that_it_names(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    nested = json.dumps(message("nested", headers=ADD)).replace('"ID"', "[" * 9999 + "]" * 9999)
+    store.lpush("celery", nested)
+    with pytest.raises(InvalidTaskError, match="malformed"):
+        producer.app.AsyncResult("nested").get(timeout=TIMEOUT)
+    assert [letter["message"] for letter in dead_letters(store)] == [nested]
+    assert worker.process.poll() is None
+
+
+BROADCASTS = {
+    "no_json": "{nonsense",
+    "no_message": "17",
+    "an_object_of_something_else": '{"body": "x"}',
+    "a_deeply_nested_text": "[" * 9999 + "]" * 9999,
+    "a_body_that_is_no_command": json.dumps(message("x", body=encoded("[1]"))),
+    "a_body_that_is_no_json": json.dumps(message("x", body=encoded("{nonsense"))),
+    "a_command_without_a_name": json.dumps(message("x", body=encoded('{"arguments": {}}'))),
+    "a_reply_to_nowhere": json.dumps(
+        message("x", body=encoded('{"method": "ping", "reply_to": 5}'))
+    ),
+    "a_clock_that_is_none": json.dumps(
+        message("x", headers={"clock": "noon"}, body=encoded('{"method": "ping"}'))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROADCASTS)
+def test_a_broadcast_that_is_no_command_becomes_a_dead_letter(
+    worker: Worker, producer: Producer, store: redis.Redis, name: str
+) -> None:
+    assert store.publish("/0.celery.pidbox", BROADCASTS[name]) == 1
+    (letter,) = eventually(lambda: dead_letters(store))
+    assert letter["kind"] == "broadcast"
+    inspect = producer.app.control.inspect([worker.name], timeout=5, limit=1)
+    assert inspect.ping() == {worker.name: {"ok": "pong"}}
+    assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"method": "nonsense"},
+        {"method": ["ping"]},
+        {"method": "ping", "arguments": 5},
+        {"method": "ping", "arguments": {"nonsense": 1}},
+        {"method": "revoke", "arguments": {"task_id": [[1], {}]}},
+        {"method": "revoke", "arguments": {"task_id": 5, "terminate": True, "signal": "no"}},
+        {"method": "revoke_by_stamped_headers", "arguments": {"headers": 5}},
+        {"method": "rate_limit", "arguments": {"task_name": "x", "rate_limit": "often"}},
+        {"method": "add_consumer", "arguments": {"queue": 5}},
+        {"method": "add_consumer", "arguments": {"queue": "x", "exchange_type": "odd"}},
+        {"method": "add_consumer", "arguments": {"queue": "\ud800"}},
+        {"method": "time_limit", "arguments": {"task_name": ADD["task"], "hard": "1"}},
+        {"method": "rate_limit", "arguments": {"task_name": ADD["task"], "rate_limit": "nan"}},
+        {"method": "pool_grow", "arguments": {"n": "1"}},
+        {"method": "pool_shrink", "arguments": {"n": [1]}},
+        {"method": "cancel_consumer", "arguments": {"queue": {}}},
+        {"method": "hello", "arguments": {"from_node": "x", "revoked": 5}},
+    ],
+)
+def test_a_command_with_wrong_arguments_ends_no_worker(
+    worker: Worker, producer: Producer, store: redis.Redis, command: dict[str, Any]
+) -> None:
+    text = json.dumps(message("x", body=encoded(json.dumps(command))))
+    assert store.publish("/0.celery.pidbox", text) == 1
+    inspect = producer.app.control.inspect([worker.name], timeout=5, limit=1)
+    assert inspect.ping() == {worker.name: {"ok": "pong"}}
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
     assert worker.process.poll() is None
 
