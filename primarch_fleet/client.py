@@ -20,9 +20,7 @@ from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE, Completion
 from primarch_fleet.errors import (
-    BudgetExceeded,
     Cancelled,
-    FleetBusy,
     FleetUnavailable,
     RequestFailed,
     ResultTimeout,
@@ -30,16 +28,12 @@ from primarch_fleet.errors import (
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
-from primarch_fleet.publisher import Publisher, refused_if_full
+from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
 #: Seconds for which a producer uses a catalogue that it has read.
 CATALOGUE_TTL_SECONDS = 30.0
-#: Seconds for which an idempotency key is remembered: longer than the longest batch.
-IDEMPOTENCY_TTL_SECONDS = 3 * 86_400
-#: Seconds after which a key may be submitted again if its first submit did not complete.
-IDEMPOTENCY_CLAIM_SECONDS = 60
 #: Streams that one client can read at the same time; each blocked read uses a connection.
 MAX_READERS = 5_000
 #: Seconds between two attempts to cancel a request that the batch lane has not received yet.
@@ -141,9 +135,8 @@ class Fleet:
         """
         messages = self._build(list(requests))
         with reachable():
-            published = self._publish(messages)
+            published = self._publisher.publish(messages)
             self._lanes.record_sent(message.ticket.queue for message in published)
-            self._keep_keys(published)
         tickets = {message.ticket.id: message.ticket for message in published}
         return [tickets.get(message.ticket.id, message.ticket) for message in messages]
 
@@ -306,44 +299,6 @@ class Fleet:
             if health is not None:
                 health.queued[message.ticket.queue] += 1
         return messages
-
-    def _publish(self, messages: list[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Publish the messages whose idempotency keys were not submitted before; return these."""
-        new: list[OutgoingMessage] = []
-        try:
-            with refused_if_full():
-                self._claim_keys(messages, new)
-            return self._publisher.publish(new)
-        except (BudgetExceeded, FleetBusy):
-            if keys := [message.idempotency_key for message in new if message.idempotency_key]:
-                self._redis.delete(*keys)
-            raise
-
-    def _claim_keys(self, messages: list[OutgoingMessage], new: list[OutgoingMessage]) -> None:
-        """Claim the idempotency keys; add the messages that must be published to a list.
-
-        The others have a key that was submitted before.
-
-        Raises:
-            redis.OutOfMemoryError: Redis refused some keys.
-        """
-        pipe = self._redis.pipeline(transaction=False)
-        for message in messages:
-            if key := message.idempotency_key:
-                pipe.set(key, message.ticket.id, nx=True, ex=IDEMPOTENCY_CLAIM_SECONDS)
-        replies = pipe.execute(raise_on_error=False)
-        claimed = iter(replies)
-        new += [one for one in messages if not one.idempotency_key or next(claimed) is True]
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-
-    def _keep_keys(self, messages: Iterable[OutgoingMessage]) -> None:
-        pipe = self._redis.pipeline(transaction=False)
-        for message in messages:
-            if key := message.idempotency_key:
-                pipe.expire(key, IDEMPOTENCY_TTL_SECONDS)
-        pipe.execute()
 
 
 def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 from celery import Celery
@@ -32,6 +32,8 @@ MAX_PUSH_BYTES = 2**20
 MAX_MEMORY_FRACTION = 0.95
 #: Seconds after which a producer may retry when Redis is almost full.
 REDIS_FULL_RETRY_SECONDS = 5.0
+#: Seconds for which an idempotency key is remembered: longer than the longest batch.
+IDEMPOTENCY_TTL_SECONDS = 3 * 86_400
 
 _LUA = Path(__file__).with_name("lua") / "publish"
 _PUSH = LuaScript.load(_LUA / "queue_lists.lua", _LUA / "push.lua")
@@ -41,9 +43,14 @@ _RESERVE_AND_PUSH = LuaScript.load(
 
 
 class PushStatus(StrEnum):
-    """The first element of the reply of reserve_and_push.lua, besides budgets.ReserveStatus."""
+    """Why the scripts of lua/publish pushed nothing, the first element of their replies."""
 
     REDIS_FULL = "redis_full"
+    REPEATED = "repeated"
+
+
+#: Messages that one script pushes.
+_Step = list[tuple[OutgoingMessage, EncodedMessage]]
 
 
 class _TenantReservation(NamedTuple):
@@ -88,6 +95,9 @@ class Publisher:
     def publish(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Reserve what messages may cost and push them, or their fallbacks if a budget requires it.
 
+        A message is pushed together with its idempotency key, and only if that is new: whenever a
+        producer dies or a connection breaks, a repeated submit pushes exactly what is missing.
+
         Messages without a fallback, for one limited tenant, are reserved and pushed in one atomic
         step: if the producer dies, both have happened or neither. Other messages are pushed after
         everything is reserved, in steps of MAX_PUSH_BYTES.
@@ -102,29 +112,51 @@ class Publisher:
             redis.RedisError: If the connection broke, messages may have been pushed; also if Redis
                 ran out of memory after the first step.
         """
+        messages = self._new(messages)
         reservations = _by_tenant(messages)
         if len(reservations) == 1 and _fit_one_step(messages):
             with refused_if_full():
-                self._reserve_and_push(reservations[0], messages)
-            return list(messages)
+                is_pushed = self._reserve_and_push(reservations[0], messages)
+            return messages if is_pushed else self.publish(messages)
         with self._reserved(reservations) as granted:
             final = [_granted_message(message, granted) for message in messages]
-            self._push(self._encoder.encode(message.options for message in final))
+            self._push(final)
         return final
+
+    def _new(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+        """Leave out messages whose idempotency key was pushed before, or comes twice."""
+        firsts = {one.idempotency_key: one for one in reversed(messages)}
+        firsts.pop(None, None)
+        pipe = self._redis.pipeline(transaction=False)
+        for key in firsts:
+            pipe.exists(str(key))
+        replies = pipe.execute() if firsts else []
+        pushed = {key for key, reply in zip(firsts, replies, strict=True) if reply}
+        return [
+            one
+            for one in messages
+            if one.idempotency_key not in pushed and firsts.get(one.idempotency_key, one) is one
+        ]
 
     def _reserve_and_push(
         self, reservation: _TenantReservation, messages: Sequence[OutgoingMessage]
-    ) -> None:
+    ) -> bool:
+        """Reserve and push in one step; False if a message was pushed before."""
         tenant_id, limits, requests = reservation
-        lists, texts = zip(
-            *self._encoder.encode(message.options for message in messages), strict=True
+        keys, args = _push_arguments(self._encoded(messages))
+        reply = _RESERVE_AND_PUSH.run(
+            self._redis,
+            [*budgets.ledger_keys(tenant_id), *keys],
+            [*budgets.reserve_args(limits, requests), self._max_memory, *args],
         )
-        keys = [*budgets.ledger_keys(tenant_id), *lists]
-        args = [*budgets.reserve_args(limits, requests), self._max_memory, *texts]
-        reply = _RESERVE_AND_PUSH.run(self._redis, keys, args)
-        if reply[0] == PushStatus.REDIS_FULL:
-            raise _redis_full(reply[1])
+        if _is_repeated(reply):
+            return False
         budgets.read_reservations(tenant_id, limits, requests, reply)
+        return True
+
+    def _encoded(self, messages: Sequence[OutgoingMessage]) -> _Step:
+        texts = self._encoder.encode(message.options for message in messages)
+        return list(zip(messages, texts, strict=True))
 
     @contextmanager
     def _reserved(
@@ -145,21 +177,21 @@ class Publisher:
                 self._ledger.refund(tenant_id, task_id)
             raise
 
-    def _push(self, messages: Iterable[EncodedMessage]) -> None:
+    def _push(self, messages: Sequence[OutgoingMessage]) -> None:
         """Push messages; the memory is checked before the first step only, so that all are sent."""
-        steps = _steps(messages)
+        steps = _steps(self._encoded(messages))
         for step in islice(steps, 1):
             with refused_if_full():
-                percent = self._push_step(step, self._max_memory)
-            if percent is not None:
-                raise _redis_full(percent)
+                self._push_step(step, self._max_memory)
         for step in steps:
             self._push_step(step, "")
 
-    def _push_step(self, step: list[EncodedMessage], max_memory: float | str) -> int | None:
-        lists, texts = zip(*step, strict=True)
-        percent: int | None = _PUSH.run(self._redis, lists, [max_memory, *texts])
-        return percent
+    def _push_step(self, step: _Step, max_memory: float | str) -> None:
+        """Push a step without the messages that another submit pushes meanwhile."""
+        keys, args = _push_arguments(step)
+        if _is_repeated(_PUSH.run(self._redis, keys, [max_memory, *args])):
+            new = {id(message) for message in self._new([message for message, _ in step])}
+            self._push_step([one for one in step if id(one[0]) in new], max_memory)
 
 
 def _by_tenant(messages: Iterable[OutgoingMessage]) -> list[_TenantReservation]:
@@ -185,18 +217,34 @@ def _granted_message(message: OutgoingMessage, granted: dict[str, Reservation]) 
     return message
 
 
-def _steps(messages: Iterable[EncodedMessage]) -> Iterator[list[EncodedMessage]]:
+def _steps(messages: _Step) -> Iterator[_Step]:
     """Split messages into steps of at most MAX_PUSH_BYTES, or of one message."""
-    step: list[EncodedMessage] = []
+    step: _Step = []
     size = 0
     for message in messages:
-        if step and size + len(message.text) > MAX_PUSH_BYTES:
+        if step and size + len(message[1].text) > MAX_PUSH_BYTES:
             yield step
             step, size = [], 0
         step.append(message)
-        size += len(message.text)
+        size += len(message[1].text)
     if step:
         yield step
+
+
+def _push_arguments(step: _Step) -> tuple[list[str], list[Any]]:
+    """Return the last KEYS and ARGV of a script that pushes messages: lua/publish."""
+    once = [message.idempotency_key for message, _ in step if message.idempotency_key]
+    keys = [*once, *(encoded.list_key for _, encoded in step)]
+    texts = [encoded.text for _, encoded in step]
+    return keys, [*texts, IDEMPOTENCY_TTL_SECONDS, len(once)]
+
+
+def _is_repeated(reply: list[Any] | None) -> bool:
+    """Whether a script pushed nothing because a message was pushed before. Raises LaneFull."""
+    status, *details = reply or [None]
+    if status == PushStatus.REDIS_FULL:
+        raise _redis_full(*details)
+    return bool(status == PushStatus.REPEATED)
 
 
 @contextmanager

@@ -1,5 +1,10 @@
 -- Push messages to the lists of queues: functions that the scripts of lua/publish share.
--- The last KEYS are the lists and the last ARGV the messages, in the same order.
+-- KEYS[...]  once: string, the idempotency keys of some messages; each exists once its message was
+--            pushed
+-- KEYS[...]  lists: list, for each message the list of its queue; the last KEYS
+-- ARGV[...]  messages: string, in the order of the lists; before the last two arguments
+-- ARGV[...]  TTL: seconds of an idempotency key
+-- ARGV[...]  count: how many idempotency keys there are; the last argument
 
 -- The percentage of its memory that the server uses, if it is more than a share of it; nil if the
 -- memory is not limited, if the server evicts keys, or if the share is empty: for no check.
@@ -15,8 +20,19 @@ local function memory_percent_above(share)
   end
 end
 
-local function push(count)
-  for i = count - 1, 0, -1 do
-    redis.call('LPUSH', KEYS[#KEYS - i], ARGV[#ARGV - i])
+local once = tonumber(ARGV[#ARGV])
+
+-- Whether one of the messages was pushed before, under its idempotency key. `keys` precede the
+-- idempotency keys.
+local function pushed_before(keys)
+  return once > 0 and redis.call('EXISTS', unpack(KEYS, keys + 1, keys + once)) > 0
+end
+
+local function push(keys)
+  for i = #KEYS - keys - once - 1, 0, -1 do
+    redis.call('LPUSH', KEYS[#KEYS - i], ARGV[#ARGV - 2 - i])
+  end
+  for i = keys + 1, keys + once do
+    redis.call('SET', KEYS[i], '', 'EX', ARGV[#ARGV - 1])
   end
 end

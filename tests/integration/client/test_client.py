@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_key_repeated_within_one_submit_many_is_enqueued_once(
     assert len(messages(server)) == 2
 
 
-def test_idempotency_keys_of_many_requests_are_claimed_in_one_round_trip(
+def test_idempotency_keys_of_many_requests_are_checked_in_one_round_trip(
     fleet: Fleet, server: redis.Redis
 ) -> None:
     fleet.submit(request())  # connects, and loads the script
@@ -109,15 +110,46 @@ def test_idempotency_keys_of_many_requests_are_claimed_in_one_round_trip(
     assert all(server.ttl(key) > 86_400 for key in server.keys("fleet:idempotency:*"))
 
 
-def test_a_key_whose_submit_failed_half_way_can_be_submitted_again(
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_keyed_submit_whose_push_failed_is_enqueued_by_its_repetition(
+    fleet: Fleet, server: redis.Redis, count: int
+) -> None:
+    requests = [request(idempotency_key=f"k{number}") for number in range(count)]
+    server.set("realtime\x06\x163", "not a list")
+    with pytest.raises(errors.FleetUnavailable, match="WRONGTYPE"):
+        fleet.submit_many(requests)
+    server.delete("realtime\x06\x163")
+    fleet.submit_many(requests)
+    assert len(messages(server)) == count
+
+
+def test_a_keyed_submit_whose_answer_was_lost_is_enqueued_once(
+    fleet: Fleet, server: redis.Redis, valkey_url: str
+) -> None:
+    ticket = fleet.submit(request(idempotency_key="first"))  # the server knows the script
+    with relay(valkey_url) as between, Fleet(between.url) as other:
+        other.catalogue()
+        between.lose_replies(b"EVALSHA")
+        with pytest.raises(errors.FleetUnavailable):
+            other.submit(request(idempotency_key="k"))
+        assert between.all_lost
+        again = other.submit(request(idempotency_key="k"))
+    assert [one["headers"]["id"] for one in messages(server)] == [ticket.id, again.id]
+
+
+def test_concurrent_submits_under_the_same_keys_enqueue_each_once(
     fleet: Fleet, server: redis.Redis
 ) -> None:
-    ticket = fleet.submit(request(idempotency_key="k"))
-    [key] = server.keys("fleet:idempotency:*")
-    assert server.ttl(key) > 86_400
-    server.delete(key)  # as its expiry does if the submit did not complete
-    assert fleet.submit(request(idempotency_key="k")).id == ticket.id
-    assert len(messages(server)) == 2
+    requests = [request(idempotency_key=str(number)) for number in range(30)]
+
+    def submit(order: int) -> set[str]:
+        return {ticket.id for ticket in fleet.submit_many(requests[::order])}
+
+    with ThreadPoolExecutor(6) as threads:
+        first, *others = threads.map(submit, [1, -1] * 3)
+    assert all(ids == first for ids in others)
+    assert {message["headers"]["id"] for message in messages(server)} == first
+    assert len(messages(server)) == 30
 
 
 def test_result_returns_the_completion(fleet: Fleet) -> None:
