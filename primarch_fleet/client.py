@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 from primarch_fleet import celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE, Completion
+from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE, Completion
 from primarch_fleet.errors import (
     Cancelled,
     FleetUnavailable,
@@ -317,7 +317,9 @@ def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any
     """
     message = f"no batch worker answered within {timeout:.0f} s"
     with reachable():
-        result = app.send_task(task, [argument], queue=SCHEDULER_QUEUE, priority=PRIORITIES["high"])
+        result = app.send_task(
+            task, [argument], queue=SCHEDULER_QUEUE, priority=EXPLICIT_HIGH_PRIORITY
+        )
         try:
             answer = _wait(result, max(timeout, 0.01), message)  # 0 is no limit for Celery
         finally:

@@ -28,7 +28,7 @@ from config.fleet import FleetConfig
 from config.litellm_params import ENVIRONMENT_PREFIX
 from config.settings import settings
 from primarch_fleet.client import reachable
-from primarch_fleet.contract import PRIORITIES, SCHEDULER_QUEUE
+from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import ConfigError, FleetUnavailable
 from scheduler.store.store import Store
 
@@ -222,7 +222,7 @@ def _send_poll(app: Celery) -> None:
         app.send_task(
             "scheduler.poll",
             queue=SCHEDULER_QUEUE,
-            priority=PRIORITIES["high"],
+            priority=EXPLICIT_HIGH_PRIORITY,
             expires=POLL_EXPIRY_SECONDS,
             ignore_result=True,
         )

@@ -15,7 +15,7 @@ from celery.app.task import Context
 from celery.app.trace import build_tracer
 from kombu.exceptions import OperationalError
 
-from primarch_fleet.contract import PRIORITIES
+from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY
 from scheduler.completion import publish_once
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class CeleryReplay:
             headers={**(request.headers or {}), **headers},
         )
         with publish_once.publish_once(context["id"]):
-            signature.apply_async(priority=PRIORITIES["high"])
+            signature.apply_async(priority=EXPLICIT_HIGH_PRIORITY)
 
     def _tracer(self, name: str) -> Any:
         if name not in self._tracers:

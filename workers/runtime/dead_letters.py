@@ -47,7 +47,7 @@ class DeadLetter:
 
     def script_args(self) -> list[str | int]:
         """Return what the scripts take that keep a letter: the letter, its count, the limits."""
-        counted_as = f"{self.kind}:{self.queue.partition(SEPARATOR)[0]}"
+        counted_as = f"{self.kind}:{self.queue}"
         return [json.dumps(asdict(self)), counted_as, MAX_LETTERS, MAX_BYTES]
 
 
@@ -59,9 +59,9 @@ class Undeliverable(Exception):
         self.kind, self.error = kind, error
 
     def dead_letter(self, queue: str, message: str) -> DeadLetter:
-        """Return the entry for a message of this queue."""
+        """Return the entry for a message of a queue, given by its name or one of its lists."""
         error = f"{type(self.error).__name__}: {self.error}"[:MAX_ERROR_LENGTH]
-        return DeadLetter(self.kind, queue, error, message)
+        return DeadLetter(self.kind, queue.partition(SEPARATOR)[0], error, message)
 
     def task_error(self) -> Exception:
         """Return an error of Celery's for the task's result, which any producer can decode."""

@@ -9,7 +9,7 @@ _LUA = Path(__file__).with_name("lua")
 _QUEUE = (TURNS, _LUA / "queue.lua")
 _LEASE = _LUA / "lease.lua"
 _LETTERS = _LUA / "dead_letters.lua"
-_TAKE = (*_QUEUE, _LUA / "take.lua")
+_TAKE = (*_QUEUE, HEADERS, _LUA / "take.lua")
 
 FETCH = LuaScript.load(*_TAKE, _LUA / "fetch.lua")
 FETCH_NEAR = LuaScript.load(*_TAKE, _LUA / "fetch_near.lua")

@@ -12,6 +12,8 @@
 
 local SEPARATOR = '\6\22' -- kombu's, between a queue and a priority
 
+local STEPS, NORMAL = { 9, 6, 3 }, 3 -- the priorities that have lists of their own; the normal one
+
 local function turns_of(list)
   return list .. SEPARATOR .. 'turns'
 end

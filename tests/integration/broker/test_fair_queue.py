@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
-from primarch_fleet.queues import QueueDepth, count_waiting
+from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message
 from tests.support.workers import Producer, StartWorker, eventually
@@ -64,6 +64,56 @@ def test_urgent_messages_are_taken_first_for_any_tenant(queue: Queue) -> None:
     queue.fetch(limit=1)
     queue.put("c", "urgent1", "urgent2", "urgent3", into=URGENT)
     assert queue.fetch() == ["urgent1", "urgent2", "urgent3", "b1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "is_urgent"),
+    [
+        ({}, False),
+        ({"priority": 0}, False),
+        ({"priority": 0, "headers": {"priority": 0}}, False),
+        ({"headers": {TENANT: "b"}}, False),
+        ({"priority": 1}, True),
+        ({"priority": 2, "headers": {TENANT: "b"}}, True),
+        ({"headers": {SUBMITTED_AT: 1.5}}, True),
+    ],
+)
+def test_a_message_without_a_priority_is_a_normal_one(
+    store: redis.Redis, producer: Producer, options: dict[str, Any], is_urgent: bool
+) -> None:
+    urgent, normal, *_ = priority_lists("plain")
+    producer.send("add", 1, 2, queue="plain", **options)
+    (text,) = store.lrange(urgent, 0, -1)  # kombu writes both to the list of the priority 0
+    store.lpush(normal, message("first", "a"))
+    taken = fetch_from(store, urgent, normal, tags=("t1", "t2"))
+    assert taken[::3] == ([urgent, normal] if is_urgent else [normal, normal])
+    assert taken[2::3] == ([text, message("first", "a")] if is_urgent else taken[2::3])
+
+
+@pytest.mark.parametrize(("priority", "step"), [(1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (9, 3)])
+def test_a_message_in_the_most_urgent_list_is_sorted_by_its_priority(
+    store: redis.Redis, producer: Producer, priority: int, step: int
+) -> None:
+    lists = priority_lists("plain")
+    producer.send("add", 1, 2, queue="plain", priority=priority)
+    store.rename(lists[step], lists[0] if step else "plain")
+    assert fetch_from(store, *lists)[0] == lists[step]
+
+
+def test_plain_messages_take_turns_with_the_tenants_of_the_client(
+    queue: Queue, producer: Producer
+) -> None:
+    for number in range(2 * MAX_SORTED):
+        producer.send("add", number, queue=QUEUE)
+    for tenant in "ab":
+        queue.put(tenant, *names(tenant, 3))
+    assert queue.count() == 2 * MAX_SORTED + 6
+    first = queue.fetch(limit=9)
+    assert [name for name in first if name in {*names("a", 3), *names("b", 3)}] == [
+        *("a0", "b0", "a1", "b1", "a2", "b2")
+    ]
+    assert queue.tenants == [*("a", "b", "") * 3]
+    assert queue.count() == 2 * MAX_SORTED + 6 - 9
 
 
 def test_messages_without_a_tenant_take_turns_as_one_tenant(queue: Queue) -> None:

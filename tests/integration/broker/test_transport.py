@@ -349,7 +349,7 @@ def test_a_burst_is_fetched_by_priority_and_within_the_prefetch_limit(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     later = [producer.send("rest", 0.2, queue="burst", priority=3) for _ in range(3)]
-    urgent = [producer.send("rest", 0.2, queue="burst", priority=0) for _ in range(20)]
+    urgent = [producer.send("rest", 0.2, queue="burst", priority=1) for _ in range(20)]
     held = []
     with start_worker("burst", concurrency=5, args=("-Q", "burst"), wait=False):
         while not all(result.ready() for result in later + urgent):

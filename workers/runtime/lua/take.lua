@@ -1,5 +1,5 @@
 -- Functions by which a worker takes messages: which tenants may use its slots, and in which order.
--- The fetch scripts start with it. Follows queue.lua.
+-- The fetch scripts start with it. Follows queue.lua and headers.lua.
 -- KEYS[1]    leases: hash, lease tag -> '[message, "", list it came from]'
 -- KEYS[2]    renewals: zset, lease tag by the Unix seconds of its last renewal
 -- ARGV[1]    free: number, free slots of the worker, the reserved ones included
@@ -38,20 +38,49 @@ local function may_use_a_slot(tenant)
   return free > reserved or (held[tenant] or 0) < reserved
 end
 
+local is_key = {}
+for _, key in ipairs(KEYS) do
+  is_key[key] = true
+end
+
+-- The list where a message of a queue's most urgent list belongs, by its priority. kombu writes the
+-- priority 0 also where none was given: such a message is a normal one, unless it has the header of
+-- the fleet's client, which says 0 for high. A message stays where it is if this worker does not
+-- take messages from the other list.
+local function list_by_priority(list, message)
+  local priority = number_in(message, '"priority"') or 0
+  if priority == 0 and string.find(message, '"priority"', 1, true) then
+    priority = number_in(message, '"fleet_submitted_at"') and 0 or NORMAL
+  end
+  for _, step in ipairs(STEPS) do
+    local target = list .. SEPARATOR .. step
+    if priority >= step and is_key[target] then
+      return target
+    end
+  end
+  return list
+end
+
 -- Sort the messages that producers have pushed to a list: each goes after its tenant's others, and
 -- a tenant that had none gets the last turn. The server moves a message without copying it here.
 local function sort(list)
   local turns, count, bytes, sources = turns_of(list), 0, 0, {}
+  local is_most_urgent = not string.find(list, SEPARATOR, 1, true)
   local message = redis.call('LINDEX', list, -1)
   while message and count < MAX_SORTED and bytes < MAX_SORTED_BYTES do
     local tenant = tenant_of(message)
-    if not sources[tenant] then
-      sources[tenant] = tenants_list(list, tenant)
-      if redis.call('EXISTS', sources[tenant]) == 0 then
+    local target = sources[tenant]
+    local list_to_sort = is_most_urgent and list_by_priority(list, message) or list
+    if list_to_sort ~= list then
+      target = list_to_sort -- as if it had been pushed there
+    elseif not target then
+      target = tenants_list(list, tenant)
+      sources[tenant] = target
+      if redis.call('EXISTS', target) == 0 then
         redis.call('RPUSH', turns, tenant)
       end
     end
-    redis.call('LMOVE', list, sources[tenant], 'RIGHT', 'LEFT')
+    redis.call('LMOVE', list, target, 'RIGHT', 'LEFT')
     count, bytes = count + 1, bytes + #message
     message = redis.call('LINDEX', list, -1)
   end
