@@ -40,6 +40,14 @@ def throughput_key(queue: str) -> str:
     return f"fleet:rates:{queue}"
 
 
+def workers_key(queue: str) -> str:
+    """Return the Redis key of a sorted set: the ids of a queue's workers by their last heartbeat.
+
+    The times are in Unix seconds of Redis's clock. It may have workers that are gone.
+    """
+    return f"fleet:workers:{queue}"
+
+
 @dataclass(frozen=True)
 class LaneHealth:
     """A snapshot of the queues, by name."""

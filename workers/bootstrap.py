@@ -27,6 +27,7 @@ from tasks.app import app
 from tasks.response_cache import ResponseCache
 from tasks.services import Services
 from workers.observability import metrics
+from workers.observability.consumption import CONSUMPTION, ConsumptionStep
 from workers.observability.cost_recorder import RedisCostRecorder
 from workers.observability.fleet_keys import FleetKeys
 from workers.observability.heartbeat import Heartbeat
@@ -77,11 +78,12 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
             _start_worker(lane, queues, start_lane, worker)
 
     app.steps["worker"].add(LaneStep)
+    app.steps["consumer"].add(ConsumptionStep)
     return app
 
 
 def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: Any) -> None:
-    """Start everything but the tasks, the heartbeat last: it says that the worker is ready."""
+    """Start everything but the tasks, which the consumer takes once this has returned."""
     url, catalogue = redis_url(), fleet_config().catalogue()
     client = redis_support.once(url, text=False)
     with redis_support.once(url) as budgets:
@@ -90,7 +92,8 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     fleet_keys.publish()
     services = _start_services(url, catalogue)
     _serve_metrics(client, lane, queues, catalogue)
-    heartbeat = Heartbeat(client, queues, _throughput(lane, worker), fleet_keys.restore)
+    heartbeat = Heartbeat(client, CONSUMPTION.queues, _throughput(lane, worker), fleet_keys.restore)
+    CONSUMPTION.on_change = heartbeat.hurry
     event_loop.at_stop(heartbeat.stop)
     _start_lane(start_lane, services)
     _freeze_garbage_collection()

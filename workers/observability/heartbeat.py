@@ -1,16 +1,16 @@
-"""Reports that a worker is alive, and its throughput. Producers use both to choose a lane."""
+"""Reports which queues a worker serves, and its throughput. Producers use both to choose a lane."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import redis
 
-from primarch_fleet.lane_health import heartbeat_key, throughput_key
+from primarch_fleet.lane_health import heartbeat_key, throughput_key, workers_key
 from primarch_fleet.redis_support import LuaScript
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,11 @@ _HEARTBEAT = LuaScript.load(Path(__file__).with_name("lua") / "heartbeat.lua")
 class Heartbeat:
     """Renews the keys of a worker's queues from a thread of its own, until it is stopped.
 
+    A queue that the worker does not serve any more is not announced from the next heartbeat on,
+    unless another worker serves it.
+
     Args:
-        queues: The queues that the worker serves.
+        queues: Returns the queues that the worker serves now. Called once for each heartbeat.
         throughput: Returns the requests per second that the worker answers at full load, None if
             unknown. Called once for each heartbeat.
         restore: Writes again what Redis has lost. Called after each heartbeat.
@@ -36,36 +39,45 @@ class Heartbeat:
     def __init__(
         self,
         client: redis.Redis,
-        queues: Iterable[str],
+        queues: Callable[[], Set[str]],
         throughput: Callable[[], float | None] = lambda: None,
         restore: Callable[[], None] = lambda: None,
     ) -> None:
-        self._redis, self._queues, self._throughput = client, list(queues), throughput
+        self._redis, self._queues, self._throughput = client, queues, throughput
         self._restore = restore
         self._worker_id = uuid.uuid4().hex
-        self._stopped = threading.Event()
+        self._announced: set[str] = set()
+        self._due, self._stopped = threading.Event(), threading.Event()
 
     def start(self) -> None:
         """Start the thread; it sends the first heartbeat at once."""
         threading.Thread(target=self._repeat, name="heartbeat", daemon=True).start()
 
+    def hurry(self) -> None:
+        """Send the next heartbeat now: the queues have changed. Call it from any thread."""
+        self._due.set()
+
     async def stop(self) -> None:
         """Send no more heartbeats. The keys expire, unless another worker renews them."""
         self._stopped.set()
+        self._due.set()
 
     def beat(self) -> None:
         """Send one heartbeat. An error of Redis is logged; the next heartbeat makes up for it."""
-        throughput = self._throughput()
+        throughput, served = self._throughput(), self._queues()
         rate = "" if throughput is None else f"{throughput:.6g}"
         try:
-            for queue in self._queues:
-                keys = [heartbeat_key(queue), throughput_key(queue)]
-                _HEARTBEAT.run(self._redis, keys, [self._worker_id, rate, EXPIRY_SECONDS])
+            for queue in self._announced | served:
+                keys = [heartbeat_key(queue), throughput_key(queue), workers_key(queue)]
+                args = [self._worker_id, rate, EXPIRY_SECONDS, "1" if queue in served else "0"]
+                _HEARTBEAT.run(self._redis, keys, args)
+            self._announced = set(served)
             self._restore()
         except redis.RedisError as error:
             logger.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat_failed"})
 
     def _repeat(self) -> None:
-        self.beat()
-        while not self._stopped.wait(INTERVAL_SECONDS):
+        while not self._stopped.is_set():
+            self._due.clear()
             self.beat()
+            self._due.wait(INTERVAL_SECONDS)

@@ -15,10 +15,12 @@ from config.settings import settings
 from primarch_fleet.budgets import Ledger, Spending
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.contract import Receipt
+from primarch_fleet.lane_health import workers_key
 from primarch_fleet.money import to_dollars
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tasks import services
 from tasks.provider_errors import Fault
+from workers.observability.heartbeat import EXPIRY_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ def observe_batch(hours: float, size: int, tenants: Iterable[str]) -> None:
 
 
 class QueueDepthCollector(Collector):
-    """Depth and oldest wait of a lane's queues, read from Redis at each scrape."""
+    """Workers, depth and oldest wait of a lane's queues, read from Redis at each scrape."""
 
     def __init__(self, client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
         self._redis, self._lane, self._queues = client, lane, list(queues)
@@ -151,9 +153,16 @@ class QueueDepthCollector(Collector):
             "empty queue",
             labels=labels,
         )
+        workers = GaugeMetricFamily(
+            "primarch_queue_workers",
+            "Workers that consume a queue, by lane and queue; the same on every worker of the lane",
+            labels=labels,
+        )
         try:
             for queue in self._queues:
                 now: Any = self._redis.time()
+                living = self._redis.zcount(workers_key(queue), now[0] - EXPIRY_SECONDS, "inf")
+                workers.add_metric([self._lane, queue], living)
                 waiting = QueueDepth.from_reply(count_waiting(self._redis, queue))
                 depths.add_metric([self._lane, queue], waiting.depth)
                 wait = waiting.oldest_wait_seconds(now) or 0.0
@@ -162,6 +171,7 @@ class QueueDepthCollector(Collector):
             logger.warning(
                 "queue depths not read: %s", error, extra={"action": "queue_depth_failed"}
             )
+        yield workers
         yield depths
         yield oldest_waits
 

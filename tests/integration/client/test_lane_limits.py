@@ -83,8 +83,8 @@ def test_auto_skips_a_full_lane(fleet: Fleet, store: redis.Redis) -> None:
 
 def test_auto_skips_a_lane_that_would_answer_too_late(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, heartbeats=True)
-    Heartbeat(store, ["local.m"], lambda: 0.5).beat()
-    Heartbeat(store, ["realtime"], lambda: 100.0).beat()
+    Heartbeat(store, lambda: {"local.m"}, lambda: 0.5).beat()
+    Heartbeat(store, lambda: {"realtime"}, lambda: 100.0).beat()
     tickets = fleet.submit_many([request(max_latency=4.0)] * 4)
     assert [ticket.lane for ticket in tickets] == ["local", "local", "local", "realtime"]
     reason = "no cheaper lane fits; local is slow: about 6 s to wait, 4 s are left"
@@ -119,7 +119,7 @@ def test_a_snapshot_is_reused_for_a_moment_and_counts_the_messages_sent_since(
 
 def test_auto_skips_a_lane_without_a_worker(fleet: Fleet, store: redis.Redis) -> None:
     publish(store, heartbeats=True)
-    Heartbeat(store, ["realtime", "batch"]).beat()
+    Heartbeat(store, lambda: {"realtime", "batch"}).beat()
     ticket = fleet.submit(request())
     assert ticket.reason == "no cheaper lane fits; local is without a worker"
     assert fleet.submit(request(lane="local")).lane == "local"

@@ -31,7 +31,7 @@ def test_an_emptied_redis_gets_catalogue_and_hash_key_with_the_next_heartbeat(
     store.flushall()
     with pytest.raises(NoCatalogue):
         Catalogue.fetch(store)
-    Heartbeat(binary, ["realtime"], restore=keys.restore).beat()
+    Heartbeat(binary, lambda: {"realtime"}, restore=keys.restore).beat()
     assert Catalogue.fetch(store) == catalogue(1)
     assert store.get(HASH_KEY) == hash_key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates
 from primarch_fleet.catalogue import LaneLimits, Model, Offer
 from primarch_fleet.client import call_scheduler
 from primarch_fleet.errors import LaneFull, LaneUnavailable
-from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key
+from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key, workers_key
 from tests.support.workers import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
+from workers.runtime.leases import LEASES_KEY
 
 PRICE = Rates(input="1", output="2")
 OFFERS = {name: Offer(queue=f"local.{name}", price=PRICE) for name in ("one", "two")}
@@ -34,7 +36,7 @@ QUEUE = "local.one"
 
 
 def beat(store: redis.Redis, rate: float | None, queue: str = QUEUE) -> Heartbeat:
-    heartbeat = Heartbeat(store, [queue], lambda: rate)
+    heartbeat = Heartbeat(store, lambda: {queue}, lambda: rate)
     heartbeat.beat()
     return heartbeat
 
@@ -65,7 +67,7 @@ def test_the_throughput_of_a_queue_is_the_sum_of_its_workers(store: redis.Redis)
 
 def test_only_the_last_throughput_of_a_worker_counts(store: redis.Redis) -> None:
     reports = [3.0, 5.0, None]
-    heartbeat = Heartbeat(store, [QUEUE], lambda: reports.pop(0))
+    heartbeat = Heartbeat(store, lambda: {QUEUE}, lambda: reports.pop(0))
     heartbeat.beat()
     heartbeat.beat()
     assert rates(store) == {QUEUE: 5.0}
@@ -84,6 +86,22 @@ def test_a_worker_without_recent_heartbeats_is_removed(store: redis.Redis) -> No
     assert rates(store) == {QUEUE: 3.0}
     assert 0 < int(store.ttl(throughput_key(QUEUE))) <= EXPIRY_SECONDS
     assert 0 < int(store.ttl(heartbeat_key(QUEUE))) <= EXPIRY_SECONDS
+
+
+def test_a_queue_is_announced_until_the_last_worker_that_serves_it_leaves(
+    store: redis.Redis,
+) -> None:
+    served = {QUEUE, "local.two"}
+    leaving, staying = Heartbeat(store, lambda: served, lambda: 1.0), beat(store, 2.0)
+    leaving.beat()
+    served.clear()
+    leaving.beat()
+    assert [store.exists(heartbeat_key(queue)) for queue in (QUEUE, "local.two")] == [1, 0]
+    assert rates(store) == {QUEUE: 2.0}
+    store.zadd(workers_key(QUEUE), {"killed": 1})
+    staying._queues = set
+    staying.beat()
+    assert not store.exists(heartbeat_key(QUEUE))
 
 
 def test_a_full_lane_estimates_retry_after_from_the_throughput(
@@ -129,6 +147,40 @@ def test_a_real_worker_reports_its_throughput(
             assert all(fleet.result(ticket, 60) for ticket in tickets)
             [report] = eventually(lambda: store.hvals(throughput_key("realtime")))
             assert 0 < float(report.split()[0]) <= slots / latency
+
+
+def test_only_queues_that_a_worker_consumes_are_announced_and_auto_says_so(
+    store: redis.Redis, valkey_url: str, start_worker: StartWorker
+) -> None:
+    slow = Profile(latency=Latency(mean=3.0))
+    with Simulator(slow) as simulator, Fleet(valkey_url) as fleet:
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+        }
+
+        def announced(*queues: str) -> bool:
+            keys = set(map(str, store.keys("fleet:alive:*")))
+            return keys == {heartbeat_key(queue) for queue in queues}
+
+        with start_worker("consuming", app="workers.realtime.app", env=env) as worker:
+            eventually(lambda: announced("realtime"))
+            control = fleet.app.control
+            control.add_consumer("another", reply=True)
+            eventually(lambda: announced("realtime", "another"), 5)
+            assert "without a worker" not in fleet.submit(question("gpt-4o-mini")).reason
+            control.cancel_consumer("realtime", reply=True)
+            eventually(lambda: announced("another"), 5)
+            assert eventually(
+                lambda: "without a worker" in fleet.submit(question("gpt-4o-mini")).reason, 5
+            )
+            control.add_consumer("realtime", reply=True)
+            eventually(lambda: announced("realtime", "another"), 5)
+            eventually(lambda: store.hlen(LEASES_KEY))
+            worker.signal(signal.SIGTERM)
+            eventually(announced, 2)
+            assert worker.process.poll() is None, "it still answers what it has taken"
 
 
 def test_the_estimated_wait_depends_on_the_priority(fleet: Fleet, store: redis.Redis) -> None:
