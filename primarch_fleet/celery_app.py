@@ -6,12 +6,12 @@ from typing import Any
 from weakref import WeakSet
 
 from celery import Celery
-from celery.backends.redis import RedisBackend
 
+from primarch_fleet.celery_redis import PrimaryBackend, broker_url
 from primarch_fleet.redis_url import normalized
 
 
-class ProducerResultBackend(RedisBackend):
+class ProducerResultBackend(PrimaryBackend):
     """Celery's Redis result backend, without a subscription for each submitted task.
 
     Celery creates a backend for each thread, and leaves it to the garbage collector.
@@ -61,7 +61,9 @@ def producer_app(url: str, timeout: float) -> Celery:
     """
     url = normalized(url)
     backend = f"{ProducerResultBackend.__module__}:{ProducerResultBackend.__qualname__}+{url}"
-    app = _ProducerApp("primarch_fleet", broker=url, backend=backend, set_as_current=False)
+    app = _ProducerApp(
+        "primarch_fleet", broker=broker_url(url), backend=backend, set_as_current=False
+    )
     app.conf.update(
         task_serializer="json",
         result_serializer="json",

@@ -1,7 +1,8 @@
 """Redis clients with named policies for timeouts and retries, and Lua scripts run by their hash.
 
 All clients of the fleet are built here, except those that Celery and kombu build. They take URLs
-as redis_url.py says: TLS is verified.
+as redis_url.py says: TLS is verified. Their connections notice that their server is no primary any
+more (primary_connection.py).
 
 `once` never repeats a command: a command without an answer may have been executed. Callers decide
 what to do about the error. `patient` retries a command until Redis answers, for commands that may
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self, overload
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import redis
 import redis.asyncio
@@ -22,6 +23,7 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from primarch_fleet.primary_connection import primary_class
 from primarch_fleet.redis_url import normalized
 
 #: Seconds that Redis may take to answer, where a caller does not know better.
@@ -30,10 +32,11 @@ TIMEOUT_SECONDS = 5.0
 PATIENT_TIMEOUT_SECONDS = 10.0
 #: Seconds between two attempts of a patient client: the first and the longest.
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 2.0
-#: Seconds after which a patient client checks an idle connection before it uses it.
+#: Seconds after which a connection that may have been reading for long asks for the server's role.
 HEALTH_CHECK_SECONDS = 10
 
 Client = redis.Redis | redis.asyncio.Redis
+_AnyClient = TypeVar("_AnyClient", redis.Redis, redis.asyncio.Redis)
 
 
 def once(url: str, timeout: float = TIMEOUT_SECONDS, *, text: bool = True) -> redis.Redis:
@@ -43,8 +46,10 @@ def once(url: str, timeout: float = TIMEOUT_SECONDS, *, text: bool = True) -> re
         timeout: Seconds to connect, and seconds to wait for each answer.
         text: Decode replies; False returns bytes.
     """
-    return redis.Redis.from_url(
-        normalized(url), **_once_options(timeout, text), retry=Retry(NoBackoff(), 0)
+    return _to_primary(
+        redis.Redis.from_url(
+            normalized(url), **_once_options(timeout, text), retry=Retry(NoBackoff(), 0)
+        )
     )
 
 
@@ -53,8 +58,8 @@ def once_async(
 ) -> redis.asyncio.Redis:
     """Return `once` for asyncio."""
     options = _once_options(timeout, text)
-    return redis.asyncio.Redis.from_url(
-        normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0)
+    return _to_primary(
+        redis.asyncio.Redis.from_url(normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0))
     )
 
 
@@ -75,7 +80,7 @@ def patient_async(url: str, max_connections: int = 50, *, text: bool = True) -> 
         health_check_interval=HEALTH_CHECK_SECONDS,
         retry=AsyncRetry(backoff, -1),
     )
-    return redis.asyncio.Redis.from_pool(pool)
+    return _to_primary(redis.asyncio.Redis.from_pool(pool))
 
 
 def stream_reader(url: str, timeout: float, block: float, max_connections: int) -> redis.Redis:
@@ -88,8 +93,11 @@ def stream_reader(url: str, timeout: float, block: float, max_connections: int) 
         "socket_timeout": timeout + block,
         "protocol": 2,
         "max_connections": max_connections,
+        "health_check_interval": HEALTH_CHECK_SECONDS,
     }
-    return redis.Redis.from_url(normalized(url), **options, retry=Retry(NoBackoff(), 0))
+    return _to_primary(
+        redis.Redis.from_url(normalized(url), **options, retry=Retry(NoBackoff(), 0))
+    )
 
 
 def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis.asyncio.Redis:
@@ -101,9 +109,10 @@ def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis
         "socket_timeout": None,
         "protocol": 2,
         "max_connections": max_connections,
+        "health_check_interval": HEALTH_CHECK_SECONDS,
     }
-    return redis.asyncio.Redis.from_url(
-        normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0)
+    return _to_primary(
+        redis.asyncio.Redis.from_url(normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0))
     )
 
 
@@ -119,7 +128,7 @@ def subscriber_async(url: str, max_connections: int) -> redis.asyncio.Redis:
         timeout=None,
         health_check_interval=HEALTH_CHECK_SECONDS,
     )
-    return redis.asyncio.Redis.from_pool(pool)
+    return _to_primary(redis.asyncio.Redis.from_pool(pool))
 
 
 def once_on_parameters(parameters: dict[str, Any], max_connections: int) -> redis.Redis:
@@ -132,18 +141,26 @@ def once_on_parameters(parameters: dict[str, Any], max_connections: int) -> redi
     """
     options = parameters | _timeouts(TIMEOUT_SECONDS) | {"max_connections": max_connections}
     pool = redis.BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
-    return redis.Redis(connection_pool=pool)
+    return _to_primary(redis.Redis(connection_pool=pool))
 
 
 def push_connection(parameters: dict[str, Any]) -> Any:
     """Return a single connection on kombu's parameters that receives push messages (RESP3)."""
     options = _timeouts(TIMEOUT_SECONDS) | {"protocol": 3, "socket_keepalive": True}
+    # kombu's parameters have the class of the connection.
     return redis.ConnectionPool(**parameters | options).get_connection()
 
 
 def on_pool(pool: redis.ConnectionPool) -> redis.Redis:
     """Return a client on a connection pool that the caller owns and closes."""
     return redis.Redis(connection_pool=pool)
+
+
+def _to_primary(client: _AnyClient) -> _AnyClient:
+    """Let the client's connections break once their server is no primary."""
+    pool: Any = client.connection_pool
+    pool.connection_class = primary_class(pool.connection_class)
+    return client
 
 
 def _once_options(timeout: float, text: bool) -> dict[str, Any]:

@@ -34,6 +34,11 @@ _FLAGS = {"true": "true", "1": "true", "yes": "true"} | dict.fromkeys(("false", 
 _SPELLINGS = {"ssl_cert_reqs": _CERT_REQS, "ssl_check_hostname": _FLAGS}
 #: Options whose values are files in PEM format.
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+#: What to use where several servers are, for errors.
+FOLLOW_THE_PRIMARY = (
+    "If several servers replicate, use one address that follows the primary: a virtual IP, or a "
+    "TCP proxy such as HAProxy with a check for role:master"
+)
 #: Where a database may be written, besides the path: redis-py's and kombu's names.
 _DATABASES = ("db", "virtual_host")
 
@@ -58,8 +63,8 @@ def normalized(url: str) -> str:
     scheme = _SCHEMES.get(parts.scheme)
     if not scheme:
         raise ConfigError(
-            "the URL must begin with redis:// or, for TLS, rediss://; "
-            "Unix sockets are not supported"
+            "the URL must begin with redis:// or, for TLS, rediss://; Unix sockets and Sentinel "
+            f"are not supported. {FOLLOW_THE_PRIMARY}"
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     database = _database(parts, options)
@@ -128,7 +133,8 @@ def _database(parts: SplitResult, options: dict[str, str]) -> int:
         numbers.add(path)
     if len(numbers) > 1 or not all(number.isdecimal() for number in numbers):
         raise ConfigError(
-            "after the host, the URL must have the number of one database, as in redis://host/0"
+            "after the host, the URL must have the number of one database, as in redis://host/0. "
+            + FOLLOW_THE_PRIMARY
         )
     return int(next(iter(numbers), "0"))
 

@@ -7,6 +7,9 @@ app, with the backend for the lane's tasks.
 from celery import Celery
 from celery.signals import worker_init
 
+from primarch_fleet import celery_redis
+
+celery_redis.use_in_this_process()
 app = Celery("fleet", task_cls="tasks.base:AsyncTask")
 app.config_from_object("config.celeryconfig")
 app.conf.include = ["tasks.realtime", "tasks.local", "tasks.batch"]

@@ -1,4 +1,4 @@
-"""A TCP relay to a Redis server that loses replies."""
+"""A TCP relay to a Redis server that loses replies, and leads to another server when told so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class Relay:
     """Passes commands on and replies back, until a test says otherwise."""
 
     def __init__(self, server: tuple[str, int], listener: socket.socket) -> None:
-        self._server, self._listener = server, listener
+        #: Where new connections lead; open ones stay where they are.
+        self.server, self._listener = server, listener
         #: The address of the relay.
         self.url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
         #: While it is set, commands are swallowed; the connections stay open.
@@ -35,16 +36,28 @@ class Relay:
                 threading.Thread(target=self._relay, args=(connection,), daemon=True).start()
 
     def _relay(self, client: socket.socket) -> None:
-        with suppress(OSError), client, socket.create_connection(self._server) as server:
+        loses_reply = threading.Event()
+        with suppress(OSError), client, socket.create_connection(self.server) as server:
+            ends = (server, client, loses_reply)
+            threading.Thread(target=self._relay_replies, args=ends, daemon=True).start()
             while data := client.recv(2**20):
                 if self.silent.is_set():
                     continue
-                server.sendall(data)
-                reply = server.recv(2**20)
                 if self._replies_to_lose and self._command in data:
+                    loses_reply.set()
+                server.sendall(data)
+
+    def _relay_replies(
+        self, server: socket.socket, client: socket.socket, loses_reply: threading.Event
+    ) -> None:
+        with suppress(OSError):
+            while reply := server.recv(2**20):
+                if loses_reply.is_set():
                     self._replies_to_lose -= 1
-                    return
+                    break
                 client.sendall(reply)
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import states
-from celery.backends.redis import RedisBackend
 
+from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
 from workers.runtime.scripts import ANNOUNCE, STORE
 
 
-class WorkerResultBackend(RedisBackend):
+class WorkerResultBackend(PrimaryBackend):
     """Celery's Redis backend, with fewer round trips."""
 
     # Attributes of Celery's that it does not document.

@@ -54,6 +54,7 @@ from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError
 
 from primarch_fleet import redis_support
+from primarch_fleet.celery_redis import PrimaryChannel
 from primarch_fleet.redis_url import normalized
 from workers.runtime import fetch_command, prefix_affinity
 from workers.runtime.control_node import CONNECTION_ERRORS
@@ -119,7 +120,7 @@ class _Delivery(NamedTuple):
     text: str
 
 
-class Channel(kombu_redis.Channel):
+class Channel(PrimaryChannel):
     """Fetches leased messages, where kombu's channel uses BRPOP.
 
     kombu's poller calls `_brpop_start` whenever no fetch is in flight, and `_brpop_read` when the

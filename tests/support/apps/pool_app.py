@@ -12,12 +12,14 @@ import redis
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
+from primarch_fleet import celery_redis
 from tasks.base import AsyncTask
 from workers.runtime import result_backend, transport
 
 URL = os.environ["FLEET_TEST_URL"]
 _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 
+celery_redis.use_in_this_process()
 app = Celery("pool_app", task_cls=AsyncTask)
 app.conf.update(
     broker_url=URL,
@@ -55,6 +57,15 @@ _all_met = asyncio.Event()
 @app.task
 async def add(x: int, y: int) -> int:
     return x + y
+
+
+@app.task
+async def note(path: str, line: str, seconds: float) -> str:
+    """Add a line to a file, then sleep for so many seconds."""
+    with open(path, "a") as file:  # noqa: ASYNC230
+        print(line, file=file, flush=True)
+    await asyncio.sleep(seconds)
+    return line
 
 
 @app.task

@@ -1,0 +1,209 @@
+"""Connections that count as broken once their server is no primary any more.
+
+After a failover the address of Redis leads to the new primary, but connections to the old one may
+stay open: it refuses writes for ever, and answers reads with old data. So
+
+-   a refusal such as READONLY breaks the connection, and with it all connections of the process
+    that were opened to that address before;
+-   each new connection, and each connection once in its health check interval, asks the server for
+    its role with HELLO, which every user may call and which costs as much as PING.
+
+Each client then does what it does about any lost connection.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from primarch_fleet.errors import ConfigError
+from primarch_fleet.redis_url import FOLLOW_THE_PRIMARY
+
+#: Errors by which a server says that it cannot take writes, or has no current data; older servers
+#: quote them in the error of a script. https://redis.io/docs/latest/operate/oss_and_stack/management/replication/
+_REFUSAL = re.compile(r"(^|: -?)(READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED|MISCONF) ")
+
+#: (host, port) -> when a server at that address refused, by `time.monotonic`.
+_refused_at: dict[tuple[Any, Any], float] = {}
+
+
+class NotPrimary(redis.ConnectionError):
+    """The server is not the primary, or cannot take writes."""
+
+
+class _Node:
+    """What the connections below know about their server."""
+
+    connected_at = 0.0
+    #: When the role was asked for.
+    checked_at = 0.0
+
+    @property
+    def _address(self) -> tuple[Any, Any]:
+        return getattr(self, "host", None), getattr(self, "port", None)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the server has refused since this connection was opened."""
+        return self.connected_at < _refused_at.get(self._address, 0.0)
+
+    def is_check_due(self, interval: float) -> bool:
+        """Whether to ask for the role; an interval of 0 means never."""
+        return bool(interval) and time.monotonic() > self.checked_at + interval
+
+    def mark_outdated(self) -> None:
+        """Make all connections outdated that this process has opened to the address before."""
+        _refused_at[self._address] = time.monotonic()
+
+    def refusal(self, error: redis.ResponseError) -> NotPrimary | None:
+        """Return the error that breaks the connection; None for any other error."""
+        # redis-py cuts the code off the messages of the errors that it knows.
+        code = getattr(error, "status_code", None) or ""
+        found = _REFUSAL.search(f"{code} ") or _REFUSAL.search(str(error))
+        if found is None:
+            return None
+        self.mark_outdated()
+        return NotPrimary(f"Redis refuses writes: {found.group(2)}")
+
+
+def check_role(reply: Any) -> None:
+    """Check a server's reply to HELLO.
+
+    Raises:
+        NotPrimary: The server is a replica.
+        ConfigError: It is a node of a Redis Cluster, or a Sentinel.
+    """
+    pairs = reply if isinstance(reply, Mapping) else dict(zip(reply[::2], reply[1::2], strict=True))
+    values = {_text(name): _text(value) for name, value in pairs.items()}
+    if values.get("mode") in ("cluster", "sentinel"):
+        raise ConfigError(
+            f"the Redis URL leads to a server in {values['mode']} mode; the fleet needs one "
+            f"primary that has all keys. {FOLLOW_THE_PRIMARY}"
+        )
+    if values.get("role") in ("replica", "slave"):
+        raise NotPrimary("Redis is a replica here; the primary is elsewhere, or not chosen yet")
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+#: The bases of the next two classes are redis-py's connections: `primary_class` adds them.
+_Connection: Any = object
+
+
+class _PrimaryConnection(_Node, _Connection):  # type: ignore[misc]
+    def connect(self) -> None:
+        """Connect, again if the connection is outdated: pools call it before each use."""
+        if self.is_connected and self.is_outdated:
+            self.disconnect()
+        super().connect()
+
+    def on_connect_check_health(self, *args: Any, **options: Any) -> None:
+        self.connected_at = time.monotonic()
+        super().on_connect_check_health(*args, **options)
+        self._check_role()
+
+    def check_health(self) -> None:
+        if self.is_check_due(self.health_check_interval):
+            self.retry.call_with_retry(self._send_ping, self._ping_failed, with_failure_count=True)
+
+    def send_packed_command(self, *args: Any, **options: Any) -> None:
+        if self.is_connected and self.is_outdated:
+            self.disconnect()
+            raise NotPrimary("Redis has refused writes on an older connection")
+        super().send_packed_command(*args, **options)
+
+    def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().read_response(*args, **options)
+        except redis.ResponseError as error:
+            if refusal := self.refusal(error):
+                self.disconnect()
+                raise refusal from None
+            raise
+
+    def _send_ping(self) -> None:
+        try:
+            self._check_role()
+        except NotPrimary:
+            self.mark_outdated()
+            raise
+
+    def _check_role(self) -> None:
+        self.checked_at = time.monotonic()
+        self.send_command("HELLO", check_health=False)
+        try:
+            reply = self.read_response()
+        except redis.ResponseError:  # a proxy, or an old server, without HELLO
+            return
+        check_role(reply)
+
+
+class _AsyncPrimaryConnection(_Node, _Connection):  # type: ignore[misc]
+    async def connect(self) -> None:
+        """Connect, again if the connection is outdated: pools call it before each use."""
+        if self.is_connected and self.is_outdated:
+            await self.disconnect()
+        await super().connect()
+
+    async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
+        self.connected_at = time.monotonic()
+        await super().on_connect_check_health(*args, **options)
+        await self._check_role()
+
+    async def check_health(self) -> None:
+        if self.is_check_due(self.health_check_interval):
+            await self.retry.call_with_retry(
+                self._send_ping, self._ping_failed, with_failure_count=True
+            )
+
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        if self.is_connected and self.is_outdated:
+            await self.disconnect()
+            raise NotPrimary("Redis has refused writes on an older connection")
+        await super().send_packed_command(*args, **options)
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().read_response(*args, **options)
+        except redis.ResponseError as error:
+            if refusal := self.refusal(error):
+                await self.disconnect(nowait=True)
+                raise refusal from None
+            raise
+
+    async def _send_ping(self) -> None:
+        try:
+            await self._check_role()
+        except NotPrimary:
+            self.mark_outdated()
+            raise
+
+    async def _check_role(self) -> None:
+        self.checked_at = time.monotonic()
+        await self.send_command("HELLO", check_health=False)
+        try:
+            reply = await self.read_response()
+        except redis.ResponseError:  # a proxy, or an old server, without HELLO
+            return
+        check_role(reply)
+
+
+@cache
+def primary_class(kind: Any) -> Any:
+    """Return the class of connections to a primary for one of redis-py's, sync or asyncio.
+
+    It is returned as it is if it is one already.
+    """
+    if issubclass(kind, _Node):
+        return kind
+    is_sync = issubclass(kind, redis.connection.AbstractConnection)
+    mixin = _PrimaryConnection if is_sync else _AsyncPrimaryConnection
+    return type(f"Primary{kind.__name__}", (mixin, kind), {})
