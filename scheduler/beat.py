@@ -19,7 +19,7 @@ _interval = fleet_config().batch.aggregate_interval
 # Messages that no worker took in time expire, so that they do not pile up.
 _options = {"expires": max(_interval, MIN_EXPIRY_SECONDS), "ignore_result": True}
 
-settings().data_dir.mkdir(parents=True, exist_ok=True)
+settings().data_dir.mkdir(0o700, parents=True, exist_ok=True)
 app.conf.beat_schedule_filename = str(settings().data_dir / "beat-schedule")
 app.conf.beat_schedule = {
     name: {"task": name, "schedule": seconds, "options": _options}

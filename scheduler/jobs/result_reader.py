@@ -63,7 +63,7 @@ class ResultReader:
         """
         progress = ReadProgress(set((await self._store.members(job)).values()))
         for number, file_id in enumerate(batch.files):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(0o700, parents=True, exist_ok=True)
             path = self._folder / f"{job.intent}.{number}.jsonl"
             await _download(job, provider, file_id, path)
             await self._read_file(job, path, progress)

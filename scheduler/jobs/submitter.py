@@ -269,7 +269,7 @@ class Submitter:
 
 
 def _remove_old_file(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)  # the file has prompts
     path.unlink(missing_ok=True)
 
 

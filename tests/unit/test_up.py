@@ -18,7 +18,9 @@ from workers.onebox.up import (
     Process,
     engine_python,
     free_port,
+    lock,
     supervisor_config,
+    write_private,
 )
 from workers.onebox.wait_ready import welcome
 
@@ -108,6 +110,30 @@ def test_the_welcome_text_has_addresses_configuration_data_and_how_to_stop(tmp_p
     text = welcome({"redis": "redis://host:1/0"}, "/etc/fleet.yaml", tmp_path)
     for part in ("redis://host:1/0", "/etc/fleet.yaml", str(tmp_path), "Ctrl-C stops it"):
         assert part in text
+
+
+def test_the_welcome_text_masks_the_password(tmp_path: Path) -> None:
+    text = welcome({"redis": "rediss://user:hunter2@host:1/0"}, "/etc/fleet.yaml", tmp_path)
+    assert "rediss://user:***@host:1/0" in text
+    assert "hunter2" not in text
+
+
+def test_a_file_of_an_earlier_version_becomes_private(tmp_path: Path) -> None:
+    path = tmp_path / "wait_ready.yaml"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_private(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_the_data_folder_becomes_private_unless_it_is_shared(tmp_path: Path) -> None:
+    own, shared = tmp_path / "own", tmp_path / "shared"
+    for folder, mode in ((own, 0o755), (shared, 0o1777)):
+        folder.mkdir()
+        folder.chmod(mode)
+        lock(folder)
+    assert own.stat().st_mode & 0o7777 == 0o700
+    assert shared.stat().st_mode & 0o7777 == 0o1777
 
 
 def test_workers_that_would_share_a_gpu_are_not_started(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from primarch_fleet.contract import LANES
 from primarch_fleet.money import format_dollars
 from primarch_fleet.outgoing import Ticket
 from primarch_fleet.requests import Request
+from workers.onebox.up import PRIVATE_UMASK
 
 SAMPLE_REQUESTS = ROOT / "examples" / "requests.jsonl"
 START_TIMEOUT_SECONDS = 120.0
@@ -48,6 +49,7 @@ def main() -> None:
     if not console.is_terminal:
         console = Console(width=WIDTH)
     requests = load(SAMPLE_REQUESTS)
+    os.umask(PRIVATE_UMASK)
     folder = settings().data_dir / "run"
     shutil.rmtree(folder, ignore_errors=True)
     console.print(

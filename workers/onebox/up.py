@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import io
 import json
 import os
 import random
 import shutil
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from configparser import RawConfigParser
@@ -43,6 +45,8 @@ from workers.onebox.simulated import (
 #: Below the ports of outgoing connections, which could take a port between the plan and the start
 #: of the process that it is for.
 PORTS = range(20_000, 32_768)
+#: What the fleet writes is for its user alone: prompts, answers, the password of Redis.
+PRIVATE_UMASK = 0o077
 #: How long vLLM may take to load a model or to fail.
 ENGINE_START_SECONDS = 900
 
@@ -129,10 +133,10 @@ class Plan:
         url = f"http://127.0.0.1:{port}/v1"
         self.addresses["simulated provider"] = url
         config = self.data_dir / "simulated-fleet.yaml"
-        config.write_text(yaml.safe_dump(simulated_config(self._config, accounts, url)))
+        write_private(config, yaml.safe_dump(simulated_config(self._config, accounts, url)))
         self.env |= {KEY_VARIABLE: "simulated", "FLEET_CONFIG": str(config)}
         profile = self.data_dir / "simulator-profile.json"
-        profile.write_text(json.dumps(simulator_profile(self._config)))
+        write_private(profile, json.dumps(simulator_profile(self._config)))
         command = _python(
             "workers.onebox.simulator", "--port", str(port), "--profile", str(profile)
         )
@@ -237,6 +241,7 @@ def _celery(app: str, *args: str) -> list[str]:
 
 def _valkey(port: int, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
     options = {
         "bind": "127.0.0.1",
         "port": str(port),
@@ -284,9 +289,23 @@ def _check_redis(url: str) -> None:
         raise ConfigError(f"FLEET_REDIS_URL: {error}") from None
 
 
+def write_private(path: Path, text: str) -> None:
+    """Replace a file; only its owner can read the new one, whatever the mode of the old one."""
+    path.unlink(missing_ok=True)
+    path.touch(0o600)
+    path.write_text(text)
+
+
 def lock(data_dir: Path) -> None:
-    """Lock the data folder until this process ends, across exec; raise ConfigError if locked."""
+    """Lock the data folder until this process ends, across exec; raise ConfigError if locked.
+
+    Its mode becomes 700, also if an earlier version created it, unless it is a shared one: of
+    another user, or as /tmp is.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
+    status = data_dir.stat()
+    if status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX:
+        data_dir.chmod(0o700)
     handle = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -326,16 +345,20 @@ def _announce(plan: Plan) -> None:
 
 
 def main() -> None:
-    """Become the fleet's supervisor; exit with status 1 if the fleet cannot start."""
+    """Become the fleet's supervisor; exit with status 1 if the fleet cannot start.
+
+    What it and its processes write can be read only by the user who runs it.
+    """
+    os.umask(PRIVATE_UMASK)
     try:
         chosen, machine = options(), settings()
         lock(machine.data_dir)
         plan = Plan(chosen, load(machine.config), machine)
     except FleetError as error:
         sys.exit(f"fleet: {error}")
-    path = plan.data_dir / "supervisord.conf"
-    with path.open("w") as file:
-        supervisor_config(plan, machine).write(file)
+    path, text = plan.data_dir / "supervisord.conf", io.StringIO()
+    supervisor_config(plan, machine).write(text)
+    write_private(path, text.getvalue())
     (plan.data_dir / "addresses.yaml").unlink(missing_ok=True)
     workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
     startup = {
@@ -343,7 +366,7 @@ def main() -> None:
         "addresses": plan.addresses,
         "config_file": str(machine.config),
     }
-    (plan.data_dir / "wait_ready.yaml").write_text(yaml.safe_dump(startup, sort_keys=False))
+    write_private(plan.data_dir / "wait_ready.yaml", yaml.safe_dump(startup, sort_keys=False))
     _announce(plan)
     os.chdir(ROOT)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]

@@ -12,6 +12,7 @@ from urllib.error import URLError
 import yaml
 from kombu.exceptions import OperationalError
 
+from primarch_fleet.redis_url import masked
 from tasks.app import app
 
 #: How long a fleet may take to start: vLLM loads a large model in minutes.
@@ -39,7 +40,11 @@ def main() -> None:
 
 
 def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
-    """The text that tells a person where the fleet is, and how to use and stop it."""
+    """The text that tells a person where the fleet is, and how to use and stop it.
+
+    The password of Redis is masked.
+    """
+    addresses = addresses | {"redis": masked(addresses["redis"])}
     width = max(map(len, addresses))
     lines = ["The fleet is up. Ctrl-C stops it; queued requests are kept for the next start."]
     lines += [f"  {name:<{width}}  {address}" for name, address in addresses.items()]
