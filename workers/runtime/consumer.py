@@ -9,25 +9,31 @@ The setting is `worker_consumer = "workers.runtime.consumer:Consumer"`; it needs
 transport.py.
 """
 
+import atexit
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 from celery.exceptions import NotRegistered
+from celery.platforms import EX_FAILURE
+from celery.signals import worker_shutdown
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 
-from workers.runtime.control_node import CONNECTION_ERRORS, ControlNode
+from workers.runtime.control_node import ControlNode
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
-from workers.runtime.leases import DISCONNECTED, LEASES
+from workers.runtime.leases import DISCONNECTED, LEASES, REDIS_ERRORS
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two sendings of a worker's task events.
 EVENTS_INTERVAL_SECONDS = 0.25
+#: Seconds between two looks for messages without a holder.
+FORGOTTEN_INTERVAL_SECONDS = 5.0
 
 
 class Consumer(CeleryConsumer):
@@ -41,6 +47,7 @@ class Consumer(CeleryConsumer):
     pool: Any
     prefetch_multiplier: int
     qos: Any
+    task_buckets: dict[str, Any]
     task_consumer: Any
     timer: Any
     _flush_events: Callable[[], None]
@@ -50,6 +57,7 @@ class Consumer(CeleryConsumer):
         options["app"].control.mailbox.node_cls = ControlNode
         super().__init__(self.receive, **options)
         self._start_task = on_task_request
+        self._forgotten: Set[str] = frozenset()  # leases without a holder at the last look
 
     @property
     def consumed_queues(self) -> frozenset[str]:
@@ -91,6 +99,19 @@ class Consumer(CeleryConsumer):
         """Give back all messages that this worker does not hold, at once and in their order."""
         LEASES.keep_only({request.message.delivery_tag for request in self.held_requests()})
 
+    def requeue_forgotten(self) -> None:
+        """Requeue, with a count, messages that were without a holder at the last call, too.
+
+        An error in Celery's callbacks may leave them so: their leases would be renewed for ever.
+        """
+        limited = [bucket.contents for bucket in self.task_buckets.values() if bucket]
+        held = {*self.held_requests(), *(request for queue in limited for request, _ in queue)}
+        forgotten = LEASES.tags() - {request.message.delivery_tag for request in held}
+        for tag in forgotten & self._forgotten:
+            logger.error("A message was forgotten", extra={"action": "message_forgotten"})
+            LEASES.requeue(tag)
+        self._forgotten = forgotten
+
     def on_close(self) -> None:
         """Do as Celery does when a connection is lost or the worker stops, and give back."""
         super().on_close()
@@ -122,6 +143,7 @@ class Consumer(CeleryConsumer):
         """Do as Celery does, and send the tasks' events every `EVENTS_INTERVAL_SECONDS`."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(EVENTS_INTERVAL_SECONDS, self._flush_events)
+        hub.call_repeatedly(FORGOTTEN_INTERVAL_SECONDS, self.requeue_forgotten)
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]
         """Do nothing; Celery wakes the hub here. The next sending has the event."""
@@ -147,7 +169,7 @@ class Consumer(CeleryConsumer):
         def run() -> None:
             try:
                 p(*args, **kwargs)
-            except CONNECTION_ERRORS:
+            except REDIS_ERRORS:
                 raise
             except Exception:
                 action = {"action": "control_command_failed"}
@@ -180,3 +202,19 @@ class Consumer(CeleryConsumer):
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         """Make a message whose task rejects it a dead letter."""
         raise Undeliverable("invalid_task", exc)
+
+
+def release_leases(sender: Any = None, **_: Any) -> None:
+    """Give back what the process holds at its end.
+
+    Unless somebody has stopped the worker, a message may be the reason, and the deliveries count.
+    """
+    asked = state.should_stop is not None or state.should_terminate is not None
+    failed = sender is None or sender.exitcode == EX_FAILURE  # a remote shutdown has another code
+    scheduled: Any = state.scheduled_requests  # type: ignore[attr-defined]
+    waiting = {request.message.delivery_tag for request in scheduled}
+    LEASES.release_all(counts=failed and not asked, waiting=waiting)
+
+
+worker_shutdown.connect(release_leases)
+atexit.register(release_leases)  # a cold shutdown sends no signal

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import redis
-from kombu.exceptions import OperationalError
 from kombu.pidbox import Node
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from workers.runtime.leases import DISCONNECTED, LEASES
-
-#: Errors of the connection, not of a message.
-CONNECTION_ERRORS = (*DISCONNECTED, redis.RedisError, OperationalError)
+from workers.runtime.leases import LEASES, REDIS_ERRORS
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -69,7 +64,7 @@ class ControlNode(Node):
             if message:
                 _check_clock(message.headers.get("clock"))
             return super().handle_message(body, message)
-        except CONNECTION_ERRORS:
+        except REDIS_ERRORS:
             raise
         except Exception as exc:
             text = str(message.body if message else body)

@@ -21,6 +21,7 @@ from typing import Any
 import redis
 from celery.app.task import Context
 from celery.exceptions import WorkerLostError
+from kombu.exceptions import OperationalError
 
 from workers.runtime.dead_letters import (
     LETTER_KEYS,
@@ -46,6 +47,8 @@ LEASES_KEY, RENEWALS_KEY = LEASE_KEYS = ("fleet:leases", "fleet:lease_renewals")
 _KOMBU_KEYS = ["unacked", "unacked_index"]
 #: Redis cannot be reached, as opposed to: it answers with an error.
 DISCONNECTED = (OSError, redis.ConnectionError, redis.TimeoutError)
+#: Errors of the connection to Redis or of the server, not of a message.
+REDIS_ERRORS = (*DISCONNECTED, redis.RedisError, OperationalError)
 #: A live process renews its leases so many times within the visibility timeout.
 RENEWALS_PER_TIMEOUT = 6
 #: Leases that one command renews at most.
@@ -175,6 +178,11 @@ class Leases:
         self.forget(tag)
         self._attempt(functools.partial(self._give_back, tag, _LAST, counts=True))
 
+    def tags(self) -> Set[str]:
+        """Return the leases that this process renews."""
+        with self._lock:
+            return set(self._tenants)
+
     def holds(self, tag: str) -> bool:
         """Return whether the lease is this process's: not lost, given back or acknowledged."""
         return tag in self._tenants
@@ -214,11 +222,15 @@ class Leases:
         """Keep a broadcast message that cannot be processed as a dead letter."""
         self._attempt(functools.partial(self._keep_broadcast, channel, message, error))
 
-    def release_all(self, **_: Any) -> None:
+    def release_all(self, *, counts: bool = False, waiting: Set[str] = frozenset()) -> None:
         """Stop renewing, and put unacknowledged messages first in their queues, in their order.
 
         For the end of the process. Messages that cannot be put back are delivered again after the
         visibility timeout.
+
+        Args:
+            counts: Whether the deliveries count: a message may be the reason of the end.
+            waiting: The leases of messages whose tasks have not started; these never count.
         """
         if not self._started or self._stopped.is_set():
             return
@@ -229,7 +241,8 @@ class Leases:
         with self._sending:  # the process must not end while a thread sends acknowledgements
             self._attempt(self._send_acks)
         for tag in (*self._abandoned, *reversed(tags)):
-            if not self._attempt(functools.partial(self._give_back, tag, _NEXT, counts=False)):
+            counted = counts and tag in tags and tag not in waiting
+            if not self._attempt(functools.partial(self._give_back, tag, _NEXT, counts=counted)):
                 return
         if tags:
             _log(logging.WARNING, "messages_returned", "Put back %d message(s)", len(tags))

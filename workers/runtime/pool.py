@@ -32,15 +32,18 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Any
+from typing import Any, TypeGuard
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, Terminated
+from celery.exceptions import BackendError, Ignore, Reject, SoftTimeLimitExceeded, Terminated
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from tasks.base import Body, runner
 from workers.runtime import event_loop
+from workers.runtime.dead_letters import Undeliverable
+from workers.runtime.leases import LEASES, REDIS_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -225,6 +228,11 @@ def _raised(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
+def _comes_from_message(exc: BaseException) -> TypeGuard[Exception]:
+    others = (*REDIS_ERRORS, BackendError, MemoryError, Reject)
+    return isinstance(exc, Exception) and not isinstance(exc, others)
+
+
 class TaskPool(BasePool):
     """Celery's pool, with the event loop and the threads of the module's docstring.
 
@@ -286,7 +294,7 @@ class TaskPool(BasePool):
             try:
                 self._run(job)
             except BaseException as exc:
-                self._requeue(job, exc)
+                self._end_without_outcome(job, exc)
             self._remove(job)
 
     def _ends_surplus_thread(self) -> bool:
@@ -315,13 +323,23 @@ class TaskPool(BasePool):
         elif job.hard_limit_passed:
             job.on_timeout(False, job.hard_limit_seconds)
 
-    def _requeue(self, job: PoolJob, exc: BaseException) -> None:
-        """Requeue a task after an error in Celery's tracer or callbacks: it may have no result."""
+    def _end_without_outcome(self, job: PoolJob, exc: BaseException) -> None:
+        """End a job after an error in Celery's tracer or callbacks: it may have no result.
+
+        It runs again if Redis or the process is the reason. Any other error would come again, after
+        another paid call: the message becomes a dead letter.
+        """
         action = {"action": "task_tracer_failed"}
         logger.error("Task %s failed outside its body", job.task_id, exc_info=exc, extra=action)
         try:
-            if job.end() or job.hard_limit_passed:
+            if not (job.end() or job.hard_limit_passed):
+                return  # a revoke or the shutdown has claimed it
+            if job.request is None or not _comes_from_message(exc):
                 job.on_failed(_raised(Reject(repr(exc), requeue=True)))
+            else:
+                task_ready(job.request)
+                tag = job.request.message.delivery_tag
+                LEASES.dead_letter(tag, Undeliverable("unfinishable", exc))
         except Exception:
             action = {"action": "task_requeue_failed"}
             logger.exception("Task %s was not requeued", job.task_id, extra=action)

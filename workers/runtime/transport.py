@@ -35,7 +35,6 @@ unless `broker_use_ssl` says otherwise). Workers set `broker_read_url` to such a
   what their engines have cached (prefix_affinity.py); the worker must consume only that queue.
 """
 
-import atexit
 import json
 import logging
 import math
@@ -47,7 +46,6 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any, NamedTuple
 
-from celery.signals import worker_shutdown
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
@@ -57,12 +55,11 @@ from primarch_fleet import redis_support
 from primarch_fleet.celery_redis import PrimaryChannel
 from primarch_fleet.redis_url import normalized
 from workers.runtime import fetch_command, prefix_affinity
-from workers.runtime.control_node import CONNECTION_ERRORS
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
 from workers.runtime.fetch_command import Affinity, FetchCommand
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
-from workers.runtime.leases import DISCONNECTED, LEASE_KEYS, LEASES, LeaseSettings
+from workers.runtime.leases import DISCONNECTED, LEASE_KEYS, LEASES, REDIS_ERRORS, LeaseSettings
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +272,7 @@ class Channel(PrimaryChannel):
         """Deliver a broadcast: a control command or an event; keep a bad one as a dead letter."""
         try:
             return bool(super()._receive_one(client))  # type: ignore[misc]
-        except CONNECTION_ERRORS:
+        except REDIS_ERRORS:
             raise
         except Empty:
             problem: Exception = ValueError("no JSON")
@@ -374,6 +371,3 @@ def leased_url(url: str) -> str:
 
 TRANSPORT_ALIASES["fleetredis"] = "workers.runtime.transport:Transport"
 TRANSPORT_ALIASES["fleetrediss"] = "workers.runtime.transport:TLSTransport"
-
-worker_shutdown.connect(LEASES.release_all)
-atexit.register(LEASES.release_all)  # a cold shutdown sends no signal

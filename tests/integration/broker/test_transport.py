@@ -101,6 +101,23 @@ def test_a_task_that_kills_its_workers_becomes_a_dead_letter_and_fails(
     assert nothing_leased(store)
 
 
+def test_a_message_that_ends_its_workers_by_an_error_becomes_a_dead_letter(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    env = {"FLEET_TEST_MAX_DELIVERIES": "2", "FLEET_TEST_DRAIN": "0.1"}
+    result = producer.send("end_the_hub")
+    later = producer.send("add", 2, 3, countdown=15)
+    for number in range(2):
+        with start_worker(f"ends-{number}", env=env, wait=False) as worker:
+            assert worker.process.wait(TIMEOUT) == 1
+    assert runs(store)[result.id] == 2
+    assert [letter["kind"] for letter in dead_letters(store)] == ["max_deliveries"]
+    with start_worker("survives", env=env):
+        with pytest.raises(WorkerLostError, match="2 times"):
+            result.get(timeout=TIMEOUT)
+        assert later.get(timeout=TIMEOUT) == 5, "a task that waits for its time is not the reason"
+
+
 # Messages that no worker can process.
 
 
@@ -198,6 +215,18 @@ def test_a_message_that_is_nested_too_deeply_fails_the_task_that_it_names(
         producer.app.AsyncResult("nested").get(timeout=TIMEOUT)
     assert [letter["message"] for letter in dead_letters(store)] == [nested]
     assert worker.process.poll() is None
+
+
+def test_a_task_that_celery_cannot_end_runs_once_and_becomes_a_dead_letter(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    result = producer.send("fail_outside")
+    with pytest.raises((ValueError, InvalidTaskError)):
+        result.get(timeout=TIMEOUT)
+    (letter,) = eventually(lambda: dead_letters(store))
+    assert letter["kind"] == "unfinishable"
+    eventually(lambda: nothing_leased(store))
+    assert runs(store)[result.id] == 1
 
 
 BROADCASTS = {

@@ -7,10 +7,12 @@ to `cancelled` when they are cancelled.
 import asyncio
 import os
 import signal
+from typing import Any
 
 import redis
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from kombu.asynchronous import get_event_loop
 
 from primarch_fleet import celery_redis
 from tasks.base import AsyncTask
@@ -169,3 +171,24 @@ async def die(self: AsyncTask) -> None:
     """Kill the worker process."""
     _redis.rpush("runs", str(self.request.id))
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(bind=True)
+async def end_the_hub(self: AsyncTask) -> None:
+    """End the worker by an error on its main thread."""
+    _redis.rpush("runs", str(self.request.id))
+    hub: Any = get_event_loop()
+    hub.call_soon(_fail)
+    await asyncio.sleep(60)
+
+
+def _fail() -> None:
+    raise AssertionError("the hub ends")
+
+
+@app.task(bind=True)
+async def fail_outside(self: AsyncTask) -> None:
+    """Fail with an errback that Celery cannot read."""
+    _redis.rpush("runs", str(self.request.id))
+    self.request.errbacks = [{"task": "celery.chord", "args": 5}]
+    raise ValueError("inside")
