@@ -329,7 +329,7 @@ def test_messages_of_a_fetch_whose_reply_is_lost_go_back_with_the_next_renewal(
     leases.abandon("never executed")
     leases.renew()
     assert nothing_leased(store)
-    _, _, text = fetch(store, "again")
+    _, _, text, *_ = fetch(store, "again")
     assert json.loads(text)["properties"]["correlation_id"] == "first"
 
 
