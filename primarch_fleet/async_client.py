@@ -12,12 +12,13 @@ import redis
 
 from primarch_fleet import protocol, redis_support
 from primarch_fleet.budgets import Budget
-from primarch_fleet.client import MAX_READERS, Fleet, reachable
+from primarch_fleet.client import MAX_READERS, Fleet
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.outgoing import Ticket, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
+from primarch_fleet.results import reachable
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
     MAX_CHUNKS_PER_READ,

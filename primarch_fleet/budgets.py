@@ -163,7 +163,7 @@ class _LedgerScripts:
     def _run_reserve(
         self, tenant_id: str, limits: Limits, requests: Sequence[ReservationRequest]
     ) -> Any:
-        args = reserve_args(limits, requests, self._now())
+        args = reserve_args(tenant_id, limits, requests, self._now())
         return _RESERVE.run(self._redis, ledger_keys(tenant_id), args)
 
     def _run_settle(
@@ -286,8 +286,16 @@ def ledger_keys(tenant_id: str) -> list[str]:
     return [f"fleet:budget:{kind}:{tenant_id}" for kind in kinds]
 
 
+def payer_key(task_id: str) -> str:
+    """Return the Redis key of the tenant that has a reservation for a task."""
+    return f"fleet:budget:payer:{task_id}"
+
+
 def reserve_args(
-    limits: Limits, requests: Iterable[ReservationRequest], now: float | None = None
+    tenant_id: str,
+    limits: Limits,
+    requests: Iterable[ReservationRequest],
+    now: float | None = None,
 ) -> list[Any]:
     """Return the arguments of lua/budget/reserve.lua.
 
@@ -303,6 +311,7 @@ def reserve_args(
         _optional(limits.max_concurrency),
         _optional(limits.tokens_per_minute),
         MAX_CONCURRENCY_SECONDS,
+        tenant_id,
     ]
     for request in requests:
         optional = [_optional(value) for value in (request.fallback, *request.tokens)]

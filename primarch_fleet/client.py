@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Self, cast
+from typing import Any, Self
 
-import redis
 from celery import Celery
-from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[attr-defined]
-from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
-from kombu.exceptions import OperationalError
 
 from primarch_fleet import celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
+from primarch_fleet.cancellation import Canceller
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE, Completion
-from primarch_fleet.errors import (
-    Cancelled,
-    FleetUnavailable,
-    RequestFailed,
-    ResultTimeout,
-)
+from primarch_fleet.contract import Completion
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
+from primarch_fleet.results import reachable, wait_for
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
 #: Seconds for which a producer uses a catalogue that it has read.
 CATALOGUE_TTL_SECONDS = 30.0
 #: Streams that one client can read at the same time; each blocked read uses a connection.
 MAX_READERS = 5_000
-#: Seconds between two attempts to cancel a request that the batch lane has not received yet.
-CANCEL_POLL_SECONDS = 0.5
 
 
 class Fleet:
@@ -65,6 +54,7 @@ class Fleet:
         self._ledger = Ledger(self._redis)
         self._lanes = LaneMonitor(self._redis)
         self._publisher = Publisher(self._app, self._ledger, self._redis)
+        self._canceller = Canceller(self._app, self._redis, self._ledger)
         self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
         self._catalogue: Catalogue | None = None
         self._catalogue_expires_at = 0.0
@@ -224,64 +214,32 @@ class Fleet:
     def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:
         """Cancel a request: its result becomes `Cancelled`.
 
-        Links, errbacks and chords run as for any failure. A request of the batch lane can be
-        cancelled at any time; if its batch answers it, the answer is dropped. On the other lanes, a
-        running request is stopped. For a request that waits in a queue, any worker stores the
-        result at once, and its reservation is released when a worker of its lane receives it.
+        Once this has returned True, no worker starts the request, whatever restarts and however
+        long its message waits; its result is `Cancelled` for good, and its reservation is returned.
+        Links, errbacks and chords run as for any failure. A running call is stopped; what it has
+        cost counts. A batch that has the request may still answer it; that answer is dropped.
 
         Args:
-            ticket: The ticket that `submit` returned. Its id is enough for a PARKED request, and on
-                the realtime and local lanes.
-            timeout: Seconds to wait for a worker's answer.
+            ticket: The ticket that `submit` returned, or its id.
+            timeout: Seconds to wait for the worker that has the request. A waiting request needs no
+                worker.
 
         Returns:
             True if the request is cancelled; False if it already had a result.
 
         Raises:
-            ResultTimeout: No worker answered in time. The request may still be cancelled later.
-            FleetUnavailable: The broker did not answer.
+            ResultTimeout: The worker that has the request did not stop it in time: it died, or it
+                cannot be reached. The request is not started again. Call `cancel` again after the
+                workers' visibility timeout.
+            FleetUnavailable: The broker did not answer; the request may be cancelled later.
         """
-        deadline = time.monotonic() + timeout
         with reachable():
-            if self._result(ticket).ready():
-                return self._is_cancelled(ticket, timeout)
-            on_batch_lane = isinstance(ticket, Ticket) and ticket.lane == "batch"
-            if on_batch_lane or self.status(ticket) == "PARKED":
-                return self._cancel_on_batch_lane(ticket, timeout, deadline)
-            self._app.control.revoke(task_id(ticket), terminate=True)
-            return self._is_cancelled(ticket, timeout)
-
-    def _cancel_on_batch_lane(self, ticket: Ticket | str, timeout: float, deadline: float) -> bool:
-        """Ask the scheduler to cancel a request until it knows the request. Raises ResultTimeout.
-
-        The revoke is for a request that is still in its queue: the worker that takes it drops it.
-        """
-        request_id = task_id(ticket)
-        self._app.control.revoke(request_id, terminate=False)
-        while True:
-            remaining = deadline - time.monotonic()
-            answers = call_scheduler(self._app, "scheduler.cancel", [request_id], remaining)
-            answer = next(iter(answers.values()))
-            if answer == "promoted":  # to the realtime lane, where it may run
-                self._app.control.revoke(request_id, terminate=True)
-                return self._is_cancelled(ticket, timeout)
-            if answer != "unknown":
-                return bool(answer == "cancelled")
-            with suppress(ResultTimeout):
-                return self._is_cancelled(ticket, CANCEL_POLL_SECONDS)
-
-    def _is_cancelled(self, ticket: Ticket | str, timeout: float) -> bool:
-        """Wait for the result: whether it is `Cancelled`. Raises ResultTimeout."""
-        try:
-            self._outcome(ticket, timeout)
-        except RequestFailed as error:
-            return isinstance(error, Cancelled)
-        return False
+            return self._canceller.cancel(task_id(ticket), timeout)
 
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
             message = f"no result within {timeout} s; the request continues"
-            outcome = _wait(self._result(ticket), timeout, message)
+            outcome = wait_for(self._result(ticket), timeout, message)
             return protocol.completion_or_raise(outcome)
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
@@ -299,53 +257,3 @@ class Fleet:
             if health is not None:
                 health.queued[message.ticket.queue] += 1
         return messages
-
-
-def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any:
-    """Call one of the scheduler's tasks on any batch worker.
-
-    Args:
-        task: The name of the task, such as "scheduler.cancel".
-        timeout: Seconds to wait for the answer.
-
-    Returns:
-        The value of the task.
-
-    Raises:
-        ResultTimeout: No batch worker answered in time. The next worker that starts runs the task.
-        FleetUnavailable: The broker did not answer, or the task failed.
-    """
-    message = f"no batch worker answered within {timeout:.0f} s"
-    with reachable():
-        result = app.send_task(
-            task, [argument], queue=SCHEDULER_QUEUE, priority=EXPLICIT_HIGH_PRIORITY
-        )
-        try:
-            answer = _wait(result, max(timeout, 0.01), message)  # 0 is no limit for Celery
-        finally:
-            result.forget()
-    if isinstance(answer, BaseException):
-        raise FleetUnavailable(f"{task} failed: {answer}")
-    return answer
-
-
-def _wait(result: AsyncResult[Any], timeout: float | None, message: str) -> Any:
-    """Return a task's value or exception. Raises ResultTimeout with the message."""
-    try:
-        return result.get(timeout=timeout, propagate=False)
-    except CeleryTimeout:
-        cast(Any, result.backend).remove_pending_result(result)  # else Celery keeps it forever
-        raise ResultTimeout(message) from None
-
-
-@contextmanager
-def reachable() -> Iterator[None]:
-    """Convert the errors of an unreachable broker to FleetUnavailable."""
-    try:
-        yield
-    except (redis.RedisError, OperationalError) as error:
-        raise FleetUnavailable(f"the broker did not answer: {error}") from error
-    except RuntimeError as error:
-        if str(error) != E_RETRY_LIMIT_EXCEEDED:
-            raise
-        raise FleetUnavailable("the broker did not answer") from error

@@ -147,7 +147,7 @@ class Publisher:
         reply = _RESERVE_AND_PUSH.run(
             self._redis,
             [*budgets.ledger_keys(tenant_id), *keys],
-            [*budgets.reserve_args(limits, requests), self._max_memory, *args],
+            [*budgets.reserve_args(tenant_id, limits, requests), self._max_memory, *args],
         )
         if _is_repeated(reply):
             return False

@@ -26,8 +26,8 @@ from rich.console import Console, RenderableType
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
-from primarch_fleet.client import call_scheduler
 from primarch_fleet.redis_support import once_async
+from primarch_fleet.results import call_scheduler
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status

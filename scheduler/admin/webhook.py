@@ -27,9 +27,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from config.fleet import FleetConfig
 from config.litellm_params import ENVIRONMENT_PREFIX
 from config.settings import settings
-from primarch_fleet.client import reachable
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import ConfigError, FleetUnavailable
+from primarch_fleet.results import reachable
 from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)

@@ -98,6 +98,7 @@ class Withdrawal:
         parked = (await self._store.load([request]))[request][0]
         if parked is not None:
             await self._fail(parked, Cancelled())
+            await self._store.complete_cancel(parked.context["id"])
             await self._store.costs.remember_payer(request, parked.payer)
         await self._store.finish([request], RequestOutcome.CANCELLED)
         metrics.cancelled_total.inc()
@@ -136,8 +137,9 @@ class Withdrawal:
         return loaded[request][0]
 
     async def _fail(self, parked: ParkedRequest, error: RequestFailed) -> None:
-        runtime = await self._store.now() - parked.parked_at
-        await _run_in_thread(self._complete, parked.context, parked.value(error), runtime)
+        if not await self._store.is_cancel_completed(parked.context["id"]):
+            runtime = await self._store.now() - parked.parked_at
+            await _run_in_thread(self._complete, parked.context, parked.value(error), runtime)
         await accounting.settle(accounting.UNSENT, [(parked, 0)])
 
     def _complete(self, *args: Any) -> None:

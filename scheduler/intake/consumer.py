@@ -12,8 +12,9 @@ from typing import Any
 
 from celery.app.task import Context
 from celery.worker.request import Request
-from celery.worker.state import task_accepted, task_ready
+from celery.worker.state import revoked, task_accepted, task_ready
 
+from primarch_fleet.errors import Cancelled
 from scheduler.model.job import KINDS
 from tasks.deferral import PreparedRequest, park_many, prepare
 from workers.runtime.consumer import Consumer as LeasedConsumer
@@ -108,7 +109,9 @@ class IntakeConsumer(LeasedConsumer):
                     task_accepted(request)
                     task_ready(request)
                     request.acknowledge()
-        # A refused request is refused again in its own run, where its task fails with the error.
+        # A refused request is refused again in its own run, where its task fails with the error,
+        # but Celery drops the message of a revoked task.
+        revoked.update(id_ for id_, error in refused.items() if isinstance(error, Cancelled))
         self._run_tasks(request for request in prepared if request.id in refused)
 
     def _run_tasks(self, requests: Iterable[Request]) -> None:

@@ -11,12 +11,19 @@ from celery.exceptions import Reject
 
 from config.fleet import FleetConfig
 from config.provider import Deployment
-from primarch_fleet.errors import FleetError, ProviderError, RequestTooLarge, UnknownModel
+from primarch_fleet.errors import (
+    Cancelled,
+    FleetError,
+    ProviderError,
+    RequestTooLarge,
+    UnknownModel,
+)
 from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from scheduler.completion import accounting
 from scheduler.model import jsonl
 from scheduler.model.job import ParkedRecord, ParkedRequest, RequestGroup, RequestSize
+from scheduler.model.outcomes import ParkOutcome
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
 from scheduler.translation.lines import LineEncoder
@@ -68,7 +75,7 @@ class ParkingStore:
         The number of round trips depends on the number of tenants, not of records.
 
         Returns:
-            The errors of requests without budget, by task id; these are not stored.
+            The errors of requests without budget, or cancelled, by task id; these are not stored.
 
         Raises:
             Reject: The worker is stopping; the messages go back to their queue.
@@ -83,9 +90,12 @@ class ParkingStore:
         now, refused = await self._store.now(), await self._reserve(records)
         accepted = [record for record in records if record.parked.context["id"] not in refused]
         stored = await asyncio.gather(*(self._with_blob(record, now) for record in accepted))
-        await self._store.park(stored)
-        await self._blobs.confirm_parked(stored)
-        return refused
+        outcomes = zip(stored, await self._store.park(stored), strict=True)
+        out = {record.request for record, outcome in outcomes if outcome is ParkOutcome.CANCELLED}
+        await self._blobs.confirm_parked(record for record in stored if record.request not in out)
+        cancelled = [record.parked for record in stored if record.request in out]
+        await accounting.settle(accounting.UNSENT, [(parked, 0) for parked in cancelled])
+        return {**refused, **{parked.context["id"]: Cancelled() for parked in cancelled}}
 
     async def _reserve(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
         known = await self._store.known([record.request for record in records])

@@ -44,6 +44,16 @@ class LineHeld(NamedTuple):
 LineOutcome = LineAnswered | LineRetry | LineRefused | LineHeld
 
 
+class ParkOutcome(StrEnum):
+    """The store's answer to a caller that parks a request."""
+
+    PARKED = "parked"
+    #: It is on the lane or has left it.
+    KNOWN = "known"
+    #: It was cancelled before it was parked, and stays out.
+    CANCELLED = "cancelled"
+
+
 class RequestOutcome(StrEnum):
     """How a request left the lane. Stored."""
 

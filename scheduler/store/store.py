@@ -16,6 +16,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
 from primarch_fleet.redis_support import ScriptPipeline
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import (
@@ -27,6 +28,7 @@ from scheduler.model.job import (
 )
 from scheduler.model.outcomes import (
     CompletionOwner,
+    ParkOutcome,
     RequestOutcome,
     WithdrawalOutcome,
 )
@@ -73,19 +75,20 @@ class Store(JobStore):
             if size or has_outcome
         }
 
-    async def park(self, records: Sequence[ParkedRecord]) -> list[bool]:
-        """Add requests to their groups' backlogs, in 1 round trip.
+    async def park(self, records: Sequence[ParkedRecord]) -> list[ParkOutcome]:
+        """Add requests to their groups' backlogs, in 1 round trip; known ones are left as they are.
 
         Returns:
-            False for each request that was known already; it is left as it is.
+            What became of each request.
         """
         pipe = ScriptPipeline(self._redis)
         for request, parked, group, size in records:
-            own_keys = [keys.REQUESTS, keys.GROUPS, keys.outcome(request)]
+            mark = mark_key(parked.context["id"])
+            own_keys = [keys.REQUESTS, keys.GROUPS, keys.outcome(request), mark]
             entry = " ".join(map(str, size))
             args = [request, parked.model_dump_json(), parked.parked_at, str(group), entry]
             SCRIPTS["park"].run(pipe, [*backlog_keys(group), *own_keys], args)
-        return [bool(is_new) for is_new in await pipe.execute()]
+        return [ParkOutcome(outcome) for outcome in await pipe.execute()]
 
     async def load(
         self, requests: Sequence[str]
@@ -194,6 +197,15 @@ class Store(JobStore):
         outcome = await self._redis.get(keys.outcome(request))
         withdrawn = await self._redis.hexists(keys.WITHDRAWALS, request)
         return bool(withdrawn or outcome in (RequestOutcome.CANCELLED, RequestOutcome.PROMOTED))
+
+    async def is_cancel_completed(self, task_id: str) -> bool:
+        """Return whether a cancelled task is completed: a worker has dropped a message of it."""
+        return bool(await self._redis.get(mark_key(task_id)) == COMPLETED)
+
+    async def complete_cancel(self, task_id: str) -> None:
+        """Note that a task is completed, if it is cancelled: later messages of it are dropped."""
+        ttl = COMPLETED_MARK_TTL_SECONDS
+        await self._redis.set(mark_key(task_id), COMPLETED, xx=True, ex=ttl)
 
     async def _locations(self, request: str, expected: Location) -> AsyncIterator[Location]:
         """Yield where a request may be: as expected, then where a search finds it.

@@ -66,10 +66,12 @@ class Queue:
         reply = self.run(
             fetch_command.fetch_near(LEASE_KEYS, [URGENT, LATER], slots, tags, affinity)
         )
-        assert len(reply) <= 3 * len(tags) + 1
-        taken = [json.loads(text)["body"] for text in reply[2::3]]
-        for tag, source, text in zip(tags, reply[::3], reply[2::3], strict=False):
-            assert self.store.hget(LEASES_KEY, tag) == f'[{text},"",{json.dumps(source)}]'
+        fetched = fetch_command.read_reply(reply).messages
+        assert len(fetched) <= len(tags)
+        taken = [json.loads(one.text)["body"] for one in fetched]
+        for tag, one in zip(tags, fetched, strict=False):
+            entry = f'[{one.text},"",{json.dumps(one.source)}]'
+            assert self.store.hget(LEASES_KEY, tag) == entry
             assert self.store.zscore(RENEWALS_KEY, tag)
         held += taken
         return taken

@@ -16,7 +16,7 @@ from config.batch import Batch
 from scheduler.model import job
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import AttemptCounts, JobPricing, JobState, RequestGroup, RequestSize
-from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
+from scheduler.model.outcomes import ParkOutcome, RequestOutcome, WithdrawalOutcome
 from scheduler.store import keys
 from scheduler.store.jobs import LEASE_SECONDS, LeaseLost
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
@@ -106,13 +106,13 @@ class Model:
     def knows(self, name: str) -> bool:
         return name in self.requests or name in self.marks
 
-    def park(self, name: str, record: str, group: RequestGroup, size: RequestSize) -> bool:
+    def park(self, name: str, record: str, group: RequestGroup, size: RequestSize) -> ParkOutcome:
         """Add a request to its group, unless it is known."""
         if self.knows(name):
-            return False
+            return ParkOutcome.KNOWN
         self.requests[name] = Request(record, group, size, self.now)
         self.groups.add(group)
-        return True
+        return ParkOutcome.PARKED
 
     def begin_completion(self, name: str) -> str:
         """Claim a completion: one at a time, and none of a withdrawn request."""

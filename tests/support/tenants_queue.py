@@ -24,11 +24,13 @@ def message(name: str, tenant: object) -> str:
     return json.dumps({"body": name, "headers": headers, "properties": {"correlation_id": name}})
 
 
-def fetch_from(store: redis.Redis, *lists: str, tags: tuple[str, ...] = ("tag",)) -> Any:
-    """Fetch from these Redis lists as a worker with free slots; return the script's reply."""
+def fetch_from(
+    store: redis.Redis, *lists: str, tags: tuple[str, ...] = ("tag",)
+) -> list[fetch_command.Fetched]:
+    """Fetch from these Redis lists as a worker with free slots."""
     slots = FreeSlots(9, 0, Counter())
     command = fetch_command.fetch(LEASE_KEYS, dict.fromkeys(lists, True), slots, tags)
-    return command.script.run(store, command.keys, command.args)
+    return fetch_command.read_reply(command.script.run(store, command.keys, command.args)).messages
 
 
 class Queue:
@@ -58,8 +60,9 @@ class Queue:
         lists = {URGENT: True, LATER: True}
         script, keys, args = fetch_command.fetch(LEASE_KEYS, lists, slots, tags)
         reply: Any = script.run(self.store, keys, args)
-        texts = [json.loads(text) for text in reply[2::3]]
-        self.tenants = reply[1::3]
+        fetched = fetch_command.read_reply(reply).messages
+        texts = [json.loads(one.text) for one in fetched]
+        self.tenants = [one.tenant for one in fetched]
         self.tags |= {text["body"]: tag for text, tag in zip(texts, tags, strict=False)}
         return [text["body"] for text in texts]
 

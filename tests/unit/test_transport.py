@@ -17,7 +17,7 @@ from tests.support.clock import Clock
 from workers.runtime import fetch_command, transport
 from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, task_request
 from workers.runtime.fair_share import FreeSlots
-from workers.runtime.fetch_command import Affinity
+from workers.runtime.fetch_command import Affinity, Fetched
 from workers.runtime.leases import (
     LEASE_KEYS,
     MAX_RENEWED_AT_ONCE,
@@ -387,7 +387,7 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
     given_back: list[str] = []
     server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
     deliveries = [
-        SimpleNamespace(tag=tag, queue=queue, tenant="t")
+        SimpleNamespace(tag=tag, queue=queue, fetched=Fetched("list", "t", "text", "id", False))
         for tag, queue in (
             ("none", "unleased"),
             ("one", "queue"),

@@ -31,7 +31,7 @@ class Arguments(BaseModel):
 
     task_id: Name | list[Name] | None = None
     ids: Name | list[Name] | None = None
-    terminate: bool | None = None
+    terminate: bool | Literal[0, 1] | None = None  # Flower sends a number
     signal: Name | int | None = None
     headers: dict[str, str | list[str]] | None = None
     task_name: Name | None = None

@@ -22,6 +22,28 @@ class FetchCommand(NamedTuple):
     args: list[str | float]
 
 
+class Fetched(NamedTuple):
+    """A message of the reply of a script."""
+
+    #: The Redis list that it comes from.
+    source: str
+    tenant: str
+    text: str
+    #: As Redis has found it in the message; empty if it could not.
+    task_id: str
+    #: Whether the task is cancelled and must not start.
+    is_cancelled: bool
+
+
+class FetchReply(NamedTuple):
+    """The reply of a script."""
+
+    #: In the order of the tags.
+    messages: list[Fetched]
+    #: Whether messages stay which the worker may not take now.
+    stay: bool
+
+
 class Affinity(NamedTuple):
     """What a fetch by prefix affinity depends on."""
 
@@ -74,6 +96,19 @@ def fetch_near(
         limits.max_prefixes,
     ]
     return FetchCommand(FETCH_NEAR, [*lease_keys, *affinity.keys, *lists], args)
+
+
+def read_reply(reply: Sequence[bytes | str]) -> FetchReply:
+    """Decode the reply of either script."""
+    texts = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in reply]
+    size = len(Fetched._fields)
+    count = len(texts) // size
+    columns = (texts[start : count * size : size] for start in range(size))
+    messages = [
+        Fetched(source, tenant, text, task_id, bool(mark))
+        for source, tenant, text, task_id, mark in zip(*columns, strict=True)
+    ]
+    return FetchReply(messages, stay=len(texts) > count * size)
 
 
 def _slots_and_tags(slots: FreeSlots, tags: Sequence[str]) -> list[str | float]:

@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from celery.app.task import Context
 from celery.exceptions import WorkerLostError
 from kombu.exceptions import OperationalError
 
+from primarch_fleet.cancellation import LEASED_TASKS
 from workers.runtime.dead_letters import (
     LETTER_KEYS,
     DeadLetter,
@@ -34,7 +35,6 @@ from workers.runtime.scripts import (
     DEAD_BROADCAST,
     DEAD_LETTER,
     EXPIRED,
-    LEASED_TASKS,
     RELEASE,
     RENEW,
 )
@@ -76,6 +76,13 @@ class LeaseSettings:
     max_deliveries: int
 
 
+class _Lease(NamedTuple):
+    """Whose message is leased; both are empty if not known."""
+
+    tenant: str = ""
+    task_id: str = ""
+
+
 class Leases:
     """Keeps the leases of this process alive. There is one instance per process: `LEASES`.
 
@@ -91,8 +98,8 @@ class Leases:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._tenants: dict[str, str] = {}  # of each tracked lease: tag -> tenant, oldest first
-        self._acked: dict[str, str] = {}  # the same, acknowledged here and not yet in Redis
+        self._tracked: dict[str, _Lease] = {}  # by tag, oldest first
+        self._acked: dict[str, _Lease] = {}  # the same, acknowledged here and not yet in Redis
         self._sending = threading.Lock()  # held by the thread that sends acknowledgements
         self._abandoned: dict[str, None] = {}  # tags to give back in this order, perhaps not leased
         self._started = False
@@ -124,34 +131,23 @@ class Leases:
     def __len__(self) -> int:
         """Leases that Redis counts as this process's, with acknowledgements not sent yet."""
         with self._lock:
-            return len(self._tenants) + len(self._acked)
+            return len(self._tracked) + len(self._acked)
 
     def count_by_tenant(self) -> Counter[str]:
         """Count the same leases by tenant."""
         with self._lock:
-            return Counter([*self._tenants.values(), *self._acked.values()])
+            held = (*self._tracked.values(), *self._acked.values())
+            return Counter(lease.tenant for lease in held)
 
-    def leased_task_ids(self) -> set[str]:
-        """Return the ids of all tasks whose messages any worker holds.
-
-        Redis reads all these messages. The set is empty if Redis cannot be reached or if this
-        process has no leases to look after.
-        """
-        task_ids: list[bytes] = []
-        if self._started:
-            keys = [LEASES_KEY]
-            self._attempt(lambda: task_ids.extend(LEASED_TASKS.run(self._client, keys)))
-        return {task_id.decode() for task_id in task_ids}
-
-    def track(self, *tags: str, tenant: str = "") -> None:
-        """Renew these leases, on messages of a tenant, from now on."""
+    def track(self, *tags: str, tenant: str = "", task_id: str = "") -> None:
+        """Renew these leases, on messages of a tenant and a task, from now on."""
         with self._lock:
-            self._tenants.update(dict.fromkeys(tags, tenant))
+            self._tracked.update(dict.fromkeys(tags, _Lease(tenant, task_id)))
 
     def forget(self, tag: str) -> None:
         """Stop renewing a lease: its message is delivered again after the visibility timeout."""
         with self._lock:
-            self._tenants.pop(tag, None)
+            self._tracked.pop(tag, None)
 
     def ack(self, tag: str) -> None:
         """Acknowledge the message of a lease, at the latest with the next renewal that succeeds.
@@ -160,7 +156,7 @@ class Leases:
         one too.
         """
         with self._lock:
-            self._acked[tag] = self._tenants.pop(tag, "")
+            self._acked[tag] = self._tracked.pop(tag, _Lease())
         self._attempt(self._flush_acks)
 
     @contextmanager
@@ -181,11 +177,11 @@ class Leases:
     def tags(self) -> Set[str]:
         """Return the leases that this process renews."""
         with self._lock:
-            return set(self._tenants)
+            return set(self._tracked)
 
     def holds(self, tag: str) -> bool:
         """Return whether the lease is this process's: not lost, given back or acknowledged."""
-        return tag in self._tenants
+        return tag in self._tracked
 
     def abandon(self, *tags: str) -> None:
         """Give back what was leased, or may have been, under these tags, and is not needed here.
@@ -198,14 +194,14 @@ class Leases:
         """
         with self._lock:
             for tag in reversed(tags):  # the last to go back is the next to be delivered
-                self._tenants.pop(tag, None)
+                self._tracked.pop(tag, None)
                 self._abandoned[tag] = None
         self._renew_now.set()
 
     def keep_only(self, tags: Set[str]) -> None:
         """Give back all other leases. Those whose acknowledgement is under way are not touched."""
         with self._lock:
-            others = [tag for tag in self._tenants if tag not in tags]
+            others = [tag for tag in self._tracked if tag not in tags]
         if others:
             _log(logging.WARNING, "messages_returned", "Giving back %d message(s)", len(others))
             self.abandon(*others)
@@ -237,7 +233,7 @@ class Leases:
         self._stopped.set()
         self._renew_now.set()
         with self._lock:
-            tags, self._tenants = list(self._tenants), {}
+            tags, self._tracked = list(self._tracked), {}
         with self._sending:  # the process must not end while a thread sends acknowledgements
             self._attempt(self._send_acks)
         for tag in (*self._abandoned, *reversed(tags)):
@@ -300,11 +296,13 @@ class Leases:
     def _send_acks(self) -> None:
         with self._lock:
             tags = list(self._acked)
+            tasks = [f"{lease.task_id}\0{tag}" for tag, lease in self._acked.items()]
         if not tags:
             return
         with self._client.pipeline(transaction=False) as pipe:
             pipe.hdel(LEASES_KEY, *tags)
             pipe.zrem(RENEWALS_KEY, *tags)
+            pipe.zrem(LEASED_TASKS, *tasks)
             pipe.execute()
         with self._lock:
             for tag in tags:
@@ -312,7 +310,7 @@ class Leases:
 
     def _renew_tracked(self) -> None:
         with self._lock:
-            tags = list(self._tenants)
+            tags = list(self._tracked)
         chunks = [
             tags[start : start + MAX_RENEWED_AT_ONCE]
             for start in range(0, len(tags), MAX_RENEWED_AT_ONCE)
@@ -328,9 +326,9 @@ class Leases:
             self._pause_sweeps(self._settings.visibility_timeout)
 
         with self._lock:
-            lost_tags &= self._tenants.keys()  # the others were acknowledged in the meantime
+            lost_tags &= self._tracked.keys()  # the others were acknowledged in the meantime
             for tag in lost_tags:
-                del self._tenants[tag]
+                del self._tracked[tag]
         if lost_tags:
             text = "Lost the leases of %d message(s) to other workers"
             _log(logging.ERROR, "leases_lost", text, len(lost_tags))

@@ -1,15 +1,19 @@
 """The workers' result backend: Celery's Redis backend, which stores a result in one round trip.
 
 Celery reads the stored result, then writes and publishes, so that a success is never overwritten.
-lua/store.lua does all that in one step; if a success is stored, Celery's own code runs. Keys,
-channels, encoding, expiry and retries are Celery's, so producers and all others use its backend.
+lua/store.lua does all that in one step, and never overwrites any outcome: SUCCESS, FAILURE or
+REVOKED. Keys, channels, encoding, expiry and retries are Celery's, so producers and all others use
+its backend.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import states
+from celery.exceptions import TaskRevokedError
 
+from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
 from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
@@ -68,14 +72,42 @@ class WorkerResultBackend(PrimaryBackend):
     ) -> Any:
         text = self._encoded(task_id, result, state, traceback, request)
         expires = self.failure_expires if state == states.FAILURE else self.expires
-        key = self.get_key_for_task(task_id)
-        if len(text) <= self._MAX_STR_VALUE_SIZE and self.ensure(
-            STORE.run, (self.client, [key, key], [text, expires or 0])
+        key, was_run = self.get_key_for_task(task_id), state in (states.SUCCESS, states.FAILURE)
+        keys = [key, key, mark_key(task_id)]
+        args = [text, expires or 0, COMPLETED_MARK_TTL_SECONDS if was_run else ""]
+        if len(text) <= self._MAX_STR_VALUE_SIZE and (
+            self.ensure(STORE.run, (self.client, keys, args)) >= 0
         ):
             return result
         return super()._store_result(  # type: ignore[misc]
             task_id, result, state, traceback=traceback, request=request, **kwargs
         )
+
+    def mark_as_revoked(
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.REVOKED,
+    ) -> None:
+        """Store that a task was revoked; its errbacks, chain and chord get that as any failure.
+
+        Celery tells only the chord. They are told once, also where several messages of one task are
+        dropped, and again only if a worker dies meanwhile.
+
+        Args:
+            request: Of the message that is dropped; None if its worker has not dropped it yet.
+        """
+        error, mark = TaskRevokedError(reason), mark_key(task_id)
+        if request is not None and self.ensure(self.client.get, (mark,)) == COMPLETED.encode():
+            return
+        self.mark_as_failure(
+            task_id, error, request=request, store_result=store_result, state=state
+        )
+        if request is not None:
+            complete = {"xx": True, "ex": COMPLETED_MARK_TTL_SECONDS}
+            self.ensure(functools.partial(self.client.set, mark, COMPLETED, **complete), ())
 
 
 def backend_url(url: str) -> str:

@@ -1,23 +1,34 @@
-"""Celery's `revoke` command for several workers: it leaves requests alone that run elsewhere.
+"""Celery's `revoke` command, kept in Redis: no restart forgets it, and it takes one short script.
 
-Celery broadcasts a revoke to every worker. A worker that does not have the task stores REVOKED at
-once, unless the stored state says that the task runs. This fleet does not store that state: it
-would cost one more round trip for each request. Storing REVOKED is right for a request in a queue.
-A running request must go on, unless it is terminated, and stores its own result. So each worker
-leaves out the tasks whose messages other workers hold.
+Celery keeps a revoke in the memory of the workers that have received it. And a worker that does not
+have the task stores REVOKED at once, unless the stored state says that the task runs. This fleet
+does not store that state: it would cost one more round trip for each request.
+
+So each worker that receives a revoke marks the task in Redis, and stores REVOKED for it if it only
+waits (primarch_fleet/cancellation.py). A task that another worker has is left to that worker. With
+`terminate` it stops the task; without, a running task ends with its own result.
 
 Importing this module replaces Celery's command.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
+import redis
 from celery.utils.functional import maybe_list
 from celery.worker import control
 from celery.worker import state as worker_state
 
-from workers.runtime.leases import LEASES
+from primarch_fleet.cancellation import CancelStatus, try_to_cancel
+from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
+from tasks import services
+from workers.runtime import event_loop
+from workers.runtime.result_backend import WorkerResultBackend
+
+logger = logging.getLogger(__name__)
 
 _celery_revoke: Any = control.revoke  # type: ignore[attr-defined]
 
@@ -29,9 +40,32 @@ _celery_revoke: Any = control.revoke  # type: ignore[attr-defined]
     help=_celery_revoke.__doc__,
 )
 def revoke(state: Any, task_id: Any, terminate: bool = False, **options: Any) -> Any:
-    """Revoke tasks as Celery does; only remember those whose messages other workers hold."""
+    """Revoke tasks for good, and those of this worker as Celery does."""
     task_ids = set(maybe_list(task_id) or [])
+    if not isinstance(state.app.backend, WorkerResultBackend):
+        return _celery_revoke(state, list(task_ids), terminate=terminate, **options)
     worker_state.revoked.update(task_ids)
-    if not terminate:
-        task_ids -= LEASES.leased_task_ids() - worker_state.requests.keys()
-    return _celery_revoke(state, list(task_ids), terminate=terminate, **options)
+    for each in task_ids:
+        try:
+            _cancel(state.app, each)
+        except redis.RedisError as error:
+            action = {"action": "revoke_not_stored", "task_id": each}
+            logger.warning("%s: revoke not stored: %s", each, error, extra=action)
+    own = task_ids & worker_state.requests.keys()
+    return _celery_revoke(state, list(own), terminate=terminate, **options)
+
+
+def _cancel(app: Any, task_id: str) -> None:
+    reply = try_to_cancel(app.backend.client, app.backend, task_id)
+    accountant = services.current().accountant
+    if reply.payer and accountant is not None:
+        refund = accountant.settle(reply.payer, task_id, "", 0)
+        asyncio.run_coroutine_threadsafe(refund, event_loop.get())
+    if reply.status is CancelStatus.PARKED and reply.is_new:  # also if no batch worker runs now
+        app.send_task(
+            "scheduler.cancel",
+            [[task_id]],
+            queue=SCHEDULER_QUEUE,
+            priority=EXPLICIT_HIGH_PRIORITY,
+            ignore_result=True,
+        )

@@ -6,7 +6,8 @@ from primarch_fleet.queues import HEADERS, TURNS
 from primarch_fleet.redis_support import LuaScript
 
 _LUA = Path(__file__).with_name("lua")
-_QUEUE = (TURNS, _LUA / "queue.lua")
+_MESSAGE = _LUA / "message.lua"
+_QUEUE = (TURNS, _MESSAGE, _LUA / "queue.lua")
 _LEASE = _LUA / "lease.lua"
 _LETTERS = _LUA / "dead_letters.lua"
 _TAKE = (*_QUEUE, HEADERS, _LUA / "take.lua")
@@ -14,12 +15,11 @@ _TAKE = (*_QUEUE, HEADERS, _LUA / "take.lua")
 FETCH = LuaScript.load(*_TAKE, _LUA / "fetch.lua")
 FETCH_NEAR = LuaScript.load(*_TAKE, _LUA / "fetch_near.lua")
 RELEASE = LuaScript.load(*_QUEUE, _LEASE, _LUA / "release.lua")
-DEAD_LETTER = LuaScript.load(_LEASE, _LETTERS, _LUA / "dead_letter.lua")
+DEAD_LETTER = LuaScript.load(_MESSAGE, _LEASE, _LETTERS, _LUA / "dead_letter.lua")
 DEAD_BROADCAST = LuaScript.load(_LETTERS, _LUA / "dead_broadcast.lua")
 REPLAY = LuaScript.load(_LETTERS, _LUA / "replay.lua")
 RENEW = LuaScript.load(_LUA / "renew.lua")
 EXPIRED = LuaScript.load(_LUA / "adopt.lua", _LUA / "expired.lua")
-LEASED_TASKS = LuaScript.load(_LUA / "leased_tasks.lua")
 NEAR_DEADLINE = LuaScript.load(TURNS, HEADERS, _LUA / "near_deadline.lua")
 MOVE = LuaScript.load(*_QUEUE, _LUA / "move.lua")
 STORE = LuaScript.load(_LUA / "store.lua")

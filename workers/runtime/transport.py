@@ -46,6 +46,7 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any, NamedTuple
 
+from celery.worker import state as worker_state
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
@@ -57,7 +58,7 @@ from primarch_fleet.redis_url import normalized
 from workers.runtime import fetch_command, prefix_affinity
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
-from workers.runtime.fetch_command import Affinity, FetchCommand
+from workers.runtime.fetch_command import Affinity, FetchCommand, Fetched
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
 from workers.runtime.leases import DISCONNECTED, LEASE_KEYS, LEASES, REDIS_ERRORS, LeaseSettings
 
@@ -110,11 +111,9 @@ class _Delivery(NamedTuple):
     """A message of a reply."""
 
     tag: str
-    #: The Redis list that it comes from, and the queue of that list.
-    source: str
+    #: The queue of the list that it comes from.
     queue: str
-    tenant: str
-    text: str
+    fetched: Fetched
 
 
 class Channel(PrimaryChannel):
@@ -247,16 +246,13 @@ class Channel(PrimaryChannel):
         finally:
             self._fetch = self._in_poll = None
             self._flush_brpop_reauth()
-        fields = [field.decode(errors="replace") for field in reply]
-        stay = len(fields) % 3 == 1
-        if len(fields) < 3:
+        messages, stay = fetch_command.read_reply(reply)
+        if not messages:
             self._fetch_timer.on_empty(fetch.queues, stay=stay)
             raise Empty
         deliveries = [
-            _Delivery(tag, source, fetch.queues[source], tenant, text)
-            for tag, source, tenant, text in zip(
-                fetch.tags, fields[::3], fields[1::3], fields[2::3], strict=False
-            )
+            _Delivery(tag, fetch.queues[fetched.source], fetched)
+            for tag, fetched in zip(fetch.tags, messages, strict=False)
         ]
         # A fetch that took as many as it could may have left more.
         more = len(deliveries) == len(fetch.tags)
@@ -288,8 +284,9 @@ class Channel(PrimaryChannel):
         # Track all leases first: the last message may wait long for those before it.
         for delivery in deliveries:
             if delivery.queue not in self._unleased_queues:
-                LEASES.track(delivery.tag, tenant=delivery.tenant)
-                SLOTS.record_message(delivery.tenant)
+                fetched = delivery.fetched
+                LEASES.track(delivery.tag, tenant=fetched.tenant, task_id=fetched.task_id)
+                SLOTS.record_message(fetched.tenant)
         remaining = iter(deliveries)
         try:
             for delivery in remaining:
@@ -303,14 +300,16 @@ class Channel(PrimaryChannel):
 
         Otherwise Celery would exit, and so would every worker that the message is redelivered to.
         """
-        tag, queue = delivery.tag, delivery.queue
+        tag, queue, fetched = delivery
         self._queue_cycle.rotate(queue)
         if queue not in (self.connection._callbacks or ()):
             LEASES.abandon(tag)  # the consumer was cancelled while the fetch was in flight
             return
         try:
-            message = json.loads(delivery.text)
+            message = json.loads(fetched.text)
             message["properties"]["delivery_tag"] = tag
+            if fetched.is_cancelled:  # Celery drops the message of a revoked task
+                worker_state.revoked.add(fetched.task_id)
             self.connection._deliver(message, queue)
         except (*DISCONNECTED, OperationalError):
             LEASES.forget(tag)

@@ -11,6 +11,10 @@
 --            max_concurrency
 -- KEYS[5]  rate: hash, "minute", its number since 1970, and "tokens" submitted in it
 -- ARGV[1]  now: Unix seconds; empty for the clock of the server
+--
+-- Beside them, a string for each reservation names its tenant, for those who know only the task.
+
+local PAYER = 'fleet:budget:payer:'
 
 local function clock(given)
   return tonumber(given) or tonumber(redis.call('TIME')[1])
@@ -54,6 +58,7 @@ local function release(id)
   local amount, day = parse_reservation(redis.call('HGET', KEYS[2], id))
   if day then
     redis.call('HDEL', KEYS[2], id)
+    redis.call('DEL', PAYER .. id)
     redis.call('ZREM', KEYS[3], id)
     redis.call('ZREM', KEYS[4], id)
     add(day, 'reserved', 0 - amount) -- unlike -amount, never "-0", which is not an integer

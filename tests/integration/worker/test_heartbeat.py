@@ -12,9 +12,9 @@ import redis
 
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates
 from primarch_fleet.catalogue import LaneLimits, Model, Offer
-from primarch_fleet.client import call_scheduler
 from primarch_fleet.errors import LaneFull, LaneUnavailable
 from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key, workers_key
+from primarch_fleet.results import call_scheduler
 from tests.support.workers import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile

@@ -12,6 +12,7 @@ import redis
 from celery import chain
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
+from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import event_loop, pool
@@ -44,7 +45,7 @@ def waiting(store: redis.Redis, queue: str) -> int:
 
 
 def nothing_leased(store: redis.Redis) -> bool:
-    return not store.hlen(LEASES_KEY) and not store.zcard(RENEWALS_KEY)
+    return not any((store.hlen(LEASES_KEY), store.zcard(RENEWALS_KEY), store.zcard(LEASED_TASKS)))
 
 
 def run_count(store: redis.Redis, task_id: str) -> int:

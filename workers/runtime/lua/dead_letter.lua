@@ -1,5 +1,5 @@
 -- End a lease and keep its message as a dead letter; the oldest ones are dropped if there are too
--- many. Follows lease.lua.
+-- many. Follows lease.lua and dead_letters.lua.
 -- KEYS[1]  letters: list of JSON, newest first
 -- KEYS[2]  counts: hash, 'bytes' of the letters; ever since: 'dropped' for want of room, and the
 --          letters of each 'KIND:QUEUE'

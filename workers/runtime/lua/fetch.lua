@@ -4,13 +4,13 @@
 --               the oldest message
 -- ARGV[...]   leased: '1' or '0' for each list: lease its messages, one of each tenant in turn; or
 --               its consumer does not acknowledge
--- Returns {list, tenant, message, ...} as take.lua says; empty if there is none for this worker.
+-- Returns `done()` as take.lua says; empty if there is none for this worker.
 
 -- Take messages in the order of the list, without a lease.
 local function take_unleased(list)
   local message = wanted() > 0 and redis.call('RPOP', list)
   while message do
-    add_to_reply(list, '', message)
+    add_to_reply(list, '', message, '')
     message = wanted() > 0 and redis.call('RPOP', list)
   end
 end

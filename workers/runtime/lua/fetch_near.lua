@@ -16,7 +16,7 @@
 --   min load: number, with fewer messages a worker takes them in any case
 --   max passed over: number, messages of a list that may be passed over
 --   max prefixes: number, prefixes to remember
--- Returns {list, tenant, message, ...} as take.lua says; empty if there is none for this worker.
+-- Returns `done()` as take.lua says; empty if there is none for this worker.
 --
 -- The rule (bounded loads after Mirrokni, Thorup and Zadimoghaddam, 2016): the owner of a message is
 -- the owner of its first, longest prefix that has an owner. A worker's last fetch counts for

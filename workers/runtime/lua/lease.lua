@@ -1,4 +1,4 @@
--- The end of a lease. Scripts that end one start with it.
+-- The end of a lease. Scripts that end one start with it. Follows message.lua.
 --
 -- leases: hash, lease tag -> '[message, "", list it came from]'
 -- renewals: zset, lease tag by the Unix seconds of its last renewal
@@ -7,7 +7,8 @@
 -- has ended or was renewed; nothing has changed then.
 local function end_lease(leases, renewals, tag, idle)
   local renewed_at = redis.call('ZSCORE', renewals, tag)
-  if not renewed_at or redis.call('HEXISTS', leases, tag) == 0 then
+  local entry = redis.call('HGET', leases, tag)
+  if not renewed_at or not entry then
     return false
   end
   if tonumber(idle) > 0 and tonumber(renewed_at) > redis.call('TIME')[1] - idle then
@@ -15,5 +16,6 @@ local function end_lease(leases, renewals, tag, idle)
   end
   redis.call('ZREM', renewals, tag)
   redis.call('HDEL', leases, tag)
+  redis.call('ZREM', LEASED_TASKS, leased_task(entry, tag))
   return true
 end

@@ -9,8 +9,9 @@
 -- ARGV[4]    tag count: number of the lease tags that follow
 -- ARGV[5...] tags: string, one for each message to take, unique to this fetch; at most `free`
 -- The arguments after the tags are the script's own. A script returns `done()`: {list, tenant,
--- message, list, tenant, message, ...}; the first message is leased under the first tag, and so on.
--- A last '1' says that messages stay which the worker may not take now.
+-- message, task id, cancelled, list, ...}, where cancelled is '1' if the task must not start, else
+-- ''; the first message is leased under the first tag, and so on. A last '1' says that messages stay
+-- which the worker may not take now.
 
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
 local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
@@ -19,17 +20,19 @@ local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(
 local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
 local time = redis.call('TIME')
 local reply, offered_lists = {}, {}
+local REPLY_FIELDS = 5 -- of each message
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('HDEL', KEYS[1], '')
 
 -- How many more messages the script may take.
 local function wanted()
-  return tag_count - #reply / 3
+  return tag_count - #reply / REPLY_FIELDS
 end
 
-local function add_to_reply(list, tenant, message)
-  for _, field in ipairs({ list, tenant, message }) do
+local function add_to_reply(list, tenant, message, task)
+  local cancelled = task ~= '' and redis.call('EXISTS', CANCELLED .. task) == 1
+  for _, field in ipairs({ list, tenant, message, task, cancelled and '1' or '' }) do
     reply[#reply + 1] = field
   end
 end
@@ -88,12 +91,13 @@ end
 
 -- Lease a message to the worker.
 local function lease(list, tenant, message)
-  local tag = ARGV[5 + #reply / 3]
+  local tag, task = ARGV[5 + #reply / REPLY_FIELDS], task_of(message)
   -- The text of the message does not change: cjson would alter numbers and empty arrays.
   redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"",' .. cjson.encode(list) .. ']')
   redis.call('ZADD', KEYS[2], time[1], tag)
+  redis.call('ZADD', LEASED_TASKS, 0, task .. '\0' .. tag)
   free, held[tenant] = free - 1, (held[tenant] or 0) + 1
-  add_to_reply(list, tenant, message)
+  add_to_reply(list, tenant, message, task)
 end
 
 -- Take a message off its tenant's list, lease it, and give the tenant the last turn. `skipped` is

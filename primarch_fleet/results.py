@@ -1,0 +1,67 @@
+"""Waiting for results: of requests, and of the scheduler's own tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import redis
+from celery import Celery
+from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[attr-defined]
+from celery.exceptions import TimeoutError as CeleryTimeout
+from celery.result import AsyncResult
+from kombu.exceptions import OperationalError
+
+from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
+from primarch_fleet.errors import FleetUnavailable, ResultTimeout
+
+
+def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any:
+    """Call one of the scheduler's tasks on any batch worker.
+
+    Args:
+        task: The name of the task, such as "scheduler.cancel".
+        timeout: Seconds to wait for the answer.
+
+    Returns:
+        The value of the task.
+
+    Raises:
+        ResultTimeout: No batch worker answered in time. The next worker that starts runs the task.
+        FleetUnavailable: The broker did not answer, or the task failed.
+    """
+    message = f"no batch worker answered within {timeout:.0f} s"
+    with reachable():
+        result = app.send_task(
+            task, [argument], queue=SCHEDULER_QUEUE, priority=EXPLICIT_HIGH_PRIORITY
+        )
+        try:
+            answer = wait_for(result, max(timeout, 0.01), message)  # 0 is no limit for Celery
+        finally:
+            result.forget()
+    if isinstance(answer, BaseException):
+        raise FleetUnavailable(f"{task} failed: {answer}")
+    return answer
+
+
+def wait_for(result: AsyncResult[Any], timeout: float | None, message: str) -> Any:
+    """Return a task's value or exception. Raises ResultTimeout with the message."""
+    try:
+        return result.get(timeout=timeout, propagate=False)
+    except CeleryTimeout:
+        cast(Any, result.backend).remove_pending_result(result)  # else Celery keeps it forever
+        raise ResultTimeout(message) from None
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Convert the errors of an unreachable broker to FleetUnavailable."""
+    try:
+        yield
+    except (redis.RedisError, OperationalError) as error:
+        raise FleetUnavailable(f"the broker did not answer: {error}") from error
+    except RuntimeError as error:
+        if str(error) != E_RETRY_LIMIT_EXCEEDED:
+            raise
+        raise FleetUnavailable("the broker did not answer") from error
