@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import redis
 from celery import Celery, bootsteps
 from celery.signals import task_revoked
+from celery.worker import state as worker_state
 from kombu import Queue
 from prometheus_client.registry import REGISTRY
 
@@ -40,6 +42,12 @@ from workers.runtime import (
 )
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two attempts of a starting worker to reach Redis.
+REDIS_WAIT_SECONDS = 1.0
+
+
+T = TypeVar("T")
 
 
 class LaneRuntime(Protocol):
@@ -86,10 +94,7 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     """Start everything but the tasks, which the consumer takes once this has returned."""
     url, catalogue = redis_url(), fleet_config().catalogue()
     client = redis_support.once(url, text=False)
-    with redis_support.once(url) as budgets:
-        migrate_budgets(budgets)
-    fleet_keys = FleetKeys(client, catalogue)
-    fleet_keys.publish()
+    fleet_keys = _patiently(lambda: _prepare_redis(url, client, catalogue))
     services = _start_services(url, catalogue)
     _serve_metrics(client, lane, queues, catalogue)
     heartbeat = Heartbeat(client, CONSUMPTION.queues, _throughput(lane, worker), fleet_keys.restore)
@@ -98,6 +103,28 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     _start_lane(start_lane, services)
     _freeze_garbage_collection()
     heartbeat.start()
+
+
+def _prepare_redis(url: str, client: redis.Redis, catalogue: Catalogue) -> FleetKeys:
+    """Write what the fleet needs in its Redis. May be repeated."""
+    with redis_support.once(url) as budgets:
+        migrate_budgets(budgets)
+    fleet_keys = FleetKeys(client, catalogue)
+    fleet_keys.publish()
+    return fleet_keys
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Call `action` until Redis answers and has memory for it. Raises AuthenticationError."""
+    while True:
+        try:
+            return action()
+        except redis.AuthenticationError:
+            raise
+        except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError) as error:
+            logger.warning("waiting for Redis: %s", error, extra={"action": "redis_awaited"})
+            time.sleep(REDIS_WAIT_SECONDS)
+            worker_state.maybe_shutdown()  # as Celery's consumer does between two attempts
 
 
 def _start_services(url: str, catalogue: Catalogue) -> Services:

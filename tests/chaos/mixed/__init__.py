@@ -8,6 +8,7 @@
     provider      the simulated provider, which writes down every call
     workload      the kinds of requests
     producer      a process that sends them and waits for their results
+    network       a relay between some processes and Redis
     faults        what is done to the processes, to Redis and to the network
     account       compares what was promised, what happened, and what was billed
     stock         the same faults on stock Celery

@@ -20,6 +20,7 @@ from typing import ClassVar
 import redis
 
 from tests.chaos.mixed.journal import Journal
+from tests.chaos.mixed.network import Network
 from tests.chaos.mixed.processes import Process, Supervisor
 from tests.support.redis_server import RedisServer
 
@@ -39,6 +40,8 @@ class Site:
     folder: Path
     journal: Journal
     numbers: random.Random
+    network: Network
+    network_lock: threading.Lock = field(default_factory=threading.Lock)
     #: Held by a fault of Redis itself: there is one at a time.
     redis_lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -137,6 +140,46 @@ class Cut(Fault):
         return kind
 
 
+class CutNetwork(Fault):
+    """The connections of half of the processes are cut, as by a load balancer."""
+
+    name, weight = "connections cut by the network", 2
+
+    def strike(self, site: Site) -> str:
+        site.network.cut()
+        return "second of each role"
+
+
+class SilentNetwork(Fault):
+    """Nothing passes between half of the processes and Redis; their connections stay open."""
+
+    name, weight = "network silent, connections open", 2
+    SECONDS = (0.5, 8.0)
+
+    def strike(self, site: Site) -> str:
+        seconds = site.numbers.uniform(*self.SECONDS)
+        with site.network_lock:
+            site.network.silence(True)
+            time.sleep(seconds)
+            site.network.silence(False)
+        return f"for {seconds:.1f} s"
+
+
+class LostReplies(Fault):
+    """Redis executes the commands of half of the processes, and they get no replies."""
+
+    name, weight = "replies of Redis lost", 2
+    SECONDS = (0.1, 1.0)
+
+    def strike(self, site: Site) -> str:
+        seconds = site.numbers.uniform(*self.SECONDS)
+        with site.network_lock:
+            site.network.lose_replies(True)
+            time.sleep(seconds)
+            site.network.lose_replies(False)
+        return f"for {seconds:.1f} s"
+
+
 class RedisFault(Fault):
     """A fault of the server: there is one at a time."""
 
@@ -215,6 +258,9 @@ FAULTS: tuple[type[Fault], ...] = (
     Freeze,
     SetClock,
     Cut,
+    CutNetwork,
+    SilentNetwork,
+    LostReplies,
     KillRedis,
     FreezeRedis,
     RollBack,

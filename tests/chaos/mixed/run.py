@@ -26,6 +26,7 @@ from tests.bench.processes import wait_for
 from tests.chaos.mixed.account import Account, Events, Rest
 from tests.chaos.mixed.faults import FAULTS, Fault, Site, Storm
 from tests.chaos.mixed.journal import Journal
+from tests.chaos.mixed.network import Network
 from tests.chaos.mixed.processes import Process, Role, Starter, Supervisor
 from tests.chaos.mixed.settings import (
     HOSTED,
@@ -40,7 +41,7 @@ from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from workers.runtime.dead_letters import DEAD_LETTERS
 
 #: Seconds for the first answer of each lane, and for the last results after the last fault.
-START_SECONDS, SETTLE_SECONDS = 120.0, 120.0
+START_SECONDS, SETTLE_SECONDS = 120.0, 90.0
 POLL_SECONDS = 0.5
 #: The files of Redis are copied while it writes them, so none may be replaced.
 SERVER_OPTIONS = {**DURABLE, "auto-aof-rewrite-percentage": "0"}
@@ -98,11 +99,12 @@ class Run:
         with ExitStack() as stack:
             provider = stack.enter_context(self._provider())
             server = stack.enter_context(redis_server(self._folder / "redis", SERVER_OPTIONS))
-            supervisor = stack.enter_context(self._fleet(server, provider))
+            network = stack.enter_context(Network(server.port))
+            supervisor = stack.enter_context(self._fleet(server, network, provider))
             self._wait_for_answers(server)
             supervisor.add(*self._producers)
             numbers = random.Random(self._plan.seed)  # noqa: S311 - a test's numbers
-            site = Site(supervisor, server, self._folder, self._journal, numbers)
+            site = Site(supervisor, server, self._folder, self._journal, numbers, network)
             storm = Storm(site, faults, self._plan.interval)
             started = time.monotonic()
             storm.rage(self._plan.seconds, self._plan.faults)
@@ -134,12 +136,14 @@ class Run:
             process.wait()
 
     @contextmanager
-    def _fleet(self, server: RedisServer, provider: str) -> Iterator[Supervisor]:
+    def _fleet(self, server: RedisServer, network: Network, provider: str) -> Iterator[Supervisor]:
+        """Start the fleet; the second process of each role reaches Redis by the network."""
         (self._folder / "fleet.yaml").write_text(yaml.safe_dump(fleet_config()))
-        env = worker_env(str(self._folder), server.url, provider)
+        urls = (server.url, f"redis://127.0.0.1:{network.port}/0")
+        envs = [worker_env(str(self._folder), url, provider) for url in urls]
         starter = Starter(self._folder)
         processes = [
-            Process(role, number, starter, env)
+            Process(role, number, starter, envs[number - 1])
             for role in roles(self._plan.seed, self._plan.threads)
             for number in range(1, role.count + 1)
         ]

@@ -171,7 +171,7 @@ class Requester:
 
     def _follow_up(self, name: str, order: Order) -> Signature[Any]:
         return self._plain.signature(
-            f"chaos.{name}", args=[order.marker], queue=FOLLOW_UPS, immutable=True, retry=False
+            f"chaos.{name}", args=[order.marker], queue=FOLLOW_UPS, immutable=True
         )
 
     def _send(self, order: Order, task: Signature[Any], then: Signature[Any] | None = None) -> None:
