@@ -11,6 +11,6 @@
     network       a relay between some processes and Redis
     faults        what is done to the processes, to Redis and to the network
     account       compares what was promised, what happened, and what was billed
-    stock         the same faults on stock Celery
+    fleet, stock  the sides: the fleet, and stock Celery under the same faults
     report        the tables
 """

@@ -1,41 +1,64 @@
-"""Faults on a running fleet, and an account: `python -m tests.chaos.mixed`.
+"""Random faults on a running fleet, and on stock Celery: `python -m tests.chaos.mixed`.
 
-Exit status: 0 if every promise was kept, 1 if not.
+Exit status: 0 if the fleet kept every promise, 1 if not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.mixed.report import print_outcome
-from tests.chaos.mixed.run import Plan, Run
+from tests.chaos.mixed.faults import FAULTS
+from tests.chaos.mixed.fleet import FleetSide
+from tests.chaos.mixed.report import as_json, figures, print_faults, print_problems, print_table
+from tests.chaos.mixed.run import Outcome, Plan, Run
+from tests.chaos.mixed.stock import StockSide
+
+SIDES = {side.name: side for side in (FleetSide, StockSide)}
 
 
 def main() -> int:
-    """Run, and print the account."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.mixed", description=__doc__)
-    parser.add_argument("--faults", type=int, default=1_000, help="default: %(default)s")
-    parser.add_argument(
-        "--seconds", type=float, default=1_800, help="at most; default: %(default)s"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=secrets.randbelow(10**6), help="default: random"
-    )
-    parser.add_argument("--interval", type=float, default=0.7, help="mean seconds between faults")
-    parser.add_argument("--keep", type=Path, help="an empty folder for the logs and journals")
-    options = parser.parse_args()
+    """Run one side after the other, and print the table."""
+    options = _options()
     plan = Plan(options.seed, options.faults, options.seconds, options.interval)
     print(f"seed {plan.seed}", flush=True)
+    outcomes = {name: _outcome(name, plan, options) for name in options.side or SIDES}
+    print_table({name: figures(outcome) for name, outcome in outcomes.items()})
+    for name, outcome in outcomes.items():
+        print_problems(name, outcome)
+    if options.json:
+        options.json.write_text(json.dumps(as_json(plan, outcomes), indent=1) + "\n")
+    return int(FleetSide.name in outcomes and outcomes[FleetSide.name].is_wrong)
+
+
+def _outcome(name: str, plan: Plan, options: argparse.Namespace) -> Outcome:
+    faults = tuple(fault for fault in FAULTS if options.only in fault.name)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        outcome = Run(plan, folder).execute()
-    print_outcome(outcome)
-    return 1 if outcome.account.problems() or outcome.harness_errors else 0
+        folder = (options.keep or Path(temporary)) / name
+        folder.mkdir(parents=True)
+        outcome = Run(plan, SIDES[name](folder), folder).execute(faults)
+    print(f"{name}: {outcome.faults.total()} faults in {outcome.seconds:.0f} s")
+    print_faults(outcome)
+    sys.stdout.flush()
+    return outcome
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.mixed", description=__doc__)
+    add = parser.add_argument
+    add("--side", action="append", choices=SIDES, help="default: both")
+    add("--faults", type=int, default=1_000, help="on each side; default: %(default)s")
+    add("--seconds", type=float, default=1_800, help="at most; default: %(default)s")
+    add("--seed", type=int, default=secrets.randbelow(10**6), help="default: random")
+    add("--interval", type=float, default=0.7, help="mean seconds between two faults")
+    add("--only", default="", metavar="TEXT", help="faults whose name has this text")
+    add("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    add("--keep", type=Path, metavar="FOLDER", help="an empty folder for logs and journals")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Request:
     cancelled_at: float | None = None
     #: The outcome that its producer got first, and the stored outcome at the end.
     seen: str | None = None
+    seen_at: float = math.inf
     final: str | None = None
     text: str = ""
     #: Its answer's id at the provider and its price on the receipt, in nano-dollars.
@@ -101,6 +103,7 @@ class Events:
                 request.cancelled_at = event["at"]
             case "outcome" if request.seen is None:
                 request.seen, request.text = event["outcome"], event.get("text", "")
+                request.seen_at = event["at"]
             case "stream":
                 request.streamed = (event["ended"], event["whole"], event["text"])
 
@@ -121,6 +124,8 @@ class Rest:
 
     leases: int
     reserved_nanousd: int
+    #: Ids of the requests that it is reserved for.
+    reserved_for: list[str]
     spent_nanousd: int
     dead_letters: int
     #: Messages in queues, and requests on the batch lane.
@@ -154,8 +159,8 @@ class Account:
     @property
     def unsure(self) -> int:
         """Requests without a key whose submit got no answer, or whose producer was killed."""
-        wholes = [one for one in self.requests if one.sent_at is None and one.kind != "chord"]
-        return len(wholes)
+        unsent = [one for one in self.requests if one.sent_at is None]
+        return sum(one.kind not in ("chord", "start") for one in unsent)
 
     def is_open(self) -> bool:
         """Whether more time may change the account."""
@@ -176,6 +181,10 @@ class Account:
     def forgotten(self) -> list[Request]:
         """Requests without an outcome whose submit was rolled back."""
         return [one for one in self.sent if one.outcome is None and self.in_roll_back(one.sent_at)]
+
+    def ordered_lines(self) -> int:
+        """How many requests were ordered in batches."""
+        return sum(bool(one.ordered) for one in self.requests)
 
     def ordered_twice(self) -> list[Request]:
         """Lines of batches that were paid more than once."""
@@ -250,7 +259,7 @@ class Account:
         """Answers whose receipt is not their charge."""
         wrong = []
         for one in self.sent:
-            if one.outcome == "ok" and one.lane != "local":
+            if one.final == "ok" and one.lane != "local":
                 charges = {answer: nano for answer, nano, _ in one.charges}
                 if charges.get(one.answer_id or "") != one.receipt_nanousd:
                     wrong.append(one)
@@ -267,10 +276,32 @@ class Account:
                     seconds.append(second - kills[key])
         return sorted(seconds)
 
+    def by_fault(self) -> dict[str, tuple[int, int, int]]:
+        """By the name of a fault: how often it struck, requests under way then, those lost."""
+        struck = [event for event in self._events.harness if event["event"] == "fault"]
+        lost = {one.marker for one in self.lost()}
+        found = {}
+        for name in sorted({event["name"] for event in struck}):
+            times = [(event["started"], event["at"]) for event in struck if event["name"] == name]
+            met = {
+                one.marker
+                for one in self.sent
+                if any((one.sent_at or 0) < end and one.seen_at > start for start, end in times)
+            }
+            found[name] = (len(times), len(met), len(met & lost))
+        return found
+
     def unexpected_exits(self) -> list[Event]:
         """Ends of processes that no signal of ours explains."""
         exits = [event for event in self._events.harness if event["event"] == "exit"]
         return [event for event in exits if not event["expected"]]
+
+    def _left_reserved(self) -> list[Any]:
+        """Requests, or ids of unsure requests, that money is still reserved for."""
+        known = {one.task_id: one for one in self.requests}
+        found = [known.get(task_id, task_id) for task_id in self.rest.reserved_for]
+        amount = self.rest.reserved_nanousd
+        return found or [f"{amount} nano-dollars"] * bool(amount)
 
     def problems(self) -> dict[str, list[str]]:
         """What must not be, with examples; empty if all promises were kept."""
@@ -282,8 +313,7 @@ class Account:
             "follow-ups not once": self.wrong_follow_ups(),
             "receipts that are not the charge": self.wrong_receipts(),
             "unexpected ends of processes": map(json.dumps, self.unexpected_exits()),
-            "reserved nano-dollars": [str(self.rest.reserved_nanousd)]
-            * bool(self.rest.reserved_nanousd),
+            "left reserved": self._left_reserved(),
             "leases": [str(self.rest.leases)] * bool(self.rest.leases),
             "messages waiting": [str(self.rest.waiting)] * bool(self.rest.waiting),
             "requests parked": [str(self.rest.parked)] * bool(self.rest.parked),

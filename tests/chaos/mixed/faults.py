@@ -24,9 +24,8 @@ from tests.chaos.mixed.network import Network
 from tests.chaos.mixed.processes import Process, Supervisor
 from tests.support.redis_server import RedisServer
 
-#: Roles whose processes hold messages.
-WORKERS = ("realtime", "local", "batch")
-EVERY_ROLE = (*WORKERS, "beat", "flower", "producer")
+#: How much more often a worker is struck than another process.
+WORKER_WEIGHT = 3
 #: Free memory of Redis while it is full, in bytes.
 FREE_BYTES = 50_000
 
@@ -45,10 +44,12 @@ class Site:
     #: Held by a fault of Redis itself: there is one at a time.
     redis_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def process(self, *roles: str) -> Process:
+    def process(self) -> Process:
         """Choose a process that runs."""
-        running = [one for one in self.supervisor.of(*roles) if one.status is None]
-        return self.numbers.choice(running or self.supervisor.of(*roles))
+        processes = self.supervisor.processes
+        running = [one for one in processes if one.status is None] or processes
+        weights = [WORKER_WEIGHT if one.role.is_worker else 1 for one in running]
+        return self.numbers.choices(running, weights)[0]
 
     @contextmanager
     def client(self) -> Iterator[redis.Redis]:
@@ -77,7 +78,7 @@ class Kill(Fault):
     name, weight = "SIGKILL of a process", 8
 
     def strike(self, site: Site) -> str:
-        process = site.process(*WORKERS, *EVERY_ROLE)  # workers twice as often
+        process = site.process()
         struck = process.key
         site.journal.write("killed", key=struck)
         process.send(signal.SIGKILL)
@@ -90,7 +91,7 @@ class Terminate(Fault):
     name, weight = "SIGTERM of a process", 4
 
     def strike(self, site: Site) -> str:
-        process = site.process(*WORKERS, *EVERY_ROLE)
+        process = site.process()
         struck = process.key
         site.journal.write("terminated", key=struck)
         process.send(signal.SIGTERM)
@@ -104,7 +105,7 @@ class Freeze(Fault):
     SECONDS = (0.5, 9.0)
 
     def strike(self, site: Site) -> str:
-        process, seconds = site.process(*EVERY_ROLE), site.numbers.uniform(*self.SECONDS)
+        process, seconds = site.process(), site.numbers.uniform(*self.SECONDS)
         struck = process.key
         process.send(signal.SIGSTOP)
         time.sleep(seconds)
@@ -120,7 +121,7 @@ class SetClock(Fault):
     SECONDS = (2.0, 8.0)
 
     def strike(self, site: Site) -> str:
-        process, seconds = site.process(*EVERY_ROLE), site.numbers.uniform(*self.SECONDS)
+        process, seconds = site.process(), site.numbers.uniform(*self.SECONDS)
         skew = site.numbers.choice((-1, 1)) * site.numbers.uniform(5, 600)
         process.set_clock(skew)
         time.sleep(seconds)

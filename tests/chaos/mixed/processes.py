@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -34,7 +34,8 @@ class Role:
     name: str
     command: tuple[str, ...]
     count: int = 1
-    env: Mapping[str, str] = field(default_factory=dict)
+    #: Whether it holds messages; faults strike it more often.
+    is_worker: bool = False
 
 
 class Starter:
@@ -132,7 +133,7 @@ class Process:
         """Start a process in this place."""
         self._generation += 1
         self.ended_by = None
-        env = {**self._env, **self.role.env, "CHAOS_KEY": self.key}
+        env = {**self._env, "CHAOS_KEY": self.key}
         command = tuple(part.format(name=self.name) for part in self.role.command)
         self.pid = self._starter.start(command, env, self.log, self._clock)
 
@@ -174,10 +175,6 @@ class Supervisor:
         for process in processes:
             process.start()
         self.processes = [*self.processes, *processes]
-
-    def of(self, *roles: str) -> list[Process]:
-        """The processes of some roles."""
-        return [process for process in self.processes if process.role.name in roles]
 
     def stop(self, seconds: float = 20.0) -> None:
         """End everything, and start nothing any more."""

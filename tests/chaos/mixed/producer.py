@@ -1,4 +1,4 @@
-"""A producer process: `python -m tests.chaos.mixed.producer SEED THREADS`, in a role's environment.
+"""A producer process: `python -m tests.chaos.mixed.producer SIDE SEED THREADS`.
 
 Each thread sends one request after the other, until the file `stop` exists. The next producer after
 a killed one sends requests of its own.
@@ -17,7 +17,8 @@ from celery import Celery
 
 from primarch_fleet import Fleet
 from tests.chaos.mixed.journal import Journal
-from tests.chaos.mixed.workload import Order, Requester, draw
+from tests.chaos.mixed.stock import STOCK_KINDS, StockRequester, StockSide
+from tests.chaos.mixed.workload import KINDS, Order, Requester, draw
 
 #: Seconds after which a broker that does not answer is an error.
 TIMEOUT_SECONDS = 3.0
@@ -39,13 +40,15 @@ def plain_app(url: str) -> Celery:
 class Producer:
     """Sends orders from several threads."""
 
-    def __init__(self, name: str, folder: Path, url: str, seed: str) -> None:
+    def __init__(self, side: str, name: str, folder: Path, url: str, seed: str) -> None:
         self._name, self._stop = name, folder / "stop"
         self._markers, self._lock = itertools.count(1), threading.Lock()
         self._numbers = random.Random(f"{seed} {name}")  # noqa: S311 - a test's numbers
-        fleet = Fleet(url, timeout=TIMEOUT_SECONDS)
         journal = Journal(folder / f"producer-{name}.jsonl")
-        self._requester = Requester(fleet, plain_app(url), journal)
+        app, fleet = plain_app(url), Fleet(url, timeout=TIMEOUT_SECONDS)
+        self._kinds = STOCK_KINDS if side == StockSide.name else KINDS
+        requesters = {StockSide.name: StockRequester, "fleet": Requester}
+        self._requester = requesters[side](fleet, app, journal)
 
     def run(self, threads: int) -> None:
         """Send until the run stops, and wait for the last results."""
@@ -61,13 +64,14 @@ class Producer:
 
     def _next(self) -> Order:
         with self._lock:
-            return draw(self._numbers, f"{self._name}-{next(self._markers)}")
+            return draw(self._numbers, self._kinds, f"{self._name}-{next(self._markers)}")
 
 
 if __name__ == "__main__":
     Producer(
+        sys.argv[1],
         os.environ["CHAOS_KEY"].replace(".", "g"),
         Path(os.environ["CHAOS_FOLDER"]),
         os.environ["FLEET_REDIS_URL"],
-        sys.argv[1],
-    ).run(int(sys.argv[2]))
+        sys.argv[2],
+    ).run(int(sys.argv[3]))

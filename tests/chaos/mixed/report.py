@@ -1,45 +1,101 @@
-"""The tables of a run."""
+"""The figures of runs: one table, a JSON file, and what is wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
-from tests.chaos.mixed.run import Outcome
+from tests.chaos.mixed.account import CANCELLED
+from tests.chaos.mixed.run import Outcome, Plan
+from tests.chaos.mixed.settings import VISIBILITY_TIMEOUT_SECONDS
 
 #: Examples of a problem that are shown.
 EXAMPLES = 5
+Figures = dict[str, Any]
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the value that a share of the sorted values does not exceed."""
-    return values[math.ceil(share * len(values)) - 1] if values else math.nan
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Return the value that a share of the sorted values does not exceed; None without values."""
+    return round(values[math.ceil(share * len(values)) - 1], 1) if values else None
 
 
-def print_outcome(outcome: Outcome) -> None:
-    """Print the faults, the account, and what is wrong."""
+def figures(outcome: Outcome) -> Figures:
+    """Return the figures of one side, by the names that the table shows."""
     account = outcome.account
-    print(f"{outcome.faults.total()} faults in {outcome.seconds:.0f} s")
+    outcomes = account.outcomes()
+    succeeded, cancelled, open_ = (outcomes.pop(name, 0) for name in ("ok", CANCELLED, "none"))
+    repeated, nano = account.repeated_calls()
+    seconds = account.redelivery_seconds()
+    streams = account.streams()
+    return {
+        "faults": outcome.faults.total(),
+        "requests sent": len(account.sent),
+        "succeeded": succeeded,
+        "failed with a reason": outcomes.total(),
+        "cancelled": cancelled,
+        "forgotten with the seconds that Redis lost": len(account.forgotten()),
+        "no outcome": open_ - len(account.forgotten()),
+        "lines of batches ordered": account.ordered_lines(),
+        "lines of batches paid twice": len(account.ordered_twice()),
+        "run or changed after a cancel": len(account.run_after_cancel()),
+        "follow-ups that were not sent once": len(account.wrong_follow_ups()),
+        "streams read whole": streams.pop("whole", 0),
+        "streams that started over or were late": streams.total(),
+        "calls in real time paid again": repeated,
+        "their price in dollars": round(nano / 1e9, 6),
+        "receipts that are not the charge": len(account.wrong_receipts()),
+        "left reserved": account.rest.reserved_nanousd,
+        "leases left": account.rest.leases,
+        "dead letters": account.rest.dead_letters,
+        "ends of processes without a signal": len(account.unexpected_exits()),
+        "redelivered after a SIGKILL": len(seconds),
+        "redelivery p50 in seconds": percentile(seconds, 0.5),
+        "redelivery p99 in seconds": percentile(seconds, 0.99),
+    }
+
+
+def as_json(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Return everything that the page of the documentation has."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{os.cpu_count()} cores, {platform.system()}",
+        "seed": plan.seed,
+        "command": f'make chaos ARGS="--faults {plan.faults} --seed {plan.seed}"',
+        "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
+        "sides": {name: figures(outcome) for name, outcome in outcomes.items()},
+        "faults": {name: outcome.account.by_fault() for name, outcome in outcomes.items()},
+    }
+
+
+def print_table(sides: Mapping[str, Figures]) -> None:
+    """Print the figures of all sides beside each other."""
+    names = next(iter(sides.values()))
+    print(f"{'':44}" + "".join(f"{side:>12}" for side in sides))
+    for name in names:
+        print(f"{name:44}" + "".join(f"{_text(one[name]):>12}" for one in sides.values()))
+
+
+def print_problems(name: str, outcome: Outcome) -> None:
+    """Print what is wrong, with examples."""
+    for problem, texts in outcome.account.problems().items():
+        print(f"WRONG: {name}: {problem}: {len(texts)}")
+        for text in texts[:EXAMPLES]:
+            print(f"    {text}")
+    for error in outcome.harness_errors[:EXAMPLES]:
+        print(f"HARNESS: {name}: {error}")
+
+
+def print_faults(outcome: Outcome) -> None:
+    """Print how often each fault struck."""
     for name, count in outcome.faults.most_common():
         print(f"  {count:5} {name}")
     for name, count in outcome.missed.items():
         print(f"  {count:5} missed: {name}")
-    print(f"{len(account.sent)} requests sent, {account.unsure} unsure")
-    for name, count in account.outcomes().most_common():
-        print(f"  {count:5} {name}")
-    print(f"  {len(account.forgotten()):5} forgotten by a roll-back")
-    print(f"streams: {dict(account.streams())}")
-    repeated, nano = account.repeated_calls()
-    print(f"answers paid again after a fault: {repeated}, ${nano / 1e9:.6f}")
-    seconds = account.redelivery_seconds()
-    print(
-        f"redelivery: {len(seconds)}, p50 {percentile(seconds, 0.5):.1f} s, "
-        f"p99 {percentile(seconds, 0.99):.1f} s"
-    )
-    print(f"rest: {account.rest.dead_letters} dead letters")
-    for name, texts in account.problems().items():
-        print(f"WRONG: {name}: {len(texts)}")
-        for text in texts[:EXAMPLES]:
-            print(f"    {text}")
-    for error in outcome.harness_errors[:EXAMPLES]:
-        print(f"HARNESS: {error}")
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value}"

@@ -10,12 +10,16 @@ outcome    a result has arrived: task id, "ok" or the name of the error
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import redis
 from celery import Celery, chord
 from celery.canvas import Signature
 from kombu.exceptions import OperationalError
@@ -251,9 +255,21 @@ KINDS = {
 }
 
 
-def draw(numbers: random.Random, marker: str) -> Order:
+def draw(numbers: random.Random, kinds: Mapping[str, Kind], marker: str) -> Order:
     """Draw an order."""
-    (kind,) = numbers.choices(list(KINDS), [kind.weight for kind in KINDS.values()])
-    lane, tenant = numbers.choice(KINDS[kind].lanes), numbers.choice(TENANTS)
+    (kind,) = numbers.choices(list(kinds), [kind.weight for kind in kinds.values()])
+    lane, tenant = numbers.choice(kinds[kind].lanes), numbers.choice(TENANTS)
     longest = 8.0 if kind == "countdown" else 2.0
     return Order(marker, kind, lane, tenant, numbers.uniform(0, longest))
+
+
+def follow_ups(client: redis.Redis) -> Counter[tuple[str, str]]:
+    """Count the follow-ups that wait, by their name and their marker."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for key in client.scan_iter(f"{FOLLOW_UPS}*", count=1000):
+        texts: Any = client.lrange(key, 0, -1)
+        for text in texts:
+            message = json.loads(text)
+            ((marker,), *_) = json.loads(b64decode(message["body"]))
+            counts[message["headers"]["task"], marker] += 1
+    return counts
