@@ -33,7 +33,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -46,6 +46,9 @@ up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=
 
 test: $(VENV)/.dev  ## all tests, against real processes; one lane or subject: make test LANE=batch
 	$(PYTEST) $(PARALLEL) $(if $(LANE),tests/integration/$(LANE)) $(ARGS)
+
+fuzz: $(VENV)/.dev  ## malformed messages to real workers of each lane; ARGS="--messages 100000 --seed 1"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 unit: $(VENV)/.dev  ## the tests that start no server and no worker
 	$(PYTEST) -n 2 tests/unit $(ARGS)

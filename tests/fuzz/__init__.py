@@ -1,0 +1,1 @@
+"""Malformed messages and control commands against the real workers of every lane."""
