@@ -47,10 +47,12 @@ KEPT_DAYS = 62
 
 #: Where the scripts of budgets are.
 LUA = Path(__file__).with_name("lua") / "budget"
+#: The first part of each script that changes a ledger; the workers' result store has one too.
+LEDGER_LUA = LUA / "ledger.lua"
 #: The first parts of each script that reserves; the publisher has one too.
-RESERVATION_LUA = (LUA / "ledger.lua", LUA / "reservation.lua")
+RESERVATION_LUA = (LEDGER_LUA, LUA / "reservation.lua")
 _RESERVE = LuaScript.load(*RESERVATION_LUA, LUA / "reserve.lua")
-_SETTLE = LuaScript.load(LUA / "ledger.lua", LUA / "settle.lua")
+_SETTLE = LuaScript.load(LEDGER_LUA, LUA / "settle.lua")
 
 Clock = Callable[[], float]
 

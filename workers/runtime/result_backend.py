@@ -13,6 +13,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import TaskRevokedError
 
+from primarch_fleet.budgets import ledger_keys
 from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
 from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import ScriptPipeline
@@ -75,6 +76,8 @@ class WorkerResultBackend(PrimaryBackend):
         key, was_run = self.get_key_for_task(task_id), state in (states.SUCCESS, states.FAILURE)
         keys = [key, key, mark_key(task_id)]
         args = [text, expires or 0, COMPLETED_MARK_TTL_SECONDS if was_run else ""]
+        if state in states.PROPAGATE_STATES:
+            args += [task_id, *ledger_keys("")]
         if len(text) <= self._MAX_STR_VALUE_SIZE and (
             self.ensure(STORE.run, (self.client, keys, args)) >= 0
         ):

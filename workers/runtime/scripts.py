@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from primarch_fleet.budgets import LEDGER_LUA
 from primarch_fleet.queues import HEADERS, TURNS
 from primarch_fleet.redis_support import LuaScript
 
@@ -22,6 +23,6 @@ RENEW = LuaScript.load(_LUA / "renew.lua")
 EXPIRED = LuaScript.load(_LUA / "adopt.lua", _LUA / "expired.lua")
 NEAR_DEADLINE = LuaScript.load(TURNS, HEADERS, _LUA / "near_deadline.lua")
 MOVE = LuaScript.load(*_QUEUE, _LUA / "move.lua")
-STORE = LuaScript.load(_LUA / "store.lua")
+STORE = LuaScript.load(LEDGER_LUA, _LUA / "store.lua")
 ANNOUNCE = LuaScript.load(_LUA / "announce.lua")
 OPEN_STREAM = LuaScript.load(_LUA / "open_stream.lua")

@@ -15,6 +15,8 @@
 -- Beside them, a string for each reservation names its tenant, for those who know only the task.
 
 local PAYER = 'fleet:budget:payer:'
+-- The keys of the ledger. A script that does not know the tenant replaces them.
+local LEDGER = KEYS
 
 local function clock(given)
   return tonumber(given) or tonumber(redis.call('TIME')[1])
@@ -43,7 +45,7 @@ end
 
 local function add(day, what, amount)
   for _, period in ipairs(periods(day)) do
-    redis.call('HINCRBY', KEYS[1], period .. ' ' .. what, ('%.0f'):format(amount))
+    redis.call('HINCRBY', LEDGER[1], period .. ' ' .. what, ('%.0f'):format(amount))
   end
 end
 
@@ -55,12 +57,12 @@ end
 
 -- Remove a task's reservation. Returns its day; nil without one.
 local function release(id)
-  local amount, day = parse_reservation(redis.call('HGET', KEYS[2], id))
+  local amount, day = parse_reservation(redis.call('HGET', LEDGER[2], id))
   if day then
-    redis.call('HDEL', KEYS[2], id)
+    redis.call('HDEL', LEDGER[2], id)
     redis.call('DEL', PAYER .. id)
-    redis.call('ZREM', KEYS[3], id)
-    redis.call('ZREM', KEYS[4], id)
+    redis.call('ZREM', LEDGER[3], id)
+    redis.call('ZREM', LEDGER[4], id)
     add(day, 'reserved', 0 - amount) -- unlike -amount, never "-0", which is not an integer
   end
   return day

