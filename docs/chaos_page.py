@@ -1,0 +1,80 @@
+"""The page of random faults, from the figures of the last full run.
+
+`make chaos ARGS="--json tests/chaos/mixed/results.json"` makes these figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from config.settings import ROOT
+from tests.chaos.mixed.faults import FAULTS
+
+RESULTS = ROOT / "tests" / "chaos" / "mixed" / "results.json"
+Grid = Callable[[Sequence[str], list[tuple[str, ...]]], str]
+
+INTRODUCTION = (
+    "`make chaos` starts two workers of each lane, beat and two producers, and lets random faults "
+    "strike them while requests of all lanes run: streams, links, chains, chords across lanes, "
+    "cancels, countdowns, idempotency keys, and plain Celery producers. The processes are forked, "
+    "so that hundreds of starts fit into a run. A simulated provider, which no fault strikes, "
+    "writes down each call, each charge and each batch. The account at the end compares this "
+    "journal with those of the producers and with what is left in Redis. The seed is printed: "
+    '`ARGS="--seed N"` draws the same faults and requests again, at other moments.'
+)
+STOCK = (
+    '"Stock" is Celery with `acks_late`, `reject_on_worker_lost`, the same visibility timeout, the '
+    "`redis://` transport and the threads pool, under the same faults. It gets the plain requests "
+    "of the same mix: it has no batch lane, no streams, no budgets, and no cancel of a running "
+    "task on this pool."
+)
+
+
+def page(generated: str, grid: Grid) -> str:
+    """Return the page.
+
+    Args:
+        generated: The comment of generated pages.
+        grid: Writes a table from its heads and rows.
+    """
+    results = json.loads(RESULTS.read_text())
+    sides = results["sides"]
+    names = list(next(iter(sides.values())))
+    figures = [(name, *(_text(side[name]) for side in sides.values())) for name in names]
+    return (
+        "\n\n".join(
+            [
+                "# Random faults",
+                generated,
+                INTRODUCTION,
+                f"The figures are of {results['date']}, {results['machine']}, seed "
+                f"{results['seed']}, with a visibility timeout of "
+                f"{results['visibility_timeout']:g} s: `{results['command']}`.",
+                grid(("", *sides), figures),
+                STOCK,
+                "## The faults",
+                "How often each fault struck the fleet, how many requests were under way at these "
+                "moments, and how many of them were lost.",
+                grid(("Fault", "What it does", "Struck", "Under way", "Lost"), _faults(results)),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _faults(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    of_fleet = next(iter(results["faults"].values()))
+    return [
+        (fault.name, _first_line(fault), *map(str, of_fleet.get(fault.name, (0, 0, 0))))
+        for fault in FAULTS
+    ]
+
+
+def _first_line(fault: type) -> str:
+    return (fault.__doc__ or "").partition("\n")[0]
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:,}"
