@@ -200,7 +200,11 @@ class Catalogue(BaseModel):
         Raises:
             NoCatalogue: No worker has published one at this broker.
         """
-        text = client.get(CATALOGUE_KEY)
+        return cls.parse(client.get(CATALOGUE_KEY))
+
+    @classmethod
+    def parse(cls, text: Any) -> Catalogue:
+        """Decode the published catalogue. Raises NoCatalogue for None."""
         if text is None:
             raise NoCatalogue
         return cls.model_validate_json(text)

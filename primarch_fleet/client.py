@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Self
 
 from celery import Celery
@@ -13,7 +13,7 @@ from celery.result import AsyncResult
 from primarch_fleet import celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.cancellation import Canceller
-from primarch_fleet.catalogue import Catalogue, Limits
+from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, Limits
 from primarch_fleet.contract import Completion
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
@@ -21,6 +21,7 @@ from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
 from primarch_fleet.results import reachable, wait_for
+from primarch_fleet.server_clock import ServerClock
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
 #: Seconds for which a producer uses a catalogue that it has read.
@@ -38,7 +39,7 @@ class Fleet:
     Args:
         url: The fleet's broker, the FLEET_REDIS_URL of its workers.
         timeout: Seconds after which a broker that does not answer is an error.
-        clock: Returns the current time with a time zone.
+        clock: Returns the current time with a time zone; by default it is that of Redis.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Fleet:
         url: str,
         *,
         timeout: float = 5.0,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
-        self._clock = clock
+        self._server_clock = ServerClock()
+        self._clock = clock or self._server_clock.now
         self._app = celery_app.producer_app(url, timeout)
         self._redis = redis_support.once(url, timeout)
         self._ledger = Ledger(self._redis)
@@ -88,9 +90,21 @@ class Fleet:
         """
         if self._catalogue is None or time.monotonic() > self._catalogue_expires_at:
             with reachable():
-                self._catalogue = Catalogue.fetch(self._redis)
+                self._catalogue = self._fetch_catalogue()
             self._catalogue_expires_at = time.monotonic() + CATALOGUE_TTL_SECONDS
         return self._catalogue
+
+    def _fetch_catalogue(self) -> Catalogue:
+        """Read the catalogue and the server's time, in one round trip."""
+        pipe: Any = self._redis.pipeline(transaction=False)
+        replies: list[Any] = []
+
+        def read_time() -> Any:
+            replies.extend(pipe.time().get(CATALOGUE_KEY).execute())
+            return replies[0]
+
+        self._server_clock.measure(read_time)
+        return Catalogue.parse(replies[1])
 
     def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane.
@@ -252,8 +266,15 @@ class Fleet:
             health = self._lanes.snapshot(catalogue, {request.lane for request in requests})
         messages = []
         for request in requests:
-            message = OutgoingMessage.build(request, catalogue, now, health)
+            message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
             messages.append(message)
             if health is not None:
                 health.queued[message.ticket.queue] += 1
         return messages
+
+    def _translated(self, request: Request) -> Request:
+        """The request with its deadline in the server's time, by which workers compare it."""
+        if request.deadline is None:
+            return request
+        deadline = self._server_clock.from_host(request.deadline)
+        return request.model_copy(update={"deadline": deadline})

@@ -26,6 +26,15 @@ ANY_LANE = frozenset({"auto"})
 #: Redis key of a hash: the requests that the batch lane has received and not completed.
 PARKED_REQUESTS_KEY = "fleet:batch:requests"
 
+#: Redis key of a hash: periodic task of the batch lane -> "<last run> <overdue from>", in Unix
+#: seconds of Redis's clock.
+PERIODIC_RUNS_KEY = "fleet:batch:runs"
+
+
+def overdue_seconds(run: str, now: float) -> float:
+    """Return how long a periodic task is overdue by its entry of PERIODIC_RUNS_KEY, 0 if not."""
+    return max(0.0, now - float(run.split()[1]))
+
 
 def heartbeat_key(queue: str) -> str:
     """Return the Redis key that exists while a worker serves a queue."""
@@ -56,6 +65,9 @@ class LaneHealth:
     queued: Counter[str] = field(default_factory=Counter)
     #: The queues that no worker serves.
     unserved: frozenset[str] = frozenset()
+    #: Whether a periodic task of the batch lane is overdue: beat, or the worker of its queue, is
+    #: gone.
+    batch_overdue: bool = False
     #: Requests per second that a queue's workers complete at full load, where it is known.
     rates: Mapping[str, float] = field(default_factory=dict)
     #: Seconds that the oldest message of a queue has waited; None if no message waits.
@@ -128,11 +140,12 @@ class LaneMonitor:
         pipe = ScriptPipeline(self._redis)
         pipe.commands.time()
         pipe.commands.hlen(PARKED_REQUESTS_KEY)
+        pipe.commands.hvals(PERIODIC_RUNS_KEY)
         for queue in queues:
             pipe.commands.exists(heartbeat_key(queue))
             pipe.commands.hvals(throughput_key(queue))
             count_waiting(pipe, queue)
-        now, parked, *replies = pipe.execute()
+        now, parked, runs, *replies = pipe.execute()
 
         queued: Counter[str] = Counter()
         unserved: set[str] = set()
@@ -152,4 +165,12 @@ class LaneMonitor:
             if rate:
                 rates[queue] = rate
         queued[BATCH_QUEUE] += parked
-        return LaneHealth(queued, frozenset(unserved), rates, oldest_waits, lower_priority)
+        return LaneHealth(
+            queued=queued,
+            unserved=frozenset(unserved),
+            batch_overdue=catalogue.heartbeats
+            and any(overdue_seconds(run, now[0]) for run in runs),
+            rates=rates,
+            oldest_wait_seconds=oldest_waits,
+            lower_priority=lower_priority,
+        )

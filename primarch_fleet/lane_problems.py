@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from primarch_fleet.catalogue import Catalogue, LaneLimits, Model
-from primarch_fleet.contract import Lane
+from primarch_fleet.contract import BATCH_QUEUE, Lane
 from primarch_fleet.errors import FleetBusy, LaneFull, LaneUnavailable
 from primarch_fleet.lane_health import LONG_QUEUE_LENGTH, LaneHealth
 from primarch_fleet.prompt_size import PromptSize
@@ -92,14 +92,18 @@ class LaneConditions:
         return LaneProblem(Severity.TOO_SHORT, why)
 
     def _unserved(self, lane: Lane, queue: str) -> LaneProblem:
-        if queue not in self.health.unserved:
+        if queue in self.health.unserved:
+            missing, detail = "a worker", f"none serves {queue!r}"
+        elif queue == BATCH_QUEUE and self.health.batch_overdue:
+            missing, detail = "beat", "its periodic tasks do not run"
+        else:
             return LaneProblem()
         retry_after = self.catalogue.needs_worker.get(lane)
         if retry_after is None:
-            return LaneProblem(Severity.UNSERVED, "without a worker")
-        message = f"lane: {lane} is without a worker: none serves {queue!r}"
+            return LaneProblem(Severity.UNSERVED, f"without {missing}")
+        message = f"lane: {lane} is without {missing}: {detail}"
         refusal = LaneUnavailable.until(message, retry_after)
-        return LaneProblem(Severity.CLOSED, "without a worker", refusal)
+        return LaneProblem(Severity.CLOSED, f"without {missing}", refusal)
 
     def _slow(self, queue: str) -> LaneProblem:
         """Whether the request would wait too long.

@@ -27,7 +27,7 @@ from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.local_promotion import LocalPromotion
-from scheduler.metrics import AccountHealth, LiveBatches, ParkedRequests
+from scheduler.metrics import AccountHealth, LiveBatches, ParkedRequests, PeriodicTasks
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
@@ -43,6 +43,11 @@ from workers.runtime import revoke as worker_revoke
 
 logger = logging.getLogger(__name__)
 
+#: The tasks without which no request of the batch lane gets its answer.
+PERIODIC_TASKS = ("scheduler.aggregate", "scheduler.poll")
+#: Seconds without a run after which such a task is overdue, unless its interval is long.
+OVERDUE_SECONDS = 60.0
+
 # LiteLLM reads it on import. A batch worker translates whatever producers send: it must not fetch
 # the addresses in it.
 os.environ.setdefault("MAX_IMAGE_URL_DOWNLOAD_SIZE_MB", "0")
@@ -52,6 +57,7 @@ os.environ.setdefault("MAX_IMAGE_URL_DOWNLOAD_SIZE_MB", "0")
 class BatchServices(Services):
     """The services of a batch worker: what the scheduler's tasks call."""
 
+    store: Store
     pipeline: BatchPipeline
     operations: Operations
     promotion: LocalPromotion
@@ -89,12 +95,15 @@ async def start(shared: Services) -> BatchPipeline:
         replay,
         Observers(metrics.record_answer, metrics.observe_batch),
     )
+    for name in PERIODIC_TASKS:  # a beat that never starts is noticed too
+        await store.record_run(name, OVERDUE_SECONDS, first=True)
     promotion = LocalPromotion(patient_async(redis_url(), text=False), config.engines)
     event_loop.at_stop(promotion.close)
     shared = replace(shared, deferral_store=ParkingStore(store, blobs, lines, config))
     services.install(
         BatchServices(
             **vars(shared),
+            store=store,
             pipeline=pipeline,
             operations=Operations(store, accounts, pipeline.withdrawal),
             promotion=promotion,
@@ -109,6 +118,7 @@ _redis = once(redis_url())
 REGISTRY.register(AccountHealth(_redis))
 REGISTRY.register(ParkedRequests(_redis))
 REGISTRY.register(LiveBatches(_redis))
+REGISTRY.register(PeriodicTasks(_redis))
 
 
 @celeryd_init.connect
@@ -142,15 +152,22 @@ async def _cancel_parked(task_ids: list[str]) -> None:
         )
 
 
+async def _record_run(task: Task[Any, Any]) -> None:
+    overdue_after = max(OVERDUE_SECONDS, 3 * fleet_config().batch.aggregate_interval)
+    await BatchServices.current().store.record_run(str(task.name), overdue_after)
+
+
 @app.task(name="scheduler.aggregate", bind=True, ignore_result=True, send_events=False)
 async def aggregate(task: Task[Any, Any]) -> None:
     """Promote requests that cannot wait, and create the batches that are due."""
+    await _record_run(task)
     await BatchServices.current().pipeline.aggregate()
 
 
 @app.task(name="scheduler.poll", bind=True, ignore_result=True, send_events=False)
 async def poll(task: Task[Any, Any]) -> None:
     """Poll the jobs that are due."""
+    await _record_run(task)
     await BatchServices.current().pipeline.poll()
 
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from datetime import datetime
+from typing import Any
+
+import redis
+from celery.signals import before_task_publish
+
 from config.fleet import fleet_config
-from config.settings import settings
+from config.settings import redis_url, settings
+from primarch_fleet.redis_support import once
+from primarch_fleet.server_clock import CLOCK
 from tasks.app import app
 
 __all__ = ["app"]
 
-#: The shortest lifetime of a periodic message: the clocks of hosts differ a little.
+logger = logging.getLogger(__name__)
+
+#: Seconds between two measurements of the server's time.
+MEASURE_INTERVAL_SECONDS = 30.0
+#: The shortest lifetime of a periodic message.
 MIN_EXPIRY_SECONDS = 5.0
 #: Seconds between two sweeps of the bodies that are stored outside of Redis.
 SWEEP_INTERVAL_SECONDS = 30.0
@@ -30,3 +44,21 @@ app.conf.beat_schedule = {
         "scheduler.sweep_bodies": SWEEP_INTERVAL_SECONDS,
     }.items()
 }
+
+_redis = once(redis_url())
+_measure_at = 0.0
+
+
+@before_task_publish.connect
+def _expire_by_server_time(headers: dict[str, Any], **_: object) -> None:
+    """Let a message expire by the clock of Redis, as workers read it: beat's own may differ."""
+    global _measure_at  # noqa: PLW0603 - one beat a process
+    if time.monotonic() >= _measure_at:
+        try:
+            CLOCK.measure(_redis.time)
+            _measure_at = time.monotonic() + MEASURE_INTERVAL_SECONDS
+        except redis.RedisError as error:
+            logger.warning("server time: %s", error, extra={"action": "server_time_failed"})
+    if headers["expires"] is not None:
+        expires = datetime.fromisoformat(headers["expires"])
+        headers["expires"] = CLOCK.from_host(expires).isoformat()

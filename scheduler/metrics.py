@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from config.media_tokens import media_tokens
 from primarch_fleet.deployment_health import CHECKS_KEY, read_health
+from primarch_fleet.lane_health import PERIODIC_RUNS_KEY, overdue_seconds
 from primarch_fleet.money import to_dollars
 from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.prompt_size import PromptSize
@@ -213,3 +214,38 @@ class ParkedRequests(Collector):
             logger.warning("parked requests: %s", error, extra={"action": "parked_requests_failed"})
         yield parked
         yield reserved
+
+
+class PeriodicTasks(Collector):
+    """When the periodic tasks of the batch lane last ran, read from Redis at each scrape.
+
+    Args:
+        client: Must decode responses.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the runs from Redis; without Redis the metrics have no samples."""
+        since = GaugeMetricFamily(
+            "primarch_batch_since_run_seconds",
+            "Seconds since a periodic task of the batch lane last ran, by task",
+            labels=["task"],
+        )
+        overdue = GaugeMetricFamily(
+            "primarch_batch_overdue_seconds",
+            "Seconds for which a periodic task of the batch lane is overdue, by task: beat does "
+            "not send it, or no batch worker takes it",
+            labels=["task"],
+        )
+        try:
+            seconds, _ = self._redis.time()
+            runs: dict[Any, Any] = self._redis.hgetall(PERIODIC_RUNS_KEY)
+            for task, run in runs.items():
+                since.add_metric([task], max(0.0, seconds - float(run.split()[0])))
+                overdue.add_metric([task], overdue_seconds(run, seconds))
+        except redis.RedisError as error:  # the other metrics are still scraped
+            logger.warning("periodic tasks: %s", error, extra={"action": "periodic_tasks_failed"})
+        yield since
+        yield overdue

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 from celery import Celery, Task
 from celery.app.task import Context
 from celery.worker.request import Request
+from celery.worker.state import revoked
 
 from primarch_fleet.errors import FleetError
 from primarch_fleet.protocol import HIDDEN_ARGUMENTS
+from primarch_fleet.server_clock import CLOCK
 from tasks.message_check import check_message
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
@@ -68,6 +70,13 @@ class PrivateRequest(Request):
         self.received_at = time.monotonic()
         self._argsrepr = self._kwargsrepr = HIDDEN_ARGUMENTS
         self._request_dict |= {"argsrepr": HIDDEN_ARGUMENTS, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
+
+    def maybe_expire(self) -> Literal[True] | None:
+        """Return whether the message has expired by the server's time; if so, revoke it."""
+        if self.expires is None or CLOCK.timestamp() <= self.expires.timestamp():
+            return None
+        revoked.add(self.id)
+        return True
 
 
 class AsyncTask(Task):  # type: ignore[type-arg]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -11,6 +10,7 @@ from primarch_fleet import protocol
 from primarch_fleet.contract import FailedAttempt, Lane, Receipt
 from primarch_fleet.prices import Rates, cost_nanousd
 from primarch_fleet.requests import Request
+from primarch_fleet.server_clock import CLOCK
 from primarch_fleet.usage import Usage
 
 
@@ -32,11 +32,12 @@ class RequestMetadata:
         """The metadata in a Celery task request (`task.request`).
 
         Args:
-            received_at: When the worker started on the request, in Unix seconds; now by default.
+            received_at: When the worker started on the request, in Unix seconds of the server; now
+                by default.
         """
         submitted_at = context.get(protocol.SUBMITTED_AT)
         if received_at is None:
-            received_at = time.time()
+            received_at = CLOCK.timestamp()
         return cls(
             task_id=context.id,
             trace_id=context.root_id or context.id,

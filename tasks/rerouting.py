@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import Task
@@ -13,6 +12,7 @@ from primarch_fleet import protocol
 from primarch_fleet.contract import PRIORITIES, Lane
 from primarch_fleet.requests import Request
 from primarch_fleet.routing import longer_lane
+from primarch_fleet.server_clock import CLOCK
 from tasks import services
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ async def move_to_longer_lane(
     catalogue = services.current().catalogue
     if lane != "local" or catalogue is None:  # only an engine's length can be unknown at submit
         return
-    decision = longer_lane(request, body, catalogue, datetime.now(UTC), lane)
+    decision = longer_lane(request, body, catalogue, CLOCK.now(), lane)
     if decision is None:
         return
     context = task.request

@@ -32,6 +32,7 @@ from primarch_fleet import redis_support
 from primarch_fleet.answers import form_of
 from primarch_fleet.contract import Completion, Lane, Receipt
 from primarch_fleet.requests import Request
+from primarch_fleet.server_clock import CLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class _Entry(BaseModel):
 
     #: Hash of the request; other requests share the slot.
     request: str
-    #: When the answer was stored, in Unix seconds by its worker's clock.
+    #: When the answer was stored, in the server's Unix seconds.
     at: float
     answer: Completion
 
@@ -73,7 +74,7 @@ class ResponseCache:
         self,
         client: Redis,
         on_hit: Callable[[Receipt], None] = lambda _: None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = CLOCK.timestamp,
     ) -> None:
         self._redis = client
         self._on_hit = on_hit

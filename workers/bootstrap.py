@@ -24,6 +24,7 @@ from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError
+from primarch_fleet.server_clock import CLOCK
 from tasks.accounting import Accountant
 from tasks.app import app
 from tasks.response_cache import ResponseCache
@@ -109,6 +110,7 @@ def _prepare_redis(url: str, client: redis.Redis, catalogue: Catalogue) -> Fleet
     """Write what the fleet needs in its Redis. May be repeated."""
     with redis_support.once(url) as budgets:
         migrate_budgets(budgets)
+    CLOCK.measure(client.time)
     fleet_keys = FleetKeys(client, catalogue)
     fleet_keys.publish()
     return fleet_keys

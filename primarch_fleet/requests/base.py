@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -24,6 +24,7 @@ from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.money import NANOS_PER_MICRO
 from primarch_fleet.requests.plain import plain_arguments
 from primarch_fleet.requests.refused import refused_argument, refused_keys
+from primarch_fleet.server_clock import CLOCK
 from primarch_fleet.validation import explain
 
 RoutingStrategy = Literal[
@@ -251,10 +252,14 @@ class Request(BaseModel):
         return []
 
     def time_left(self, now: datetime | None = None) -> float | None:
-        """Return the seconds until the deadline, negative after it; None without a deadline."""
+        """Return the seconds until the deadline, negative after it; None without a deadline.
+
+        Args:
+            now: The server's time; by default as this process has measured it.
+        """
         if self.deadline is None:
             return None
-        return (self.deadline - (now or datetime.now(UTC))).total_seconds()
+        return (self.deadline - (now or CLOCK.now())).total_seconds()
 
 
 def prefix_hash(prefix: list[Any]) -> str:

@@ -5,7 +5,7 @@ Pure, except for `read_status`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +36,8 @@ class LaneStatus:
     paused: dict[str, Pause]
     #: By group, without empty groups.
     waiting: dict[RequestGroup, GroupBacklog]
+    #: Periodic tasks that are overdue, with the seconds for which they are.
+    overdue: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON report: ages in seconds, times in Unix seconds, money in nano-dollars.
@@ -44,6 +46,7 @@ class LaneStatus:
         """
         return {
             "drained": self.drained,
+            "overdue": self.overdue,
             "paused": {
                 account: {"reason": pause.reason, "until": pause.until}
                 for account, pause in self.paused.items()
@@ -58,6 +61,10 @@ class LaneStatus:
         """The report as tables for a terminal."""
         tables = [self._jobs_table(), self._waiting_table()]
         notes = ["Batch creation is paused; run `resume` to continue.\n"] if self.drained else []
+        notes += [
+            f"{task} is overdue for {_duration(seconds)}: is beat running, and a batch worker?\n"
+            for task, seconds in self.overdue.items()
+        ]
         notes += [
             f"{account}: the provider refuses the account ({pause.reason}); next try in "
             f"{_duration(pause.until - self.now)}, or at once after `resume`.\n"
@@ -116,6 +123,7 @@ async def read_status(store: Store) -> LaneStatus:
         },
         jobs=await store.live_jobs(),
         waiting={group: backlog for group, backlog in backlogs.items() if backlog.requests},
+        overdue=await store.overdue_tasks(),
     )
 
 

@@ -16,6 +16,7 @@ import redis
 from redis.asyncio import Redis
 
 from config.batch import Batch
+from primarch_fleet.lane_health import PERIODIC_RUNS_KEY, overdue_seconds
 from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import Job, JobPricing, JobProgress, JobState, RequestGroup
 from scheduler.model.outcomes import AttemptCounter
@@ -56,6 +57,24 @@ class JobStore:
             return self._clock()
         seconds, micros = await self._redis.time()
         return float(seconds) + float(micros) / 1_000_000
+
+    async def record_run(self, task: str, overdue_after: float, *, first: bool = False) -> None:
+        """Record that a periodic task runs.
+
+        Args:
+            task: Its name.
+            overdue_after: Seconds from now until the task is overdue unless it runs again.
+            first: Keep an earlier record.
+        """
+        now = await self.now()
+        write = self._redis.hsetnx if first else self._redis.hset
+        await write(PERIODIC_RUNS_KEY, task, f"{now:.0f} {now + overdue_after:.0f}")
+
+    async def overdue_tasks(self) -> dict[str, float]:
+        """Return the periodic tasks that are overdue, with the seconds for which they are."""
+        now, runs = await self.now(), await self._redis.hgetall(PERIODIC_RUNS_KEY)
+        overdue = {task: overdue_seconds(run, now) for task, run in runs.items()}
+        return {task: seconds for task, seconds in overdue.items() if seconds}
 
     async def close_connections(self) -> None:
         """Close the connections; what is stored stays."""

@@ -46,7 +46,11 @@ def test_only_lanes_that_call_a_provider_get_its_key() -> None:
 
 
 #: Metrics whose alerts need no target.
-ALARMS = {"primarch_account_alarms_total", "primarch_queue_workers"}
+ALARMS = (
+    "primarch_account_alarms_total",
+    "primarch_queue_workers",
+    "primarch_batch_overdue_seconds",
+)
 
 
 def expressions() -> list[str]:

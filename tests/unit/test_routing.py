@@ -356,6 +356,17 @@ def test_a_lane_that_needs_a_worker_is_closed_without_a_worker() -> None:
         decide(request("hosted"), strict, alone)
 
 
+def test_a_batch_lane_whose_periodic_tasks_are_overdue_counts_as_one_without_a_worker() -> None:
+    overdue = LaneHealth(batch_overdue=True)
+    cheap = request(cost_preference="cost")
+    assert decide(cheap, CATALOGUE, LaneHealth()).lane == "batch"
+    choice = decide(cheap, CATALOGUE, overdue)
+    assert choice.lane != "batch"
+    assert choice.reason.endswith("batch is without beat")
+    with pytest.raises(LaneUnavailable, match=r"without beat: its periodic tasks do not run"):
+        decide(request(lane="batch"), with_(needs_worker={"batch": 3.0}), overdue)
+
+
 def test_if_every_lane_is_closed_the_error_is_that_of_the_preferred_lane() -> None:
     both = with_(needs_worker={"local": 3.0}, lanes={"realtime": LaneLimits(max_queued=5)})
     health = waiting(0, 5, {"local"})

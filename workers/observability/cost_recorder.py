@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,6 +31,7 @@ from primarch_fleet.contract import Lane, Receipt
 from primarch_fleet.money import NANOS_PER_MICRO
 from primarch_fleet.prices import cost_nanousd
 from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.server_clock import CLOCK
 from tasks.accounting import DroppedAnswer, UnansweredCall
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class _Addition:
 class RedisCostRecorder:
     """A worker's part of the report. Use it on one loop.
 
-    An answer counts on the UTC day on which its worker counted it, by the worker's clock, even if
+    An answer counts on the UTC day on which its worker counted it, by the server's clock, even if
     Redis takes it after midnight.
 
     Args:
@@ -154,7 +154,7 @@ class RedisCostRecorder:
     """
 
     def __init__(
-        self, client: Redis, catalogue: Catalogue, clock: Callable[[], float] = time.time
+        self, client: Redis, catalogue: Catalogue, clock: Callable[[], float] = CLOCK.timestamp
     ) -> None:
         self._redis = client
         self._catalogue = catalogue

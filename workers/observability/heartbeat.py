@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import uuid
@@ -12,6 +13,7 @@ import redis
 
 from primarch_fleet.lane_health import heartbeat_key, throughput_key, workers_key
 from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.server_clock import CLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ _HEARTBEAT = LuaScript.load(Path(__file__).with_name("lua") / "heartbeat.lua")
 
 class Heartbeat:
     """Renews the keys of a worker's queues from a thread of its own, until it is stopped.
+
+    It also measures the server's time, for `CLOCK`.
 
     A queue that the worker does not serve any more is not announced from the next heartbeat on,
     unless another worker serves it.
@@ -70,7 +74,7 @@ class Heartbeat:
             for queue in self._announced | served:
                 keys = [heartbeat_key(queue), throughput_key(queue), workers_key(queue)]
                 args = [self._worker_id, rate, EXPIRY_SECONDS, "1" if queue in served else "0"]
-                _HEARTBEAT.run(self._redis, keys, args)
+                CLOCK.measure(functools.partial(_HEARTBEAT.run, self._redis, keys, args))
             self._announced = set(served)
             self._restore()
         except redis.RedisError as error:

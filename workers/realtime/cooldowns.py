@@ -90,6 +90,10 @@ class Cooldowns:
         active = await self._cache.async_get_active_cooldowns(list(deployment_ids), None)
         now = time.time()
         return {
-            deployment_id: max(0.0, cooldown["timestamp"] + cooldown["cooldown_time"] - now)
+            # Another worker's clock may have written the timestamp, and may differ.
+            deployment_id: min(
+                max(0.0, cooldown["timestamp"] + cooldown["cooldown_time"] - now),
+                cooldown["cooldown_time"],
+            )
             for deployment_id, cooldown in active
         }

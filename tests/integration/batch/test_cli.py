@@ -57,8 +57,11 @@ async def test_batches_shows_live_batches_and_waiting_requests(opened: OpenBench
             await b.turn()
         deadline = datetime.fromtimestamp(int(b.clock.now()) + 90_000, UTC)
         await b.send(chat("three", "gpt-4o", deadline=deadline), chat("four", "gpt-4o"))
+        await b.scheduler.store.record_run("scheduler.poll", -10 * 86_400)
         table, report = await scheduler(b, "batches"), await scheduler(b, "batches", "--json")
         status = json.loads(report.stdout)
+        assert [*status["overdue"]] == ["scheduler.poll"]
+        assert "scheduler.poll is overdue" in table.stdout
         (live,), (waiting,) = status["jobs"], status["waiting"]
         (receipt,) = b.scheduler.receipts
         assert {

@@ -13,8 +13,15 @@ import redis
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates
 from primarch_fleet.catalogue import LaneLimits, Model, Offer
 from primarch_fleet.errors import LaneFull, LaneUnavailable
-from primarch_fleet.lane_health import LaneMonitor, heartbeat_key, throughput_key, workers_key
+from primarch_fleet.lane_health import (
+    PERIODIC_RUNS_KEY,
+    LaneMonitor,
+    heartbeat_key,
+    throughput_key,
+    workers_key,
+)
 from primarch_fleet.results import call_scheduler
+from scheduler.metrics import PeriodicTasks
 from tests.support.workers import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
@@ -102,6 +109,26 @@ def test_a_queue_is_announced_until_the_last_worker_that_serves_it_leaves(
     staying._queues = set
     staying.beat()
     assert not store.exists(heartbeat_key(QUEUE))
+
+
+def test_a_periodic_task_that_does_not_run_is_seen_in_the_lane_health_and_in_a_metric(
+    store: redis.Redis,
+) -> None:
+    def overdue() -> tuple[bool, float, float]:
+        health = LaneMonitor(store).snapshot(CATALOGUE)
+        assert health is not None
+        since, late = PeriodicTasks(store).collect()
+        return health.batch_overdue, since.samples[0].value, late.samples[0].value
+
+    now = int(store.time()[0])
+    store.hset(PERIODIC_RUNS_KEY, "scheduler.poll", f"{now - 50} {now + 10}")
+    in_time, since, late = overdue()
+    assert (in_time, late) == (False, 0)
+    assert 50 <= since < 60
+    store.hset(PERIODIC_RUNS_KEY, "scheduler.poll", f"{now - 90} {now - 30}")
+    is_late, since, late = overdue()
+    assert is_late
+    assert 30 <= late < 40
 
 
 def test_a_full_lane_estimates_retry_after_from_the_throughput(

@@ -14,6 +14,8 @@ import redis
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.catalogue import CATALOGUE_KEY
+from primarch_fleet.lane_health import PERIODIC_RUNS_KEY
+from tests.support.host_clock import host_clock
 from tests.support.workers import StartWorker
 from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
@@ -61,7 +63,7 @@ def test_a_lane_that_is_started_alone_answers_requests(
             assert (receipt.lane, receipt.requested_model) == (lane, model)
 
 
-def test_a_batch_worker_and_beat_together_complete_a_batch_request(
+def test_a_batch_worker_and_beat_whose_clocks_differ_by_minutes_complete_a_batch_request(
     start_worker: StartWorker, store: redis.Redis, valkey_url: str, tmp_path: Path
 ) -> None:
     with Simulator(Profile(batch=FAST_BATCH)) as simulator:
@@ -80,8 +82,8 @@ def test_a_batch_worker_and_beat_together_complete_a_batch_request(
             "OPENAI_BASE_URL": simulator.url,
         }
         with (
-            start_worker("batch1", app=command("batch"), env=env),
-            beat(env),
+            start_worker("batch1", app=command("batch"), env=env | host_clock(tmp_path / "w", 240)),
+            beat(env | host_clock(tmp_path / "b", -240)),
             Fleet(valkey_url) as fleet,
         ):
             request = CompletionRequest(
@@ -89,7 +91,10 @@ def test_a_batch_worker_and_beat_together_complete_a_batch_request(
             )
             receipt = fleet.result(fleet.submit(request), timeout=40).receipt
             assert receipt.lane == "batch"
+            assert receipt.queue_wait is not None
+            assert receipt.queue_wait < 60
             assert simulator.stats()["batches_created"] == 1
+            assert store.hlen(PERIODIC_RUNS_KEY) == 2
 
 
 def test_a_worker_without_its_providers_key_names_the_key_and_exits(

@@ -8,10 +8,11 @@
 -- ARGV[2]  throughput: requests/s, '' if unknown
 -- ARGV[3]  expiry: seconds after its last heartbeat until a worker counts as gone
 -- ARGV[4]  serves: '1', or '0' if the worker does not serve the queue any more
--- Returns nothing.
+-- Returns the server's time, as TIME does.
 
 local id, rate, expiry = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local now = tonumber(redis.call('TIME')[1])
+local time = redis.call('TIME')
+local now = tonumber(time[1])
 
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', '(' .. now - expiry)
 if ARGV[4] == '1' then
@@ -35,3 +36,4 @@ for i = 1, #entries, 2 do
 end
 redis.call('EXPIRE', KEYS[2], expiry)
 redis.call('EXPIRE', KEYS[3], expiry)
+return time
