@@ -1,9 +1,9 @@
 """The workers' Celery consumer: what a worker holds, and what becomes of bad messages.
 
-A message is held by its job in the pool, or by the timer that starts it at its time (eta,
-countdown, a retry). Whenever Celery forgets messages, all others are given back: when a connection
-is lost it clears its timers and queues, because a stock broker would deliver the messages again.
-Ours renews their leases for as long as the worker lives.
+A message is held by its job in the pool, by the timer that starts it at its time (eta, countdown, a
+retry), or for a moment by the rate limit of its task. Whenever Celery forgets messages, all others
+are given back: when a connection is lost it clears its timers and queues, because a stock broker
+would deliver the messages again. Ours renews their leases for as long as the worker lives.
 
 The setting is `worker_consumer = "workers.runtime.consumer:Consumer"`; it needs the transport of
 transport.py.
@@ -27,6 +27,7 @@ from workers.runtime.control_node import ControlNode
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
 from workers.runtime.leases import DISCONNECTED, LEASES, REDIS_ERRORS
+from workers.runtime.rate_limits import RATE_LIMITS, allowance
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class Consumer(CeleryConsumer):
 
     app: Any
     controller: Any
+    disable_rate_limits: bool
     event_dispatcher: Any
     hub: Any
     initial_prefetch_count: int
     pool: Any
     prefetch_multiplier: int
     qos: Any
+    restart_count: int
     task_buckets: dict[str, Any]
     task_consumer: Any
     timer: Any
@@ -91,22 +94,26 @@ class Consumer(CeleryConsumer):
     def held_requests(self) -> Iterator[Request]:
         """Yield the requests that this worker runs or will run."""
         yield from self.pool.requests()
+        for bucket in filter(None, self.task_buckets.values()):
+            yield from (request for request, _ in bucket.contents)
         for scheduled in self.timer.queue:
             if not scheduled.entry.canceled:
                 yield from (value for value in scheduled.entry.args if isinstance(value, Request))
 
+    def held_tags(self) -> set[str]:
+        """Return the leases of the requests that this worker runs or will run."""
+        return {request.message.delivery_tag for request in self.held_requests()}
+
     def give_back(self) -> None:
         """Give back all messages that this worker does not hold, at once and in their order."""
-        LEASES.keep_only({request.message.delivery_tag for request in self.held_requests()})
+        LEASES.keep_only(self.held_tags())
 
     def requeue_forgotten(self) -> None:
         """Requeue, with a count, messages that were without a holder at the last call, too.
 
         An error in Celery's callbacks may leave them so: their leases would be renewed for ever.
         """
-        limited = [bucket.contents for bucket in self.task_buckets.values() if bucket]
-        held = {*self.held_requests(), *(request for queue in limited for request, _ in queue)}
-        forgotten = LEASES.tags() - {request.message.delivery_tag for request in held}
+        forgotten = LEASES.tags() - self.held_tags()
         for tag in forgotten & self._forgotten:
             logger.error("A message was forgotten", extra={"action": "message_forgotten"})
             LEASES.requeue(tag)
@@ -119,6 +126,25 @@ class Consumer(CeleryConsumer):
             if scheduled.entry.canceled:
                 scheduled.entry.args = ()  # otherwise it keeps its message in memory until its time
         self.give_back()
+
+    def reset_rate_limits(self) -> None:
+        """Take over the rate limits of all tasks; called by Celery when one changes.
+
+        Messages that wait for the former limit are given back: they are fetched by the new one.
+        """
+        super().reset_rate_limits()
+        RATE_LIMITS.replace({} if self.disable_rate_limits else self.task_buckets)
+        if self.restart_count >= 0:  # not in the constructor
+            self.give_back()
+
+    def _limit_post_eta(self, request: Request, bucket: Any, tokens: float) -> Any:
+        """Start a scheduled request, or give it back if its task's rate limit has no room."""
+        if allowance(bucket):
+            return super()._limit_post_eta(request, bucket, tokens)  # type: ignore[misc]
+        self.qos.decrement_eventually()
+        task_ready(request)
+        LEASES.abandon(request.message.delivery_tag)
+        return None
 
     def _update_prefetch_count(self, index: int = 0) -> None:
         """Let the worker hold what the pool can run, after `index` places more or fewer.

@@ -6,7 +6,7 @@ lua/fetch_near.lua. No other module knows it.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from primarch_fleet.redis_support import LuaScript
 from workers.runtime.fair_share import FreeSlots
@@ -20,6 +20,10 @@ class FetchCommand(NamedTuple):
     script: LuaScript
     keys: list[str]
     args: list[str | float]
+
+    def within_rates(self, allowances: Mapping[str, int]) -> Self:
+        """Take no more messages of a task than its rate limit allows, by the name of the task."""
+        return self._replace(args=[*self.args, json.dumps(dict(allowances))])
 
 
 class Fetched(NamedTuple):
@@ -57,7 +61,10 @@ class Affinity(NamedTuple):
 
 
 def fetch(
-    lease_keys: Sequence[str], lists: Mapping[str, bool], slots: FreeSlots, tags: Sequence[str]
+    lease_keys: Sequence[str],
+    lists: Mapping[str, bool],
+    slots: FreeSlots,
+    tags: Sequence[str],
 ) -> FetchCommand:
     """Fetch messages, one of each tenant in turn.
 
@@ -68,7 +75,8 @@ def fetch(
         tags: A lease tag for each message to fetch, unique to this fetch; at most `slots.free`.
     """
     leased = ["1" if is_leased else "0" for is_leased in lists.values()]
-    return FetchCommand(FETCH, [*lease_keys, *lists], [*_slots_and_tags(slots, tags), *leased])
+    args = [*_slots_and_tags(slots, tags), *leased]
+    return FetchCommand(FETCH, [*lease_keys, *lists], args)
 
 
 def fetch_near(

@@ -61,6 +61,7 @@ from workers.runtime.fair_share import FreeSlots, SlotReservation
 from workers.runtime.fetch_command import Affinity, FetchCommand, Fetched
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
 from workers.runtime.leases import DISCONNECTED, LEASE_KEYS, LEASES, REDIS_ERRORS, LeaseSettings
+from workers.runtime.rate_limits import RATE_LIMITS
 
 logger = logging.getLogger(__name__)
 
@@ -207,14 +208,15 @@ class Channel(PrimaryChannel):
                 for queue in queues
             },
         )
-        script, keys, args = self._command(fetch, queues, slots)
-        command = script.command(keys, args, by_text=self._script_unknown)
+        command = self._command(fetch, queues, slots)
+        script, keys, args = command.within_rates(RATE_LIMITS.allowances())
+        text_or_hash = script.command(keys, args, by_text=self._script_unknown)
         self._script_unknown = False
         self._fetch_timer.on_fetch()
         self._fetch = fetch
         self._in_poll = self.client.connection
         self._brpop_sent_at = time.monotonic()
-        self._in_poll.send_command(*command)
+        self._in_poll.send_command(*text_or_hash)
 
     def _command(self, fetch: _Fetch, queues: list[str], slots: FreeSlots) -> FetchCommand:
         if self.affinity and len(queues) == 1 and queues[0] not in self._unleased_queues:

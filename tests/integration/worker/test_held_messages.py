@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 
+from primarch_fleet.queues import SEPARATOR
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime.leases import LEASE_KEYS
 
@@ -80,7 +81,7 @@ def test_messages_that_a_lost_connection_returns_keep_their_order(
     control(producer, worker, "cancel_consumer", queue="celery")
     cut_connections(store)
     eventually(lambda: not leased(store))
-    waiting = store.lrange("celery\x06\x16turns\x06\x16", 0, -1)
+    waiting = store.lrange(f"celery{SEPARATOR}3{SEPARATOR}turns{SEPARATOR}", 0, -1)
     assert [result.id for result in results] == [
         next(result.id for result in results if result.id in text) for text in reversed(waiting)
     ]
@@ -104,3 +105,47 @@ def test_a_pool_keeps_one_place_and_runs_what_waits_when_it_grows(
     assert waiting.get(timeout=2) == "rested"
     running.revoke(terminate=True)
     eventually(lambda: not leased(store))
+
+
+REST = "tests.support.apps.pool_app.rest"
+
+
+@pytest.fixture
+def rate_limited(producer: Producer, worker: Worker) -> Iterator[None]:
+    """One `rest` in two seconds."""
+    control(producer, worker, "rate_limit", task_name=REST, rate_limit="30/m")
+    yield
+    control(producer, worker, "rate_limit", task_name=REST, rate_limit=0)
+
+
+def test_rate_limited_messages_survive_a_lost_connection_and_the_end_of_the_limit(
+    rate_limited: None, worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    results = [producer.send("rest", 0) for _ in range(PLACES + 1)]
+    eventually(lambda: sum(runs(store).values()) == 1)
+    cut_connections(store)
+    eventually(lambda: sum(runs(store).values()) == 2)
+    assert control(producer, worker, "rate_limit", task_name=REST, rate_limit=0) == {
+        "ok": "rate limit disabled successfully"
+    }
+    assert {result.get(timeout=1.5) for result in results} == {"rested"}
+    assert runs(store) == Counter(result.id for result in results)
+
+
+@pytest.mark.parametrize("options", [{}, {"countdown": 0.1}])
+def test_a_worker_takes_no_more_of_a_rate_limited_task_than_it_may_start(
+    rate_limited: None,
+    worker: Worker,
+    producer: Producer,
+    store: redis.Redis,
+    options: dict[str, Any],
+) -> None:
+    results = [producer.send("rest", 0, **options) for _ in range(2 * PLACES)]
+    eventually(lambda: sum(runs(store).values()) == 1)
+    eventually(lambda: not leased(store))
+    others = [producer.send("add", 2, 3) for _ in range(PLACES)]
+    assert [other.get(timeout=1.5) for other in others] == [5] * PLACES
+    assert sum(runs(store).values()) <= 2
+    control(producer, worker, "rate_limit", task_name=REST, rate_limit="50/s")
+    assert {result.get(timeout=TIMEOUT) for result in results} == {"rested"}
+    assert runs(store) == Counter(result.id for result in results)

@@ -16,6 +16,7 @@
 --   min load: number, with fewer messages a worker takes them in any case
 --   max passed over: number, messages of a list that may be passed over
 --   max prefixes: number, prefixes to remember
+--   allowances: JSON, as within_rates says
 -- Returns `done()` as take.lua says; empty if there is none for this worker.
 --
 -- The rule (bounded loads after Mirrokni, Thorup and Zadimoghaddam, 2016): the owner of a message is
@@ -126,9 +127,10 @@ local function offer(list, tenant, message)
   return true
 end
 
+local offer_within_rates = within_rates(ARGV[own_args + 9], offer)
 for n = 6, #KEYS do
   messages_if_room = {}
-  offer_in_turn(KEYS[n], max_passed_over, offer)
+  offer_in_turn(KEYS[n], max_passed_over, offer_within_rates)
   for _, entry in ipairs(messages_if_room) do
     local list, tenant, message = unpack(entry)
     if wanted() > 0 and may_use_a_slot(tenant) then

@@ -116,6 +116,33 @@ local function take(list, tenant, message, skipped)
   lease(list, tenant, message)
 end
 
+-- The task of a message; nil if it names none.
+local function task_of(message)
+  local _, last = string.find(message, '"task"', 1, true)
+  return last and string.match(message, '^%s*:%s*"([^"]*)"', last + 1)
+end
+
+-- Return a function for `offer_in_turn` that passes over the messages of tasks whose rate limit has no
+-- room, and gives the others to `offer`. `allowances` is JSON, {"task": messages to take, ...}; nil for
+-- no limits.
+local function within_rates(allowances, offer)
+  local left = cjson.decode(allowances or '{}')
+  if not next(left) then
+    return offer
+  end
+  return function(list, tenant, message, skipped)
+    local task, before = task_of(message), #reply
+    if task and left[task] == 0 then
+      return true
+    end
+    local pass_over = offer(list, tenant, message, skipped)
+    if task and left[task] and #reply > before then
+      left[task] = left[task] - 1
+    end
+    return pass_over
+  end
+end
+
 -- Offer a list's messages, one of each tenant in turn, and pass over at most `max_passed_over`.
 -- `offer(list, tenant, message, skipped)` takes the message, or returns true to pass over it; the
 -- tenant's next message is then offered in its next turn.
