@@ -21,13 +21,17 @@ from primarch_fleet.redis_url import normalized
 class PrimaryBackend(RedisBackend):
     """Celery's Redis result backend."""
 
+    #: As for `primary_class`: whether Celery's policy of retries holds for a full server too.
+    waits_for_memory = False
     # Not in celery-types.
     connparams: dict[str, Any]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         kind = self.connparams.get("connection_class", redis.Connection)
-        self.connparams["connection_class"] = primary_class(kind)
+        self.connparams["connection_class"] = primary_class(
+            kind, waits_for_memory=self.waits_for_memory
+        )
 
 
 class PrimaryChannel(kombu_redis.Channel):
@@ -35,6 +39,16 @@ class PrimaryChannel(kombu_redis.Channel):
 
     connection_class = primary_class(redis.Connection)
     connection_class_ssl = primary_class(redis.SSLConnection)
+
+
+class PatientChannel(kombu_redis.Channel):
+    """kombu's Redis channel of a worker: it publishes later what a full server refuses.
+
+    Retries, links and chords belong to requests that were accepted.
+    """
+
+    connection_class = primary_class(redis.Connection, waits_for_memory=True)
+    connection_class_ssl = primary_class(redis.SSLConnection, waits_for_memory=True)
 
 
 class PrimaryTransport(kombu_redis.Transport):
@@ -50,9 +64,9 @@ def broker_url(url: str) -> str:
 
 
 def use_in_this_process() -> None:
-    """Let kombu's transports for `redis://` and `rediss://` use these connections."""
-    kombu_redis.Channel.connection_class = PrimaryChannel.connection_class
-    kombu_redis.Channel.connection_class_ssl = PrimaryChannel.connection_class_ssl
+    """Let kombu's transports for `redis://` and `rediss://` use a patient channel's connections."""
+    kombu_redis.Channel.connection_class = PatientChannel.connection_class
+    kombu_redis.Channel.connection_class_ssl = PatientChannel.connection_class_ssl
 
 
 TRANSPORT_ALIASES["primaryredis"] = TRANSPORT_ALIASES["primaryrediss"] = (

@@ -41,6 +41,8 @@ class _Node:
     """What the connections below know about their server."""
 
     connected_at = 0.0
+    #: Whether a server that is out of memory counts as one that cannot be reached.
+    waits_for_memory = False
     #: When the role was asked for.
     checked_at = 0.0
 
@@ -61,8 +63,10 @@ class _Node:
         """Make all connections outdated that this process has opened to the address before."""
         _refused_at[self._address] = time.monotonic()
 
-    def refusal(self, error: redis.ResponseError) -> NotPrimary | None:
+    def refusal(self, error: redis.ResponseError) -> redis.ConnectionError | None:
         """Return the error that breaks the connection; None for any other error."""
+        if self.waits_for_memory and isinstance(error, redis.OutOfMemoryError):
+            return redis.ConnectionError(f"Redis is out of memory: {error}")
         # redis-py cuts the code off the messages of the errors that it knows.
         code = getattr(error, "status_code", None) or ""
         found = _REFUSAL.search(f"{code} ") or _REFUSAL.search(str(error))
@@ -197,13 +201,16 @@ class _AsyncPrimaryConnection(_Node, _Connection):  # type: ignore[misc]
 
 
 @cache
-def primary_class(kind: Any) -> Any:
+def primary_class(kind: Any, *, waits_for_memory: bool = False) -> Any:
     """Return the class of connections to a primary for one of redis-py's, sync or asyncio.
 
-    It is returned as it is if it is one already.
+    Args:
+        kind: Returned as it is if it is one already.
+        waits_for_memory: A server that is out of memory counts as one that cannot be reached, for
+            clients who then wait and try again.
     """
     if issubclass(kind, _Node):
         return kind
     is_sync = issubclass(kind, redis.connection.AbstractConnection)
     mixin = _PrimaryConnection if is_sync else _AsyncPrimaryConnection
-    return type(f"Primary{kind.__name__}", (mixin, kind), {})
+    return type(f"Primary{kind.__name__}", (mixin, kind), {"waits_for_memory": waits_for_memory})

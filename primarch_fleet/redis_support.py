@@ -20,7 +20,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 from redis.retry import Retry
 
 from primarch_fleet.primary_connection import primary_class
@@ -66,11 +66,15 @@ def once_async(
 def patient_async(url: str, max_connections: int = 50, *, text: bool = True) -> redis.asyncio.Redis:
     """Return a client for asyncio that retries each command until Redis answers.
 
+    It also waits for a Redis that is out of memory; not for the commands of a ScriptPipeline.
+
     Args:
         max_connections: More concurrent callers wait for a free connection.
         text: Decode replies; False returns bytes.
     """
     backoff = ExponentialBackoff(cap=MAX_BACKOFF_SECONDS, base=FIRST_BACKOFF_SECONDS)
+    retry = AsyncRetry(backoff, -1)
+    retry.update_supported_errors([OutOfMemoryError])
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         normalized(url),
         max_connections=max_connections,
@@ -78,7 +82,7 @@ def patient_async(url: str, max_connections: int = 50, *, text: bool = True) -> 
         decode_responses=text,
         socket_timeout=PATIENT_TIMEOUT_SECONDS,
         health_check_interval=HEALTH_CHECK_SECONDS,
-        retry=AsyncRetry(backoff, -1),
+        retry=retry,
     )
     return _to_primary(redis.asyncio.Redis.from_pool(pool))
 

@@ -22,7 +22,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
 from primarch_fleet import redis_support
-from primarch_fleet.celery_redis import PrimaryChannel
+from primarch_fleet.celery_redis import PatientChannel
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.redis_url import normalized
 from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
@@ -48,7 +48,7 @@ def publish_once(task_id: str) -> Iterator[None]:
         _marks.reset(token)
 
 
-class Channel(PrimaryChannel):
+class Channel(PatientChannel):
     """kombu's Redis channel, which publishes each message of a `publish_once` block once."""
 
     # Private attributes of kombu's Channel.

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from primarch_fleet.money import NANOS_PER_MICRO
 from scheduler.model.job import Job
 from scheduler.store import keys
+from scheduler.store.scripts import SCRIPTS
 
 
 def read(fields: Mapping[str, str]) -> tuple[int, int]:
@@ -33,12 +34,9 @@ class JobCosts:
 
     async def add(self, job: Job, cost: int, saving: int, tenants: Iterable[str]) -> None:
         """Add to a job's cost and saving, in nano-dollars, and to its tenants."""
-        pipe = self._redis.pipeline(transaction=False)
-        for name, amount in (("cost_nanousd", cost), ("saving_nanousd", saving)):
-            pipe.hincrby(keys.job(job.intent), name, amount)
-        pipe.sadd(keys.tenants(job.intent), *tenants)
-        pipe.expire(keys.tenants(job.intent), keys.OUTCOME_TTL_SECONDS)
-        await pipe.execute()
+        touched = [keys.job(job.intent), keys.tenants(job.intent)]
+        args = [cost, saving, keys.OUTCOME_TTL_SECONDS, *tenants]
+        await SCRIPTS["add_cost"].run(self._redis, touched, args)
 
     async def tenants(self, job: Job) -> set[str]:
         """Return the tenants who got responses from a job."""

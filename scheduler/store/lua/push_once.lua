@@ -11,6 +11,8 @@ local message, ttl = unpack(ARGV)
 if redis.call('EXISTS', KEYS[2], KEYS[3]) > 0 then
   return 0
 end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('DEL', KEYS[2])
 redis.call('SET', KEYS[2], '', 'EX', ttl)
 redis.call('SET', KEYS[3], '', 'EX', ttl)
 redis.call('LPUSH', KEYS[1], message)

@@ -256,3 +256,28 @@ async def test_a_record_that_cannot_be_parsed_fails_alone(opened: OpenBench) -> 
         assert "good" in (await b.completion(good)).text
         assert isinstance(await b.outcome(bad), errors.BatchError)
         assert b.batches_created() == 1
+
+
+async def test_a_redis_that_is_out_of_memory_delays_no_request_of_the_lane(
+    opened: OpenBench,
+) -> None:
+    async with opened(max_requests=2) as b:
+
+        def park() -> None:
+            b.app.set_current()
+            with b.app.connection_for_read() as connection, connection.channel() as channel:
+                # Without kombu's own leases, which a full Redis refuses.
+                while message := b.app.amqp.queues["batch"](channel).get(no_ack=True):
+                    b.run(message)
+
+        results = await asyncio.to_thread(b._send, [chat(f"q{n}") for n in range(5)], {})
+        b.redis.config_set("maxmemory", 1)
+        try:
+            async with asyncio.timeout(60):
+                await asyncio.to_thread(park)
+                await b.until_idle()
+            answers = await b.completions(results)
+        finally:
+            b.redis.config_set("maxmemory", 0)
+        assert len(answers) == 5
+        assert b.batches_created() == 3

@@ -51,6 +51,12 @@ def lane(valkey_url: str, start_worker: StartWorker) -> Iterator[Lane]:
 
 
 @pytest.fixture
+def store_client(valkey_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client
+
+
+@pytest.fixture
 def simulator(lane: Lane) -> Simulator:
     return lane.simulator
 
@@ -117,6 +123,32 @@ def test_tasks_that_expire_or_are_revoked_in_the_queue_cost_nothing(fleet: Fleet
     for tenant in ("late", "revoked"):
         eventually(partial(settled, fleet, tenant))
         assert month(fleet, tenant).spent_nanousd == 0
+
+
+def test_accepted_requests_are_answered_and_settled_once_while_redis_is_full(
+    fleet: Fleet, store_client: redis.Redis, simulator: Simulator
+) -> None:
+    simulator.profile = Profile(latency=Latency(mean=1.0))
+    linked = fleet.app.signature("realtime.complete", [question("full").to_wire()], task_id="next")
+    linked.set(queue="realtime", immutable=True)
+    paid = len(simulator.requests())
+    tickets = fleet.submit_many([question("full") for _ in range(30)])
+    fleet.app.send_task(
+        "realtime.complete", [question("full").to_wire()], queue="realtime", link=linked
+    )
+    store_client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(errors.LaneFull):
+            fleet.submit(question("full"))
+        costs = [fleet.result(ticket, TIMEOUT_SECONDS).receipt.cost_nanousd for ticket in tickets]
+        eventually(lambda: settled(fleet, "full"))
+        assert month(fleet, "full").spent_nanousd >= sum(costs)
+        assert not fleet.app.AsyncResult("next").ready()
+    finally:
+        store_client.config_set("maxmemory", 0)
+    assert fleet.result("next", TIMEOUT_SECONDS)
+    eventually(lambda: settled(fleet, "full"))
+    assert len(simulator.requests()) - paid == 32
 
 
 def test_the_task_of_a_killed_worker_is_settled_by_the_next_worker(

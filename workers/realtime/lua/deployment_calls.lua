@@ -19,6 +19,8 @@ local function add(sum, more)
   return sum
 end
 
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('HDEL', KEYS[1], '')
 for i = 3, #ARGV, 4 do
   local field = bucket .. ':' .. ARGV[i]
   local sum = parse(redis.call('HGET', KEYS[1], field) or '0 0 0')

