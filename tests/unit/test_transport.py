@@ -13,7 +13,6 @@ import redis
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
-from tests.support.clock import Clock
 from workers.runtime import fetch_command, transport
 from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, task_request
 from workers.runtime.fair_share import FreeSlots
@@ -72,18 +71,13 @@ class FakeRedis:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def server() -> FakeRedis:
     return FakeRedis()
 
 
 @pytest.fixture
-def leases(clock: Clock, server: FakeRedis) -> Leases:
-    leases = Leases(clock)
+def leases(server: FakeRedis) -> Leases:
+    leases = Leases()
     leases.connect(server, SETTINGS)  # type: ignore[arg-type]
     return leases
 
@@ -128,13 +122,13 @@ def test_a_renewal_renews_all_tracked_leases(leases: Leases, server: FakeRedis) 
     assert server.calls_of("renew") == [([RENEWALS_KEY], ["two"])]
 
 
-def test_a_renewal_of_many_leases_takes_several_commands_and_of_none_takes_one(
+def test_a_renewal_of_many_leases_takes_several_commands_and_of_none_takes_none(
     leases: Leases, server: FakeRedis
 ) -> None:
     leases.renew()
     leases.track(*map(str, range(MAX_RENEWED_AT_ONCE + 1)))
     leases.renew()
-    assert [len(tags) for _, tags in server.calls_of("renew")] == [0, MAX_RENEWED_AT_ONCE, 1]
+    assert [len(tags) for _, tags in server.calls_of("renew")] == [MAX_RENEWED_AT_ONCE, 1]
 
 
 def test_a_lost_lease_is_not_tracked_any_more(leases: Leases, server: FakeRedis) -> None:
@@ -143,26 +137,6 @@ def test_a_lost_lease_is_not_tracked_any_more(leases: Leases, server: FakeRedis)
     server.replies["renew"] = [b"lost", b"acknowledged meanwhile"]
     leases.renew()
     assert len(leases) == 1
-
-
-def test_sweeps_pause_for_one_visibility_timeout_after_an_outage(
-    leases: Leases, server: FakeRedis, clock: Clock
-) -> None:
-    leases.sweep()
-    assert len(server.calls_of("expired")) == 1
-    clock.now += 20  # no renewal succeeded for that long
-    leases.sweep()
-    leases.renew()
-    leases.sweep()
-    for _ in range(5):
-        clock.now += 5
-        leases.renew()
-        leases.sweep()
-    assert len(server.calls_of("expired")) == 1
-    clock.now += 5
-    leases.renew()
-    leases.sweep()
-    assert len(server.calls_of("expired")) == 2
 
 
 def test_a_sweep_puts_a_message_back_in_its_queue_and_counts_the_delivery(

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
@@ -43,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: The keys of the leases: our own, because any stock worker restores what kombu's keys hold.
 LEASES_KEY, RENEWALS_KEY = LEASE_KEYS = ("fleet:leases", "fleet:lease_renewals")
+#: When any worker last swept expired leases: lua/outage.lua.
+SWEEPS_KEY = "fleet:lease_sweeps"
 #: The keys of versions up to 0.1.0, which are those of kombu.
 _KOMBU_KEYS = ["unacked", "unacked_index"]
 #: Redis cannot be reached, as opposed to: it answers with an error.
@@ -95,8 +96,7 @@ class Leases:
         fail_task
     )
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tracked: dict[str, _Lease] = {}  # by tag, oldest first
         self._acked: dict[str, _Lease] = {}  # the same, acknowledged here and not yet in Redis
@@ -104,16 +104,9 @@ class Leases:
         self._abandoned: dict[str, None] = {}  # tags to give back in this order, perhaps not leased
         self._started = False
         self._renew_now, self._stopped = threading.Event(), threading.Event()
-        self._sweep_at = 0.0
-        self._renewed_at = 0.0
 
     def start(self, client: redis.Redis, settings: LeaseSettings) -> None:
-        """Start renewing leases and sweeping expired ones; call it after each reconnection.
-
-        Sweeps pause for one visibility timeout: after an outage, every worker must have the time to
-        renew its leases before another worker takes them for expired.
-        """
-        self._pause_sweeps(settings.visibility_timeout)
+        """Start renewing leases and sweeping expired ones; call it after each reconnection."""
         if self._started:
             self._renew_now.set()  # what could not be sent without a connection
             return
@@ -126,7 +119,6 @@ class Leases:
     def connect(self, client: redis.Redis, settings: LeaseSettings) -> None:
         """Use this client, without threads: `renew` and `sweep` are left to the caller."""
         self._client, self._settings = client, settings
-        self._renewed_at = self._clock()
 
     def __len__(self) -> int:
         """Leases that Redis counts as this process's, with acknowledgements not sent yet."""
@@ -257,13 +249,11 @@ class Leases:
     def sweep(self) -> None:
         """Put back the messages of expired leases, which belonged to dead workers.
 
-        Does nothing while sweeps pause, or while this process itself could not renew in time.
+        Does nothing for one visibility timeout after an outage of Redis.
         """
-        now, timeout = self._clock(), self._settings.visibility_timeout
-        if now < self._sweep_at or now - self._renewed_at > timeout / 2:
-            return
+        timeout = self._settings.visibility_timeout
         args = [timeout, MAX_KOMBU_LEASES_READ, MAX_EXPIRED_AT_ONCE]
-        expired = EXPIRED.run(self._client, [*LEASE_KEYS, *_KOMBU_KEYS], args)
+        expired = EXPIRED.run(self._client, [*LEASE_KEYS, *_KOMBU_KEYS, SWEEPS_KEY], args)
         for tag, entry in zip(expired[::2], expired[1::2], strict=True):
             if self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout):
                 _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
@@ -316,14 +306,9 @@ class Leases:
             for start in range(0, len(tags), MAX_RENEWED_AT_ONCE)
         ]
         lost_tags: set[str] = set()
-        for chunk in chunks or [[]]:  # without leases, once: it proves that Redis answers
+        for chunk in chunks:
             lost = RENEW.run(self._client, [RENEWALS_KEY], chunk)
             lost_tags.update(tag.decode() for tag in lost)
-
-        now, last = self._clock(), self._renewed_at
-        self._renewed_at = now
-        if now - last > self._settings.visibility_timeout / 2:
-            self._pause_sweeps(self._settings.visibility_timeout)
 
         with self._lock:
             lost_tags &= self._tracked.keys()  # the others were acknowledged in the meantime
@@ -332,9 +317,6 @@ class Leases:
         if lost_tags:
             text = "Lost the leases of %d message(s) to other workers"
             _log(logging.ERROR, "leases_lost", text, len(lost_tags))
-
-    def _pause_sweeps(self, seconds: float) -> None:
-        self._sweep_at = self._clock() + seconds
 
     def _give_back(self, tag: str, place: str, *, counts: bool) -> None:
         entry: Any = self._client.hget(LEASES_KEY, tag)

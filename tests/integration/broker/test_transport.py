@@ -20,7 +20,14 @@ from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import fetch_command
 from workers.runtime.dead_letters import DEAD_LETTERS
 from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import LEASE_KEYS, LEASES_KEY, RENEWALS_KEY, Leases, LeaseSettings
+from workers.runtime.leases import (
+    LEASE_KEYS,
+    LEASES_KEY,
+    RENEWALS_KEY,
+    SWEEPS_KEY,
+    Leases,
+    LeaseSettings,
+)
 from workers.runtime.transport import leased_url
 
 TIMEOUT = 30  # seconds
@@ -425,6 +432,47 @@ def test_a_fetch_takes_one_message_per_tag_the_most_urgent_first(store: redis.Re
         "e": '[5,"","later"]',
     }
     assert set(store.zrange(RENEWALS_KEY, 0, -1)) == {"a", "b", "e"}
+
+
+@pytest.mark.parametrize(
+    ("last", "start", "swept"),
+    [
+        (-29, None, True),
+        (-31, None, False),  # no sweep for half of the timeout: Redis was not there
+        (-1, 20, False),
+        (-1, -1, True),
+        (-1, None, True),
+    ],
+)
+def test_no_lease_expires_for_one_timeout_after_an_outage_of_redis(
+    leases: Leases, store: redis.Redis, last: int, start: int | None, swept: bool
+) -> None:
+    store.lpush("queue", json.dumps(message("id")))
+    fetch(store, "tag")
+    store.zadd(RENEWALS_KEY, {"tag": 1})
+    now = float(store.time()[0])
+    marks: dict[Any, Any] = {"last": now + last}
+    marks |= {} if start is None else {"from": now + start}
+    store.hset(SWEEPS_KEY, mapping=marks)
+    leases.sweep()
+    assert store.hexists(LEASES_KEY, "tag") is not swept
+    stored: Any = store.hgetall(SWEEPS_KEY)
+    assert abs(float(stored["last"]) - now) < 10
+    if last == -31:
+        assert abs(float(stored["from"]) - now - SETTINGS.visibility_timeout) < 10
+
+
+def test_a_reconnection_of_one_worker_does_not_delay_the_messages_of_another(
+    leases: Leases, store: redis.Redis
+) -> None:
+    store.lpush("queue", json.dumps(message("id")))
+    fetch(store, "tag")
+    store.zadd(RENEWALS_KEY, {"tag": 1})
+    with redis.Redis(connection_pool=redis.ConnectionPool(**pool_of(store))) as client:
+        leases.start(client, SETTINGS)
+        leases.start(client, SETTINGS)  # as after a lost connection
+        eventually(lambda: not store.hexists(LEASES_KEY, "tag"))
+        leases.release_all()
 
 
 def test_a_sweep_adopts_expired_leases_of_older_versions_and_touches_no_other_app(

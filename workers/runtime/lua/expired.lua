@@ -1,6 +1,5 @@
 -- List the leases that were not renewed for some time.
--- Keys and arguments: adopt.lua, which this follows; then:
--- ARGV[3]  limit: number of leases to return at most
+-- Keys and arguments: outage.lua and adopt.lua, which this follows.
 -- Returns {tag, entry of the hash, tag, entry, ...}, longest expired first.
 
 local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', before, 'LIMIT', 0, ARGV[3])
