@@ -13,7 +13,7 @@ from config.settings import ROOT
 from tests.chaos.mixed.faults import FAULTS
 
 RESULTS = ROOT / "tests" / "chaos" / "mixed" / "results.json"
-Grid = Callable[[Sequence[str], list[tuple[str, ...]]], str]
+Grid = Callable[[tuple[str, ...], Sequence[tuple[str, ...]]], str]
 
 INTRODUCTION = (
     "`make chaos` starts two workers of each lane, beat and two producers, and lets random faults "
@@ -39,33 +39,36 @@ def page(generated: str, grid: Grid) -> str:
         generated: The comment of generated pages.
         grid: Writes a table from its heads and rows.
     """
-    results = json.loads(RESULTS.read_text())
-    sides = results["sides"]
-    names = list(next(iter(sides.values())))
-    figures = [(name, *(_text(side[name]) for side in sides.values())) for name in names]
+    sides = json.loads(RESULTS.read_text())
+    names = list(next(iter(sides.values()))["figures"])
+    figures = [(name, *(_text(side["figures"][name]) for side in sides.values())) for name in names]
+    runs = [
+        f"{name}: {side['date']}, seed {side['seed']}, {side['figures']['faults']} faults in "
+        f"{side['seconds']} s, {side['machine']}, visibility timeout "
+        f"{side['visibility_timeout']:g} s"
+        for name, side in sides.items()
+    ]
     return (
         "\n\n".join(
             [
                 "# Random faults",
                 generated,
                 INTRODUCTION,
-                f"The figures are of {results['date']}, {results['machine']}, seed "
-                f"{results['seed']}, with a visibility timeout of "
-                f"{results['visibility_timeout']:g} s: `{results['command']}`.",
+                "\n".join(f"- {run}" for run in runs),
                 grid(("", *sides), figures),
                 STOCK,
                 "## The faults",
                 "How often each fault struck the fleet, how many requests were under way at these "
                 "moments, and how many of them were lost.",
-                grid(("Fault", "What it does", "Struck", "Under way", "Lost"), _faults(results)),
+                grid(("Fault", "What it does", "Struck", "Under way", "Lost"), _faults(sides)),
             ]
         )
         + "\n"
     )
 
 
-def _faults(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    of_fleet = next(iter(results["faults"].values()))
+def _faults(sides: dict[str, Any]) -> list[tuple[str, ...]]:
+    of_fleet = sides["fleet"]["faults"]
     return [
         (fault.name, _first_line(fault), *map(str, of_fleet.get(fault.name, (0, 0, 0))))
         for fault in FAULTS

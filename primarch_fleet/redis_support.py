@@ -12,7 +12,9 @@ be executed twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Iterable, Sequence
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar, overload
 
@@ -32,9 +34,14 @@ TIMEOUT_SECONDS = 5.0
 PATIENT_TIMEOUT_SECONDS = 10.0
 #: Seconds between two attempts of a patient client: the first and the longest.
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 2.0
+#: Seconds between two attempts of a starting process.
+WAIT_SECONDS = 1.0
 #: Seconds after which a connection that may have been reading for long asks for the server's role.
 HEALTH_CHECK_SECONDS = 10
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 Client = redis.Redis | redis.asyncio.Redis
 _AnyClient = TypeVar("_AnyClient", redis.Redis, redis.asyncio.Redis)
 
@@ -158,6 +165,24 @@ def push_connection(parameters: dict[str, Any]) -> Any:
 def on_pool(pool: redis.ConnectionPool) -> redis.Redis:
     """Return a client on a connection pool that the caller owns and closes."""
     return redis.Redis(connection_pool=pool)
+
+
+def patiently(action: Callable[[], T], between: Callable[[], object] = lambda: None) -> T:
+    """Call `action`, for the start of a process, until Redis answers and has memory for it.
+
+    Args:
+        action: May be repeated. An error of authentication ends it.
+        between: Called after each wait; it may raise.
+    """
+    while True:
+        try:
+            return action()
+        except redis.AuthenticationError:
+            raise
+        except (redis.ConnectionError, redis.TimeoutError, OutOfMemoryError) as error:
+            logger.warning("waiting for Redis: %s", error, extra={"action": "redis_awaited"})
+            time.sleep(WAIT_SECONDS)
+            between()
 
 
 def _to_primary(client: _AnyClient) -> _AnyClient:

@@ -64,7 +64,7 @@ class Privacy:
         if configured := settings().hash_key:
             return cls(policy, configured.encode())
         with redis_support.once(url, text=False) as client:
-            return cls(policy, shared_key(client))
+            return cls(policy, redis_support.patiently(lambda: shared_key(client)))
 
     def fields(self, request: Request, provider: str) -> dict[str, Any]:
         """Return the fields that the body for a provider gets in addition.

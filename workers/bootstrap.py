@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import redis
 from celery import Celery, bootsteps
@@ -43,12 +42,6 @@ from workers.runtime import (
 )
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between two attempts of a starting worker to reach Redis.
-REDIS_WAIT_SECONDS = 1.0
-
-
-T = TypeVar("T")
 
 
 class LaneRuntime(Protocol):
@@ -95,7 +88,10 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     """Start everything but the tasks, which the consumer takes once this has returned."""
     url, catalogue = redis_url(), fleet_config().catalogue()
     client = redis_support.once(url, text=False)
-    fleet_keys = _patiently(lambda: _prepare_redis(url, client, catalogue))
+    fleet_keys = redis_support.patiently(
+        lambda: _prepare_redis(url, client, catalogue),
+        worker_state.maybe_shutdown,  # as Celery's consumer does between two attempts
+    )
     services = _start_services(url, catalogue)
     _serve_metrics(client, lane, queues, catalogue)
     heartbeat = Heartbeat(client, CONSUMPTION.queues, _throughput(lane, worker), fleet_keys.restore)
@@ -114,19 +110,6 @@ def _prepare_redis(url: str, client: redis.Redis, catalogue: Catalogue) -> Fleet
     fleet_keys = FleetKeys(client, catalogue)
     fleet_keys.publish()
     return fleet_keys
-
-
-def _patiently(action: Callable[[], T]) -> T:
-    """Call `action` until Redis answers and has memory for it. Raises AuthenticationError."""
-    while True:
-        try:
-            return action()
-        except redis.AuthenticationError:
-            raise
-        except (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError) as error:
-            logger.warning("waiting for Redis: %s", error, extra={"action": "redis_awaited"})
-            time.sleep(REDIS_WAIT_SECONDS)
-            worker_state.maybe_shutdown()  # as Celery's consumer does between two attempts
 
 
 def _start_services(url: str, catalogue: Catalogue) -> Services:

@@ -31,7 +31,9 @@ def main() -> int:
     for name, outcome in outcomes.items():
         print_problems(name, outcome)
     if options.json:
-        options.json.write_text(json.dumps(as_json(plan, outcomes), indent=1) + "\n")
+        before = json.loads(options.json.read_text()) if options.json.exists() else {}
+        now = {name: as_json(plan, outcome) for name, outcome in outcomes.items()}
+        options.json.write_text(json.dumps(before | now, indent=1) + "\n")
     return int(FleetSide.name in outcomes and outcomes[FleetSide.name].is_wrong)
 
 
@@ -56,7 +58,7 @@ def _options() -> argparse.Namespace:
     add("--seed", type=int, default=secrets.randbelow(10**6), help="default: random")
     add("--interval", type=float, default=0.7, help="mean seconds between two faults")
     add("--only", default="", metavar="TEXT", help="faults whose name has this text")
-    add("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    add("--json", type=Path, metavar="FILE", help="write the figures of each side there")
     add("--keep", type=Path, metavar="FOLDER", help="an empty folder for logs and journals")
     return parser.parse_args()
 

@@ -155,7 +155,7 @@ class SilentNetwork(Fault):
     """Nothing passes between half of the processes and Redis; their connections stay open."""
 
     name, weight = "network silent, connections open", 2
-    SECONDS = (0.5, 8.0)
+    SECONDS = (0.5, 6.0)
 
     def strike(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
@@ -198,11 +198,11 @@ class RedisFault(Fault):
 class KillRedis(RedisFault):
     """SIGKILL of the server, and a new start from its files."""
 
-    name, weight = "SIGKILL of Redis, then its start", 2
+    name, weight = "SIGKILL of Redis, then its start", 1
 
     def strike_redis(self, site: Site) -> str:
         site.server.kill()
-        time.sleep(site.numbers.uniform(0, 2))
+        time.sleep(site.numbers.uniform(0, 1))
         site.server.start()
         return "redis"
 
@@ -210,8 +210,8 @@ class KillRedis(RedisFault):
 class FreezeRedis(RedisFault):
     """SIGSTOP of the server, then SIGCONT."""
 
-    name, weight = "SIGSTOP of Redis, then SIGCONT", 2
-    SECONDS = (0.5, 8.0)
+    name, weight = "SIGSTOP of Redis, then SIGCONT", 1
+    SECONDS = (0.5, 4.0)
 
     def strike_redis(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
@@ -240,8 +240,8 @@ class RollBack(RedisFault):
 class FillMemory(RedisFault):
     """Redis has no memory for a few seconds."""
 
-    name, weight = "Redis out of memory (maxmemory)", 2
-    SECONDS = (1.0, 6.0)
+    name, weight = "Redis out of memory (maxmemory)", 1
+    SECONDS = (1.0, 4.0)
 
     def strike_redis(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
@@ -273,7 +273,7 @@ class Storm:
     """Strikes with random faults, several at a time."""
 
     #: Faults that strike at the same time at most.
-    AT_ONCE = 4
+    AT_ONCE = 6
 
     def __init__(self, site: Site, faults: tuple[type[Fault], ...], interval: float) -> None:
         self._site, self._faults, self._interval = site, [fault() for fault in faults], interval

@@ -118,7 +118,7 @@ class Process:
         folder = Path(env["CHAOS_FOLDER"])
         self.log = folder / f"{self.name}.log"
         self._clock = folder / f"{self.name}.clock"
-        self.set_clock(0)
+        self._clock.write_bytes(struct.pack("d", 0))
         self._generation = 0
         self.pid = 0
         #: A signal that was sent to it and ends it.
@@ -153,7 +153,9 @@ class Process:
 
     def set_clock(self, seconds: float) -> None:
         """Let the wall clock of the process be so many seconds ahead."""
-        self._clock.write_bytes(struct.pack("d", seconds))
+        # In place: the process has the file mapped, and may read it at any moment.
+        with self._clock.open("r+b") as file:
+            file.write(struct.pack("d", seconds))
 
 
 class Supervisor:

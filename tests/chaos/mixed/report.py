@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -58,16 +57,16 @@ def figures(outcome: Outcome) -> Figures:
     }
 
 
-def as_json(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Return everything that the page of the documentation has."""
+def as_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """Return what the page of the documentation has of one side."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{os.cpu_count()} cores",
         "seed": plan.seed,
-        "command": f'make chaos ARGS="--faults {plan.faults} --seed {plan.seed}"',
+        "seconds": round(outcome.seconds),
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
-        "sides": {name: figures(outcome) for name, outcome in outcomes.items()},
-        "faults": {name: outcome.account.by_fault() for name, outcome in outcomes.items()},
+        "figures": figures(outcome),
+        "faults": outcome.account.by_fault(),
     }
 
 
