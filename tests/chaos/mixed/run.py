@@ -19,7 +19,7 @@ import redis
 from config.settings import ROOT
 from tests.bench.processes import wait_for
 from tests.chaos.mixed.account import Account, Events, Request, Rest
-from tests.chaos.mixed.faults import FAULTS, Fault, Site, Storm
+from tests.chaos.mixed.faults import FAULTS, Fault, SetClock, Site, Storm
 from tests.chaos.mixed.journal import Journal
 from tests.chaos.mixed.network import Network
 from tests.chaos.mixed.processes import Process, Role, Starter, Supervisor
@@ -102,7 +102,7 @@ class Run:
             supervisor.add(*self._producers)
             numbers = random.Random(self._plan.seed)  # noqa: S311 - a test's numbers
             site = Site(supervisor, server, self._folder, self._journal, numbers, network)
-            storm = Storm(site, faults, self._plan.interval)
+            storm = Storm(site, self._possible(faults), self._plan.interval)
             started = time.monotonic()
             storm.rage(self._plan.seconds, self._plan.faults)
             seconds = time.monotonic() - started
@@ -113,6 +113,13 @@ class Run:
         struck = Counter(e["name"] for e in events if e["event"] == "fault")
         missed = Counter(e["name"] for e in events if e["event"] == "missed")
         return Outcome(account, struck, missed, seconds, storm.errors)
+
+    def _possible(self, faults: tuple[type[Fault], ...]) -> tuple[type[Fault], ...]:
+        """Leave out what this machine cannot do."""
+        if self._has_clocks:
+            return faults
+        print("no C compiler (cc): no wall clock is set")
+        return tuple(fault for fault in faults if fault is not SetClock)
 
     @contextmanager
     def _provider(self) -> Iterator[str]:
@@ -140,6 +147,7 @@ class Run:
         urls = (server.url, f"redis://127.0.0.1:{network.port}/0")
         envs = [self._side.env(url, provider) for url in urls]
         starter = Starter(self._folder)
+        self._has_clocks = starter.has_clocks
         processes = [
             Process(role, number, starter, envs[number - 1])
             for role in self._side.roles(self._plan.seed, self._plan.threads)
