@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ CANCELLED = "Cancelled"
 #: Seconds before the copy of Redis's files and after its end that count as rolled back too: a
 #: reply was on its way.
 ROLL_BACK_MARGIN = 0.5
-#: The follow-up of each kind, by whether its task succeeded.
-FOLLOW_UPS = {
-    ("link", True): "chaos.linked",
-    ("link", False): "chaos.failed",
-    ("chain", True): "chaos.chained",
-}
+#: The follow-ups of each kind: their name, and whether they are sent after a success.
+FOLLOW_UPS = (
+    ("link", "chaos.linked", True),
+    ("link", "chaos.failed", False),
+    ("chain", "chaos.chained", True),
+    ("chord", "chaos.joined", True),
+)
 
 
 @dataclass
@@ -216,33 +217,36 @@ class Account:
             if one.seen and one.final and one.seen != one.final and not self._rolled_back
         ]
 
-    def wrong_follow_ups(self) -> list[str]:
-        """Follow-ups that were not sent once."""
-        wrong = []
-        for one in self.sent:
-            if one.outcome is None or one.kind not in ("link", "chain") or self.met_roll_back(one):
-                continue
-            for (kind, success), name in FOLLOW_UPS.items():
-                expected = int(kind == one.kind and success == (one.outcome == "ok"))
-                found = self.rest.follow_ups[name, one.marker]
-                if found != expected:
-                    wrong.append(f"{name} of {one.marker} ({one.outcome}): {found} times")
-        return wrong + self._wrong_chords()
+    def follow_ups(self) -> Iterator[tuple[str, int, int, int]]:
+        """Yield of each follow-up its name and request, and how often: expected, sent, run.
 
-    def _wrong_chords(self) -> list[str]:
+        "Run" is how often its request began to run: a worker that dies after it has sent the
+        follow-up, and before it has acknowledged the message, leaves both to the next worker.
+        """
         parts: defaultdict[str, list[Request]] = defaultdict(list)
         for one in self.sent:
-            if one.kind == "chord":
-                parts[one.marker.rpartition("-")[0]].append(one)
-        wrong = []
-        for marker, chord in parts.items():
-            if any(one.outcome is None or self.met_roll_back(one) for one in chord):
+            parts[one.marker.rpartition("-")[0] if one.kind == "chord" else one.marker].append(one)
+        for marker, ones in parts.items():
+            if any(one.outcome is None or self.met_roll_back(one) for one in ones):
                 continue
-            expected = int(all(one.outcome == "ok" for one in chord))
-            found = self.rest.follow_ups["chaos.joined", marker]
-            if found != expected:
-                wrong.append(f"chaos.joined of {marker}: {found} times, not {expected}")
-        return wrong
+            success = all(one.outcome == "ok" for one in ones)
+            for kind, name, by_success in FOLLOW_UPS:
+                if kind == ones[0].kind:
+                    runs = max(len(one.calls) for one in ones)
+                    sent = self.rest.follow_ups[name, marker]
+                    yield f"{name} of {marker}", int(success is by_success), sent, runs
+
+    def repeated_follow_ups(self) -> int:
+        """How many follow-ups were sent more than once."""
+        return sum(sent > expected for _, expected, sent, _ in self.follow_ups())
+
+    def wrong_follow_ups(self) -> list[str]:
+        """Follow-ups that were lost, or sent more often than their requests ran."""
+        return [
+            f"{name}: {sent} times, not {expected}"
+            for name, expected, sent, runs in self.follow_ups()
+            if sent < expected or (sent > expected and (not expected or sent > runs))
+        ]
 
     def streams(self) -> Counter[str]:
         """Count how streams ended for their readers."""
@@ -302,11 +306,14 @@ class Account:
         return [event for event in exits if not event["expected"]]
 
     def _left_reserved(self) -> list[Any]:
-        """Requests, or ids of unsure requests, that money is still reserved for."""
-        known = {one.task_id: one for one in self.requests}
-        found = [known.get(task_id, task_id) for task_id in self.rest.reserved_for]
-        amount = self.rest.reserved_nanousd
-        return found or [f"{amount} nano-dollars"] * bool(amount)
+        """Requests, or ids of unsure requests, that money is still reserved for.
+
+        Not those that Redis forgot, whose worker then reserved: these reservations expire.
+        """
+        known = {one.task_id: one for one in self.requests if one.task_id}
+        forgotten = {one.task_id for one in known.values() if self.met_roll_back(one)}
+        left = [task_id for task_id in self.rest.reserved_for if task_id not in forgotten]
+        return [known.get(task_id, task_id) for task_id in left]
 
     def problems(self) -> dict[str, list[str]]:
         """What must not be, with examples; empty if all promises were kept."""
@@ -315,7 +322,7 @@ class Account:
             "lines of batches paid twice": self.ordered_twice(),
             "run after cancel": self.run_after_cancel(),
             "outcome changed": self.changed(),
-            "follow-ups not once": self.wrong_follow_ups(),
+            "follow-ups lost or repeated": self.wrong_follow_ups(),
             "receipts that are not the charge": self.wrong_receipts(),
             "unexpected ends of processes": map(json.dumps, self.unexpected_exits()),
             "left reserved": self._left_reserved(),

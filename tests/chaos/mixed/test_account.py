@@ -101,16 +101,32 @@ def test_a_cancelled_request_never_starts(tmp_path: Path, started: str) -> None:
 
 
 @pytest.mark.parametrize(("outcome", "name"), [("ok", "linked"), ("ProviderError", "failed")])
-@pytest.mark.parametrize("times", [0, 1, 2])
-def test_a_link_is_sent_once_by_the_outcome(
-    tmp_path: Path, outcome: str, name: str, times: int
+@pytest.mark.parametrize(
+    ("sent_and_runs", "expected"),
+    [
+        ((0, 1), (True, 0)),
+        ((1, 1), (False, 0)),
+        ((2, 1), (True, 1)),
+        ((2, 2), (False, 1)),
+        ((1, 2), (False, 0)),
+    ],
+)
+def test_a_link_is_sent_once_for_each_run_at_most_and_never_lost(
+    tmp_path: Path,
+    outcome: str,
+    name: str,
+    sent_and_runs: tuple[int, int],
+    expected: tuple[bool, int],
 ) -> None:
+    sent, runs = sent_and_runs
     journals = Journals(tmp_path, "link")
     journals.producer("sent", id="i")
+    for _ in range(runs):
+        journals.provider("call", key="k")
     journals.producer("outcome", id="i", outcome=outcome)
-    sent = Counter({(f"chaos.{name}", "p-1"): times})
-    rest = Rest(**{**vars(NOTHING), "follow_ups": sent})
-    assert bool(journals.account(rest).wrong_follow_ups()) is (times != 1)
+    found = Counter({(f"chaos.{name}", "p-1"): sent})
+    account = journals.account(Rest(**{**vars(NOTHING), "follow_ups": found}))
+    assert (bool(account.wrong_follow_ups()), account.repeated_follow_ups()) == expected
 
 
 def test_a_receipt_is_the_charge_of_its_answer(tmp_path: Path) -> None:
