@@ -28,6 +28,7 @@ from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.redis_support import once_async
 from primarch_fleet.results import call_scheduler
+from scheduler.admin import dead_letters as letters
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status
@@ -111,6 +112,48 @@ def resume(_: argparse.Namespace) -> int:
     """Resume batch creation after `drain`, and of accounts that their providers refused."""
     accounts = _with_store(_end_pauses)
     return _report(", ".join(["batch creation resumed", *accounts]), 0)
+
+
+def dead_letters(options: argparse.Namespace) -> int:
+    """List, show, replay or drop dead letters. Only `show` prints a message, with its prompt."""
+    if (options.verb == "list") == bool(options.ids):
+        return _report("dead-letters: list takes no id, the others take at least one", 2)
+    try:
+        _with_redis(lambda client: LETTER_VERBS[options.verb](letters.DeadLetters(client), options))
+    except letters.NoSuchLetter as error:
+        return _report(str(error), 2)
+    return 0
+
+
+async def _list_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    newest = await store.list(options.limit)
+    _print(letters.as_json(newest) if options.json else letters.as_table(newest))
+
+
+async def _show_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    for letter_id in options.ids:
+        _print(await store.show(letter_id))
+
+
+async def _replay_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    for letter_id in options.ids:
+        letter = await store.replay(letter_id)
+        _report(f"{letter.id}: task {letter.task_id} is in its queue again", 0)
+
+
+async def _drop_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    for letter_id in options.ids:
+        letter = await store.drop(letter_id)
+        _report(f"{letter.id}: dropped", 0)
+
+
+#: What `dead-letters VERB` does.
+LETTER_VERBS = {
+    "list": _list_letters,
+    "show": _show_letters,
+    "replay": _replay_letters,
+    "drop": _drop_letters,
+}
 
 
 def webhook(options: argparse.Namespace) -> int:
@@ -224,13 +267,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        command = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        name = run.__name__.replace("_", "-")
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
         return command
 
     _add_json_option(add(batches))
     _add_costs_options(add(costs))
     _add_json_option(add(deployments))
+    letters_command = add(dead_letters)
+    letters_command.add_argument("verb", choices=LETTER_VERBS)
+    letters_command.add_argument("ids", nargs="*", metavar="ID", help="a letter's, from the list")
+    letters_command.add_argument(
+        "--limit", type=int, default=letters.LISTED, help="of the list; default: %(default)s"
+    )
+    _add_json_option(letters_command)
     cancel_command = add(cancel)
     cancel_command.add_argument("ids", nargs="*", metavar="ID", help="task or ticket id")
     cancel_command.add_argument(

@@ -50,6 +50,7 @@ ALARMS = (
     "primarch_account_alarms_total",
     "primarch_queue_workers",
     "primarch_batch_overdue_seconds",
+    "primarch_dead_letters",
 )
 
 

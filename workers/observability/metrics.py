@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector
 
 from config.settings import settings
@@ -21,6 +21,7 @@ from primarch_fleet.queues import QueueDepth, count_waiting
 from tasks import services
 from tasks.provider_errors import Fault
 from workers.observability.heartbeat import EXPIRY_SECONDS
+from workers.runtime.dead_letters import read_counts
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,40 @@ class QueueDepthCollector(Collector):
         yield oldest_waits
 
 
+class DeadLetterCollector(Collector):
+    """The dead letters, read from Redis at each scrape. Every worker reports the same figures."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the counts from Redis; without Redis the metrics have no samples."""
+        kept = GaugeMetricFamily(
+            "primarch_dead_letters_kept",
+            "Dead letters that wait for an operator; the same on every worker",
+        )
+        total = CounterMetricFamily(
+            "primarch_dead_letters_total",
+            "Messages that became dead letters, by kind and queue; the same on every worker",
+            labels=["kind", "queue"],
+        )
+        dropped = CounterMetricFamily(
+            "primarch_dead_letters_dropped_total",
+            "Dead letters that were dropped because too many were kept; the same on every worker",
+        )
+        try:
+            counts = read_counts(self._redis)
+            kept.add_metric([], counts.kept)
+            dropped.add_metric([], counts.dropped)
+            for (kind, queue), number in counts.by_kind_and_queue.items():
+                total.add_metric([kind, queue], number)
+        except redis.RedisError as error:  # the other metrics are still worth a scrape
+            logger.warning(
+                "dead letters not read: %s", error, extra={"action": "dead_letters_failed"}
+            )
+        yield from (kept, total, dropped)
+
+
 class BudgetCollector(Collector):
     """The budgets of the tenants that fleet.yaml names, read from Redis at each scrape.
 
@@ -216,6 +251,7 @@ def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
         OSError: FLEET_METRICS_PORT is taken.
     """
     REGISTRY.register(QueueDepthCollector(client, lane, queues))
+    REGISTRY.register(DeadLetterCollector(client))
     server, _ = start_http_server(settings().metrics_port, settings().metrics_host)
     host, port = server.server_address[:2]
     logger.info(

@@ -111,7 +111,7 @@ class Consumer(CeleryConsumer):
     def requeue_forgotten(self) -> None:
         """Requeue, with a count, messages that were without a holder at the last call, too.
 
-        An error in Celery's callbacks may leave them so: their leases would be renewed for ever.
+        An error in Celery's callbacks may leave them so: the leases would never end.
         """
         forgotten = LEASES.tags() - self.held_tags()
         for tag in forgotten & self._forgotten:
@@ -233,7 +233,7 @@ class Consumer(CeleryConsumer):
 def release_leases(sender: Any = None, **_: Any) -> None:
     """Give back what the process holds at its end.
 
-    Unless somebody has stopped the worker, a message may be the reason, and the deliveries count.
+    Unless the worker was told to stop, a message may be the reason, and the deliveries count.
     """
     asked = state.should_stop is not None or state.should_terminate is not None
     failed = sender is None or sender.exitcode == EX_FAILURE  # a remote shutdown has another code

@@ -1,7 +1,7 @@
 """Receives Celery's control commands. A malformed one ends no worker and changes nothing.
 
-A command that is no command is kept as a dead letter. One that is unknown, has wrong arguments or
-fails is logged, and answered with the error where an answer is asked for.
+A text that is no command is kept as a dead letter. A command that is unknown, has wrong arguments
+or fails is logged, and answered with the error where an answer is asked for.
 """
 
 from __future__ import annotations

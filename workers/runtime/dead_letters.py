@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import current_app
 from celery.app.task import Context
@@ -24,7 +24,7 @@ _CORRELATION_ID = re.compile(r'"correlation_id": ?"([^"\\]+)"')
 
 #: Redis list of dead letters, newest first, and the hash that counts them.
 DEAD_LETTERS, DEAD_LETTER_COUNTS = LETTER_KEYS = ("fleet:dead_letters", "fleet:dead_letter_counts")
-#: The newest letters are kept, up to so many and so many bytes.
+#: The newest dead letters are kept, up to so many and so many bytes.
 MAX_LETTERS, MAX_BYTES = 1000, 64 * 2**20
 #: Characters of a reason.
 MAX_ERROR_LENGTH = 1000
@@ -46,9 +46,38 @@ class DeadLetter:
         return f"fleet:dead_letter_seen:{digest}"
 
     def script_args(self) -> list[str | int]:
-        """Return what the scripts take that keep a letter: the letter, its count, the limits."""
+        """Return the arguments of the scripts that keep it: its text, its count, the limits."""
         counted_as = f"{self.kind}:{self.queue}"
         return [json.dumps(asdict(self)), counted_as, MAX_LETTERS, MAX_BYTES]
+
+
+class LetterCounts(NamedTuple):
+    """How many dead letters there are, and were."""
+
+    kept: int
+    #: Those that were dropped because too many were kept.
+    dropped: int
+    by_kind_and_queue: dict[tuple[str, str], int]
+
+
+def read_counts(client: Any) -> LetterCounts:
+    """Read the counts in one round trip.
+
+    Args:
+        client: Of redis-py, sync. It may decode responses.
+    """
+    pipeline = client.pipeline(transaction=False)
+    pipeline.llen(DEAD_LETTERS)
+    pipeline.hgetall(DEAD_LETTER_COUNTS)
+    kept, counts = pipeline.execute()
+    named = {_text(name): int(number) for name, number in counts.items()}
+    dropped = named.pop("dropped", 0)
+    parts = {name.partition(":"): number for name, number in named.items() if ":" in name}
+    return LetterCounts(kept, dropped, {(kind, queue): n for (kind, _, queue), n in parts.items()})
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class Undeliverable(Exception):
@@ -109,7 +138,7 @@ def _body(message: Any) -> tuple[Any, Any, dict[str, Any]]:
 def _is_task_id(value: object) -> bool:
     try:
         return isinstance(value, str) and 0 < len(value.encode()) <= MAX_ID_BYTES
-    except UnicodeEncodeError:  # nobody can wait for it
+    except UnicodeEncodeError:  # no producer can wait for it
         return False
 
 

@@ -61,7 +61,8 @@ SECONDS_BROADCAST_IS_KNOWN = 60
 #: Expired leases of all Celery apps among which a sweep looks for those of older fleet workers.
 MAX_KOMBU_LEASES_READ = 1000
 
-_DELIVERIES = "fleet_deliveries"  # property of a message: its deliveries without an acknowledgement
+#: Property of a message: its deliveries without an acknowledgement.
+DELIVERIES = "fleet_deliveries"
 #: An entry of the hash of leases. The message is not decoded: it may be any text.
 _ENTRY = re.compile(r'\[(.*), ?"", ?("(?:[^"\\]|\\.)*")\]', re.DOTALL)
 _NEXT, _LAST = "next", "last"  # the message's new place among those of its tenant
@@ -399,11 +400,11 @@ def _count_delivery(properties: dict[str, Any], counts: bool) -> int:
     Raises:
         TypeError: The properties are malformed.
     """
-    deliveries = properties.get(_DELIVERIES, 0)
-    # Any other value, such as a negative one, would let a message go round for ever.
+    deliveries = properties.get(DELIVERIES, 0)
+    # Any other value, such as a negative one, would let a message go round without an end.
     if type(deliveries) is not int or deliveries < 0:
-        raise TypeError(f"{_DELIVERIES} must be a number of deliveries")
-    properties[_DELIVERIES] = deliveries + counts
+        raise TypeError(f"{DELIVERIES} must be a number of deliveries")
+    properties[DELIVERIES] = deliveries + counts
     delivery_info = properties.get("delivery_info") or {}
     properties["delivery_info"] = {**delivery_info, "redelivered": True}
     return deliveries + counts

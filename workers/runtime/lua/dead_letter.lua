@@ -2,7 +2,7 @@
 -- many. Follows lease.lua and dead_letters.lua.
 -- KEYS[1]  letters: list of JSON, newest first
 -- KEYS[2]  counts: hash, 'bytes' of the letters; ever since: 'dropped' for want of room, and the
---          letters of each 'KIND:QUEUE'
+--          dead letters of each 'KIND:QUEUE'
 -- KEYS[3]  leases: hash, lease tag -> '[message, "", list it came from]'
 -- KEYS[4]  renewals: zset, lease tag by the Unix seconds of its last renewal
 -- ARGV[1]  letter: string, a JSON object; its `at` is added, the Unix seconds of now

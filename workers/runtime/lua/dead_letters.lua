@@ -1,15 +1,15 @@
 -- The list of dead letters. Scripts that change it start with it.
 --
--- letters: list of JSON, newest first
--- counts: hash, 'bytes' of the letters; ever since: 'dropped' for want of room, and the letters of
---         each 'KIND:QUEUE'
+-- list of the dead letters: JSON, newest first
+-- counts: hash, 'bytes' of the list; ever since: 'dropped' for want of room, and a number for each
+--         'KIND:QUEUE'
 
--- Add a letter with the time of now, count it, and drop the oldest letters above the limits.
+-- Add a dead letter with the time of now, count it, and drop the oldest ones above the limits.
 local function keep_letter(letters, counts, letter, counted_as, max_letters, max_bytes)
   local time = redis.call('TIME')
   local text = string.format('{"at": %d.%06d, ', time[1], time[2]) .. string.sub(letter, 2)
   if redis.call('EXISTS', letters) == 0 then
-    redis.call('HDEL', counts, 'bytes') -- somebody has deleted the list
+    redis.call('HDEL', counts, 'bytes') -- an operator has deleted the list
   end
   redis.call('HINCRBY', counts, counted_as, 1)
   local length = redis.call('LPUSH', letters, text)
@@ -21,7 +21,7 @@ local function keep_letter(letters, counts, letter, counted_as, max_letters, max
   end
 end
 
--- Remove a letter; returns false if it is not there.
+-- Remove a dead letter; returns false if it is not there.
 local function remove_letter(letters, counts, letter)
   if redis.call('LREM', letters, 1, letter) == 0 then
     return false

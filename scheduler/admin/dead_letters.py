@@ -1,0 +1,193 @@
+"""Dead letters for operators: list, show, replay and drop them.
+
+A dead letter's id is a hash of its text. Lists have no message: it holds a prompt.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.backends.base import KeyValueStoreBackend
+from redis.asyncio import Redis
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from primarch_fleet.errors import FleetError
+from workers.runtime.dead_letters import LETTER_KEYS, task_request
+from workers.runtime.leases import DELIVERIES
+from workers.runtime.scripts import REPLAY
+
+#: Dead letters that one command reads from Redis.
+PAGE = 50
+#: Dead letters that a list shows by default.
+LISTED = 20
+ID_LENGTH = 12
+
+
+class NoSuchLetter(FleetError):
+    """No dead letter has this id: it was replayed, dropped, or never existed."""
+
+
+class NotReplayable(FleetError):
+    """The message cannot be put back in a queue."""
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter without its message."""
+
+    id: str
+    #: ISO 8601, in UTC, to the second.
+    at: str
+    kind: str
+    queue: str
+    error: str
+    task_id: str
+    task: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A dead letter as Redis has it."""
+
+    text: str
+    fields: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:ID_LENGTH]
+
+    def letter(self) -> Letter:
+        request = task_request(str(self.fields["message"]))
+        at = datetime.fromtimestamp(float(self.fields["at"]), UTC)
+        return Letter(
+            id=self.id,
+            at=at.isoformat(timespec="seconds"),
+            kind=str(self.fields["kind"]),
+            queue=str(self.fields["queue"]),
+            error=str(self.fields["error"]),
+            task_id="" if request is None else str(request.id),
+            task="" if request is None else str(getattr(request, "task", "")),
+            bytes=len(self.text),
+        )
+
+
+class DeadLetters:
+    """The dead letters of a fleet.
+
+    Args:
+        client: Must decode responses.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._redis: Any = client  # redis-py types each command for its sync and async clients
+
+    async def list(self, limit: int = LISTED) -> list[Letter]:
+        """Return the newest dead letters, without their messages."""
+        letters: list[Letter] = []
+        async for entry in self._entries():
+            if len(letters) == limit:
+                break
+            letters.append(entry.letter())
+        return letters
+
+    async def show(self, letter_id: str) -> dict[str, Any]:
+        """Return a dead letter with its message, prompt included; the body decoded where it can be.
+
+        Raises:
+            NoSuchLetter: There is no such dead letter.
+        """
+        entry = await self._find(letter_id)
+        return asdict(entry.letter()) | {"message": _readable(str(entry.fields["message"]))}
+
+    async def replay(self, letter_id: str) -> Letter:
+        """Put a dead letter's message back in its queue, as a new one, and remove the dead letter.
+
+        Workers sort the message by its priority. The stored failure of its task is deleted. Of
+        several calls at once, one succeeds.
+
+        Raises:
+            NoSuchLetter: There is no such dead letter, or another call was first.
+            NotReplayable: No worker could read the message, or it came from no queue. It stays a
+                dead letter.
+        """
+        entry = await self._find(letter_id)
+        letter, message = entry.letter(), _renewed(entry)
+        await self._remove(entry, letter, message)
+        return letter
+
+    async def drop(self, letter_id: str) -> Letter:
+        """Remove a dead letter. Raises NoSuchLetter."""
+        entry = await self._find(letter_id)
+        letter = entry.letter()
+        await self._remove(entry, letter, "")
+        return letter
+
+    async def _remove(self, entry: _Entry, letter: Letter, message: str) -> None:
+        result = KeyValueStoreBackend.task_keyprefix + letter.task_id
+        keys = [*LETTER_KEYS, letter.queue, result]
+        if not await REPLAY.run(self._redis, keys, [entry.text, message]):
+            raise NoSuchLetter(f"{letter.id}: already replayed or dropped")
+
+    async def _find(self, letter_id: str) -> _Entry:
+        async for entry in self._entries():
+            if entry.id == letter_id:
+                return entry
+        raise NoSuchLetter(f"{letter_id}: no such dead letter")
+
+    async def _entries(self) -> AsyncIterator[_Entry]:
+        """Yield the dead letters, newest first."""
+        start = 0
+        while texts := await self._redis.lrange(LETTER_KEYS[0], start, start + PAGE - 1):
+            for text in texts:
+                yield _Entry(text, json.loads(text))
+            start += PAGE
+
+
+def _renewed(entry: _Entry) -> str:
+    """The message for its queue, as if it had not been delivered. Raises NotReplayable."""
+    if not entry.fields["queue"] or entry.fields["kind"] == "broadcast":
+        raise NotReplayable(f"{entry.id}: it came from no queue; drop it")
+    try:
+        message = json.loads(entry.fields["message"])
+        message["properties"].pop(DELIVERIES, None)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise NotReplayable(
+            f"{entry.id}: the message cannot be read, so no worker can process it; drop it"
+        ) from None
+    return json.dumps(message)
+
+
+def _readable(text: str) -> Any:
+    """A message as an object with its body decoded, as far as that is possible."""
+    try:
+        message = json.loads(text)
+        body = base64.b64decode(message["body"], validate=True).decode()
+        return message | {"body": json.loads(body)}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return text
+
+
+def as_json(letters: list[Letter]) -> dict[str, Any]:
+    """The dead letters as JSON."""
+    return {"dead_letters": [asdict(letter) for letter in letters]}
+
+
+def as_table(letters: list[Letter]) -> Table:
+    """The dead letters as a table for a terminal."""
+    title = f"the newest dead letters: {len(letters)}"
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in ("id", "at", "kind", "queue", "task", "task id", "reason"):
+        table.add_column(name, overflow="fold")
+    for letter in letters:
+        texts = (letter.at, letter.kind, letter.queue, letter.task, letter.task_id, letter.error)
+        table.add_row(letter.id, *map(Text, texts))
+    return table
