@@ -1,7 +1,7 @@
 -- End a lease and keep its message as a dead letter; the oldest ones are dropped if there are too
 -- many. Follows lease.lua and dead_letters.lua.
 -- KEYS[1]  letters: list of JSON, newest first
--- KEYS[2]  counts: hash, 'bytes' of the letters; ever since: 'dropped' for want of room, and the
+-- KEYS[2]  counts: hash, 'bytes' of the list; ever since: 'dropped' for want of room, and the
 --          dead letters of each 'KIND:QUEUE'
 -- KEYS[3]  leases: hash, lease tag -> '[message, "", list it came from]'
 -- KEYS[4]  renewals: zset, lease tag by the Unix seconds of its last renewal
