@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import redis
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
+from redis.exceptions import NoPermissionError
 
 from primarch_fleet import protocol
 from primarch_fleet.budgets import Ledger, payer_key
@@ -105,26 +106,37 @@ class Canceller:
     def cancel(self, task_id: str, timeout: float) -> bool:
         """Cancel a task as `Fleet.cancel` does; its errors of Redis are not converted."""
         deadline, delay = time.monotonic() + timeout, FIRST_POLL_SECONDS
-        parked = True
         while True:
-            reply = try_to_cancel(self._redis, self._app.backend, task_id, parked=parked)
             remaining = deadline - time.monotonic()
-            if reply.status is CancelStatus.CANCELLED:
-                if reply.payer:
-                    self._ledger.refund(reply.payer, task_id)
+            if self._try(task_id, remaining):
                 return True
-            if reply.status is CancelStatus.PARKED:
-                answers = call_scheduler(self._app, "scheduler.cancel", [task_id], remaining)
-                if answers[task_id] == "cancelled":
-                    return True
-                parked = answers[task_id] != "promoted"
-            elif reply.status is CancelStatus.LEASED:
-                self._app.control.revoke(task_id, terminate=True)
             with suppress(ResultTimeout):
                 return self._is_cancelled(task_id, max(0.01, min(delay, remaining)))
             if time.monotonic() >= deadline:
                 raise ResultTimeout(f"not cancelled within {timeout} s; it is not started again")
             delay = min(2 * delay, MAX_POLL_SECONDS)
+
+    def _try(self, task_id: str, timeout: float) -> bool:
+        """Return whether the request is cancelled; if not, its outcome will say so."""
+        try:
+            return self._try_directly(task_id, timeout)
+        except NoPermissionError:
+            # A user who may not see which tasks run, nor command workers (config/acl.py).
+            call_scheduler(self._app, "scheduler.revoke", task_id, timeout)
+            return False
+
+    def _try_directly(self, task_id: str, timeout: float, *, parked: bool = True) -> bool:
+        reply = try_to_cancel(self._redis, self._app.backend, task_id, parked=parked)
+        if reply.status is CancelStatus.PARKED:
+            answers = call_scheduler(self._app, "scheduler.cancel", [task_id], timeout)
+            if answers[task_id] == "promoted":
+                return self._try_directly(task_id, timeout, parked=False)
+            return bool(answers[task_id] == "cancelled")
+        if reply.status is CancelStatus.LEASED:
+            self._app.control.revoke(task_id, terminate=True)
+        elif reply.payer:
+            self._ledger.refund(reply.payer, task_id)
+        return reply.status is CancelStatus.CANCELLED
 
     def _is_cancelled(self, task_id: str, timeout: float) -> bool:
         """Wait for the outcome: whether it is `Cancelled`. Raises ResultTimeout."""

@@ -14,7 +14,7 @@ import redis
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.queues import QueueDepth, count_waiting
-from primarch_fleet.redis_support import ScriptPipeline
+from primarch_fleet.redis_support import ScriptPipeline, is_not_permitted
 
 #: Seconds for which a producer uses a snapshot. It adds its own messages, but does not see those of
 #: other producers, so a queue can exceed its limit by their number.
@@ -105,6 +105,7 @@ class LaneMonitor:
         self._lock = threading.Lock()
         self._snapshot = LaneHealth()
         self._expires_at = float("-inf")
+        self._may_read_messages = True
 
     def snapshot(self, catalogue: Catalogue, requested: Set[str] = ANY_LANE) -> LaneHealth | None:
         """Return the current health; None if nothing depends on it.
@@ -125,7 +126,7 @@ class LaneMonitor:
             return None
         with self._lock:
             if self._clock() >= self._expires_at:
-                self._snapshot = self._read(catalogue)
+                self._snapshot = self._read_permitted(catalogue)
                 self._expires_at = self._clock() + MAX_AGE_SECONDS
             return self._snapshot.copy()
 
@@ -133,6 +134,16 @@ class LaneMonitor:
         """Add a message to each queue, until the snapshot expires."""
         with self._lock:
             self._snapshot.queued.update(queues)
+
+    def _read_permitted(self, catalogue: Catalogue) -> LaneHealth:
+        """Read the health; without the age of messages for a user who may not read them."""
+        try:
+            return self._read(catalogue)
+        except redis.ResponseError as error:
+            if not (is_not_permitted(error) and self._may_read_messages):
+                raise
+            self._may_read_messages = False
+            return self._read(catalogue)
 
     def _read(self, catalogue: Catalogue) -> LaneHealth:
         models = catalogue.models.values()
@@ -144,7 +155,7 @@ class LaneMonitor:
         for queue in queues:
             pipe.commands.exists(heartbeat_key(queue))
             pipe.commands.hvals(throughput_key(queue))
-            count_waiting(pipe, queue)
+            count_waiting(pipe, queue, read_messages=self._may_read_messages)
         now, parked, runs, *replies = pipe.execute()
 
         queued: Counter[str] = Counter()

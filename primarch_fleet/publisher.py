@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import redis
 from celery import Celery
+from redis.exceptions import NoPermissionError
 
 from primarch_fleet import budgets
 from primarch_fleet.budgets import Ledger, Reservation, ReservationRequest
@@ -75,6 +76,7 @@ class Publisher:
         self._encoder = MessageEncoder(app)
         self._ledger = ledger
         self._redis = client
+        self._may_reserve = True
 
     @cached_property
     def _max_memory(self) -> float | str:
@@ -100,7 +102,8 @@ class Publisher:
 
         Messages without a fallback, for one limited tenant, are reserved and pushed in one atomic
         step: if the producer dies, both have happened or neither. Other messages are pushed after
-        everything is reserved, in steps of MAX_PUSH_BYTES.
+        everything is reserved, in steps of MAX_PUSH_BYTES. For a user who may not touch the ledgers
+        nothing is reserved: the worker that takes a message reserves for it, or refuses it.
 
         Returns:
             The messages that were pushed, in the same order.
@@ -112,12 +115,23 @@ class Publisher:
             redis.RedisError: If the connection broke, messages may have been pushed; also if Redis
                 ran out of memory after the first step.
         """
+        try:
+            return self._publish(messages)
+        except NoPermissionError as error:
+            if not self._may_reserve:
+                raise
+            self._may_reserve = False
+            action = {"action": "reserved_by_workers"}
+            logger.info("budgets are checked by the workers only: %s", error, extra=action)
+            return self._publish(messages)
+
+    def _publish(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         messages = self._new(messages)
-        reservations = _by_tenant(messages)
+        reservations = _by_tenant(messages) if self._may_reserve else []
         if len(reservations) == 1 and _fit_one_step(messages):
             with refused_if_full():
                 is_pushed = self._reserve_and_push(reservations[0], messages)
-            return messages if is_pushed else self.publish(messages)
+            return messages if is_pushed else self._publish(messages)
         with self._reserved(reservations) as granted:
             final = [_granted_message(message, granted) for message in messages]
             self._push(final)

@@ -72,11 +72,13 @@ def turns_list(name: str) -> str:
     return f"{name}{SEPARATOR}turns"
 
 
-def count_waiting(client: Any, queue: str) -> Any:
+def count_waiting(client: Any, queue: str, *, read_messages: bool = True) -> Any:
     """Count the messages of a queue. Decode the reply with `QueueDepth.from_reply`.
 
     Args:
         client: A client, or a ScriptPipeline, whose `execute` then returns the reply.
+        read_messages: False for a user who may not read messages; `oldest_at` is then None.
     """
-    arguments = [f'"{protocol.SUBMITTED_AT}"', MAX_SCANNED_TENANTS]
+    header = f'"{protocol.SUBMITTED_AT}"' if read_messages else ""
+    arguments = [header, MAX_SCANNED_TENANTS]
     return _COUNT_WAITING.run(client, priority_lists(queue), arguments)

@@ -22,7 +22,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import NoPermissionError, NoScriptError, OutOfMemoryError
 from redis.retry import Retry
 
 from primarch_fleet.primary_connection import primary_class
@@ -190,6 +190,11 @@ def _to_primary(client: _AnyClient) -> _AnyClient:
     pool: Any = client.connection_pool
     pool.connection_class = primary_class(pool.connection_class)
     return client
+
+
+def is_not_permitted(error: redis.ResponseError) -> bool:
+    """Return whether the user lacks a permission: for a command, or for one within a script."""
+    return isinstance(error, NoPermissionError) or "ACL failure in script" in str(error)
 
 
 def _once_options(timeout: float, text: bool) -> dict[str, Any]:

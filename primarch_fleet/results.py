@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import redis
@@ -12,6 +12,7 @@ from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
+from redis.exceptions import NoPermissionError
 
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import FleetUnavailable, ResultTimeout
@@ -33,13 +34,15 @@ def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any
     """
     message = f"no batch worker answered within {timeout:.0f} s"
     with reachable():
+        # Without a declaration, which writes to keys that a producer may not change.
         result = app.send_task(
-            task, [argument], queue=SCHEDULER_QUEUE, priority=EXPLICIT_HIGH_PRIORITY
+            task, [argument], queue=SCHEDULER_QUEUE, priority=EXPLICIT_HIGH_PRIORITY, declare=[]
         )
         try:
             answer = wait_for(result, max(timeout, 0.01), message)  # 0 is no limit for Celery
         finally:
-            result.forget()
+            with suppress(NoPermissionError):  # it expires
+                result.forget()
     if isinstance(answer, BaseException):
         raise FleetUnavailable(f"{task} failed: {answer}")
     return answer

@@ -193,6 +193,12 @@ async def cancel(task: Task[Any, Any], task_ids: list[str]) -> dict[str, str]:
     return {**await BatchServices.current().operations.cancel(task_ids)}
 
 
+@app.task(name="scheduler.revoke", bind=True, send_events=False)
+async def revoke_for_producer(task: Task[Any, Any], task_id: str) -> None:
+    """Revoke a task of any lane for a producer who may not command workers (config/acl.py)."""
+    await asyncio.to_thread(app.control.revoke, task_id, terminate=True)
+
+
 @app.task(name="scheduler.cancel_batch", bind=True, send_events=False)
 async def cancel_batch(task: Task[Any, Any], intent: str) -> str:
     """Cancel a live batch at its provider.
