@@ -27,7 +27,12 @@ from config.settings import settings
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.errors import ConfigError, FleetError
-from primarch_fleet.lane_health import PARKED_REQUESTS_KEY, heartbeat_key, throughput_key
+from primarch_fleet.lane_health import (
+    PARKED_REQUESTS_KEY,
+    PERIODIC_RUNS_KEY,
+    heartbeat_key,
+    throughput_key,
+)
 from primarch_fleet.redis_url import normalized
 from primarch_fleet.streaming import stream_key
 
@@ -84,7 +89,7 @@ def _producer(queues: Sequence[str]) -> str:
             _selector("+get +mget +getrange", _keys("%R~", [_RESULT, _GROUP, CATALOGUE_KEY])),
             _selector("+xread", _keys("%R~", [stream_key("*")])),
             _selector("+exists", _keys("%R~", [heartbeat_key("*")])),
-            _selector("+hvals", _keys("%R~", [throughput_key("*")])),
+            _selector("+hvals", _keys("%R~", [throughput_key("*"), PERIODIC_RUNS_KEY])),
             _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
             # Groups and chords, by Celery itself.
             _selector("+set +setex +expire +publish", f"~{_GROUP} &{_GROUP}"),

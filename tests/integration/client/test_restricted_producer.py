@@ -12,6 +12,7 @@ import redis
 from config import acl
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.budgets import ledger_keys
+from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.redis_support import is_not_permitted
 from tests.support.producer import CATALOGUE
 from tests.support.redis_server import DURABLE, RedisServer
@@ -74,6 +75,20 @@ def test_a_producer_submits_without_the_ledger(server: Server) -> None:
         assert [fleet.status(ticket) for ticket in tickets] == ["PENDING", "PENDING"]
     assert server.admin.llen("realtime\x06\x163") == before + 2
     assert server.admin.keys("fleet:budget:*") == []  # the workers reserve
+
+
+def test_a_producer_sees_how_many_messages_wait_but_not_since_when(
+    server: Server, producer: Any
+) -> None:
+    server.admin.lpush("realtime", '{"headers": {"fleet_submitted_at": 1.5}}')
+    catalogue = CATALOGUE.model_copy(update={"heartbeats": True})
+    health = LaneMonitor(producer).snapshot(catalogue)
+    assert health is not None
+    assert health.queued["realtime"] == server.admin.llen("realtime") + server.admin.llen(WAITING)
+    assert health.oldest_wait_seconds["realtime"] is None
+    of_admin = LaneMonitor(server.admin).snapshot(catalogue)
+    assert of_admin is not None
+    assert of_admin.oldest_wait_seconds["realtime"]
 
 
 LEDGER = ledger_keys("acme")[0]
