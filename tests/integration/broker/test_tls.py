@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 PASSWORD = "p@ss/w:rd?#%"
 LOGIN = "p%40ss%2Fw%3Ard%3F%23%25"
-#: Seconds within which a client that retries for ever shows that it gets nowhere.
+#: Seconds within which a client that always retries shows that it gets nowhere.
 PATIENCE_SECONDS = 0.6
 ONE_TRY = {"max_retries": 0, "interval_start": 0, "interval_max": 0}
 
