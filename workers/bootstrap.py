@@ -22,7 +22,7 @@ from primarch_fleet.budget_migration import migrate_budgets
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane
-from primarch_fleet.errors import FleetError
+from primarch_fleet.errors import ConfigError, FleetError
 from primarch_fleet.server_clock import CLOCK
 from tasks.accounting import Accountant
 from tasks.app import app
@@ -77,11 +77,30 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
         requires = ("celery.worker.components:Pool",)
 
         def start(self, worker: Any) -> None:
-            _start_worker(lane, queues, start_lane, worker)
+            try:
+                refuse_key_prefix(app)
+                _start_worker(lane, queues, start_lane, worker)
+            except FleetError as error:
+                logger.critical("%s", error, extra={"action": "lane_start_failed"})
+                raise SystemExit(1) from None
 
     app.steps["worker"].add(LaneStep)
     app.steps["consumer"].add(ConsumptionStep)
     return app
+
+
+def refuse_key_prefix(app: Celery) -> None:
+    """Raise ConfigError if Celery is told to put a prefix before its keys in Redis.
+
+    Producers, scripts and most keys of the fleet would not know it.
+    """
+    for options in ("broker_transport_options", "result_backend_transport_options"):
+        if app.conf[options].get("global_keyprefix"):
+            raise ConfigError(
+                f"{options}: global_keyprefix is not supported: remove it. The fleet shares a "
+                "database with other Celery apps without it, or takes one of its own: "
+                "FLEET_REDIS_URL=redis://HOST:6379/1"
+            )
 
 
 def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: Any) -> None:
@@ -151,16 +170,12 @@ def _throughput(lane: Lane, worker: Any) -> Callable[[], float | None]:
 
 
 def _start_lane(start_lane: StartLane, services: Services) -> None:
-    """Run the lane's own start on the event loop. Raises SystemExit when it fails."""
+    """Run the lane's own start on the event loop. Raises its error."""
 
     async def start() -> LaneRuntime:
         return await start_lane(services)
 
-    try:
-        runtime = asyncio.run_coroutine_threadsafe(start(), event_loop.get()).result()
-    except FleetError as error:
-        logger.critical("%s", error, extra={"action": "lane_start_failed"})
-        raise SystemExit(1) from None
+    runtime = asyncio.run_coroutine_threadsafe(start(), event_loop.get()).result()
     event_loop.at_stop(runtime.close)
 
 

@@ -61,11 +61,9 @@ class Channel(PatientChannel):
         if marks is None:
             super()._put(queue, message, **kwargs)
             return
-        prefix = self.global_keyprefix
         priority = self._get_message_priority(message, reverse=False)
         by_order, by_task_id = next(marks), SENT + str(message["headers"].get("id"))
-        keys = [prefix + key for key in (self._q_for_pri(queue, priority), by_order, by_task_id)]
-        # Not kombu's client, which would add its prefix to the first key a second time.
+        keys = [self._q_for_pri(queue, priority), by_order, by_task_id]
         client = redis_support.on_pool(self.pool)
         PUSH_ONCE.run(client, keys, [dumps(message), OUTCOME_TTL_SECONDS])
 

@@ -2,7 +2,11 @@
 
 import gc
 
-from workers.bootstrap import _freeze_garbage_collection
+import pytest
+from celery import Celery
+
+from primarch_fleet.errors import ConfigError
+from workers.bootstrap import _freeze_garbage_collection, refuse_key_prefix
 
 
 def test_objects_loaded_at_the_start_are_excluded_from_garbage_collection() -> None:
@@ -11,3 +15,13 @@ def test_objects_loaded_at_the_start_are_excluded_from_garbage_collection() -> N
         assert gc.get_freeze_count() > len(gc.get_objects())
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.parametrize("owner", ["broker", "result_backend"])
+def test_a_prefix_for_all_keys_is_refused(owner: str) -> None:
+    options = f"{owner}_transport_options"
+    app = Celery(set_as_current=False)
+    refuse_key_prefix(app)
+    app.conf[options] = {"global_keyprefix": "ours:"}
+    with pytest.raises(ConfigError, match=f"{options}: global_keyprefix is not supported"):
+        refuse_key_prefix(app)

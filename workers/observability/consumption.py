@@ -65,7 +65,7 @@ class Consumption:
             self.on_change()
 
 
-#: States of a blueprint that ends; one that reconnects stays in RUN.
+#: States of a blueprint that ends; a blueprint that reconnects stays in RUN.
 STOP_STATES = (bootsteps.CLOSE, bootsteps.TERMINATE)  # type: ignore[attr-defined]
 
 #: The queues that this process consumes.

@@ -39,10 +39,6 @@ def unique_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-def keys(queue: str, prefix: str = "") -> list[str]:
-    """Return the keys of a queue's prefix owners, last uses and workers.
-
-    Args:
-        prefix: Of all keys.
-    """
-    return [f"{prefix}fleet:affinity:{queue}:{name}" for name in ("owners", "recent", "workers")]
+def keys(queue: str) -> list[str]:
+    """Return the keys of a queue's prefix owners, last uses and workers."""
+    return [f"fleet:affinity:{queue}:{name}" for name in ("owners", "recent", "workers")]

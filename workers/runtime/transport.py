@@ -176,7 +176,7 @@ class Channel(PrimaryChannel):
                 self._brpop_read()
         if self.affinity:  # no message waits for this worker any more
             for queue in queues:
-                _, _, workers = prefix_affinity.keys(queue, self.global_keyprefix)
+                _, _, workers = prefix_affinity.keys(queue)
                 self.client.hdel(workers, self.affinity)
         return result
 
@@ -203,7 +203,7 @@ class Channel(PrimaryChannel):
         fetch = _Fetch(
             tags=[f"{fetch_id}-{n}" for n in range(min(slots.free, self.fetch_limit))],
             queues={
-                self.global_keyprefix + self._q_for_pri(queue, step): queue
+                self._q_for_pri(queue, step): queue
                 for step in self.priority_steps
                 for queue in queues
             },
@@ -221,7 +221,7 @@ class Channel(PrimaryChannel):
     def _command(self, fetch: _Fetch, queues: list[str], slots: FreeSlots) -> FetchCommand:
         if self.affinity and len(queues) == 1 and queues[0] not in self._unleased_queues:
             affinity = Affinity(
-                prefix_affinity.keys(queues[0], self.global_keyprefix),
+                prefix_affinity.keys(queues[0]),
                 worker=self.affinity,
                 load=slots.held.total(),
                 limits=prefix_affinity.LIMITS,
