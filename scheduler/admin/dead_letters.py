@@ -21,7 +21,7 @@ from rich.text import Text
 
 from primarch_fleet.errors import FleetError
 from workers.runtime.dead_letters import LETTER_KEYS, task_request
-from workers.runtime.leases import DELIVERIES
+from workers.runtime.lease_entry import DELIVERIES
 from workers.runtime.scripts import REPLAY
 
 #: Dead letters that one command reads from Redis.

@@ -4,6 +4,7 @@ import base64
 import json
 import ssl
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -370,10 +371,22 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
         )
     ]
     with pytest.raises(SystemExit):
-        Channel._deliver_all(channel, deliveries)  # type: ignore[arg-type]
+        Channel._deliver_all(channel, deliveries, 0.0)  # type: ignore[arg-type]
     leases.renew()
     assert server.calls_of("renew") == [([RENEWALS_KEY], ["one", "two"])]
     assert given_back == ["three"]
+
+
+def test_a_lease_is_certain_for_half_a_visibility_timeout_after_its_last_confirmation(
+    leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "_started", True)
+    now, timeout = time.monotonic(), SETTINGS.visibility_timeout
+    leases.track("young", fetched_at=now)
+    leases.track("old", fetched_at=now - timeout / 2)  # the process was frozen before the reply
+    assert [leases.is_certain(tag) for tag in ("young", "old", "none")] == [True, False, False]
+    leases.renew()
+    assert [leases.is_certain(tag) for tag in ("young", "old", "none")] == [True, True, False]
 
 
 def test_a_fetch_command_has_the_arguments_that_the_scripts_legend_lists() -> None:

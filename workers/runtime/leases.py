@@ -7,10 +7,10 @@ so the workers' clocks do not matter.
 
 import functools
 import itertools
-import json
 import logging
-import re
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import redis
 from celery.app.task import Context
-from celery.exceptions import WorkerLostError
 from kombu.exceptions import OperationalError
 
-from primarch_fleet.cancellation import LEASED_TASKS
+from primarch_fleet.cancellation import LEASED_TASKS, mark_key
+from primarch_fleet.redis_support import ScriptPipeline
 from workers.runtime.dead_letters import (
     LETTER_KEYS,
     DeadLetter,
@@ -30,13 +30,8 @@ from workers.runtime.dead_letters import (
     fail_task,
     task_request,
 )
-from workers.runtime.scripts import (
-    DEAD_BROADCAST,
-    DEAD_LETTER,
-    EXPIRED,
-    RELEASE,
-    RENEW,
-)
+from workers.runtime.lease_entry import next_delivery, parts
+from workers.runtime.scripts import DEAD_BROADCAST, DEAD_LETTER, EXPIRED, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +56,6 @@ SECONDS_BROADCAST_IS_KNOWN = 60
 #: Expired leases of all Celery apps among which a sweep looks for those of older fleet workers.
 MAX_KOMBU_LEASES_READ = 1000
 
-#: Property of a message: its deliveries without an acknowledgement.
-DELIVERIES = "fleet_deliveries"
-#: An entry of the hash of leases. The message is not decoded: it may be any text.
-_ENTRY = re.compile(r'\[(.*), ?"", ?("(?:[^"\\]|\\.)*")\]', re.DOTALL)
 _NEXT, _LAST = "next", "last"  # the message's new place among those of its tenant
 
 
@@ -79,10 +70,12 @@ class LeaseSettings:
 
 
 class _Lease(NamedTuple):
-    """Whose message is leased; both are empty if not known."""
+    """Whose message is leased, as far as is known, and when the lease was last confirmed."""
 
     tenant: str = ""
     task_id: str = ""
+    #: A time at which the lease was this process's, by its clock.
+    confirmed_at: float = -math.inf
 
 
 class Leases:
@@ -132,10 +125,17 @@ class Leases:
             held = (*self._tracked.values(), *self._acked.values())
             return Counter(lease.tenant for lease in held)
 
-    def track(self, *tags: str, tenant: str = "", task_id: str = "") -> None:
-        """Renew these leases, on messages of a tenant and a task, from now on."""
+    def track(
+        self, *tags: str, tenant: str = "", task_id: str = "", fetched_at: float | None = None
+    ) -> None:
+        """Renew these leases, on messages of a tenant and a task, from now on.
+
+        Args:
+            fetched_at: When the fetch was sent, by `time.monotonic`; None for now.
+        """
+        lease = _Lease(tenant, task_id, time.monotonic() if fetched_at is None else fetched_at)
         with self._lock:
-            self._tracked.update(dict.fromkeys(tags, _Lease(tenant, task_id)))
+            self._tracked.update(dict.fromkeys(tags, lease))
 
     def forget(self, tag: str) -> None:
         """Stop renewing a lease: its message is delivered again after the visibility timeout."""
@@ -175,6 +175,28 @@ class Leases:
     def holds(self, tag: str) -> bool:
         """Return whether the lease is this process's: not lost, given back or acknowledged."""
         return tag in self._tracked
+
+    def is_certain(self, tag: str) -> bool:
+        """Return whether no other process can have the message, as far as is known without Redis.
+
+        False after the process or Redis stood still for half a visibility timeout.
+        """
+        lease = self._tracked.get(tag)
+        if not self._started or lease is None:
+            return not self._started
+        return time.monotonic() - lease.confirmed_at < self._settings.visibility_timeout / 2
+
+    def ask(self, tag: str, task_id: str) -> tuple[bool, bool]:
+        """Ask Redis whether a lease is still held, and whether its task is cancelled.
+
+        Raises:
+            redis.RedisError: It did not answer.
+        """
+        pipeline = ScriptPipeline(self._client)
+        RENEW.run(pipeline, [RENEWALS_KEY], [tag])
+        pipeline.commands.exists(mark_key(task_id))
+        lost, is_cancelled = pipeline.execute()
+        return not lost, bool(is_cancelled)
 
     def abandon(self, *tags: str) -> None:
         """Give back what was leased, or may have been, under these tags, and is not needed here.
@@ -308,8 +330,10 @@ class Leases:
         ]
         lost_tags: set[str] = set()
         for chunk in chunks:
+            sent_at = time.monotonic()
             lost = RENEW.run(self._client, [RENEWALS_KEY], chunk)
             lost_tags.update(tag.decode() for tag in lost)
+            self._confirm(set(chunk) - lost_tags, sent_at)
 
         with self._lock:
             lost_tags &= self._tracked.keys()  # the others were acknowledged in the meantime
@@ -319,6 +343,11 @@ class Leases:
             text = "Lost the leases of %d message(s) to other workers"
             _log(logging.ERROR, "leases_lost", text, len(lost_tags))
 
+    def _confirm(self, tags: Set[str], at: float) -> None:
+        with self._lock:
+            for tag in tags & self._tracked.keys():
+                self._tracked[tag] = self._tracked[tag]._replace(confirmed_at=at)
+
     def _give_back(self, tag: str, place: str, *, counts: bool) -> None:
         entry: Any = self._client.hget(LEASES_KEY, tag)
         if entry is not None:
@@ -327,7 +356,7 @@ class Leases:
     def _make_dead_letter(self, tag: str, problem: Undeliverable) -> None:
         entry: Any = self._client.hget(LEASES_KEY, tag)
         if entry is not None:
-            message, queue = _parts(entry)
+            message, queue = parts(entry)
             letter = problem.dead_letter(queue, message)
             self._store_dead_letter(tag, letter, problem.task_error())
 
@@ -351,7 +380,7 @@ class Leases:
         Returns:
             False if the lease has ended or was renewed; then nothing changes.
         """
-        queue, message, problem = _next_delivery(entry, counts, self._settings.max_deliveries)
+        queue, message, problem = next_delivery(entry, counts, self._settings.max_deliveries)
         if problem:
             letter = problem.dead_letter(queue, message)
             return self._store_dead_letter(tag, letter, problem.task_error(), unrenewed_seconds)
@@ -368,46 +397,6 @@ class Leases:
         _log(logging.ERROR, "message_dead_lettered", text, letter.queue, letter.kind)
         self.on_dead_letter(letter, task_request(letter.message), error)
         return True
-
-
-def _parts(entry: bytes) -> tuple[str, str]:
-    """Return the text of an entry's message, and the list that it came from; "" if unknown."""
-    text = entry.decode(errors="replace")
-    parts = _ENTRY.fullmatch(text)
-    return (parts[1], json.loads(parts[2])) if parts else (text, "")
-
-
-def _next_delivery(
-    entry: bytes, counts: bool, max_deliveries: int
-) -> tuple[str, str, Undeliverable | None]:
-    """Return a message's queue, its text for the next delivery, and why there must be none."""
-    text, queue = _parts(entry)
-    try:
-        message = json.loads(text)
-        deliveries = _count_delivery(message["properties"], counts)
-        next_text = json.dumps(message)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
-        return queue, text, Undeliverable("undecodable", exc)
-    if deliveries < max_deliveries:
-        return queue, next_text, None
-    error = WorkerLostError(f"Delivered {deliveries} times and never acknowledged")
-    return queue, text, Undeliverable("max_deliveries", error)
-
-
-def _count_delivery(properties: dict[str, Any], counts: bool) -> int:
-    """Note in a message's properties that it was delivered; return how often, as far as counted.
-
-    Raises:
-        TypeError: The properties are malformed.
-    """
-    deliveries = properties.get(DELIVERIES, 0)
-    # Any other value, such as a negative one, would let a message go round without an end.
-    if type(deliveries) is not int or deliveries < 0:
-        raise TypeError(f"{DELIVERIES} must be a number of deliveries")
-    properties[DELIVERIES] = deliveries + counts
-    delivery_info = properties.get("delivery_info") or {}
-    properties["delivery_info"] = {**delivery_info, "redelivered": True}
-    return deliveries + counts
 
 
 def _log(level: int, action: str, text: str, *args: object) -> None:

@@ -41,7 +41,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.base import Body, runner
-from workers.runtime import event_loop
+from workers.runtime import event_loop, possession
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.leases import LEASES, REDIS_ERRORS
 
@@ -132,6 +132,10 @@ class PoolJob:
                 self._outcome.cancel()
             return True
 
+    def is_claimed(self) -> bool:
+        """Return whether the outcome was taken over."""
+        return self.state is JobState.CLAIMED
+
     def terminate(self, signal: object = None) -> None:
         """Report a job that was revoked before it was accepted; called by Celery."""
         if self.claim():
@@ -149,6 +153,8 @@ class PoolJob:
             self.state = JobState.RUNNING  # a plain `def` task may run several bodies in turn
             self._outcome = asyncio.run_coroutine_threadsafe(self._on_loop(body), self._loop)
         self._wait_within_limits(self._outcome)
+        if possession.must_not_end(self.request, self.is_claimed):
+            self.claim()
         if not self.end():
             raise Ignore
         try:
@@ -314,6 +320,8 @@ class TaskPool(BasePool):
             self._job_removed.notify_all()
 
     def _run(self, job: PoolJob) -> None:
+        if possession.must_not_start(job.request, job.is_claimed):
+            job.claim()
         if not job.accept():
             return
         with runner(job.run_body):

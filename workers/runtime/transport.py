@@ -106,6 +106,8 @@ class _Fetch(NamedTuple):
     tags: list[str]
     #: Redis list -> queue, most urgent lists first.
     queues: dict[str, str]
+    #: By `time.monotonic`.
+    sent_at: float
 
 
 class _Delivery(NamedTuple):
@@ -207,6 +209,7 @@ class Channel(PrimaryChannel):
                 for step in self.priority_steps
                 for queue in queues
             },
+            sent_at=time.monotonic(),
         )
         command = self._command(fetch, queues, slots)
         script, keys, args = command.within_rates(RATE_LIMITS.allowances())
@@ -259,7 +262,7 @@ class Channel(PrimaryChannel):
         # A fetch that took as many as it could may have left more.
         more = len(deliveries) == len(fetch.tags)
         self._fetch_timer.on_messages(fetch.queues, more=more, stay=stay)
-        self._deliver_all(deliveries)
+        self._deliver_all(deliveries, fetch.sent_at)
         return True
 
     def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
@@ -282,12 +285,17 @@ class Channel(PrimaryChannel):
         )
         return False
 
-    def _deliver_all(self, deliveries: list[_Delivery]) -> None:
+    def _deliver_all(self, deliveries: list[_Delivery], fetched_at: float) -> None:
         # Track all leases first: the last message may wait long for those before it.
         for delivery in deliveries:
             if delivery.queue not in self._unleased_queues:
                 fetched = delivery.fetched
-                LEASES.track(delivery.tag, tenant=fetched.tenant, task_id=fetched.task_id)
+                LEASES.track(
+                    delivery.tag,
+                    tenant=fetched.tenant,
+                    task_id=fetched.task_id,
+                    fetched_at=fetched_at,
+                )
                 SLOTS.record_message(fetched.tenant)
         remaining = iter(deliveries)
         try:

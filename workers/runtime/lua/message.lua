@@ -1,7 +1,7 @@
 -- What scripts read in a message, whose text may be anything. They start with it.
 
 local TEXT = '^%s*:%s*"([^"\\%c]*)"'
-local ASCII, ESCAPED_ASCII = '^%s*:%s*"([^"\\%c\128-\255]*)"', '^%s*:%s*("[^%c\128-\255]-[^\\]")'
+local QUOTED_TEXT, PLAIN_ASCII = '^%s*:%s*(".-[^\\]")', '^"([^"\\%c\128-\255]*)"$'
 local MAX_TEXT_BYTES = 4096 -- a longer tenant or task id is an error and counts as none
 
 -- Of the tasks whose messages are leased, and of those that are cancelled. They are not in KEYS,
@@ -30,13 +30,13 @@ end
 -- The id of a message's task, as its headers have it; '' without one in ASCII, as Celery writes it.
 local function task_of(message)
   local start = string.find(message, '"headers"', 1, true)
-  local id = start and text_after('"id"', message, ASCII, start)
-  if id or not start then
-    return id or ''
+  local quoted = start and text_after('"id"', message, QUOTED_TEXT, start) or '""'
+  local plain = string.match(quoted, PLAIN_ASCII)
+  if plain or string.find(quoted, '[\128-\255]') then
+    return plain or ''
   end
-  local escaped = text_after('"id"', message, ESCAPED_ASCII, start) or ''
-  local is_json, decoded = pcall(cjson.decode, '[' .. escaped .. ']')
-  return is_json and decoded[1] or ''
+  local is_json, texts = pcall(cjson.decode, '[' .. quoted .. ']')
+  return is_json and texts[1] or ''
 end
 
 -- The member of LEASED_TASKS for the lease of a message.

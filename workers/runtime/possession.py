@@ -1,0 +1,53 @@
+"""Whether a worker may still start or end a task, after its process or Redis stood still.
+
+A frozen process does not know that its lease has expired. Another worker may have the message
+meanwhile, or may have dropped it because the task was cancelled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from celery.worker.request import Request
+
+from workers.runtime.leases import LEASES, REDIS_ERRORS
+
+#: Seconds between two questions to a Redis that does not answer.
+RETRY_SECONDS = 0.5
+
+
+def must_not_start(request: Request | None, is_stopping: Callable[[], bool]) -> bool:
+    """Return whether another worker has the message of a task. Waits while Redis does not answer.
+
+    Args:
+        request: None for a job that is no task.
+        is_stopping: Whether the worker need not know any more: the answer is True then.
+    """
+    return _is_lost(request, is_stopping, if_cancelled=False)
+
+
+def must_not_end(request: Request | None, is_stopping: Callable[[], bool]) -> bool:
+    """Return whether a task was cancelled, and its message is another worker's or was dropped.
+
+    Its answer must not be sent to links then. The same arguments as for `must_not_start`.
+    """
+    return _is_lost(request, is_stopping, if_cancelled=True)
+
+
+def _is_lost(
+    request: Request | None, is_stopping: Callable[[], bool], *, if_cancelled: bool
+) -> bool:
+    if request is None or request.acknowledged:
+        return False
+    tag = request.message.delivery_tag
+    while not LEASES.is_certain(tag):
+        try:
+            is_held, is_cancelled = LEASES.ask(tag, request.id)
+        except REDIS_ERRORS:
+            if is_stopping():
+                return True
+            time.sleep(RETRY_SECONDS)
+        else:
+            return not is_held and (is_cancelled or not if_cancelled)
+    return False
