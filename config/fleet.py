@@ -21,7 +21,7 @@ from config.inline_accounts import with_accounts
 from config.listed_models import Listing, listing_of, with_listed_models
 from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
 from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
-from config.provider import Deployment, Provider, call_params
+from config.provider import Deployment, Provider
 from config.provider_parameters import unsupported_parameters
 from config.requests import RequestPolicy
 from config.routing import LaneSection, Routing
@@ -176,14 +176,11 @@ class FleetConfig(Section):
     def secrets(self) -> frozenset[str]:
         """Return every secret of every account, and those of the environment: never show them.
 
-        Raises:
-            ConfigError: A variable that an account refers to is not set.
+        An account whose variable is not set has no secret here.
         """
-        accounts = [
-            call_params(self.providers[deployment.provider], deployment)
-            for deployment in self.deployments
-        ]
-        return frozenset({*secret_values(accounts), *ambient_secrets()})
+        providers = [provider.model_dump() for provider in self.providers.values()]
+        own = [deployment.litellm_params.values() for deployment in self.deployments]
+        return frozenset({*secret_values([providers, own]), *ambient_secrets()})
 
     def rates(self, deployment: Deployment) -> Rates:
         """Return all prices of a deployment: the price list's, with its own in place."""

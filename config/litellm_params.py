@@ -256,8 +256,14 @@ def environment(name: str, meaning: str = "its value") -> str:
 
 
 def secret_values(values: Any) -> Iterator[str]:
-    """Yield each secret in resolved values, as it may stand in a message."""
-    for name, value in _leaves(values):
+    """Yield each secret in values, as it may stand in a message.
+
+    A variable that a value refers to is read; a variable that is not set has no secret.
+    """
+    for name, written in _leaves(values):
+        value = written
+        if isinstance(written, str) and written.startswith(ENVIRONMENT_PREFIX):
+            value = os.environ.get(written.removeprefix(ENVIRONMENT_PREFIX))
         if isinstance(value, str) and value and (is_secret(name) or _PASSWORD_IN_URL.match(value)):
             yield value
 

@@ -99,6 +99,12 @@ def masked(url: str) -> str:
     return f"{parts.scheme}://{login}{host}{parts.path}"
 
 
+def passwords(url: str) -> set[str]:
+    """Return the password of a URL, as it is and as the URL spells it; empty without one."""
+    password = urlsplit(url).password or ""
+    return {password, unquote(password)} - {""}
+
+
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)

@@ -78,6 +78,10 @@ class PrivateRequest(Request):
         revoked.add(self.id)
         return True
 
+    def info(self, safe: bool = False) -> Any:
+        """Describe the task for `inspect` and Flower, whose replies are stored in Redis."""
+        return super().info(safe=True)
+
 
 class AsyncTask(Task):  # type: ignore[type-arg]
     """A task whose `run` may be `async def`. A plain `def` stays as it is.

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from primarch_fleet import errors
 from tasks.error_fields import error_fields
+from tasks.redaction import without_secrets
 
 #: Where an error comes from: the answer to a call, a line of a batch, or a batch as a whole.
 Source = Literal["call", "line", "batch"]
@@ -338,7 +339,7 @@ def classify(
     if reason is Reason.FILE_NOT_FOUND and source != "batch":
         reason = Reason.INVALID_REQUEST  # a file that the request names
     fallback = next(iter(fields.codes), "") or f"HTTP {status or 0} without an error message"
-    return Fault(reason, next(iter(texts), fallback))
+    return Fault(reason, without_secrets(next(iter(texts), fallback)))
 
 
 def _reason(status: int | None, codes: tuple[str, ...], text: str) -> Reason:

@@ -19,6 +19,7 @@ from primarch_fleet.requests import REQUESTS, Request
 from tasks import services
 from tasks.app import app
 from tasks.receipts import RequestMetadata
+from tasks.redaction import redacted
 from tasks.rerouting import move_to_longer_lane
 
 
@@ -54,8 +55,10 @@ async def serve(
     except (InvalidRequest, RequestFailed) as error:
         if isinstance(error, ContextWindowExceeded):
             await move_to_longer_lane(lane, task, request, request.to_wire())
+        if isinstance(error, RequestFailed):
+            error = await asyncio.to_thread(redacted, error, request)
         if not request.return_exceptions:
-            raise
+            raise error from None
         return protocol.error_value(error)
     return completion.to_wire()
 

@@ -23,7 +23,9 @@ from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError, FleetError
+from primarch_fleet.redis_url import passwords
 from primarch_fleet.server_clock import CLOCK
+from tasks import redaction
 from tasks.accounting import Accountant
 from tasks.app import app
 from tasks.response_cache import ResponseCache
@@ -36,6 +38,7 @@ from workers.observability.heartbeat import Heartbeat
 from workers.observability.throughput import Throughput
 from workers.runtime import (
     event_loop,
+    logs,  # noqa: F401 - protects the handlers that Celery sets up
     result_backend,
     revoke,  # noqa: F401 - registers our revoke command in place of Celery's
     transport,
@@ -64,6 +67,7 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
             the worker stops with that error and takes no task.
     """
     url = redis_url()
+    app.control_cls = "workers.runtime.control_replies:Control"
     app.conf.update(
         fleet_lane=lane,
         task_queues=[Queue(name) for name in queues],
@@ -106,6 +110,7 @@ def refuse_key_prefix(app: Celery) -> None:
 def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: Any) -> None:
     """Start everything but the tasks, which the consumer takes once this has returned."""
     url, catalogue = redis_url(), fleet_config().catalogue()
+    redaction.hide({*fleet_config().secrets(), *passwords(url)})
     client = redis_support.once(url, text=False)
     fleet_keys = redis_support.patiently(
         lambda: _prepare_redis(url, client, catalogue),

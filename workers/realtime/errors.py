@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Self
@@ -18,7 +17,6 @@ import httpx
 from litellm import exceptions as litellm
 from litellm.types.router import RouterErrors, RouterRateLimitError
 
-from config.litellm_params import MIN_AMBIENT_LENGTH
 from primarch_fleet import errors
 from tasks.provider_errors import Category, Fault, Reason, classify
 from workers.realtime.refusals import causes
@@ -110,13 +108,10 @@ def mark(error: Exception, fault: Fault) -> Exception:
     return error
 
 
-def translate(
-    error: Exception, secrets: Iterable[str], retry_delay: float | None = None
-) -> errors.RequestFailed:
-    """Convert an error of LiteLLM to one of the fleet, with its message and without any secret.
+def translate(error: Exception, retry_delay: float | None = None) -> errors.RequestFailed:
+    """Convert an error of LiteLLM to one of the fleet, with its message.
 
     Args:
-        secrets: Provider keys; each is replaced by *** in the message.
         retry_delay: Seconds after which to retry, if known; the message says so.
     """
     if isinstance(error, errors.RequestFailed):
@@ -128,20 +123,7 @@ def translate(
         )
     fault = fault_of(error)
     text = fault.message if all_cooling_down(error) else str(error).partition("\n")[0]
-    return fault.reason.error(_without(secrets, text + hint))
-
-
-def _without(secrets: Iterable[str], message: str) -> str:
-    """A message with *** in place of each secret, the longest first: it may contain another.
-
-    Short ones, such as the placeholder `none`, are replaced as whole words only.
-    """
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= MIN_AMBIENT_LENGTH:
-            message = message.replace(secret, "***")
-        else:
-            message = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", message)
-    return message
+    return fault.reason.error(text + hint)
 
 
 def all_cooling_down(error: Exception) -> bool:

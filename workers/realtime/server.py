@@ -69,7 +69,6 @@ class RealtimeServer:
         self._config = config
         self._deployments = {deployment.id: deployment for deployment in config.deployments}
         self._catalogue = config.catalogue()
-        self._secrets = config.secrets()
         _configure_litellm(config)
         self._observer = DeploymentObserver(config, redis_url, self._paid_check)
         self._choice = DeploymentChoice(config, self._observer)
@@ -209,7 +208,7 @@ class RealtimeServer:
     def _failure(
         self, error: Exception, retry_delay: float | None, metadata: RequestMetadata
     ) -> RequestFailed:
-        failure = translate(error, self._secrets, retry_delay)
+        failure = translate(error, retry_delay)
         logger.warning(
             "request failed: %s",
             failure.code,

@@ -182,11 +182,4 @@ def test_every_error_of_litellm_is_translated() -> None:
         and not any(base in REASONS or base is OpenAIError for base in error.__mro__)
     }
     assert untranslated == PROXY_ONLY
-    assert type(translate(ValueError("x"), [])) is errors.ProviderError
-
-
-def test_an_error_shows_no_secret_and_keeps_words_that_contain_a_short_one() -> None:
-    secrets = {"sk", "sk-hunter2-hunter2", "none", "hunter2"}
-    message = "key sk-hunter2-hunter2 of nonessential model: none, (hunter2)"
-    shown = str(translate(ValueError(message), secrets))
-    assert shown == "key *** of nonessential model: ***, (***)"
+    assert type(translate(ValueError("x"))) is errors.ProviderError

@@ -8,6 +8,7 @@ import pytest
 
 from primarch_fleet import errors
 from scheduler import metrics
+from tasks import redaction
 from tests.integration.batch.faults.conftest import Counted
 from tests.support.batch_fixture import OpenBench, chat, profile
 from workers.onebox.simulator.profile import Fault
@@ -58,6 +59,23 @@ async def test_fault_28_with_only_an_error_file_every_request_gets_its_own_error
         ]
         assert str(outcomes[1]) == "No such thing."
         assert b.answered() == 0
+
+
+async def test_fault_28_what_an_error_quotes_of_keys_and_prompts_is_not_stored_nor_logged(
+    opened: OpenBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, prompt = "sk-hunter2-hunter2", "what ails Jane Roe of 5 Elm Street"
+    bad = Fault(scope="line", status=400, message=f"{key} may not ask {prompt!r}")
+    redaction.hide({key})
+    caplog.set_level("DEBUG")
+    async with opened(profile(bad)) as b:
+        results = await b.send(chat(prompt))
+        await b.until_idle()
+        (error,) = await b.settled(results, batches=1)
+        assert str(error) == "*** may not ask '[prompt]'"
+        stored = str(b.redis.get(f"celery-task-meta-{results[0].id}"))
+        for secret in (key, "Jane Roe", "Elm Street"):
+            assert secret not in stored + caplog.text
 
 
 @pytest.mark.parametrize("empty_ids", [False, True])
