@@ -38,8 +38,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="FLEET_", hide_input_in_errors=True)
 
-    #: The broker and result store. Empty: only the one-machine fleet (`make up`) runs, with its
-    #: own.
+    #: The broker and result store, `redis://` or, for TLS, `rediss://`. Empty: only the one-machine
+    #: fleet (`make up`) runs, with its own.
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field("", repr=False)
     #: The file with models, engines and policies.
     config: Path = ROOT / "config" / "fleet.yaml"

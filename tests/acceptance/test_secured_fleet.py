@@ -194,7 +194,7 @@ def test_no_password_is_shown(secured: Secured) -> None:
     assert secured.relay.plain == 0
 
 
-def test_a_fleet_sends_nothing_to_a_forged_server_and_goes_on_with_the_true_one(
+def test_a_fleet_sends_nothing_to_a_forged_server_and_continues_with_the_true_one(
     secured: Secured,
 ) -> None:
     secured.relay.present(secured.forged)

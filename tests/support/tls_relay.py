@@ -1,4 +1,4 @@
-"""A TLS server in front of a Redis server: the one that the tests start is built without TLS.
+"""A TLS server in front of a Redis server, because the tests' own server is built without TLS.
 
 It judges its clients: what it counts are connections and bytes that a client should not have sent.
 """

@@ -58,7 +58,7 @@ def script(client: Any, command: str, *arguments: str) -> Any:
     return client.eval(text, 0)
 
 
-def test_nobody_gets_in_without_a_password(server: Server) -> None:
+def test_no_client_gets_in_without_a_password(server: Server) -> None:
     port = server.admin.connection_pool.connection_kwargs["port"]
     with redis.Redis(port=port) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
