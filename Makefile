@@ -33,7 +33,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -106,6 +106,9 @@ test-engine: engine  ## the local lane's tests on the real engine
 
 test-aimock: $(VENV)/.dev $(AIMOCK)/.installed  ## the batch lane's tests on an independent provider simulator; needs node >= 20.15
 	$(PYTEST) tests/aimock $(ARGS)
+
+test-rollback: $(VENV)/.dev  ## Redis goes back at every moment of a batch's life; ROLLBACK_SEED=1 repeats a run
+	ROLLBACK_ALL=1 $(PYTEST) -s tests/chaos/test_every_rollback.py $(ARGS)
 
 # Resolved each time, so there is no lock file. The pins themselves are not tested here.
 test-next: $(VENV)/bin/uv  ## unit and contract tests with the newest celery, kombu, redis and litellm

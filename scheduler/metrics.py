@@ -58,6 +58,12 @@ recovered_total = Counter(
     "batch were adopted, duplicate is a second batch that was cancelled",
     ["provider", "kind"],
 )
+orphans_total = Counter(
+    "primarch_batch_orphans_total",
+    "Batches at the provider that Redis had forgotten, by provider and outcome: adopted, "
+    "abandoned because no request waits for them, or foreign, of a fleet with another Redis",
+    ["provider", "outcome"],
+)
 retries_total = Counter(
     "primarch_batch_retries_total",
     "Requests queued for another batch, by provider, error code and the retry counter that was "

@@ -11,6 +11,7 @@ from scheduler.completion.withdrawal import Withdrawal
 from scheduler.jobs.aggregator import Aggregator
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.jobs.finisher import JobFinisher
+from scheduler.jobs.orphans import OrphanSearch
 from scheduler.jobs.result_reader import ResultReader
 from scheduler.jobs.runner import JobRunner
 from scheduler.jobs.submitter import Submitter
@@ -37,7 +38,8 @@ class BatchPipeline:
         self._completer = Completer(context.store, context.blobs, replay, observers.on_receipt)
         self.withdrawal = Withdrawal(context.store, context.blobs, replay)
         finisher = JobFinisher(context, self._completer, observers.on_batch_closed)
-        submitter = Submitter(context, finisher)
+        self._orphans = OrphanSearch(context, config, providers)
+        submitter = Submitter(context, finisher, self._orphans)
         self._runner = JobRunner(
             context, providers, submitter, ResultReader(context, finisher), finisher
         )
@@ -45,9 +47,16 @@ class BatchPipeline:
             context.store, config, self._completer, self.withdrawal, self._runner.run
         )
 
+    async def start(self) -> None:
+        """Log what may be lost with Redis, see `OrphanSearch.start`."""
+        await self._orphans.start()
+
     async def aggregate(self) -> None:
-        """Create and submit the batches that are due, see `Aggregator.aggregate`."""
-        await self._aggregator.aggregate()
+        """Search forgotten batches, then create and submit those that are due.
+
+        See `OrphanSearch.recover` and `Aggregator.aggregate`.
+        """
+        await self._aggregator.aggregate(await self._orphans.recover())
 
     async def poll(self) -> None:
         """Run the jobs that are due, see `JobRunner.poll`."""

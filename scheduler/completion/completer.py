@@ -118,6 +118,7 @@ class Completer:
         """Complete those requests that no other scheduler completes; their outcomes."""
         if not builders:
             return []
+        script = await self._store.begin_finish()
         owners = await self._store.begin_completions(list(builders))
         ours = [request for request, owner in owners.items() if owner is CompletionOwner.OURS]
         if not ours:
@@ -129,7 +130,7 @@ class Completer:
         await accounting.settle(location.intent or accounting.UNSENT, costs)
         # A request without a record cannot be completed; it leaves the lane with the others.
         done = [request for request in ours if request not in failed]
-        await self._store.finish(done, RequestOutcome.DONE, location)
+        await self._store.finish(done, RequestOutcome.DONE, location, script=script)
         return [request.outcome for request in completed]
 
     async def _prepare(

@@ -95,20 +95,21 @@ class Withdrawal:
                     await self._promote(request, decision.reason)
 
     async def _cancel(self, request: str) -> None:
+        script = await self._store.begin_finish()
         parked = (await self._store.load([request]))[request][0]
         if parked is not None:
             await self._fail(parked, Cancelled())
             await self._store.complete_cancel(parked.context["id"])
             await self._store.costs.remember_payer(request, parked.payer)
-        await self._store.finish([request], RequestOutcome.CANCELLED)
+        await self._store.finish([request], RequestOutcome.CANCELLED, script=script)
         metrics.cancelled_total.inc()
         logger.info("%s: cancelled", request, extra={"action": "batch_request_cancelled"})
 
     async def _promote(self, request: str, reason: str) -> None:
-        parked = await self._load(request)
+        script, parked = await self._store.begin_finish(), await self._load(request)
         if parked is not None and parked.body_ref is not None:
             await self._fail(parked, BatchError("the request cannot be read: its body is gone"))
-            await self._store.finish([request], RequestOutcome.DONE)
+            await self._store.finish([request], RequestOutcome.DONE, script=script)
             return
         if parked is not None:
             context = parked.context
@@ -121,7 +122,7 @@ class Withdrawal:
             }
             task_name = promotion.realtime_task(context["task"])
             await _run_in_thread(self._replay.republish, context, task_name, headers)
-        await self._store.finish([request], RequestOutcome.PROMOTED)
+        await self._store.finish([request], RequestOutcome.PROMOTED, script=script)
         metrics.promoted_total.inc()
         logger.info("%s: promoted: %s", request, reason, extra={"action": "batch_request_promoted"})
 

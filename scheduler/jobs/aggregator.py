@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from config.fleet import FleetConfig
-from config.provider import Deployment
 from primarch_fleet.errors import DeadlineExceeded
 from scheduler.completion.completer import Completer
 from scheduler.completion.withdrawal import Withdrawal
 from scheduler.jobs.flush_policy import flush, promote
-from scheduler.model.job import Job, JobPricing, RequestGroup
+from scheduler.jobs.pricing import pricing_of
+from scheduler.model.job import Job, RequestGroup
 from scheduler.store.pauses import WHOLE_LANE, pause_names
+from scheduler.store.server import Recovery
 from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -41,26 +41,36 @@ class Aggregator:
         self._withdrawal = withdrawal
         self._run_job = run_job
 
-    async def aggregate(self) -> None:
+    async def aggregate(self, recoveries: Mapping[str, Recovery]) -> None:
         """Resume interrupted withdrawals, then handle every group.
 
         Fails the requests whose deadline has passed, promotes those that cannot wait for a batch,
         and creates the jobs that are due. Raises the first error of a group after all groups were
         handled.
+
+        Args:
+            recoveries: The accounts that must not create a batch, see `OrphanSearch.recover`.
         """
         await self._withdrawal.resume()
-        groups = await self._store.groups()
-        results = await asyncio.gather(*map(self._aggregate_group, groups), return_exceptions=True)
+        results = await asyncio.gather(
+            *(
+                self._aggregate_group(group, recoveries.get(group.provider))
+                for group in await self._store.groups()
+            ),
+            return_exceptions=True,
+        )
         for error in results:
             if error is not None:
                 raise error
 
-    async def _aggregate_group(self, group: RequestGroup) -> None:
+    async def _aggregate_group(self, group: RequestGroup, recovery: Recovery | None) -> None:
+        """Handle a group; while its account recovers, requests may be in a batch already."""
         late = await self._store.with_deadline_until(group, await self._store.now())
         error = DeadlineExceeded("deadline: it passed before a batch was created")
         await self._completer.fail(dict.fromkeys(late, error), group)
-        await self._promote(group)
-        while (job := await self._create_job(group)) is not None:
+        if recovery is None or recovery.scans:
+            await self._promote(group)
+        while recovery is None and (job := await self._create_job(group)) is not None:
             await self._run_job(job)
 
     async def _promote(self, group: RequestGroup) -> None:
@@ -74,7 +84,7 @@ class Aggregator:
         backlog = await self._store.backlog(group)
         if not backlog.requests:
             return None
-        terms = self._terms(group)
+        terms = pricing_of(self._config, group)
         if terms is None:
             logger.error(
                 "no deployment serves group %s", group, extra={"action": "batch_group_unserved"}
@@ -87,22 +97,5 @@ class Aggregator:
             return None
         limits = [pause.limit for pause in pauses if pause.limit]
         decision = decision._replace(requests=min([decision.requests, *limits]))
-        return await self._store.create_job(group, decision, policy, terms, uuid.uuid4().hex)
-
-    def _terms(self, group: RequestGroup) -> JobPricing | None:
-        for deployment in self._config.deployments:
-            if deployment.batch and _serves(deployment, group):
-                token_limit = deployment.batch_enqueued_token_limit or 0
-                return JobPricing(
-                    deployment=deployment.id,
-                    upstream=deployment.upstream,
-                    price=self._config.rates(deployment).in_batches(),
-                    list_price=self._config.list_price(group.model),
-                    simulated=self._config.providers[group.provider].simulated,
-                    token_budget=int(token_limit * self._config.batch.token_share),
-                )
-        return None
-
-
-def _serves(deployment: Deployment, group: RequestGroup) -> bool:
-    return (deployment.provider, deployment.model) == (group.provider, group.model)
+        intent = await self._store.server.new_intent()
+        return await self._store.create_job(group, decision, policy, terms, intent)

@@ -11,6 +11,7 @@ from primarch_fleet.requests import Request
 from scheduler import metrics
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
+from scheduler.jobs.orphans import OrphanSearch
 from scheduler.model import jsonl
 from scheduler.model.job import AttemptCounts, Job, JobState, ParkedRequest
 from scheduler.model.outcomes import LineOutcome, LineRefused
@@ -43,7 +44,7 @@ class Submitter:
     job in a state from which the next run goes on.
     """
 
-    def __init__(self, context: BatchContext, finisher: JobFinisher) -> None:
+    def __init__(self, context: BatchContext, finisher: JobFinisher, orphans: OrphanSearch) -> None:
         self._store = context.store
         self._blobs = context.blobs
         self._lines = context.lines
@@ -51,9 +52,14 @@ class Submitter:
         self._list_lag = context.policy.list_lag
         self._folder = context.folder
         self._finisher = finisher
+        self._orphans = orphans
 
     async def submit(self, job: Job, provider: BatchProvider) -> None:
         """Bring a PREPARED or UPLOADED job to SUBMITTED, unless it cannot be sent any more."""
+        if not await self._orphans.may_create(job):
+            after = self._backoff.after(0)
+            await self._store.advance(job, after=after, waits=job.waits + 1)
+            return
         if await self._is_stale(job):
             # The next pass fails the late requests and creates a job of the others.
             await self._finisher.release_requests(job)
@@ -66,6 +72,9 @@ class Submitter:
                     return
                 job = await self._upload(job, provider)
             job = await self._store.advance(job, "SUBMITTING")
+            if not await self._is_stored_safely(job):
+                await self._store.advance(job, "UPLOADED", after=self._backoff.after(0))
+                return
             batch = await provider.create(
                 job.file_id, job.group.endpoint, job.group.window, job.intent
             )
@@ -73,6 +82,20 @@ class Submitter:
             await self._handle_refusal(job, error)
         else:
             await self._store_submitted(job, provider, batch)
+
+    async def _is_stored_safely(self, job: Job) -> bool:
+        """Whether the intent to create the batch survives a crash of Redis, with its requests.
+
+        Not if the server has changed since the job was checked, or if requests of the job were
+        found in another batch.
+        """
+        confirms = self._store.server.confirms
+        on_disk = await self._store.server.is_on_disk()
+        if on_disk is None and confirms:  # the server has just lost that ability: scan first
+            return False
+        if on_disk is False or not await self._orphans.is_settled(job.group.provider):
+            return False
+        return await self._store.remaining(job.intent) == job.requests
 
     async def reconcile(self, job: Job, provider: BatchProvider) -> Job | None:
         """Find out whether the batch of a SUBMITTING job was created.

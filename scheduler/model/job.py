@@ -135,6 +135,8 @@ class Job(BaseModel):
     uploading: int = 0
     file_id: str = ""
     batch_id: str = ""
+    #: 1 when the batch was found at the provider and no job knew it.
+    adopted: int = 0
     #: The batch's status, as the provider last said.
     status: str = ""
     #: How often the job was delayed in its state.

@@ -41,6 +41,12 @@ def request_of(custom: str) -> str | None:
     return parts[1] if len(parts) == 3 and parts[0] == "r" else None
 
 
+def attempt_of(custom: str) -> int:
+    """Return the attempt in a custom_id; 0 if the fleet did not make it."""
+    attempt = custom.rpartition("-")[2]
+    return int(attempt) if request_of(custom) is not None and attempt.isdecimal() else 0
+
+
 def encode(line: dict[str, Any]) -> bytes:
     """Encode a line, with its newline.
 

@@ -56,6 +56,11 @@ class ProviderBatch:
     requests: int | None = None
 
     @property
+    def intent(self) -> str:
+        """The intent that it carries; empty if it carries none."""
+        return self.metadata.get(INTENT_KEY, "")
+
+    @property
     def files(self) -> list[str]:
         """The ids of its result files: responses first, then errors."""
         return [file_id for file_id in (self.output_file_id, self.error_file_id) if file_id]
@@ -162,14 +167,16 @@ async def find_batches(
     return sorted(found.values(), key=lambda batch: (batch.created_at, batch.id))
 
 
-async def scan_list(provider: BatchProvider, since: float) -> AsyncGenerator[ProviderBatch, None]:
+async def scan_list(
+    provider: BatchProvider, since: float, max_pages: int = MAX_PAGES
+) -> AsyncGenerator[ProviderBatch, None]:
     """Yield the listed batches, each once, at least those created since a time (Unix seconds).
 
-    Raises ProviderCallFailed when the list has more than MAX_PAGES.
+    Raises ProviderCallFailed when the list has more than `max_pages`.
     """
     seen: set[str] = set()
     after: str | None = None
-    for _ in range(MAX_PAGES):
+    for _ in range(max_pages):
         page = await provider.list(after)
         new = [batch for batch in page.batches if batch.id not in seen]
         for batch in new:
@@ -178,7 +185,7 @@ async def scan_list(provider: BatchProvider, since: float) -> AsyncGenerator[Pro
         if not new or not page.more or _is_older(new, since):
             return
         after = new[-1].id
-    raise ProviderCallFailed(f"the list of batches has more than {MAX_PAGES} pages")
+    raise ProviderCallFailed(f"the list of batches has more than {max_pages} pages")
 
 
 def _is_older(page: list[ProviderBatch], since: float) -> bool:

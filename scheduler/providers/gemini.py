@@ -26,7 +26,13 @@ from config.provider import Provider
 from scheduler.model import jsonl
 from scheduler.model.jsonl import TranslatedRequest
 from scheduler.providers import gemini_results
-from scheduler.providers.base import BatchFingerprint, BatchPage, Capabilities, ProviderBatch
+from scheduler.providers.base import (
+    INTENT_KEY,
+    BatchFingerprint,
+    BatchPage,
+    Capabilities,
+    ProviderBatch,
+)
 from scheduler.providers.errors import (
     BatchFault,
     ProviderCallFailed,
@@ -127,7 +133,7 @@ class GeminiBatches(OrderFiles):
 
     async def matches(self, batch: ProviderBatch, fingerprint: BatchFingerprint) -> bool:
         """Compare the display name, which is the intent."""
-        return batch.metadata.get("display_name") == fingerprint.intent
+        return batch.intent == fingerprint.intent
 
     async def close(self) -> None:
         """Close the connections."""
@@ -154,7 +160,7 @@ def provider_batch(operation: Json) -> ProviderBatch:
         created_at=datetime.fromisoformat(about["createTime"]).timestamp(),
         output_file_id=name if gemini_results.inlined(operation) else "",
         faults=(_fault(error),) if error else (),
-        metadata={"display_name": str(about.get("displayName") or "")},
+        metadata={INTENT_KEY: str(about.get("displayName") or "")},
     )
 
 

@@ -144,8 +144,7 @@ class OpenAIBatches:
 
     async def matches(self, batch: ProviderBatch, fingerprint: BatchFingerprint) -> bool:
         """Compare the intent, where batches carry it, and the input file."""
-        has_intent = batch.metadata.get(INTENT_KEY) == fingerprint.intent
-        return has_intent or batch.input_file_id == fingerprint.file_id
+        return batch.intent == fingerprint.intent or batch.input_file_id == fingerprint.file_id
 
     async def close(self) -> None:
         """Close the connections."""

@@ -162,7 +162,10 @@ class JobStore:
         return job.model_copy(update={**fields, "state": new_state})
 
     async def reload(self, job: Job) -> Job:
-        """Return the job as it is stored, with the caller's token."""
+        """Return the job as it is stored, with the caller's token.
+
+        Raises LeaseLost when Redis has forgotten it.
+        """
         return await self._load_job(job.intent, job.token)
 
     async def members(self, job: Job) -> dict[int, str]:
@@ -184,7 +187,8 @@ class JobStore:
 
     async def close_job(self, job: Job) -> int:
         """Make a job DONE if it has no requests left; return how many it has. Raises LeaseLost."""
-        touched = [keys.job(job.intent), keys.members(job.intent), keys.JOBS, keys.RESERVED]
+        own_keys = [keys.job(job.intent), keys.members(job.intent)]
+        touched = [*own_keys, keys.JOBS, keys.RESERVED, keys.ENDED, keys.ADOPTED]
         ttl, queue = keys.OUTCOME_TTL_SECONDS, job.group.quota_scope
         args = [job.token, job.intent, await self.now(), ttl, queue]
         remaining = int(await self._run("close_job", touched, args))
@@ -218,7 +222,10 @@ class JobStore:
         await self._redis.zadd(keys.JOBS, {intent: await self.now()}, xx=True, lt=True)
 
     async def _load_job(self, intent: str, token: str) -> Job:
-        return Job.load(intent, token, await self._redis.hgetall(keys.job(intent)))
+        fields = await self._redis.hgetall(keys.job(intent))
+        if not fields:
+            raise LeaseLost(intent)
+        return Job.load(intent, token, fields)
 
     async def _lease(self, intent: str, token: str, seconds: float) -> str | None:
         now = await self.now()

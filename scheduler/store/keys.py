@@ -19,6 +19,16 @@ WITHDRAWALS = PREFIX + "withdrawals"
 JOBS, FENCE = PREFIX + "jobs", PREFIX + "fence"
 #: Hash provider queue -> tokens of its live jobs.
 RESERVED = PREFIX + "reserved"
+#: String: the start of this fleet's intents.
+FLEET = PREFIX + "fleet"
+#: Hash: the run id of the server, when its data may last have gone back, the last confirmed write.
+SERVER = PREFIX + "server"
+#: Hash account -> Recovery, JSON.
+RECOVERIES = PREFIX + "recoveries"
+#: Sorted set: ids of batches whose jobs are DONE -> when, in Unix seconds.
+ENDED = PREFIX + "ended"
+#: Set: intents of live jobs whose batches may have lines of requests that arrive later.
+ADOPTED = PREFIX + "adopted"
 #: Sorted set of the bodies stored outside of Redis, by when the sweep checks them next.
 #: `blob_member` writes its members.
 BODIES = PREFIX + "bodies"

@@ -16,7 +16,7 @@ SCRIPTS = {
     for name in ("begin_completion", "lease", "advance", "close_job", "add_cost")
 } | {
     name: LuaScript.load(_LUA / "backlog.lua", _LUA / f"{name}.lua")
-    for name in ("park", "create_job", "requeue", "withdraw", "finish")
+    for name in ("park", "create_job", "requeue", "withdraw", "finish", "adopt")
 }
 
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
-from primarch_fleet.redis_support import ScriptPipeline
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import (
     AttemptCounts,
@@ -33,10 +35,12 @@ from scheduler.model.outcomes import (
     WithdrawalOutcome,
 )
 from scheduler.store import keys
+from scheduler.store.adoption import Adoption
 from scheduler.store.job_costs import JobCosts
-from scheduler.store.jobs import JobStore
+from scheduler.store.jobs import JobStore, LeaseLost
 from scheduler.store.pauses import Pauses
 from scheduler.store.scripts import SCRIPTS, backlog_keys
+from scheduler.store.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class Store(JobStore):
     def __init__(self, client: Redis, clock: Callable[[], float] | None = None) -> None:
         super().__init__(client, clock)
         self.pauses, self.costs = Pauses(client), JobCosts(client)
+        self._finish: LuaScript | None = None
+        self.adoption, self.server = Adoption(client), Server(client, self.now)
 
     async def known(self, requests: Sequence[str]) -> set[str]:
         """Return those of the requests that are on the lane or have left it."""
@@ -125,27 +131,52 @@ class Store(JobStore):
             SCRIPTS["begin_completion"].run(pipe, own_keys, args)
         return dict(zip(requests, map(CompletionOwner, await pipe.execute()), strict=True))
 
+    async def begin_finish(self) -> LuaScript:
+        """Return what `finish` needs; call it before anything of a completion is written.
+
+        It is a script that only this server knows, and only until it ends or loses its data.
+        """
+        if self._finish is None or not (await self._redis.script_exists(self._finish.sha))[0]:
+            script = SCRIPTS["finish"]
+            self._finish = LuaScript(f"{script.text}\n-- {uuid.uuid4().hex}\n", script.name)
+            await self._redis.script_load(self._finish.text)
+        return self._finish
+
     async def finish(
-        self, requests: Sequence[str], outcome: RequestOutcome, location: Location = NOWHERE
+        self,
+        requests: Sequence[str],
+        outcome: RequestOutcome,
+        location: Location = NOWHERE,
+        *,
+        script: LuaScript | None = None,
     ) -> None:
         """Remove completed requests from the lane.
 
         Args:
             location: Where they are, unless they were withdrawn or moved meanwhile.
+            script: From `begin_finish`; None when nothing of the completions was written before.
+
+        Raises:
+            LeaseLost: Redis has started again since `begin_finish` and may have lost what the
+                completions have written; some requests may stay and must be completed again.
         """
-        pipe = ScriptPipeline(self._redis)
+        script = script or await self.begin_finish()
+        pipe = self._redis.pipeline(transaction=False)
         for request in requests:
-            SCRIPTS["finish"].run(pipe, *_finish_call(request, outcome, location))
-        for request, done in zip(requests, await pipe.execute(), strict=True):
-            if not done:
-                await self._find_and_finish(request, outcome, location)
+            pipe.execute_command(*script.command(*_finish_call(request, outcome, location)))
+        try:
+            for request, done in zip(requests, await pipe.execute(), strict=True):
+                if not done:
+                    await self._find_and_finish(request, outcome, location, script)
+        except NoScriptError:
+            raise LeaseLost("Redis has started again") from None
 
     async def _find_and_finish(
-        self, request: str, outcome: RequestOutcome, expected: Location
+        self, request: str, outcome: RequestOutcome, expected: Location, script: LuaScript
     ) -> None:
         async for location in self._locations(request, expected):
-            call = _finish_call(request, outcome, location)
-            if await SCRIPTS["finish"].run(self._redis, *call):
+            call = script.command(*_finish_call(request, outcome, location))
+            if await self._redis.execute_command(*call):
                 return
 
     async def withdraw(

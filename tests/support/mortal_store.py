@@ -45,10 +45,10 @@ class MortalStore(Store):
         self._die_in("PREPARED")
         return job
 
-    async def finish(self, requests: Any, *args: Any) -> None:
+    async def finish(self, requests: Any, *args: Any, **options: Any) -> None:
         remaining = None if self.dies_after is None else self.dies_after - self.finished
         self.finished += len(requests)
-        await super().finish(requests[:remaining], *args)
+        await super().finish(requests[:remaining], *args, **options)
         if remaining is not None and len(requests) >= remaining:
             self.die()
 

@@ -3,6 +3,8 @@
 -- KEYS[2]  members: zset, request id -> its line in the job's file
 -- KEYS[3]  jobs: zset, intents of live jobs -> due time in Unix seconds
 -- KEYS[4]  reserved: hash, provider queue -> tokens of its live jobs
+-- KEYS[5]  ended: zset, ids of batches whose jobs are done -> when, in Unix seconds
+-- KEYS[6]  adopted: set, intents of live jobs whose batches were adopted
 -- ARGV[1]  token: the caller's fencing token
 -- ARGV[2]  intent: the job's id
 -- ARGV[3]  now: Unix seconds
@@ -12,7 +14,8 @@
 -- lease.
 
 local token, intent, now, ttl, provider_queue = unpack(ARGV)
-local state, job_token, tokens = unpack(redis.call('HMGET', KEYS[1], 'state', 'token', 'tokens'))
+local state, job_token, tokens, batch_id =
+  unpack(redis.call('HMGET', KEYS[1], 'state', 'token', 'tokens', 'batch_id'))
 
 if job_token ~= token then
   return -1
@@ -23,5 +26,10 @@ if remaining == 0 and state ~= 'DONE' then
   redis.call('HSET', KEYS[1], 'state', 'DONE', 'since', now)
   redis.call('EXPIRE', KEYS[1], ttl)
   redis.call('HINCRBY', KEYS[4], provider_queue, -tokens)
+  redis.call('SREM', KEYS[6], intent)
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now - ttl)
+  if batch_id and batch_id ~= '' then
+    redis.call('ZADD', KEYS[5], now, batch_id)
+  end
 end
 return remaining

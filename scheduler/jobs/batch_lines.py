@@ -1,0 +1,97 @@
+"""Which requests are in a batch at the provider, by the custom_ids of its lines."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from scheduler.model import jsonl
+from scheduler.providers.base import BatchProvider, ProviderBatch
+from scheduler.providers.errors import ProviderRefused
+
+
+class Line(NamedTuple):
+    """Where a request is in a batch, and in which of its attempts."""
+
+    number: int
+    attempt: int
+
+
+#: By request.
+Lines = Mapping[str, Line]
+
+
+class BatchLines:
+    """Reads the lines of batches, and keeps them until `clear`.
+
+    Args:
+        folder: For a file while it is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lines: dict[str, Lines] = {}
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self._lines.clear()
+
+    async def read(self, provider: BatchProvider, batch: ProviderBatch) -> Lines | None:
+        """Return a batch's lines: those of its input file, or of its results without that file.
+
+        None while there is neither. Where only results tell, the numbers of the lines are not those
+        of the input file.
+
+        Raises:
+            ProviderCallFailed: A file could not be read.
+        """
+        if batch.id in self._lines:
+            return self._lines[batch.id]
+        for file_ids in ([batch.input_file_id] if batch.input_file_id else [], batch.files):
+            try:
+                custom_ids = await self._custom_ids(provider, batch, file_ids)
+            except ProviderRefused:  # the file has expired
+                continue
+            if file_ids:
+                self._lines[batch.id] = _lines(custom_ids)
+                return self._lines[batch.id]
+        return None
+
+    async def _custom_ids(
+        self, provider: BatchProvider, batch: ProviderBatch, file_ids: list[str]
+    ) -> list[str]:
+        name = hashlib.blake2b(batch.id.encode(), digest_size=16).hexdigest()
+        path, custom_ids = self._folder / f"{name}.lines", list[str]()
+        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True)
+        try:
+            for file_id in file_ids:
+                await provider.download(file_id, path)
+                custom_ids += await asyncio.to_thread(_read, path)
+        finally:
+            path.unlink(missing_ok=True)
+        return custom_ids
+
+
+def _lines(custom_ids: list[str]) -> Lines:
+    return {
+        request: Line(number, jsonl.attempt_of(custom_id))
+        for number, custom_id in enumerate(custom_ids, 1)
+        if (request := jsonl.request_of(custom_id)) is not None
+    }
+
+
+def _read(path: Path) -> list[str]:
+    """Read the custom_ids of a file; a line without an id counts too."""
+    with path.open("rb") as file:
+        return [_custom_id(line) for line in file if line.strip()]
+
+
+def _custom_id(line: bytes) -> str:
+    try:
+        return str(json.loads(line)["custom_id"])
+    except (ValueError, KeyError, TypeError):
+        return ""
