@@ -113,7 +113,9 @@ class OrphanSearch:
         if server.confirms is None:
             await server.is_on_disk()
         if not (state.is_known and server.confirms):
-            await self._scan(account, await self._store.now())
+            # A server that is known to have changed was searched further back already.
+            seconds = self._list_lag if state.is_known else MAX_ROLLBACK_SECONDS
+            await self._scan(account, await self._store.now(), seconds)
         elif await self._store.adoption.adopted():
             await self._claim(account)
         return True
@@ -136,7 +138,7 @@ class OrphanSearch:
             return recovery
         ends_at = changed_at + self._list_lag
         try:
-            found = await self._scan(account, changed_at)
+            found = await self._scan(account, changed_at, MAX_ROLLBACK_SECONDS)
         except ProviderCallFailed as error:
             logger.warning("%s: %s", account, error, extra={"action": "batch_search_failed"})
         else:
@@ -153,10 +155,10 @@ class OrphanSearch:
         await self._store.server.set_recovery(account, recovery)
         return recovery
 
-    async def _scan(self, account: str, changed_at: float) -> ScanResult:
-        """Adopt the orphans that an account's list shows."""
+    async def _scan(self, account: str, changed_at: float, seconds: float) -> ScanResult:
+        """Adopt the orphans of the last seconds that an account's list shows."""
         provider, result = self._providers[account], ScanResult([], [])
-        since = await self._store.now() - MAX_ROLLBACK_SECONDS - CLOCK_SKEW_SECONDS
+        since = await self._store.now() - seconds - CLOCK_SKEW_SECONDS
         listed = [batch async for batch in scan_list(provider, since, MAX_PAGES)]
         jobs = [progress.job for progress in await self._store.live_jobs()]
         # The newest first: a request was ordered again because its earlier batch did not answer.

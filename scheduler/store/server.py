@@ -86,6 +86,8 @@ class Server:
         changed_at = float(stored.get("changed_at", 0))
         is_new = "run_id" not in stored
         went_back = fence < last_fence or stored.get("run_id") != run_id
+        if is_new:
+            await self.fleet_id()
         if is_new or went_back:
             changed_at = 0.0 if is_new else await self._now()
             await self._redis.hset(

@@ -106,7 +106,6 @@ class Process:
     async def _park(self) -> None:
         """Run messages as a worker does."""
         await self._store.server.look()  # as a worker does when it starts
-        await self._store.server.fleet_id()
         store = ParkingStore(self._store, self._bodies, self._lines, self._config)
         services.install(replace(services.current(), deferral_store=store))
         for message in self._order["messages"]:

@@ -5,6 +5,8 @@ A server of these tests' own is killed and starts from files that were copied be
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from scheduler.model.job import JobState
 from scheduler.store import keys
+from tests.support.batch_accounts import dialect
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.server_folder import server_folder
@@ -22,6 +25,8 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 HOUR = 3600
+#: The states of a job to which Redis goes back; None: its requests wait.
+MOMENTS: list[JobState | None] = [None, "PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED"]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +40,19 @@ def valkey_url(own_server: RedisServer) -> str:
     return own_server.url
 
 
-async def ordered(b: Bench, server: RedisServer, copy: Path, at: JobState | None) -> list[Any]:
-    """Order a batch; the server's files are copied when it is in a state, None: before its job."""
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """For the files of an earlier moment."""
+    return tmp_path / "copy"
+
+
+def actions(caplog: Any) -> list[str]:
+    return [getattr(record, "action", "") for record in caplog.records]
+
+
+async def order(b: Bench, server: RedisServer, copy: Path, at: JobState | None) -> list[Any]:
+    """Order a batch; the server's files are copied when its job is in a state."""
+    await b.scheduler.lane.start()
     results = await b.send(chat("a"), chat("b"))
     if at is None:
         server.save_files(copy)
@@ -46,25 +62,123 @@ async def ordered(b: Bench, server: RedisServer, copy: Path, at: JobState | None
         server.save_files(copy)
         b.clock.advance(31)
     await b.turn()
-    assert b.batches_created() == 1
-    return results
+    for _ in range(20):
+        if b.batches_created():
+            return results
+        await b.turn()
+    raise AssertionError("no batch was ordered")
 
 
-@pytest.mark.parametrize("at", [None, "PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED"])
-@pytest.mark.parametrize("ended", [False, True], ids=["live", "ended"])
+async def go_back(b: Bench, server: RedisServer, copy: Path) -> None:
+    """Take the server back; another scheduler starts."""
+    server.roll_back(copy)
+    shutil.rmtree(b.folder, ignore_errors=True)
+    b.scheduler = b.new_scheduler()
+    await b.scheduler.lane.start()
+
+
+async def answered_once(b: Bench, results: list[Any]) -> None:
+    """Assert that the lane answers both requests from one batch."""
+    await b.until_idle(60, 200)
+    texts = [completion.text for completion in await b.completions(results)]
+    assert texts == ["Simulated answer to: a", "Simulated answer to: b"]
+    assert (b.batches_created(), b.answered()) == (1, 2)
+    reserved: Any = b.redis.hvals(keys.RESERVED)
+    assert not any(map(int, reserved))
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure", "anthropic", "gemini"])
+@pytest.mark.parametrize("at", MOMENTS)
 async def test_a_redis_that_goes_back_after_the_order_adopts_the_batch(
-    opened: OpenBench, own_server: RedisServer, tmp_path: Path, at: JobState | None, ended: bool
+    opened: OpenBench, own_server: RedisServer, copy: Path, at: JobState | None, kind: str
 ) -> None:
-    async with opened(profile(in_progress=HOUR)) as b:
-        results = await ordered(b, own_server, tmp_path / "copy", at)
+    # Half of the batches have ended when Redis goes back.
+    ended = kind in ("azure", "gemini") or at == "PREPARED"
+    async with opened(profile(in_progress=HOUR), dialect=dialect(kind)) as b:
+        results = await order(b, own_server, copy, at)
         b.clock.advance(2 * HOUR if ended else 0)
-        own_server.roll_back(tmp_path / "copy")
-        b.scheduler = b.new_scheduler()
-        await b.until_idle(60, 200)
-        assert [completion.text for completion in await b.completions(results)] == [
-            "Simulated answer to: a",
-            "Simulated answer to: b",
-        ]
+        await go_back(b, own_server, copy)
+        await answered_once(b, results)
+
+
+async def test_a_batch_that_no_request_waits_for_is_cancelled(
+    opened: OpenBench, own_server: RedisServer, copy: Path, caplog: Any
+) -> None:
+    async with opened(profile(in_progress=HOUR * 10)) as b:
+        await b.scheduler.lane.start()
+        own_server.save_files(copy)
+        await b.send(chat("a"))
+        await b.turn()
         assert b.batches_created() == 1
-        assert b.answered() == 2
-        assert not any(map(int, b.redis.hvals(keys.RESERVED)))
+        await go_back(b, own_server, copy)
+        for _ in range(30):
+            await b.turn()
+        assert [batch.status for batch in await b.batches()] == ["cancelled"]
+        assert b.answered() == 0
+        assert actions(caplog).count("batch_orphan_abandoned") == 1
+
+
+async def test_an_emptied_redis_leaves_the_batches_of_before_alone_and_says_so(
+    opened: OpenBench, caplog: Any
+) -> None:
+    async with opened(profile(in_progress=HOUR * 10)) as b:
+        await b.send(chat("a"))
+        await b.turn()
+        b.redis.flushall()
+        for _ in range(30):
+            await b.turn()
+        assert [batch.status for batch in await b.batches()] == ["in_progress"]
+        assert actions(caplog).count("batch_of_another_fleet") == 1
+        results = await b.send(chat("b"))
+        await b.turn()
+        assert b.batches_created() == 2, "an emptied Redis has nothing to wait for"
+        await b.until_idle(HOUR)
+        assert (await b.completion(results[0])).text == "Simulated answer to: b"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("appendonly", "no"), ("user", "-info"), ("user", "-waitaof")]
+)
+async def test_a_server_that_cannot_confirm_or_be_known_has_the_list_read_before_each_batch(
+    opened: OpenBench, own_server: RedisServer, caplog: Any, option: str, value: str
+) -> None:
+    admin = own_server.client()
+    try:
+        if option == "user":
+            admin.acl_setuser("default", enabled=True, commands=[value])
+        else:
+            admin.config_set(option, value)
+        async with opened(profile()) as b:
+            for number in (1, 2):
+                await b.send(chat("a"))
+                await b.turn()
+                assert b.batches_created() == number
+                assert b.calls("batches.list") == {"200": number}
+        warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+        assert [getattr(r, "action", "") for r in warned] == (
+            [] if value == "-info" else ["redis_without_waitaof"]
+        )
+    finally:
+        admin.acl_setuser("default", enabled=True, commands=["+@all"])
+        admin.config_set("appendonly", "yes")
+        admin.close()
+
+
+async def test_a_batch_is_ordered_when_its_order_is_on_the_disk(
+    opened: OpenBench, own_server: RedisServer, copy: Path
+) -> None:
+    async with opened(profile()) as b:
+        await b.send(chat("a"))
+        provider: Any = b.scheduler.provider
+        create, seen = provider.create, list[str]()
+
+        async def look_first(*args: Any) -> Any:
+            own_server.save_files(copy)  # as a crash would leave them
+            seen.append(args[3])
+            return await create(*args)
+
+        provider.create = look_first
+        await b.turn()
+        (intent,) = seen
+        own_server.roll_back(copy)
+        assert b.redis.hget(keys.job(intent), "state") == "SUBMITTING"
