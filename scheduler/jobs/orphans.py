@@ -68,15 +68,14 @@ class OrphanSearch:
         self._list_lag = context.policy.list_lag
         self._config = config
         self._providers = providers
+        #: Whether the batches of other fleets are still to be reported.
+        self._is_new = False
         self._lines = BatchLines(context.folder)
 
     async def start(self) -> None:
-        """Say what Redis does not keep, and on a new Redis, which batches are another's."""
-        server = self._store.server
-        state = await server.look()
-        await server.is_on_disk()
-        if state.is_new:
-            await self._report_others()
+        """Say in the log when Redis cannot confirm what is on its disk."""
+        self._is_new = (await self._store.server.look()).is_new
+        await self._store.server.is_on_disk()
 
     async def recover(self) -> dict[str, Recovery]:
         """Search where a scan is due; return the searches that go on, by account.
@@ -84,7 +83,8 @@ class OrphanSearch:
         These accounts must not create a batch.
         """
         state = await self._store.server.look()
-        if state.is_emptied:
+        if self._is_new or state.is_emptied:
+            self._is_new = False
             await self._report_others()
         if not state.changed_at:
             return {}

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from primarch_fleet.redis_support import patient_async
 from scheduler.model.job import JobState
 from scheduler.store import keys
+from scheduler.store.store import Store
 from tests.support.batch_accounts import dialect
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
@@ -25,7 +27,7 @@ pytestmark = pytest.mark.anyio
 __all__ = ["fleet_app", "open_bench"]  # fixtures
 
 HOUR = 3600
-#: The states of a job to which Redis goes back; None: its requests wait.
+#: Redis goes back to these states of a job; None: its requests wait.
 MOMENTS: list[JobState | None] = [None, "PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED"]
 
 
@@ -87,13 +89,18 @@ async def answered_once(b: Bench, results: list[Any]) -> None:
     assert not any(map(int, reserved))
 
 
-@pytest.mark.parametrize("kind", ["openai", "azure", "anthropic", "gemini"])
-@pytest.mark.parametrize("at", MOMENTS)
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [
+        *(("openai", at) for at in MOMENTS),
+        *((kind, at) for kind in ("azure", "anthropic", "gemini") for at in (None, "UPLOADED")),
+    ],
+)
 async def test_a_redis_that_goes_back_after_the_order_adopts_the_batch(
     opened: OpenBench, own_server: RedisServer, copy: Path, at: JobState | None, kind: str
 ) -> None:
     # Half of the batches have ended when Redis goes back.
-    ended = kind in ("azure", "gemini") or at == "PREPARED"
+    ended = at in ("PREPARED", "UPLOADED")
     async with opened(profile(in_progress=HOUR), dialect=dialect(kind)) as b:
         results = await order(b, own_server, copy, at)
         b.clock.advance(2 * HOUR if ended else 0)
@@ -162,6 +169,57 @@ async def test_a_server_that_cannot_confirm_or_be_known_has_the_list_read_before
         admin.acl_setuser("default", enabled=True, commands=["+@all"])
         admin.config_set("appendonly", "yes")
         admin.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "confirms"),
+    [
+        ({"appendonly": "yes", "appendfsync": "always"}, True),
+        ({"appendonly": "yes", "appendfsync": "everysec"}, True),
+        ({"appendonly": "yes", "appendfsync": "no"}, None),
+        ({"appendonly": "no"}, None),
+    ],
+    ids=str,
+)
+async def test_the_disk_is_confirmed_where_the_server_syncs_it(
+    own_server: RedisServer,
+    options: dict[str, str],
+    confirms: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("scheduler.store.server.DISK_TIMEOUT_MS", 1500)
+    client, store = own_server.client(), Store(patient_async(own_server.url))
+    before: dict[str, Any] = {
+        name: client.config_get(name)[name] for name in ("appendonly", "appendfsync")
+    }
+    try:
+        for name, value in options.items():
+            client.config_set(name, value)
+        assert await store.server.is_on_disk() is confirms
+    finally:
+        for name, value in before.items():
+            client.config_set(name, value)
+        client.close()
+        await store.close_connections()
+
+
+async def test_a_disk_that_is_slow_for_once_delays_the_batch(
+    opened: OpenBench, own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin = own_server.client()
+    async with opened(profile()) as b:
+        await b.scheduler.lane.start()
+        results = await b.send(chat("a"))
+        monkeypatch.setattr("scheduler.store.server.DISK_TIMEOUT_MS", 50)
+        # As a disk that does not answer.
+        admin.config_set("appendfsync", "no")
+        await b.turn()
+        await b.turn()
+        assert (b.batches_created(), b.states()) == (0, ["UPLOADED"])
+        admin.config_set("appendfsync", "always")
+        await b.until_idle()
+        await b.settled(results, batches=1)
+    admin.close()
 
 
 async def test_a_batch_is_ordered_when_its_order_is_on_the_disk(
