@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
@@ -18,7 +19,7 @@ from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
 from primarch_fleet.outgoing import Ticket, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
-from primarch_fleet.results import reachable
+from primarch_fleet.results import CHECK_SECONDS, reachable
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
     MAX_CHUNKS_PER_READ,
@@ -277,11 +278,15 @@ class _ResultWaiter:
             )
 
     async def _read(self) -> None:
+        check_at = time.monotonic() + CHECK_SECONDS
         while True:
             try:
-                message = await self._pubsub.get_message(timeout=None)
+                message = await self._pubsub.get_message(timeout=CHECK_SECONDS)
                 if message is not None:
                     self._resolve(message["channel"].decode(), message["data"])
+                if time.monotonic() >= check_at:
+                    await self._check()
+                    check_at = time.monotonic() + CHECK_SECONDS
             except redis.RedisError as error:
                 logger.warning(
                     "results: connection lost, retrying in %s s: %s",
@@ -291,6 +296,12 @@ class _ResultWaiter:
                 )
                 await asyncio.sleep(RECONNECT_SECONDS)
                 await self._catch_up()
+
+    async def _check(self) -> None:
+        """Read every awaited result; see `results.wait_for`."""
+        if keys := list(self._waiters):
+            for key, text in zip(keys, await self._redis.mget(keys), strict=True):
+                self._resolve(key, text)
 
     async def _catch_up(self) -> None:
         """Read every awaited result: messages during a lost connection are lost."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -16,6 +18,9 @@ from redis.exceptions import NoPermissionError
 
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import FleetUnavailable, ResultTimeout
+
+#: Seconds between two reads of a result that is awaited.
+CHECK_SECONDS = 5.0
 
 
 def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any:
@@ -39,7 +44,7 @@ def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any
             task, [argument], queue=SCHEDULER_QUEUE, priority=EXPLICIT_HIGH_PRIORITY, declare=[]
         )
         try:
-            answer = wait_for(result, max(timeout, 0.01), message)  # 0 is no limit for Celery
+            answer = wait_for(result, timeout, message)
         finally:
             with suppress(NoPermissionError):  # it expires
                 result.forget()
@@ -49,12 +54,22 @@ def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any
 
 
 def wait_for(result: AsyncResult[Any], timeout: float | None, message: str) -> Any:
-    """Return a task's value or exception. Raises ResultTimeout with the message."""
-    try:
-        return result.get(timeout=timeout, propagate=False)
-    except CeleryTimeout:
-        cast(Any, result.backend).remove_pending_result(result)  # else Celery keeps it forever
-        raise ResultTimeout(message) from None
+    """Return a task's value or exception. Raises ResultTimeout with the message.
+
+    Celery waits for the message that announces the result. It may miss that message when it
+    connects again, or listen to a server that is no primary any more: so the stored result is read
+    every CHECK_SECONDS.
+    """
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        try:  # 0 is no limit for Celery
+            seconds = max(min(end - time.monotonic(), CHECK_SECONDS), 0.001)
+            return result.get(timeout=seconds, propagate=False)
+        except CeleryTimeout:
+            if time.monotonic() < end:
+                continue
+            cast(Any, result.backend).remove_pending_result(result)  # else Celery keeps it forever
+            raise ResultTimeout(message) from None
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from workers.observability.consumption import CONSUMPTION, ConsumptionStep
 from workers.observability.cost_recorder import RedisCostRecorder
 from workers.observability.fleet_keys import FleetKeys
 from workers.observability.heartbeat import Heartbeat
+from workers.observability.server_check import check_server
 from workers.observability.throughput import Throughput
 from workers.runtime import (
     event_loop,
@@ -112,10 +113,14 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
     url, catalogue = redis_url(), fleet_config().catalogue()
     redaction.hide({*fleet_config().secrets(), *passwords(url)})
     client = redis_support.once(url, text=False)
-    fleet_keys = redis_support.patiently(
-        lambda: _prepare_redis(url, client, catalogue),
-        worker_state.maybe_shutdown,  # as Celery's consumer does between two attempts
-    )
+    try:
+        fleet_keys = redis_support.patiently(
+            lambda: _prepare_redis(url, client, catalogue),
+            worker_state.maybe_shutdown,  # as Celery's consumer does between two attempts
+        )
+    except ConfigError as error:
+        logger.critical("%s", error, extra={"action": "redis_unsuitable"})
+        raise SystemExit(1) from None
     services = _start_services(url, catalogue)
     _serve_metrics(client, lane, queues, catalogue)
     heartbeat = Heartbeat(client, CONSUMPTION.queues, _throughput(lane, worker), fleet_keys.restore)
@@ -133,6 +138,7 @@ def _prepare_redis(url: str, client: redis.Redis, catalogue: Catalogue) -> Fleet
     CLOCK.measure(client.time)
     fleet_keys = FleetKeys(client, catalogue)
     fleet_keys.publish()
+    check_server(client)
     return fleet_keys
 
 
