@@ -33,6 +33,7 @@ from primarch_fleet.lane_health import (
     heartbeat_key,
     throughput_key,
 )
+from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_url import normalized
 from primarch_fleet.streaming import stream_key
 
@@ -86,6 +87,7 @@ def _producer(queues: Sequence[str]) -> str:
             _selector("+llen", _keys("%R~", [*lists, *(f"{name}??turns??*" for name in lists)])),
             _selector("+lrange", _keys("%R~", (f"{name}??turns" for name in lists))),
             _selector("+exists +set", _keys("%W~", [idempotency])),
+            _selector("+zadd +zscore +zmscore", _keys("~", [OPEN_KEY])),
             _selector("+get +mget +getrange", _keys("%R~", [_RESULT, _GROUP, CATALOGUE_KEY])),
             _selector("+xread", _keys("%R~", [stream_key("*")])),
             _selector("+exists", _keys("%R~", [heartbeat_key("*")])),

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import redis
 
@@ -15,8 +15,8 @@ from primarch_fleet import protocol, redis_support
 from primarch_fleet.budgets import Budget
 from primarch_fleet.client import MAX_READERS, Fleet
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import FleetError, FleetUnavailable, ResultTimeout
-from primarch_fleet.outgoing import Ticket, task_id
+from primarch_fleet.errors import FleetError, FleetUnavailable, ResultExpired, ResultTimeout
+from primarch_fleet.outgoing import OPEN_KEY, Ticket, is_registered, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
 from primarch_fleet.results import CHECK_SECONDS, reachable
@@ -232,7 +232,8 @@ class _ResultWaiter:
     def __init__(self, url: str, fleet: Fleet) -> None:
         self._redis = redis_support.subscriber_async(url, MAX_CONNECTIONS)
         self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        self._backend: Any = fleet.app.backend
+        self._backend = cast(Any, fleet.app.backend)
+        self._key_prefix = self._backend.get_key_for_task("-").decode().removesuffix("-")
         self._waiters: dict[str, set[asyncio.Future[Any]]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._subscribing = asyncio.Lock()
@@ -298,10 +299,16 @@ class _ResultWaiter:
                 await self._catch_up()
 
     async def _check(self) -> None:
-        """Read every awaited result; see `results.wait_for`."""
-        if keys := list(self._waiters):
-            for key, text in zip(keys, await self._redis.mget(keys), strict=True):
-                self._resolve(key, text)
+        """Read every awaited result; see `results.wait_for` and `results.check_stored`."""
+        if not (keys := list(self._waiters)):
+            return
+        ids = [key.removeprefix(self._key_prefix) for key in keys]
+        submitted_at = await self._redis.zmscore(OPEN_KEY, ids)
+        texts = await self._redis.mget(keys)
+        for key, one, at, text in zip(keys, ids, submitted_at, texts, strict=True):
+            self._resolve(key, text)
+            if text is None and at is None and is_registered(one):
+                self._fail(key, ResultExpired())
 
     async def _catch_up(self) -> None:
         """Read every awaited result: messages during a lost connection are lost."""
@@ -315,6 +322,11 @@ class _ResultWaiter:
                 error,
                 extra={"action": "results_catch_up_failed"},
             )
+
+    def _fail(self, key: str, error: FleetError) -> None:
+        for future in self._waiters.get(key, ()):
+            if not future.done():
+                future.set_exception(error)
 
     def _resolve(self, key: str, text: bytes | str | None) -> None:
         outcome = decode_result(self._backend, text)

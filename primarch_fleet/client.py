@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Self
 
 from celery import Celery
@@ -20,7 +21,7 @@ from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
-from primarch_fleet.results import reachable, wait_for
+from primarch_fleet.results import check_stored, reachable, wait_for
 from primarch_fleet.server_clock import ServerClock
 from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
 
@@ -170,6 +171,9 @@ class Fleet:
         Raises:
             ResultTimeout: No result within the timeout. The request continues.
             RequestFailed: The request has failed with this error.
+            ResultExpired: The result was stored and is gone: results are kept for three days. Or
+                Redis has lost the request. Not raised for ids of plain Celery producers and of
+                requests with an idempotency key, about which nothing is known.
             BodyUnavailable: The body could not be read; call `result` again.
             FleetUnavailable: The broker did not answer.
         """
@@ -253,7 +257,9 @@ class Fleet:
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
             message = f"no result within {timeout} s; the request continues"
-            outcome = wait_for(self._result(ticket), timeout, message)
+            result = self._result(ticket)
+            check = partial(check_stored, self._redis, result)
+            outcome = wait_for(result, timeout, message, check)
             return protocol.completion_or_raise(outcome)
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:

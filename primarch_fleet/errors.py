@@ -12,6 +12,7 @@
     │   ├── LaneUnavailable
     │   └── TenantLimited
     ├── ResultTimeout            no result yet; the request continues
+    ├── ResultExpired            the request has ended and its result is not stored any more
     ├── BodyUnavailable          the answer is stored outside Redis and could not be read
     ├── ConfigError              the operator's configuration is wrong
     └── RequestFailed            stored by a worker as the result of the task
@@ -112,6 +113,10 @@ class ResultTimeout(FleetError, TimeoutError):
     """The result is not available yet; the request continues, and result() may be called again."""
 
     retryable = True
+
+
+class ResultExpired(FleetError):
+    """The request has ended, or was lost in Redis, and its result is not stored any more."""
 
 
 class BodyUnavailable(FleetError):

@@ -15,6 +15,12 @@ from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.requests import Request
 from primarch_fleet.routing import LaneDecision
 
+#: The version of the UUIDs of tasks that are members of OPEN_KEY from their push to their outcome:
+#: RFC 9562 leaves it to applications. https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-8
+_REGISTERED_VERSION, _VERSION_BITS = 8, 0xF << 76
+#: Redis key of a zset: ids of tasks that were submitted and have no outcome yet, by the Unix
+#: seconds of their submit.
+OPEN_KEY = "fleet:open"
 _IDEMPOTENCY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
 
 
@@ -106,6 +112,14 @@ def task_id(ticket: Ticket | str) -> str:
     return ticket if isinstance(ticket, str) else ticket.id
 
 
+def is_registered(task_id: str) -> bool:
+    """Return whether a task was a member of OPEN_KEY from its push to its outcome, by its id."""
+    try:
+        return uuid.UUID(task_id).version == _REGISTERED_VERSION
+    except ValueError:
+        return False
+
+
 def _reservation(task_id: str, decision: LaneDecision) -> ReservationRequest:
     estimate, fallback = decision.estimate, decision.fallback
     if fallback is None:
@@ -117,6 +131,6 @@ def _reservation(task_id: str, decision: LaneDecision) -> ReservationRequest:
 def _task_id(request: Request) -> str:
     """A random id; with an idempotency key, always the same id for the same tenant and key."""
     if request.idempotency_key is None:
-        return str(uuid.uuid4())
+        return str(uuid.UUID(int=uuid.uuid4().int & ~_VERSION_BITS | _REGISTERED_VERSION << 76))
     name = f"{request.tenant_id}\n{request.idempotency_key}"
     return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, name))

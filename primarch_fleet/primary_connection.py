@@ -1,7 +1,7 @@
 """Connections that count as broken once their server is no primary any more.
 
 After a failover the address of Redis leads to the new primary, but connections to the old one may
-stay open: it refuses writes for ever, and answers reads with old data. So
+stay open: it refuses all writes, and answers reads with old data. So
 
 -   a refusal such as READONLY breaks the connection, and with it all connections of the process
     that were opened to that address before;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -250,7 +251,8 @@ def _push_arguments(step: _Step) -> tuple[list[str], list[Any]]:
     once = [message.idempotency_key for message, _ in step if message.idempotency_key]
     keys = [*once, *(encoded.list_key for _, encoded in step)]
     texts = [encoded.text for _, encoded in step]
-    return keys, [*texts, IDEMPOTENCY_TTL_SECONDS, len(once)]
+    ids = json.dumps([message.ticket.id for message, _ in step])
+    return keys, [*texts, ids, IDEMPOTENCY_TTL_SECONDS, len(once)]
 
 
 def _is_repeated(reply: list[Any] | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import NoPermissionError
 
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
-from primarch_fleet.errors import FleetUnavailable, ResultTimeout
+from primarch_fleet.errors import FleetUnavailable, ResultExpired, ResultTimeout
+from primarch_fleet.outgoing import OPEN_KEY, is_registered
 
 #: Seconds between two reads of a result that is awaited.
 CHECK_SECONDS = 5.0
@@ -53,12 +54,20 @@ def call_scheduler(app: Celery, task: str, argument: Any, timeout: float) -> Any
     return answer
 
 
-def wait_for(result: AsyncResult[Any], timeout: float | None, message: str) -> Any:
+def wait_for(
+    result: AsyncResult[Any],
+    timeout: float | None,
+    message: str,
+    check: Callable[[], None] = lambda: None,
+) -> Any:
     """Return a task's value or exception. Raises ResultTimeout with the message.
 
     Celery waits for the message that announces the result. It may miss that message when it
     connects again, or listen to a server that is no primary any more: so the stored result is read
     every CHECK_SECONDS.
+
+    Args:
+        check: Called after each wait without a result; raises an error if there will be none.
     """
     end = math.inf if timeout is None else time.monotonic() + timeout
     while True:
@@ -66,10 +75,25 @@ def wait_for(result: AsyncResult[Any], timeout: float | None, message: str) -> A
             seconds = max(min(end - time.monotonic(), CHECK_SECONDS), 0.001)
             return result.get(timeout=seconds, propagate=False)
         except CeleryTimeout:
+            check()
             if time.monotonic() < end:
                 continue
             cast(Any, result.backend).remove_pending_result(result)  # else Celery keeps it forever
             raise ResultTimeout(message) from None
+
+
+def check_stored(client: redis.Redis, result: AsyncResult[Any]) -> None:
+    """Raise ResultExpired if a task has had its outcome, and that is not stored any more.
+
+    Nothing is known about tasks that were not submitted by this package, or with an idempotency
+    key.
+    """
+    task_id = str(result.id)
+    if not is_registered(task_id) or client.zscore(OPEN_KEY, task_id) is not None:
+        return
+    # After the check above: the outcome is stored in one step with the end of the membership.
+    if not client.exists(cast(Any, result.backend).get_key_for_task(task_id)):
+        raise ResultExpired
 
 
 @contextmanager

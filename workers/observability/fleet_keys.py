@@ -14,13 +14,18 @@ import redis
 
 from config.settings import settings
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
+from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.server_clock import CLOCK
 from tasks.privacy import HASH_KEY, shared_key
 
 logger = logging.getLogger(__name__)
 
 #: Redis key of a string: when the worker started whose catalogue is published.
 VERSION_KEY = f"{CATALOGUE_KEY}:version"
+
+#: Seconds after which a submitted task without an outcome is forgotten: its message was lost.
+OPEN_SECONDS = 30 * 86_400
 
 _PUBLISH = LuaScript.load(Path(__file__).with_name("lua") / "publish_catalogue.lua")
 
@@ -49,6 +54,7 @@ class FleetKeys:
         Raises:
             redis.RedisError: The call may be repeated.
         """
+        self._redis.zremrangebyscore(OPEN_KEY, 0, int(CLOCK.timestamp()) - OPEN_SECONDS)
         if not self._publish(""):
             return
         if self._hash_key is not None:

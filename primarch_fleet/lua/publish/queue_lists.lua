@@ -2,7 +2,8 @@
 -- KEYS[...]  once: string, the idempotency keys of some messages; each exists once its message was
 --            pushed
 -- KEYS[...]  lists: list, for each message the list of its queue; the last KEYS
--- ARGV[...]  messages: string, in the order of the lists; before the last two arguments
+-- ARGV[...]  messages: string, in the order of the lists; before the last three arguments
+-- ARGV[...]  ids: JSON, the ids of the tasks; they become members of OPEN
 -- ARGV[...]  TTL: seconds of an idempotency key
 -- ARGV[...]  count: how many idempotency keys there are; the last argument
 
@@ -20,6 +21,9 @@ local function memory_percent_above(share)
   end
 end
 
+-- zset: ids of tasks that were submitted and have no outcome yet, by the Unix seconds of the submit
+local OPEN = 'fleet:open'
+
 local once = tonumber(ARGV[#ARGV])
 
 -- Whether one of the messages was pushed before, under its idempotency key. `keys` precede the
@@ -29,8 +33,12 @@ local function pushed_before(keys)
 end
 
 local function push(keys)
+  local now = redis.call('TIME')[1]
+  for _, id in ipairs(cjson.decode(ARGV[#ARGV - 2])) do
+    redis.call('ZADD', OPEN, now, id) -- first: no message may lack it
+  end
   for i = #KEYS - keys - once - 1, 0, -1 do
-    redis.call('LPUSH', KEYS[#KEYS - i], ARGV[#ARGV - 2 - i])
+    redis.call('LPUSH', KEYS[#KEYS - i], ARGV[#ARGV - 3 - i])
   end
   for i = keys + 1, keys + once do
     redis.call('SET', KEYS[i], '', 'EX', ARGV[#ARGV - 1])

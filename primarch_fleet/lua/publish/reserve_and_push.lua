@@ -10,7 +10,7 @@
 -- uses}, or {'repeated'} if a message was pushed before; nothing was reserved or pushed then.
 
 local messages = #KEYS - 5 - once
-local max_share = #ARGV - 2 - messages
+local max_share = #ARGV - 3 - messages
 local percent = memory_percent_above(ARGV[max_share])
 if percent then
   return { 'redis_full', percent }

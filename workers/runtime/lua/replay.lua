@@ -8,6 +8,8 @@
 -- ARGV[2]  message: string, for the queue; empty to drop it
 -- Returns 1, or 0 if another operator was first; nothing has changed then.
 
+-- zset: ids of tasks that were submitted and have no outcome yet
+local OPEN = 'fleet:open'
 local FAILURE = '{"status": "FAILURE"' -- Celery encodes the state first
 
 if not remove_letter(KEYS[1], KEYS[2], ARGV[1]) then
@@ -16,6 +18,7 @@ end
 if ARGV[2] ~= '' then
   if redis.call('GETRANGE', KEYS[4], 0, #FAILURE - 1) == FAILURE then
     redis.call('DEL', KEYS[4]) -- a stored outcome is final: the next one could not be stored
+    redis.call('ZADD', OPEN, redis.call('TIME')[1], (string.gsub(KEYS[4], '^celery%-task%-meta%-', '')))
   end
   redis.call('LPUSH', KEYS[3], ARGV[2])
 end

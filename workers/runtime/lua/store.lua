@@ -6,14 +6,17 @@
 -- ARGV[1]  result: string, the encoded result
 -- ARGV[2]  TTL: seconds for which it is stored; 0 for no limit
 -- ARGV[3]  mark TTL: seconds for which the mark is still needed; empty if messages may still wait
--- ARGV[4]  task: string, the task's id, only if it fails
--- ARGV[...]  ledgers: string, the beginnings of the keys of a ledger, which the tenant's name ends
+-- ARGV[4]  task: string, the task's id
+-- ARGV[...]  ledgers: string, the beginnings of the keys of a ledger, which the tenant's name ends;
+--            only if the task fails
 -- Returns 1; 0 if an outcome is stored, -1 if a value is stored that is not a result in JSON; nothing
 -- has changed then.
 
+-- zset: ids of tasks that were submitted and have no outcome yet
+local OPEN = 'fleet:open'
 local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true }
 
-local tenant = ARGV[4] and redis.call('GET', PAYER .. ARGV[4])
+local tenant = ARGV[5] and redis.call('GET', PAYER .. ARGV[4])
 if tenant then
   LEDGER = {}
   for i = 5, #ARGV do
@@ -37,6 +40,9 @@ else
   redis.call('SET', KEYS[1], ARGV[1])
 end
 redis.call('PUBLISH', KEYS[2], ARGV[1])
+if FINAL[string.match(ARGV[1], '^{"status": "([^"]+)"')] then
+  redis.call('ZREM', OPEN, ARGV[4])
+end
 if ARGV[3] ~= '' then
   redis.call('EXPIRE', KEYS[3], ARGV[3])
 end
