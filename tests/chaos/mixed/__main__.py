@@ -54,9 +54,9 @@ def _options() -> argparse.Namespace:
     add = parser.add_argument
     add("--side", action="append", choices=SIDES, help="default: both")
     add("--faults", type=int, default=1_000, help="on each side; default: %(default)s")
-    add("--seconds", type=float, default=1_800, help="at most; default: %(default)s")
+    add("--seconds", type=float, default=1_200, help="at most; default: %(default)s")
     add("--seed", type=int, default=secrets.randbelow(10**6), help="default: random")
-    add("--interval", type=float, default=0.7, help="mean seconds between two faults")
+    add("--interval", type=float, default=0.4, help="mean seconds between two faults")
     add("--only", default="", metavar="TEXT", help="faults whose name has this text")
     add("--json", type=Path, metavar="FILE", help="write the figures of each side there")
     add("--keep", type=Path, metavar="FOLDER", help="an empty folder for logs and journals")

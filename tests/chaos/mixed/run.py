@@ -63,7 +63,7 @@ class Plan:
     faults: int
     seconds: float
     #: Mean seconds between two faults.
-    interval: float = 0.7
+    interval: float = 0.4
     #: Requests at once of each of the two producers.
     threads: int = 24
 
