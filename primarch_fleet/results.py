@@ -92,7 +92,7 @@ def check_stored(client: redis.Redis, result: AsyncResult[Any]) -> None:
     if not is_registered(task_id) or client.zscore(OPEN_KEY, task_id) is not None:
         return
     # After the check above: the outcome is stored in one step with the end of the membership.
-    if not client.exists(cast(Any, result.backend).get_key_for_task(task_id)):
+    if not client.getrange(cast(Any, result.backend).get_key_for_task(task_id), 0, 0):
         raise ResultExpired
 
 

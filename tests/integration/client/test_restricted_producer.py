@@ -10,11 +10,13 @@ import pytest
 import redis
 
 from config import acl
-from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet import CompletionRequest, Fleet, results
 from primarch_fleet.budgets import ledger_keys
+from primarch_fleet.errors import ResultExpired
 from primarch_fleet.lane_health import LaneMonitor
+from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_support import is_not_permitted
-from tests.support.producer import CATALOGUE
+from tests.support.producer import CATALOGUE, request
 from tests.support.redis_server import DURABLE, RedisServer
 
 QUEUES = ("realtime", "batch", "scheduler", "local.m[1]")
@@ -77,6 +79,17 @@ def test_a_producer_submits_without_the_ledger(server: Server) -> None:
     assert server.admin.keys("fleet:budget:*") == []  # the workers reserve
 
 
+def test_a_producer_learns_that_a_result_is_gone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "CHECK_SECONDS", 0.1)
+    with Fleet(server.urls["producer"]) as fleet:
+        ticket = fleet.submit(request())
+        server.admin.zrem(OPEN_KEY, ticket.id)
+        with pytest.raises(ResultExpired):
+            fleet.result(ticket, 5.0)
+
+
 def test_a_producer_sees_how_many_messages_wait_but_not_since_when(
     server: Server, producer: Any
 ) -> None:
@@ -123,6 +136,8 @@ HOSTILE = [
     ("LRANGE", "fleet:dead_letters", "0", "-1"),
     ("HGETALL", "fleet:leases"),
     ("ZRANGE", "fleet:leased_tasks", "0", "-1"),
+    ("ZRANGE", OPEN_KEY, "0", "-1"),
+    ("ZREM", OPEN_KEY, "others"),
     # money
     ("HGETALL", LEDGER),
     ("HSET", LEDGER, "x", "0"),
