@@ -5,6 +5,7 @@ ENGINE := .venv-engine
 AUTOBATCHER := .venv-autobatcher
 AIMOCK := .aimock
 NEXT   := .venv-next
+AUDIT  := .venv-audit
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 REALTIME ?= 1
@@ -33,7 +34,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -127,15 +128,25 @@ bench-affinity: engine  ## prefix-cache hits of two workers, with affinity and w
 tune: $(VENV)/.fleet  ## measure max_num_seqs for a p95 latency: make tune LATENCY=1.0 ARGS="--engine MODEL"
 	$(or $(FLEET_ENGINE_PYTHON),$(wildcard $(ENGINE)/bin/python),$(BIN)/python) -m workers.local.tune --latency $(LATENCY) $(ARGS)
 
+# pip-audit alone would pass what it could not look up, and end with a traceback without a network.
+audit: $(AUDIT)/.done  ## compare the locked dependencies with OSV's advisories; the SBOM of the fleet in dist/
+	@$(BIN)/python -c 'import urllib.request as r; r.urlopen("https://api.osv.dev/v1/query", b"{\"package\": {\"name\": \"celery\", \"ecosystem\": \"PyPI\"}}", 20)' 2>/dev/null \
+	  || { echo 'audit: api.osv.dev is not reachable: nothing was checked' >&2; exit 1; }
+	@mkdir -p dist
+	$(PIP_AUDIT) -r requirements/fleet.lock --format cyclonedx-json --output dist/fleet.cdx.json
+	$(PIP_AUDIT) -r requirements/dev.lock
+PIP_AUDIT = $(AUDIT)/bin/pip-audit --vulnerability-service osv --strict --disable-pip --require-hashes --progress-spinner off
+
 lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 	$(UV) pip compile pyproject.toml --group fleet $(LOCK) -o requirements/fleet.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev -c requirements/fleet.lock $(LOCK) -o requirements/dev.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev --group engine -c requirements/dev.lock $(LOCK) -o requirements/engine.lock
+	echo pip-audit==2.10.1 | $(UV) pip compile - $(LOCK) -o requirements/audit.lock
 	echo autobatcher==0.12.0 | $(UV) pip compile - $(LOCK) -o requirements/autobatcher.lock
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## remove the environments and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) .fleet site mutants
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) $(AUDIT) .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
@@ -156,6 +167,12 @@ $(AIMOCK)/.installed: tests/aimock/package-lock.json
 	@mkdir -p $(AIMOCK)
 	@cp tests/aimock/package.json tests/aimock/package-lock.json $(AIMOCK)
 	npm ci --prefix $(AIMOCK) --cache $(AIMOCK)/.cache --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+# In an environment of its own: its dependencies are not those of the fleet.
+$(AUDIT)/.done: requirements/audit.lock $(VENV)/bin/uv
+	$(PYTHON) -m venv $(AUDIT)
+	$(INSTALL) $(AUDIT)/bin/python -r $<
 	@touch $@
 
 # The package that `make bench-batch` compares with; never in the fleet's own environment.
