@@ -13,7 +13,7 @@ AS_OF = "November 2026"
 #: Server -> series -> first patch release that has all fixes. Series that are not listed get no
 #: fixes any more, unless they are newer than all of these.
 #: https://github.com/redis/redis/releases, https://github.com/valkey-io/valkey/releases
-_FLOORS: Mapping[str, Mapping[tuple[int, int], int]] = {
+FLOORS: dict[str, Mapping[tuple[int, int], int]] = {
     "redis": {
         (6, 2): 23,
         (7, 2): 15,
@@ -30,7 +30,7 @@ _FLOORS: Mapping[str, Mapping[tuple[int, int], int]] = {
 class ServerVersion(NamedTuple):
     """The version of a server."""
 
-    #: "redis" or "valkey"; others are not checked.
+    #: "redis" or "valkey"; empty if the server does not tell its version.
     name: str = ""
     numbers: tuple[int, ...] = ()
 
@@ -39,11 +39,12 @@ class ServerVersion(NamedTuple):
         """Read the reply of INFO. Valkey also reports a version of Redis, which it resembles."""
         name = "valkey" if "valkey_version" in reply else "redis"
         text = str(reply.get(f"{name}_version") or "")
-        return cls(name, tuple(int(part) for part in text.split(".") if part.isdecimal()))
+        numbers = tuple(int(part) for part in text.split(".") if part.isdecimal())
+        return cls(name, numbers) if numbers else cls()
 
     def advice(self) -> str:
         """Return what to upgrade to because of known vulnerabilities; "" if none is known."""
-        floors = _FLOORS.get(self.name, {})
+        floors = FLOORS.get(self.name, {})
         if len(self.numbers) < 3 or not floors:
             return ""
         series, patch = (self.numbers[0], self.numbers[1]), self.numbers[2]

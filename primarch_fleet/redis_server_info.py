@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Self
 import redis
 import redis.asyncio
 
+from primarch_fleet.redis_advisories import ServerVersion
+
 #: Versions since which the command WAITAOF exists.
 #: https://redis.io/docs/latest/commands/waitaof/, https://valkey.io/commands/waitaof/
 WAITAOF_SINCE = (7, 2)
@@ -21,12 +23,14 @@ class ServerInfo(NamedTuple):
 
     #: Changes with each start of a server, and so with each failover and restored backup.
     run_id: str
-    #: The version of Redis' protocol and commands; Valkey's own is not of interest.
+    #: The version of Redis' protocol and commands, which Valkey reports too.
     redis_version: tuple[int, ...]
     #: Whether the server writes an append-only file.
     appendonly: bool
     #: Which keys it removes when its memory is full, such as "noeviction".
     eviction_policy: str
+    #: The server's own name and version.
+    version: ServerVersion = ServerVersion()
 
     @property
     def has_waitaof(self) -> bool:
@@ -42,6 +46,7 @@ class ServerInfo(NamedTuple):
             redis_version=tuple(int(part) for part in version.split(".") if part.isdecimal()),
             appendonly=bool(reply.get("aof_enabled")),
             eviction_policy=str(reply.get("maxmemory_policy") or ""),
+            version=ServerVersion.parse(reply),
         )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from config.settings import ROOT
-from primarch_fleet.redis_advisories import _FLOORS, AS_OF, ServerVersion
+from primarch_fleet.redis_advisories import AS_OF, FLOORS, ServerVersion
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_version_below_the_floor_of_its_series_has_advice(
 def test_the_security_page_names_the_same_versions() -> None:
     page = (ROOT / "SECURITY.md").read_text()
     assert AS_OF in page
-    for name, floors in _FLOORS.items():
+    for name, floors in FLOORS.items():
         row = next(line for line in page.splitlines() if line.lower().startswith(f"| {name} |"))
         for (major, minor), patch in floors.items():
             assert f"{major}.{minor}.{patch}" in row

@@ -27,6 +27,8 @@ def risks(info: ServerInfo) -> list[str]:
 def check_server(client: redis.Redis) -> None:
     """Log one warning if the server may lose requests or results, or if that cannot be read.
 
+    Log another one if its version has known vulnerabilities.
+
     Raises:
         redis.ConnectionError: Or redis.TimeoutError: the server did not answer.
     """
@@ -39,3 +41,5 @@ def check_server(client: redis.Redis) -> None:
     elif found := risks(info):
         text = "Redis may lose requests and results: %s"
         logger.warning(text, "; ".join(found), extra={"action": "redis_unsafe"})
+    if info is not None and (advice := info.version.advice()):
+        logger.warning("%s: SECURITY.md", advice, extra={"action": "redis_outdated"})
