@@ -41,7 +41,7 @@ class _Node:
     """What the connections below know about their server."""
 
     connected_at = 0.0
-    #: Whether a server that is out of memory counts as one that cannot be reached.
+    #: Whether a full server counts as an unreachable server.
     waits_for_memory = False
     #: When the role was asked for.
     checked_at = 0.0
@@ -206,8 +206,8 @@ def primary_class(kind: Any, *, waits_for_memory: bool = False) -> Any:
 
     Args:
         kind: Returned as it is if it is one already.
-        waits_for_memory: A server that is out of memory counts as one that cannot be reached, for
-            clients who then wait and try again.
+        waits_for_memory: A full server counts as an unreachable server, for clients who then wait
+            and try again.
     """
     if issubclass(kind, _Node):
         return kind
