@@ -63,7 +63,7 @@ def test_a_lane_that_is_started_alone_answers_requests(
             assert (receipt.lane, receipt.requested_model) == (lane, model)
 
 
-def test_a_batch_worker_and_beat_whose_clocks_differ_by_minutes_complete_a_batch_request(
+def test_a_batch_worker_and_two_beats_whose_clocks_differ_by_minutes_complete_a_request_once(
     start_worker: StartWorker, store: redis.Redis, valkey_url: str, tmp_path: Path
 ) -> None:
     with Simulator(Profile(batch=FAST_BATCH)) as simulator:
@@ -84,6 +84,7 @@ def test_a_batch_worker_and_beat_whose_clocks_differ_by_minutes_complete_a_batch
         with (
             start_worker("batch1", app=command("batch"), env=env | host_clock(tmp_path / "w", 240)),
             beat(env | host_clock(tmp_path / "b", -240)),
+            beat(env | {"FLEET_DATA_DIR": str(tmp_path / "second")}),
             Fleet(valkey_url) as fleet,
         ):
             request = CompletionRequest(
