@@ -72,7 +72,7 @@ class WebhookReceiver:
 
     Args:
         store: The store of the batch lane.
-        secrets: By provider name, see `webhook_secrets`.
+        secrets: By provider name, each one secret or several: see `webhook_secrets`.
         request_poll: Makes a batch worker poll the due jobs. May raise FleetUnavailable.
     """
 
@@ -131,14 +131,24 @@ class WebhookReceiver:
 
     def _verified_event(self, body: bytes, request: web.Request, secret: str) -> WebhookEvent:
         try:
-            self._sdk.verify_signature(
-                body, dict(request.headers), secret=secret, tolerance=TIMESTAMP_TOLERANCE_SECONDS
-            )
+            self._verify(body, dict(request.headers), secret.split())
             return WebhookEvent.model_validate_json(body)
         except ValidationError:
             raise web.HTTPBadRequest(text="the body is not an event") from None
         except (ValueError, TypeError) as error:  # TypeError: a signature that is not ASCII
             raise web.HTTPBadRequest(text=f"bad signature: {error}") from None
+
+    def _verify(self, body: bytes, headers: dict[str, str], secrets: list[str]) -> None:
+        """Check the signature with the first secret; with the next one if it does not match."""
+        first, *others = secrets
+        try:
+            self._sdk.verify_signature(
+                body, headers, secret=first, tolerance=TIMESTAMP_TOLERANCE_SECONDS
+            )
+        except (ValueError, TypeError):
+            if not others:
+                raise
+            self._verify(body, headers, others)
 
     async def _make_batch_due(self, provider: str, event: WebhookEvent) -> None:
         # Reads all live jobs. A batch has one event at most, and providers take 2,000 batches an
@@ -154,6 +164,9 @@ class WebhookReceiver:
 def webhook_secrets(config: FleetConfig) -> dict[str, str]:
     """The webhook secrets by provider name, of the providers that have one.
 
+    A variable may hold several secrets, separated by spaces: while a secret is replaced, the new
+    and the old one are valid.
+
     Raises:
         ConfigError: No provider has a secret, or an environment variable is missing or malformed;
             the text names it.
@@ -167,16 +180,20 @@ def webhook_secrets(config: FleetConfig) -> dict[str, str]:
 
 def _read_secret(provider: str, reference: str) -> str:
     variable = reference.removeprefix(ENVIRONMENT_PREFIX)
-    secret = os.environ.get(variable, "")
-    if not secret:
+    secrets = os.environ.get(variable, "").split()
+    if not secrets:
         raise ConfigError(f"{variable}: not set; it must hold the webhook_secret of {provider}")
+    if not all(map(_is_secret, secrets)):
+        raise ConfigError(f"{variable}: a webhook secret must be {KEY_PREFIX} and base64")
+    return " ".join(secrets)
+
+
+def _is_secret(text: str) -> bool:
     key = b""
     with suppress(ValueError):
-        key = base64.b64decode(secret.removeprefix(KEY_PREFIX), validate=True)
+        key = base64.b64decode(text.removeprefix(KEY_PREFIX), validate=True)
     # A signature with an empty key proves nothing.
-    if not key or not secret.startswith(KEY_PREFIX):
-        raise ConfigError(f"{variable}: a webhook secret must be {KEY_PREFIX} and base64")
-    return secret
+    return bool(key) and text.startswith(KEY_PREFIX)
 
 
 async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:

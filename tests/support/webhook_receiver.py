@@ -69,7 +69,7 @@ async def receiver(
     with Fleet(bench.url) as fleet:
         webhooks = WebhookReceiver(
             store or bench.scheduler.store,
-            {"openai": SECRET, "other": OTHER_SECRET},
+            {"openai": SECRET, "other": OTHER_SECRET, "rotating": f"{OTHER_SECRET} {SECRET}"},
             request_poll or poll_requester(fleet.app),
         )
         runner = web.AppRunner(webhooks.application(), access_log=None)

@@ -87,6 +87,19 @@ async def test_an_event_of_another_provider_with_the_same_batch_id_changes_nothi
         assert (answer.status_code, await b.scheduler.store.due_jobs()) == (204, [])
 
 
+async def test_the_new_and_the_old_secret_are_valid_while_it_is_replaced(
+    opened: OpenBench,
+) -> None:
+    async with opened() as b, receiver(b) as r:
+        body = event("batch_unknown")
+        third = "whsec_" + "dGhpcmQ="
+        statuses = [
+            (await r.post(body, signed(secret, "wh_1", body), "rotating")).status_code
+            for secret in (SECRET, OTHER_SECRET, third)
+        ]
+    assert statuses == [204, 204, 400]
+
+
 async def test_an_invalid_webhook_is_refused_and_no_secret_is_logged(
     opened: OpenBench, caplog: Any
 ) -> None:
@@ -172,6 +185,7 @@ async def test_an_event_gets_503_while_redis_is_down_and_is_accepted_later(
         ("whsec_", "HOOK: a webhook secret must be"),
         ("whsec_%%%", "HOOK: a webhook secret must be"),
         ("c2VjcmV0", "HOOK: a webhook secret must be"),
+        (f"{SECRET} c2VjcmV0", "HOOK: a webhook secret must be"),
     ],
 )
 def test_a_missing_or_malformed_secret_is_a_configuration_error(
@@ -187,6 +201,8 @@ def test_a_missing_or_malformed_secret_is_a_configuration_error(
 def test_providers_without_a_secret_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK", SECRET)
     assert webhook_secrets(with_secret()) == {"openai": SECRET}
+    monkeypatch.setenv("HOOK", f" {SECRET}\n{OTHER_SECRET} ")
+    assert webhook_secrets(with_secret()) == {"openai": f"{SECRET} {OTHER_SECRET}"}
     with pytest.raises(ConfigError, match="set the webhook_secret"):
         webhook_secrets(config())
 
