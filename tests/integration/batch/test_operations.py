@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from celery import Celery, chord
 from celery.result import AsyncResult
 
 from primarch_fleet import errors
+from primarch_fleet.cancellation import mark_key
 from primarch_fleet.money import NANOS_PER_DOLLAR
 from scheduler import metrics
 from scheduler.admin.operations import BatchNotCancelled, Operations
@@ -17,7 +19,7 @@ from scheduler.completion.withdrawal import CANCELLED
 from scheduler.model.job import Location
 from scheduler.model.jsonl import request_id
 from scheduler.model.outcomes import RequestOutcome
-from scheduler.store.keys import PREFIX
+from scheduler.store.keys import PREFIX, REQUESTS
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault
 
@@ -64,6 +66,19 @@ async def test_a_waiting_request_is_cancelled_and_never_sent(opened: OpenBench) 
         assert b.simulator.invoice()["requests"] == 1
         (waiting,) = [await b.scheduler.store.backlog(g) for g in await b.scheduler.store.groups()]
         assert (waiting.requests, waiting.inputs, waiting.size_bytes) == (0, 0, 0)
+
+
+async def test_a_request_that_was_cancelled_before_it_is_parked_stays_out(
+    opened: OpenBench,
+) -> None:
+    async with opened(max_wait=300) as b:
+        task_id = str(uuid.uuid4())
+        b.redis.set(mark_key(task_id), "waiting")
+        (result,) = await b.send(chat("cancelled meanwhile"), task_id=task_id)
+        assert await is_cancelled(b, result)
+        assert not b.redis.hexists(REQUESTS, request_id(task_id))
+        await b.until_idle(300)
+        assert b.simulator.invoice()["requests"] == 0
 
 
 async def test_a_request_of_a_job_that_is_not_uploaded_is_cancelled(opened: OpenBench) -> None:

