@@ -47,7 +47,8 @@ class AsyncFleet:
     `await close()`.
 
     Args:
-        url: The fleet's broker, the FLEET_REDIS_URL of its workers.
+        url: The fleet's broker, the FLEET_REDIS_URL of its workers, or that of a producer's user.
+            With `rediss://` the server's certificate is verified.
         timeout: Seconds after which a broker that does not answer is an error.
     """
 

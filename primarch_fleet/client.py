@@ -38,7 +38,8 @@ class Fleet:
     `close()`.
 
     Args:
-        url: The fleet's broker, the FLEET_REDIS_URL of its workers.
+        url: The fleet's broker, the FLEET_REDIS_URL of its workers, or that of a producer's user.
+            With `rediss://` the server's certificate is verified.
         timeout: Seconds after which a broker that does not answer is an error.
         clock: Returns the current time with a time zone; by default it is that of Redis.
     """
