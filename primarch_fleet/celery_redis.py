@@ -15,6 +15,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
 from primarch_fleet.primary_connection import primary_class
+from primarch_fleet.queues import purge
 from primarch_fleet.redis_url import normalized
 
 
@@ -39,9 +40,15 @@ class PrimaryChannel(kombu_redis.Channel):
 
     connection_class = primary_class(redis.Connection)
     connection_class_ssl = primary_class(redis.SSLConnection)
+    conn_or_acquire: Any
+
+    def _purge(self, queue: str) -> int:
+        """Drop the messages of a queue, also those that workers have sorted by tenant."""
+        with self.conn_or_acquire() as client:
+            return purge(client, queue)
 
 
-class PatientChannel(kombu_redis.Channel):
+class PatientChannel(PrimaryChannel):
     """kombu's Redis channel of a worker: it publishes later what a full server refuses.
 
     Retries, links and chords belong to requests that were accepted.
@@ -64,9 +71,8 @@ def broker_url(url: str) -> str:
 
 
 def use_in_this_process() -> None:
-    """Let kombu's transports for `redis://` and `rediss://` use a patient channel's connections."""
-    kombu_redis.Channel.connection_class = PatientChannel.connection_class
-    kombu_redis.Channel.connection_class_ssl = PatientChannel.connection_class_ssl
+    """Let kombu's transports for `redis://` and `rediss://` use a patient channel."""
+    kombu_redis.Transport.Channel = PatientChannel
 
 
 TRANSPORT_ALIASES["primaryredis"] = TRANSPORT_ALIASES["primaryrediss"] = (

@@ -24,6 +24,7 @@ _LUA = Path(__file__).with_name("lua") / "queue"
 TURNS = _LUA / "turns.lua"
 #: The part by which scripts read a message's headers.
 HEADERS = _LUA / "headers.lua"
+_PURGE = LuaScript.load(TURNS, _LUA / "purge.lua")
 _COUNT_WAITING = LuaScript.load(TURNS, HEADERS, _LUA / "count_waiting.lua")
 
 
@@ -82,3 +83,8 @@ def count_waiting(client: Any, queue: str, *, read_messages: bool = True) -> Any
     header = f'"{protocol.SUBMITTED_AT}"' if read_messages else ""
     arguments = [header, MAX_SCANNED_TENANTS]
     return _COUNT_WAITING.run(client, priority_lists(queue), arguments)
+
+
+def purge(client: Any, queue: str) -> int:
+    """Drop the messages that wait in a queue, and return their number."""
+    return int(_PURGE.run(client, priority_lists(queue), []))

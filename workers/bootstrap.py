@@ -38,11 +38,13 @@ from workers.observability.heartbeat import Heartbeat
 from workers.observability.server_check import check_server
 from workers.observability.throughput import Throughput
 from workers.runtime import (
+    commands,  # noqa: F401 - registers our commands in place of Celery's
     event_loop,
     logs,  # noqa: F401 - protects the handlers that Celery sets up
     result_backend,
-    revoke,  # noqa: F401 - registers our revoke command in place of Celery's
+    revoke,  # noqa: F401 - the same
     transport,
+    worker_options,  # noqa: F401 - checks the options of a worker that starts
 )
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
     app.control_cls = "workers.runtime.control_replies:Control"
     app.conf.update(
         fleet_lane=lane,
+        fleet_queues=queues,
         task_queues=[Queue(name) for name in queues],
         broker_read_url=transport.leased_url(url),
         broker_write_url=url,

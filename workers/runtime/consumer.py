@@ -58,6 +58,10 @@ class Consumer(CeleryConsumer):
     def __init__(self, on_task_request: Callable[[Request], None], **options: Any) -> None:
         # The boot steps of Celery's consumer, below, make the node of the control commands.
         options["app"].control.mailbox.node_cls = ControlNode
+        if options["app"].conf.worker_disable_prefetch:  # Celery's check comes after a fetch
+            controller: Any = options["controller"]
+            places = controller.max_concurrency or controller.concurrency
+            options |= {"initial_prefetch_count": places, "prefetch_multiplier": 1}
         super().__init__(self.receive, **options)
         self._start_task = on_task_request
         self._forgotten: Set[str] = frozenset()  # leases without a holder at the last look
@@ -155,6 +159,7 @@ class Consumer(CeleryConsumer):
             return  # no limit
         autoscaler = self.controller.autoscaler
         places = autoscaler.max_concurrency + index if autoscaler else self.pool.num_processes
+        places = max(1, places)  # 0 would be no limit
         change = places * self.prefetch_multiplier - self.initial_prefetch_count
         self.initial_prefetch_count += change
         if change < 0:

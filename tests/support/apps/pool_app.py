@@ -16,7 +16,12 @@ from kombu.asynchronous import get_event_loop
 
 from primarch_fleet import celery_redis
 from tasks.base import AsyncTask
-from workers.runtime import result_backend, transport
+from workers.runtime import (
+    commands,  # noqa: F401 - as in a lane's worker
+    result_backend,
+    transport,
+    worker_options,  # noqa: F401 - as in a lane's worker
+)
 
 URL = os.environ["FLEET_TEST_URL"]
 _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
@@ -31,6 +36,7 @@ app.conf.update(
     worker_consumer="workers.runtime.consumer:Consumer",
     task_acks_late=True,
     worker_prefetch_multiplier=1,
+    worker_disable_prefetch="FLEET_TEST_DISABLE_PREFETCH" in os.environ,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_enable_prefetch_count_reduction=False,
     broker_connection_retry_on_startup=True,
@@ -192,3 +198,14 @@ async def fail_outside(self: AsyncTask) -> None:
     _redis.rpush("runs", str(self.request.id))
     self.request.errbacks = [{"task": "celery.chord", "args": 5}]
     raise ValueError("inside")
+
+
+@app.task(acks_late=False)
+async def acknowledge_early(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "rested"
+
+
+@app.task(acks_on_failure_or_timeout=False)
+async def fail_without_ack() -> None:
+    raise ValueError("failed")

@@ -1,0 +1,60 @@
+"""Options of `celery worker` that this fleet refuses when a worker starts, each with its reason.
+
+Importing this module connects the check to every worker of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from celery.concurrency import get_implementation
+from celery.signals import worker_init
+
+from workers.runtime.pool import TaskPool
+
+
+def _other_pool(worker: Any) -> bool:
+    return not issubclass(get_implementation(worker.pool_cls), TaskPool)
+
+
+def _foreign_queues(worker: Any) -> bool:
+    own = worker.app.conf.get("fleet_queues")
+    return bool(own) and not set(worker.app.amqp.queues.consume_from) <= set(own)
+
+
+#: Each with the worker for which it is refused.
+REFUSED: list[tuple[Callable[[Any], Any], str]] = [
+    (
+        _other_pool,
+        "-P/--pool: the fleet's tasks are `async def` and need the fleet's own pool, which runs "
+        "them on one event loop. Leave the option out",
+    ),
+    (
+        lambda worker: worker.max_tasks_per_child,
+        "--max-tasks-per-child: the pool has no child processes. To replace a worker, end it with "
+        "SIGTERM: it drains, and its supervisor starts the next one",
+    ),
+    (
+        lambda worker: worker.max_memory_per_child,
+        "--max-memory-per-child: the pool has no child processes. Limit the memory of the worker's "
+        "process or container",
+    ),
+    (
+        lambda worker: worker.options.get("beat"),
+        "-B/--beat: beat runs on its own, once for the fleet: celery -A scheduler.beat beat",
+    ),
+    (
+        _foreign_queues,
+        "-Q/--queues: this app has the backends of one lane and takes tasks from its queues only. "
+        "Start the app of the other lane",
+    ),
+]
+
+
+@worker_init.connect
+def refuse(sender: Any, **_: object) -> None:
+    """Raise SystemExit with the reasons if a worker has options that are refused."""
+    reasons = [reason for is_refused, reason in REFUSED if is_refused(sender)]
+    if reasons:
+        raise SystemExit("\n".join(reasons))
