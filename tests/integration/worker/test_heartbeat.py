@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,19 @@ def test_a_model_without_a_worker_is_refused_where_its_lane_needs_one(
     assert fleet.submit(question("two", lane="local")).queue == "local.two"
 
 
-def test_a_real_worker_reports_its_throughput(
+def scripts_run(store: redis.Redis) -> int:
+    """How many scripts the server has run: fetches, heartbeats, renewals and sweeps."""
+    return int(store.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+
+def until_next_heartbeat(store: redis.Redis) -> float:
+    """Wait for a heartbeat of the realtime lane; return the time."""
+    last = store.zrange(workers_key("realtime"), 0, -1, withscores=True)
+    eventually(lambda: store.zrange(workers_key("realtime"), 0, -1, withscores=True) != last)
+    return time.monotonic()
+
+
+def test_a_real_worker_reports_its_throughput_and_does_not_poll_when_idle(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker
 ) -> None:
     latency, slots = 0.2, 3
@@ -174,6 +187,9 @@ def test_a_real_worker_reports_its_throughput(
             assert all(fleet.result(ticket, 60) for ticket in tickets)
             [report] = eventually(lambda: store.hvals(throughput_key("realtime")))
             assert 0 < float(report.split()[0]) <= slots / latency
+            started, before = until_next_heartbeat(store), scripts_run(store)
+            seconds = until_next_heartbeat(store) - started
+            assert scripts_run(store) - before <= 2 * seconds
 
 
 def test_only_queues_that_a_worker_consumes_are_announced_and_auto_says_so(
