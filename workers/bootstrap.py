@@ -46,6 +46,8 @@ from workers.runtime import (
     transport,
     worker_options,  # noqa: F401 - checks the options of a worker that starts
 )
+from workers.runtime.dead_letters import DeadLetter, fail_task
+from workers.runtime.leases import LEASES
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +150,8 @@ def _prepare_redis(url: str, client: redis.Redis, catalogue: Catalogue) -> Fleet
 def _start_services(url: str, catalogue: Catalogue) -> Services:
     """Open the services that every lane has. They close when the pool has stopped, last one first.
 
-    The reservations of tasks that are revoked before they run are returned.
+    The reservations of tasks that are revoked before they run, or whose messages become dead
+    letters, are returned.
     """
     cost_recorder = RedisCostRecorder.connect(url, catalogue)
     accountant = Accountant.connect(url, catalogue, cost_recorder.add_unanswered)
@@ -159,6 +162,12 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
     def refund(request: Any, **_: object) -> None:
         asyncio.run_coroutine_threadsafe(accountant.refund(request), event_loop.get())
 
+    def fail_and_refund(letter: DeadLetter, request: Any, error: Exception) -> None:
+        fail_task(letter, request, error)
+        if request is not None:
+            refund(request)
+
+    LEASES.on_dead_letter = fail_and_refund
     asyncio.run_coroutine_threadsafe(cost_recorder.start(), event_loop.get()).result()
     event_loop.at_stop(cost_recorder.close)
     event_loop.at_stop(response_cache.close)

@@ -13,10 +13,13 @@ from typing import Any
 from celery import Celery, Task
 from celery.app.task import Context
 from celery.app.trace import build_tracer
+from celery.exceptions import InvalidTaskError
 from kombu.exceptions import OperationalError
 
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY
 from scheduler.completion import publish_once
+from workers.runtime.dead_letters import fail_request
+from workers.runtime.leases import comes_from_message
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,15 @@ class CeleryReplay:
                 _, info, _, shown = trace(
                     context["id"], context["args"] or [], context["kwargs"] or {}, request
                 )
+        except Exception as exc:
+            if not comes_from_message(exc):
+                raise
+            # Celery cannot read what follows the task: another try would fail, too.
+            action = {"action": "batch_completion_unreadable"}
+            logger.exception("%s: what follows cannot be read", context["id"], extra=action)
+            error = InvalidTaskError(f"unfinishable: {type(exc).__name__}")
+            fail_request(Context(context), error)
+            return self._event("task-failed", context, exception=repr(error), traceback="")
         finally:
             _outcome.reset(token)
         if info is None:

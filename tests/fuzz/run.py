@@ -6,6 +6,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ CHUNK = 500
 WHOLE = 10
 #: Mutated control commands, and as many events, that are published with each chunk.
 BROADCASTS = 50
+CHUNKS_PER_REPORT = 20
 #: Seconds that the workers have for a chunk.
 CHUNK_SECONDS = 90.0
 PING_SECONDS = 20.0
@@ -81,12 +83,13 @@ class Run:
         self._sent = 0
 
     def execute(self, messages: int) -> Account:
-        """Send so many messages, and wait until each has ended."""
+        """Send so many messages, and wait until each has ended; Ctrl-C ends the run before."""
         chunks = -(-messages // (CHUNK + 2 * BROADCASTS))
-        for chunk, whole in enumerate(self._whole(chunks)):
-            self._send_chunk(whole)
-            if chunk % 20 == 19:
-                print(f"{self.account.tried.total()} messages", flush=True)
+        with suppress(KeyboardInterrupt):
+            for chunk, whole in enumerate(self._whole(chunks)):
+                self._send_chunk(whole)
+                if chunk % CHUNKS_PER_REPORT == CHUNKS_PER_REPORT - 1:
+                    print(self.account, flush=True)
         counts: Any = self._fleet.redis.hgetall("fleet:dead_letter_counts")
         for name, number in counts.items():
             kind, separator, _ = name.partition(":")

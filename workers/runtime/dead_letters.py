@@ -143,12 +143,16 @@ def _is_task_id(value: object) -> bool:
 
 
 def fail_task(letter: DeadLetter, request: Context | None, error: Exception) -> None:
-    """Fail the task of a dead letter as Celery does: its result, errbacks, chain and chord.
+    """Fail the task of a dead letter, if the message names one."""
+    if request is not None:
+        fail_request(request, error)
 
-    The result is stored even if the message names its group, chain, chord or errbacks wrongly.
+
+def fail_request(request: Context, error: Exception) -> None:
+    """Fail a task as Celery does: its result, errbacks, chain and chord.
+
+    The result is stored even if the request names its group, chain, chord or errbacks wrongly.
     """
-    if request is None:
-        return
     backend, task_id = current_app.backend, str(request.id)
     try:
         backend.mark_as_failure(task_id, error, request=request)

@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import redis
 from celery.app.task import Context
+from celery.exceptions import BackendError, Reject
 from kombu.exceptions import OperationalError
 
 from primarch_fleet.cancellation import LEASED_TASKS, mark_key
@@ -397,6 +398,15 @@ class Leases:
         _log(logging.ERROR, "message_dead_lettered", text, letter.queue, letter.kind)
         self.on_dead_letter(letter, task_request(letter.message), error)
         return True
+
+
+def comes_from_message(error: BaseException) -> TypeGuard[Exception]:
+    """Return whether an error of Celery's code would come again in the next run of the task.
+
+    Not if Redis, the result backend, the process or the task's own wish is the reason.
+    """
+    others = (*REDIS_ERRORS, BackendError, MemoryError, Reject)
+    return isinstance(error, Exception) and not isinstance(error, others)
 
 
 def _log(level: int, action: str, text: str, *args: object) -> None:

@@ -32,18 +32,18 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from enum import Enum, auto
-from typing import Any, TypeGuard
+from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
-from celery.exceptions import BackendError, Ignore, Reject, SoftTimeLimitExceeded, Terminated
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, Terminated
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.base import Body, runner
 from workers.runtime import event_loop, possession
 from workers.runtime.dead_letters import Undeliverable
-from workers.runtime.leases import LEASES, REDIS_ERRORS
+from workers.runtime.leases import LEASES, comes_from_message
 
 logger = logging.getLogger(__name__)
 
@@ -234,11 +234,6 @@ def _raised(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _comes_from_message(exc: BaseException) -> TypeGuard[Exception]:
-    others = (*REDIS_ERRORS, BackendError, MemoryError, Reject)
-    return isinstance(exc, Exception) and not isinstance(exc, others)
-
-
 class TaskPool(BasePool):
     """Celery's pool, with the event loop and the threads of the module's docstring.
 
@@ -342,7 +337,7 @@ class TaskPool(BasePool):
         try:
             if not (job.end() or job.hard_limit_passed):
                 return  # a revoke or the shutdown has claimed it
-            if job.request is None or not _comes_from_message(exc):
+            if job.request is None or not comes_from_message(exc):
                 job.on_failed(_raised(Reject(repr(exc), requeue=True)))
             else:
                 task_ready(job.request)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chord
+from celery.exceptions import InvalidTaskError
 
 from primarch_fleet import Completion, errors, protocol
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
@@ -18,6 +19,9 @@ pytestmark = pytest.mark.anyio
 REQUESTS = 1000
 #: Refuses one line in twenty.
 REFUSED = Fault(scope="line", every=20, status=400, code="wrong", message="Not this one.")
+
+#: A link of a group whose tasks are none.
+UNREADABLE = {"task": "celery.group", "kwargs": {"tasks": 5}, "subtask_type": "group"}
 
 
 async def run_chord(b: Bench, app: Celery, **options: Any) -> None:
@@ -60,3 +64,13 @@ async def test_the_errback_runs_once_without_return_exceptions(
         assert await b.work() == 1, "the errback, once"
         assert await b.outcome(app.AsyncResult("the-errback")) == "the-body"
         assert len(b.completed) == REQUESTS
+
+
+async def test_a_task_whose_links_celery_cannot_read_fails_once(
+    opened: OpenBench, app: Celery
+) -> None:
+    async with opened(profile(REFUSED.model_copy(update={"every": 1}))) as b:
+        (result,) = await b.send(chat("question"), link_error=[UNREADABLE])
+        await b.until_idle()
+        assert isinstance(await b.outcome(result), InvalidTaskError | errors.ProviderError)
+        assert b.batches_created() == 1

@@ -10,6 +10,8 @@ import pytest
 import redis
 from celery import Celery, chain
 
+from primarch_fleet.budgets import Ledger, ReservationRequest
+from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded, InvalidRequest, UnknownModel
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import GROUPS, PREFIX, REQUESTS
@@ -65,6 +67,29 @@ def test_messages_are_parked_and_acknowledged(app: Celery, store: redis.Redis) -
     (group,) = cast(set[str], store.smembers(GROUPS))
     assert store.zcard(f"{PREFIX}waiting:{group}") == 300
     assert store.hget(f"{PREFIX}totals:{group}", "inputs") == "300"
+
+
+def test_a_malformed_header_fails_its_task_and_the_others_are_parked(
+    app: Celery, store: redis.Redis
+) -> None:
+    ids = [send(app, number) for number in range(5)]
+    malformed = [send(app, 9, headers={"stamped_headers": 5}) for _ in range(3)]
+    ids += [send(app, number) for number in range(5)]
+    eventually(lambda: states(app, malformed) == {"FAILURE"})
+    eventually(lambda: all_acknowledged(store))
+    assert states(app, ids) == {"PARKED"}
+    letters = [json.loads(text) for text in store.lrange("fleet:dead_letters", 0, -1)]
+    assert [letter["kind"] for letter in letters] == ["invalid_task"] * 3
+    assert "stamped_headers" in letters[0]["error"]
+
+
+def test_the_reservation_of_a_dead_letter_is_returned(app: Celery, store: redis.Redis) -> None:
+    limits, ledger = Limits(monthly_budget_nanousd=10**9), Ledger(store)
+    ledger.reserve("default", limits, [ReservationRequest("dead", 1000)])
+    assert ledger.budget("default", limits).month.reserved_nanousd == 1000
+    send(app, 1, task_id="dead", headers={"stamped_headers": 5})
+    eventually(lambda: ledger.budget("default", limits).month.reserved_nanousd == 0)
+    assert states(app, ["dead"]) == {"FAILURE"}
 
 
 def test_an_invalid_request_fails_and_the_others_are_parked(
