@@ -19,7 +19,7 @@ from kombu.exceptions import OperationalError
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY
 from scheduler.completion import publish_once
 from workers.runtime.dead_letters import fail_request
-from workers.runtime.leases import comes_from_message
+from workers.runtime.redis_errors import comes_from_message
 
 logger = logging.getLogger(__name__)
 

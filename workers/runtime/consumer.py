@@ -26,8 +26,9 @@ from kombu.exceptions import OperationalError
 from workers.runtime.control_node import ControlNode
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
-from workers.runtime.leases import DISCONNECTED, LEASES, REDIS_ERRORS
+from workers.runtime.leases import LEASES
 from workers.runtime.rate_limits import RATE_LIMITS, allowance
+from workers.runtime.redis_errors import DISCONNECTED, REDIS_ERRORS
 
 logger = logging.getLogger(__name__)
 

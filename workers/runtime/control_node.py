@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from kombu.pidbox import Node
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from workers.runtime.leases import LEASES, REDIS_ERRORS
+from workers.runtime.leases import LEASES
+from workers.runtime.redis_errors import REDIS_ERRORS
 
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]

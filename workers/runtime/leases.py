@@ -15,12 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import redis
 from celery.app.task import Context
-from celery.exceptions import BackendError, Reject
-from kombu.exceptions import OperationalError
 
 from primarch_fleet.cancellation import LEASED_TASKS, mark_key
 from primarch_fleet.redis_support import ScriptPipeline
@@ -32,6 +30,7 @@ from workers.runtime.dead_letters import (
     task_request,
 )
 from workers.runtime.lease_entry import next_delivery, parts
+from workers.runtime.redis_errors import DISCONNECTED
 from workers.runtime.scripts import DEAD_BROADCAST, DEAD_LETTER, EXPIRED, RELEASE, RENEW
 
 logger = logging.getLogger(__name__)
@@ -42,10 +41,6 @@ LEASES_KEY, RENEWALS_KEY = LEASE_KEYS = ("fleet:leases", "fleet:lease_renewals")
 SWEEPS_KEY = "fleet:lease_sweeps"
 #: The keys of versions up to 0.1.0, which are those of kombu.
 _KOMBU_KEYS = ["unacked", "unacked_index"]
-#: Redis cannot be reached, as opposed to: it answers with an error.
-DISCONNECTED = (OSError, redis.ConnectionError, redis.TimeoutError)
-#: Errors of the connection to Redis or of the server, not of a message.
-REDIS_ERRORS = (*DISCONNECTED, redis.RedisError, OperationalError)
 #: A live process renews its leases so many times within the visibility timeout.
 RENEWALS_PER_TIMEOUT = 6
 #: Leases that one command renews at most.
@@ -223,10 +218,7 @@ class Leases:
             self.abandon(*others)
 
     def dead_letter(self, tag: str, problem: Undeliverable) -> None:
-        """Make the message of one of this process's leases a dead letter.
-
-        Without Redis the message is delivered again, after the visibility timeout.
-        """
+        """Make the message of one of this process's leases a dead letter."""
         self.forget(tag)
         self._attempt(functools.partial(self._make_dead_letter, tag, problem))
 
@@ -398,15 +390,6 @@ class Leases:
         _log(logging.ERROR, "message_dead_lettered", text, letter.queue, letter.kind)
         self.on_dead_letter(letter, task_request(letter.message), error)
         return True
-
-
-def comes_from_message(error: BaseException) -> TypeGuard[Exception]:
-    """Return whether an error of Celery's code would come again in the next run of the task.
-
-    Not if Redis, the result backend, the process or the task's own wish is the reason.
-    """
-    others = (*REDIS_ERRORS, BackendError, MemoryError, Reject)
-    return isinstance(error, Exception) and not isinstance(error, others)
 
 
 def _log(level: int, action: str, text: str, *args: object) -> None:

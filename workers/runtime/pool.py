@@ -43,7 +43,8 @@ from celery.worker.state import task_ready
 from tasks.base import Body, runner
 from workers.runtime import event_loop, possession
 from workers.runtime.dead_letters import Undeliverable
-from workers.runtime.leases import LEASES, comes_from_message
+from workers.runtime.leases import LEASES
+from workers.runtime.redis_errors import comes_from_message
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from celery.worker.request import Request
 
-from workers.runtime.leases import LEASES, REDIS_ERRORS
+from workers.runtime.leases import LEASES
+from workers.runtime.redis_errors import REDIS_ERRORS
 
 #: Seconds between two questions to a Redis that does not answer.
 RETRY_SECONDS = 0.5

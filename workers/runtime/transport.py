@@ -60,8 +60,9 @@ from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
 from workers.runtime.fetch_command import Affinity, FetchCommand, Fetched
 from workers.runtime.fetch_timer import FetchTimer, wake_hub
-from workers.runtime.leases import DISCONNECTED, LEASE_KEYS, LEASES, REDIS_ERRORS, LeaseSettings
+from workers.runtime.leases import LEASE_KEYS, LEASES, LeaseSettings
 from workers.runtime.rate_limits import RATE_LIMITS
+from workers.runtime.redis_errors import DISCONNECTED, REDIS_ERRORS
 
 logger = logging.getLogger(__name__)
 
