@@ -109,7 +109,7 @@ test-aimock: $(VENV)/.dev $(AIMOCK)/.installed  ## the batch lane's tests on an 
 	$(PYTEST) tests/aimock $(ARGS)
 
 test-rollback: $(VENV)/.dev  ## Redis goes back at every moment of a batch's life; ROLLBACK_SEED=1 repeats a run
-	ROLLBACK_ALL=1 $(PYTEST) -s tests/chaos/test_every_rollback.py $(ARGS)
+	ROLLBACKS=all $(PYTEST) -s tests/chaos/test_every_rollback.py $(ARGS)
 
 # Resolved each time, so there is no lock file. The pins themselves are not tested here.
 test-next: $(VENV)/bin/uv  ## unit and contract tests with the newest celery, kombu, redis and litellm
