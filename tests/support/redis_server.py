@@ -90,6 +90,7 @@ class RedisServer:
         self.kill()
         shutil.rmtree(self.folder)
         shutil.copytree(copy, self.folder)
+        self.log.unlink(missing_ok=True)  # it says that an earlier server is ready
         self.start()
 
     def _accepts_commands(self) -> bool:
