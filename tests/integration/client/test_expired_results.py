@@ -42,7 +42,8 @@ def wait_for(
 
 def end(fleet: Fleet, url: str, task_id: str, state: str) -> None:
     """Store an outcome as a worker does."""
-    value = DONE.model_dump(mode="json") if state == "SUCCESS" else ValueError("no")
+    failed = state in ("FAILURE", "RETRY")
+    value = ValueError("no") if failed else DONE.model_dump(mode="json")
     WorkerResultBackend(app=fleet.app, url=url).store_result(task_id, value, state)
 
 
