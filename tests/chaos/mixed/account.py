@@ -34,6 +34,8 @@ class Request:
     marker: str
     kind: str
     lane: str
+    #: When its producer began to send it.
+    asked_at: float = 0.0
     #: When its message was first known to be in the broker; None: unsure.
     sent_at: float | None = None
     task_id: str | None = None
@@ -87,13 +89,14 @@ class Events:
     def _request(self, marker: str) -> Request:
         if marker not in self.requests:  # a part of a chord, whose lane ends its marker
             whole, _, lane = marker.rpartition("-")
-            self.requests[marker] = Request(marker, self.requests[whole].kind, lane)
+            order = self.requests[whole]
+            self.requests[marker] = Request(marker, order.kind, lane, order.asked_at)
         return self.requests[marker]
 
     def _of_producer(self, event: Event) -> None:
         marker = event["marker"]
         if event["event"] == "intent":
-            self.requests[marker] = Request(marker, event["kind"], event["lane"])
+            self.requests[marker] = Request(marker, event["kind"], event["lane"], event["at"])
             return
         request = self._request(marker)
         match event["event"]:
@@ -148,14 +151,16 @@ class Account:
             if event["event"] == "rolled_back"
         ]
 
-    def in_roll_back(self, at: float | None) -> bool:
-        """Whether Redis forgot what happened at a time."""
-        return at is not None and any(first <= at <= last for first, last in self._rolled_back)
-
     def met_roll_back(self, one: Request) -> bool:
         """Whether Redis went back during the life of a request, whose messages it then repeats."""
+        return any(
+            one.asked_at <= last and one.seen_at >= first for first, last in self._rolled_back
+        )
+
+    def _is_forgotten(self, one: Request) -> bool:
+        """Whether Redis went back while a request was sent: it may have forgotten a part of it."""
         sent = one.sent_at or 0.0
-        return any(sent <= last and one.seen_at >= first for first, last in self._rolled_back)
+        return any(one.asked_at <= last and sent >= first for first, last in self._rolled_back)
 
     @property
     def sent(self) -> list[Request]:
@@ -180,13 +185,11 @@ class Account:
 
     def lost(self) -> list[Request]:
         """Requests without an outcome, although Redis never forgot their submit."""
-        return [
-            one for one in self.sent if one.outcome is None and not self.in_roll_back(one.sent_at)
-        ]
+        return [one for one in self.sent if one.outcome is None and not self._is_forgotten(one)]
 
     def forgotten(self) -> list[Request]:
         """Requests without an outcome whose submit was rolled back."""
-        return [one for one in self.sent if one.outcome is None and self.in_roll_back(one.sent_at)]
+        return [one for one in self.sent if one.outcome is None and self._is_forgotten(one)]
 
     def ordered_lines(self) -> int:
         """How many requests were ordered in batches."""
@@ -202,7 +205,7 @@ class Account:
         """Requests that started after `cancel` had returned True, or then had another outcome."""
         found = []
         for one in self.requests:
-            if one.cancelled_at is None or self.in_roll_back(one.cancelled_at):
+            if one.cancelled_at is None or self.met_roll_back(one):
                 continue
             starts = [at for at, _ in one.calls] + one.ordered
             if one.outcome != CANCELLED or any(at > one.cancelled_at for at in starts):
