@@ -21,7 +21,10 @@ INTRODUCTION = (
     "cancels, countdowns, idempotency keys, and plain Celery producers. The processes are forked, "
     "so that hundreds of starts fit into a run. A simulated provider, which no fault strikes, "
     "writes down each call, each charge and each batch. The account at the end compares this "
-    "journal with those of the producers and with what is left in Redis. The seed is printed: "
+    "journal with those of the producers and with what is left in Redis. Requests that were sent "
+    "in the seconds that a roll-back took from Redis count as forgotten: `appendfsync everysec` "
+    "promises no more. The redelivery times include the outages of Redis itself, which are a large "
+    "part of a run, and the pause of one visibility timeout after each. The seed is printed: "
     '`ARGS="--seed N"` draws the same faults and requests again, at other moments.'
 )
 STOCK = (

@@ -3,6 +3,7 @@
     configuration.md  fleet.yaml and the FLEET_* variables, from the sections in config/
     metrics.md        the Prometheus metrics, from the calls that declare them
     parameters.md     which parameters engines and providers have, from their tables
+    chaos.md          the figures of the last run of `make chaos`
     errors.md         the errors that the fleet raises, from primarch_fleet/errors.py
     design/*.md       the tables of private APIs, from tests/contract/private_apis.toml
 
@@ -31,6 +32,7 @@ from config.fleet import FleetConfig
 from config.price import Price, TokenPrices
 from config.provider_parameters import UNSUPPORTED
 from config.settings import ROOT, Settings
+from docs import chaos_page
 from primarch_fleet import errors
 from primarch_fleet.requests import CompletionRequest, Request
 from primarch_fleet.requests.base import PROVIDER_NAMES
@@ -76,6 +78,7 @@ def main(arguments: list[str]) -> int:
         "metrics.md": metrics(),
         "errors.md": error_table(),
         "parameters.md": parameters(),
+        "chaos.md": chaos_page.page(GENERATED, _grid),
         **dict(design_pages()),
     }
     stale = [name for name, text in pages.items() if _read(DOCS / name) != text]
