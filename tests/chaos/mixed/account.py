@@ -48,7 +48,7 @@ class Request:
     text: str = ""
     #: Its answer's id at the provider and its price on the receipt, in nano-dollars.
     answer_id: str | None = None
-    receipt_nanousd: int = 0
+    receipt_nanousd: int | None = None
     #: (time, key of the process) of each call, and (id, nano-dollars, kind) of each charge.
     calls: list[tuple[float, str]] = field(default_factory=list)
     charges: list[tuple[str, int, str]] = field(default_factory=list)
@@ -271,7 +271,7 @@ class Account:
         """Answers whose receipt is not their charge."""
         wrong = []
         for one in self.sent:
-            if one.final == "ok" and one.lane != "local":
+            if one.receipt_nanousd is not None and one.lane != "local":
                 charges = {answer: nano for answer, nano, _ in one.charges}
                 if charges.get(one.answer_id or "") != one.receipt_nanousd:
                     wrong.append(one)
