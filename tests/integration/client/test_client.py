@@ -230,10 +230,11 @@ def test_a_finished_request_cannot_be_cancelled(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("lane", ["realtime", "batch"])
-def test_cancel_without_a_worker_times_out(fleet: Fleet, lane: str) -> None:
+def test_cancel_of_a_waiting_request_needs_no_worker(fleet: Fleet, lane: str) -> None:
     ticket = fleet.submit(request(lane=lane))
-    with pytest.raises(errors.ResultTimeout):
-        fleet.cancel(ticket, timeout=0.2)
+    assert fleet.cancel(ticket, timeout=0.2) is True
+    with pytest.raises(errors.Cancelled):
+        fleet.result(ticket, timeout=0)
 
 
 def test_cancel_stops_a_running_task(
