@@ -139,7 +139,7 @@ class Store(JobStore):
         if self._finish is None or not (await self._redis.script_exists(self._finish.sha))[0]:
             script = SCRIPTS["finish"]
             self._finish = LuaScript(f"{script.text}\n-- {uuid.uuid4().hex}\n", script.name)
-            await self._redis.script_load(self._finish.text)
+            await self._finish.load_into(self._redis)
         return self._finish
 
     async def finish(
