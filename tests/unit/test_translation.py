@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -334,3 +335,11 @@ def test_embeddings_hand_on_extra_body_and_the_end_user() -> None:
 
 def test_headers_are_refused_on_the_batch_lane() -> None:
     assert "extra_headers" in refused(GPT_4O, extra_headers={"x-trace": "t"})
+
+
+def test_litellm_logs_no_prompt_of_a_batch_at_level_debug(caplog: pytest.LogCaptureFixture) -> None:
+    import_module("workers.runtime.logs")  # as each worker does
+    caplog.set_level("DEBUG")
+    parts = [{"type": "text", "text": SECRET}]
+    assert SECRET in str(translated(GROQ, {"role": "user", "content": parts}))
+    assert SECRET not in caplog.text

@@ -316,8 +316,6 @@ def _configure_litellm(config: FleetConfig) -> None:
     accept_missing_usages()
     # The OpenAI client for embeddings would wait for a Retry-After; the Router does the retries.
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
-    for name in ("LiteLLM", "LiteLLM Router"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     for callback in (ATTEMPT_LOGGER, CHOICE_HOOK):
         if callback not in litellm.callbacks:
             litellm.callbacks.append(callback)

@@ -18,6 +18,8 @@ DEBUG_LOGGERS = frozenset(
     {"celery", "config", "kombu", "primarch_fleet", "scheduler", "tasks", "workers"}
 )
 NO_DEBUG_LOGGER = "celery.pool"
+#: LiteLLM's loggers. They have a handler of their own, and are made after ours in some workers.
+LITELLM_LOGGERS = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router")
 
 
 def is_shown(record: logging.LogRecord) -> bool:
@@ -26,6 +28,15 @@ def is_shown(record: logging.LogRecord) -> bool:
         return True
     package = record.name.partition(".")[0]
     return package in DEBUG_LOGGERS and record.name != NO_DEBUG_LOGGER
+
+
+def without_text(record: logging.LogRecord) -> bool:
+    """Leave of a record where an error happened, and its type; the text may quote a request."""
+    kind = record.exc_info[0] if record.exc_info else None
+    name = kind.__name__ if kind else "a message"
+    record.msg, record.args = f"{name} in {record.module}.{record.funcName}", ()
+    record.exc_info = record.exc_text = record.stack_info = None
+    return True
 
 
 class RedactingFormatter(logging.Formatter):
@@ -45,6 +56,11 @@ def protect(logger: logging.Logger) -> None:
     for handler in logger.handlers:
         handler.addFilter(is_shown)
         handler.setFormatter(RedactingFormatter(handler.formatter or logging.Formatter()))
+
+
+for _name in LITELLM_LOGGERS:
+    logging.getLogger(_name).setLevel(logging.ERROR)
+    logging.getLogger(_name).addFilter(without_text)
 
 
 @after_setup_logger.connect(weak=False)

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.errors import ProviderError
+from primarch_fleet.errors import RequestFailed
 from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.script import Script
@@ -17,15 +17,23 @@ from workers.runtime.control_replies import REPLY_TTL_SECONDS
 
 KEY, MARK = "sk-hunter2-hunter2-hunter2", "the-marker-of-this-prompt"
 MESSAGES = [{"role": "user", "content": f"Please repeat: {MARK}"}]
-QUOTING = {
-    "error": {"message": f"Key {KEY} may not send {MARK!r}", "type": "invalid_request_error"}
-}
+QUOTATION = f"Key {KEY} may not send {MARK!r}"
+
+
+def quoting(code: str) -> Script:
+    """A refusal of prompts with its code, which quotes key and prompt."""
+    error = {"message": QUOTATION, "type": "invalid_request_error", "code": code}
+    return Script(contains=code, status=400, body={"error": error})
+
+
+#: LiteLLM logs each of the last two in a way of its own.
+CODES = ["invalid_value", "context_length_exceeded", "content_policy_violation"]
 
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
     with Simulator(Profile()) as simulator:
-        simulator.script(Script(contains="slow", delay=60), Script(status=400, body=QUOTING))
+        simulator.script(Script(contains="slow", delay=60), *map(quoting, CODES))
         yield simulator
 
 
@@ -59,12 +67,13 @@ def is_private(text: str) -> bool:
     return KEY not in text and MARK not in text
 
 
+@pytest.mark.parametrize("code", CODES)
 def test_a_provider_that_quotes_key_and_prompt_is_quoted_without_them(
-    worker: Worker, valkey_url: str, client: redis.Redis
+    worker: Worker, valkey_url: str, client: redis.Redis, code: str
 ) -> None:
     with Fleet(valkey_url) as fleet:
-        ticket = fleet.submit(ask())
-        with pytest.raises(ProviderError, match=r"Key \*\*\* may not send '\[prompt\]'"):
+        ticket = fleet.submit(ask(code))
+        with pytest.raises(RequestFailed, match=r"Key \*\*\* may not send '\[prompt\]'"):
             fleet.result(ticket, timeout=30)
         assert is_private(str(client.get(f"celery-task-meta-{ticket.id}")))
         log = worker.log.read_text()
