@@ -5,13 +5,13 @@ Comments say why a setting differs from Celery's default. For the rest, see Cele
 
 from kombu import Queue
 
-from config.settings import redis_url, settings
+from config.settings import celery_url, redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES, REALTIME_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.redis_url import tls_options
 
 _DAY = 86_400
 
-broker_url = result_backend = redis_url()
+broker_url = result_backend = celery_url()
 # For Flower, which does not read the options of the URL.
 broker_use_ssl = tls_options(redis_url())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -85,6 +86,30 @@ def settings() -> Settings:
 def _variable(location: Location) -> str:
     """The environment variable of a setting."""
     return f"FLEET_{str(location[0]).upper()}"
+
+
+#: Variables that Celery prefers to an app's own settings. Its options -b and --result-backend set
+#: the first two. https://docs.celeryq.dev/en/stable/userguide/configuration.html#broker-url
+_CELERYS_OWN = (
+    "CELERY_BROKER_URL",
+    "CELERY_RESULT_BACKEND",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+)
+
+
+def celery_url() -> str:
+    """Return `redis_url()` as the broker and result backend of the fleet's Celery app.
+
+    Raises:
+        ConfigError: As `redis_url` does; or Celery would use other servers than the fleet's.
+    """
+    if found := [name for name in _CELERYS_OWN if os.environ.get(name)]:
+        raise ConfigError(
+            f"unset {', '.join(found)}, and pass neither -b nor --result-backend: Celery would use "
+            "them in place of FLEET_REDIS_URL, which names the broker and result store of the fleet"
+        )
+    return redis_url()
 
 
 def redis_url() -> str:

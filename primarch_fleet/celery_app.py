@@ -35,10 +35,24 @@ class ProducerResultBackend(PrimaryBackend):
 
 
 class _ProducerApp(Celery):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    """An app whose broker and backend are its own.
+
+    Celery prefers the variables CELERY_BROKER_URL and CELERY_RESULT_BACKEND to what an app says. In
+    a service they are those of the service's own app.
+    """
+
+    def __init__(self, broker: str, backend: str) -> None:
+        super().__init__("primarch_fleet", broker=broker, backend=backend, set_as_current=False)
+        self.backend_cls = backend
+        self._broker = broker
         #: The backends with which threads of this app have waited for results.
         self.result_backends: WeakSet[ProducerResultBackend] = WeakSet()
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_read(url or self._broker, **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_write(url or self._broker, **options)
 
     def close(self) -> None:
         """Close the connections of the result backends.
@@ -61,9 +75,7 @@ def producer_app(url: str, timeout: float) -> Celery:
     """
     url = normalized(url)
     backend = f"{ProducerResultBackend.__module__}:{ProducerResultBackend.__qualname__}+{url}"
-    app = _ProducerApp(
-        "primarch_fleet", broker=broker_url(url), backend=backend, set_as_current=False
-    )
+    app = _ProducerApp(broker_url(url), backend)
     app.conf.update(
         task_serializer="json",
         result_serializer="json",

@@ -1,4 +1,4 @@
-"""What every test may rely on: no FLEET_* variable of the person who runs it reaches it."""
+"""What every test may rely on: no FLEET_* or CELERY_* variable of its user reaches it."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 # Before anything imports it: its assertions say what they found, as those of tests do.
 pytest.register_assert_rewrite("tests.support.batch_fixture")
 
-for _name in [name for name in os.environ if name.startswith(("FLEET_", "OPENAI_"))]:
+for _name in [name for name in os.environ if name.startswith(("FLEET_", "OPENAI_", "CELERY_"))]:
     if _name != "FLEET_TEST_VLLM_MODEL":
         del os.environ[_name]
 

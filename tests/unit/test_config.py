@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,24 @@ def test_a_wrong_variable_is_refused_with_its_name() -> None:
     settings.cache_clear()
     with pytest.raises(ConfigError, match="FLEET_METRICS_PORT"):
         settings()
+    settings.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CELERY_BROKER_URL",
+        "CELERY_BROKER_READ_URL",
+        "CELERY_BROKER_WRITE_URL",
+        "CELERY_RESULT_BACKEND",
+    ],
+)
+def test_a_variable_that_celery_prefers_to_ours_ends_the_start_with_its_name(name: str) -> None:
+    os.environ |= {"FLEET_REDIS_URL": "redis://host/0", name: "amqp://guest:hunter2@host//"}
+    settings.cache_clear()
+    with pytest.raises(ConfigError, match=f"unset {name}.*FLEET_REDIS_URL") as raised:
+        runpy.run_module("config.celeryconfig")
+    assert "hunter2" not in str(raised.value)
     settings.cache_clear()
 
 
