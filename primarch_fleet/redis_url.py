@@ -39,6 +39,26 @@ FOLLOW_THE_PRIMARY = (
     "If several servers replicate, use one address that follows the primary: a virtual IP, or a "
     "TCP proxy such as HAProxy with a check for role:master"
 )
+#: Why no other broker can be used, such as RabbitMQ or SQS.
+_REDIS_ONLY = (
+    "The broker is Redis or Valkey: one step there stores a request, what it reserves and its "
+    "idempotency key, and no other broker has such a step; see docs/design/broker.md"
+)
+#: Schemes of Redis's own that are refused -> why.
+_REFUSED_SCHEMES = {
+    **dict.fromkeys(
+        ("unix", "socket", "redis+socket", "rediss+socket", "redis+unix", "valkey+unix"),
+        "Unix sockets are not supported",
+    ),
+    **dict.fromkeys(
+        ("sentinel", "redis+sentinel", "rediss+sentinel", "redis-sentinel", "valkey+sentinel"),
+        f"Sentinel is not supported. {FOLLOW_THE_PRIMARY}",
+    ),
+    **dict.fromkeys(
+        ("cluster", "redis+cluster", "rediss+cluster", "redis-cluster", "valkey+cluster"),
+        f"Redis Cluster is not supported. {FOLLOW_THE_PRIMARY}",
+    ),
+}
 #: Where a database may be written, besides the path: redis-py's and kombu's names.
 _DATABASES = ("db", "virtual_host")
 
@@ -59,13 +79,7 @@ def normalized(url: str) -> str:
     Raises:
         ConfigError: The URL is wrong. The message has no part of it, because of the password.
     """
-    parts = _split(url)
-    scheme = _SCHEMES.get(parts.scheme)
-    if not scheme:
-        raise ConfigError(
-            "the URL must begin with redis:// or, for TLS, rediss://; Unix sockets and Sentinel "
-            f"are not supported. {FOLLOW_THE_PRIMARY}"
-        )
+    scheme, parts = _scheme(url), _split(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     database = _database(parts, options)
     tls = _tls_options(scheme, options)
@@ -103,6 +117,15 @@ def passwords(url: str) -> set[str]:
     """Return the password of a URL, as it is and as the URL spells it; empty without one."""
     password = urlsplit(url).password or ""
     return {password, unquote(password)} - {""}
+
+
+def _scheme(url: str) -> str:
+    """Return what the libraries call the scheme. URLs of other schemes may have other forms."""
+    name = url.strip().partition("://")[0].lower()
+    if name not in _SCHEMES:
+        reason = _REFUSED_SCHEMES.get(name, _REDIS_ONLY)
+        raise ConfigError(f"the URL must begin with redis:// or, for TLS, rediss://. {reason}")
+    return _SCHEMES[name]
 
 
 def _split(url: str) -> SplitResult:

@@ -196,6 +196,50 @@ def test_a_wrong_url_is_one_clear_error_without_its_password(url: str, problem: 
     assert "hunter2" not in str(of_settings.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://guest:hunter2@host:5672//",
+        "amqps://guest:hunter2@host/",
+        "AMQP://guest:hunter2@host//",
+        "pyamqp://guest:hunter2@host//",
+        "amqp://guest:hunter2@host:5672;amqp://guest:hunter2@other:5672",
+        "sqs://AKIA:hunter2/a+b@",
+        "memory://",
+        "filesystem://",
+        "sqla+sqlite:///hunter2.db",
+        "confluentkafka://hunter2@host:9092",
+        "azureservicebus://policy:hunter2/=@host",
+        "http://hunter2@host",
+        "hunter2",
+        " ",
+    ],
+)
+def test_a_url_of_another_broker_is_one_error_that_says_why_and_where_to_read(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"Redis or Valkey.*docs/design/broker\.md") as raised:
+        Fleet(url)
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(ValueError, match=r"docs/design/broker\.md") as of_settings:
+        Settings(redis_url=url)
+    assert "hunter2" not in str(of_settings.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("unix:///tmp/redis.sock", "Unix sockets"),
+        ("sentinel://:hunter2@a:26379;sentinel://:hunter2@b:26379", "follows the primary"),
+        ("redis+cluster://host:7000", "follows the primary"),
+    ],
+)
+def test_a_redis_that_is_reached_in_another_way_is_not_called_another_broker(
+    url: str, advice: str
+) -> None:
+    with pytest.raises(ConfigError, match=advice) as raised:
+        normalized(url)
+    assert "broker.md" not in str(raised.value)
+
+
 def test_an_encrypted_key_is_an_error_and_no_question_on_the_terminal(
     authority: Authority, tmp_path: Path
 ) -> None:
