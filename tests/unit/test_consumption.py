@@ -18,16 +18,21 @@ class StubConsumer:
     def __init__(self) -> None:
         self.cancelled: set[str] = set()
         self.timers: list[Any] = []
+        self.ready: list[Any] = []
         self.pool = SimpleNamespace(num_processes=1)
-        self.hub = SimpleNamespace(call_repeatedly=lambda _, *call: self.timers.append(call))
+        self.hub = SimpleNamespace(
+            call_repeatedly=lambda _, *call: self.timers.append(call),
+            call_soon=lambda *call: self.ready.append(call),
+        )
         queues = [SimpleNamespace(name="one"), SimpleNamespace(name="two")]
         self.task_consumer = SimpleNamespace(
             queues=queues, consuming_from=lambda queue: queue.name not in self.cancelled
         )
 
     def turn(self) -> None:
-        for look, *args in self.timers:
+        for look, *args in (*self.ready, *self.timers):
             look(*args)
+        self.ready.clear()
 
 
 @pytest.fixture
@@ -53,7 +58,21 @@ def consumer() -> StubConsumer:
 def watched(clock: Clock, consumer: StubConsumer) -> Consumption:
     watched = Consumption(clock)
     watched.watch(consumer)
+    consumer.turn()
     return watched
+
+
+def test_a_consumer_that_reconnects_serves_its_queues_meanwhile(
+    watched: Consumption, consumer: StubConsumer
+) -> None:
+    changes: list[frozenset[str]] = []
+    watched.on_change = lambda: changes.append(watched.queues())
+    consumer.cancelled |= {"one", "two"}  # until the hub turns
+    watched.watch(consumer)
+    consumer.cancelled.clear()
+    consumer.turn()
+    assert watched.queues() == {"one", "two"}
+    assert changes == []
 
 
 def test_a_cancelled_queue_is_not_consumed_and_the_change_is_told_once(

@@ -37,9 +37,13 @@ class Consumption:
         return frozenset() if is_stale else self._queues
 
     def watch(self, consumer: Any) -> None:
-        """Look at a consumer until its connection ends. Call it in the hub's thread."""
+        """Look at a consumer until its connection ends. Call it in the hub's thread.
+
+        The first look is that of the hub's first turn: before, a consumer that reconnects has no
+        queues yet, and its lane would count as not served.
+        """
         consumer.hub.call_repeatedly(LOOK_SECONDS, self._look, consumer)
-        self._look(consumer)
+        consumer.hub.call_soon(self._look, consumer)
 
     def end(self) -> None:
         """Record that the worker stops."""
