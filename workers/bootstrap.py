@@ -150,8 +150,8 @@ def _prepare_redis(url: str, client: redis.Redis, catalogue: Catalogue) -> Fleet
 def _start_services(url: str, catalogue: Catalogue) -> Services:
     """Open the services that every lane has. They close when the pool has stopped, last one first.
 
-    The reservations of tasks that are revoked before they run, or whose messages become dead
-    letters, are returned.
+    The reservations of tasks that are revoked before they run, or whose messages are dead-lettered,
+    are returned.
     """
     cost_recorder = RedisCostRecorder.connect(url, catalogue)
     accountant = Accountant.connect(url, catalogue, cost_recorder.add_unanswered)

@@ -170,7 +170,7 @@ async def test_a_list_that_an_operator_has_deleted_counts_its_bytes_again(
     assert len(await letters.list()) == 2
 
 
-async def test_a_broadcast_that_each_worker_refuses_is_one_letter(
+async def test_a_broadcast_that_each_worker_refuses_is_one_dead_letter(
     store: redis.Redis, leases: Leases, letters: DeadLetters
 ) -> None:
     for _ in range(3):
