@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
 from celery import Celery
+from celery.app import control
+from kombu import pidbox
 
 from primarch_fleet.celery_redis import PrimaryBackend, broker_url
 from primarch_fleet.redis_url import normalized
@@ -34,12 +39,34 @@ class ProducerResultBackend(PrimaryBackend):
         self.client.connection_pool.disconnect()
 
 
+class _Mailbox(pidbox.Mailbox):
+    """kombu's mailbox, without its endless attempts to reach a lost broker."""
+
+    @contextmanager
+    def producer_or_acquire(self, producer: Any = None, channel: Any = None) -> Iterator[Any]:
+        """Yield a producer of messages that tries once."""
+        with super().producer_or_acquire(producer, channel) as found:
+
+            def publish(*args: Any, **options: Any) -> Any:
+                return found.publish(*args, **options | {"retry": False})
+
+            yield SimpleNamespace(publish=publish)
+
+
+class ProducerControl(control.Control):
+    """Celery's control commands, with this mailbox."""
+
+    Mailbox = _Mailbox
+
+
 class _ProducerApp(Celery):
     """An app whose broker and backend are its own.
 
     Celery prefers the variables CELERY_BROKER_URL and CELERY_RESULT_BACKEND to what an app says. In
     a service they are those of the service's own app.
     """
+
+    control_cls = f"{__name__}:ProducerControl"
 
     def __init__(self, broker: str, backend: str) -> None:
         super().__init__("primarch_fleet", broker=broker, backend=backend, set_as_current=False)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
 
 from primarch_fleet import Fleet
 from primarch_fleet.cancellation import (
@@ -19,6 +22,7 @@ from primarch_fleet.cancellation import (
     try_to_cancel,
 )
 from tests.support.producer import CATALOGUE
+from tests.support.redis_server import redis_server
 from tests.support.tenants_queue import fetch_from
 
 
@@ -88,3 +92,15 @@ def test_revokes_of_large_leased_messages_block_redis_for_milliseconds(
     runs = [stats[f"cmdstat_{name}"] for name in ("eval", "evalsha") if f"cmdstat_{name}" in stats]
     assert max(run["usec_per_call"] for run in runs) < 2_000
     assert store.slowlog_get() == []
+
+
+def test_a_command_to_workers_fails_at_once_if_redis_is_lost(tmp_path: Path) -> None:
+    with redis_server(tmp_path / "redis") as server, Fleet(server.url) as fleet:
+        fleet.app.control.revoke("opens a connection")
+        server.kill()
+        with ThreadPoolExecutor() as threads:
+            sent = threads.submit(fleet.app.control.revoke, "running", terminate=True)
+            try:
+                assert isinstance(sent.exception(10), (OperationalError, redis.ConnectionError))
+            finally:
+                server.start()  # so that an endless attempt ends
