@@ -14,6 +14,7 @@ import redis
 from config.fleet import FleetConfig
 from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest
 from primarch_fleet.requests import Request
+from tasks import redaction
 from tasks.receipts import RequestMetadata
 from workers.onebox.simulator.profile import Fault, Model, Profile
 from workers.onebox.simulator.server import Simulator
@@ -109,6 +110,7 @@ def model_of(kind: str) -> str:
 
 @asynccontextmanager
 async def realtime_server(config: FleetConfig, url: str) -> AsyncIterator[RealtimeServer]:
+    redaction.hide(config.secrets())  # as a worker does when it starts
     server = RealtimeServer(config, url)
     try:
         yield server

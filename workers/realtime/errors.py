@@ -19,6 +19,7 @@ from litellm.types.router import RouterErrors, RouterRateLimitError
 
 from primarch_fleet import errors
 from tasks.provider_errors import Category, Fault, Reason, classify
+from tasks.redaction import without_secrets
 from workers.realtime.refusals import causes
 
 #: LiteLLM's classes that say more than their status and their message.
@@ -109,7 +110,7 @@ def mark(error: Exception, fault: Fault) -> Exception:
 
 
 def translate(error: Exception, retry_delay: float | None = None) -> errors.RequestFailed:
-    """Convert an error of LiteLLM to one of the fleet, with its message.
+    """Convert an error of LiteLLM to one of the fleet, with its message and without secrets.
 
     Args:
         retry_delay: Seconds after which to retry, if known; the message says so.
@@ -123,7 +124,7 @@ def translate(error: Exception, retry_delay: float | None = None) -> errors.Requ
         )
     fault = fault_of(error)
     text = fault.message if all_cooling_down(error) else str(error).partition("\n")[0]
-    return fault.reason.error(text + hint)
+    return fault.reason.error(without_secrets(text + hint))
 
 
 def all_cooling_down(error: Exception) -> bool:
