@@ -101,9 +101,26 @@ class Consumer(CeleryConsumer):
         yield from self.pool.requests()
         for bucket in filter(None, self.task_buckets.values()):
             yield from (request for request, _ in bucket.contents)
+        yield from (request for _, request in self._scheduled())
+
+    def _scheduled(self) -> Iterator[tuple[Any, Request]]:
+        """Yield the requests that wait for their time, each with its timer's entry."""
         for scheduled in self.timer.queue:
             if not scheduled.entry.canceled:
-                yield from (value for value in scheduled.entry.args if isinstance(value, Request))
+                for value in scheduled.entry.args:
+                    if isinstance(value, Request):
+                        yield scheduled.entry, value
+
+    def drop_scheduled(self, task_ids: Set[str]) -> None:
+        """Drop revoked requests that wait for their time: Celery might forget the revoke first."""
+        scheduled: Any = state.scheduled_requests  # type: ignore[attr-defined]
+        if task_ids.isdisjoint(request.id for request in scheduled):
+            return
+        for entry, request in list(self._scheduled()):
+            if request.id in task_ids and request.revoked():
+                entry.cancel()
+                entry.args = ()  # otherwise it keeps its message in memory until its time
+                self.qos.decrement_eventually()
 
     def held_tags(self) -> set[str]:
         """Return the leases of the requests that this worker runs or will run."""

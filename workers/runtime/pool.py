@@ -349,9 +349,15 @@ class TaskPool(BasePool):
             logger.exception("Task %s was not requeued", job.task_id, extra=action)
 
     def terminate_job(self, pid: int, signal: object = None) -> None:
-        """Cancel a task by the job id of `on_accepted`; Celery stores the outcome itself."""
-        if job := self.jobs.get(pid):
-            job.claim()
+        """Cancel a task by the job id of `on_accepted`; Celery stores the outcome after that.
+
+        Once that outcome is stored, the task starts no call any more.
+        """
+        job = self.jobs.get(pid)
+        if job and job.claim():
+            is_cancelled = threading.Event()
+            self._loop.call_soon_threadsafe(is_cancelled.set)  # after the cancellation of the body
+            is_cancelled.wait(UNWIND_SECONDS)
 
     def on_stop(self) -> None:
         """Wait for the running tasks, cancel those that do not end, stop the loop."""

@@ -8,7 +8,7 @@ So each worker that receives a revoke marks the task in Redis, and stores REVOKE
 waits (primarch_fleet/cancellation.py). A task that another worker has is left to that worker. With
 `terminate` it stops the task; without, a running task ends with its own result.
 
-Importing this module replaces Celery's command.
+Importing this module replaces Celery's commands.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from workers.runtime.result_backend import WorkerResultBackend
 
 logger = logging.getLogger(__name__)
 
-_celery_revoke: Any = control.revoke  # type: ignore[attr-defined]
+_celery: Any = control
+_celery_revoke, _celery_terminate = _celery.revoke, _celery.terminate
+Panel: Any = _celery.Panel
 
 
 @control.control_command(
@@ -51,8 +53,21 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, **options: Any) ->
         except redis.RedisError as error:
             action = {"action": "revoke_not_stored", "task_id": each}
             logger.warning("%s: revoke not stored: %s", each, error, extra=action)
+    state.consumer.drop_scheduled(task_ids)
     own = task_ids & worker_state.requests.keys()
     return _celery_revoke(state, list(own), terminate=terminate, **options)
+
+
+@control.control_command(
+    name="terminate",
+    variadic="task_id",
+    args=[("signal", str)],
+    signature="<signal> [id1 [id2 [... [idN]]]]",
+    help=_celery_terminate.__doc__,
+)
+def terminate(state: Any, signal: str, task_id: Any, **_: Any) -> Any:
+    """Revoke tasks and stop those that run: as `revoke` of this worker's lane does."""
+    return Panel.data["revoke"](state, task_id, terminate=True, signal=signal)
 
 
 def _cancel(app: Any, task_id: str) -> None:

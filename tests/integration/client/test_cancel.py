@@ -21,9 +21,12 @@ from typing import Any
 
 import pytest
 import redis
+from celery import signature
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
+from primarch_fleet.cancellation import mark_key
+from primarch_fleet.contract import Lane
 from primarch_fleet.streaming import stream_key
 from tests.support.workers import StartWorker, eventually, is_parked
 from workers.observability.cost_recorder import ESTIMATED
@@ -257,6 +260,50 @@ def test_one_call_cancels_a_request_in_any_state_and_releases_its_reservation(
             lanes.fleet.result(ticket, TIMEOUT_SECONDS)
     eventually(lambda: lanes.reserved(tenant) == 0)
     assert lanes.fleet.cancel(ticket, TIMEOUT_SECONDS) is True, "a second cancel"
+
+
+def by_the_terminate_command(lanes: Lanes, ticket: Ticket) -> None:
+    """Send what `celery control terminate TERM ID` sends; return when it is executed."""
+    command = {"signal": "TERM", "task_id": [ticket.id]}
+    options: dict[str, Any] = {"reply": True, "timeout": TIMEOUT_SECONDS, "limit": 3}
+    assert len(lanes.fleet.app.control.broadcast("terminate", command, **options) or []) == 3
+
+
+@pytest.mark.parametrize("situation", [queued("local"), parked], ids=["queued", "parked"])
+def test_the_terminate_command_cancels_for_good(
+    situation: Situation, lanes: Lanes, tenant: str
+) -> None:
+    with situation(lanes, tenant) as ticket:
+        by_the_terminate_command(lanes, ticket)
+        with pytest.raises(errors.Cancelled):
+            lanes.fleet.result(ticket, TIMEOUT_SECONDS)
+        assert lanes.redis.exists(mark_key(ticket.id))
+    eventually(lambda: lanes.reserved(tenant) == 0)
+
+
+@pytest.mark.parametrize("cancel", [by_the_fleet, by_celery, by_flower, by_the_terminate_command])
+def test_requests_that_wait_for_their_time_are_dropped_at_once(
+    cancel: Cancel, lanes: Lanes, tenant: str
+) -> None:
+    """Celery's memory of a revoke ends after three hours; a message may wait for longer."""
+    tickets = []
+    queues: dict[Lane, str] = {"realtime": "realtime", "local": f"local.{LOCAL}", "batch": "batch"}
+    for lane, queue in queues.items():
+        result = lanes.fleet.app.send_task(
+            f"{lane}.complete",
+            [question(tenant, lane).to_wire()],
+            queue=queue,
+            countdown=100_000,
+            link_error=signature("errback", queue=tenant),
+        )
+        tickets.append(Ticket(str(result.id), lane, "", ""))
+    eventually(lambda: lanes.redis.hlen(LEASES_KEY) == 3)
+    for ticket in tickets:
+        cancel(lanes, ticket)
+        with pytest.raises(errors.Cancelled):
+            lanes.fleet.result(ticket, TIMEOUT_SECONDS)
+    eventually(lambda: lanes.redis.hlen(LEASES_KEY) == 0)
+    assert sum(map(lanes.redis.llen, lanes.redis.keys(f"{tenant}*"))) == 3, "errbacks"
 
 
 def by_a_plain_revoke(lanes: Lanes, ticket: Ticket) -> None:
