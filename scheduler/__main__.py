@@ -1,7 +1,7 @@
 """Commands for operators of the batch lane, and the cost report of all lanes.
 
-They need the fleet's Redis (FLEET_REDIS_URL) and no provider key: a batch worker executes the
-cancellations. Batches whose scheduler died need no command: another scheduler takes them over.
+They need the fleet's Redis (FLEET_REDIS_URL) and no provider key: the workers that have requests
+cancel them. Batches whose scheduler died need no command: another scheduler takes them over.
 `webhook` needs the providers' webhook_secret. `costs` compares with the targets of fleet.yaml
 (FLEET_CONFIG; by default the checkout's config/fleet.yaml).
 
@@ -26,6 +26,8 @@ from rich.console import Console, RenderableType
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
+from primarch_fleet.errors import ResultTimeout
+from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_support import once_async
 from primarch_fleet.results import call_scheduler
 from scheduler.admin import dead_letters as letters
@@ -95,7 +97,7 @@ def deployments(options: argparse.Namespace) -> int:
 
 
 def cancel(options: argparse.Namespace) -> int:
-    """Cancel requests, or one batch."""
+    """Cancel requests of any lane, or one batch."""
     if bool(options.ids) == bool(options.batch):
         return _report("cancel: give either request ids or --batch INTENT", 2)
     return _cancel_batch(options.batch) if options.batch else _cancel_requests(options.ids)
@@ -177,17 +179,25 @@ def webhook(options: argparse.Namespace) -> int:
 
 def _cancel_requests(ids: list[str]) -> int:
     with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
-        results = call_scheduler(fleet.app, "scheduler.cancel", ids, REPLY_TIMEOUT_SECONDS)
-    texts = {
-        "done": "already has its result",
-        "promoted": "promoted to the realtime lane, not cancelled; use `fleet.cancel`",
-        "unknown": "not on the batch lane, or not yet",
-    }
-    for task_id in ids:
-        _report(f"{task_id}: {texts.get(results[task_id], 'cancelled')}", 0)
-    if "unknown" in results.values():
-        return 2
-    return 0 if set(results.values()) == {"cancelled"} else 1
+        return max(_cancel_request(fleet, task_id) for task_id in ids)
+
+
+def _cancel_request(fleet: Fleet, task_id: str) -> int:
+    is_known = fleet.status(task_id) != "PENDING" or _is_open(task_id)
+    try:
+        was_cancelled = fleet.cancel(task_id, REPLY_TIMEOUT_SECONDS)
+    except ResultTimeout as error:
+        return _report(f"{task_id}: {error}", 1)
+    if not was_cancelled:
+        return _report(f"{task_id}: already has its result", 1)
+    if not is_known:
+        return _report(f"{task_id}: unknown; cancelled where a queue has it", 2)
+    return _report(f"{task_id}: cancelled", 0)
+
+
+def _is_open(task_id: str) -> bool:
+    """Return whether a client of the fleet has submitted a task that has no outcome yet."""
+    return _with_redis(lambda client: client.zscore(OPEN_KEY, task_id)) is not None
 
 
 def _cancel_batch(prefix: str) -> int:
