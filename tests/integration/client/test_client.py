@@ -21,6 +21,7 @@ from primarch_fleet import (
     Ticket,
     errors,
 )
+from primarch_fleet.cancellation import LEASED_TASKS
 from tests.support.producer import DONE, finish, messages, request
 from tests.support.relay import relay
 from tests.support.workers import Producer, StartWorker, eventually
@@ -235,6 +236,17 @@ def test_cancel_of_a_waiting_request_needs_no_worker(fleet: Fleet, lane: str) ->
     assert fleet.cancel(ticket, timeout=0.2) is True
     with pytest.raises(errors.Cancelled):
         fleet.result(ticket, timeout=0)
+
+
+def test_cancel_of_a_request_whose_worker_does_not_answer_times_out(
+    fleet: Fleet, server: redis.Redis
+) -> None:
+    ticket = fleet.submit(request())
+    server.zadd(LEASED_TASKS, {f"{ticket.id}\0tag": 0})
+    with pytest.raises(errors.ResultTimeout):
+        fleet.cancel(ticket, timeout=0.2)
+    server.delete(LEASED_TASKS)
+    assert fleet.cancel(ticket, timeout=0.2) is True
 
 
 def test_cancel_stops_a_running_task(
