@@ -1,6 +1,7 @@
 """72 requests of all lanes are cancelled while workers are killed, stopped and started at random.
 
-`FLEET_TEST_SEEDS="1 2 3"` tries other seeds than that of `make test`.
+`CANCEL_SEEDS="1 2 3"` tries other seeds than that of `make test`, and `CANCEL_FAULTS=20`
+kills or stops more workers.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
 
-SEEDS = [int(seed) for seed in os.environ.get("FLEET_TEST_SEEDS", "7").split()]
+SEEDS = [int(seed) for seed in os.environ.get("CANCEL_SEEDS", "7").split()]
 REQUESTS_PER_LANE = 24
-FAULTS = 5
+FAULTS = int(os.environ.get("CANCEL_FAULTS", "3"))
 TIMEOUT_SECONDS = 60.0
 SETTINGS = {
     "FLEET_VISIBILITY_TIMEOUT": "2",
@@ -110,7 +111,7 @@ def test_no_cancelled_request_runs_whatever_dies(
                     ticket = fleet.fleet.submit(fleet.question(lane, tenant))
                 else:
                     ticket = fleet.send_by_celery(lane, tenant)
-                delay = random.uniform(0, 6)
+                delay = random.uniform(0, 1 + FAULTS)
                 cancelling[tenant] = ticket, threads.submit(cancel, fleet, ticket, tenant, delay)
             outcomes = {tenant: future.result() for tenant, (_, future) in cancelling.items()}
             striking.result()
