@@ -45,7 +45,10 @@ class FakeRedis:
     def execute_command(self, command: str, sha: str, count: int, *arguments: Any) -> Any:
         name = next(script.name for script in SCRIPTS if script.sha == sha)
         self.record(name, ([*arguments[:count]], [*arguments[count:]]))
-        return self.replies[name]
+        reply = self.replies[name]
+        if name == "expired":  # a lease that is put back is no more
+            self.replies[name] = []
+        return reply
 
     def record(self, name: str, arguments: Any) -> None:
         if self.unreachable:

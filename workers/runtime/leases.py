@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 LEASES_KEY, RENEWALS_KEY = LEASE_KEYS = ("fleet:leases", "fleet:lease_renewals")
 #: When any worker last swept expired leases: lua/outage.lua.
 SWEEPS_KEY = "fleet:lease_sweeps"
-#: The keys of versions up to 0.1.0, which are those of kombu.
-_KOMBU_KEYS = ["unacked", "unacked_index"]
+#: The keys of a sweep. Versions up to 0.1.0 kept leases in those of kombu.
+_SWEPT_KEYS = [*LEASE_KEYS, "unacked", "unacked_index", SWEEPS_KEY]
 #: A live process renews its leases so many times within the visibility timeout.
 RENEWALS_PER_TIMEOUT = 6
 #: Leases that one command renews at most.
 MAX_RENEWED_AT_ONCE = 500
-#: Expired leases that one sweep takes over at most.
+#: Expired leases that one script of a sweep returns at most.
 MAX_EXPIRED_AT_ONCE = 100
 #: Seconds in which a broadcast that many workers refuse becomes one dead letter.
 SECONDS_BROADCAST_IS_KNOWN = 60
@@ -269,10 +269,14 @@ class Leases:
         """
         timeout = self._settings.visibility_timeout
         args = [timeout, MAX_KOMBU_LEASES_READ, MAX_EXPIRED_AT_ONCE]
-        expired = EXPIRED.run(self._client, [*LEASE_KEYS, *_KOMBU_KEYS, SWEEPS_KEY], args)
-        for tag, entry in zip(expired[::2], expired[1::2], strict=True):
-            if self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout):
-                _log(logging.WARNING, "message_redelivered", "Took over from a dead worker")
+        while expired := EXPIRED.run(self._client, _SWEPT_KEYS, args):
+            taken = sum(
+                self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout)
+                for tag, entry in zip(expired[::2], expired[1::2], strict=True)
+            )
+            if not taken:  # other workers have put them back
+                return
+            _log(logging.WARNING, "message_redelivered", "Took over %d from dead workers", taken)
 
     def _repeat(self, action: Callable[[], None], wait: Callable[[float], bool]) -> None:
         while not self._stopped.is_set():
@@ -317,17 +321,13 @@ class Leases:
     def _renew_tracked(self) -> None:
         with self._lock:
             tags = list(self._tracked)
-        chunks = [
-            tags[start : start + MAX_RENEWED_AT_ONCE]
-            for start in range(0, len(tags), MAX_RENEWED_AT_ONCE)
-        ]
         lost_tags: set[str] = set()
-        for chunk in chunks:
+        for start in range(0, len(tags), MAX_RENEWED_AT_ONCE):
+            chunk = tags[start : start + MAX_RENEWED_AT_ONCE]
             sent_at = time.monotonic()
             lost = RENEW.run(self._client, [RENEWALS_KEY], chunk)
             lost_tags.update(tag.decode() for tag in lost)
             self._confirm(set(chunk) - lost_tags, sent_at)
-
         with self._lock:
             lost_tags &= self._tracked.keys()  # the others were acknowledged in the meantime
             for tag in lost_tags:

@@ -450,7 +450,8 @@ def test_no_lease_expires_for_one_timeout_after_an_outage_of_redis(
     store.lpush("queue", json.dumps(message("id")))
     fetch(store, "tag")
     store.zadd(RENEWALS_KEY, {"tag": 1})
-    now = float(store.time()[0])
+    seconds, microseconds = store.time()
+    now = seconds + microseconds / 1e6
     marks: dict[Any, Any] = {"last": now + last}
     marks |= {} if start is None else {"from": now + start}
     store.hset(SWEEPS_KEY, mapping=marks)
@@ -460,6 +461,22 @@ def test_no_lease_expires_for_one_timeout_after_an_outage_of_redis(
     assert abs(float(stored["last"]) - now) < 10
     if last == -31:
         assert abs(float(stored["from"]) - now - SETTINGS.visibility_timeout) < 10
+
+
+def test_one_sweep_takes_over_all_large_messages_of_a_dead_worker_in_short_scripts(
+    leases: Leases, store: redis.Redis
+) -> None:
+    count, text = 60, json.dumps(message("id", body="x" * 200_000))
+    leased = {f"tag-{number}": f'[{text},"","queue"]' for number in range(count)}
+    store.hset(LEASES_KEY, mapping=leased)
+    store.zadd(RENEWALS_KEY, dict.fromkeys(leased, 1))
+    store.hset(SWEEPS_KEY, mapping={"last": store.time()[0], "from": 0})
+    store.config_resetstat()
+    leases.sweep()
+    assert nothing_leased(store)
+    looks: Any = store.info("commandstats")["cmdstat_zrangebyscore"]  # two of each script
+    assert looks["calls"] >= 2 * 3, "all messages were read at once"
+    assert store.llen(DEAD_LETTERS) == 0
 
 
 def test_a_reconnection_of_one_worker_does_not_delay_the_messages_of_another(
