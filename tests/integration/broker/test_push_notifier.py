@@ -433,8 +433,8 @@ def test_a_worker_that_never_polls_takes_every_message_with_one_fetch(
             for number in range(20):
                 assert another.send("add", number, 1).get(timeout=10) == number + 1
             assert fetch_count(store) - before < 25  # one for each
-        before, renewals = fetch_count(store), calls(store, "zrem")
-        eventually(lambda: calls(store, "zrem") >= renewals + 3)  # about a second of a live worker
+        before, sweeps = fetch_count(store), calls(store, "hmget")
+        eventually(lambda: calls(store, "hmget") >= sweeps + 3)  # about a second of a live worker
         assert fetch_count(store) - before < 5
     eventually(lambda: tracking_connections(store) == [])
 
