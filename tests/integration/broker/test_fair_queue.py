@@ -1,5 +1,6 @@
 """Tenants take turns: what a fetch takes, which slots are reserved, how messages are counted."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -91,6 +92,17 @@ def test_a_message_without_a_priority_is_a_normal_one(
     assert sources == ([urgent, normal] if is_urgent else [normal, normal])
     texts = [one.text for one in taken]
     assert texts == ([text, message("first", "a")] if is_urgent else texts)
+
+
+@pytest.mark.parametrize("priority", [None, -1, "high", "", True, [1], {"is": 1}])
+def test_a_message_whose_priority_is_no_number_is_a_normal_one(
+    store: redis.Redis, priority: object
+) -> None:
+    lists = priority_lists("plain")
+    texts = [{"properties": {"priority": priority}}, {"properties": {}}]
+    store.lpush("plain", *map(json.dumps, texts))
+    fetched = fetch_from(store, *lists, tags=("t1", "t2"))
+    assert [one.source for one in fetched] == [lists[1]] * 2
 
 
 @pytest.mark.parametrize(("priority", "step"), [(1, 0), (2, 0), (3, 1), (5, 1), (6, 2), (9, 3)])

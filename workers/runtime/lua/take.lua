@@ -46,14 +46,13 @@ for _, key in ipairs(KEYS) do
   is_key[key] = true
 end
 
--- The list where a message of a queue's most urgent list belongs, by its priority. kombu writes the
--- priority 0 also where none was given: such a message is a normal one, unless it has the header of
--- the fleet's client, which says 0 for high. A message stays where it is if this worker does not
--- take messages from the other list.
+-- The list where a message of a queue's most urgent list belongs, by its priority. Without one it is
+-- a normal one. kombu writes 0 then, which means high only with the header of the fleet's client. A
+-- message stays where it is if this worker does not take messages from the other list.
 local function list_by_priority(list, message)
   local priority = number_in(message, '"priority"') or 0
-  if priority == 0 and string.find(message, '"priority"', 1, true) then
-    priority = number_in(message, '"fleet_submitted_at"') and 0 or NORMAL
+  if priority == 0 and not number_in(message, '"fleet_submitted_at"') then
+    priority = NORMAL
   end
   for _, step in ipairs(STEPS) do
     local target = list .. SEPARATOR .. step
