@@ -467,7 +467,7 @@ def test_one_sweep_takes_over_all_large_messages_of_a_dead_worker_in_short_scrip
     leases: Leases, store: redis.Redis
 ) -> None:
     count, text = 60, json.dumps(message("id", body="x" * 200_000))
-    leased = {f"tag-{number}": f'[{text},"","queue"]' for number in range(count)}
+    leased: dict[Any, Any] = {f"tag-{number}": f'[{text},"","queue"]' for number in range(count)}
     store.hset(LEASES_KEY, mapping=leased)
     store.zadd(RENEWALS_KEY, dict.fromkeys(leased, 1))
     store.hset(SWEEPS_KEY, mapping={"last": store.time()[0], "from": 0})
