@@ -61,8 +61,15 @@ class ServerClock:
 
         It stays as it is if both clocks agree within TOLERANCE_SECONDS.
         """
+        return moment - self._ahead()
+
+    def to_host(self, moment: datetime) -> datetime:
+        """Translate a moment of the server's clock, for timers that follow the host's."""
+        return moment + self._ahead()
+
+    def _ahead(self) -> timedelta:
         ahead = self._wall() - self.timestamp()
-        return moment if abs(ahead) < TOLERANCE_SECONDS else moment - timedelta(seconds=ahead)
+        return timedelta(seconds=ahead if abs(ahead) >= TOLERANCE_SECONDS else 0)
 
 
 #: The clock of a worker or beat process, which has one Redis.

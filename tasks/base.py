@@ -66,6 +66,8 @@ class PrivateRequest(Request):
         super().__init__(message, *args, **options)
         *_, embed = self._payload  # type: ignore[attr-defined]
         check_message(self.request_dict, embed)
+        if (eta := self.eta) is not None:  # Celery's timer follows the host's clock
+            self._eta = CLOCK.to_host(eta)
         #: When the worker received the message, by `time.monotonic`.
         self.received_at = time.monotonic()
         self._argsrepr = self._kwargsrepr = HIDDEN_ARGUMENTS

@@ -73,6 +73,8 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
     """
     url = redis_url()
     app.control_cls = "workers.runtime.control_replies:Control"
+    # Celery makes a time of a countdown, such as a retry's; all times in messages are the server's.
+    app.now = CLOCK.now  # type: ignore[method-assign]
     app.conf.update(
         fleet_lane=lane,
         fleet_queues=queues,

@@ -45,6 +45,7 @@ def test_a_deadline_of_the_host_keeps_its_distance_from_now(ahead: float) -> Non
     translated = clock.from_host(at(wall.now + 60)) - clock.now()
     assert abs(translated - timedelta(seconds=60)) <= timedelta(seconds=0.9)
     assert (clock.from_host(at(9)) == at(9)) == (abs(ahead) < 1)
+    assert clock.to_host(clock.from_host(at(9))) == at(9)
 
 
 def test_a_slow_reply_does_not_replace_a_measurement() -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,30 @@ def test_a_batch_worker_and_two_beats_whose_clocks_differ_by_minutes_complete_a_
             assert receipt.queue_wait < 60
             assert simulator.stats()["batches_created"] == 1
             assert store.hlen(PERIODIC_RUNS_KEY) == 2
+
+
+def test_a_countdown_ends_by_the_time_of_redis_whatever_the_clock_of_the_worker(
+    start_worker: StartWorker, store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    with Simulator(Profile()) as simulator:
+        env = {
+            "FLEET_REDIS_URL": valkey_url,
+            "OPENAI_API_KEY": "x",
+            "OPENAI_BASE_URL": simulator.url,
+            **host_clock(tmp_path, -240),
+        }
+        with start_worker("late1", app=command("realtime"), env=env), Fleet(valkey_url) as fleet:
+            request = CompletionRequest(
+                model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}]
+            )
+            args, name = [request.to_wire()], "realtime.complete"
+            follow_up = fleet.app.signature(name, args, countdown=3, immutable=True)
+            follow_up.freeze()
+            sent_at = time.monotonic()
+            first = fleet.app.send_task(name, args, countdown=3, link=follow_up)
+            for least, task in ((2, first), (5, follow_up)):
+                assert fleet.result(str(task.id), timeout=40).receipt.lane == "realtime"
+                assert time.monotonic() - sent_at > least
 
 
 def test_a_worker_without_its_providers_key_names_the_key_and_exits(
