@@ -17,10 +17,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import NamedTuple
-
-import redis
 
 from config.fleet import FleetConfig
 from scheduler import metrics
@@ -78,8 +75,7 @@ class OrphanSearch:
     async def start(self) -> None:
         """Say in the log when Redis cannot confirm what is on its disk."""
         self._is_new = (await self._store.server.look()).is_new
-        with suppress(redis.OutOfMemoryError):  # a full server is told of elsewhere
-            await self._store.server.is_on_disk()
+        await self._store.server.is_on_disk()
 
     async def recover(self) -> dict[str, Recovery]:
         """Search where a scan is due; return the searches that go on, by account.

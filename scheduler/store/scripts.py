@@ -13,7 +13,10 @@ _LUA = Path(__file__).with_name("lua")
 #: By name. Those that change a group's backlog begin with lua/backlog.lua.
 SCRIPTS = {
     name: LuaScript.load(_LUA / f"{name}.lua")
-    for name in ("begin_completion", "lease", "advance", "close_job", "add_cost")
+    for name in (
+        *("begin_completion", "lease", "advance", "close_job", "add_cost"),
+        *("set_fields", "set_once"),
+    )
 } | {
     name: LuaScript.load(_LUA / "backlog.lua", _LUA / f"{name}.lua")
     for name in ("park", "create_job", "requeue", "withdraw", "finish", "adopt")

@@ -18,8 +18,11 @@ from redis.asyncio import Redis
 
 from primarch_fleet.redis_server_info import ServerInfo
 from scheduler.store import keys
+from scheduler.store.scripts import SCRIPTS
 
 logger = logging.getLogger(__name__)
+
+SET_FIELDS, SET_ONCE = SCRIPTS["set_fields"], SCRIPTS["set_once"]
 
 #: Hexadecimal digits of an intent, and how many of them are the fleet's.
 INTENT_LENGTH, FLEET_ID_LENGTH = 32, 12
@@ -90,9 +93,8 @@ class Server:
             await self.fleet_id()
         if is_new or went_back:
             changed_at = 0.0 if is_new else await self._now()
-            await self._redis.hset(
-                keys.SERVER, mapping={"run_id": run_id, "changed_at": changed_at}
-            )
+            fields = ["run_id", run_id, "changed_at", changed_at]
+            await SET_FIELDS.run(self._redis, [keys.SERVER], fields)
         if went_back and not is_new:
             logger.warning(
                 "the server of Redis has changed or its data went back: batches that it may have "
@@ -116,7 +118,9 @@ class Server:
         """
         # WAITAOF waits for the last write of its own connection, and for all writes before it.
         pipe = self._redis.pipeline(transaction=False)
-        pipe.hset(keys.SERVER, "confirmed_at", await self._now())
+        fields = ["confirmed_at", await self._now()]
+        # By its text: the pipeline cannot send it again before WAITAOF.
+        pipe.execute_command(*SET_FIELDS.command([keys.SERVER], fields, by_text=True))
         pipe.execute_command("WAITAOF", 1, 0, DISK_TIMEOUT_MS)
         written, synced = await pipe.execute(raise_on_error=False)
         if isinstance(written, Exception):
@@ -147,8 +151,7 @@ class Server:
         It is made once. An emptied Redis makes another, and the batches from before are foreign.
         """
         created = uuid.uuid4().hex[:FLEET_ID_LENGTH]
-        await self._redis.set(keys.FLEET, created, nx=True)
-        return str(await self._redis.get(keys.FLEET))
+        return str(await SET_ONCE.run(self._redis, [keys.FLEET], [created]))
 
     async def recovery(self, account: str) -> Recovery:
         """Return the recovery of an account, `Recovery()` if it had none."""
@@ -157,7 +160,8 @@ class Server:
 
     async def set_recovery(self, account: str, recovery: Recovery) -> None:
         """Store the recovery of an account."""
-        await self._redis.hset(keys.RECOVERIES, account, recovery.model_dump_json())
+        fields = [account, recovery.model_dump_json()]
+        await SET_FIELDS.run(self._redis, [keys.RECOVERIES], fields)
 
     def _warn(self, reply: Any) -> None:
         if self.confirms is False:

@@ -10,6 +10,7 @@ import redis
 from celery import Celery, chain, chord, group
 
 from tests.fuzz.fleet import HOSTED, OWN
+from tests.support.closed_backends import closed_backends
 
 #: A queue that no worker reads.
 _RECORDED = "recorded"
@@ -48,7 +49,8 @@ def _signatures(app: Celery) -> Iterator[tuple[str, Any]]:
 def record(url: str, client: redis.Redis) -> list[tuple[str, dict[str, Any]]]:
     """Return real messages of every lane, each with its queue."""
     recorded: list[tuple[str, dict[str, Any]]] = []
-    with Celery("producer", broker=url, backend=url, set_as_current=False) as app:
+    app = Celery("producer", broker=url, backend=url, set_as_current=False)
+    with app, closed_backends(app):
         app.conf.task_default_priority = 0
         for queue, signature in _signatures(app):
             signature.apply_async(queue=_RECORDED)

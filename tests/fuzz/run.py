@@ -164,7 +164,10 @@ class Run:
     def _ping(self) -> None:
         """Ask the workers whether they still read control commands."""
         names = [f"{lane}@fuzz" for lane in APPS]
-        with Celery(broker=self._fleet.server.url, set_as_current=False) as app:
-            inspect = app.control.inspect(names, timeout=PING_SECONDS, limit=len(names))
+        app = Celery(broker=self._fleet.server.url, set_as_current=False)
+        with app, app.connection_for_write() as connection:
+            inspect = app.control.inspect(
+                names, timeout=PING_SECONDS, limit=len(names), connection=connection
+            )
             answers = inspect.ping() or {}
         self.account.deaf += set(names) - answers.keys()

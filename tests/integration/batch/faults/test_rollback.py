@@ -242,16 +242,15 @@ async def test_a_batch_is_ordered_when_its_order_is_on_the_disk(
         assert b.redis.hget(keys.job(intent), "state") == "SUBMITTING"
 
 
-async def test_another_scheduler_starts_while_the_memory_of_redis_is_full(
+async def test_a_scheduler_starts_while_the_memory_of_redis_is_full(
     opened: OpenBench, own_server: RedisServer
 ) -> None:
     async with opened(profile()) as b:
-        await b.scheduler.lane.start()
         results = await b.send(chat("a"), chat("b"))
         with own_server.client() as client:
             client.config_set("maxmemory", 1)
             try:
-                await b.new_scheduler().lane.start()
+                await b.scheduler.lane.start()
             finally:
                 client.config_set("maxmemory", 0)
         await answered_once(b, results)
