@@ -41,6 +41,8 @@ class Decision(NamedTuple):
 
 
 CANCELLED = Decision(RequestOutcome.CANCELLED)
+#: The outcomes of a withdrawal from a lane that has completed the request.
+ENDED = frozenset({WithdrawalOutcome.DONE, WithdrawalOutcome.CANCELLED})
 
 
 class Withdrawal:
@@ -73,11 +75,14 @@ class Withdrawal:
         decision = str(Decision(RequestOutcome.PROMOTED, reason))
         for request in requests:
             with promotion.isolated(request, "batch_withdrawal_failed"):
-                if not await self._reserve_realtime(request):
+                parked = await self._reserve_realtime(request)
+                if parked is None:
                     continue
                 outcome = await self._store.withdraw(request, decision, group)
                 if outcome is WithdrawalOutcome.OURS:
                     await self._promote(request, reason)
+                elif outcome in ENDED:  # perhaps before the reservation
+                    await accounting.settle(accounting.UNSENT, [(parked, 0)])
 
     async def resume(self, only: str | None = None) -> None:
         """Execute the stored decisions whose scheduler died, or `only` that of one request."""
@@ -126,11 +131,13 @@ class Withdrawal:
         metrics.promoted_total.inc()
         logger.info("%s: promoted: %s", request, reason, extra={"action": "batch_request_promoted"})
 
-    async def _reserve_realtime(self, request: str) -> bool:
+    async def _reserve_realtime(self, request: str) -> ParkedRequest | None:
+        """The request's record, if its cost on the realtime lane is reserved now."""
         parked = await self._load(request)
         if parked is None or parked.body_ref is not None:  # it left the lane, or its body is gone
-            return False
-        return await promotion.reserve_realtime(parked.parse(), parked.context["id"])
+            return None
+        is_reserved = await promotion.reserve_realtime(parked.parse(), parked.context["id"])
+        return parked if is_reserved else None
 
     async def _load(self, request: str) -> ParkedRequest | None:
         """The request's record with its body; it keeps its `body_ref` if the body is gone."""

@@ -145,6 +145,25 @@ async def test_a_request_is_promoted_only_if_its_tenant_has_the_budget(opened: O
                 assert not b.redis.keys("realtime*"), "the realtime lane costs twice as much"
 
 
+async def test_a_request_that_is_cancelled_before_its_promotion_reserves_leaves_nothing_reserved(
+    opened: OpenBench,
+) -> None:
+    deadline = datetime.fromtimestamp(1e10, UTC)
+    async with opened(max_wait=300, promote_before=1e10) as b, accounted(b) as ledger:
+        (result,) = await b.send(chat("near", deadline=deadline, max_tokens=100))
+
+        class CancelledMeanwhile(Accountant):
+            async def reserve(self, *args: Any) -> None:
+                assert await _cancel(b, result) == "cancelled"
+                await super().reserve(*args)
+
+        catalogue = b.config.catalogue().model_copy(update={"tenants": {"default": LIMITS}})
+        with services.override(accountant=CancelledMeanwhile(ledger, catalogue)):
+            await b.turn()
+        assert isinstance(await b.outcome(result), errors.Cancelled)
+        assert (await month(ledger)).reserved_nanousd == 0
+
+
 async def _cancel(b: Bench, result: Any) -> str:
     accounts = {"openai": b.scheduler.provider}
     operator = Operations(b.scheduler.store, accounts, b.scheduler.lane.withdrawal)
