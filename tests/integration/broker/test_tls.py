@@ -16,13 +16,14 @@ import pytest
 import redis
 from celery import Celery
 from flower.utils.broker import Broker  # type: ignore[import-untyped]
-from kombu import Connection, pools
+from kombu import Connection
 from litellm.caching.redis_cache import RedisCache
 
 from primarch_fleet import AsyncFleet, CompletionRequest, Fleet, redis_support
 from primarch_fleet.redis_url import normalized, tls_options
 from scheduler.completion.publish_once import publish_through
 from tests.support.certificates import Authority, Certificate
+from tests.support.connections import close_pools
 from tests.support.producer import CATALOGUE
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay
@@ -51,7 +52,9 @@ class Server(NamedTuple):
         return f"rediss://:{LOGIN}@127.0.0.1:{self.relay.port}/0"
 
     def present(self, certificate: str, clients_of: Authority | None = None) -> None:
-        pools.reset()  # kombu shares connections between URLs that differ in TLS only
+        close_pools(
+            self.relay.port
+        )  # kombu shares connections between URLs that differ in TLS only
         self.relay.present(self.certificates[certificate], clients_of)
 
 
@@ -77,7 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         os.environ["SSL_CERT_FILE"] = str(authority.file)
         yield Server(relay, authority, certificates)
         del os.environ["SSL_CERT_FILE"]
-        pools.reset()
+        close_pools(relay.port)
         gc.collect()  # what kombu and Celery leave open
 
 

@@ -44,7 +44,9 @@ def end(fleet: Fleet, url: str, task_id: str, state: str) -> None:
     """Store an outcome as a worker does."""
     failed = state in ("FAILURE", "RETRY")
     value = ValueError("no") if failed else DONE.model_dump(mode="json")
-    WorkerResultBackend(app=fleet.app, url=url).store_result(task_id, value, state)
+    backend = WorkerResultBackend(app=fleet.app, url=url)
+    backend.store_result(task_id, value, state)
+    backend.client.connection_pool.disconnect()
 
 
 @pytest.mark.parametrize("state", ["SUCCESS", "FAILURE"])

@@ -182,8 +182,8 @@ def test_commands_without_an_answer_harm_nothing(
 def test_a_task_that_acknowledges_early_holds_no_lease_while_it_runs(
     worker: Worker, producer: Producer, store: redis.Redis
 ) -> None:
-    result = producer.send("acknowledge_early", 0.5)
-    eventually(lambda: leased(store))
+    result = producer.send("acknowledge_early", 1)
+    eventually(lambda: "acknowledge_early" in runs(store))
     eventually(lambda: not leased(store))
     assert not result.ready()
     assert result.get(timeout=TIMEOUT) == "rested"

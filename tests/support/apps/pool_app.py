@@ -13,6 +13,8 @@ import redis
 from celery import Celery
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.asynchronous import get_event_loop
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from primarch_fleet import celery_redis
 from tasks.base import AsyncTask
@@ -57,7 +59,8 @@ app.conf.update(
     fleet_drain_timeout=float(os.environ.get("FLEET_TEST_DRAIN", "30")),
 )
 
-_redis = redis.Redis.from_url(URL)
+# Tests restart the server while bodies use it.
+_redis = redis.Redis.from_url(URL, retry=Retry(ConstantBackoff(0.2), 50))
 _met: list[str] = []
 _all_met = asyncio.Event()
 
@@ -202,6 +205,7 @@ async def fail_outside(self: AsyncTask) -> None:
 
 @app.task(acks_late=False)
 async def acknowledge_early(seconds: float) -> str:
+    await asyncio.to_thread(_redis.rpush, "runs", "acknowledge_early")
     await asyncio.sleep(seconds)
     return "rested"
 
