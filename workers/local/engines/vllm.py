@@ -37,9 +37,16 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from config.engine import EngineConfig
 from config.engine_parameters import NOT_FOR_REQUESTS
-from primarch_fleet.errors import ConfigError, EngineError, FleetError, InvalidRequest
+from primarch_fleet.errors import (
+    ConfigError,
+    ContextWindowExceeded,
+    EngineError,
+    FleetError,
+    InvalidRequest,
+)
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from primarch_fleet.validation import Location, explain
+from tasks.provider_errors import Reason, classify
 from workers.local.engines.base import Answer
 from workers.local.engines.process_guard import KillOnParentExit
 from workers.local.engines.stderr_tail import StderrTail
@@ -308,6 +315,8 @@ def _answer(response: Any) -> Answer:
 
 def _failure(error: ErrorInfo) -> FleetError:
     """The fleet's error for vLLM's; status 501 means that a parameter is not supported."""
+    if classify(error.code, {"message": error.message}).reason is Reason.CONTEXT_WINDOW:
+        return ContextWindowExceeded(error.message)
     refused = error.code < 500 or error.code == 501
     return InvalidRequest(error.message) if refused else EngineError(error.message)
 
