@@ -29,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 # tests share their workers; files start in the order of their names, the long ones of acceptance and
 # chaos first. Tests wait more than they compute: one process more than there are cores.
 WORKERS  ?= 3
-PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Warnings are errors, except vLLM's own; some of these come after the last test.
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 

@@ -98,7 +98,8 @@ async def start(shared: Services) -> BatchPipeline:
     for name in PERIODIC_TASKS:  # a beat that never starts is noticed too
         await store.record_run(name, OVERDUE_SECONDS, first=True)
     await pipeline.start()
-    promotion = LocalPromotion(patient_async(redis_url(), text=False), config.engines)
+    client_of_bytes = patient_async(redis_url(), text=False)
+    promotion = LocalPromotion(client_of_bytes, config.engines, app.backend)
     event_loop.at_stop(promotion.close)
     shared = replace(shared, deferral_store=ParkingStore(store, blobs, lines, config))
     services.install(

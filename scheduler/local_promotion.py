@@ -11,6 +11,8 @@ import json
 import logging
 from typing import Any
 
+from celery import states
+from celery.backends.base import KeyValueStoreBackend
 from redis.asyncio import Redis
 
 from config.engine import EngineConfig
@@ -37,11 +39,15 @@ class LocalPromotion:
     Args:
         client: Must not decode responses: a queue may hold anything.
         engines: Those without `promote_before` are skipped.
+        backend: Encodes the outcomes in this Redis.
     """
 
-    def __init__(self, client: Redis, engines: list[EngineConfig]) -> None:
+    def __init__(
+        self, client: Redis, engines: list[EngineConfig], backend: KeyValueStoreBackend
+    ) -> None:
         self._redis: Any = client  # redis-py types each command for its sync and async clients
         self._engines = [engine for engine in engines if engine.promote_before]
+        self._backend = backend
 
     async def promote(self) -> None:
         """Promote the requests whose deadline is near. Raises redis.RedisError."""
@@ -60,14 +66,21 @@ class LocalPromotion:
 
     async def _promote(self, queue: bytes, text: bytes) -> None:
         message = json.loads(text)
-        task_id = message["headers"]["id"]
-        if not await promotion.reserve_realtime(_request(message), task_id):
+        request, task_id = _request(message), message["headers"]["id"]
+        if not await promotion.reserve_realtime(request, task_id):
             return
         promoted = json.dumps(_for_realtime(message))
         keys = [queue, TARGET_LIST, heartbeat_key(REALTIME_QUEUE)]
         if await MOVE.run(self._redis, keys, [text, promoted]):
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
+        elif await self._is_finished(task_id):  # perhaps before the reservation
+            await promotion.return_reservation(request, task_id)
+
+    async def _is_finished(self, task_id: str) -> bool:
+        """Whether a task has its final outcome, as a cancelled task has: nothing settles it now."""
+        outcome = await self._redis.get(self._backend.get_key_for_task(task_id))
+        return bool(outcome) and self._backend.decode(outcome)["status"] in states.READY_STATES
 
 
 def _request(message: dict[str, Any]) -> Request:

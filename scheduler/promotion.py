@@ -52,6 +52,13 @@ async def reserve_realtime(request: Request, task_id: str) -> bool:
     return True
 
 
+async def return_reservation(request: Request, task_id: str) -> None:
+    """Return what `reserve_realtime` reserved for a request that has finished meanwhile."""
+    accountant = services.current().accountant
+    if accountant is not None:
+        await accountant.settle(request.tenant_id, task_id, "", 0)
+
+
 @contextmanager
 def isolated(request: str, action: str) -> Iterator[None]:
     """Log an error of one request, so that the others are still processed; it is retried later.

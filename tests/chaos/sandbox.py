@@ -253,7 +253,10 @@ def open_sandbox(url: str, folder: Path, env: dict[str, str]) -> Iterator[Sandbo
         try:
             yield sandbox
         finally:
-            zygote.communicate()
+            try:
+                zygote.communicate(timeout=30)
+            finally:
+                zygote.kill()
             sandbox.redis.close()
 
 

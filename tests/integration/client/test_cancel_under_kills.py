@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from random import Random
 from typing import get_args
@@ -73,11 +73,9 @@ def strike(fleet: MortalFleet, random: Random) -> None:
 def cancel(fleet: MortalFleet, ticket: Ticket, tenant: str, delay: float) -> tuple[bool, int]:
     """Cancel a request after so many seconds: whether it said True, and the calls until then."""
     time.sleep(delay)
-    while True:
-        try:
-            return fleet.fleet.cancel(ticket, TIMEOUT_SECONDS), fleet.calls(tenant)
-        except errors.ResultTimeout:  # the worker that had it is dead: ask again
-            continue
+    with suppress(errors.ResultTimeout):  # the worker that had it is dead: ask again
+        return fleet.fleet.cancel(ticket, TIMEOUT_SECONDS), fleet.calls(tenant)
+    return fleet.fleet.cancel(ticket, TIMEOUT_SECONDS), fleet.calls(tenant)
 
 
 def is_released(fleet: MortalFleet, tenant: str) -> bool:

@@ -72,12 +72,13 @@ def fleet(config: FleetConfig, store: redis.Redis, valkey_url: str) -> Iterator[
         yield fleet
 
 
-def promote(config: FleetConfig, url: str) -> None:
+def promote(config: FleetConfig, fleet: Fleet, url: str, kind: type[Accountant] = Accountant) -> None:
     """Search the engine queues once."""
 
     async def promote_once() -> None:
-        promotion = LocalPromotion(patient_async(url, text=False), config.engines)
-        accountant = Accountant.connect(url, config.catalogue(), lambda _: None)
+        client, backend = patient_async(url, text=False), fleet.app.backend
+        promotion = LocalPromotion(client, config.engines, backend)
+        accountant = kind.connect(url, config.catalogue(), lambda _: None)
         try:
             with services.override(accountant=accountant):
                 await promotion.promote()
@@ -134,7 +135,7 @@ def test_a_promoted_request_is_next_on_the_realtime_lane_with_its_task_id(
     before = fleet.submit(question(lane="realtime", priority="high"))
     near = fleet.submit(question(8, tenant_id="a tenant"))
     for _ in range(2):
-        promote(config, valkey_url)
+        promote(config, fleet, valkey_url)
     there = waiting(store, "realtime")
     assert set(there) == {before.id, near.id}
     assert not waiting(store, QUEUE)
@@ -158,7 +159,7 @@ def test_an_embedding_is_promoted_as_an_embedding(
     with Fleet(valkey_url) as producer:  # `fleet` has cached the former catalogue
         ticket = producer.submit(request)
     assert ticket.lane == "local"
-    promote(config, valkey_url)
+    promote(config, fleet, valkey_url)
     assert waiting(store, "realtime")[ticket.id]["headers"]["task"] == "realtime.embed"
 
 
@@ -180,9 +181,24 @@ def test_a_request_stays(
     valkey_url: str,
 ) -> None:
     ticket = fleet.submit(question(**{"seconds": 8} | fields))
-    promote(config, valkey_url)
+    promote(config, fleet, valkey_url)
     assert set(waiting(store, QUEUE)) == {ticket.id}
     assert not waiting(store, "realtime")
+
+
+def test_a_request_that_is_cancelled_before_its_promotion_reserves_leaves_nothing_reserved(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    ticket = fleet.submit(question(8))
+
+    class CancelledMeanwhile(Accountant):
+        async def reserve(self, *args: Any) -> None:
+            assert await asyncio.to_thread(fleet.cancel, ticket)
+            await super().reserve(*args)
+
+    promote(config, fleet, valkey_url, CancelledMeanwhile)
+    assert not waiting(store, "realtime")
+    assert fleet.budget("default").month.reserved_nanousd == 0
 
 
 def test_nothing_is_promoted_without_a_realtime_worker(
@@ -190,7 +206,7 @@ def test_nothing_is_promoted_without_a_realtime_worker(
 ) -> None:
     ticket = fleet.submit(question(8))
     store.delete(heartbeat_key("realtime"))
-    promote(config, valkey_url)
+    promote(config, fleet, valkey_url)
     assert set(waiting(store, QUEUE)) == {ticket.id}
 
 
@@ -198,7 +214,7 @@ def test_max_latency_counts_from_submit(
     fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
 ) -> None:
     ticket = fleet.submit(question(max_latency=9))
-    promote(config, valkey_url)
+    promote(config, fleet, valkey_url)
     assert set(waiting(store, "realtime")) == {ticket.id}
 
 
@@ -211,7 +227,7 @@ def test_a_tenant_without_remaining_requests_leaves_the_turns(
     left = fleet.submit(question(120, tenant_id="other"))
     if sorted_by_tenant:
         sort(store)
-    promote(config, valkey_url)
+    promote(config, fleet, valkey_url)
     assert set(waiting(store, "realtime")) == {ticket.id for ticket in near}
     assert set(waiting(store, QUEUE)) == {left.id}
     sort(store)
@@ -231,6 +247,6 @@ def test_a_message_that_cannot_be_parsed_does_not_stop_the_others(
     for odd in ("", "[", "\udcff", '"headers": {"id": "x"}, "body": "no"'):
         store.rpush(QUEUE, f"{{{header}{odd}}}".encode(errors="surrogateescape"))
     ticket = fleet.submit(question(8))
-    promote(config, valkey_url)
+    promote(config, fleet, valkey_url)
     assert store.rpop("realtime" + f"{SEPARATOR}turns{SEPARATOR}default")
     assert store.llen(QUEUE) == 4, ticket
