@@ -1,17 +1,22 @@
-"""Sends the periodic tasks of the batch workers: `celery -A scheduler.beat beat`. Run one."""
+"""Sends the periodic tasks of the batch workers: `celery -A scheduler.beat beat`. Run one.
+
+Intervals follow the host's monotonic clock, and no file remembers the last runs: a wall clock that
+is set back would stop Celery's own schedule for as long.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
+from celery.schedules import schedule
 from celery.signals import before_task_publish
 
 from config.fleet import fleet_config
-from config.settings import redis_url, settings
+from config.settings import redis_url
 from primarch_fleet.redis_support import once
 from primarch_fleet.server_clock import CLOCK
 from tasks.app import app
@@ -33,10 +38,21 @@ _interval = fleet_config().batch.aggregate_interval
 # Messages that no worker took in time expire, so that they do not pile up.
 _options = {"expires": max(_interval, MIN_EXPIRY_SECONDS), "ignore_result": True}
 
-settings().data_dir.mkdir(0o700, parents=True, exist_ok=True)
-app.conf.beat_schedule_filename = str(settings().data_dir / "beat-schedule")
+_started_at, _started = datetime.now(UTC), time.monotonic()
+
+
+def _steady_now() -> datetime:
+    """The time of day at the start, and the seconds since."""
+    return _started_at + timedelta(seconds=time.monotonic() - _started)
+
+
+app.conf.beat_scheduler = "celery.beat:Scheduler"
 app.conf.beat_schedule = {
-    name: {"task": name, "schedule": seconds, "options": _options}
+    name: {
+        "task": name,
+        "schedule": schedule(seconds, nowfun=_steady_now, app=app),
+        "options": _options,
+    }
     for name, seconds in {
         "scheduler.aggregate": _interval,
         "scheduler.poll": _interval,

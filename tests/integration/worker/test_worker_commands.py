@@ -16,8 +16,8 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.lane_health import PERIODIC_RUNS_KEY
-from tests.support.host_clock import host_clock
-from tests.support.workers import StartWorker
+from tests.support.host_clock import host_clock, set_host_clock
+from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
 
@@ -97,6 +97,17 @@ def test_a_batch_worker_and_two_beats_whose_clocks_differ_by_minutes_complete_a_
             assert receipt.queue_wait < 60
             assert simulator.stats()["batches_created"] == 1
             assert store.hlen(PERIODIC_RUNS_KEY) == 2
+
+
+def test_beat_sends_its_tasks_when_its_clock_is_set_back(
+    store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    env = {"FLEET_REDIS_URL": valkey_url, "FLEET_DATA_DIR": str(tmp_path), "OPENAI_API_KEY": "x"}
+    with beat(env | host_clock(tmp_path / "clock", 600)):
+        eventually(lambda: store.llen("scheduler") > 2)
+        set_host_clock(tmp_path / "clock", 0)
+        store.delete("scheduler")
+        eventually(lambda: store.llen("scheduler") > 2)
 
 
 def test_a_countdown_ends_by_the_time_of_redis_whatever_the_clock_of_the_worker(

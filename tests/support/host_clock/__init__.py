@@ -9,6 +9,9 @@ import pytest
 
 from tests.chaos.mixed.processes import build_clock
 
+#: The file with the seconds by which the clock is ahead.
+OFFSET = "offset"
+
 
 def host_clock(folder: Path, seconds: float) -> dict[str, str]:
     """The environment of a Python process whose clock is ahead; skips without a C compiler."""
@@ -16,10 +19,16 @@ def host_clock(folder: Path, seconds: float) -> dict[str, str]:
     library = build_clock(folder)
     if library is None:
         pytest.skip("needs a C compiler")
-    offset = folder / "offset"
-    offset.write_bytes(struct.pack("d", seconds))
+    (folder / OFFSET).write_bytes(struct.pack("d", seconds))
     return {
         "LD_PRELOAD": str(library),
-        "FLEET_TEST_CLOCK": str(offset),
+        "FLEET_TEST_CLOCK": str(folder / OFFSET),
         "PYTHONPATH": str(Path(__file__).parent),
     }
+
+
+def set_host_clock(folder: Path, seconds: float) -> None:
+    """Set the clock of the running processes of `host_clock`."""
+    # In place: they have the file mapped.
+    with (folder / OFFSET).open("r+b") as file:
+        file.write(struct.pack("d", seconds))
