@@ -12,11 +12,11 @@ import logging
 from typing import Any
 
 from celery import states
-from celery.backends.base import KeyValueStoreBackend
 from redis.asyncio import Redis
 
 from config.engine import EngineConfig
 from primarch_fleet import protocol
+from primarch_fleet.cancellation import mark_key
 from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
@@ -39,12 +39,10 @@ class LocalPromotion:
     Args:
         client: Must not decode responses: a queue may hold anything.
         engines: Those without `promote_before` are skipped.
-        backend: Encodes the outcomes in this Redis.
+        backend: The result backend, in the same Redis.
     """
 
-    def __init__(
-        self, client: Redis, engines: list[EngineConfig], backend: KeyValueStoreBackend
-    ) -> None:
+    def __init__(self, client: Redis, engines: list[EngineConfig], backend: Any) -> None:
         self._redis: Any = client  # redis-py types each command for its sync and async clients
         self._engines = [engine for engine in engines if engine.promote_before]
         self._backend = backend
@@ -70,7 +68,7 @@ class LocalPromotion:
         if not await promotion.reserve_realtime(request, task_id):
             return
         promoted = json.dumps(_for_realtime(message))
-        keys = [queue, TARGET_LIST, heartbeat_key(REALTIME_QUEUE)]
+        keys = [queue, TARGET_LIST, heartbeat_key(REALTIME_QUEUE), mark_key(task_id)]
         if await MOVE.run(self._redis, keys, [text, promoted]):
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
@@ -78,7 +76,7 @@ class LocalPromotion:
             await promotion.return_reservation(request, task_id)
 
     async def _is_finished(self, task_id: str) -> bool:
-        """Whether a task has its final outcome, as a cancelled task has: nothing settles it now."""
+        """Whether a task has its outcome, as a cancelled task has: nothing settles it now."""
         outcome = await self._redis.get(self._backend.get_key_for_task(task_id))
         return bool(outcome) and self._backend.decode(outcome)["status"] in states.READY_STATES
 

@@ -72,7 +72,9 @@ def fleet(config: FleetConfig, store: redis.Redis, valkey_url: str) -> Iterator[
         yield fleet
 
 
-def promote(config: FleetConfig, fleet: Fleet, url: str, kind: type[Accountant] = Accountant) -> None:
+def promote(
+    config: FleetConfig, fleet: Fleet, url: str, kind: type[Accountant] = Accountant
+) -> None:
     """Search the engine queues once."""
 
     async def promote_once() -> None:

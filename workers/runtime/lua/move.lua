@@ -3,15 +3,16 @@
 -- KEYS[1]  source: list, the list that the message was pushed to
 -- KEYS[2]  target: list, the list of the other queue that producers push to
 -- KEYS[3]  heartbeat: string, exists while a worker serves the other queue
+-- KEYS[4]  mark: string, exists if the task is cancelled
 -- ARGV[1]  message: string, the message as it waits
 -- ARGV[2]  moved: string, the message for the other queue
--- Returns 1, or 0 if the message does not wait any more, or no worker serves the other queue;
--- nothing has changed then.
+-- Returns 1, or 0 if the message does not wait any more, its task is cancelled, or no worker serves
+-- the other queue; nothing has changed then.
 
 local tenant = tenant_of(ARGV[1])
 local sorted = tenants_list(KEYS[1], tenant)
 
-if redis.call('EXISTS', KEYS[3]) == 0 then
+if redis.call('EXISTS', KEYS[3]) == 0 or redis.call('EXISTS', KEYS[4]) == 1 then
   return 0
 end
 if redis.call('LREM', sorted, -1, ARGV[1]) == 1 then
