@@ -34,7 +34,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-re
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-invoice bench-rabbitmq tune audit lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-rabbitmq tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -93,6 +93,9 @@ bench-invoice: $(VENV)/.dev  ## the fleet's accounts beside the providers' invoi
 
 bench-fairness: $(VENV)/.dev  ## what a burst of one tenant costs the others; ARGS="--rounds 6 --tenants 4"
 	$(BIN)/python -m tests.bench.fairness $(ARGS)
+
+bench-idle: $(VENV)/.dev  ## what an idle worker of each lane sends to Redis; ARGS="--seconds 60"
+	$(BIN)/python -m tests.bench.idle $(ARGS)
 
 bench-rabbitmq: $(VENV)/.dev  ## what RabbitMQ as the broker would change; ARGS="--url amqp://guest:guest@127.0.0.1//"
 	$(BIN)/python -m tests.bench.rabbitmq $(ARGS)

@@ -7,6 +7,7 @@ from kombu import Queue
 
 from config.settings import celery_url, redis_url, settings
 from primarch_fleet.contract import BATCH_QUEUE, PRIORITIES, REALTIME_QUEUE, SCHEDULER_QUEUE
+from primarch_fleet.redis_support import HEALTH_CHECK_SECONDS
 from primarch_fleet.redis_url import tls_options
 
 _DAY = 86_400
@@ -46,13 +47,13 @@ broker_transport_options = {
     "socket_timeout": 10,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
-    "health_check_interval": 10,
+    "health_check_interval": HEALTH_CHECK_SECONDS,
     "queue_order_strategy": "priority",
     "max_connections": 50,
 }
 redis_socket_timeout = 10
 redis_socket_keepalive = True
-redis_backend_health_check_interval = 10
+redis_backend_health_check_interval = HEALTH_CHECK_SECONDS
 result_backend_always_retry = True
 # One result store, with its connections, for all threads; Celery's default is one per thread.
 result_backend_thread_safe = True

@@ -13,6 +13,7 @@ from celery.app import control
 from kombu import pidbox
 
 from primarch_fleet.celery_redis import PrimaryBackend, broker_url
+from primarch_fleet.redis_support import HEALTH_CHECK_SECONDS
 from primarch_fleet.redis_url import normalized
 
 
@@ -120,6 +121,6 @@ def producer_app(url: str, timeout: float) -> Celery:
         task_publish_retry=False,
         redis_socket_timeout=timeout,
         redis_socket_connect_timeout=timeout,
-        redis_backend_health_check_interval=10,
+        redis_backend_health_check_interval=HEALTH_CHECK_SECONDS,
     )
     return app

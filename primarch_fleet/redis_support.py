@@ -36,8 +36,9 @@ PATIENT_TIMEOUT_SECONDS = 10.0
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.1, 2.0
 #: Seconds between two attempts of a starting process.
 WAIT_SECONDS = 1.0
-#: Seconds after which a connection that may have been reading for long asks for the server's role.
-HEALTH_CHECK_SECONDS = 10
+#: Seconds after which a connection asks for the server's role before its next use: half of the 30 s
+#: in which every client finds a new primary.
+HEALTH_CHECK_SECONDS = 15
 
 logger = logging.getLogger(__name__)
 

@@ -34,12 +34,13 @@ class ServerClock:
         self._monotonic, self._wall = monotonic, wall
         self._offset: float | None = None  # of the server's time to the monotonic clock
 
-    def measure(self, read_time: Callable[[], Any]) -> None:
-        """Measure the server's time.
+    def measure(self, read_time: Callable[[], Any]) -> Sequence[Any]:
+        """Measure the server's time, and return the reply.
 
         Args:
-            read_time: Returns the reply to Redis's TIME: seconds and microseconds. If the reply
-                takes longer than TOLERANCE_SECONDS, an earlier measurement stays.
+            read_time: Returns a reply that begins like that to Redis's TIME: with seconds and
+                microseconds. If it takes longer than TOLERANCE_SECONDS, an earlier measurement
+                stays.
         """
         sent_at = self._monotonic()
         reply: Sequence[Any] = read_time()
@@ -47,6 +48,7 @@ class ServerClock:
         if self._offset is None or received_at - sent_at < TOLERANCE_SECONDS:
             seconds = int(reply[0]) + int(reply[1]) / 1e6
             self._offset = seconds - (sent_at + received_at) / 2
+        return reply
 
     def timestamp(self) -> float:
         """Return the server's Unix seconds."""

@@ -8,6 +8,7 @@ messages anyway, and requests that were lost with the data are lost.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import redis
@@ -26,6 +27,8 @@ VERSION_KEY = f"{CATALOGUE_KEY}:version"
 
 #: Seconds after which a submitted task without an outcome is forgotten: its message was lost.
 OPEN_SECONDS = 30 * 86_400
+#: Seconds between two looks for such tasks.
+SWEEP_INTERVAL_SECONDS = 600.0
 
 _PUBLISH = LuaScript.load(Path(__file__).with_name("lua") / "publish_catalogue.lua")
 
@@ -42,20 +45,25 @@ class FleetKeys:
         self._text = catalogue.model_dump_json(exclude_none=True)
         seconds, microseconds = client.time()
         self._version = seconds * 1_000_000 + microseconds
+        self._sweep_at = 0.0
         self._hash_key = None if settings().hash_key else shared_key(client)
 
     def publish(self) -> None:
         """Replace the catalogue; producers see it when their cached copy expires."""
         self._publish(self._text)
 
-    def restore(self) -> None:
-        """Write what is missing, and a catalogue that is older. One round trip if nothing is.
+    def restore(self, version: int | None) -> None:
+        """Write what is missing, and a catalogue that is older. No round trip if nothing is.
+
+        Args:
+            version: Of the catalogue in Redis; None without a catalogue, or for one without a
+                version.
 
         Raises:
             redis.RedisError: The call may be repeated.
         """
-        self._redis.zremrangebyscore(OPEN_KEY, 0, int(CLOCK.timestamp()) - OPEN_SECONDS)
-        if not self._publish(""):
+        self._forget_lost_tasks()
+        if (version is not None and version >= self._version) or not self._publish(""):
             return
         if self._hash_key is not None:
             self._redis.set(HASH_KEY, self._hash_key, nx=True)
@@ -64,6 +72,12 @@ class FleetKeys:
                 "Redis had lost the catalogue or had an older one; it is published again",
                 extra={"action": "catalogue_restored"},
             )
+
+    def _forget_lost_tasks(self) -> None:
+        if time.monotonic() < self._sweep_at:
+            return
+        self._redis.zremrangebyscore(OPEN_KEY, 0, int(CLOCK.timestamp()) - OPEN_SECONDS)
+        self._sweep_at = time.monotonic() + SWEEP_INTERVAL_SECONDS
 
     def _publish(self, text: str) -> bool:
         keys = [CATALOGUE_KEY, VERSION_KEY]

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import redis
 
+from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.lane_health import heartbeat_key, throughput_key, workers_key
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.server_clock import CLOCK
+from workers.observability.fleet_keys import VERSION_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class Heartbeat:
         queues: Returns the queues that the worker serves now. Called once for each heartbeat.
         throughput: Returns the requests per second that the worker answers at full load, None if
             unknown. Called once for each heartbeat.
-        restore: Writes again what Redis has lost. Called after each heartbeat.
+        restore: Writes again what Redis has lost. Called after each heartbeat of a queue, with the
+            version of the catalogue in Redis, None without one.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Heartbeat:
         client: redis.Redis,
         queues: Callable[[], Set[str]],
         throughput: Callable[[], float | None] = lambda: None,
-        restore: Callable[[], None] = lambda: None,
+        restore: Callable[[int | None], None] = lambda _: None,
     ) -> None:
         self._redis, self._queues, self._throughput = client, queues, throughput
         self._restore = restore
@@ -73,10 +76,12 @@ class Heartbeat:
         try:
             for queue in self._announced | served:
                 keys = [heartbeat_key(queue), throughput_key(queue), workers_key(queue)]
+                keys += [CATALOGUE_KEY, VERSION_KEY]
                 args = [self._worker_id, rate, EXPIRY_SECONDS, "1" if queue in served else "0"]
-                CLOCK.measure(functools.partial(_HEARTBEAT.run, self._redis, keys, args))
+                run = functools.partial(_HEARTBEAT.run, self._redis, keys, args)
+                *_, version = CLOCK.measure(run)
+                self._restore(int(version) if version else None)
             self._announced = set(served)
-            self._restore()
         except redis.RedisError as error:
             logger.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat_failed"})
 

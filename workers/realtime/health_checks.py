@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 #: Redis key that exists while the checks of an interval are done or under way.
 DUE_KEY = "fleet:health_checks:done"
 #: Seconds between two looks at the results of the others.
-READ_SECONDS = 5.0
+READ_SECONDS = 10.0
 #: Checks that run at once.
 MAX_PARALLEL_CHECKS = 10
 #: Results are kept for so many intervals.

@@ -1,6 +1,6 @@
-"""Options of `celery worker` that this fleet refuses when a worker starts, each with its reason.
+"""Options of `celery worker`: those that this fleet refuses, each with its reason, and a default.
 
-Importing this module connects the check to every worker of the process.
+Importing this module connects both to every worker of the process.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ def _foreign_queues(worker: Any) -> bool:
     return bool(own) and not set(worker.app.amqp.queues.consume_from) <= set(own)
 
 
+#: Seconds between two events that say that a worker is alive; Celery sends them every 2 s, and
+#: counts a worker as gone when twice the interval has passed.
+EVENT_HEARTBEAT_SECONDS = 5
 #: Each with the worker for which it is refused.
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [
     (
@@ -58,3 +61,10 @@ def refuse(sender: Any, **_: object) -> None:
     reasons = [reason for is_refused, reason in REFUSED if is_refused(sender)]
     if reasons:
         raise SystemExit("\n".join(reasons))
+
+
+@worker_init.connect
+def set_defaults(sender: Any, **_: object) -> None:
+    """Set what the command line left out."""
+    if sender.options.get("heartbeat_interval") is None:
+        sender.options["heartbeat_interval"] = EVENT_HEARTBEAT_SECONDS

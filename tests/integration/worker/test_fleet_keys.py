@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from primarch_fleet import Catalogue
+from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.errors import NoCatalogue
 from tasks.privacy import HASH_KEY
 from tests.support.producer import CATALOGUE
@@ -16,6 +17,11 @@ from workers.observability.heartbeat import Heartbeat
 @pytest.fixture
 def binary(valkey_url: str, store: redis.Redis) -> redis.Redis:
     return redis.Redis.from_url(valkey_url)
+
+
+def beat(client: redis.Redis, keys: FleetKeys) -> None:
+    """Send one heartbeat of a worker."""
+    Heartbeat(client, lambda: {"realtime"}, restore=keys.restore).beat()
 
 
 def catalogue(max_request_bytes: int) -> Catalogue:
@@ -31,7 +37,7 @@ def test_an_emptied_redis_gets_catalogue_and_hash_key_with_the_next_heartbeat(
     store.flushall()
     with pytest.raises(NoCatalogue):
         Catalogue.fetch(store)
-    Heartbeat(binary, lambda: {"realtime"}, restore=keys.restore).beat()
+    beat(binary, keys)
     assert Catalogue.fetch(store) == catalogue(1)
     assert store.get(HASH_KEY) == hash_key
 
@@ -45,24 +51,35 @@ def test_of_two_catalogues_the_last_worker_to_start_publishes_its_own_for_good(
     new.publish()
     store.flushall()
     for worker in (old, new) if first_to_restore == "old" else (new, old):
-        worker.restore()
+        beat(binary, worker)
     published = []
     for worker in (old, new, old, new):
-        worker.restore()
+        beat(binary, worker)
         published.append(Catalogue.fetch(store))
     assert published == [catalogue(2)] * 4
 
 
-def test_a_catalogue_that_is_there_costs_a_heartbeat_one_short_command(
+def test_a_catalogue_that_is_there_costs_a_heartbeat_no_command(
     binary: redis.Redis, store: redis.Redis
 ) -> None:
     keys = FleetKeys(binary, catalogue(1))
     keys.publish()
+    beat(binary, keys)  # which also looks for lost tasks, now and then
     store.config_resetstat()
-    keys.restore()
-    calls = {name: stats["calls"] for name, stats in store.info("commandstats").items()}
-    assert calls["cmdstat_evalsha"] == 1
-    assert "cmdstat_set" not in calls
+    beat(binary, keys)
+    stats = store.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 1
+    assert stats["cmdstat_zremrangebyscore"]["calls"] == 1, "that of the heartbeat"
+
+
+def test_a_catalogue_that_is_removed_is_published_again(
+    binary: redis.Redis, store: redis.Redis
+) -> None:
+    keys = FleetKeys(binary, catalogue(1))
+    keys.publish()
+    store.delete(CATALOGUE_KEY)
+    beat(binary, keys)
+    assert Catalogue.fetch(store) == catalogue(1)
 
 
 def test_a_catalogue_that_was_published_by_hand_stays(
@@ -70,5 +87,5 @@ def test_a_catalogue_that_was_published_by_hand_stays(
 ) -> None:
     keys = FleetKeys(binary, catalogue(1))
     CATALOGUE.publish(store)
-    keys.restore()
+    beat(binary, keys)
     assert Catalogue.fetch(store) == CATALOGUE

@@ -4,11 +4,13 @@
 -- KEYS[2]  throughputs: hash, worker id -> '<requests/s at full load> <server time, Unix s>'
 -- KEYS[3]  workers: zset, id of a worker that serves the queue by the server time, in Unix seconds,
 --          of its last heartbeat
+-- KEYS[4]  catalogue, and KEYS[5] its version: as in publish_catalogue.lua
 -- ARGV[1]  worker id: string
 -- ARGV[2]  throughput: requests/s, '' if unknown
 -- ARGV[3]  expiry: seconds after its last heartbeat until a worker counts as gone
 -- ARGV[4]  serves: '1', or '0' if the worker does not serve the queue any more
--- Returns the server's time, as TIME does.
+-- Returns the server's time, as TIME does, and the version of the catalogue; '' if it has none, or
+-- there is no catalogue.
 
 local id, rate, expiry = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local time = redis.call('TIME')
@@ -36,4 +38,5 @@ for i = 1, #entries, 2 do
 end
 redis.call('EXPIRE', KEYS[2], expiry)
 redis.call('EXPIRE', KEYS[3], expiry)
+time[3] = redis.call('EXISTS', KEYS[4]) == 1 and redis.call('GET', KEYS[5]) or ''
 return time
