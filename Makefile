@@ -43,7 +43,7 @@ run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, t
 	@$(BIN)/python -m workers.onebox.demo
 
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
-	@exec $(BIN)/python -m workers.onebox.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH)
+	@exec $(BIN)/python -m workers.onebox.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH) $(if $(FLOWER_PORT),--flower-port $(FLOWER_PORT))
 
 test: $(VENV)/.dev  ## all tests, against real processes; one lane or subject: make test LANE=batch
 	$(PYTEST) $(PARALLEL) $(if $(LANE),tests/integration/$(LANE)) $(ARGS)

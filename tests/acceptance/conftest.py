@@ -17,6 +17,9 @@ import yaml
 
 from config.settings import ROOT
 
+#: Another fleet that starts at the same time would choose the same port.
+NO_SHARED_PORT = ["--flower-port", "0"]
+
 
 @dataclass
 class Up:
@@ -72,7 +75,7 @@ def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Ite
     (folder / "addresses.yaml").unlink(missing_ok=True)  # of an earlier fleet
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "workers.onebox.up", "--simulate", *options],
+            [sys.executable, "-m", "workers.onebox.up", "--simulate", *NO_SHARED_PORT, *options],
             cwd=ROOT,
             # SPT_NOENV: setproctitle, if installed, would overwrite the environment, by which
             # `processes_of` recognizes the processes.

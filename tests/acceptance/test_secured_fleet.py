@@ -213,7 +213,8 @@ def test_only_its_user_can_read_what_make_up_writes(tmp_path: Path) -> None:
         options = ("--realtime", "0", "--local", "0", "--batch", "0")
         with running(folder, *options, FLEET_REDIS_URL=url) as up:
             assert up.url == url
-            assert f"redis://:***@127.0.0.1:{server.port}/0" in eventually(up.log)
+            shown = f"redis://:***@127.0.0.1:{server.port}/0"
+            eventually(lambda: shown in up.log())
             assert PASSWORD not in up.log()
             paths = [folder, *(path for path in folder.rglob("*") if path != folder / "log")]
             written = {path.name: path.stat().st_mode & 0o777 for path in paths}

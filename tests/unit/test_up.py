@@ -19,6 +19,7 @@ from workers.onebox.up import (
     engine_python,
     free_port,
     lock,
+    options,
     supervisor_config,
     write_private,
 )
@@ -34,8 +35,8 @@ def plan(
     file["engines"] = list(engines)
     (folder / "fleet.yaml").write_text(yaml.safe_dump(file))
     machine = Settings(data_dir=folder, engine_python=Path("/vllm/bin/python"))
-    options = Options(realtime=1, local=local, batch=1, simulate=simulate)
-    return Plan(options, load(folder / "fleet.yaml"), machine)
+    chosen = Options(realtime=1, local=local, batch=1, simulate=simulate)
+    return Plan(chosen, load(folder / "fleet.yaml"), machine)
 
 
 def locals_of(plan: Plan) -> list[Process]:
@@ -94,8 +95,8 @@ def test_a_real_account_stays_as_it_is_beside_a_simulated_one(
         yaml.safe_dump(file | {"deployments": [*file["deployments"], claude]})
     )
     real = load(tmp_path / "fleet.yaml")
-    options = Options(realtime=1, local=0, batch=1, simulate=False)
-    made = Plan(options, real, Settings(data_dir=tmp_path))
+    chosen = Options(realtime=1, local=0, batch=1, simulate=False)
+    made = Plan(chosen, real, Settings(data_dir=tmp_path))
     assert (made.simulated, made.simulation_reason) == ("anthropic", "not set: ANTHROPIC_API_KEY")
     written = load(tmp_path / "simulated-fleet.yaml")
     assert written.providers["openai"] == real.providers["openai"]
@@ -153,6 +154,14 @@ def test_a_free_port_is_below_the_range_of_outgoing_connections() -> None:
     outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range")
     first = int(outgoing.read_text().split()[0]) if outgoing.exists() else 32_768
     assert PORTS.start <= free_port() < min(first, PORTS.stop)
+
+
+def test_flower_has_the_port_that_is_asked_for(tmp_path: Path) -> None:
+    port = free_port()
+    assert options(["--flower-port", str(port)]).flower_port == port
+    chosen = Options(realtime=1, local=0, batch=1, simulate=True, flower_port=port)
+    planned = Plan(chosen, load(ROOT / "config" / "fleet.yaml"), Settings(data_dir=tmp_path))
+    assert planned.addresses["flower"] == f"http://127.0.0.1:{port}"
 
 
 def test_a_preferred_port_in_use_is_replaced() -> None:

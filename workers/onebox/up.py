@@ -45,6 +45,8 @@ from workers.onebox.simulated import (
 #: Below the ports of outgoing connections, which could take a port between the plan and the start
 #: of the process that it is for.
 PORTS = range(20_000, 32_768)
+#: Flower's own default.
+FLOWER_PORT = 5555
 #: What the fleet writes is for its user alone: prompts, answers, the password of Redis.
 PRIVATE_UMASK = 0o077
 #: How long vLLM may take to load a model or to fail.
@@ -76,13 +78,15 @@ class Process:
 
 @dataclass(frozen=True)
 class Options:
-    """Worker processes per lane, and whether to simulate the providers."""
+    """Worker processes per lane, whether to simulate the providers, and the port of Flower."""
 
     realtime: int
     #: Per engine; None starts the engine's data_parallel_size.
     local: int | None
     batch: int
     simulate: bool
+    #: Replaced by another one if it is taken.
+    flower_port: int = FLOWER_PORT
 
 
 class Plan:
@@ -170,7 +174,7 @@ class Plan:
     def _services(self) -> Iterator[Process]:
         if self._options.batch:
             yield Process("beat", _celery("scheduler.beat", "beat"), Stage.SERVICES)
-        port = free_port(5555)
+        port = free_port(self._options.flower_port)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
         yield Process("flower", _celery("tasks.app", *flower), Stage.SERVICES)
@@ -265,13 +269,16 @@ def _line(command: list[str]) -> str:
     return " ".join(f'"{arg}"' if " " in arg else arg for arg in command).replace("%", "%%")
 
 
-def free_port(*preferred: int) -> int:
-    """Return the first preferred port that is free, or else a random free port of PORTS.
+def free_port(preferred: int = 0) -> int:
+    """Return the preferred port if it is free, or else a random free port of PORTS.
+
+    Args:
+        preferred: 0 for none.
 
     Raises:
         ConfigError: No port is free.
     """
-    for port in (*preferred, *random.sample(PORTS, len(PORTS))):
+    for port in (*filter(None, [preferred]), *random.sample(PORTS, len(PORTS))):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -326,6 +333,12 @@ def options(args: list[str] | None = None) -> Options:
         )
     parser.add_argument(
         "--simulate", action="store_true", help="simulate the providers even if their keys are set"
+    )
+    parser.add_argument(
+        "--flower-port",
+        type=int,
+        default=FLOWER_PORT,
+        help="another one if it is taken; 0: any that is free (default: %(default)s)",
     )
     return Options(**vars(parser.parse_args(args)))
 
