@@ -7,13 +7,14 @@ is set back would stop Celery's own schedule for as long.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import redis
 from celery.schedules import schedule
-from celery.signals import before_task_publish
+from celery.signals import beat_init, before_task_publish
 
 from config.fleet import fleet_config
 from config.settings import redis_url
@@ -78,3 +79,19 @@ def _expire_by_server_time(headers: dict[str, Any], **_: object) -> None:
     if headers["expires"] is not None:
         expires = datetime.fromisoformat(headers["expires"])
         headers["expires"] = CLOCK.from_host(expires).isoformat()
+
+
+@beat_init.connect
+def _stop_by_signals(sender: Any, **_: object) -> None:
+    """Let SIGTERM and SIGINT end beat, whatever it does at that moment.
+
+    Celery's own handler closes the connection that an interrupted call may be reading from. The
+    error of that call then replaces SystemExit, and beat goes on.
+    """
+
+    def stop(*_: object) -> None:
+        sender.stop()
+        raise SystemExit
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)

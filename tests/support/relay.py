@@ -18,6 +18,8 @@ class Relay:
         self.url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
         #: While it is set, commands are swallowed; the connections stay open.
         self.silent = threading.Event()
+        #: Set when a command has been swallowed.
+        self.has_swallowed = threading.Event()
         self._command, self._replies_to_lose = b"", 0
 
     def lose_replies(self, command: bytes, times: int = 1) -> None:
@@ -42,6 +44,7 @@ class Relay:
             threading.Thread(target=self._relay_replies, args=ends, daemon=True).start()
             while data := client.recv(2**20):
                 if self.silent.is_set():
+                    self.has_swallowed.set()
                     continue
                 if self._replies_to_lose and self._command in data:
                     loses_reply.set()

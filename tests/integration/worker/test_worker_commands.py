@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.lane_health import PERIODIC_RUNS_KEY
 from tests.support.host_clock import host_clock, set_host_clock
+from tests.support.relay import relay
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import BatchProfile, Profile
 from workers.onebox.simulator.server import Simulator
@@ -33,16 +35,20 @@ def command(lane: str) -> str:
 
 
 @contextmanager
-def beat(env: dict[str, str]) -> Iterator[None]:
+def beat(env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run `celery -A scheduler.beat beat`, as the page says."""
     assert "celery -A scheduler.beat beat" in DEPLOYMENT
     arguments = [sys.executable, "-m", "celery", "-A", "scheduler.beat", "beat"]
     process = subprocess.Popen(arguments, cwd=ROOT, env={**os.environ, **env})
     try:
-        yield
+        yield process
     finally:
         process.terminate()
-        assert process.wait(20) == 0
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +114,20 @@ def test_beat_sends_its_tasks_when_its_clock_is_set_back(
         set_host_clock(tmp_path / "clock", 0)
         store.delete("scheduler")
         eventually(lambda: store.llen("scheduler") > 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_beat_ends_by_a_signal_while_it_waits_for_a_reply(
+    store: redis.Redis, valkey_url: str, number: signal.Signals
+) -> None:
+    with relay(valkey_url) as broker:
+        env = {"FLEET_REDIS_URL": broker.url, "OPENAI_API_KEY": "x"}
+        with beat(env) as process:
+            eventually(lambda: store.llen("scheduler") > 2)
+            broker.silent.set()
+            assert broker.has_swallowed.wait(20)
+            process.send_signal(number)
+            assert process.wait(20) == 0
 
 
 def test_a_countdown_ends_by_the_time_of_redis_whatever_the_clock_of_the_worker(
