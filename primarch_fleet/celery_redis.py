@@ -7,7 +7,7 @@ among them, let kombu's transport use these connections.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import redis
 from celery.backends.redis import RedisBackend
@@ -18,10 +18,25 @@ from primarch_fleet.primary_connection import primary_class
 from primarch_fleet.queues import purge
 from primarch_fleet.redis_url import normalized
 
+# Not in celery-types.
+_CeleryResultConsumer: Any = cast(Any, RedisBackend).ResultConsumer
+
+
+class _ResultConsumer(_CeleryResultConsumer):  # type: ignore[misc]
+    """Celery's consumer of results, which closes the connections that it replaces."""
+
+    def _reconnect_pubsub(self) -> None:
+        # Celery's own forgets them: they stay open until they are garbage-collected.
+        if self._pubsub is not None:
+            self._pubsub.close()
+        self.backend.client.connection_pool.disconnect(inuse_connections=False)
+        super()._reconnect_pubsub()
+
 
 class PrimaryBackend(RedisBackend):
     """Celery's Redis result backend."""
 
+    ResultConsumer: Any = _ResultConsumer
     #: As for `primary_class`: whether Celery's policy of retries holds for a full server too.
     waits_for_memory = False
     # Not in celery-types.

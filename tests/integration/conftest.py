@@ -36,8 +36,10 @@ def valkey_url(valkey: ValkeyServer) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_old_connections() -> Iterator[None]:
-    """A module's tests may have cut connections, or restarted the server."""
+def _nothing_of_other_modules(valkey_url: str) -> Iterator[None]:
+    """A module's tests may leave keys, such as a catalogue, or cut connections."""
+    with redis.Redis.from_url(valkey_url) as client:
+        client.flushall()
     yield
     replace_connections()
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import pytest
 import redis
+from celery.exceptions import TimeoutError as CeleryTimeout
 
 from primarch_fleet import AsyncFleet, Completion, Fleet, async_client, results
 from tests.support.producer import DONE
@@ -45,3 +47,20 @@ def test_the_client_for_asyncio_finds_a_result_that_was_not_announced(
             return await asyncio.wait_for(waiting, 10)
 
     assert asyncio.run(wait()).text == DONE.text
+
+
+def test_a_consumer_that_connects_again_closes_its_old_connections(
+    fleet: Fleet, server: redis.Redis
+) -> None:
+    """Else they stay open until Python collects them."""
+
+    def pubsub_connections() -> set[str]:
+        return {client["id"] for client in server.client_list(_type="pubsub")}
+
+    result = fleet.app.AsyncResult("one")
+    with pytest.raises(CeleryTimeout):
+        result.get(timeout=0.1)
+    before = pubsub_connections()
+    assert before
+    cast(Any, result.backend).result_consumer._reconnect_pubsub()
+    eventually(lambda: not before & pubsub_connections())
