@@ -25,6 +25,11 @@ _CeleryResultConsumer: Any = cast(Any, RedisBackend).ResultConsumer
 class _ResultConsumer(_CeleryResultConsumer):  # type: ignore[misc]
     """Celery's consumer of results, which closes the connections that it replaces."""
 
+    def stop(self) -> None:
+        super().stop()
+        # Else a result that Python collects later unsubscribes, and so connects again.
+        self._pubsub = None
+
     def _reconnect_pubsub(self) -> None:
         # Celery's own forgets them: they stay open until they are garbage-collected.
         if self._pubsub is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -64,3 +65,16 @@ def test_a_consumer_that_connects_again_closes_its_old_connections(
     assert before
     cast(Any, result.backend).result_consumer._reconnect_pubsub()
     eventually(lambda: not before & pubsub_connections())
+
+
+def test_a_result_that_is_collected_after_close_opens_no_connection(
+    server: redis.Redis, valkey_url: str
+) -> None:
+    with Fleet(valkey_url) as other:
+        result = other.app.AsyncResult("one")
+        with pytest.raises(CeleryTimeout):
+            result.get(timeout=0.1)
+    eventually(lambda: not server.client_list(_type="pubsub"))
+    del result
+    gc.collect()
+    assert not server.client_list(_type="pubsub")

@@ -81,16 +81,20 @@ def test_tasks_run_once_and_end_whatever_becomes_of_the_primary(
     runs = tmp_path / "runs"
     runs.touch()
     env = {"FLEET_TEST_URL": pair.address.url}
-    app = producer_app(pair.address.url, 5.0)
-
-    def send(number: int) -> str:
-        name = "tests.support.apps.pool_app.note"
-        return str(app.send_task(name, [str(runs), str(number), 0.5], queue="celery").id)
 
     def lines() -> list[str]:
         return runs.read_text().splitlines()
 
-    with start_worker("one", env=env, wait=False), start_worker("two", env=env, wait=False):
+    with (
+        producer_app(pair.address.url, 5.0) as app,
+        start_worker("one", env=env, wait=False),
+        start_worker("two", env=env, wait=False),
+    ):
+
+        def send(number: int) -> str:
+            name = "tests.support.apps.pool_app.note"
+            return str(app.send_task(name, [str(runs), str(number), 0.5], queue="celery").id)
+
         ids = [send(number) for number in range(TASKS)]
         eventually(lambda: len(lines()) > TASKS / 3, START_TIMEOUT)
         getattr(pair, event)()
@@ -100,5 +104,5 @@ def test_tasks_run_once_and_end_whatever_becomes_of_the_primary(
         until_reached(lambda: all(result.ready() for result in results))
         store = pair.primary.client()
         eventually(lambda: not store.exists("fleet:leases", "fleet:lease_renewals"))
-    ended = sorted(int(result.get()) for result in results)
+        ended = sorted(int(result.get(timeout=HEAL_SECONDS)) for result in results)
     assert ended == sorted(map(int, lines())) == [*range(TASKS + 5)]
