@@ -23,19 +23,12 @@ _CeleryResultConsumer: Any = cast(Any, RedisBackend).ResultConsumer
 
 
 class _ResultConsumer(_CeleryResultConsumer):  # type: ignore[misc]
-    """Celery's consumer of results, which closes the connections that it replaces."""
+    """Celery's consumer of results, which stays closed."""
 
     def stop(self) -> None:
         super().stop()
         # Else a result that Python collects later unsubscribes, and so connects again.
         self._pubsub = None
-
-    def _reconnect_pubsub(self) -> None:
-        # Celery's own forgets them: they stay open until they are garbage-collected.
-        if self._pubsub is not None:
-            self._pubsub.close()
-        self.backend.client.connection_pool.disconnect(inuse_connections=False)
-        super()._reconnect_pubsub()
 
 
 class PrimaryBackend(RedisBackend):
