@@ -38,7 +38,11 @@ def main() -> int:
 
 
 def _outcome(name: str, plan: Plan, options: argparse.Namespace) -> Outcome:
-    faults = tuple(fault for fault in FAULTS if options.only in fault.name)
+    faults = tuple(
+        fault
+        for fault in FAULTS
+        if options.only in fault.name and fault.name not in options.without
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.keep or Path(temporary)) / name
         folder.mkdir(parents=True)
@@ -58,6 +62,7 @@ def _options() -> argparse.Namespace:
     add("--seed", type=int, default=secrets.randbelow(10**6), help="default: random")
     add("--interval", type=float, default=0.4, help="mean seconds between two faults")
     add("--only", default="", metavar="TEXT", help="faults whose name has this text")
+    add("--without", action="append", default=[], metavar="NAME", help="a fault to leave out")
     add("--json", type=Path, metavar="FILE", help="write the figures of each side there")
     add("--keep", type=Path, metavar="FOLDER", help="an empty folder for logs and journals")
     return parser.parse_args()
