@@ -39,8 +39,8 @@ class Heartbeat:
         queues: Returns the queues that the worker serves now. Called once for each heartbeat.
         throughput: Returns the requests per second that the worker answers at full load, None if
             unknown. Called once for each heartbeat.
-        restore: Writes again what Redis has lost. Called after each heartbeat of a queue, with the
-            version of the catalogue in Redis, None without one.
+        restore: Writes again what Redis has lost. Called after each heartbeat, with the version of
+            the catalogue in Redis; None if that has none, or no queue is served.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Heartbeat:
         """Send one heartbeat. An error of Redis is logged; the next heartbeat makes up for it."""
         throughput, served = self._throughput(), self._queues()
         rate = "" if throughput is None else f"{throughput:.6g}"
+        version = None
         try:
             for queue in self._announced | served:
                 keys = [heartbeat_key(queue), throughput_key(queue), workers_key(queue)]
@@ -80,8 +81,8 @@ class Heartbeat:
                 args = [self._worker_id, rate, EXPIRY_SECONDS, "1" if queue in served else "0"]
                 run = functools.partial(_HEARTBEAT.run, self._redis, keys, args)
                 *_, version = CLOCK.measure(run)
-                self._restore(int(version) if version else None)
             self._announced = set(served)
+            self._restore(int(version) if version else None)
         except redis.RedisError as error:
             logger.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat_failed"})
 

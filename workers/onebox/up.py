@@ -278,7 +278,10 @@ def free_port(preferred: int = 0) -> int:
     Raises:
         ConfigError: No port is free.
     """
-    for port in (*filter(None, [preferred]), *random.sample(PORTS, len(PORTS))):
+    ports = random.sample(PORTS, len(PORTS))
+    if preferred:
+        ports.insert(0, preferred)
+    for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

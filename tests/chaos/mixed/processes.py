@@ -153,9 +153,14 @@ class Process:
 
     def set_clock(self, seconds: float) -> None:
         """Let the wall clock of the process be so many seconds ahead."""
-        # In place: the process has the file mapped, and may read it at any moment.
-        with self._clock.open("r+b") as file:
-            file.write(struct.pack("d", seconds))
+        set_clock(self._clock, seconds)
+
+
+def set_clock(path: Path, seconds: float) -> None:
+    """Let the wall clock of the processes that have mapped a file be so many seconds ahead."""
+    # In place: a process may read the file at any moment.
+    with path.open("r+b") as file:
+        file.write(struct.pack("d", seconds))
 
 
 class Supervisor:

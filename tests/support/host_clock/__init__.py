@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.mixed.processes import build_clock
+from tests.chaos.mixed.processes import build_clock, set_clock
 
 #: The file with the seconds by which the clock is ahead.
 OFFSET = "offset"
@@ -29,6 +29,4 @@ def host_clock(folder: Path, seconds: float) -> dict[str, str]:
 
 def set_host_clock(folder: Path, seconds: float) -> None:
     """Set the clock of the running processes of `host_clock`."""
-    # In place: they have the file mapped.
-    with (folder / OFFSET).open("r+b") as file:
-        file.write(struct.pack("d", seconds))
+    set_clock(folder / OFFSET, seconds)
