@@ -166,7 +166,10 @@ class JobStore:
 
         Raises LeaseLost when Redis has forgotten it.
         """
-        return await self._load_job(job.intent, job.token)
+        stored = await self._load_job(job.intent, job.token)
+        if stored is None:
+            raise LeaseLost(job.intent)
+        return stored
 
     async def members(self, job: Job) -> dict[int, str]:
         """Return the requests that are left in a job, by their lines in its file."""
@@ -221,11 +224,10 @@ class JobStore:
         """Make a live job due now, if it is not due already."""
         await self._redis.zadd(keys.JOBS, {intent: await self.now()}, xx=True, lt=True)
 
-    async def _load_job(self, intent: str, token: str) -> Job:
+    async def _load_job(self, intent: str, token: str) -> Job | None:
+        """The job as it is stored; None when Redis has forgotten it, for its data went back."""
         fields = await self._redis.hgetall(keys.job(intent))
-        if not fields:
-            raise LeaseLost(intent)
-        return Job.load(intent, token, fields)
+        return Job.load(intent, token, fields) if fields else None
 
     async def _lease(self, intent: str, token: str, seconds: float) -> str | None:
         now = await self.now()

@@ -77,6 +77,8 @@ class Server:
 
     async def look(self) -> ServerState:
         """Notice whether the server was changed or its data went back, and store that."""
+        # Before the call: of two calls at once, the earlier reply may be handled last.
+        last_fence = self._last_fence
         pipe = self._redis.pipeline(transaction=False)
         pipe.info("server").hgetall(keys.SERVER).get(keys.FENCE)
         info, stored, fence_text = await pipe.execute(raise_on_error=False)
@@ -84,11 +86,11 @@ class Server:
             if isinstance(reply, Exception):
                 raise reply
         run_id = "" if isinstance(info, redis.ResponseError) else ServerInfo.parse(info).run_id
-        fence, last_fence = int(fence_text or 0), self._last_fence
-        self._last_fence = fence
+        fence = int(fence_text or 0)
         changed_at = float(stored.get("changed_at", 0))
         is_new = "run_id" not in stored
         went_back = fence < last_fence or stored.get("run_id") != run_id
+        self._last_fence = fence if went_back else max(fence, self._last_fence)
         if is_new:
             await self.fleet_id()
         if is_new or went_back:

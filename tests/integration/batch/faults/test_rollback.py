@@ -5,17 +5,22 @@ A server of these tests' own is killed and starts from files that were copied be
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 
 from primarch_fleet.redis_support import patient_async
 from scheduler.model.job import JobState
 from scheduler.store import keys
+from scheduler.store.jobs import LeaseLost
+from scheduler.store.server import Server
 from scheduler.store.store import Store
 from tests.support.batch_accounts import dialect
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
@@ -254,3 +259,66 @@ async def test_a_scheduler_starts_while_the_memory_of_redis_is_full(
             finally:
                 client.config_set("maxmemory", 0)
         await answered_once(b, results)
+
+
+class SlowFirstReply:
+    """A client whose first pipeline has its replies long before its caller sees them."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+        self.replied, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def pipeline(self, **options: Any) -> Any:
+        pipe = self._client.pipeline(**options)
+        if not self.replied.is_set():
+            pipe.execute = partial(self._execute, pipe.execute)  # type: ignore[method-assign]
+        return pipe
+
+    async def _execute(self, execute: Callable[..., Awaitable[Any]], **options: Any) -> Any:
+        replies = await execute(**options)
+        self.replied.set()
+        await self.go_on.wait()
+        return replies
+
+
+async def test_replies_that_are_handled_in_another_order_are_no_roll_back(
+    opened: OpenBench, valkey_url: str, caplog: Any
+) -> None:
+    async with opened() as b, patient_async(valkey_url) as client:
+        await b.scheduler.lane.start()
+        slow: Any = SlowFirstReply(client)
+        server = Server(slow, b.scheduler.store.now)
+        first = asyncio.create_task(server.look())
+        await slow.replied.wait()
+        await client.incr(keys.FENCE)
+        await server.look()
+        slow.go_on.set()
+        assert not (await first).changed_at
+        await client.decr(keys.FENCE)
+        assert (await server.look()).changed_at, "a real roll-back is still seen"
+        assert actions(caplog).count("redis_server_changed") == 1
+
+
+class ForgetfulStore(Store):
+    """A store whose server goes back to an empty one right after each lease."""
+
+    async def _lease(self, *args: Any) -> Any:
+        token = await super()._lease(*args)
+        await self._redis.flushall()
+        return token
+
+
+async def test_a_job_that_redis_forgets_while_it_is_leased_is_left(
+    opened: OpenBench, valkey_url: str
+) -> None:
+    async with opened(profile(in_progress=HOUR)) as b, patient_async(valkey_url) as client:
+        await b.send(chat("a"))
+        await b.turn()
+        store = ForgetfulStore(client)
+        (progress,) = await store.live_jobs()
+        assert await store.lease(progress.job.intent) is None
+        with pytest.raises(LeaseLost):
+            await store.reload(progress.job)
