@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ Lines = Mapping[str, Line]
 
 
 class BatchLines:
-    """Reads the lines of batches, and keeps them until `clear`.
+    """Reads the lines of batches, and keeps them until `keep`.
 
     Args:
         folder: For a file while it is read.
@@ -36,9 +36,13 @@ class BatchLines:
         self._folder = folder
         self._lines: dict[str, Lines] = {}
 
-    def clear(self) -> None:
-        """Forget what was read."""
-        self._lines.clear()
+    def keep(self, batch_ids: Collection[str]) -> None:
+        """Forget what was read of all batches but these."""
+        self._lines = {name: lines for name, lines in self._lines.items() if name in batch_ids}
+
+    def known(self, batch_id: str) -> Lines | None:
+        """Return the lines of a batch that were read before; None for another batch."""
+        return self._lines.get(batch_id)
 
     async def read(self, provider: BatchProvider, batch: ProviderBatch) -> Lines | None:
         """Return a batch's lines: those of its input file, or of its results without that file.

@@ -7,6 +7,7 @@ no job knows is an orphan. Its lines name its requests:
 
 - Requests that wait, or are in a job that is not sent, become members of a job of the orphan.
 - Without such requests, the orphan is cancelled when the search ends.
+- Requests that arrive later, as a message that is delivered again, get what the orphan answered.
 
 Batches of other fleets at the account have other intents and are left alone.
 """
@@ -17,6 +18,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from http import HTTPStatus
 from typing import NamedTuple
 
 from config.fleet import FleetConfig
@@ -32,7 +34,7 @@ from scheduler.providers.base import (
     ProviderBatch,
     scan_list,
 )
-from scheduler.providers.errors import ProviderCallFailed
+from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
 from scheduler.store.adoption import AdoptedBatch
 from scheduler.store.server import FLEET_ID_LENGTH, INTENT_LENGTH, Recovery
 
@@ -97,14 +99,16 @@ class OrphanSearch:
             if not recovery.done
         }
         if not running:
-            self._lines.clear()
+            orphans = [await self._store.adoption.orphans(account) for account in accounts]
+            self._lines.keep({batch_id for batch_ids in orphans for batch_id in batch_ids})
         return running
 
     async def may_create(self, job: Job) -> bool:
         """Whether the account of an unsent job may create batches now.
 
         Where a change of the server might go unnoticed, the list is scanned first. Requests that
-        are in an orphan leave the job: it must be checked afterwards.
+        are in an orphan leave the job: it must be checked afterwards. Not while an orphan cannot
+        take a request of the job yet.
         """
         server, account = self._store.server, job.group.provider
         state = await server.look()
@@ -116,9 +120,7 @@ class OrphanSearch:
             # A server that is known to have changed was searched further back already.
             seconds = self._list_lag if state.is_known else MAX_ROLLBACK_SECONDS
             await self._scan(account, await self._store.now(), seconds)
-        elif await self._store.adoption.adopted():
-            await self._claim(account)
-        return True
+        return await self._claim(job)
 
     async def is_settled(self, account: str) -> bool:
         """Whether an account's search has ended, if there was a change of the server."""
@@ -170,6 +172,9 @@ class OrphanSearch:
                 if batch.status in LIVE and batch.created_at < changed_at + CLOCK_SKEW_SECONDS:
                     result.undecided.append(batch.id)
                 continue
+            if lines:
+                now = await self._store.now()
+                await self._store.adoption.remember_orphan(account, batch.id, now)
             sent = [job for job in jobs if job.group.provider == account and _is_sent(job)]
             if await self._adopt(account, batch, lines, jobs):
                 continue
@@ -238,15 +243,47 @@ class OrphanSearch:
             )
         return bool(moved) or has_job
 
-    async def _claim(self, account: str) -> None:
-        """Give adopted batches the requests that have arrived since."""
-        provider = self._providers[account]
-        jobs = [progress.job for progress in await self._store.live_jobs()]
-        for job in jobs:
-            if job.adopted and job.group.provider == account:
-                batch = await provider.retrieve(job.batch_id)
-                lines = await self._lines.read(provider, batch)
-                await self._adopt(account, batch, lines or {}, jobs)
+    async def _claim(self, job: Job) -> bool:
+        """Give the orphans of before the requests of an unsent job that they have.
+
+        Returns:
+            Whether no orphan has a request of the job then. An orphan cannot take one while its
+            results are being read.
+        """
+        account = job.group.provider
+        for batch_id in await self._store.adoption.orphans(account):
+            lines = self._lines.known(batch_id)
+            if lines is not None and not await self._members_in(job, lines):
+                continue
+            batch = await self._retrieve_orphan(account, batch_id)
+            if batch is None:
+                continue
+            lines = await self._lines.read(self._providers[account], batch) or {}
+            if not await self._members_in(job, lines):
+                continue
+            jobs = [progress.job for progress in await self._store.live_jobs()]
+            await self._adopt(account, batch, lines, jobs)
+            if await self._members_in(job, lines):
+                return False
+        return True
+
+    async def _retrieve_orphan(self, account: str, batch_id: str) -> ProviderBatch | None:
+        """The orphan; None when its answers cannot be had: it is gone, or has failed."""
+        try:
+            batch = await self._providers[account].retrieve(batch_id)
+        except ProviderRefused as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            return None
+        if batch.status != "failed":
+            return batch
+        await self._store.adoption.forget_orphan(account, batch_id)
+        return None
+
+    async def _members_in(self, job: Job, lines: Lines) -> list[str]:
+        """Return the requests of an unsent job that a batch has and has not answered."""
+        members = (await self._store.members(job)).values()
+        return await self._unanswered([one for one in members if one in lines], lines)
 
     async def _is_in(self, jobs: Iterable[Job], lines: Lines) -> bool:
         """Whether a request of a batch is in one of the jobs."""
@@ -256,10 +293,13 @@ class OrphanSearch:
         return False
 
     async def _present(self, location: Location, lines: Lines) -> list[str]:
-        """Return the requests of a batch that are at a location, in this attempt or an earlier."""
-        found = await self._store.adoption.found_in(location, lines)
-        attempts = await self._store.attempts(found) if found else {}
-        return [request for request in found if lines[request].attempt > sum(attempts[request])]
+        """Return the requests of a batch that are at a location and that it has not answered."""
+        return await self._unanswered(await self._store.adoption.found_in(location, lines), lines)
+
+    async def _unanswered(self, requests: list[str], lines: Lines) -> list[str]:
+        """Return those of the requests in a batch that it has not answered yet."""
+        attempts = await self._store.attempts(requests) if requests else {}
+        return [request for request in requests if lines[request].attempt > sum(attempts[request])]
 
     async def _end(
         self, account: str, strays: Sequence[ProviderBatch], first: Collection[str]

@@ -57,9 +57,23 @@ class Adoption:
         pairs = zip(batch_ids, scores, strict=True)
         return {batch_id for batch_id, score in pairs if score is not None}
 
-    async def adopted(self) -> set[str]:
-        """Return the intents of the live jobs whose batches were adopted."""
-        return set(await self._redis.smembers(keys.ADOPTED))
+    async def remember_orphan(self, account: str, batch_id: str, now: float) -> None:
+        """Store that a batch may have lines of requests that arrive later.
+
+        That is forgotten with the outcomes of requests, after OUTCOME_TTL_SECONDS.
+        """
+        key, ttl = keys.orphans(account), keys.OUTCOME_TTL_SECONDS
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zadd(key, {batch_id: now}).zremrangebyscore(key, 0, now - ttl).expire(key, ttl)
+        await pipe.execute()
+
+    async def orphans(self, account: str) -> list[str]:
+        """Return the batches that may have lines of requests that arrive later, oldest first."""
+        return list(await self._redis.zrange(keys.orphans(account), 0, -1))
+
+    async def forget_orphan(self, account: str, batch_id: str) -> None:
+        """Store that a batch has no line that anyone can get."""
+        await self._redis.zrem(keys.orphans(account), batch_id)
 
     async def found_in(self, location: Location, requests: Iterable[str]) -> list[str]:
         """Return those of the requests that wait in a group, or are members of its job."""
@@ -87,7 +101,7 @@ class Adoption:
             How many were moved.
         """
         own_keys = [keys.members(batch.intent), keys.job(batch.intent)]
-        sums = [keys.JOBS, keys.FENCE, keys.RESERVED, keys.ADOPTED]
+        sums = [keys.JOBS, keys.FENCE, keys.RESERVED]
         from_keys = [keys.members(source.intent), keys.job(source.intent)]
         touched = [*backlog_keys(source.group), *from_keys, *own_keys, *sums]
         fields = [

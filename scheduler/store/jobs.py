@@ -191,7 +191,7 @@ class JobStore:
     async def close_job(self, job: Job) -> int:
         """Make a job DONE if it has no requests left; return how many it has. Raises LeaseLost."""
         own_keys = [keys.job(job.intent), keys.members(job.intent)]
-        touched = [*own_keys, keys.JOBS, keys.RESERVED, keys.ENDED, keys.ADOPTED]
+        touched = [*own_keys, keys.JOBS, keys.RESERVED, keys.ENDED]
         ttl, queue = keys.OUTCOME_TTL_SECONDS, job.group.quota_scope
         args = [job.token, job.intent, await self.now(), ttl, queue]
         remaining = int(await self._run("close_job", touched, args))

@@ -27,8 +27,6 @@ SERVER = PREFIX + "server"
 RECOVERIES = PREFIX + "recoveries"
 #: Sorted set: ids of batches whose jobs are DONE -> when, in Unix seconds.
 ENDED = PREFIX + "ended"
-#: Set: intents of live jobs whose batches may have lines of requests that arrive later.
-ADOPTED = PREFIX + "adopted"
 #: Sorted set of the bodies stored outside of Redis, by when the sweep checks them next.
 #: `blob_member` writes its members.
 BODIES = PREFIX + "bodies"
@@ -47,6 +45,14 @@ def attempts(counter: AttemptCounter) -> str:
 def outcome(request: str) -> str:
     """String: "begun" while a request is being completed, then its RequestOutcome."""
     return f"{PREFIX}outcome:{request}"
+
+
+def orphans(account: str) -> str:
+    """Sorted set: ids of batches that Redis had forgotten -> when they were found, Unix seconds.
+
+    Their lines may be of requests that arrive later.
+    """
+    return f"{PREFIX}orphans:{account}"
 
 
 def payer(request: str) -> str:

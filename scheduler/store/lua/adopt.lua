@@ -1,4 +1,5 @@
--- Moves requests into the job of a batch that the provider has and no job knows.
+-- Moves requests into the job of a batch that the provider has and no job knows. A job that is DONE
+-- starts again: its batch's results are read once more, for these requests.
 -- KEYS[1]  to KEYS[4]: see backlog.lua
 -- KEYS[5]  source: zset, request id -> its line; of the unsent job that the requests may be in
 -- KEYS[6]  source_job: hash, that job's fields
@@ -7,7 +8,6 @@
 -- KEYS[9]  jobs: zset, intents of live jobs -> due time in Unix seconds
 -- KEYS[10] fence: string, the last fencing token
 -- KEYS[11] reserved: hash, provider queue -> tokens of its live jobs
--- KEYS[12] adopted: set, intents of live jobs whose batches were adopted
 -- ARGV[1]  intent: of the adopted batch's job
 -- ARGV[2]  batch_id: at the provider
 -- ARGV[3]  now: Unix seconds
@@ -20,7 +20,7 @@
 local intent, batch_id, now, due, provider_queue = unpack(ARGV, 1, 5)
 local count = tonumber(ARGV[6])
 local state, job_batch = unpack(redis.call('HMGET', KEYS[8], 'state', 'batch_id'))
-local is_sent = job_batch and job_batch ~= ''
+local is_sent = job_batch and job_batch ~= '' and state ~= 'DONE'
 local moved, tokens = 0, 0
 
 if state == 'SUBMITTING' or (is_sent and (job_batch ~= batch_id or state ~= 'SUBMITTED')) then
@@ -41,7 +41,10 @@ if moved == 0 and not is_unsent then
   return 0
 end
 if not is_sent then
-  if not is_unsent then
+  if state == 'DONE' then
+    redis.call('PERSIST', KEYS[8])
+    redis.call('HSET', KEYS[8], 'tokens', 0) -- close_job.lua gave them back
+  elseif not is_unsent then
     redis.call('DEL', KEYS[8])
     redis.call('HSET', KEYS[8], 'created_at', now, 'requests', 0, 'tokens', 0)
   end
@@ -50,7 +53,6 @@ if not is_sent then
     'lease_until', 0, 'since', now, 'waits', 0, 'missing_since', 0, 'batch_id', batch_id,
     'adopted', 1, unpack(ARGV, 7, 6 + count))
   redis.call('ZADD', KEYS[9], due, intent)
-  redis.call('SADD', KEYS[12], intent)
 end
 redis.call('HINCRBY', KEYS[8], 'requests', moved)
 redis.call('HINCRBY', KEYS[8], 'tokens', tokens)

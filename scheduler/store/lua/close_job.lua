@@ -4,7 +4,6 @@
 -- KEYS[3]  jobs: zset, intents of live jobs -> due time in Unix seconds
 -- KEYS[4]  reserved: hash, provider queue -> tokens of its live jobs
 -- KEYS[5]  ended: zset, ids of batches whose jobs are done -> when, in Unix seconds
--- KEYS[6]  adopted: set, intents of live jobs whose batches were adopted
 -- ARGV[1]  token: the caller's fencing token
 -- ARGV[2]  intent: the job's id
 -- ARGV[3]  now: Unix seconds
@@ -26,7 +25,6 @@ if remaining == 0 and state ~= 'DONE' then
   redis.call('HSET', KEYS[1], 'state', 'DONE', 'since', now)
   redis.call('EXPIRE', KEYS[1], ttl)
   redis.call('HINCRBY', KEYS[4], provider_queue, -tokens)
-  redis.call('SREM', KEYS[6], intent)
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now - ttl)
   if batch_id and batch_id ~= '' then
     redis.call('ZADD', KEYS[5], now, batch_id)

@@ -130,6 +130,49 @@ async def test_a_batch_that_no_request_waits_for_is_cancelled(
         assert actions(caplog).count("batch_orphan_abandoned") == 1
 
 
+@pytest.mark.parametrize("parked", [(), ("a",)], ids=["no request", "one request"])
+async def test_requests_that_arrive_after_an_orphan_was_read_get_its_answers(
+    opened: OpenBench, own_server: RedisServer, copy: Path, parked: tuple[str, ...]
+) -> None:
+    async with opened(profile(in_progress=HOUR)) as b:
+        await b.scheduler.lane.start()
+        for text in parked:
+            await b.send(chat(text), task_id=text)
+        own_server.save_files(copy)
+        for text in {"a", "b"} - set(parked):
+            await b.send(chat(text), task_id=text)
+        await b.turn()
+        b.clock.advance(2 * HOUR)
+        await go_back(b, own_server, copy)
+        await b.until_idle(60, 200)
+        for _ in range(30):  # the search ends
+            await b.turn()
+        b.scheduler = b.new_scheduler()
+        late = [text for text in "ab" if text not in parked]
+        for text in late:  # a message is delivered again
+            await b.send(chat(text), task_id=text)
+        results = [b.app.AsyncResult(text) for text in "ab"]
+        await answered_once(b, results)
+
+
+async def test_requests_that_a_cancelled_orphan_did_not_answer_are_ordered_again(
+    opened: OpenBench, own_server: RedisServer, copy: Path
+) -> None:
+    async with opened(profile(in_progress=HOUR * 10)) as b:
+        await b.scheduler.lane.start()
+        own_server.save_files(copy)
+        await b.send(chat("a"), task_id="a")
+        await b.turn()
+        await go_back(b, own_server, copy)
+        for _ in range(30):
+            await b.turn()
+        assert [batch.status for batch in await b.batches()] == ["cancelled"]
+        results = await b.send(chat("a"), task_id="a")
+        await b.until_idle(HOUR, 30)
+        (answer,) = await b.completions(results)
+        assert (b.batches_created(), b.answered(), answer.receipt.attempts) == (2, 1, 2)
+
+
 async def test_an_emptied_redis_leaves_the_batches_of_before_alone_and_says_so(
     opened: OpenBench, caplog: Any
 ) -> None:
@@ -311,7 +354,7 @@ class ForgetfulStore(Store):
         return token
 
 
-async def test_a_job_that_redis_forgets_while_it_is_leased_is_left(
+async def test_a_job_that_redis_forgets_while_it_is_leased_stays_forgotten(
     opened: OpenBench, valkey_url: str
 ) -> None:
     async with opened(profile(in_progress=HOUR)) as b, patient_async(valkey_url) as client:
@@ -322,3 +365,5 @@ async def test_a_job_that_redis_forgets_while_it_is_leased_is_left(
         assert await store.lease(progress.job.intent) is None
         with pytest.raises(LeaseLost):
             await store.reload(progress.job)
+        await store.costs.add(progress.job, 1, 1, ["default"])
+        assert not await client.exists(keys.job(progress.job.intent))
