@@ -180,6 +180,9 @@ class PoolJob:
             self._body.cancel()  # `_drive` makes SoftTimeLimitExceeded of it
 
     async def _on_loop(self, body: Body) -> Any:
+        if self.is_claimed():
+            # asyncio starts a body that was cancelled before its first step, and cancels it then.
+            raise asyncio.CancelledError
         self._body = asyncio.current_task()
         self._body.set_name(event_loop.BODY_TASK_NAME)  # type: ignore[union-attr]
         if self._soft_limit_passed:

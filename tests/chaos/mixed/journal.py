@@ -26,6 +26,13 @@ class Journal:
         line = json.dumps({"event": event, "at": time.monotonic(), **fields})
         os.write(self._file, line.encode() + b"\n")
 
+    def clock_error_seconds(self) -> float:
+        """Return how far the wall clock of this process is ahead of the kernel's.
+
+        The kernel has stamped the file at the last event, which must be of this moment.
+        """
+        return time.time() - os.fstat(self._file).st_mtime
+
 
 def read(path: Path) -> Iterator[Event]:
     """Yield the events of a file, oldest first; none if there is no file."""

@@ -129,8 +129,15 @@ class Requester:
         self._send(order, self._signature(order))
 
     def countdown(self, order: Order) -> None:
-        """A plain Celery producer sends a task for later."""
-        self._send(order, self._signature(order).set(countdown=order.seconds))
+        """A plain Celery producer sends a task for later.
+
+        At once while its clock is wrong: Celery counts by that clock, so the task would wait for
+        minutes (docs/limits.md).
+        """
+        task = self._signature(order)
+        if abs(self._journal.clock_error_seconds()) < 1:
+            task.set(countdown=order.seconds)
+        self._send(order, task)
 
     def link(self, order: Order) -> None:
         """A task has a link and an errback."""

@@ -255,6 +255,29 @@ def test_a_job_that_is_claimed_in_the_queue_never_starts_its_body() -> None:
 
 
 @pytest.mark.usefixtures("_loop")
+def test_a_job_that_is_claimed_before_the_loop_has_reached_its_body_never_starts_it() -> None:
+    job, is_free, started = new_job(), threading.Event(), list[str]()
+
+    async def body() -> None:
+        started.append("body")
+
+    def run() -> None:
+        with pytest.raises(Ignore):
+            job.run_body(body)
+
+    assert job.accept()
+    event_loop.get().call_soon_threadsafe(is_free.wait)
+    running = threading.Thread(target=run)
+    running.start()
+    eventually(lambda: job._outcome)
+    assert job.claim()
+    is_free.set()
+    running.join()
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), event_loop.get()).result()
+    assert not started
+
+
+@pytest.mark.usefixtures("_loop")
 def test_stop_hooks_run_on_the_loop_newest_first_and_a_failing_hook_stops_no_other() -> None:
     calls: list[object] = []
 
