@@ -24,7 +24,7 @@ INTRODUCTION = (
     "journal with those of the producers and with what is left in Redis. Requests that were sent "
     "in the seconds that a roll-back took from Redis count as forgotten: `appendfsync everysec` "
     "promises no more. The redelivery times include the outages of Redis itself, which are a large "
-    "part of a run, and the pause of one visibility timeout after each. The seed is printed: "
+    "part of a run. The seed is printed: "
     '`ARGS="--seed N"` draws the same faults and requests again, at other moments.'
 )
 STOCK = (

@@ -265,7 +265,7 @@ class Leases:
     def sweep(self) -> None:
         """Put back the messages of expired leases, which belonged to dead workers.
 
-        Does nothing for one visibility timeout after an outage of Redis.
+        The seconds of an outage of Redis do not count: no worker could renew its leases then.
         """
         timeout = self._settings.visibility_timeout
         args = [timeout, MAX_KOMBU_LEASES_READ, MAX_EXPIRED_AT_ONCE]

@@ -12,7 +12,6 @@
 
 local OURS = '^' .. string.rep('%x', 32) .. '%-%d+$' -- a tag of kombu is a UUID with hyphens
 
-local before = time[1] - ARGV[1]
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', before, 'LIMIT', 0, ARGV[2])) do
   local entry = string.find(tag, OURS) and redis.call('HGET', KEYS[3], tag)
   if entry then

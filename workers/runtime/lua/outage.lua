@@ -1,19 +1,22 @@
--- Know outages of Redis by the gaps between the sweeps of all workers. After an outage every worker
--- must have the time to renew its leases before another worker takes them for expired: none expires
--- for one timeout. Before adopt.lua; ends the script while none may expire.
--- KEYS[5]  sweeps: hash, "last", the time of the last sweep of any worker, and "from", the time from
---            which leases may expire again
+-- Know outages of Redis by the gaps between the sweeps of all workers. No worker could renew its
+-- leases then, so these seconds do not count: a lease expires later by the length of the outages
+-- that it met. Before adopt.lua.
+-- KEYS[5]  sweeps: hash, "last", the time of the last sweep of any worker; "outage_end", when the
+--            last outage ended; "outage_seconds", of it and those before it that were so near that a
+--            lease may have met them, too
 -- ARGV[1]  timeout: seconds without a renewal
--- Times are Unix seconds.
+-- Times are Unix seconds. `before` is the time of the last renewal before which a lease is expired.
 
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
-local last, from = unpack(redis.call('HMGET', KEYS[5], 'last', 'from'))
-from = tonumber(from) or now
+local last, outage_end, outage_seconds =
+  unpack(redis.call('HMGET', KEYS[5], 'last', 'outage_end', 'outage_seconds'))
+outage_end, outage_seconds = tonumber(outage_end) or 0, tonumber(outage_seconds) or 0
+if now - outage_end > tonumber(ARGV[1]) then
+  outage_seconds = 0
+end
 if last and now - last > ARGV[1] / 2 then
-  from = now + ARGV[1]
+  outage_end, outage_seconds = now, outage_seconds + now - last
 end
-redis.call('HSET', KEYS[5], 'last', now, 'from', from)
-if now < from then
-  return {}
-end
+redis.call('HSET', KEYS[5], 'last', now, 'outage_end', outage_end, 'outage_seconds', outage_seconds)
+local before = time[1] - ARGV[1] - outage_seconds
