@@ -45,6 +45,7 @@ class RedisServer:
         # Below the range of outgoing connections: one of them would take it during a restart.
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
 
     @property
     def url(self) -> str:
@@ -62,6 +63,7 @@ class RedisServer:
         for name, value in self.options.items():
             command += [f"--{name}", *value.split()]
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         eventually(self._accepts_commands)
 
@@ -95,15 +97,15 @@ class RedisServer:
         self.kill()
         shutil.rmtree(self.folder)
         shutil.copytree(copy, self.folder)
-        self.log.unlink(missing_ok=True)  # it says that an earlier server is ready
         self.start()
 
     def _accepts_commands(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()[-2000:]
         # By TCP alone: the server may want TLS or a password.
-        text = self.log.read_text(errors="replace")
-        return text.rfind("Ready to accept connections") > text.rfind("oO0OoO0OoO0Oo")
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)  # an earlier start was ready, too
+            return b"Ready to accept connections" in log.read()
 
     def _signal(self, number: signal.Signals) -> None:
         assert self.process is not None
