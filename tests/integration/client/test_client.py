@@ -195,6 +195,21 @@ def test_after_a_result_timeout_result_can_be_called_again(fleet: Fleet) -> None
     assert fleet.result(ticket.id, timeout=5) == DONE
 
 
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 1.5])
+def test_a_wait_takes_as_long_as_asked(fleet: Fleet, seconds: float) -> None:
+    ticket = fleet.submit(request())
+    assert fleet.status(ticket) == "PENDING"  # connects
+
+    def waited() -> float:
+        started = time.monotonic()
+        with pytest.raises(errors.ResultTimeout):
+            fleet.result(ticket, seconds)
+        return time.monotonic() - started
+
+    # The fastest of a few: another process may have the processor meanwhile.
+    assert seconds <= min(waited() for _ in range(3)) <= seconds + 0.05
+
+
 def test_progress_counts_many_requests_in_one_round_trip(
     fleet: Fleet, valkey_url: str, server: redis.Redis
 ) -> None:
