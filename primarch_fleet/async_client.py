@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import redis
 
-from primarch_fleet import protocol, redis_support
+from primarch_fleet import arguments, protocol, redis_support
 from primarch_fleet.budgets import Budget
 from primarch_fleet.client import MAX_READERS, Fleet
 from primarch_fleet.contract import Completion
@@ -77,11 +77,14 @@ class AsyncFleet:
 
         A submit that is cancelled before it is sent enqueues nothing.
         """
+        arguments.check_request(request)
         return await self._submits.submit(request)
 
     async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Enqueue all requests or none; see `Fleet.submit_many`."""
-        return await asyncio.to_thread(self._fleet.submit_many, list(requests))
+        return await asyncio.to_thread(
+            self._fleet.submit_many, arguments.checked_requests(requests)
+        )
 
     async def budget(self, tenant_id: str) -> Budget:
         """Return what a tenant has spent and reserved; see `Fleet.budget`."""
@@ -93,7 +96,7 @@ class AsyncFleet:
 
     async def progress(self, tickets: Iterable[Ticket | str]) -> Progress:
         """Count the finished requests; see `Fleet.progress`."""
-        return await asyncio.to_thread(self._fleet.progress, list(tickets))
+        return await asyncio.to_thread(self._fleet.progress, arguments.checked_tickets(tickets))
 
     async def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:  # noqa: ASYNC109
         """Cancel a request; see `Fleet.cancel`."""
@@ -105,6 +108,8 @@ class AsyncFleet:
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.result
     ) -> Completion:
         """Wait for the result of a request; see `Fleet.result`."""
+        arguments.check_ticket(ticket)
+        arguments.check_seconds(timeout)
         with reachable():
             try:
                 async with asyncio.timeout(timeout):
@@ -125,6 +130,8 @@ class AsyncFleet:
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.stream
     ) -> AsyncStream:
         """Read the chunks of an answer while it is generated; see `Fleet.stream`."""
+        arguments.check_to_stream(request)
+        arguments.check_seconds(timeout)
         ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._fleet.app.backend, stream_task_id(ticket), after, timeout)
         return AsyncStream(ticket, self._read, cursor, self.result)
@@ -215,6 +222,8 @@ class _SubmitQueue:
     def _submit_each(self, requests: list[Request]) -> list[Ticket | Exception]:
         """The ticket or the error of each request."""
         try:
+            if len(requests) == 1:
+                return [self._fleet.submit(requests[0])]
             return [*self._fleet.submit_many(requests)]
         except Exception as error:
             if len(requests) > 1 and _enqueued_nothing(error):

@@ -11,11 +11,12 @@ from typing import Any, Self
 from celery import Celery
 from celery.result import AsyncResult
 
-from primarch_fleet import celery_app, protocol, redis_support
+from primarch_fleet import arguments, celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.cancellation import Canceller
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, Limits
 from primarch_fleet.contract import Completion
+from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
@@ -42,6 +43,10 @@ class Fleet:
             With `rediss://` the server's certificate is verified.
         timeout: Seconds after which a broker that does not answer is an error.
         clock: Returns the current time with a time zone; by default it is that of Redis.
+
+    Raises:
+        ConfigError: The URL is wrong.
+        TypeError: As in each method, an argument has a wrong type; the message says what to pass.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Fleet:
         timeout: float = 5.0,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
+        arguments.check_url(url)
+        arguments.check_seconds(timeout, none=False)
         self._server_clock = ServerClock()
         self._clock = clock or self._server_clock.now
         self._app = celery_app.producer_app(url, timeout)
@@ -125,7 +132,8 @@ class Fleet:
             FleetUnavailable: The broker did not answer. If the connection broke during the push,
                 the request may have been enqueued; with an `idempotency_key` it is safe to retry.
         """
-        return self.submit_many([request])[0]
+        arguments.check_request(request)
+        return self._submit([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Check many requests and enqueue all of them, in a few round trips.
@@ -137,9 +145,19 @@ class Fleet:
             The tickets, in the order of the requests.
 
         Raises:
-            FleetError: As `submit` does.
+            FleetError: As `submit` does. If one request is wrong, the message starts with its
+                place, such as `requests[3]`.
+            TypeError: An item is no request; the message has its place.
         """
-        messages = self._build(list(requests))
+        return self._submit(arguments.checked_requests(requests), "requests[{}].")
+
+    def _submit(self, requests: Sequence[Request], path: str = "") -> list[Ticket]:
+        """Submit checked requests.
+
+        Args:
+            path: What precedes the name of a wrong field in a message, with the request's place.
+        """
+        messages = self._build(requests, path)
         with reachable():
             published = self._publisher.publish(messages)
             self._lanes.record_sent(message.ticket.queue for message in published)
@@ -155,6 +173,7 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        arguments.check_text(tenant_id, "tenant_id")
         limits = self.catalogue().limits(tenant_id) or Limits()
         with reachable():
             return self._ledger.budget(tenant_id, limits)
@@ -178,6 +197,8 @@ class Fleet:
             BodyUnavailable: The body could not be read; call `result` again.
             FleetUnavailable: The broker did not answer.
         """
+        arguments.check_ticket(ticket)
+        arguments.check_seconds(timeout)
         return self._outcome(ticket, timeout).fetched()
 
     def stream(
@@ -206,6 +227,8 @@ class Fleet:
             FleetError: As `submit` does.
             InvalidRequest: The request cannot stream, or `after` is not the id of a chunk.
         """
+        arguments.check_to_stream(request)
+        arguments.check_seconds(timeout)
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._app.backend, stream_task_id(ticket), after, timeout)
         return Stream(ticket, self._streams, cursor, self.result)
@@ -218,6 +241,7 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        arguments.check_ticket(ticket)
         with reachable():
             return str(self._result(ticket).state)
 
@@ -227,8 +251,9 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        checked = arguments.checked_tickets(tickets)
         with reachable():
-            return read_progress(self._redis, self._app.backend, tickets)
+            return read_progress(self._redis, self._app.backend, checked)
 
     def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:
         """Cancel a request: its result becomes `Cancelled`.
@@ -252,6 +277,8 @@ class Fleet:
                 workers' visibility timeout.
             FleetUnavailable: The broker did not answer; the request may be cancelled later.
         """
+        arguments.check_ticket(ticket)
+        arguments.check_seconds(timeout, none=False)
         with reachable():
             return self._canceller.cancel(task_id(ticket), timeout)
 
@@ -266,14 +293,17 @@ class Fleet:
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _build(self, requests: Sequence[Request]) -> list[OutgoingMessage]:
+    def _build(self, requests: Sequence[Request], path: str) -> list[OutgoingMessage]:
         """Route and encode requests; each one counts in its queue for the next ones."""
         catalogue, now = self.catalogue(), self._clock()
         with reachable():
             health = self._lanes.snapshot(catalogue, {request.lane for request in requests})
         messages = []
-        for request in requests:
-            message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
+        for place, request in enumerate(requests):
+            try:
+                message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
+            except (InvalidRequest, DeadlineExceeded) as error:
+                raise type(error)(f"{path.format(place)}{error}") from None
             messages.append(message)
             if health is not None:
                 health.queued[message.ticket.queue] += 1

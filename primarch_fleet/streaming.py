@@ -288,7 +288,7 @@ class Stream(Iterator[Chunk]):
 
 def _parse_id(entry_id: str) -> tuple[int, int]:
     """Split an id into run and number. Raises InvalidRequest."""
-    if not re.fullmatch(r"\d{1,19}-\d{1,19}", entry_id):
-        raise InvalidRequest("after: not the id of a chunk")
+    if not isinstance(entry_id, str) or not re.fullmatch(r"\d{1,19}-\d{1,19}", entry_id):
+        raise InvalidRequest("after: pass the id of a chunk, `chunk.id`")
     run, _, number = entry_id.partition("-")
     return int(run), int(number)

@@ -69,6 +69,8 @@ def test_an_invalid_request_is_rejected_at_submit_and_nothing_is_enqueued(
     fleet: Fleet, server: redis.Redis, fields: dict[str, Any], error: type[Exception], field: str
 ) -> None:
     with pytest.raises(error, match=rf"^{field}"):
+        fleet.submit(request(**fields))
+    with pytest.raises(error, match=rf"^requests\[1\]\.{field}"):
         fleet.submit_many([request(), request(**fields)])
     assert messages(server) == []
 
