@@ -272,6 +272,8 @@ class Fleet:
             True if the request is cancelled; False if it already had a result.
 
         Raises:
+            UnknownRequest: Nothing is known of the id: no request with it waits, runs, is parked or
+                has a stored result. If a message with this id arrives later, no worker starts it.
             ResultTimeout: The worker that has the request did not stop it in time: it died, or it
                 cannot be reached. The request is not started again. Call `cancel` again after the
                 workers' visibility timeout.

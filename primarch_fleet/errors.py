@@ -11,6 +11,7 @@
     │   ├── LaneFull
     │   ├── LaneUnavailable
     │   └── TenantLimited
+    ├── UnknownRequest           cancel() knows nothing of this id
     ├── ResultTimeout            no result yet; the request continues
     ├── ResultExpired            the request has ended and its result is not stored any more
     ├── BodyUnavailable          the answer is stored outside Redis and could not be read
@@ -107,6 +108,10 @@ class LaneUnavailable(FleetBusy):
 
 class TenantLimited(FleetBusy):
     """The tenant has reached its limit of concurrency or rate; nothing was enqueued."""
+
+
+class UnknownRequest(FleetError):
+    """Nothing is known of this id: it is misspelt, or the result is not stored any more."""
 
 
 class ResultTimeout(FleetError, TimeoutError):
