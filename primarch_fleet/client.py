@@ -16,7 +16,7 @@ from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.cancellation import Canceller
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, Limits
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
+from primarch_fleet.errors import ClientClosed, DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
 from primarch_fleet.progress import Progress, read_progress
@@ -24,7 +24,14 @@ from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
 from primarch_fleet.results import check_stored, reachable, wait_for
 from primarch_fleet.server_clock import ServerClock
-from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
+from primarch_fleet.streaming import (
+    MAX_CHUNKS_PER_READ,
+    READ_SECONDS,
+    Stream,
+    StreamCursor,
+    stream_task_id,
+    streamed,
+)
 
 #: Seconds for which a producer uses a catalogue that it has read.
 CATALOGUE_TTL_SECONDS = 30.0
@@ -47,6 +54,7 @@ class Fleet:
     Raises:
         ConfigError: The URL is wrong.
         TypeError: As in each method, an argument has a wrong type; the message says what to pass.
+        ClientClosed: In each method: the client was closed before.
     """
 
     def __init__(
@@ -67,20 +75,27 @@ class Fleet:
         self._publisher = Publisher(self._app, self._ledger, self._redis)
         self._canceller = Canceller(self._app, self._redis, self._ledger)
         self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
+        self._is_closed = False
         self._catalogue: Catalogue | None = None
         self._catalogue_expires_at = 0.0
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Submitted requests continue."""
+        """Close the connections. Submitted requests continue; each later call is an error."""
+        self._is_closed = True
         self._app.close()
         self._redis.close()
         self._streams.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosed
 
     @property
     def app(self) -> Celery:
@@ -97,6 +112,7 @@ class Fleet:
             NoCatalogue: No worker has ever started at this broker.
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
         if self._catalogue is None or time.monotonic() > self._catalogue_expires_at:
             with reachable():
                 self._catalogue = self._fetch_catalogue()
@@ -132,6 +148,7 @@ class Fleet:
             FleetUnavailable: The broker did not answer. If the connection broke during the push,
                 the request may have been enqueued; with an `idempotency_key` it is safe to retry.
         """
+        self._check_open()
         arguments.check_request(request)
         return self._submit([request])[0]
 
@@ -149,6 +166,7 @@ class Fleet:
                 place, such as `requests[3]`.
             TypeError: An item is no request; the message has its place.
         """
+        self._check_open()
         return self._submit(arguments.checked_requests(requests), "requests[{}].")
 
     def _submit(self, requests: Sequence[Request], path: str = "") -> list[Ticket]:
@@ -173,6 +191,7 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
         arguments.check_text(tenant_id, "tenant_id")
         limits = self.catalogue().limits(tenant_id) or Limits()
         with reachable():
@@ -197,6 +216,7 @@ class Fleet:
             BodyUnavailable: The body could not be read; call `result` again.
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
         arguments.check_ticket(ticket)
         arguments.check_seconds(timeout)
         return self._outcome(ticket, timeout).fetched()
@@ -227,11 +247,12 @@ class Fleet:
             FleetError: As `submit` does.
             InvalidRequest: The request cannot stream, or `after` is not the id of a chunk.
         """
+        self._check_open()
         arguments.check_to_stream(request)
         arguments.check_seconds(timeout)
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._app.backend, stream_task_id(ticket), after, timeout)
-        return Stream(ticket, self._streams, cursor, self.result)
+        return Stream(ticket, self._read_stream, cursor, self.result)
 
     def status(self, ticket: Ticket | str) -> str:
         """Return the Celery state of a request: PENDING, SUCCESS, FAILURE, REVOKED or PARKED.
@@ -241,6 +262,7 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
         arguments.check_ticket(ticket)
         with reachable():
             return str(self._result(ticket).state)
@@ -251,6 +273,7 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
         checked = arguments.checked_tickets(tickets)
         with reachable():
             return read_progress(self._redis, self._app.backend, checked)
@@ -279,18 +302,31 @@ class Fleet:
                 workers' visibility timeout.
             FleetUnavailable: The broker did not answer; the request may be cancelled later.
         """
+        self._check_open()
         arguments.check_ticket(ticket)
         arguments.check_seconds(timeout, none=False)
         with reachable():
             return self._canceller.cancel(task_id(ticket), timeout)
 
+    def _read_stream(self, cursor: StreamCursor) -> tuple[Any, Any]:
+        """The reply to XREAD and, if it is empty, the stored result of the task."""
+        self._check_open()
+        reply = self._streams.xread(
+            {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
+        )
+        return reply, None if reply else self._streams.get(cursor.result_key)
+
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
             message = f"no result within {timeout} s; the request continues"
             result = self._result(ticket)
-            check = partial(check_stored, self._redis, result)
-            outcome = wait_for(result, timeout, message, check)
+            outcome = wait_for(result, timeout, message, partial(self._check_result, result))
             return protocol.completion_or_raise(outcome)
+
+    def _check_result(self, result: AsyncResult[Any]) -> None:
+        """Raise an error if a wait for a result is in vain."""
+        self._check_open()
+        check_stored(self._redis, result)
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))

@@ -11,6 +11,7 @@
     │   ├── LaneFull
     │   ├── LaneUnavailable
     │   └── TenantLimited
+    ├── ClientClosed             the Fleet or AsyncFleet was closed before the call
     ├── UnknownRequest           cancel() knows nothing of this id
     ├── ResultTimeout            no result yet; the request continues
     ├── ResultExpired            the request has ended and its result is not stored any more
@@ -108,6 +109,10 @@ class LaneUnavailable(FleetBusy):
 
 class TenantLimited(FleetBusy):
     """The tenant has reached its limit of concurrency or rate; nothing was enqueued."""
+
+
+class ClientClosed(FleetError):
+    """The client is closed: call the fleet before close(), or create another client."""
 
 
 class UnknownRequest(FleetError):
