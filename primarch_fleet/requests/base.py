@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -39,6 +39,8 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 JsonObject = dict[str, JsonValue]
+#: A deadline before this, in September 2001, is a number of seconds from now.
+_MIN_UNIX_SECONDS = 1e9
 #: A header's name and value in HTTP: https://www.rfc-editor.org/rfc/rfc9110#section-5
 HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 HeaderValue = Annotated[str, Field(pattern=r"^[\t -~]*$")]
@@ -143,6 +145,21 @@ class Request(BaseModel):
             except RecursionError:
                 plain = data
             super().__init__(**plain)
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _is_moment(cls, value: Any) -> Any:
+        """Refuse a duration: its number would be a moment in 1970."""
+        try:
+            is_duration = isinstance(value, timedelta) or float(value) < _MIN_UNIX_SECONDS
+        except (TypeError, ValueError):  # a datetime, or the text of one
+            return value
+        if is_duration:
+            raise ValueError(
+                "a moment is needed, not a duration: a datetime with a time zone, or Unix seconds; "
+                "for 30 seconds from now, datetime.now(UTC) + timedelta(seconds=30)"
+            )
+        return value
 
     @field_validator("response_format", "text", mode="before", check_fields=False)
     @classmethod
