@@ -140,6 +140,8 @@ class Fleet:
 
         Raises:
             InvalidRequest: A field is wrong; the message names it. Nothing was enqueued.
+            IdempotencyConflict: The idempotency key was used for another request. Nothing was
+                enqueued.
             DeadlineExceeded: The deadline has passed. Nothing was enqueued.
             BudgetExceeded: The tenant's budget has no room; the message says when it resets.
                 Nothing was enqueued.

@@ -4,7 +4,8 @@
     ├── InvalidRequest           a field of the request is wrong; nothing was enqueued
     │   ├── UnknownModel
     │   ├── RequestTooLarge
-    │   └── CostCapExceeded
+    │   ├── CostCapExceeded
+    │   └── IdempotencyConflict
     ├── FleetUnavailable         the broker did not answer in time
     │   └── NoCatalogue
     ├── FleetBusy                nothing was enqueued; retry after `retry_after` seconds
@@ -71,6 +72,10 @@ class RequestTooLarge(InvalidRequest):
 
 class CostCapExceeded(InvalidRequest):
     """The estimated cost exceeds the request's max_cost."""
+
+
+class IdempotencyConflict(InvalidRequest):
+    """The idempotency key was used for another request: use another key, or repeat that request."""
 
 
 class FleetUnavailable(FleetError):

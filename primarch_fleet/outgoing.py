@@ -51,6 +51,8 @@ class OutgoingMessage:
     reservation: ReservationRequest
     #: The Redis key of the request's idempotency key; None if the request has none.
     idempotency_key: str | None = None
+    #: `Request.fingerprint()`, which is stored with that key; empty without one.
+    fingerprint: str = ""
     #: The same request on another lane, to publish instead if the budget has no room for this one.
     fallback: OutgoingMessage | None = None
 
@@ -103,6 +105,7 @@ class OutgoingMessage:
             limits=decision.limits,
             reservation=_reservation(task_id, decision),
             idempotency_key=request.idempotency_key and f"fleet:idempotency:{task_id}",
+            fingerprint=request.fingerprint() if request.idempotency_key else "",
             fallback=fallback,
         )
 

@@ -104,7 +104,8 @@ class Request(BaseModel):
     #: exception, `{"error": {"code", "message", "retryable"}}`, so that a chain or chord continues.
     #: `Fleet.result` still raises the error.
     return_exceptions: bool = False
-    #: A later submit with the same key and tenant enqueues nothing and has the first one's result.
+    #: A later submit of the same request with the same key and tenant enqueues nothing and has the
+    #: first one's result. With another request the key is an error (IdempotencyConflict).
     idempotency_key: Name | None = None
     #: Seconds, at most 30 days: the answer is cached for so long, and a cached answer that is not
     #: older is returned to an equal request of the same tenant, lane and tags. A cache hit costs
@@ -207,6 +208,15 @@ class Request(BaseModel):
             PROVIDER_NAMES.get(key, key): value for key, value in wire.items() if value is not None
         }
 
+    def fingerprint(self) -> str:
+        """Return a hash of what is asked: the kind of request, the model and the parameters.
+
+        Routing, deadline, metadata and streaming make no difference. The hash has 32 hex digits.
+        """
+        body = {key: value for key, value in self.body().items() if key not in _STREAM_FIELDS}
+        text = json.dumps([self.verb, body], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
     @property
     def streams(self) -> bool:
         """True if the answer is streamed."""
@@ -291,4 +301,6 @@ def _reasons(refused: Mapping[str, str], path: str = "") -> str:
 
 #: Fields whose name in OpenAI's API has another meaning here.
 PROVIDER_NAMES = {"provider_metadata": "metadata"}
+#: They say how an answer is delivered.
+_STREAM_FIELDS = frozenset({"stream", "stream_options"})
 _ROUTING_FIELDS = set(Request.model_fields) - {"model"}
