@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetPydanticSchema,
     JsonValue,
     ValidationError,
     field_validator,
@@ -39,6 +40,10 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 JsonObject = dict[str, JsonValue]
+#: The same as an argument: for type checkers also a TypedDict, such as the openai SDK's.
+JsonMapping = Annotated[
+    Mapping[str, object], GetPydanticSchema(lambda _, handler: handler(JsonObject))
+]
 #: A deadline before this, in September 2001, is a number of seconds from now.
 _MIN_UNIX_SECONDS = 1e9
 #: A header's name and value in HTTP: https://www.rfc-editor.org/rfc/rfc9110#section-5
@@ -116,7 +121,7 @@ class Request(BaseModel):
     metadata: dict[str, JsonValue] = {}
     #: Parameters that OpenAI's API does not have, as in the openai SDK: Claude's `thinking`, vLLM's
     #: `chat_template_kwargs`. A lane passes them on or refuses them by name.
-    extra_body: Annotated[JsonObject | None, Field(repr=False)] = None
+    extra_body: Annotated[JsonMapping | None, Field(repr=False)] = None
     #: Headers for the provider. Only those that fleet.yaml allows (`requests.extra_headers`), on
     #: the realtime lane.
     extra_headers: Annotated[dict[HeaderName, HeaderValue] | None, Field(repr=False)] = None
