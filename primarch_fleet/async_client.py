@@ -22,7 +22,7 @@ from primarch_fleet.errors import (
     ResultExpired,
     ResultTimeout,
 )
-from primarch_fleet.outgoing import OPEN_KEY, Ticket, is_registered, task_id
+from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_registered, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
 from primarch_fleet.results import CHECK_SECONDS, reachable
@@ -140,7 +140,7 @@ class AsyncFleet:
             except TimeoutError:
                 message = f"no result within {timeout} s; the request continues"
                 raise ResultTimeout(message) from None
-        completion = protocol.completion_or_raise(outcome)
+        completion = protocol.completion_or_raise(outcome).expect(answer_type(ticket))
         if completion.body_ref is None:
             return completion
         return await asyncio.to_thread(completion.fetched)

@@ -18,7 +18,7 @@ from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, Limits
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import ClientClosed, DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneMonitor
-from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
+from primarch_fleet.outgoing import OutgoingMessage, Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
@@ -221,7 +221,7 @@ class Fleet:
         self._check_open()
         arguments.check_ticket(ticket)
         arguments.check_seconds(timeout)
-        return self._outcome(ticket, timeout).fetched()
+        return self._outcome(ticket, timeout).expect(answer_type(ticket)).fetched()
 
     def stream(
         self,

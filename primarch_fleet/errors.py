@@ -17,6 +17,7 @@
     ├── ResultTimeout            no result yet; the request continues
     ├── ResultExpired            the request has ended and its result is not stored any more
     ├── BodyUnavailable          the answer is stored outside Redis and could not be read
+    ├── InvalidAnswer            the answer is not of the type that parse() was asked for
     ├── ConfigError              the operator's configuration is wrong
     └── RequestFailed            stored by a worker as the result of the task
         ├── BudgetExceeded       also raised by submit, which has then enqueued nothing
@@ -136,6 +137,10 @@ class ResultExpired(FleetError):
 
 class BodyUnavailable(FleetError):
     """The answer is stored outside Redis and could not be read; result() may be called again."""
+
+
+class InvalidAnswer(FleetError, ValueError):
+    """The answer is not of the type that was asked for."""
 
 
 class ConfigError(FleetError, ValueError):

@@ -94,7 +94,10 @@ def streamed(request: Request) -> Request:
     Raises:
         InvalidRequest: The request cannot stream.
     """
-    return type(request).parse(request.to_wire() | {"stream": True})
+    fields = request.to_wire() | {"stream": True}
+    if request.answer_type is not None:
+        fields["response_format"] = request.answer_type
+    return type(request).parse(fields)
 
 
 def stream_task_id(ticket: Ticket | str) -> str:

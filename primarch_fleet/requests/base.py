@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     GetPydanticSchema,
     JsonValue,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -126,6 +127,7 @@ class Request(BaseModel):
     #: the realtime lane.
     extra_headers: Annotated[dict[HeaderName, HeaderValue] | None, Field(repr=False)] = None
     schema_version: Literal[1] = SCHEMA_VERSION
+    _answer_type: type[BaseModel] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _batch_cannot_stream(self) -> Self:
@@ -140,6 +142,8 @@ class Request(BaseModel):
             self._accept(data)
         except ValidationError as error:
             raise InvalidRequest(explain(error)) from None
+        given = data.get("response_format")
+        self._answer_type = given if isinstance(given, type) else None
 
     def _accept(self, data: dict[str, Any]) -> None:
         """Validate the fields; on an error once more, with the openai SDK's objects as JSON."""
@@ -164,17 +168,6 @@ class Request(BaseModel):
             raise ValueError(
                 "a moment is needed, not a duration: a datetime with a time zone, or Unix seconds; "
                 "for 30 seconds from now, datetime.now(UTC) + timedelta(seconds=30)"
-            )
-        return value
-
-    @field_validator("response_format", "text", mode="before", check_fields=False)
-    @classmethod
-    def _is_no_class(cls, value: Any) -> Any:
-        if isinstance(value, type):
-            raise ValueError(
-                "a class is no JSON: send its schema, "
-                '{"type": "json_schema", "json_schema": {"name": ..., '
-                '"schema": YourClass.model_json_schema()}}'
             )
         return value
 
@@ -221,6 +214,11 @@ class Request(BaseModel):
         body = {key: value for key, value in self.body().items() if key not in _STREAM_FIELDS}
         text = json.dumps([self.verb, body], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def answer_type(self) -> type[BaseModel] | None:
+        """The class that `response_format` was given as; it does not travel with the request."""
+        return self._answer_type
 
     @property
     def streams(self) -> bool:

@@ -19,7 +19,8 @@ from pydantic import (
 
 from primarch_fleet import chat_form
 from primarch_fleet.contract import LANES, Lane, ModelKind
-from primarch_fleet.requests.base import Count, JsonMapping, Request, prefix_hash
+from primarch_fleet.requests.answer_schema import json_schema_of
+from primarch_fleet.requests.base import Count, JsonMapping, JsonObject, Request, prefix_hash
 
 #: Where models answer that have no chats.
 RESPONSES_ENDPOINT = "/v1/responses"
@@ -54,6 +55,14 @@ ChatMessage = Annotated[
 ]
 
 
+#: OpenAI's object, or a pydantic class, which becomes that object.
+ResponseFormat = Annotated[
+    Mapping[str, object] | type[BaseModel],
+    GetPydanticSchema(lambda _, handler: handler(JsonObject)),
+    BeforeValidator(json_schema_of),
+]
+
+
 class CompletionRequest(Request):
     """A chat completion, with the parameters of OpenAI's API.
 
@@ -84,7 +93,9 @@ class CompletionRequest(Request):
     #: OpenAI's own `metadata`, which is stored with the answer there.
     provider_metadata: JsonMapping | None = None
     reasoning_effort: str | JsonMapping | None = None
-    response_format: JsonMapping | None = None
+    #: A class is sent as its JSON schema, as the openai SDK does; then `Completion.parsed` is an
+    #: instance of it.
+    response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     seed: int | None = None
     service_tier: str | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from primarch_fleet.contract import Lane
 from primarch_fleet.requests.base import Count, JsonMapping, Request, prefix_hash
@@ -73,6 +73,13 @@ class ResponsesRequest(Request):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     truncation: str | None = None
     user: str | None = None
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _is_no_class(cls, value: object) -> object:
+        if isinstance(value, type):
+            raise ValueError("a class is no JSON: send its schema in text.format")
+        return value
 
     @model_validator(mode="after")
     def _check_background(self) -> Self:
