@@ -86,7 +86,7 @@ def _producer(queues: Sequence[str]) -> str:
             _selector("+lpush", _keys("%W~", lists)),
             _selector("+llen", _keys("%R~", [*lists, *(f"{name}??turns??*" for name in lists)])),
             _selector("+lrange", _keys("%R~", (f"{name}??turns" for name in lists))),
-            _selector("+exists +set", _keys("%W~", [idempotency])),
+            _selector("+get +exists +set", _keys("~", [idempotency])),
             _selector("+zadd +zscore +zmscore", _keys("~", [OPEN_KEY])),
             _selector("+get +mget +getrange", _keys("%R~", [_RESULT, _GROUP, CATALOGUE_KEY])),
             _selector("+xread", _keys("%R~", [stream_key("*")])),

@@ -27,6 +27,10 @@ class AnswerForm:
         """Return whether the model ended its answer, or reached the request's token limit."""
         return True
 
+    def cut_reason(self, body: Body) -> str | None:
+        """Return why the text of an answer ends early; None if it is whole."""
+        return None
+
     def added_text(self, chunk: Body) -> str:
         """Return the text that a chunk adds to the answer."""
         return ""
@@ -57,6 +61,13 @@ class ChatForm(AnswerForm):
         return all(
             choice.get("finish_reason") in COMPLETE_FINISH_REASONS for choice in body["choices"]
         )
+
+    def cut_reason(self, body: Body) -> str | None:
+        """Return the finish reason of the first choice that was cut."""
+        reason = body["choices"][0].get("finish_reason")
+        if reason == "length":
+            return "finish_reason is length: set a higher max_completion_tokens"
+        return f"finish_reason is {reason}" if reason == "content_filter" else None
 
     def added_text(self, chunk: Body) -> str:
         """Return the text that a chunk adds to the first choice."""
@@ -97,6 +108,12 @@ class ResponseForm(AnswerForm):
         """Return whether the response is completed, or was cut by its token limit."""
         details = body.get("incomplete_details") or {}
         return body.get("status") == "completed" or details.get("reason") == "max_output_tokens"
+
+    def cut_reason(self, body: Body) -> str | None:
+        """Return why the response is incomplete."""
+        if body.get("status") != "incomplete":
+            return None
+        return f"the response is incomplete: {(body.get('incomplete_details') or {}).get('reason')}"
 
     def added_text(self, chunk: Body) -> str:
         """Return the text that an event adds to the response."""

@@ -11,12 +11,18 @@ from typing import Any, Self, cast
 
 import redis
 
-from primarch_fleet import protocol, redis_support
+from primarch_fleet import arguments, protocol, redis_support
 from primarch_fleet.budgets import Budget
 from primarch_fleet.client import MAX_READERS, Fleet
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import FleetError, FleetUnavailable, ResultExpired, ResultTimeout
-from primarch_fleet.outgoing import OPEN_KEY, Ticket, is_registered, task_id
+from primarch_fleet.errors import (
+    ClientClosed,
+    FleetError,
+    FleetUnavailable,
+    ResultExpired,
+    ResultTimeout,
+)
+from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_registered, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
 from primarch_fleet.results import CHECK_SECONDS, reachable
@@ -56,47 +62,66 @@ class AsyncFleet:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = _ResultWaiter(url, self._fleet)
         self._submits = _SubmitQueue(self._fleet)
+        self._is_closed = False
         self._read_timeout_seconds = READ_SECONDS + timeout
         self._streams = redis_support.stream_reader_async(url, timeout, MAX_READERS)
 
     async def __aenter__(self) -> Self:
+        self._check_open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Wait until submits that were started are sent, then close the connections."""
+        """Wait until submits that were started are sent, then close the connections.
+
+        Calls that wait for results, and each later call, raise ClientClosed.
+        """
+        self._is_closed = True
         await self._submits.close()
         await self._results.close()
         await self._streams.aclose()
         await asyncio.to_thread(self._fleet.close)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosed
 
     async def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane; see `Fleet.submit`.
 
         A submit that is cancelled before it is sent enqueues nothing.
         """
+        self._check_open()
+        arguments.check_request(request)
         return await self._submits.submit(request)
 
     async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Enqueue all requests or none; see `Fleet.submit_many`."""
-        return await asyncio.to_thread(self._fleet.submit_many, list(requests))
+        self._check_open()
+        return await asyncio.to_thread(
+            self._fleet.submit_many, arguments.checked_requests(requests)
+        )
 
     async def budget(self, tenant_id: str) -> Budget:
         """Return what a tenant has spent and reserved; see `Fleet.budget`."""
+        self._check_open()
         return await asyncio.to_thread(self._fleet.budget, tenant_id)
 
     async def status(self, ticket: Ticket | str) -> str:
         """Return the Celery state of a request; see `Fleet.status`."""
+        self._check_open()
         return await asyncio.to_thread(self._fleet.status, ticket)
 
     async def progress(self, tickets: Iterable[Ticket | str]) -> Progress:
         """Count the finished requests; see `Fleet.progress`."""
-        return await asyncio.to_thread(self._fleet.progress, list(tickets))
+        self._check_open()
+        return await asyncio.to_thread(self._fleet.progress, arguments.checked_tickets(tickets))
 
     async def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:  # noqa: ASYNC109
         """Cancel a request; see `Fleet.cancel`."""
+        self._check_open()
         return await asyncio.to_thread(self._fleet.cancel, ticket, timeout)
 
     async def result(
@@ -105,6 +130,9 @@ class AsyncFleet:
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.result
     ) -> Completion:
         """Wait for the result of a request; see `Fleet.result`."""
+        self._check_open()
+        arguments.check_ticket(ticket)
+        arguments.check_seconds(timeout)
         with reachable():
             try:
                 async with asyncio.timeout(timeout):
@@ -112,7 +140,7 @@ class AsyncFleet:
             except TimeoutError:
                 message = f"no result within {timeout} s; the request continues"
                 raise ResultTimeout(message) from None
-        completion = protocol.completion_or_raise(outcome)
+        completion = protocol.completion_or_raise(outcome).expect(answer_type(ticket))
         if completion.body_ref is None:
             return completion
         return await asyncio.to_thread(completion.fetched)
@@ -125,12 +153,16 @@ class AsyncFleet:
         timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.stream
     ) -> AsyncStream:
         """Read the chunks of an answer while it is generated; see `Fleet.stream`."""
+        self._check_open()
+        arguments.check_to_stream(request)
+        arguments.check_seconds(timeout)
         ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._fleet.app.backend, stream_task_id(ticket), after, timeout)
         return AsyncStream(ticket, self._read, cursor, self.result)
 
     async def _read(self, cursor: StreamCursor) -> tuple[Any, Any]:
         """The reply to XREAD and, if it is empty, the stored result of the task."""
+        self._check_open()
         async with asyncio.timeout(self._read_timeout_seconds):
             reply = await self._streams.xread(
                 {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
@@ -215,6 +247,8 @@ class _SubmitQueue:
     def _submit_each(self, requests: list[Request]) -> list[Ticket | Exception]:
         """The ticket or the error of each request."""
         try:
+            if len(requests) == 1:
+                return [self._fleet.submit(requests[0])]
             return [*self._fleet.submit_many(requests)]
         except Exception as error:
             if len(requests) > 1 and _enqueued_nothing(error):
@@ -238,11 +272,15 @@ class _ResultWaiter:
         self._waiters: dict[str, set[asyncio.Future[Any]]] = {}
         self._reader: asyncio.Task[None] | None = None
         self._subscribing = asyncio.Lock()
+        self._is_closed = False
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
+        for key in list(self._waiters):
+            self._fail(key, ClientClosed())
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]
         await self._redis.aclose()
 
@@ -260,6 +298,7 @@ class _ResultWaiter:
             self._waiters[key].discard(future)
             if not self._waiters[key]:
                 del self._waiters[key]
+            if key not in self._waiters and not self._is_closed:
                 await self._unsubscribe(key)
 
     async def _subscribe(self, key: str) -> None:

@@ -22,14 +22,26 @@ from redis.exceptions import NoPermissionError
 
 from primarch_fleet import protocol
 from primarch_fleet.budgets import Ledger, payer_key
-from primarch_fleet.errors import Cancelled, FleetError, ResultTimeout
+from primarch_fleet.catalogue import Catalogue
+from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE
+from primarch_fleet.errors import (
+    Cancelled,
+    FleetError,
+    NoCatalogue,
+    ResultTimeout,
+    UnknownRequest,
+)
+from primarch_fleet.outgoing import OPEN_KEY, is_registered
+from primarch_fleet.queues import has_message
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.results import call_scheduler, wait_for
 
 #: Sorted set of the messages that workers hold: `<task id>\0<lease tag>`.
 LEASED_TASKS = "fleet:leased_tasks"
-#: The value of a mark whose task's links, errbacks and chord have been told.
-COMPLETED = "completed"
+#: The values of a mark: a message of the task may wait, or its links, errbacks and chord were told.
+WAITING, COMPLETED = "waiting", "completed"
+#: What the task "scheduler.revoke" returns for an id that nothing is known of.
+UNKNOWN = "unknown"
 #: Seconds for which a message may wait and is still dropped.
 WAITING_MARK_TTL_SECONDS = 90 * 86_400
 #: The same after a message of the task was dropped or has run: only repetitions can follow.
@@ -93,6 +105,40 @@ def try_to_cancel(
     return CancelReply(CancelStatus(_text(status)), bool(is_new), _text(payer))
 
 
+def is_known(client: redis.Redis, backend: Any, task_id: str) -> bool:
+    """Return whether a task waits, runs, is parked or has a stored outcome.
+
+    Takes one round trip for the ids of this package. Other ids are in no index while their message
+    waits, so the fleet's queues are searched for them.
+
+    Args:
+        backend: Celery's result backend, which knows the key of a result.
+    """
+    if _is_indexed(client, backend, task_id):
+        return True
+    if is_registered(task_id) or not has_message(client, _queues(client), task_id):
+        # Once more, after the search: a worker may have taken the message meanwhile.
+        return _is_indexed(client, backend, task_id)
+    return True
+
+
+def _is_indexed(client: redis.Redis, backend: Any, task_id: str) -> bool:
+    pipe = client.pipeline(transaction=False)
+    pipe.zscore(OPEN_KEY, task_id)
+    pipe.zrangebylex(LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1", 0, 1)
+    # After the reads above: the outcome is stored in one step with the end of both.
+    pipe.getrange(backend.get_key_for_task(task_id), 0, 0)
+    submitted_at, leased, result = pipe.execute()
+    return submitted_at is not None or bool(leased) or bool(result)
+
+
+def _queues(client: redis.Redis) -> list[str]:
+    try:
+        return Catalogue.fetch(client).queues
+    except NoCatalogue:
+        return [REALTIME_QUEUE, BATCH_QUEUE]
+
+
 def _text(reply: bytes | str) -> str:
     return reply.decode() if isinstance(reply, bytes) else reply
 
@@ -106,6 +152,7 @@ class Canceller:
     def cancel(self, task_id: str, timeout: float) -> bool:
         """Cancel a task as `Fleet.cancel` does; its errors of Redis are not converted."""
         deadline, delay = time.monotonic() + timeout, FIRST_POLL_SECONDS
+        self._check_known(task_id)
         while True:
             remaining = deadline - time.monotonic()
             if self._try(task_id, remaining):
@@ -116,13 +163,23 @@ class Canceller:
                 raise ResultTimeout(f"not cancelled within {timeout} s; it is not started again")
             delay = min(2 * delay, MAX_POLL_SECONDS)
 
+    def _check_known(self, task_id: str) -> None:
+        """Raise UnknownRequest; a message of the task that may arrive later is dropped."""
+        # A user who may not see which tasks run is told by the scheduler.
+        with suppress(NoPermissionError):
+            if not is_known(self._redis, self._app.backend, task_id):
+                self._redis.set(mark_key(task_id), WAITING, ex=WAITING_MARK_TTL_SECONDS, nx=True)
+                raise UnknownRequest
+
     def _try(self, task_id: str, timeout: float) -> bool:
         """Return whether the request is cancelled; if not, its outcome will say so."""
         try:
             return self._try_directly(task_id, timeout)
         except NoPermissionError:
             # A user who may not see which tasks run, nor command workers (config/acl.py).
-            call_scheduler(self._app, "scheduler.revoke", task_id, timeout)
+            answer = call_scheduler(self._app, "scheduler.revoke", task_id, timeout)
+            if answer == UNKNOWN:
+                raise UnknownRequest from None
             return False
 
     def _try_directly(self, task_id: str, timeout: float, *, parked: bool = True) -> bool:

@@ -176,6 +176,11 @@ class Catalogue(BaseModel):
         """Return a tenant's limits; None for a tenant whose spending is not counted."""
         return self.tenants.get(tenant_id) or self.tenants.get(DEFAULT_TENANT)
 
+    @property
+    def queues(self) -> list[str]:
+        """The names of the queues of all lanes."""
+        return sorted({offer.queue for one in self.models.values() for offer in one.lanes.values()})
+
     def model(self, name: str) -> Model:
         """Return a model by name.
 

@@ -7,6 +7,11 @@ among them, let kombu's transport use these connections.
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from typing import Any, cast
 
 import redis
@@ -22,8 +27,35 @@ from primarch_fleet.redis_url import normalized
 _CeleryResultConsumer: Any = cast(Any, RedisBackend).ResultConsumer
 
 
+#: Seconds after which a waiting thread looks around, as in Celery.
+_MAX_DRAIN_SECONDS = 1.0
+
+
 class _ResultConsumer(_CeleryResultConsumer):  # type: ignore[misc]
-    """Celery's consumer of results, which stays closed."""
+    """Celery's consumer of results, which stays closed, and whose timeouts are exact."""
+
+    def drain_events_until(
+        self,
+        p: Any,
+        timeout: float | None = None,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Iterator[None]:
+        """Wait until `p` is ready. Celery rounds the timeout up to whole seconds.
+
+        Raises:
+            TimeoutError: `p` was not ready in time.
+        """
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not p.ready:
+            seconds = min(end - time.monotonic(), _MAX_DRAIN_SECONDS)
+            if seconds <= 0:
+                raise TimeoutError
+            waits = self.drainer.drain_events_until(
+                p, timeout=seconds, interval=seconds, on_interval=on_interval
+            )
+            with suppress(TimeoutError):
+                for _ in islice(waits, 1):
+                    yield
 
     def stop(self) -> None:
         super().stop()

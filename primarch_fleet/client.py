@@ -11,19 +11,27 @@ from typing import Any, Self
 from celery import Celery
 from celery.result import AsyncResult
 
-from primarch_fleet import celery_app, protocol, redis_support
+from primarch_fleet import arguments, celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.cancellation import Canceller
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, Limits
 from primarch_fleet.contract import Completion
+from primarch_fleet.errors import ClientClosed, DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneMonitor
-from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
+from primarch_fleet.outgoing import OutgoingMessage, Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
 from primarch_fleet.results import check_stored, reachable, wait_for
 from primarch_fleet.server_clock import ServerClock
-from primarch_fleet.streaming import READ_SECONDS, Stream, StreamCursor, stream_task_id, streamed
+from primarch_fleet.streaming import (
+    MAX_CHUNKS_PER_READ,
+    READ_SECONDS,
+    Stream,
+    StreamCursor,
+    stream_task_id,
+    streamed,
+)
 
 #: Seconds for which a producer uses a catalogue that it has read.
 CATALOGUE_TTL_SECONDS = 30.0
@@ -42,6 +50,11 @@ class Fleet:
             With `rediss://` the server's certificate is verified.
         timeout: Seconds after which a broker that does not answer is an error.
         clock: Returns the current time with a time zone; by default it is that of Redis.
+
+    Raises:
+        ConfigError: The URL is wrong.
+        TypeError: As in each method, an argument has a wrong type; the message says what to pass.
+        ClientClosed: In each method: the client was closed before.
     """
 
     def __init__(
@@ -51,6 +64,8 @@ class Fleet:
         timeout: float = 5.0,
         clock: Callable[[], datetime] | None = None,
     ) -> None:
+        arguments.check_url(url)
+        arguments.check_seconds(timeout, none=False)
         self._server_clock = ServerClock()
         self._clock = clock or self._server_clock.now
         self._app = celery_app.producer_app(url, timeout)
@@ -60,20 +75,27 @@ class Fleet:
         self._publisher = Publisher(self._app, self._ledger, self._redis)
         self._canceller = Canceller(self._app, self._redis, self._ledger)
         self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
+        self._is_closed = False
         self._catalogue: Catalogue | None = None
         self._catalogue_expires_at = 0.0
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close the connections. Submitted requests continue."""
+        """Close the connections. Submitted requests continue; each later call is an error."""
+        self._is_closed = True
         self._app.close()
         self._redis.close()
         self._streams.close()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClientClosed
 
     @property
     def app(self) -> Celery:
@@ -90,6 +112,7 @@ class Fleet:
             NoCatalogue: No worker has ever started at this broker.
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
         if self._catalogue is None or time.monotonic() > self._catalogue_expires_at:
             with reachable():
                 self._catalogue = self._fetch_catalogue()
@@ -117,6 +140,8 @@ class Fleet:
 
         Raises:
             InvalidRequest: A field is wrong; the message names it. Nothing was enqueued.
+            IdempotencyConflict: The idempotency key was used for another request. Nothing was
+                enqueued.
             DeadlineExceeded: The deadline has passed. Nothing was enqueued.
             BudgetExceeded: The tenant's budget has no room; the message says when it resets.
                 Nothing was enqueued.
@@ -125,7 +150,9 @@ class Fleet:
             FleetUnavailable: The broker did not answer. If the connection broke during the push,
                 the request may have been enqueued; with an `idempotency_key` it is safe to retry.
         """
-        return self.submit_many([request])[0]
+        self._check_open()
+        arguments.check_request(request)
+        return self._submit([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Check many requests and enqueue all of them, in a few round trips.
@@ -137,9 +164,20 @@ class Fleet:
             The tickets, in the order of the requests.
 
         Raises:
-            FleetError: As `submit` does.
+            FleetError: As `submit` does. If one request is wrong, the message starts with its
+                place, such as `requests[3]`.
+            TypeError: An item is no request; the message has its place.
         """
-        messages = self._build(list(requests))
+        self._check_open()
+        return self._submit(arguments.checked_requests(requests), "requests[{}].")
+
+    def _submit(self, requests: Sequence[Request], path: str = "") -> list[Ticket]:
+        """Submit checked requests.
+
+        Args:
+            path: What precedes the name of a wrong field in a message, with the request's place.
+        """
+        messages = self._build(requests, path)
         with reachable():
             published = self._publisher.publish(messages)
             self._lanes.record_sent(message.ticket.queue for message in published)
@@ -155,6 +193,8 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
+        arguments.check_text(tenant_id, "tenant_id")
         limits = self.catalogue().limits(tenant_id) or Limits()
         with reachable():
             return self._ledger.budget(tenant_id, limits)
@@ -178,7 +218,10 @@ class Fleet:
             BodyUnavailable: The body could not be read; call `result` again.
             FleetUnavailable: The broker did not answer.
         """
-        return self._outcome(ticket, timeout).fetched()
+        self._check_open()
+        arguments.check_ticket(ticket)
+        arguments.check_seconds(timeout)
+        return self._outcome(ticket, timeout).expect(answer_type(ticket)).fetched()
 
     def stream(
         self,
@@ -206,9 +249,12 @@ class Fleet:
             FleetError: As `submit` does.
             InvalidRequest: The request cannot stream, or `after` is not the id of a chunk.
         """
+        self._check_open()
+        arguments.check_to_stream(request)
+        arguments.check_seconds(timeout)
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._app.backend, stream_task_id(ticket), after, timeout)
-        return Stream(ticket, self._streams, cursor, self.result)
+        return Stream(ticket, self._read_stream, cursor, self.result)
 
     def status(self, ticket: Ticket | str) -> str:
         """Return the Celery state of a request: PENDING, SUCCESS, FAILURE, REVOKED or PARKED.
@@ -218,6 +264,8 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
+        arguments.check_ticket(ticket)
         with reachable():
             return str(self._result(ticket).state)
 
@@ -227,8 +275,10 @@ class Fleet:
         Raises:
             FleetUnavailable: The broker did not answer.
         """
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
         with reachable():
-            return read_progress(self._redis, self._app.backend, tickets)
+            return read_progress(self._redis, self._app.backend, checked)
 
     def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:
         """Cancel a request: its result becomes `Cancelled`.
@@ -247,33 +297,53 @@ class Fleet:
             True if the request is cancelled; False if it already had a result.
 
         Raises:
+            UnknownRequest: Nothing is known of the id: no request with it waits, runs, is parked or
+                has a stored result. If a message with this id arrives later, no worker starts it.
             ResultTimeout: The worker that has the request did not stop it in time: it died, or it
                 cannot be reached. The request is not started again. Call `cancel` again after the
                 workers' visibility timeout.
             FleetUnavailable: The broker did not answer; the request may be cancelled later.
         """
+        self._check_open()
+        arguments.check_ticket(ticket)
+        arguments.check_seconds(timeout, none=False)
         with reachable():
             return self._canceller.cancel(task_id(ticket), timeout)
+
+    def _read_stream(self, cursor: StreamCursor) -> tuple[Any, Any]:
+        """The reply to XREAD and, if it is empty, the stored result of the task."""
+        self._check_open()
+        reply = self._streams.xread(
+            {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
+        )
+        return reply, None if reply else self._streams.get(cursor.result_key)
 
     def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
         with reachable():
             message = f"no result within {timeout} s; the request continues"
             result = self._result(ticket)
-            check = partial(check_stored, self._redis, result)
-            outcome = wait_for(result, timeout, message, check)
+            outcome = wait_for(result, timeout, message, partial(self._check_result, result))
             return protocol.completion_or_raise(outcome)
+
+    def _check_result(self, result: AsyncResult[Any]) -> None:
+        """Raise an error if a wait for a result is in vain."""
+        self._check_open()
+        check_stored(self._redis, result)
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
 
-    def _build(self, requests: Sequence[Request]) -> list[OutgoingMessage]:
+    def _build(self, requests: Sequence[Request], path: str) -> list[OutgoingMessage]:
         """Route and encode requests; each one counts in its queue for the next ones."""
         catalogue, now = self.catalogue(), self._clock()
         with reachable():
             health = self._lanes.snapshot(catalogue, {request.lane for request in requests})
         messages = []
-        for request in requests:
-            message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
+        for place, request in enumerate(requests):
+            try:
+                message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
+            except (InvalidRequest, DeadlineExceeded) as error:
+                raise type(error)(f"{path.format(place)}{error}") from None
             messages.append(message)
             if health is not None:
                 health.queued[message.ticket.queue] += 1

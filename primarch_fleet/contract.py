@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     JsonValue,
     PlainSerializer,
+    PrivateAttr,
+    ValidationError,
     computed_field,
     model_validator,
 )
 
 from primarch_fleet.answers import form_of
 from primarch_fleet.blobs import BlobRef, fetch_blob
+from primarch_fleet.errors import InvalidAnswer
 from primarch_fleet.money import NANOS_PER_MICRO, to_micros, to_usd
 from primarch_fleet.usage import Usage
+from primarch_fleet.validation import explain
+
+T = TypeVar("T", bound=BaseModel)
 
 #: Version of this contract. A worker rejects requests of a newer version.
 SCHEMA_VERSION: Literal[1] = 1
@@ -187,6 +193,49 @@ class Completion(BaseModel):
     body: dict[str, Any] = {}
     body_ref: BlobRef | None = None
     receipt: Receipt
+    _answer_type: type[BaseModel] | None = PrivateAttr(None)
+
+    def expect(self, answer_type: type[BaseModel] | None) -> Self:
+        """Set the class of `parsed`, and return the completion."""
+        self._answer_type = answer_type
+        return self
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as an instance of the class that was given as `response_format`.
+
+        None if no class is known: the request had none, or the result was asked for by an id and
+        not by the ticket of `submit`; then call `parse`. Also None if the model refused or called
+        tools.
+
+        Raises:
+            InvalidAnswer: The answer is not of this class.
+        """
+        return None if self._answer_type is None else self.parse(self._answer_type)
+
+    def parse(self, answer_type: type[T]) -> T | None:
+        """Return the answer's text as an instance of a class.
+
+        Returns:
+            The instance; None if the answer has no text: the model refused or called tools.
+
+        Raises:
+            InvalidAnswer: The text is not of this class, or was cut. The message does not have the
+                text.
+            BodyUnavailable: The body could not be read; the call may be repeated.
+        """
+        body = self.fetched().body
+        form = form_of(body)
+        text = form.text(body)
+        if not text:
+            return None
+        if cut := form.cut_reason(body):
+            raise InvalidAnswer(f"the answer is cut: {cut}")
+        try:
+            return answer_type.model_validate_json(text)
+        except ValidationError as error:
+            name = answer_type.__name__
+            raise InvalidAnswer(f"the answer is not of the type {name}: {explain(error)}") from None
 
     @property
     def text(self) -> str:

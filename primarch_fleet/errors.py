@@ -4,16 +4,20 @@
     ├── InvalidRequest           a field of the request is wrong; nothing was enqueued
     │   ├── UnknownModel
     │   ├── RequestTooLarge
-    │   └── CostCapExceeded
+    │   ├── CostCapExceeded
+    │   └── IdempotencyConflict
     ├── FleetUnavailable         the broker did not answer in time
     │   └── NoCatalogue
     ├── FleetBusy                nothing was enqueued; retry after `retry_after` seconds
     │   ├── LaneFull
     │   ├── LaneUnavailable
     │   └── TenantLimited
+    ├── ClientClosed             the Fleet or AsyncFleet was closed before the call
+    ├── UnknownRequest           cancel() knows nothing of this id
     ├── ResultTimeout            no result yet; the request continues
     ├── ResultExpired            the request has ended and its result is not stored any more
     ├── BodyUnavailable          the answer is stored outside Redis and could not be read
+    ├── InvalidAnswer            the answer is not of the type that parse() was asked for
     ├── ConfigError              the operator's configuration is wrong
     └── RequestFailed            stored by a worker as the result of the task
         ├── BudgetExceeded       also raised by submit, which has then enqueued nothing
@@ -71,6 +75,10 @@ class CostCapExceeded(InvalidRequest):
     """The estimated cost exceeds the request's max_cost."""
 
 
+class IdempotencyConflict(InvalidRequest):
+    """The idempotency key was used for another request: use another key, or repeat that request."""
+
+
 class FleetUnavailable(FleetError):
     """The broker did not answer: check its URL and that it runs, then submit again."""
 
@@ -109,6 +117,14 @@ class TenantLimited(FleetBusy):
     """The tenant has reached its limit of concurrency or rate; nothing was enqueued."""
 
 
+class ClientClosed(FleetError):
+    """The client is closed: call the fleet before close(), or create another client."""
+
+
+class UnknownRequest(FleetError):
+    """Nothing is known of this id: it is misspelt, or the result is not stored any more."""
+
+
 class ResultTimeout(FleetError, TimeoutError):
     """The result is not available yet; the request continues, and result() may be called again."""
 
@@ -121,6 +137,10 @@ class ResultExpired(FleetError):
 
 class BodyUnavailable(FleetError):
     """The answer is stored outside Redis and could not be read; result() may be called again."""
+
+
+class InvalidAnswer(FleetError, ValueError):
+    """The answer is not of the type that was asked for."""
 
 
 class ConfigError(FleetError, ValueError):

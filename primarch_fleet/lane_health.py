@@ -146,8 +146,7 @@ class LaneMonitor:
             return self._read(catalogue)
 
     def _read(self, catalogue: Catalogue) -> LaneHealth:
-        models = catalogue.models.values()
-        queues = sorted({offer.queue for model in models for offer in model.lanes.values()})
+        queues = catalogue.queues
         pipe = ScriptPipeline(self._redis)
         pipe.commands.time()
         pipe.commands.hlen(PARKED_REQUESTS_KEY)

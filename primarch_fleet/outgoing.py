@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+from pydantic import BaseModel
 
 from primarch_fleet import protocol, routing
 from primarch_fleet.budgets import ReservationRequest
@@ -33,6 +35,8 @@ class Ticket:
     #: Why this lane.
     reason: str
     queue: str
+    #: The class that the request's `response_format` was given as. It makes no other ticket.
+    answer_type: type[BaseModel] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class OutgoingMessage:
     reservation: ReservationRequest
     #: The Redis key of the request's idempotency key; None if the request has none.
     idempotency_key: str | None = None
+    #: `Request.fingerprint()`, which is stored with that key; empty without one.
+    fingerprint: str = ""
     #: The same request on another lane, to publish instead if the budget has no room for this one.
     fallback: OutgoingMessage | None = None
 
@@ -97,12 +103,15 @@ class OutgoingMessage:
         task_id = common["task_id"]
         return cls(
             request=request,
-            ticket=Ticket(task_id, decision.lane, decision.reason, decision.queue),
+            ticket=Ticket(
+                task_id, decision.lane, decision.reason, decision.queue, request.answer_type
+            ),
             options=common | lane_options,
             size_bytes=decision.size_bytes,
             limits=decision.limits,
             reservation=_reservation(task_id, decision),
             idempotency_key=request.idempotency_key and f"fleet:idempotency:{task_id}",
+            fingerprint=request.fingerprint() if request.idempotency_key else "",
             fallback=fallback,
         )
 
@@ -110,6 +119,11 @@ class OutgoingMessage:
 def task_id(ticket: Ticket | str) -> str:
     """Return the task id of a ticket, which may be given by its id."""
     return ticket if isinstance(ticket, str) else ticket.id
+
+
+def answer_type(ticket: Ticket | str) -> type[BaseModel] | None:
+    """Return the class that the request of a ticket asked for, if the ticket knows it."""
+    return None if isinstance(ticket, str) else ticket.answer_type
 
 
 def is_registered(task_id: str) -> bool:

@@ -20,7 +20,7 @@ from primarch_fleet import budgets
 from primarch_fleet.budgets import Ledger, Reservation, ReservationRequest
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.encoder import EncodedMessage, MessageEncoder
-from primarch_fleet.errors import BudgetExceeded, FleetBusy, LaneFull
+from primarch_fleet.errors import BudgetExceeded, FleetBusy, IdempotencyConflict, LaneFull
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.redis_support import LuaScript
 
@@ -111,6 +111,8 @@ class Publisher:
 
         Raises:
             BudgetExceeded: Nothing was reserved or pushed.
+            IdempotencyConflict: A key belongs to another request. Nothing was reserved or pushed,
+                unless both requests were submitted at the same moment.
             TenantLimited: Nothing was reserved or pushed.
             LaneFull: Redis is out of memory, or almost. Nothing was reserved or pushed.
             redis.RedisError: If the connection broke, messages may have been pushed; also if Redis
@@ -139,19 +141,40 @@ class Publisher:
         return final
 
     def _new(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Leave out messages whose idempotency key was pushed before, or comes twice."""
+        """Leave out messages whose idempotency key was pushed before, or comes twice.
+
+        Raises:
+            IdempotencyConflict: A key belongs to another request.
+        """
         firsts = {one.idempotency_key: one for one in reversed(messages)}
         firsts.pop(None, None)
-        pipe = self._redis.pipeline(transaction=False)
-        for key in firsts:
-            pipe.exists(str(key))
-        replies = pipe.execute() if firsts else []
-        pushed = {key for key, reply in zip(firsts, replies, strict=True) if reply}
+        pushed = self._fingerprints([str(key) for key in firsts])
+        for message in messages:
+            key, own = message.idempotency_key, message.fingerprint
+            if key is not None and {own, firsts[key].fingerprint, pushed.get(key) or own} != {own}:
+                raise IdempotencyConflict
         return [
             one
             for one in messages
             if one.idempotency_key not in pushed and firsts.get(one.idempotency_key, one) is one
         ]
+
+    def _fingerprints(self, keys: Sequence[str]) -> dict[str, str]:
+        """The stored fingerprint of each idempotency key that was pushed.
+
+        It is empty if an older version has pushed the key, or has made the user, who then may not
+        read keys.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipe.get(key)
+        try:
+            replies = pipe.execute() if keys else []
+        except NoPermissionError:
+            for key in keys:
+                pipe.exists(key)
+            replies = ["" if exists else None for exists in pipe.execute()]
+        return {key: reply for key, reply in zip(keys, replies, strict=True) if reply is not None}
 
     def _reserve_and_push(
         self, reservation: _TenantReservation, messages: Sequence[OutgoingMessage]
@@ -195,18 +218,23 @@ class Publisher:
     def _push(self, messages: Sequence[OutgoingMessage]) -> None:
         """Push messages; the memory is checked before the first step only, so that all are sent."""
         steps = _steps(self._encoded(messages))
+        repeated: list[OutgoingMessage] = []
         for step in islice(steps, 1):
             with refused_if_full():
-                self._push_step(step, self._max_memory)
+                repeated += self._push_step(step, self._max_memory)
         for step in steps:
-            self._push_step(step, "")
+            repeated += self._push_step(step, "")
+        self._new(repeated)  # after all others are pushed, and reserved for
 
-    def _push_step(self, step: _Step, max_memory: float | str) -> None:
-        """Push a step without the messages that another submit pushes meanwhile."""
+    def _push_step(self, step: _Step, max_memory: float | str) -> list[OutgoingMessage]:
+        """Push a step without the messages that another submit pushes meanwhile; return these."""
         keys, args = _push_arguments(step)
-        if _is_repeated(_PUSH.run(self._redis, keys, [max_memory, *args])):
-            new = {id(message) for message in self._new([message for message, _ in step])}
-            self._push_step([one for one in step if id(one[0]) in new], max_memory)
+        if not _is_repeated(_PUSH.run(self._redis, keys, [max_memory, *args])):
+            return []
+        pushed = self._fingerprints(keys[: len(keys) - len(step)])
+        new = [one for one in step if one[0].idempotency_key not in pushed]
+        repeated = [message for message, _ in step if message.idempotency_key in pushed]
+        return repeated + (self._push_step(new, max_memory) if new else [])
 
 
 def _by_tenant(messages: Iterable[OutgoingMessage]) -> list[_TenantReservation]:
@@ -248,11 +276,12 @@ def _steps(messages: _Step) -> Iterator[_Step]:
 
 def _push_arguments(step: _Step) -> tuple[list[str], list[Any]]:
     """Return the last KEYS and ARGV of a script that pushes messages: lua/publish."""
-    once = [message.idempotency_key for message, _ in step if message.idempotency_key]
-    keys = [*once, *(encoded.list_key for _, encoded in step)]
+    once = [message for message, _ in step if message.idempotency_key]
+    keys = [*(str(one.idempotency_key) for one in once), *(encoded.list_key for _, encoded in step)]
     texts = [encoded.text for _, encoded in step]
     ids = json.dumps([message.ticket.id for message, _ in step])
-    return keys, [*texts, ids, IDEMPOTENCY_TTL_SECONDS, len(once)]
+    fingerprints = json.dumps([message.fingerprint for message in once])
+    return keys, [*texts, ids, IDEMPOTENCY_TTL_SECONDS, fingerprints]
 
 
 def _is_repeated(reply: list[Any] | None) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import redis
+
 from primarch_fleet import protocol
 from primarch_fleet.contract import PRIORITIES
-from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 
 #: Separates the name of a queue from a priority in the names of its lists:
 #: https://docs.celeryq.dev/en/stable/userguide/routing.html#redis-message-priorities
@@ -25,6 +29,11 @@ TURNS = _LUA / "turns.lua"
 #: The part by which scripts read a message's headers.
 HEADERS = _LUA / "headers.lua"
 _PURGE = LuaScript.load(TURNS, _LUA / "purge.lua")
+_FIND_TASK = LuaScript.load(_LUA / "find_task.lua")
+#: Messages of each list that one script searches: Redis does nothing else meanwhile.
+_SEARCHED_MESSAGES = 200
+#: Replies of lua/queue/find_task.lua.
+_FOUND, _HAS_MORE = 1, -1
 _COUNT_WAITING = LuaScript.load(TURNS, HEADERS, _LUA / "count_waiting.lua")
 
 
@@ -83,6 +92,44 @@ def count_waiting(client: Any, queue: str, *, read_messages: bool = True) -> Any
     header = f'"{protocol.SUBMITTED_AT}"' if read_messages else ""
     arguments = [header, MAX_SCANNED_TENANTS]
     return _COUNT_WAITING.run(client, priority_lists(queue), arguments)
+
+
+def has_message(client: redis.Redis, queues: Iterable[str], task_id: str) -> bool:
+    """Return whether a message of a task waits in a queue. Reads all messages there, in parts.
+
+    A message that workers sort by tenant meanwhile is found.
+    """
+    lists = [name for queue in queues for name in priority_lists(queue)]
+    if _lists_have_message(client, lists, task_id):
+        return True
+    # Afterwards: messages move in this direction.
+    pipe = client.pipeline(transaction=False)
+    for name in lists:
+        pipe.lrange(turns_list(name), 0, -1)
+    tenants = [
+        f"{turns_list(name)}{SEPARATOR}{_text(tenant)}"
+        for name, tenants in zip(lists, pipe.execute(), strict=True)
+        for tenant in tenants
+    ]
+    return _lists_have_message(client, tenants, task_id)
+
+
+def _lists_have_message(client: redis.Redis, lists: list[str], task_id: str) -> bool:
+    for start in count(0, _SEARCHED_MESSAGES):
+        pipe = ScriptPipeline(client)
+        for name in lists:
+            _FIND_TASK.run(pipe, [name], [json.dumps(task_id), start, _SEARCHED_MESSAGES])
+        replies = pipe.execute() if lists else []
+        if _FOUND in replies:
+            return True
+        lists = [name for name, reply in zip(lists, replies, strict=True) if reply == _HAS_MORE]
+        if not lists:
+            break
+    return False
+
+
+def _text(reply: bytes | str) -> str:
+    return reply.decode() if isinstance(reply, bytes) else reply
 
 
 def purge(client: Any, queue: str) -> int:

@@ -73,7 +73,8 @@ def wait_for(
     while True:
         try:  # 0 is no limit for Celery
             seconds = max(min(end - time.monotonic(), CHECK_SECONDS), 0.001)
-            return result.get(timeout=seconds, propagate=False)
+            # Within a task too, whose slot no request needs: requests run on the fleet's workers.
+            return result.get(timeout=seconds, propagate=False, disable_sync_subtasks=False)
         except CeleryTimeout:
             check()
             if time.monotonic() < end:

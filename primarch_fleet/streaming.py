@@ -94,7 +94,10 @@ def streamed(request: Request) -> Request:
     Raises:
         InvalidRequest: The request cannot stream.
     """
-    return type(request).parse(request.to_wire() | {"stream": True})
+    fields = request.to_wire() | {"stream": True}
+    if request.answer_type is not None:
+        fields["response_format"] = request.answer_type
+    return type(request).parse(fields)
 
 
 def stream_task_id(ticket: Ticket | str) -> str:
@@ -252,19 +255,19 @@ class Stream(Iterator[Chunk]):
     def __init__(
         self,
         ticket: Ticket | str,
-        client: redis.Redis,
+        read: Callable[[StreamCursor], tuple[Any, Any]],
         cursor: StreamCursor,
         result: Callable[[Ticket | str, float | None], Completion],
     ) -> None:
         #: The ticket, or its id.
         self.ticket = ticket
-        self._redis, self._cursor, self._result = client, cursor, result
+        self._read, self._cursor, self._result = read, cursor, result
         self._chunks: deque[Chunk] = deque()
 
     def __next__(self) -> Chunk:
         self._cursor.start()
         while not self._chunks and not self._cursor.ended:
-            self._chunks.extend(self._read())
+            self._chunks.extend(self._read_chunks())
         if not self._chunks:
             raise StopIteration
         return self._chunks.popleft()
@@ -273,22 +276,18 @@ class Stream(Iterator[Chunk]):
         """Return the whole answer with its receipt: `Fleet.result` of this ticket."""
         return self._result(self.ticket, timeout)
 
-    def _read(self) -> list[Chunk]:
-        cursor = self._cursor
+    def _read_chunks(self) -> list[Chunk]:
         try:
-            reply = self._redis.xread(
-                {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
-            )
-            result = None if reply else self._redis.get(cursor.result_key)
+            reply, result = self._read(self._cursor)
         except CONNECTION_ERRORS as error:
-            time.sleep(cursor.connection_lost(error))
+            time.sleep(self._cursor.connection_lost(error))
             return []
-        return cursor.read(reply) if reply else cursor.read_nothing(result)
+        return self._cursor.read(reply) if reply else self._cursor.read_nothing(result)
 
 
 def _parse_id(entry_id: str) -> tuple[int, int]:
     """Split an id into run and number. Raises InvalidRequest."""
-    if not re.fullmatch(r"\d{1,19}-\d{1,19}", entry_id):
-        raise InvalidRequest("after: not the id of a chunk")
+    if not isinstance(entry_id, str) or not re.fullmatch(r"\d{1,19}-\d{1,19}", entry_id):
+        raise InvalidRequest("after: pass the id of a chunk, `chunk.id`")
     run, _, number = entry_id.partition("-")
     return int(run), int(number)

@@ -26,8 +26,7 @@ from rich.console import Console, RenderableType
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
-from primarch_fleet.errors import ResultTimeout
-from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.errors import ResultTimeout, UnknownRequest
 from primarch_fleet.redis_support import once_async
 from primarch_fleet.results import call_scheduler
 from scheduler.admin import dead_letters as letters
@@ -183,21 +182,15 @@ def _cancel_requests(ids: list[str]) -> int:
 
 
 def _cancel_request(fleet: Fleet, task_id: str) -> int:
-    is_known = fleet.status(task_id) != "PENDING" or _is_open(task_id)
     try:
         was_cancelled = fleet.cancel(task_id, REPLY_TIMEOUT_SECONDS)
     except ResultTimeout as error:
         return _report(f"{task_id}: {error}", 1)
+    except UnknownRequest:
+        return _report(f"{task_id}: unknown; no worker starts a request with this id", 2)
     if not was_cancelled:
         return _report(f"{task_id}: already has its result", 1)
-    if not is_known:
-        return _report(f"{task_id}: unknown; cancelled where a queue has it", 2)
     return _report(f"{task_id}: cancelled", 0)
-
-
-def _is_open(task_id: str) -> bool:
-    """Return whether a client of the fleet has submitted a task that has no outcome yet."""
-    return _with_redis(lambda client: client.zscore(OPEN_KEY, task_id)) is not None
 
 
 def _cancel_batch(prefix: str) -> int:

@@ -20,6 +20,7 @@ from prometheus_client.registry import REGISTRY
 
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
+from primarch_fleet.cancellation import UNKNOWN, is_known
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.redis_support import once, patient_async
 from scheduler.admin.operations import BatchNotCancelled, Operations
@@ -196,9 +197,17 @@ async def cancel(task: Task[Any, Any], task_ids: list[str]) -> dict[str, str]:
 
 
 @app.task(name="scheduler.revoke", bind=True, send_events=False)
-async def revoke_for_producer(task: Task[Any, Any], task_id: str) -> None:
-    """Revoke a task of any lane for a producer who may not command workers (config/acl.py)."""
-    await asyncio.to_thread(app.control.revoke, task_id, terminate=True)
+async def revoke_for_producer(task: Task[Any, Any], task_id: str) -> str:
+    """Revoke a task of any lane for a producer who may not command workers (config/acl.py).
+
+    Returns:
+        "unknown" if nothing is known of the id, else an empty string.
+    """
+    backend: Any = app.backend
+    known = await asyncio.to_thread(is_known, backend.client, backend, task_id)
+    if known:
+        await asyncio.to_thread(app.control.revoke, task_id, terminate=True)
+    return "" if known else UNKNOWN
 
 
 @app.task(name="scheduler.cancel_batch", bind=True, send_events=False)

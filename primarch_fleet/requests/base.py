@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -13,7 +13,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetPydanticSchema,
     JsonValue,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -39,6 +41,12 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 JsonObject = dict[str, JsonValue]
+#: The same as an argument: for type checkers also a TypedDict, such as the openai SDK's.
+JsonMapping = Annotated[
+    Mapping[str, object], GetPydanticSchema(lambda _, handler: handler(JsonObject))
+]
+#: A deadline before this, in September 2001, is a number of seconds from now.
+_MIN_UNIX_SECONDS = 1e9
 #: A header's name and value in HTTP: https://www.rfc-editor.org/rfc/rfc9110#section-5
 HeaderName = Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
 HeaderValue = Annotated[str, Field(pattern=r"^[\t -~]*$")]
@@ -102,7 +110,8 @@ class Request(BaseModel):
     #: exception, `{"error": {"code", "message", "retryable"}}`, so that a chain or chord continues.
     #: `Fleet.result` still raises the error.
     return_exceptions: bool = False
-    #: A later submit with the same key and tenant enqueues nothing and has the first one's result.
+    #: A later submit of the same request with the same key and tenant enqueues nothing and has the
+    #: first one's result. With another request the key is an error (IdempotencyConflict).
     idempotency_key: Name | None = None
     #: Seconds, at most 30 days: the answer is cached for so long, and a cached answer that is not
     #: older is returned to an equal request of the same tenant, lane and tags. A cache hit costs
@@ -113,11 +122,12 @@ class Request(BaseModel):
     metadata: dict[str, JsonValue] = {}
     #: Parameters that OpenAI's API does not have, as in the openai SDK: Claude's `thinking`, vLLM's
     #: `chat_template_kwargs`. A lane passes them on or refuses them by name.
-    extra_body: Annotated[JsonObject | None, Field(repr=False)] = None
+    extra_body: Annotated[JsonMapping | None, Field(repr=False)] = None
     #: Headers for the provider. Only those that fleet.yaml allows (`requests.extra_headers`), on
     #: the realtime lane.
     extra_headers: Annotated[dict[HeaderName, HeaderValue] | None, Field(repr=False)] = None
     schema_version: Literal[1] = SCHEMA_VERSION
+    _answer_type: type[BaseModel] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _batch_cannot_stream(self) -> Self:
@@ -132,6 +142,8 @@ class Request(BaseModel):
             self._accept(data)
         except ValidationError as error:
             raise InvalidRequest(explain(error)) from None
+        given = data.get("response_format")
+        self._answer_type = given if isinstance(given, type) else None
 
     def _accept(self, data: dict[str, Any]) -> None:
         """Validate the fields; on an error once more, with the openai SDK's objects as JSON."""
@@ -144,14 +156,18 @@ class Request(BaseModel):
                 plain = data
             super().__init__(**plain)
 
-    @field_validator("response_format", "text", mode="before", check_fields=False)
+    @field_validator("deadline", mode="before")
     @classmethod
-    def _is_no_class(cls, value: Any) -> Any:
-        if isinstance(value, type):
+    def _is_moment(cls, value: Any) -> Any:
+        """Refuse a duration: its number would be a moment in 1970."""
+        try:
+            is_duration = isinstance(value, timedelta) or float(value) < _MIN_UNIX_SECONDS
+        except (TypeError, ValueError):  # a datetime, or the text of one
+            return value
+        if is_duration:
             raise ValueError(
-                "a class is no JSON: send its schema, "
-                '{"type": "json_schema", "json_schema": {"name": ..., '
-                '"schema": YourClass.model_json_schema()}}'
+                "a moment is needed, not a duration: a datetime with a time zone, or Unix seconds; "
+                "for 30 seconds from now, datetime.now(UTC) + timedelta(seconds=30)"
             )
         return value
 
@@ -189,6 +205,20 @@ class Request(BaseModel):
         return {
             PROVIDER_NAMES.get(key, key): value for key, value in wire.items() if value is not None
         }
+
+    def fingerprint(self) -> str:
+        """Return a hash of what is asked: the kind of request, the model and the parameters.
+
+        Routing, deadline, metadata and streaming make no difference. The hash has 32 hex digits.
+        """
+        body = {key: value for key, value in self.body().items() if key not in _STREAM_FIELDS}
+        text = json.dumps([self.verb, body], sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    @property
+    def answer_type(self) -> type[BaseModel] | None:
+        """The class that `response_format` was given as; it does not travel with the request."""
+        return self._answer_type
 
     @property
     def streams(self) -> bool:
@@ -274,4 +304,6 @@ def _reasons(refused: Mapping[str, str], path: str = "") -> str:
 
 #: Fields whose name in OpenAI's API has another meaning here.
 PROVIDER_NAMES = {"provider_metadata": "metadata"}
+#: They say how an answer is delivered.
+_STREAM_FIELDS = frozenset({"stream", "stream_options"})
 _ROUTING_FIELDS = set(Request.model_fields) - {"model"}

@@ -6,11 +6,21 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    GetPydanticSchema,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
 from primarch_fleet import chat_form
 from primarch_fleet.contract import LANES, Lane, ModelKind
-from primarch_fleet.requests.base import Count, JsonObject, Request, prefix_hash
+from primarch_fleet.requests.answer_schema import json_schema_of
+from primarch_fleet.requests.base import Count, JsonMapping, JsonObject, Request, prefix_hash
 
 #: Where models answer that have no chats.
 RESPONSES_ENDPOINT = "/v1/responses"
@@ -21,7 +31,13 @@ PROMPT_PARAMETERS = (
 )
 
 
-def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+def _check_is_object(message: object) -> object:
+    if isinstance(message, Mapping | BaseModel):
+        return message
+    raise ValueError('a message is an object, such as {"role": "user", "content": "Hello"}')
+
+
+def _check_message(message: Mapping[str, object]) -> Mapping[str, object]:
     role = message.get("role")
     if not (isinstance(role, str) and role):
         raise ValueError("role must be a text, such as user or assistant")
@@ -31,7 +47,20 @@ def _check_message(message: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
 
 
 #: One message of a chat. Every key that OpenAI supports is allowed.
-ChatMessage = Annotated[Mapping[str, JsonValue], AfterValidator(_check_message)]
+ChatMessage = Annotated[
+    Mapping[str, object],
+    GetPydanticSchema(lambda _, handler: handler(Mapping[str, JsonValue])),
+    AfterValidator(_check_message),
+    BeforeValidator(_check_is_object),
+]
+
+
+#: OpenAI's object, or a pydantic class, which becomes that object.
+ResponseFormat = Annotated[
+    Mapping[str, object] | type[BaseModel],
+    GetPydanticSchema(lambda _, handler: handler(JsonObject)),
+    BeforeValidator(json_schema_of),
+]
 
 
 class CompletionRequest(Request):
@@ -44,27 +73,29 @@ class CompletionRequest(Request):
     router_method, kinds = "acompletion", ("chat", "responses")
 
     messages: Annotated[Sequence[ChatMessage], Field(min_length=1, repr=False)]
-    audio: JsonObject | None = None
+    audio: JsonMapping | None = None
     frequency_penalty: float | None = None
-    function_call: str | JsonObject | None = None
-    functions: Sequence[JsonObject] | None = None
+    function_call: str | JsonMapping | None = None
+    functions: Sequence[JsonMapping] | None = None
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     modalities: Sequence[str] | None = None
-    moderation: JsonObject | None = None
+    moderation: JsonMapping | None = None
     n: Count | None = None
     parallel_tool_calls: bool | None = None
-    prediction: Annotated[JsonObject | None, Field(repr=False)] = None
+    prediction: Annotated[JsonMapping | None, Field(repr=False)] = None
     presence_penalty: float | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: JsonObject | None = None
+    prompt_cache_options: JsonMapping | None = None
     prompt_cache_retention: str | None = None
     #: OpenAI's own `metadata`, which is stored with the answer there.
-    provider_metadata: JsonObject | None = None
-    reasoning_effort: str | JsonObject | None = None
-    response_format: JsonObject | None = None
+    provider_metadata: JsonMapping | None = None
+    reasoning_effort: str | JsonMapping | None = None
+    #: A class is sent as its JSON schema, as the openai SDK does; then `Completion.parsed` is an
+    #: instance of it.
+    response_format: ResponseFormat | None = None
     safety_identifier: str | None = None
     seed: int | None = None
     service_tier: str | None = None
@@ -74,15 +105,25 @@ class CompletionRequest(Request):
     #: still the result, and the receipt contains the time to first token.
     stream: bool | None = None
     #: Only for streams. With `include_usage`, readers of the stream get the chunk with the usage.
-    stream_options: JsonObject | None = None
+    stream_options: JsonMapping | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
-    tool_choice: str | JsonObject | None = None
-    tools: Sequence[JsonObject] | None = None
+    tool_choice: str | JsonMapping | None = None
+    tools: Sequence[JsonMapping] | None = None
     top_logprobs: int | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     user: str | None = None
     verbosity: str | None = None
-    web_search_options: JsonObject | None = None
+    web_search_options: JsonMapping | None = None
+
+    @field_validator("messages", mode="before")
+    @classmethod
+    def _is_list(cls, value: object) -> object:
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            return value
+        raise ValueError(
+            'pass a list of messages, such as [{"role": "user", "content": "Hello"}], '
+            f"not a value of type {type(value).__name__}"
+        )
 
     @model_validator(mode="after")
     def _max_cost_needs_a_token_limit(self) -> Self:
@@ -144,5 +185,5 @@ class CompletionRequest(Request):
         lengths = dict.fromkeys((opening, system))
         return [prefix_hash([*common, self._head(length)]) for length in lengths if length]
 
-    def _head(self, length: int) -> list[dict[str, JsonValue]]:
+    def _head(self, length: int) -> list[dict[str, object]]:
         return [dict(message) for message in self.messages[:length]]

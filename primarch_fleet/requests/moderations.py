@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from primarch_fleet.contract import Lane
-from primarch_fleet.requests.base import JsonObject, Request
+from primarch_fleet.requests.base import JsonMapping, Request
 
 
 class ModerationRequest(Request):
@@ -18,7 +18,7 @@ class ModerationRequest(Request):
     router_method, kinds = "amoderation", ("moderation",)
 
     #: A text, several texts, or the parts of one input.
-    input: Annotated[str | Sequence[str] | Sequence[JsonObject], Field(min_length=1, repr=False)]
+    input: Annotated[str | Sequence[str] | Sequence[JsonMapping], Field(min_length=1, repr=False)]
 
     def unsupported(self) -> dict[Lane, str]:
         """Return the lanes that do not support a field of the request, each with the reason."""

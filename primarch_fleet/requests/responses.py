@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from primarch_fleet.contract import Lane
-from primarch_fleet.requests.base import Count, JsonObject, Request, prefix_hash
+from primarch_fleet.requests.base import Count, JsonMapping, Request, prefix_hash
 from primarch_fleet.requests.chat import RESPONSES_ENDPOINT
 
 #: Fields that name something which a provider stores in one account. Only the realtime lane finds
@@ -35,44 +35,51 @@ class ResponsesRequest(Request):
     router_method, kinds = "aresponses", ("responses", "chat")
 
     #: A text, or messages and other items.
-    input: Annotated[str | Sequence[JsonObject], Field(min_length=1, repr=False)]
+    input: Annotated[str | Sequence[JsonMapping], Field(min_length=1, repr=False)]
     background: bool | None = None
-    context_management: Sequence[JsonObject] | None = None
+    context_management: Sequence[JsonMapping] | None = None
     #: The id of a conversation that the account has stored. Realtime lane.
-    conversation: str | JsonObject | None = None
+    conversation: str | JsonMapping | None = None
     include: Sequence[str] | None = None
     instructions: Annotated[str | None, Field(repr=False)] = None
     #: The limit of the answer, reasoning included.
     max_output_tokens: Count | None = None
     max_tool_calls: Count | None = None
-    moderation: JsonObject | None = None
+    moderation: JsonMapping | None = None
     parallel_tool_calls: bool | None = None
     #: The `id` of an earlier response, which its deployment has stored and continues. Realtime
     #: lane.
     previous_response_id: str | None = None
     #: A template that the account has stored. Realtime lane.
-    prompt: JsonObject | None = None
+    prompt: JsonMapping | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_options: JsonObject | None = None
+    prompt_cache_options: JsonMapping | None = None
     prompt_cache_retention: str | None = None
     #: OpenAI's own `metadata`, which is stored with the answer there.
-    provider_metadata: JsonObject | None = None
-    reasoning: JsonObject | None = None
+    provider_metadata: JsonMapping | None = None
+    reasoning: JsonMapping | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None
     store: bool | None = None
     #: Stream the answer, so that `Fleet.stream` can read its events by the ticket. The whole answer
     #: is still the result, and the receipt contains the time to first token.
     stream: bool | None = None
-    stream_options: JsonObject | None = None
+    stream_options: JsonMapping | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
-    text: Annotated[JsonObject | None, Field(repr=False)] = None
-    tool_choice: str | JsonObject | None = None
-    tools: Sequence[JsonObject] | None = None
+    text: Annotated[JsonMapping | None, Field(repr=False)] = None
+    tool_choice: str | JsonMapping | None = None
+    tools: Sequence[JsonMapping] | None = None
     top_logprobs: int | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     truncation: str | None = None
     user: str | None = None
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _is_no_class(cls, value: object) -> object:
+        if isinstance(value, type):
+            raise ValueError("a class is no JSON: send its schema in text.format")
+        return value
 
     @model_validator(mode="after")
     def _check_background(self) -> Self:

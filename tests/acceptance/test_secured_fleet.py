@@ -20,6 +20,7 @@ from config.fleet import load
 from config.settings import ROOT, Settings
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE, Lane
+from primarch_fleet.errors import UnknownRequest
 from tests.acceptance.conftest import running
 from tests.support.certificates import Authority, Certificate
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
@@ -171,6 +172,8 @@ def test_each_user_can_do_what_its_processes_need(secured: Secured) -> None:
         assert fleet.progress([first]).done == 1
         assert [*fleet.stream(request("realtime", stream=True))]
         assert fleet.cancel(fleet.submit(request("batch")), timeout=30)
+        with pytest.raises(UnknownRequest):
+            fleet.cancel("nope", timeout=30)
     secured.command("operator", "scheduler", "batches")
     secured.command("operator", "scheduler", "drain", "--no-wait")
     secured.command("operator", "scheduler", "resume")

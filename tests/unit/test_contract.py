@@ -112,6 +112,32 @@ def test_repr_does_not_contain_the_prompt() -> None:
     assert SECRET not in repr(EmbeddingRequest(model="m", input=SECRET))
 
 
+@pytest.mark.parametrize("wrong", ["hello", b"hello", {"role": "user", "content": "x"}, 5, None])
+def test_messages_that_are_no_list_are_an_error_that_shows_a_list(wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages: pass a list of messages, such as \[\{"):
+        CompletionRequest(model="m", messages=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["hello", ("user", "x"), None])
+def test_a_message_that_is_no_object_is_an_error_that_shows_an_object(wrong: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^messages\.1: a message is an object, such as \{"):
+        CompletionRequest(model="m", messages=[{"role": "user", "content": "x"}, wrong])
+
+
+@pytest.mark.parametrize("duration", [30, 0.5, -1, "30", timedelta(seconds=30)])
+def test_a_duration_as_deadline_is_an_error_that_asks_for_a_moment(duration: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^deadline: a moment is needed, not a duration"):
+        CompletionRequest(**CHAT, deadline=duration)
+
+
+@pytest.mark.parametrize(
+    "moment", [1_800_000_000, 1_800_000_000.0, "1800000000", "2027-01-15T08:00:00Z"]
+)
+def test_a_deadline_may_be_unix_seconds_or_text(moment: Any) -> None:
+    request = CompletionRequest(**CHAT, deadline=moment)
+    assert request.deadline == datetime(2027, 1, 15, 8, tzinfo=UTC)
+
+
 def test_the_time_left_counts_down_to_the_deadline() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     request = CompletionRequest(**CHAT, deadline=now + timedelta(seconds=30))

@@ -282,7 +282,8 @@ def test_what_the_sdk_takes_for_json_is_json(
 @pytest.mark.parametrize(
     ("kind", "given", "words"),
     [
-        (CompletionRequest, {"response_format": Answer}, "response_format: .*json_schema"),
+        (CompletionRequest, {"response_format": int}, "response_format: .*json_schema"),
+        (ResponsesRequest, {"text": Answer}, "text: .*text.format"),
         (CompletionRequest, {"api_key": "hunter2"}, "api_key: accounts, .*fleet.yaml"),
         (CompletionRequest, {"max_output_tokens": 5}, "max_output_tokens: .*max_completion_tokens"),
         (ResponsesRequest, {"text_format": Answer}, "text_format: .*text.format"),

@@ -1,11 +1,12 @@
 -- Push messages to the lists of queues: functions that the scripts of lua/publish share.
 -- KEYS[...]  once: string, the idempotency keys of some messages; each exists once its message was
---            pushed
+--            pushed, and has the request's fingerprint
 -- KEYS[...]  lists: list, for each message the list of its queue; the last KEYS
 -- ARGV[...]  messages: string, in the order of the lists; before the last three arguments
 -- ARGV[...]  ids: JSON, the ids of the tasks; they become members of OPEN
 -- ARGV[...]  TTL: seconds of an idempotency key
--- ARGV[...]  count: how many idempotency keys there are; the last argument
+-- ARGV[...]  fingerprints: JSON, those of the requests with idempotency keys, in the order of the
+--            keys; the last argument
 
 -- The percentage of its memory that the server uses, if it is more than a share of it; nil if the
 -- memory is not limited, if the server evicts keys, or if the share is empty: for no check.
@@ -24,7 +25,8 @@ end
 -- zset: ids of tasks that were submitted and have no outcome yet, by the Unix seconds of the submit
 local OPEN = 'fleet:open'
 
-local once = tonumber(ARGV[#ARGV])
+local fingerprints = cjson.decode(ARGV[#ARGV])
+local once = #fingerprints
 
 -- Whether one of the messages was pushed before, under its idempotency key. `keys` precede the
 -- idempotency keys.
@@ -40,7 +42,7 @@ local function push(keys)
   for i = #KEYS - keys - once - 1, 0, -1 do
     redis.call('LPUSH', KEYS[#KEYS - i], ARGV[#ARGV - 3 - i])
   end
-  for i = keys + 1, keys + once do
-    redis.call('SET', KEYS[i], '', 'EX', ARGV[#ARGV - 1])
+  for i, fingerprint in ipairs(fingerprints) do
+    redis.call('SET', KEYS[keys + i], fingerprint, 'EX', ARGV[#ARGV - 1])
   end
 end

@@ -69,6 +69,8 @@ def test_an_invalid_request_is_rejected_at_submit_and_nothing_is_enqueued(
     fleet: Fleet, server: redis.Redis, fields: dict[str, Any], error: type[Exception], field: str
 ) -> None:
     with pytest.raises(error, match=rf"^{field}"):
+        fleet.submit(request(**fields))
+    with pytest.raises(error, match=rf"^requests\[1\]\.{field}"):
         fleet.submit_many([request(), request(**fields)])
     assert messages(server) == []
 
@@ -84,7 +86,7 @@ def test_a_repeated_idempotency_key_returns_the_first_request(
     fleet: Fleet, server: redis.Redis
 ) -> None:
     first = fleet.submit(request(idempotency_key="k"))
-    again = fleet.submit(request("other words", idempotency_key="k"))
+    again = fleet.submit(request(idempotency_key="k"))
     other = fleet.submit(request(idempotency_key="k", tenant_id="another"))
     assert first.id == again.id != other.id
     assert len(messages(server)) == 2
@@ -193,6 +195,21 @@ def test_after_a_result_timeout_result_can_be_called_again(fleet: Fleet) -> None
         fleet.result(ticket, timeout=0.1)
     finish(fleet, ticket.id)
     assert fleet.result(ticket.id, timeout=5) == DONE
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 1.5])
+def test_a_wait_takes_as_long_as_asked(fleet: Fleet, seconds: float) -> None:
+    ticket = fleet.submit(request())
+    assert fleet.status(ticket) == "PENDING"  # connects
+
+    def waited() -> float:
+        started = time.monotonic()
+        with pytest.raises(errors.ResultTimeout):
+            fleet.result(ticket, seconds)
+        return time.monotonic() - started
+
+    # The fastest of a few: another process may have the processor meanwhile.
+    assert seconds <= min(waited() for _ in range(3)) <= seconds + 0.05
 
 
 def test_progress_counts_many_requests_in_one_round_trip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,23 @@ def test_a_producer_submits_without_the_ledger(server: Server) -> None:
         assert [fleet.status(ticket) for ticket in tickets] == ["PENDING", "PENDING"]
     assert server.admin.llen("realtime\x06\x163") == before + 2
     assert server.admin.keys("fleet:budget:*") == []  # the workers reserve
+
+
+def test_a_producer_whose_user_an_older_version_has_made_may_use_idempotency_keys(
+    server: Server,
+) -> None:
+    older = acl.rules(QUEUES)["producer"].replace("+get +exists +set", "+exists +set")
+    admin: Any = server.admin
+    admin.execute_command("ACL", "SETUSER", "older", "on", ">w", *_split(older))
+    address = server.urls["producer"].rpartition("@")[2]
+    with Fleet(f"redis://older:w@{address}") as fleet:
+        keyed = request(idempotency_key="older")
+        assert fleet.submit(keyed) == fleet.submit(keyed)
+
+
+def _split(rules: str) -> list[str]:
+    """The rules as arguments; a selector in parentheses is one."""
+    return re.findall(r"\([^)]*\)|\S+", rules.replace("??", "\x06\x16"))
 
 
 def test_a_producer_learns_that_a_result_is_gone(
