@@ -33,8 +33,14 @@ class Up:
     def url(self) -> str:
         return self.addresses["redis"]
 
-    def log(self) -> str:
+    def terminal(self) -> str:
+        """What a person sees at the terminal."""
         return (self.folder / "log").read_text(errors="replace")
+
+    def log(self) -> str:
+        """What the terminal and the log files have."""
+        logs = sorted((self.folder / "logs").glob("*.log"))
+        return self.terminal() + "".join(path.read_text(errors="replace") for path in logs)
 
     def stop(self, signal_number: signal.Signals = signal.SIGINT) -> int:
         """Stop the supervisor with a signal and return its exit status."""
@@ -89,7 +95,7 @@ def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Ite
             up.addresses = _wait_until_up(up, timeout)
             yield up
         except BaseException:
-            sys.stderr.write(up.log()[-8000:])
+            sys.stderr.write(up.terminal()[-4000:] + up.log()[-8000:])
             raise
         finally:
             if process.poll() is None:
