@@ -1,15 +1,20 @@
 """The one-machine fleet as a person starts it, in its own processes."""
 
+import base64
 import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -42,6 +47,15 @@ class Up:
         logs = sorted((self.folder / "logs").glob("*.log"))
         return self.terminal() + "".join(path.read_text(errors="replace") for path in logs)
 
+    @property
+    def flower_login(self) -> str:
+        """`user:password`."""
+        return (self.folder / "flower-login").read_text().strip()
+
+    def flower(self, path: str, data: dict[str, Any] | None = None) -> str:
+        """The reply of Flower to a GET, or to a POST with data."""
+        return ask_flower(self.addresses["flower"], self.flower_login, path, data)
+
     def stop(self, signal_number: signal.Signals = signal.SIGINT) -> int:
         """Stop the supervisor with a signal and return its exit status."""
         self.process.send_signal(signal_number)
@@ -72,6 +86,18 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return process.environ()
     except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
         return {}
+
+
+def ask_flower(url: str, login: str, path: str, data: dict[str, Any] | None = None) -> str:
+    """The reply of Flower, whatever its status, to a GET or to a POST with data."""
+    body = None if data is None else urllib.parse.urlencode(data).encode()
+    token = base64.b64encode(login.encode()).decode()
+    request = urllib.request.Request(url + path, body, {"Authorization": f"Basic {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode()}"
 
 
 @contextmanager

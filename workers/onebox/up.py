@@ -32,6 +32,7 @@ from config.settings import ROOT, Settings, settings
 from primarch_fleet import redis_support
 from primarch_fleet.errors import ConfigError, FleetError
 from workers.local.gpu_assignment import assign_gpus
+from workers.observability.flower_login import FlowerLogin, flower_login
 from workers.onebox import supervisor_log
 from workers.onebox.ports import Ports
 from workers.onebox.simulated import (
@@ -180,7 +181,7 @@ class Plan:
         port = self.ports.choose("flower", asked or 0, FLOWER_PORT if asked is None else 0)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
-        yield Process("flower", _celery("tasks.app", *flower), Stage.SERVICES)
+        yield Process("flower", _celery("scheduler.flower", *flower), Stage.SERVICES)
         wait_ready = _python("workers.onebox.wait_ready", str(self.data_dir / "wait_ready.yaml"))
         yield Process("ready", wait_ready, Stage.SERVICES)
 
@@ -339,7 +340,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: Plan, login: FlowerLogin | None) -> None:
     names = [process.name for process in plan.processes if process.name != "ready"]
     print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
     print(f"Logs: {plan.log_dir}/<process>.log")
@@ -347,6 +348,8 @@ def _announce(plan: Plan) -> None:
         print(f"Simulated: {plan.simulated} ({plan.simulation_reason}).")
     for sentence in plan.ports.moved:
         print(sentence)
+    if login and login.announcement:
+        print(login.announcement)
     sys.stdout.flush()
 
 
@@ -360,6 +363,7 @@ def main() -> None:
         chosen, machine = options(), settings()
         lock(machine.data_dir)
         plan = Plan(chosen, load(machine.config), machine)
+        login = flower_login(plan.data_dir, os.environ)
     except FleetError as error:
         sys.exit(f"fleet: {error}")
     path, text = plan.data_dir / "supervisord.conf", io.StringIO()
@@ -375,7 +379,7 @@ def main() -> None:
         "config_file": str(machine.config),
     }
     write_private(plan.data_dir / "wait_ready.yaml", yaml.safe_dump(startup, sort_keys=False))
-    _announce(plan)
+    _announce(plan, login)
     os.chdir(ROOT)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
     os.execve(command[0], command, os.environ | plan.env)
