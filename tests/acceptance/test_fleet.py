@@ -7,7 +7,6 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +36,6 @@ def answers(up: Up) -> list[Completion]:
             fleet.result(ticket, timeout=60)
             for ticket in fleet.submit_many(load_requests(SAMPLE_REQUESTS))
         ]
-
-
-@pytest.fixture
-def plain_app(up: Up) -> Iterator[Celery]:
-    """A producer's Celery app without our package; its result connections are closed at the end."""
-    with Celery(broker=up.url, backend=up.url, set_as_current=False) as app:
-        yield app
-        backend: Any = app.backend
-        backend.result_consumer.stop()
-        backend.client.connection_pool.disconnect()
 
 
 def get(url: str) -> str:
