@@ -11,7 +11,7 @@ from config.tenants import Dollars
 
 
 class Targets(Section):
-    """Every worker exports each target as `primarch_target{name="..."}`; the alert rules use it."""
+    """Flower exports each target as `primarch_target{name="..."}`; the alert rules use it."""
 
     #: Seconds from submit to answer on the realtime lane, 95th percentile.
     realtime_p95_seconds: float = Field(2.0, gt=0)

@@ -143,9 +143,10 @@ def test_metrics_count_the_served_requests(answers: list[Completion], up: Up) ->
         "primarch_batch_processing_duration_hours",
     ):
         assert f"# TYPE {name}" in text
-    assert 'primarch_queue_depth{lane="realtime",queue="realtime"}' in text
+    whole = get(up.addresses["metrics of the fleet"])
+    assert 'primarch_queue_depth{lane="realtime",queue="realtime"}' in whole
+    assert "primarch_batch_parked_requests 0.0" in whole
     batch = get(up.addresses["metrics of batch-1"])
-    assert "primarch_batch_parked_requests 0.0" in batch
     assert 'primarch_batch_processing_duration_hours_count{batch_size_category="small"' in batch
 
 

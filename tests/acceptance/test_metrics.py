@@ -1,7 +1,9 @@
 """What Prometheus reads from a running fleet."""
 
 import json
+import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ContentPolicyViolation
-from tests.acceptance.conftest import Up
+from primarch_fleet.protocol import SUBMITTED_AT
+from tests.acceptance.conftest import Up, running
+from tests.support.workers import eventually
 
 #: The simulator refuses requests with it.
 REFUSED = "a refused text"
@@ -32,9 +36,9 @@ def samples(up: Up, process: str, name: str) -> list[tuple[Labels, float]]:
     ]
 
 
-def value(up: Up, process: str, name: str, **labels: str) -> float:
+def value(up: Up, process: str, metric: str, /, **labels: str) -> float:
     """The value of one series; 0 if there is none."""
-    return sum(value for own, value in samples(up, process, name) if own == labels)
+    return sum(value for own, value in samples(up, process, metric) if own == labels)
 
 
 def simulate(up: Up, *scripts: dict[str, Any]) -> None:
@@ -46,6 +50,45 @@ def simulate(up: Up, *scripts: dict[str, Any]) -> None:
 def request(lane: Lane, text: str) -> CompletionRequest:
     messages = [{"role": "user", "content": text}]
     return CompletionRequest(model="gpt-4o-mini", lane=lane, messages=messages)
+
+
+#: A queue of each lane.
+QUEUES = {"realtime": "realtime", "local": "local.smollm2-135m", "batch": "batch"}
+
+
+def test_queues_are_counted_once_and_also_without_a_worker(tmp_path: Path) -> None:
+    options = ("--realtime", "0", "--local", "0", "--batch", "0")
+    with running(tmp_path / "data", *options) as up:
+        with Celery(broker=up.url, set_as_current=False) as producer:
+            now = time.time()
+            for queue in QUEUES.values():
+                headers = {SUBMITTED_AT: now - 100}
+                for _ in range(18):
+                    producer.send_task("x", queue=queue, headers=headers)
+        for lane, queue in QUEUES.items():
+            labels = {"lane": lane, "queue": queue}
+            assert value(up, "the fleet", "primarch_queue_depth", **labels) == 18
+            assert value(up, "the fleet", "primarch_queue_workers", **labels) == 0
+            assert (
+                100 <= value(up, "the fleet", "primarch_queue_oldest_wait_seconds", **labels) < 200
+            )
+        assert value(up, "the fleet", "primarch_dead_letters_kept") == 0
+        assert value(up, "the fleet", "primarch_target", name="realtime_p95_seconds") == 2
+
+
+#: What is read from Redis, whose figures are the same in each process.
+SHARED = (
+    *("primarch_queue_depth", "primarch_queue_oldest_wait_seconds", "primarch_queue_workers"),
+    *("primarch_dead_letters_kept", "primarch_batch_parked_requests", "primarch_target"),
+    "primarch_batch_since_run_seconds",
+)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_figure_of_the_whole_fleet_comes_from_one_process(up: Up, name: str) -> None:
+    processes = [place.removeprefix("metrics of ") for place in up.addresses if "metrics" in place]
+    assert len(processes) == 4
+    assert [process for process in processes if samples(up, process, name)] == ["the fleet"]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +108,9 @@ def test_failures_are_counted_by_lane_model_provider_and_code(
         for ticket in (tickets[0], tickets[2]):
             with pytest.raises(ContentPolicyViolation):
                 fleet.result(ticket, timeout=60)
-    now = value(up, f"{lane}-1", "primarch_request_failures_total", **labels)
-    assert now == counted + 2
+    eventually(
+        lambda: value(up, f"{lane}-1", "primarch_request_failures_total", **labels) == counted + 2
+    )
 
 
 @pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
@@ -75,9 +119,10 @@ def test_a_request_that_a_worker_refuses_is_counted_without_a_provider_or_an_unk
 ) -> None:
     labels = {"lane": lane, "model": "other", "provider": "", "code": "invalid_request"}
     before = value(up, f"{lane}-1", "primarch_request_failures_total", **labels)
-    queue = "local.smollm2-135m" if lane == "local" else lane
     for model in ("a model of its own", 7, None):
-        task = plain_app.send_task(f"{lane}.complete", [{"model": model}], queue=queue)
+        task = plain_app.send_task(f"{lane}.complete", [{"model": model}], queue=QUEUES[lane])
         with pytest.raises(Exception, match="messages"):
             task.get(timeout=30)
-    assert value(up, f"{lane}-1", "primarch_request_failures_total", **labels) == before + 3
+    eventually(
+        lambda: value(up, f"{lane}-1", "primarch_request_failures_total", **labels) == before + 3
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -179,6 +180,9 @@ def test_each_user_can_do_what_its_processes_need(secured: Secured) -> None:
     secured.command("operator", "scheduler", "batches")
     secured.command("operator", "scheduler", "drain", "--no-wait")
     secured.command("operator", "scheduler", "resume")
+    shown = ask_flower(secured.addresses["flower"], secured.flower_login, "/metrics")
+    for name in ("queue_depth", "queue_workers", "dead_letters_kept", "batch_parked_requests"):
+        assert re.search(rf"^primarch_{name}({{.*}})? [0-9.]+$", shown, re.MULTILINE)
     assert {entry[:2] for entry in secured.refused()} <= TRIED, secured.refused()
 
 

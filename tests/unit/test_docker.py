@@ -69,7 +69,12 @@ def test_prometheus_reads_rules_that_are_mounted() -> None:
 def test_alerts_use_metrics_that_workers_export() -> None:
     code = "".join(
         (ROOT / module).read_text()
-        for module in ("workers/observability/metrics.py", "scheduler/metrics.py")
+        for module in (
+            "tasks/failures.py",
+            "workers/observability/metrics.py",
+            "scheduler/metrics.py",
+            "scheduler/fleet_metrics.py",
+        )
     )
     named = set(re.findall(r'"(primarch_\w+)"', code))
     used = set(re.findall(r"primarch_\w+", " ".join(expressions())))

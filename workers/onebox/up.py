@@ -180,6 +180,7 @@ class Plan:
         asked = self._options.flower_port
         port = self.ports.choose("flower", asked or 0, FLOWER_PORT if asked is None else 0)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
+        self.addresses["metrics of the fleet"] = f"http://127.0.0.1:{port}/metrics"
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
         yield Process("flower", _celery("scheduler.flower", *flower), Stage.SERVICES)
         wait_ready = _python("workers.onebox.wait_ready", str(self.data_dir / "wait_ready.yaml"))
