@@ -31,7 +31,7 @@ def count_failure(lane: Lane, model: object, error: FleetError, provider: str = 
         provider: That of the last call; "" if none was called.
     """
     if not isinstance(error, Cancelled):
-        failures_total.labels(lane, _label(model), provider, error.code).inc()
+        failures_total.labels(lane, model_label(model), provider, error.code).inc()
 
 
 def model_of(body: object) -> object:
@@ -39,7 +39,8 @@ def model_of(body: object) -> object:
     return body.get("model") if isinstance(body, dict) else None
 
 
-def _label(model: object) -> str:
+def model_label(model: object) -> str:
+    """Return the name of a model of the catalogue, OTHER_MODEL for anything else."""
     catalogue = services.current().catalogue
     known = catalogue is not None and isinstance(model, str) and model in catalogue.models
     return str(model) if known else OTHER_MODEL
@@ -51,4 +52,4 @@ def _count_unexpected(sender: Any, exception: Exception, args: Any, **_: object)
     lane = str(sender.name).partition(".")[0]
     if lane in LANES and not isinstance(exception, FleetError):
         body = next(iter(args or ()), None)
-        failures_total.labels(lane, _label(model_of(body)), "", FleetError.code).inc()
+        failures_total.labels(lane, model_label(model_of(body)), "", FleetError.code).inc()

@@ -1,9 +1,11 @@
 """Flower as `make up` starts it: each of its buttons acts for who is logged in, or says why not."""
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ from celery import Celery
 from primarch_fleet import CompletionRequest, Fleet, Ticket
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import Cancelled
+from primarch_fleet.money import format_dollars
 from tests.acceptance.conftest import Up
 from tests.support.workers import eventually
 
@@ -132,6 +135,46 @@ def is_cancelled(fleet: Fleet, ticket: Ticket) -> bool:
     except Cancelled:
         return True
     return False
+
+
+def page_with(expected: str, up: Up, task_id: str) -> str:
+    """The page of a task once it has the expected text."""
+
+    def page() -> str:
+        text = up.flower(f"/task/{task_id}")
+        return text if expected in text else ""
+
+    return str(eventually(page))
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_tasks_page_has_model_tenant_lane_and_cost_and_no_prompt_and_no_answer(
+    up: Up, plain_app: Celery, lane: Lane
+) -> None:
+    model, queue = LANES[lane], "local.smollm2-135m" if lane == "local" else lane
+    messages = [{"role": "user", "content": "a secret of acme"}]
+    body = {"model": model, "messages": messages, "tenant_id": "acme"}
+    task = plain_app.send_task(f"{lane}.complete", [body], queue=queue)
+    result: dict[str, Any] = task.get(timeout=60)
+    cost = format_dollars(result["receipt"]["cost_nanousd"])
+    page = page_with(f"cost={cost}", up, task.id)
+    assert f"model={model} tenant=acme lane={lane}" in page
+    assert re.search(rf"model=\S+ provider=\S+ tenant=acme lane={lane} cost=", page)
+    for secret in ("a secret of acme", result["body"]["choices"][0]["message"]["content"]):
+        assert secret not in page
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_prompt_in_the_wrong_place_is_on_no_page(up: Up, plain_app: Celery, lane: Lane) -> None:
+    queue = "local.smollm2-135m" if lane == "local" else lane
+    body = {"model": "a secret of acme", "tenant_id": "<script>", "return_exceptions": True}
+    for arguments in ({"args": [body]}, {"kwargs": {"request": body}}):
+        task = plain_app.send_task(f"{lane}.complete", queue=queue, **arguments)
+        with pytest.raises(Exception, match="messages"):
+            task.get(timeout=30)
+        page = page_with("FAILURE", up, task.id)
+        assert f"model=other tenant=_script_ lane={lane}" in page
+        assert "a secret of acme" not in page
 
 
 def test_shutdown_ends_a_worker(up: Up, workers: dict[str, str]) -> None:
