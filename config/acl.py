@@ -24,14 +24,17 @@ from urllib.parse import unquote, urlsplit
 
 from config.fleet import load
 from config.settings import settings
+from primarch_fleet.budgets import ledger_keys
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE
+from primarch_fleet.deployment_health import CHECKS_KEY
 from primarch_fleet.errors import ConfigError, FleetError
 from primarch_fleet.lane_health import (
     PARKED_REQUESTS_KEY,
     PERIODIC_RUNS_KEY,
     heartbeat_key,
     throughput_key,
+    workers_key,
 )
 from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_url import normalized
@@ -46,6 +49,14 @@ _CONNECT = (
 _TRUSTED = "~* &* +@all -@admin -@dangerous +info +role"
 #: The key, and the channel, of a task's result and of a group's.
 _RESULT, _GROUP = "celery-task-meta-*", "celery-taskset-meta-*"
+#: Counts and sums without a prompt: workers/runtime/dead_letters.py, primarch_fleet/budgets.py and
+#: scheduler/store/keys.py.
+_COUNTED = (
+    *("fleet:dead_letters", "fleet:dead_letter_counts", ledger_keys("*")[0]),
+    *(CHECKS_KEY, PERIODIC_RUNS_KEY, "fleet:batch:reserved"),
+)
+#: The jobs of the batch lane, without their requests: scheduler/store/keys.py.
+_JOBS = ("fleet:batch:jobs", "fleet:batch:job:*")
 #: A list of a queue for each priority, as a pattern: primarch_fleet/queues.py. `?` stands for a
 #: control character, which a file of rules cannot have.
 _STEPS = ("", "??3", "??6", "??9")
@@ -116,14 +127,25 @@ def _beat(events: str) -> str:
 
 
 def _flower(queues: Sequence[str], events: str, control: str) -> str:
-    """Show events, workers and lengths of queues, and control workers; no result."""
+    """Show events and workers, control workers, and export scheduler/fleet_metrics.py; no result.
+
+    The age of a queue is in its messages: a script may read them.
+    """
     lists = [f"{_literal(queue)}{step}" for queue in queues for step in _STEPS]
     replies = ["*.reply.celery.pidbox*", "_kombu.binding*", "celeryev.*"]
     return " ".join(
         (
             f"{_CONNECT} +info +script|exists +script|load +subscribe +psubscribe +unsubscribe "
             f"+punsubscribe +publish &{events} &{control}",
-            _selector("+llen", _keys("%R~", lists)),
+            _selector("+eval +evalsha", _keys("~", lists)),
+            _selector(
+                "+llen +lindex +lrange",
+                _keys("%R~", [*lists, *(f"{name}??turns*" for name in lists)]),
+            ),
+            _selector("+llen +hgetall", _keys("%R~", _COUNTED)),
+            _selector("+zcount", _keys("%R~", [workers_key("*")])),
+            _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
+            _selector("+zrange +hmget", _keys("%R~", _JOBS)),
             _selector("+@list +@set +@sortedset +del +exists +eval +evalsha", _keys("~", replies)),
             _selector(
                 "+set +get +del +@sortedset +@hash +eval +evalsha", "~unacked*"

@@ -75,7 +75,7 @@ task_publish_retry_policy = {
 # Longer than the longest batch; otherwise a chord over batch results would never run its body.
 result_expires = result_chord_expires = 3 * _DAY
 
-# Flower shows every task, but no prompt and no answer: tasks/base.py hides them.
+# Flower shows every task, but no prompt and no answer: tasks/event_text.py has what it shows.
 worker_send_task_events = True
 task_send_sent_event = True
 worker_hijack_root_logger = False

@@ -53,6 +53,7 @@ METRIC_CALLS = {
 #: Which process serves the metrics that a file declares; the first match counts.
 SERVED_BY = {
     "scheduler/admin/webhook.py": "The webhook receiver",
+    "scheduler/fleet_metrics.py": "Flower",
     "scheduler/": "Batch workers, besides those of every worker",
     "": "Every worker",
 }
@@ -119,8 +120,11 @@ def metrics() -> str:
         "# Metrics reference",
         GENERATED,
         "Each worker serves Prometheus metrics on `FLEET_METRICS_PORT`; with port 0, the default, "
-        "the log says which port it took. A counter's samples end in `_total`, a histogram's in "
-        "`_bucket`, `_sum` and `_count`. No metric carries a prompt or an answer.",
+        "the log says which port it took. Flower (`celery -A scheduler.flower flower`) serves what "
+        "concerns the fleet as a whole at its `/metrics`, without a login and also while no worker "
+        "runs. Each series comes from one place, so that sums over processes are right.",
+        "A counter's samples end in `_total`, a histogram's in `_bucket`, `_sum` and `_count`. No "
+        "metric carries a prompt or an answer.",
     ]
     found: dict[str, list[Metric]] = {title: [] for title in reversed(SERVED_BY.values())}
     for package in ("primarch_fleet", "tasks", "workers", "scheduler"):

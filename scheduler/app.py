@@ -16,19 +16,17 @@ from celery import Task
 from celery.signals import celeryd_init
 from celery.utils.functional import maybe_list
 from celery.worker import control
-from prometheus_client.registry import REGISTRY
 
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.cancellation import UNKNOWN, is_known
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
-from primarch_fleet.redis_support import once, patient_async
+from primarch_fleet.redis_support import patient_async
 from scheduler.admin.operations import BatchNotCancelled, Operations
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.local_promotion import LocalPromotion
-from scheduler.metrics import AccountHealth, LiveBatches, ParkedRequests, PeriodicTasks
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
@@ -117,11 +115,6 @@ async def start(shared: Services) -> BatchPipeline:
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
 app.conf.worker_consumer = "scheduler.intake.consumer:IntakeConsumer"
-_redis = once(redis_url())
-REGISTRY.register(AccountHealth(_redis))
-REGISTRY.register(ParkedRequests(_redis))
-REGISTRY.register(LiveBatches(_redis))
-REGISTRY.register(PeriodicTasks(_redis))
 
 
 @celeryd_init.connect

@@ -214,14 +214,19 @@ class Accountant:
             await self.settle(str(tenant), message.id, "", 0)
 
     @asynccontextmanager
-    async def run(self, lane: Lane, request: Request, task_id: str) -> AsyncIterator[RunCost]:
+    async def run(
+        self, lane: Lane, request: Request, task_id: str, meter: UsageMeter | None = None
+    ) -> AsyncIterator[RunCost]:
         """Reserve before the block and settle after it, with the cost that the block sets.
 
         The calls that gave no answer count too, however the run ends: see
         `UsageMeter.failed_attempts`.
+
+        Args:
+            meter: Counts the calls of the block; by default, a new one.
         """
         await self.reserve(lane, request, task_id)
-        run_cost, meter = RunCost(), UsageMeter()
+        run_cost, meter = RunCost(), meter or UsageMeter()
         token = meter.activate()
         try:
             yield run_cost

@@ -23,6 +23,7 @@ from celery.worker.state import revoked
 from primarch_fleet.errors import FleetError
 from primarch_fleet.protocol import HIDDEN_ARGUMENTS
 from primarch_fleet.server_clock import CLOCK
+from tasks import event_text
 from tasks.message_check import check_message
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
@@ -56,7 +57,9 @@ def _run_here(body: Body) -> Any:
 
 
 class PrivateRequest(Request):
-    """A message whose arguments appear in no log and no event, even if its producer shows them.
+    """A message whose arguments and result appear in no log and no event.
+
+    `event_text` says what appears in their place, whatever the producer shows.
 
     Raises:
         InvalidTaskError: A part of the message has a wrong type.
@@ -64,14 +67,15 @@ class PrivateRequest(Request):
 
     def __init__(self, message: Any, *args: Any, **options: Any) -> None:
         super().__init__(message, *args, **options)
-        *_, embed = self._payload  # type: ignore[attr-defined]
+        args, kwargs, embed = self._payload  # type: ignore[attr-defined]
         check_message(self.request_dict, embed)
         if (eta := self.eta) is not None:  # Celery's timer follows the host's clock
             self._eta = CLOCK.to_host(eta)
         #: When the worker received the message, by `time.monotonic`.
         self.received_at = time.monotonic()
-        self._argsrepr = self._kwargsrepr = HIDDEN_ARGUMENTS
-        self._request_dict |= {"argsrepr": HIDDEN_ARGUMENTS, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
+        self._argsrepr = event_text.of_arguments(str(self.name), [*args, *kwargs.values()])
+        self._kwargsrepr = HIDDEN_ARGUMENTS
+        self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
 
     def maybe_expire(self) -> Literal[True] | None:
         """Return whether the message has expired by the server's time; if so, revoke it."""
@@ -79,6 +83,12 @@ class PrivateRequest(Request):
             return None
         revoked.add(self.id)
         return True
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+        """Send an event as Celery does, which has no text for a result: that of `event_text`."""
+        if type == "task-succeeded":
+            fields["result"] = vars(_thread).pop("result_text", HIDDEN_ARGUMENTS)
+        super().send_event(type, **fields)
 
     def info(self, safe: bool = False) -> Any:
         """Describe the task for `inspect` and Flower, whose replies are stored in Redis."""
@@ -92,7 +102,7 @@ class AsyncTask(Task):  # type: ignore[type-arg]
     `autoretry_for`, `Ignore` and `Reject` work as in a plain task. `self.retry` publishes a
     message, which blocks the loop for one round trip to the broker.
 
-    Neither arguments nor results appear in logs and events.
+    Neither arguments nor results appear in logs and events, but what `event_text` says of them.
     """
 
     abstract = True
@@ -125,6 +135,10 @@ class AsyncTask(Task):  # type: ignore[type-arg]
                 _running.reset(token)
 
         return run
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Keep the text of the result for the event, which Celery sends from the same thread."""
+        _thread.result_text = event_text.of_result(retval)
 
     @property
     def request(self) -> Context:

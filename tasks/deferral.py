@@ -17,6 +17,7 @@ from primarch_fleet import protocol
 from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
 from primarch_fleet.requests import Request
 from tasks import services
+from tasks.failures import count_failure, model_of
 from tasks.services import DeferralStore
 
 #: The state of a parked task. Celery does not know it, so `get()` keeps waiting.
@@ -67,7 +68,10 @@ def park(task: Task[Any, Any], kind: type[Request], body: object) -> dict[str, A
     """
     try:
         _park_one(prepare(task.name, kind, body, task.request), task.backend)
-    except RequestFailed as refusal:
+    except FleetError as refusal:
+        count_failure("batch", model_of(body), refusal)
+        if not isinstance(refusal, RequestFailed):
+            raise
         # The body is an object: `prepare` has read it.
         if not (isinstance(body, dict) and body.get("return_exceptions")):
             raise

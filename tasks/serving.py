@@ -12,15 +12,18 @@ from primarch_fleet.contract import Completion, Lane
 from primarch_fleet.errors import (
     ContextWindowExceeded,
     DeadlineExceeded,
+    FleetError,
     InvalidRequest,
     RequestFailed,
 )
 from primarch_fleet.requests import REQUESTS, Request
 from tasks import services
 from tasks.app import app
+from tasks.failures import count_failure, model_of
 from tasks.receipts import RequestMetadata
 from tasks.redaction import redacted
 from tasks.rerouting import move_to_longer_lane
+from tasks.usage_meter import UsageMeter
 
 
 def add_tasks(lane: Lane) -> None:
@@ -49,12 +52,20 @@ async def serve(
             with `return_exceptions`, unless it is malformed.
         celery.exceptions.Ignore: The request moved to a lane that takes longer prompts.
     """
-    request = kind.parse(body)
     try:
-        completion = await _accounted(lane, request, RequestMetadata.of(task.request))
-    except (InvalidRequest, RequestFailed) as error:
+        request = kind.parse(body)
+    except InvalidRequest as error:
+        count_failure(lane, model_of(body), error)
+        raise
+    meter = UsageMeter()
+    try:
+        completion = await _accounted(lane, request, RequestMetadata.of(task.request), meter)
+    except FleetError as error:
         if isinstance(error, ContextWindowExceeded):
             await move_to_longer_lane(lane, task, request, request.to_wire())
+        count_failure(lane, request.model, error, meter.provider)
+        if not isinstance(error, InvalidRequest | RequestFailed):
+            raise
         if isinstance(error, RequestFailed):
             error = await asyncio.to_thread(redacted, error, request)
         if not request.return_exceptions:
@@ -63,11 +74,13 @@ async def serve(
     return completion.to_wire()
 
 
-async def _accounted(lane: Lane, request: Request, metadata: RequestMetadata) -> Completion:
+async def _accounted(
+    lane: Lane, request: Request, metadata: RequestMetadata, meter: UsageMeter
+) -> Completion:
     accountant = services.current().accountant
     if accountant is None:
         return await _in_time(lane, request, metadata)
-    async with accountant.run(lane, request, metadata.task_id) as run:
+    async with accountant.run(lane, request, metadata.task_id, meter) as run:
         completion = await _in_time(lane, request, metadata)
         run.cost = completion.receipt.cost_nanousd
         return completion

@@ -66,6 +66,11 @@ class UsageMeter:
     #: The tokens of the answer, once there is one.
     usage: Usage | None = None
 
+    @property
+    def provider(self) -> str:
+        """The provider of the last call; "" if there was none."""
+        return self.calls[-1].provider if self.calls else ""
+
     @classmethod
     def current(cls) -> UsageMeter:
         """Return the meter of the current run; outside a run, an unused meter."""

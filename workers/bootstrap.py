@@ -13,13 +13,11 @@ from celery import Celery, bootsteps
 from celery.signals import task_revoked
 from celery.worker import state as worker_state
 from kombu import Queue
-from prometheus_client.registry import REGISTRY
 
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import redis_support
 from primarch_fleet.budget_migration import migrate_budgets
-from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError, FleetError
@@ -91,7 +89,7 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
         def start(self, worker: Any) -> None:
             try:
                 refuse_key_prefix(app)
-                _start_worker(lane, queues, start_lane, worker)
+                _start_worker(lane, start_lane, worker)
             except FleetError as error:
                 logger.critical("%s", error, extra={"action": "lane_start_failed"})
                 raise SystemExit(1) from None
@@ -115,7 +113,7 @@ def refuse_key_prefix(app: Celery) -> None:
             )
 
 
-def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: Any) -> None:
+def _start_worker(lane: Lane, start_lane: StartLane, worker: Any) -> None:
     """Start everything but the tasks, which the consumer takes once this has returned."""
     url, catalogue = redis_url(), fleet_config().catalogue()
     redaction.hide({*fleet_config().secrets(), *passwords(url)})
@@ -129,7 +127,7 @@ def _start_worker(lane: Lane, queues: list[str], start_lane: StartLane, worker: 
         logger.critical("%s", error, extra={"action": "redis_unsuitable"})
         raise SystemExit(1) from None
     services = _start_services(url, catalogue)
-    _serve_metrics(client, lane, queues, catalogue)
+    metrics.serve()
     heartbeat = Heartbeat(client, CONSUMPTION.queues, _throughput(lane, worker), fleet_keys.restore)
     CONSUMPTION.on_change = heartbeat.hurry
     event_loop.at_stop(heartbeat.stop)
@@ -174,15 +172,6 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
     event_loop.at_stop(cost_recorder.close)
     event_loop.at_stop(response_cache.close)
     return Services(catalogue, accountant, response_cache, cost_recorder)
-
-
-def _serve_metrics(
-    client: redis.Redis, lane: Lane, queues: list[str], catalogue: Catalogue
-) -> None:
-    ledger = Ledger(redis_support.once(redis_url()))
-    REGISTRY.register(metrics.BudgetCollector(ledger, catalogue.tenants))
-    metrics.show_targets(fleet_config().targets.by_name())
-    metrics.serve(client, lane, queues)
 
 
 def _throughput(lane: Lane, worker: Any) -> Callable[[], float | None]:

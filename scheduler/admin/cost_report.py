@@ -150,7 +150,7 @@ async def read_costs(client: Redis, first: date, last: date) -> dict[CostKey, Co
 
 
 def cost_targets(targets: Targets, total: CostTotals, days: int) -> list[CostTarget]:
-    """Compare a total with the targets about money.
+    """Compare a total with the targets about money that are set.
 
     Args:
         targets: Those of fleet.yaml.
@@ -160,12 +160,14 @@ def cost_targets(targets: Targets, total: CostTotals, days: int) -> list[CostTar
     spent, goals = to_dollars(total.cost_nanousd), targets.by_name()
     _, saved = saving(total, total.list_cost_nanousd)
     actual = {
+        "cost_reduction": saved,
         "monthly_cost_usd": spent * DAYS_PER_MONTH / days,
         "cost_per_request_usd": _ratio(spent, total.requests),
     }
     return [
-        CostTarget("cost_reduction", goals["cost_reduction"], saved, is_minimum=True),
-        *(CostTarget(name, goals[name], value) for name, value in actual.items()),
+        CostTarget(name, goals[name], value, is_minimum=name == "cost_reduction")
+        for name, value in actual.items()
+        if name in goals
     ]
 
 

@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY
 from scheduler.completion import publish_once
+from tasks import event_text
 from workers.runtime.dead_letters import fail_request
 from workers.runtime.redis_errors import comes_from_message
 
@@ -68,7 +69,7 @@ class CeleryReplay:
             request = {**context, "is_eager": False}
             trace = self._tracer(context["task"])
             with publish_once.publish_once(context["id"]):
-                _, info, _, shown = trace(
+                _, info, _, _ = trace(
                     context["id"], context["args"] or [], context["kwargs"] or {}, request
                 )
         except Exception as exc:
@@ -83,6 +84,7 @@ class CeleryReplay:
         finally:
             _outcome.reset(token)
         if info is None:
+            shown = event_text.of_result(outcome)
             return self._event("task-succeeded", context, result=shown, runtime=runtime)
         return self._event("task-failed", context, exception=repr(info.retval), traceback="")
 

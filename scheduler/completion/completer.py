@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import redis
 
+from config.inline_accounts import receipt_provider
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import BatchError, InvalidRequest, RequestFailed
 from scheduler.completion import accounting
@@ -20,6 +21,7 @@ from scheduler.model.job import AttemptCounts, Job, Location, ParkedRequest, Req
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from tasks.failures import count_failure, model_of
 from tasks.redaction import redacted, without_secrets
 
 logger = logging.getLogger(__name__)
@@ -126,6 +128,7 @@ class Completer:
         prepared = await self._prepare(builders, ours)
         failed = await self._replay_all(prepared)
         completed = [prepared[request] for request in prepared if request not in failed]
+        _count_failures(completed, location)
         costs = [(request.parked, request.cost) for request in completed]
         await accounting.settle(location.intent or accounting.UNSENT, costs)
         # A request without a record cannot be completed; it leaves the lane with the others.
@@ -209,3 +212,10 @@ class Completer:
 
 def _constant(error: RequestFailed, *_: object) -> Outcome:
     return error
+
+
+def _count_failures(completed: Iterable[PreparedCompletion], location: Location) -> None:
+    provider = receipt_provider(location.group.provider) if location.intent else ""
+    for request in completed:
+        if isinstance(request.outcome, RequestFailed):
+            count_failure("batch", model_of(request.parked.request), request.outcome, provider)

@@ -1,19 +1,25 @@
 """The one-machine fleet as a person starts it, in its own processes."""
 
+import base64
 import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
+from celery import Celery
 
 from config.settings import ROOT
 
@@ -33,8 +39,23 @@ class Up:
     def url(self) -> str:
         return self.addresses["redis"]
 
-    def log(self) -> str:
+    def terminal(self) -> str:
+        """What a person sees at the terminal."""
         return (self.folder / "log").read_text(errors="replace")
+
+    def log(self) -> str:
+        """What the terminal and the log files have."""
+        logs = sorted((self.folder / "logs").glob("*.log"))
+        return self.terminal() + "".join(path.read_text(errors="replace") for path in logs)
+
+    @property
+    def flower_login(self) -> str:
+        """`user:password`."""
+        return (self.folder / "flower-login").read_text().strip()
+
+    def flower(self, path: str, data: dict[str, Any] | None = None) -> str:
+        """The reply of Flower to a GET, or to a POST with data."""
+        return ask_flower(self.addresses["flower"], self.flower_login, path, data)
 
     def stop(self, signal_number: signal.Signals = signal.SIGINT) -> int:
         """Stop the supervisor with a signal and return its exit status."""
@@ -68,6 +89,18 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
+def ask_flower(url: str, login: str, path: str, data: dict[str, Any] | None = None) -> str:
+    """The reply of Flower, whatever its status, to a GET or to a POST with data."""
+    body = None if data is None else urllib.parse.urlencode(data).encode()
+    token = base64.b64encode(login.encode()).decode()
+    request = urllib.request.Request(url + path, body, {"Authorization": f"Basic {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return str(response.read().decode())
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode()}"
+
+
 @contextmanager
 def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Iterator[Up]:
     """Run a fleet on a data folder; it must be ready in `timeout` seconds."""
@@ -89,7 +122,7 @@ def running(folder: Path, *options: str, timeout: float = 90, **env: str) -> Ite
             up.addresses = _wait_until_up(up, timeout)
             yield up
         except BaseException:
-            sys.stderr.write(up.log()[-8000:])
+            sys.stderr.write(up.terminal()[-4000:] + up.log()[-8000:])
             raise
         finally:
             if process.poll() is None:
@@ -119,3 +152,13 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     """One fleet for the tests of a file; it ends with them, since idle workers cost time too."""
     with running(tmp_path_factory.mktemp("up") / "data") as up:
         yield up
+
+
+@pytest.fixture
+def plain_app(up: Up) -> Iterator[Celery]:
+    """A producer's Celery app without our package; its result connections are closed at the end."""
+    with Celery(broker=up.url, backend=up.url, set_as_current=False) as app:
+        yield app
+        backend: Any = app.backend
+        backend.result_consumer.stop()
+        backend.client.connection_pool.disconnect()

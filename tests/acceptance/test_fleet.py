@@ -7,7 +7,6 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +36,6 @@ def answers(up: Up) -> list[Completion]:
             fleet.result(ticket, timeout=60)
             for ticket in fleet.submit_many(load_requests(SAMPLE_REQUESTS))
         ]
-
-
-@pytest.fixture
-def plain_app(up: Up) -> Iterator[Celery]:
-    """A producer's Celery app without our package; its result connections are closed at the end."""
-    with Celery(broker=up.url, backend=up.url, set_as_current=False) as app:
-        yield app
-        backend: Any = app.backend
-        backend.result_consumer.stop()
-        backend.client.connection_pool.disconnect()
 
 
 def get(url: str) -> str:
@@ -154,9 +143,10 @@ def test_metrics_count_the_served_requests(answers: list[Completion], up: Up) ->
         "primarch_batch_processing_duration_hours",
     ):
         assert f"# TYPE {name}" in text
-    assert 'primarch_queue_depth{lane="realtime",queue="realtime"}' in text
+    whole = get(up.addresses["metrics of the fleet"])
+    assert 'primarch_queue_depth{lane="realtime",queue="realtime"}' in whole
+    assert "primarch_batch_parked_requests 0.0" in whole
     batch = get(up.addresses["metrics of batch-1"])
-    assert "primarch_batch_parked_requests 0.0" in batch
     assert 'primarch_batch_processing_duration_hours_count{batch_size_category="small"' in batch
 
 
@@ -166,9 +156,10 @@ def test_flower_shows_the_workers_and_the_tasks(
     """In a real browser, because a script fills the tables of the page."""
     if shutil.which("chromium") is None and "CI" not in os.environ:
         pytest.skip("chromium is not installed")
-    workers = browse(f"{up.addresses['flower']}/workers", "batch-1@", tmp_path)
+    site = up.addresses["flower"].replace("://", f"://{up.flower_login}@")
+    workers = browse(f"{site}/workers", "batch-1@", tmp_path)
     assert all(f"{name}-1@" in workers for name in ("realtime", "local", "batch"))
-    tasks = browse(f"{up.addresses['flower']}/tasks", "batch.complete", tmp_path)
+    tasks = browse(f"{site}/tasks", "batch.complete", tmp_path)
     assert "SUCCESS" in tasks
     assert "Explain a lighthouse" not in tasks
 
@@ -196,7 +187,7 @@ def test_flower_and_the_log_hide_the_prompts_of_plain_producers(plain_app: Celer
     secret = {**CHAT, "messages": [{"role": "user", "content": "a plain secret"}]}
     task = plain_app.send_task("realtime.complete", [secret], queue="realtime")
     task.get(timeout=30)
-    page = get(f"{up.addresses['flower']}/task/{task.id}")
+    page = up.flower(f"/task/{task.id}")
     assert task.id in page
     assert "a plain secret" not in page
     assert "a plain secret" not in up.log()
@@ -206,7 +197,7 @@ def tasks_of_flower(up: Up) -> list[tuple[str, str]]:
     """Name and state of each task, from the endpoint that the page's table uses."""
     columns = "".join(f"&columns[{number}][data]=name" for number in range(5))
     query = "draw=1&start=0&length=1000&search[value]=&order[0][column]=0&order[0][dir]=asc"
-    page = json.loads(get(f"{up.addresses['flower']}/tasks/datatable?{query}{columns}"))
+    page = json.loads(up.flower(f"/tasks/datatable?{query}{columns}"))
     return [(task["name"], task["state"]) for task in page["data"]]
 
 

@@ -13,6 +13,7 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
 from tests.acceptance.conftest import processes_of, running
+from tests.support.workers import eventually
 
 LANES: dict[Lane, str] = {
     "realtime": "gpt-4o-mini",
@@ -86,6 +87,39 @@ def test_killed_workers_are_restarted_and_their_requests_finish(tmp_path: Path) 
             os.kill(up.pid(f"{lane}-1"), signal.SIGKILL)
         for ticket in tickets:
             fleet.result(ticket, timeout=90)
+
+
+def test_a_second_start_has_the_addresses_of_the_first(tmp_path: Path) -> None:
+    folder, lanes = tmp_path / "data", ("--realtime", "1", "--local", "0", "--batch", "0")
+    with running(folder, *lanes) as up:
+        first = up.addresses
+        assert up.stop() == 0
+    assert stopped(folder)
+    assert (folder / "ports.yaml").stat().st_mode & 0o777 == 0o600
+    with running(folder, *lanes) as up:
+        assert up.addresses == first
+
+
+def test_the_terminal_shows_addresses_and_deaths_and_the_rest_is_in_files(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--local", "0", "--batch", "1") as up, Fleet(up.url) as fleet:
+        eventually(lambda: f"Logs: {up.folder}/logs\n" in up.terminal())
+        welcome = up.terminal()
+        assert welcome.endswith(f"Logs: {up.folder}/logs\n")
+        assert all(address in welcome for address in up.addresses.values())
+        ticket = fleet.submit(requests(1)[0])
+        fleet.result(ticket, timeout=30)
+        log = up.folder / "logs" / "realtime-1.log"
+        eventually(lambda: ticket.id in log.read_text())
+        batches = up.folder / "logs" / "batch-1.log"
+        eventually(lambda: batches.read_text().count("scheduler.poll") > 3)
+        assert up.terminal() == welcome
+        os.kill(up.pid("realtime-1"), signal.SIGKILL)
+        eventually(lambda: up.terminal() != welcome)
+        assert (
+            up.terminal()
+            .removeprefix(welcome)
+            .startswith(f"realtime-1 ended unexpectedly and is started again. Its log: {log}\n")
+        )
 
 
 def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import redis
 from celery import Celery
@@ -21,7 +23,7 @@ from config.settings import ROOT, Settings
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE, Lane
 from primarch_fleet.errors import UnknownRequest
-from tests.acceptance.conftest import running
+from tests.acceptance.conftest import ask_flower, running
 from tests.support.certificates import Authority, Certificate
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay
@@ -52,6 +54,10 @@ class Secured(NamedTuple):
     addresses: dict[str, str]
     log: Path
     server: RedisServer
+
+    @property
+    def flower_login(self) -> str:
+        return (Path(self.env["FLEET_DATA_DIR"]) / "flower-login").read_text().strip()
 
     def command(self, user: str, *arguments: str) -> str:
         result = subprocess.run(
@@ -177,6 +183,9 @@ def test_each_user_can_do_what_its_processes_need(secured: Secured) -> None:
     secured.command("operator", "scheduler", "batches")
     secured.command("operator", "scheduler", "drain", "--no-wait")
     secured.command("operator", "scheduler", "resume")
+    shown = ask_flower(secured.addresses["flower"], secured.flower_login, "/metrics")
+    for name in ("queue_depth", "queue_workers", "dead_letters_kept", "batch_parked_requests"):
+        assert re.search(rf"^primarch_{name}({{.*}})? [0-9.]+$", shown, re.MULTILINE)
     assert {entry[:2] for entry in secured.refused()} <= TRIED, secured.refused()
 
 
@@ -186,14 +195,17 @@ def test_no_password_is_shown(secured: Secured) -> None:
     for command in ("inspect conf", "inspect stats", "report"):
         arguments = ("celery", "-A", "tasks.app", *command.split())
         shown[command] = secured.command("operator", *arguments)
+    login = secured.flower_login
     for page in ("/broker", "/workers"):
-        with urllib.request.urlopen(flower + page) as response:
-            shown[page] = response.read().decode()
+        shown[page] = ask_flower(flower, login, page)
+    assert "/0" in shown["/broker"]
     assert "realtime-1@" in shown["inspect stats"]
     assert "Unable to get queues" not in shown["log"]
     passwords = [password(url) for url in secured.urls.values()]
     leaks = {name for name, text in shown.items() for each in passwords if each in text}
     assert leaks == set()
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert not any(login.partition(":")[2] in " ".join(command) for command in commands)
     assert secured.relay.plain == 0
 
 

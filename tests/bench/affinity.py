@@ -25,7 +25,7 @@ from tests.bench.local import WORDS, setting
 from tests.bench.processes import process, wait_for_worker
 from tests.support.engines import ENVIRONMENT, VLLM_MODEL, fleet_file
 from tests.support.redis_server import redis_server
-from workers.onebox.up import free_port
+from workers.onebox.ports import free_port
 
 #: Slots for half of the conversations on each worker, and blocks that are smaller than a turn: only
 #: whole blocks of a prefix are cached, and vLLM's blocks on a CPU have 128 tokens.

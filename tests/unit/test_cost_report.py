@@ -195,7 +195,7 @@ def test_the_days_of_a_report_include_the_first_and_the_last() -> None:
 
 
 def test_a_target_is_neither_met_nor_missed_while_nothing_was_spent() -> None:
-    targets = CostSummary.of(DAY, DAY, [], {}).as_json(Targets())["targets"]
+    targets = CostSummary.of(DAY, DAY, [], {}).as_json(Targets(cost_reduction=0.4))["targets"]
     assert {target["name"]: (target["actual"], target["met"]) for target in targets} == {
         "cost_reduction": (None, None),
         "cost_per_request_usd": (None, None),
@@ -203,10 +203,14 @@ def test_a_target_is_neither_met_nor_missed_while_nothing_was_spent() -> None:
     }
 
 
+def test_a_target_that_is_not_set_is_not_in_the_report() -> None:
+    assert targets_by_name().keys() == {"monthly_cost_usd", "cost_per_request_usd"}
+
+
 def rendered(costs: dict[CostKey, CostTotals]) -> str:
     out = StringIO()
     summary = CostSummary.of(DAY, DAY, [], costs)
-    Console(file=out, width=140).print(summary.as_tables(Targets()))
+    Console(file=out, width=140).print(summary.as_tables(Targets(cost_reduction=0.4)))
     return out.getvalue()
 
 

@@ -11,13 +11,12 @@ from config.fleet import load
 from config.settings import ROOT, Settings
 from primarch_fleet.errors import ConfigError
 from tests.support.engines import settings as engine_settings
+from workers.onebox.ports import PORTS, free_port
 from workers.onebox.up import (
-    PORTS,
     Options,
     Plan,
     Process,
     engine_python,
-    free_port,
     lock,
     options,
     supervisor_config,
@@ -171,3 +170,38 @@ def test_a_preferred_port_in_use_is_replaced() -> None:
         port = taken.getsockname()[1]
         assert free_port(port) in PORTS
     assert free_port(port) == port
+
+
+def test_a_second_start_has_the_ports_of_the_first(tmp_path: Path) -> None:
+    first = plan(tmp_path)
+    write_private(tmp_path / "ports.yaml", first.ports.text())
+    second = plan(tmp_path)
+    assert second.addresses == first.addresses
+    assert second.ports.moved == []
+
+
+def test_a_port_that_is_taken_since_the_last_start_moves_alone_and_is_named(tmp_path: Path) -> None:
+    first = plan(tmp_path)
+    write_private(tmp_path / "ports.yaml", first.ports.text())
+    port = int(first.addresses["redis"].rpartition(":")[2].removesuffix("/0"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        second = plan(tmp_path)
+    changed = {name for name, url in second.addresses.items() if first.addresses[name] != url}
+    assert changed == {"redis"}
+    [sentence] = second.ports.moved
+    assert sentence.startswith(f"Port {port} is taken: redis moves to port ")
+
+
+def test_no_two_processes_have_the_same_port(tmp_path: Path) -> None:
+    (tmp_path / "ports.yaml").write_text("redis: 20001\nflower: 20001\n")
+    addresses = plan(tmp_path).addresses
+    assert len(set(addresses.values())) == len(addresses)
+
+
+@pytest.mark.parametrize("text", ["", "[", "redis: no port", "redis: 70000"])
+def test_a_damaged_file_of_ports_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ports.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"ports\.yaml .* remove it"):
+        plan(tmp_path)

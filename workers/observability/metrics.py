@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable
 
-import redis
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import REGISTRY, Collector
+from prometheus_client import Counter, Histogram, start_http_server
 
 from config.settings import settings
-from primarch_fleet.budgets import Ledger, Spending
-from primarch_fleet.catalogue import Limits
 from primarch_fleet.contract import Receipt
-from primarch_fleet.lane_health import workers_key
 from primarch_fleet.money import to_dollars
-from primarch_fleet.queues import QueueDepth, count_waiting
 from tasks import services
 from tasks.provider_errors import Fault
-from workers.observability.heartbeat import EXPIRY_SECONDS
-from workers.runtime.dead_letters import read_counts
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +56,6 @@ account_alarms_total = Counter(
     "credentials, permission, billing or file_not_found",
     ["provider", "reason"],
 )
-target = Gauge(
-    "primarch_target",
-    "Targets of fleet.yaml that alerts compare with, by name; the name tells the unit",
-    ["name"],
-)
 batch_duration = Histogram(
     "primarch_batch_processing_duration_hours",
     "Hours from a batch's creation to its last result, once for each tenant in it, by size (small: "
@@ -112,12 +97,6 @@ def record_answer(receipt: Receipt) -> None:
         cost_report.add(receipt)
 
 
-def show_targets(targets: Mapping[str, float]) -> None:
-    """Export targets by name."""
-    for name, value in targets.items():
-        target.labels(name).set(value)
-
-
 def observe_routing(strategy: str, tenant_id: str, seconds: float) -> None:
     """Record the time from the start on a request to its first call of a provider."""
     routing_latency.labels(strategy, tenant_id).observe(seconds)
@@ -136,122 +115,12 @@ def observe_batch(hours: float, size: int, tenants: Iterable[str]) -> None:
         batch_duration.labels(category, tenant).observe(hours)
 
 
-class QueueDepthCollector(Collector):
-    """Workers, depth and oldest wait of a lane's queues, read from Redis at each scrape."""
-
-    def __init__(self, client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
-        self._redis, self._lane, self._queues = client, lane, list(queues)
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Read the queues from Redis; without Redis the metrics have no samples."""
-        labels = ["lane", "queue"]
-        depths = GaugeMetricFamily(
-            "primarch_queue_depth", "Messages waiting in a queue, by lane and queue", labels=labels
-        )
-        oldest_waits = GaugeMetricFamily(
-            "primarch_queue_oldest_wait_seconds",
-            "Seconds that the oldest message in a queue has waited, by lane and queue; 0 in an "
-            "empty queue",
-            labels=labels,
-        )
-        workers = GaugeMetricFamily(
-            "primarch_queue_workers",
-            "Workers that consume a queue, by lane and queue; the same on every worker of the lane",
-            labels=labels,
-        )
-        try:
-            for queue in self._queues:
-                now: Any = self._redis.time()
-                living = self._redis.zcount(workers_key(queue), now[0] - EXPIRY_SECONDS, "inf")
-                workers.add_metric([self._lane, queue], living)
-                waiting = QueueDepth.from_reply(count_waiting(self._redis, queue))
-                depths.add_metric([self._lane, queue], waiting.depth)
-                wait = waiting.oldest_wait_seconds(now) or 0.0
-                oldest_waits.add_metric([self._lane, queue], wait)
-        except redis.RedisError as error:  # the other metrics are still worth a scrape
-            logger.warning(
-                "queue depths not read: %s", error, extra={"action": "queue_depth_failed"}
-            )
-        yield workers
-        yield depths
-        yield oldest_waits
-
-
-class DeadLetterCollector(Collector):
-    """The dead letters, read from Redis at each scrape. Every worker reports the same figures."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._redis = client
-
-    def collect(self) -> Iterator[Metric]:
-        """Read the counts from Redis; without Redis the metrics have no samples."""
-        kept = GaugeMetricFamily(
-            "primarch_dead_letters_kept",
-            "Dead letters that wait for an operator; the same on every worker",
-        )
-        total = CounterMetricFamily(
-            "primarch_dead_letters_total",
-            "Messages that became dead letters, by kind and queue; the same on every worker",
-            labels=["kind", "queue"],
-        )
-        dropped = CounterMetricFamily(
-            "primarch_dead_letters_dropped_total",
-            "Dead letters that were dropped because too many were kept; the same on every worker",
-        )
-        try:
-            counts = read_counts(self._redis)
-            kept.add_metric([], counts.kept)
-            dropped.add_metric([], counts.dropped)
-            for (kind, queue), number in counts.by_kind_and_queue.items():
-                total.add_metric([kind, queue], number)
-        except redis.RedisError as error:  # the other metrics are still worth a scrape
-            logger.warning(
-                "dead letters not read: %s", error, extra={"action": "dead_letters_failed"}
-            )
-        yield from (kept, total, dropped)
-
-
-class BudgetCollector(Collector):
-    """The budgets of the tenants that fleet.yaml names, read from Redis at each scrape.
-
-    Every worker reports the same figures.
-    """
-
-    def __init__(self, ledger: Ledger, tenants: Mapping[str, Limits]) -> None:
-        self._ledger, self._tenants = ledger, tenants
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Read the budgets from Redis; without Redis the metric has no samples."""
-        gauge = GaugeMetricFamily(
-            "primarch_budget_usd",
-            "US dollars of a tenant's budget, by tenant, period (day or month, UTC) and state "
-            "(spent, reserved, or cap); the same on every worker",
-            labels=["tenant_id", "period", "state"],
-        )
-        try:
-            for tenant, limits in self._tenants.items():
-                budget = self._ledger.budget(tenant, limits)
-                for period, spending in {"day": budget.day, "month": budget.month}.items():
-                    for state, nanos in _amounts(spending).items():
-                        gauge.add_metric([tenant, period, state], to_dollars(nanos))
-        except redis.RedisError as error:  # the other metrics are still worth a scrape
-            logger.warning("budgets not read: %s", error, extra={"action": "budget_metrics_failed"})
-        yield gauge
-
-
-def _amounts(spending: Spending) -> dict[str, int]:
-    cap = {} if spending.cap_nanousd is None else {"cap": spending.cap_nanousd}
-    return {"spent": spending.spent_nanousd, "reserved": spending.reserved_nanousd, **cap}
-
-
-def serve(client: redis.Redis, lane: str, queues: Iterable[str]) -> None:
+def serve() -> None:
     """Serve this process's metrics.
 
     Raises:
         OSError: FLEET_METRICS_PORT is taken.
     """
-    REGISTRY.register(QueueDepthCollector(client, lane, queues))
-    REGISTRY.register(DeadLetterCollector(client))
     server, _ = start_http_server(settings().metrics_port, settings().metrics_host)
     host, port = server.server_address[:2]
     logger.info(

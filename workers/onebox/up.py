@@ -12,9 +12,7 @@ import fcntl
 import io
 import json
 import os
-import random
 import shutil
-import socket
 import stat
 import sys
 from collections.abc import Iterator
@@ -34,6 +32,9 @@ from config.settings import ROOT, Settings, settings
 from primarch_fleet import redis_support
 from primarch_fleet.errors import ConfigError, FleetError
 from workers.local.gpu_assignment import assign_gpus
+from workers.observability.flower_login import FlowerLogin, flower_login
+from workers.onebox import supervisor_log
+from workers.onebox.ports import Ports
 from workers.onebox.simulated import (
     KEY_VARIABLE,
     missing_secrets,
@@ -42,13 +43,12 @@ from workers.onebox.simulated import (
     simulator_profile,
 )
 
-#: Below the ports of outgoing connections, which could take a port between the plan and the start
-#: of the process that it is for.
-PORTS = range(20_000, 32_768)
 #: Flower's own default.
 FLOWER_PORT = 5555
 #: What the fleet writes is for its user alone: prompts, answers, the password of Redis.
 PRIVATE_UMASK = 0o077
+#: A process's log is renamed when it has this size, and so many earlier ones are kept.
+LOG_BYTES, LOG_BACKUPS = 10_000_000, 3
 #: How long vLLM may take to load a model or to fail.
 ENGINE_START_SECONDS = 900
 
@@ -85,8 +85,8 @@ class Options:
     local: int | None
     batch: int
     simulate: bool
-    #: Replaced by another one if it is taken.
-    flower_port: int = FLOWER_PORT
+    #: None or 0: the port of the last start; at the first start FLOWER_PORT, or with 0 any port.
+    flower_port: int | None = None
 
 
 class Plan:
@@ -98,12 +98,15 @@ class Plan:
         machine: This machine's settings.
 
     Raises:
-        ConfigError: FLEET_REDIS_URL does not answer, workers would share a GPU, or no port is free.
+        ConfigError: FLEET_REDIS_URL does not answer, workers would share a GPU, no port is free,
+            or the file of the ports has something else.
     """
 
     def __init__(self, options: Options, config: FleetConfig, machine: Settings) -> None:
         self._options, self._config, self._machine = options, config, machine
         self.data_dir = machine.data_dir.resolve()
+        self.log_dir = self.data_dir / "logs"
+        self.ports = Ports(self.data_dir / "ports.yaml")
         self.addresses: dict[str, str] = {}
         #: Why providers are simulated; "" if all are real.
         self.simulation_reason = ""
@@ -117,7 +120,7 @@ class Plan:
         if url:
             _check_redis(url)
         else:
-            port = free_port()
+            port = self.ports.choose("redis")
             url = f"redis://127.0.0.1:{port}/0"
             yield Process("valkey", _valkey(port, self.data_dir / "valkey"), Stage.BROKER)
         self.env["FLEET_REDIS_URL"] = self.addresses["redis"] = url
@@ -133,7 +136,7 @@ class Plan:
             "--simulate" if self._options.simulate else f"not set: {', '.join(unset)}"
         )
         self.simulated = names(accounts)
-        port = free_port()
+        port = self.ports.choose("simulated provider")
         url = f"http://127.0.0.1:{port}/v1"
         self.addresses["simulated provider"] = url
         config = self.data_dir / "simulated-fleet.yaml"
@@ -157,7 +160,7 @@ class Plan:
             yield self._worker(f"batch-{number}", "scheduler.app")
 
     def _worker(self, name: str, app: str, env: dict[str, str] | None = None) -> Process:
-        port = free_port()
+        port = self.ports.choose(f"metrics of {name}")
         self.addresses[f"metrics of {name}"] = f"http://127.0.0.1:{port}/metrics"
         env = {"FLEET_METRICS_PORT": str(port), **(env or {})}
         command = _celery(app, "worker", "-l", "INFO", "-n", f"{name}@%h")
@@ -174,10 +177,12 @@ class Plan:
     def _services(self) -> Iterator[Process]:
         if self._options.batch:
             yield Process("beat", _celery("scheduler.beat", "beat"), Stage.SERVICES)
-        port = free_port(self._options.flower_port)
+        asked = self._options.flower_port
+        port = self.ports.choose("flower", asked or 0, FLOWER_PORT if asked is None else 0)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
+        self.addresses["metrics of the fleet"] = f"http://127.0.0.1:{port}/metrics"
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
-        yield Process("flower", _celery("tasks.app", *flower), Stage.SERVICES)
+        yield Process("flower", _celery("scheduler.flower", *flower), Stage.SERVICES)
         wait_ready = _python("workers.onebox.wait_ready", str(self.data_dir / "wait_ready.yaml"))
         yield Process("ready", wait_ready, Stage.SERVICES)
 
@@ -194,15 +199,15 @@ def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
         **({"user": "root"} if os.geteuid() == 0 else {}),
     }
     config["eventlistener:log"] = {
-        "command": _line(_python("workers.onebox.supervisor_log")),
-        "events": "PROCESS_LOG",
+        "command": _line(_python("workers.onebox.supervisor_log", str(plan.log_dir))),
+        "events": ",".join(supervisor_log.EVENTS),
         "buffer_size": "10000",
         "priority": "0",
         "stderr_logfile": "/dev/fd/1",
         "stderr_logfile_maxbytes": "0",
     }
     for process in plan.processes:
-        config[f"program:{process.name}"] = _program(process, machine.drain_timeout)
+        config[f"program:{process.name}"] = _program(process, plan.log_dir, machine.drain_timeout)
     workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
     config["group:workers"] = {
         "programs": ",".join(workers),
@@ -211,8 +216,16 @@ def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
     return config
 
 
-def _program(process: Process, drain_timeout: float) -> dict[str, str]:
+def _program(process: Process, log_dir: Path, drain_timeout: float) -> dict[str, str]:
     one_shot = process.name == "ready"
+    if one_shot:  # the terminal shows its output
+        output = {"stdout_logfile": "NONE", "stdout_events_enabled": "true"}
+    else:
+        output = {
+            "stdout_logfile": str(log_dir / f"{process.name}.log").replace("%", "%%"),
+            "stdout_logfile_maxbytes": str(LOG_BYTES),
+            "stdout_logfile_backups": str(LOG_BACKUPS),
+        }
     return {
         "command": _line(process.command),
         "directory": str(ROOT),
@@ -223,8 +236,7 @@ def _program(process: Process, drain_timeout: float) -> dict[str, str]:
         "startretries": str(process.start_retries),
         "stopwaitsecs": str(int(drain_timeout) + 15),
         "redirect_stderr": "true",
-        "stdout_logfile": "NONE",
-        "stdout_events_enabled": "true",
+        **output,
     }
 
 
@@ -267,29 +279,6 @@ def _end_with_parent(command: list[str]) -> list[str]:
 def _line(command: list[str]) -> str:
     """The command in supervisord's syntax, which expands %-signs."""
     return " ".join(f'"{arg}"' if " " in arg else arg for arg in command).replace("%", "%%")
-
-
-def free_port(preferred: int = 0) -> int:
-    """Return the preferred port if it is free, or else a random free port of PORTS.
-
-    Args:
-        preferred: 0 for none.
-
-    Raises:
-        ConfigError: No port is free.
-    """
-    ports = random.sample(PORTS, len(PORTS))
-    if preferred:
-        ports.insert(0, preferred)
-    for port in ports:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
-    raise ConfigError(f"no port is free from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def _check_redis(url: str) -> None:
@@ -340,8 +329,8 @@ def options(args: list[str] | None = None) -> Options:
     parser.add_argument(
         "--flower-port",
         type=int,
-        default=FLOWER_PORT,
-        help="another one if it is taken; 0: any that is free (default: %(default)s)",
+        help="another one if it is taken; 0: any that is free. The default is the port of the last "
+        f"start, at first {FLOWER_PORT}",
     )
     return Options(**vars(parser.parse_args(args)))
 
@@ -352,11 +341,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _announce(plan: Plan) -> None:
+def _announce(plan: Plan, login: FlowerLogin | None) -> None:
     names = [process.name for process in plan.processes if process.name != "ready"]
     print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
+    print(f"Logs: {plan.log_dir}/<process>.log")
     if plan.simulation_reason:
         print(f"Simulated: {plan.simulated} ({plan.simulation_reason}).")
+    for sentence in plan.ports.moved:
+        print(sentence)
+    if login and login.announcement:
+        print(login.announcement)
     sys.stdout.flush()
 
 
@@ -370,11 +364,14 @@ def main() -> None:
         chosen, machine = options(), settings()
         lock(machine.data_dir)
         plan = Plan(chosen, load(machine.config), machine)
+        login = flower_login(plan.data_dir, os.environ)
     except FleetError as error:
         sys.exit(f"fleet: {error}")
     path, text = plan.data_dir / "supervisord.conf", io.StringIO()
     supervisor_config(plan, machine).write(text)
     write_private(path, text.getvalue())
+    write_private(plan.data_dir / "ports.yaml", plan.ports.text())
+    plan.log_dir.mkdir(mode=0o700, exist_ok=True)
     (plan.data_dir / "addresses.yaml").unlink(missing_ok=True)
     workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
     startup = {
@@ -383,7 +380,7 @@ def main() -> None:
         "config_file": str(machine.config),
     }
     write_private(plan.data_dir / "wait_ready.yaml", yaml.safe_dump(startup, sort_keys=False))
-    _announce(plan)
+    _announce(plan, login)
     os.chdir(ROOT)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]
     os.execve(command[0], command, os.environ | plan.env)

@@ -52,6 +52,7 @@ def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
         "Ask it something in another terminal: .venv/bin/python examples/hello.py",
         f"Models, prices and limits: {config_file} (restart to apply changes)",
         f"Data: {data_dir}",
+        f"Logs: {data_dir}/logs",
     ]
     return "\n".join(lines)
 

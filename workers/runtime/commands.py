@@ -45,13 +45,17 @@ def add_consumer(state: Any, queue: str, **options: Any) -> Any:
     help=_autoscale.__doc__,
 )
 def autoscale(state: Any, **bounds: int | None) -> Any:
-    """Change the bounds of the pool as Celery does, if they are bounds."""
+    """Change the bounds of the pool as Celery does, if they are bounds and the pool has any."""
     scaler = state.consumer.controller.autoscaler
-    if scaler:
-        current = {"max": scaler.max_concurrency, "min": scaler.min_concurrency}
-        new = current | {name: bound for name, bound in bounds.items() if bound is not None}
-        if not max(1, new["min"]) <= new["max"]:
-            return {"error": f"{new}: max must be 1 or more, and min at most max"}
+    if not scaler:
+        return {
+            "error": "this worker was started without --autoscale=MAX,MIN: its pool has one size, "
+            "which pool_grow and pool_shrink change"
+        }
+    current = {"max": scaler.max_concurrency, "min": scaler.min_concurrency}
+    new = current | {name: bound for name, bound in bounds.items() if bound is not None}
+    if not max(1, new["min"]) <= new["max"]:
+        return {"error": f"{new}: max must be 1 or more, and min at most max"}
     return _autoscale(state, **bounds)
 
 

@@ -14,9 +14,9 @@ import redis
 import redis.asyncio
 
 from scheduler.admin.dead_letters import DeadLetters, NoSuchLetter, NotReplayable
+from scheduler.fleet_metrics import DeadLetterCollector
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import REPOSITORY
-from workers.observability.metrics import DeadLetterCollector
 from workers.runtime import dead_letters
 from workers.runtime.dead_letters import DEAD_LETTER_COUNTS, DEAD_LETTERS, Undeliverable
 from workers.runtime.leases import Leases, LeaseSettings

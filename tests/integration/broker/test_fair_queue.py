@@ -16,10 +16,10 @@ from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
+from scheduler.fleet_metrics import QueueDepthCollector
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.observability.metrics import QueueDepthCollector
 from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
 
 MAX_SORTED = 500  # messages that a fetch sorts at most
@@ -272,7 +272,7 @@ def test_waiting_messages_are_counted_sorted_or_not(queue: Queue, client: redis.
     health = LaneMonitor(queue.store).snapshot(publish(queue.store, heartbeats=True))
     assert health is not None
     assert health.queued["realtime"] == 0
-    metrics = list(QueueDepthCollector(client, "local", [QUEUE]).collect())
+    metrics = list(QueueDepthCollector(client, {QUEUE: "local"}).collect())
     assert {metric.name: metric.samples[0].value for metric in metrics} == {
         "primarch_queue_workers": 0,
         "primarch_queue_depth": 5,
@@ -293,7 +293,7 @@ def test_the_oldest_wait_is_that_of_the_message_submitted_first(
     health = LaneMonitor(store).snapshot(catalogue)
     assert health is not None
     assert health.oldest_wait_seconds["realtime"] == pytest.approx(1000, abs=30)
-    *_, oldest = QueueDepthCollector(client, "realtime", ["realtime"]).collect()
+    *_, oldest = QueueDepthCollector(client, {"realtime": "realtime"}).collect()
     assert oldest.samples[0].value == pytest.approx(1000, abs=30)
 
 

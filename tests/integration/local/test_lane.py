@@ -21,7 +21,7 @@ from primarch_fleet.errors import Cancelled, DeadlineExceeded
 from primarch_fleet.outgoing import Ticket
 from tests.support.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
 from tests.support.workers import StartWorker, Worker, eventually
-from workers.onebox.up import free_port
+from workers.onebox.ports import free_port
 from workers.runtime.leases import RENEWALS_KEY
 
 LocalWorker = Callable[..., AbstractContextManager["LocalLane"]]

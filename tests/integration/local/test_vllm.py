@@ -40,7 +40,7 @@ from tests.support.engines import (
 )
 from tests.support.workers import eventually
 from workers.local import engines
-from workers.onebox.up import free_port
+from workers.onebox.ports import free_port
 
 pytestmark = on_vllm
 

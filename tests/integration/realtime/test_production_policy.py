@@ -6,7 +6,9 @@ the effects of most of these settings; this module covers the others.
 
 from __future__ import annotations
 
-import socket
+import os
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ from tests.support.realtime_fixture import (
     failing,
     open_provider,
 )
-from tests.support.workers import StartWorker, eventually
+from tests.support.workers import eventually
+from workers.onebox.ports import free_port
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 
@@ -103,31 +106,36 @@ async def test_the_completion_window_is_sent_to_the_provider(opened: OpenBench) 
         assert "Invalid value: '2d'" in str(error)
 
 
-def test_every_worker_exports_the_targets_as_metrics(
-    store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
+def test_flower_exports_the_targets_as_metrics(
+    store: redis.Redis, valkey_url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "fleet.yaml"
     text = yaml.safe_load((ROOT / "config" / "fleet.yaml").read_text())
     given = GIVEN["routing_orchestration"]
     given["performance_monitoring"]["latency_targets"]["realtime_p95_ms"] = 1234
     file.write_text(yaml.safe_dump(text | {"routing_orchestration": given}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {
         "FLEET_REDIS_URL": valkey_url,
         "FLEET_CONFIG": str(file),
-        "FLEET_METRICS_PORT": str(port),
-        "OPENAI_API_KEY": "x",
+        "FLEET_DATA_DIR": str(tmp_path),
     }
-    with start_worker("targeted", app="workers.realtime.app", env=env):
-        exported = eventually(lambda: targets(port))
+    command = [sys.executable, "-m", "celery", "-A", "scheduler.flower", "flower", f"--port={port}"]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | env) as flower:
+        try:
+            exported = eventually(lambda: targets(port))
+        finally:
+            flower.terminate()
     assert exported == load(file).targets.by_name()
     assert exported["realtime_p95_seconds"] == 1.234
 
 
 def targets(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
-        lines = response.read().decode().splitlines()
+    """The exported targets by name; none until Flower listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+    except OSError:
+        return {}
     samples = [line.split() for line in lines if line.startswith("primarch_target{")]
     return {name.split('"')[1]: float(value) for name, value in samples}

@@ -155,7 +155,7 @@ def test_events_are_disabled_and_enabled(control: Control) -> None:
     ("command", "arguments", "reason"),
     [
         ("pool_restart", {}, "SIGTERM"),
-        ("autoscale", {"max": 3, "min": 1}, "Autoscale not enabled"),
+        ("autoscale", {"max": 3, "min": 1}, "started without --autoscale=MAX,MIN"),
         ("pool_shrink", {"n": -1}, "greater than or equal to 0"),
         ("no_such_command", {}, "no_such_command"),
     ],

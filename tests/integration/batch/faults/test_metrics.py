@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from scheduler.metrics import LiveBatches
+from scheduler.fleet_metrics import LiveBatches
 from tests.support.batch_fixture import OpenBench, chat, profile
 
 pytestmark = pytest.mark.anyio

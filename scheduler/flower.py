@@ -1,0 +1,33 @@
+"""Flower, with a login and the metrics of the fleet: `celery -A scheduler.flower flower`. Run one.
+
+Its /metrics has, besides Flower's own, what fleet_metrics.py reads.
+
+Flower's buttons and its API act only where there is a login. Without FLOWER_BASIC_AUTH and
+FLOWER_AUTH, the first start makes a password, prints it and keeps it in the data folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from config.fleet import fleet_config
+from config.settings import redis_url, settings
+from primarch_fleet.errors import ConfigError
+from scheduler import fleet_metrics
+from tasks.app import app
+from workers.observability.flower_login import BASIC_AUTH, flower_login
+
+__all__ = ["app"]
+
+try:
+    _login = flower_login(settings().data_dir, os.environ)
+    fleet_metrics.register(fleet_config(), redis_url())
+except ConfigError as error:
+    raise SystemExit(f"flower: {error}") from None
+if _login:
+    # Flower reads its options from the environment after this import; a command line would show
+    # the password to every user of the machine.
+    os.environ[BASIC_AUTH] = _login.basic_auth
+    if _login.announcement:
+        sys.stderr.write(f"{_login.announcement}\n")

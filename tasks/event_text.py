@@ -1,0 +1,48 @@
+"""What events show of a request, and so Flower and `inspect`: names and costs, no prompt."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from primarch_fleet.contract import LANES
+from primarch_fleet.money import format_dollars
+from primarch_fleet.protocol import HIDDEN_ARGUMENTS
+from primarch_fleet.requests import Request
+from tasks.failures import model_label, model_of
+
+#: Longer names are cut.
+MAX_NAME_CHARACTERS = 64
+
+_DEFAULT_TENANT = Request.model_fields["tenant_id"].default
+
+
+def of_arguments(task_name: str, args: Any) -> str:
+    """Return the text in place of a task's arguments; HIDDEN_ARGUMENTS if it is no request.
+
+    A model that the fleet does not have is not named: the text is whatever a producer wrote.
+    """
+    lane, body = task_name.partition(".")[0], next(iter(args or ()), None)
+    if lane not in LANES or not isinstance(body, dict):
+        return HIDDEN_ARGUMENTS
+    tenant = body.get("tenant_id") or _DEFAULT_TENANT
+    return f"model={model_label(model_of(body))} tenant={_name(tenant)} lane={lane}"
+
+
+def of_result(value: object) -> str:
+    """Return the text in place of a result: of an answer, of an error, or of anything else."""
+    if not isinstance(value, dict):
+        return HIDDEN_ARGUMENTS
+    receipt = value.get("receipt")
+    if isinstance(receipt, dict):
+        names = {"model": "model", "provider": "provider", "tenant": "tenant_id", "lane": "lane"}
+        parts = [f"{shown}={_name(receipt.get(field))}" for shown, field in names.items()]
+        return " ".join([*parts, f"cost={format_dollars(int(receipt.get('cost_nanousd') or 0))}"])
+    error = value.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return f"error={_name(code)}" if code else HIDDEN_ARGUMENTS
+
+
+def _name(value: object) -> str:
+    """A name on one line, without what a page or a log could take for something else."""
+    return re.sub(r"[^\w.:/@+-]", "_", str(value))[:MAX_NAME_CHARACTERS]

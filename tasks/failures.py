@@ -1,0 +1,55 @@
+"""Counts requests that failed, on every lane."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.signals import task_failure
+from prometheus_client import Counter
+
+from primarch_fleet.contract import LANES, Lane
+from primarch_fleet.errors import Cancelled, FleetError
+from tasks import services
+
+#: The model of a request that names none of the catalogue's. A producer's names would make a series
+#: each.
+OTHER_MODEL = "other"
+
+failures_total = Counter(
+    "primarch_request_failures_total",
+    "Requests that failed, by lane, requested model ('other' if the fleet does not have it), "
+    "provider of the last call (empty if none was called) and error code",
+    ["lane", "model", "provider", "code"],
+)
+
+
+def count_failure(lane: Lane, model: object, error: FleetError, provider: str = "") -> None:
+    """Count a request whose outcome is an error. A cancelled request has not failed.
+
+    Args:
+        model: What the request says.
+        provider: That of the last call; "" if none was called.
+    """
+    if not isinstance(error, Cancelled):
+        failures_total.labels(lane, model_label(model), provider, error.code).inc()
+
+
+def model_of(body: object) -> object:
+    """Return the model of a request in its wire form, which may be malformed."""
+    return body.get("model") if isinstance(body, dict) else None
+
+
+def model_label(model: object) -> str:
+    """Return the name of a model of the catalogue, OTHER_MODEL for anything else."""
+    catalogue = services.current().catalogue
+    known = catalogue is not None and isinstance(model, str) and model in catalogue.models
+    return str(model) if known else OTHER_MODEL
+
+
+@task_failure.connect
+def _count_unexpected(sender: Any, exception: Exception, args: Any, **_: object) -> None:
+    """Count a request that failed with an error which is none of the fleet's, by the base code."""
+    lane = str(sender.name).partition(".")[0]
+    if lane in LANES and not isinstance(exception, FleetError):
+        body = next(iter(args or ()), None)
+        failures_total.labels(lane, model_label(model_of(body)), "", FleetError.code).inc()
