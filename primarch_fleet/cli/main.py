@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import NoReturn
 
+from primarch_fleet.cli import server
 from primarch_fleet.cli.batch import command as batch
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.errors import FleetError
@@ -21,13 +22,16 @@ arguments are wrong, 130 after Ctrl-C.
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments and arguments[0] in server.COMMANDS:
+            server.run(arguments)
+        options = _parser().parse_args(arguments)
         exit_status: int = options.run(options)
     except KeyboardInterrupt:
         exit_status = 130
     except FleetError as error:
-        exit_status = report(f"fleet {options.command}: {error}", 1)
+        exit_status = report(f"fleet {arguments[0]}: {error}", 1)
     sys.exit(exit_status)
 
 
@@ -39,4 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     batch.add_to(commands)
+    for name, meaning in server.COMMANDS.items():
+        commands.add_parser(name, help=meaning, add_help=False)
     return parser

@@ -97,6 +97,16 @@ def test_fleet_batch_of_the_wheel_asks_on_a_terminal_and_shows_a_bar(
     assert "out.errors.jsonl: " in shown
 
 
+def test_an_operators_command_of_the_wheel_says_where_to_run_it(
+    environment: Path, tmp_path: Path
+) -> None:
+    command = [str(environment / "fleet"), "batches"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "run it in a checkout" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def read_all(terminal: int) -> str:
     """What is written to a terminal until its last process ends."""
     parts = []
