@@ -15,6 +15,9 @@ from primarch_fleet.errors import ConfigError
 
 #: What each command does; its options are in the module.
 COMMANDS = {
+    "status": "show the fleet at a glance, and what is wrong with it",
+    "queues": "show what waits in each queue, and how fast it is served",
+    "workers": "show the workers that answer",
     "batches": "show live batches and waiting requests",
     "costs": "show costs and savings of all lanes",
     "deployments": "show the health of the realtime lane's deployments",

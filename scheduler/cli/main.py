@@ -15,19 +15,17 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import redis
-from redis.asyncio import Redis
 
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.errors import ResultTimeout
 from primarch_fleet.outgoing import OPEN_KEY
-from primarch_fleet.redis_support import once_async
 from primarch_fleet.results import call_scheduler
 from scheduler.admin import dead_letters as letters
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
@@ -35,11 +33,12 @@ from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status
 from scheduler.cli.check_config import add_options as add_check_options
 from scheduler.cli.check_config import check_config
+from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
 from scheduler.cli.terminal import print_report, report
+from scheduler.cli.views import queues, status, workers
 from scheduler.store.pauses import WHOLE_LANE, Pause
 from scheduler.store.store import Store
 
-REDIS_TIMEOUT_SECONDS = 5.0
 #: For a batch worker to answer.
 REPLY_TIMEOUT_SECONDS = 60.0
 #: Between two reads of the live batches by `drain`.
@@ -48,7 +47,6 @@ FOLLOW_INTERVAL_SECONDS = 1.0
 UNTIL_RESUMED = 4_102_444_800.0
 #: Length of a cost report without `--from`.
 DEFAULT_REPORT_DAYS = 30
-T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m scheduler") -> NoReturn:
@@ -72,8 +70,8 @@ def main(arguments: list[str] | None = None, program: str = "python -m scheduler
 
 def batches(options: argparse.Namespace) -> int:
     """Show live batches and waiting requests."""
-    status = _with_store(read_status)
-    print_report(status.as_json() if options.json else status.as_tables())
+    lane = with_store(read_status)
+    print_report(lane.as_json() if options.json else lane.as_tables())
     return 0
 
 
@@ -83,7 +81,7 @@ def costs(options: argparse.Namespace) -> int:
     first = options.first or last - timedelta(DEFAULT_REPORT_DAYS - 1)
     if first > last:
         return report("costs: the first day must not be after the last day", 2)
-    rows = _with_redis(lambda client: read_costs(client, first, last))
+    rows = with_redis(lambda client: read_costs(client, first, last))
     summary = CostSummary.of(first, last, options.by, rows)
     targets = fleet_config().targets
     print_report(summary.as_json(targets) if options.json else summary.as_tables(targets))
@@ -93,7 +91,7 @@ def costs(options: argparse.Namespace) -> int:
 def deployments(options: argparse.Namespace) -> int:
     """Show the health and the last calls of the realtime lane's deployments."""
     configured = fleet_config().deployments
-    statuses = _with_redis(lambda client: read_deployments(client, configured))
+    statuses = with_redis(lambda client: read_deployments(client, configured))
     print_report(as_json(statuses) if options.json else as_table(statuses))
     return 0
 
@@ -108,18 +106,18 @@ def cancel(options: argparse.Namespace) -> int:
 def drain(options: argparse.Namespace) -> int:
     """Pause batch creation and wait until the live batches have ended."""
     pause(options)
-    return 0 if options.no_wait else _with_store(_wait_for_live_batches)
+    return 0 if options.no_wait else with_store(_wait_for_live_batches)
 
 
 def pause(_: argparse.Namespace) -> int:
     """Pause batch creation until `resume`; live batches end as always."""
-    _with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause(until=UNTIL_RESUMED)))
+    with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause(until=UNTIL_RESUMED)))
     return report("batch creation paused; run `resume` to continue", 0)
 
 
 def resume(_: argparse.Namespace) -> int:
     """Resume batch creation after `drain`, and of accounts that their providers refused."""
-    accounts = _with_store(_end_pauses)
+    accounts = with_store(_end_pauses)
     return report(", ".join(["batch creation resumed", *accounts]), 0)
 
 
@@ -128,7 +126,7 @@ def dead_letters(options: argparse.Namespace) -> int:
     if (options.verb == "list") == bool(options.ids):
         return report("dead-letters: list takes no id, the others take at least one", 2)
     try:
-        _with_redis(lambda client: LETTER_VERBS[options.verb](letters.DeadLetters(client), options))
+        with_redis(lambda client: LETTER_VERBS[options.verb](letters.DeadLetters(client), options))
     except letters.NoSuchLetter as error:
         return report(str(error), 2)
     return 0
@@ -178,7 +176,7 @@ def webhook(options: argparse.Namespace) -> int:
 
     try:
         with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
-            _with_store(serve)
+            with_store(serve)
     except OSError as error:
         return report(f"webhook: {error.strerror}", 1)
     return 0
@@ -204,12 +202,12 @@ def _cancel_request(fleet: Fleet, task_id: str) -> int:
 
 def _is_open(task_id: str) -> bool:
     """Return whether a client of the fleet has submitted a task that has no outcome yet."""
-    return _with_redis(lambda client: client.zscore(OPEN_KEY, task_id)) is not None
+    return with_redis(lambda client: client.zscore(OPEN_KEY, task_id)) is not None
 
 
 def _cancel_batch(prefix: str) -> int:
-    status = _with_store(read_status)
-    intents = [progress.job.intent for progress in status.jobs]
+    lane = with_store(read_status)
+    intents = [progress.job.intent for progress in lane.jobs]
     matching = [intent for intent in intents if intent.startswith(prefix)]
     if len(matching) != 1:
         return report(f"{prefix}: {len(matching)} live batches have an intent with this prefix", 2)
@@ -242,24 +240,6 @@ async def _wait_for_live_batches(store: Store) -> int:
     return report("no live batches", 0)
 
 
-def _with_store(use: Callable[[Store], Awaitable[T]]) -> T:
-    """Call `use` with the store of the batch lane. Raises ConfigError without FLEET_REDIS_URL."""
-    return _with_redis(lambda client: use(Store(client)))
-
-
-def _with_redis(use: Callable[[Redis], Awaitable[T]]) -> T:
-    """Call `use` with the fleet's Redis. Raises ConfigError without FLEET_REDIS_URL."""
-
-    async def run() -> T:
-        client = once_async(redis_url(), REDIS_TIMEOUT_SECONDS)
-        try:
-            return await use(client)
-        finally:
-            await client.aclose()
-
-    return asyncio.run(run())
-
-
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
@@ -276,7 +256,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    _add_json_option(add(batches))
+    for view in (status, queues, workers, batches):
+        _add_json_option(add(view))
     _add_costs_options(add(costs))
     _add_json_option(add(deployments))
     letters_command = add(dead_letters, "dead")
