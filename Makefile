@@ -160,11 +160,16 @@ $(VENV)/bin/uv: requirements/bootstrap.lock
 	$(BIN)/python -m pip install --quiet --no-cache-dir --require-hashes --no-deps -r requirements/bootstrap.lock
 	@touch $@
 
-$(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv
+# The command `fleet` from this checkout, in whichever folder it is called.
+$(BIN)/fleet: Makefile $(VENV)/bin/uv
+	@printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s/python" -P -m primarch_fleet "$$@"\n' '$(CURDIR)' '$(CURDIR)/$(BIN)' > $@
+	@chmod +x $@
+
+$(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv | $(BIN)/fleet
 	$(INSTALL) $(BIN)/python -r requirements/fleet.lock
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv
+$(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv | $(BIN)/fleet
 	$(INSTALL) $(BIN)/python -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
 

@@ -9,11 +9,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from config.agents_config import RoutingOrchestration
 from config.batch import Batch
+from config.contradictions import contradictions
 from config.endpoints import batch_endpoints, endpoints
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS
@@ -29,12 +29,12 @@ from config.section import Section, Values
 from config.settings import settings
 from config.targets import Targets
 from config.tenants import Tenant
+from config.yaml_file import YamlFile
 from primarch_fleet.catalogue import Catalogue, Costs, LaneLimits, Model, Offer
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.prices import Rates
 from primarch_fleet.requests.base import JsonObject
-from primarch_fleet.validation import explain
 
 
 class FleetConfig(Section):
@@ -361,17 +361,19 @@ def load(path: Path) -> FleetConfig:
     """Read and check the file.
 
     Raises:
-        ConfigError: The file cannot be read or is wrong; the error names the file and the key.
+        ConfigError: The file cannot be read or is wrong; the error names the file, the line and the
+            key.
     """
+    file = YamlFile(path)
+    values = file.values
+    if isinstance(values, dict) and isinstance(name := values.get("litellm_config"), str):
+        values = {**values, "litellm_config": str(path.parent / name)}
     try:
-        values = yaml.safe_load(path.read_text())
-        if isinstance(values, dict) and isinstance(name := values.get("litellm_config"), str):
-            values = {**values, "litellm_config": str(path.parent / name)}
         config = FleetConfig.model_validate(values)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        raise ConfigError("\n".join(file.explain(error, FleetConfig))) from None
+    if found := [file.report(*problem) for problem in contradictions(config)]:
+        raise ConfigError("\n".join(found))
     for name, value in config.environment_variables.items():
         os.environ.setdefault(name, str(resolve(value)))
     return config

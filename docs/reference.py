@@ -98,8 +98,9 @@ def configuration() -> str:
         "# Configuration reference",
         GENERATED,
         "The fleet is configured by one file, `config/fleet.yaml`, and by environment variables. "
-        "An unknown key is an error. Keys of engines and deployments without a description are "
-        "passed to vLLM or LiteLLM under the same name.",
+        "An unknown key is an error. [`fleet check-config`](operations.md#commands) checks both "
+        "before anything starts, and names file and line. Keys of engines and deployments without "
+        "a description are passed to vLLM or LiteLLM under the same name.",
         "## Environment variables",
         "Each process of the fleet reads these. Provider keys are read from the variables that "
         "`providers` in fleet.yaml names.",

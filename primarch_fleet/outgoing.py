@@ -126,6 +126,11 @@ def answer_type(ticket: Ticket | str) -> type[BaseModel] | None:
     return None if isinstance(ticket, str) else ticket.answer_type
 
 
+def idempotent_task_id(tenant_id: str, idempotency_key: str) -> str:
+    """Return the task id of every request of a tenant with an idempotency key."""
+    return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, f"{tenant_id}\n{idempotency_key}"))
+
+
 def is_registered(task_id: str) -> bool:
     """Return whether a task was a member of OPEN_KEY from its push to its outcome, by its id."""
     try:
@@ -146,5 +151,4 @@ def _task_id(request: Request) -> str:
     """A random id; with an idempotency key, always the same id for the same tenant and key."""
     if request.idempotency_key is None:
         return str(uuid.UUID(int=uuid.uuid4().int & ~_VERSION_BITS | _REGISTERED_VERSION << 76))
-    name = f"{request.tenant_id}\n{request.idempotency_key}"
-    return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, name))
+    return idempotent_task_id(request.tenant_id, request.idempotency_key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pydantic import ValidationError
 
@@ -31,7 +31,13 @@ def explain(error: ValidationError, path: Callable[[Location], str] = dotted_pat
         path: Returns the name to print for a location; "" prints the problem alone.
     """
     problems = []
-    for item in error.errors(include_input=False, include_url=False, include_context=False):
-        name, problem = path(item["loc"]), item["msg"].removeprefix(_VALUE_ERROR)
+    for location, _, problem in explanations(error):
+        name = path(location)
         problems.append(f"{name}: {problem}" if name else problem)
     return "; ".join(dict.fromkeys(problems))
+
+
+def explanations(error: ValidationError) -> Iterator[tuple[Location, str, str]]:
+    """Yield the location, the kind and the problem of each wrong field, without its value."""
+    for item in error.errors(include_input=False, include_url=False, include_context=False):
+        yield item["loc"], item["type"], item["msg"].removeprefix(_VALUE_ERROR)

@@ -18,6 +18,7 @@ from celery.signals import beat_init, before_task_publish
 
 from config.fleet import fleet_config
 from config.settings import redis_url
+from config.startup import or_exit
 from primarch_fleet.redis_support import once
 from primarch_fleet.server_clock import CLOCK
 from tasks.app import app
@@ -35,7 +36,7 @@ SWEEP_INTERVAL_SECONDS = 30.0
 #: Seconds between two searches of the local lane for requests whose deadline is near.
 PROMOTE_INTERVAL_SECONDS = 1.0
 
-_interval = fleet_config().batch.aggregate_interval
+_interval = or_exit(fleet_config).batch.aggregate_interval
 # Messages that no worker took in time expire, so that they do not pile up.
 _options = {"expires": max(_interval, MIN_EXPIRY_SECONDS), "ignore_result": True}
 

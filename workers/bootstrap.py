@@ -16,6 +16,7 @@ from kombu import Queue
 
 from config.fleet import fleet_config
 from config.settings import redis_url
+from config.startup import or_exit
 from primarch_fleet import redis_support
 from primarch_fleet.budget_migration import migrate_budgets
 from primarch_fleet.catalogue import Catalogue
@@ -69,7 +70,8 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
         start_lane: Runs on the worker's event loop before the first task is taken. If it raises,
             the worker stops with that error and takes no task.
     """
-    url = redis_url()
+    url = or_exit(redis_url)
+    or_exit(fleet_config)
     app.control_cls = "workers.runtime.control_replies:Control"
     # Celery makes a time of a countdown, such as a retry's; all times in messages are the server's.
     app.now = CLOCK.now  # type: ignore[method-assign]

@@ -62,12 +62,12 @@ class LaneStatus:
         tables = [self._jobs_table(), self._waiting_table()]
         notes = ["Batch creation is paused; run `resume` to continue.\n"] if self.drained else []
         notes += [
-            f"{task} is overdue for {_duration(seconds)}: is beat running, and a batch worker?\n"
+            f"{task} is overdue for {duration(seconds)}: is beat running, and a batch worker?\n"
             for task, seconds in self.overdue.items()
         ]
         notes += [
             f"{account}: the provider refuses the account ({pause.reason}); next try in "
-            f"{_duration(pause.until - self.now)}, or at once after `resume`.\n"
+            f"{duration(pause.until - self.now)}, or at once after `resume`.\n"
             for account, pause in self.paused.items()
         ]
         return Stack(*(Text(note, "yellow") for note in notes), *tables)
@@ -84,7 +84,7 @@ class LaneStatus:
             table.add_row(
                 job["intent"][:SHOWN_INTENT_LENGTH],
                 *(Text(job[name]) for name in ("provider", "model", "state", "status")),
-                _duration(job["age"]),
+                duration(job["age"]),
                 *(str(job[name]) for name in ("requests", "done")),
                 *(format_dollars(job[name]) for name in ("cost_nanousd", "saving_nanousd")),
             )
@@ -103,8 +103,8 @@ class LaneStatus:
             table.add_row(
                 *(Text(name) for name in (group.provider, group.endpoint, group.model)),
                 str(backlog.requests),
-                _duration(age),
-                _duration(deadline_in),
+                duration(age),
+                duration(deadline_in),
             )
         return table
 
@@ -163,8 +163,8 @@ def _backlog_json(group: RequestGroup, backlog: GroupBacklog, now: float) -> dic
     }
 
 
-def _duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds: `1:02:03`, `-0:00:05` in the past, empty for None."""
+def duration(seconds: float | None) -> str:
+    """Return hours, minutes and seconds: `1:02:03`, `-0:00:05` in the past, empty for None."""
     if seconds is None:
         return ""
     sign = "-" if seconds < 0 else ""

@@ -1,14 +1,18 @@
 """The wheel that a service installs, in an empty environment."""
 
+import os
+import pty
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from config.settings import ROOT
 from tests.acceptance.conftest import Up
+from tests.support.batch_file import write_batch_file
 
 PRODUCER = """
 import sys
@@ -44,12 +48,70 @@ def test_the_wheel_contains_one_package(wheel: Path) -> None:
     assert {"primarch_fleet/py.typed", "primarch_fleet/lua/budget/reserve.lua"} <= set(names)
 
 
-def test_a_service_with_only_the_wheel_gets_an_answer(wheel: Path, up: Up, tmp_path: Path) -> None:
-    python = tmp_path / "env" / "bin" / "python"
-    run(sys.executable, "-m", "uv", "venv", "--quiet", str(tmp_path / "env"), cwd=tmp_path)
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `bin` of an environment that has the wheel and what it depends on."""
+    folder = tmp_path_factory.mktemp("wheel") / "env"
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "uv", "venv", "--quiet", str(folder), cwd=folder.parent)
     run(
         sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python), str(wheel)
     )
+    return python.parent
+
+
+def test_a_service_with_only_the_wheel_gets_an_answer(
+    environment: Path, up: Up, tmp_path: Path
+) -> None:
+    python = environment / "python"
     listed = run(sys.executable, "-m", "uv", "pip", "list", "--python", str(python))
     assert not {"litellm", "openai", "vllm"} & {line.split(" ")[0] for line in listed.splitlines()}
     assert run(str(python), "-c", PRODUCER, up.url, cwd=tmp_path) == "openai-gpt-4o-mini\n"
+
+
+def test_fleet_batch_of_the_wheel_asks_on_a_terminal_and_shows_a_bar(
+    environment: Path, up: Up, tmp_path: Path
+) -> None:
+    write_batch_file(tmp_path / "chats.jsonl", 12, kinds={"chat", "tool", "schema"})
+    (tmp_path / ".fleet").symlink_to(up.folder)
+    command = [
+        str(environment / "fleet"),
+        "batch",
+        "chats.jsonl",
+        "-o",
+        "out.jsonl",
+        "--lane",
+        "auto",
+    ]
+    terminal, end = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdin=end, stderr=end) as process:
+        os.close(end)
+        os.write(terminal, b"y\n")
+        shown = read_all(terminal)
+        assert process.wait(60) == 1
+    assert "12 requests to ask (12 on realtime): at most $0.0" in shown
+    assert "Start? [y/N]" in shown
+    assert "13/13" in shown
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 12
+    assert "out.errors.jsonl: " in shown
+
+
+def test_an_operators_command_of_the_wheel_says_where_to_run_it(
+    environment: Path, tmp_path: Path
+) -> None:
+    command = [str(environment / "fleet"), "batches"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "run it in a checkout" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def read_all(terminal: int) -> str:
+    """What is written to a terminal until its last process ends."""
+    parts = []
+    with suppress(OSError):  # as Linux says that the other end is closed
+        while part := os.read(terminal, 4096):
+            parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()

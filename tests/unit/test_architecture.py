@@ -14,7 +14,7 @@ from config.settings import ROOT
 from tests.support.imports import ORDER, imports
 
 #: Packages that a producer has installed.
-PRODUCER = {"celery", "kombu", "redis", "pydantic", "primarch_fleet"}
+PRODUCER = {"celery", "click", "kombu", "redis", "pydantic", "primarch_fleet"}
 #: Packages that a producer needs only for answers outside Redis; imported when they are needed.
 OPTIONAL = {"fsspec"}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
+from config.startup import or_exit
 from tasks import services
 from tasks.privacy import Privacy
 from tasks.services import Services
@@ -15,7 +16,7 @@ from workers.local.server import LocalServer
 from workers.runtime import prefix_affinity
 from workers.stream_writer import StreamWriter
 
-ENGINE = fleet_config().engine(settings().engine)
+ENGINE = or_exit(lambda: fleet_config().engine(settings().engine))
 
 #: Seconds for the shutdown after the engine died: messages go back, no request can finish.
 DEAD_ENGINE_DRAIN_SECONDS = 2.0

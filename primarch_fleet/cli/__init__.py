@@ -1,0 +1,1 @@
+"""The command line `fleet`: the commands that the producers' package has itself."""

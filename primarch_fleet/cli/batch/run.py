@@ -1,0 +1,253 @@
+"""A run: each line of the input is asked once, and its answer is written as soon as it is there.
+
+A line has always the same idempotency key, so a run that was killed continues where it was: what is
+in the output is not asked, what has a result is read, and what is in a queue is waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from primarch_fleet import Fleet, protocol
+from primarch_fleet.cli.batch.input_file import Line, identity
+from primarch_fleet.cli.batch.output_file import ErrorFile, OutputFile
+from primarch_fleet.cli.batch.stored_results import StoredResults
+from primarch_fleet.contract import Completion
+from primarch_fleet.errors import BudgetExceeded, FleetBusy, FleetError, FleetUnavailable
+
+#: Most lines that are submitted together, and their bytes, unless one alone is larger.
+CHUNK_LINES, CHUNK_BYTES = 200, 4 * 2**20
+#: Bounds of the pause between two reads of all awaited results.
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 10.0
+#: How many times as long as the last read that pause is: reading takes a tenth of the time.
+PAUSE_FACTOR = 10
+#: Seconds until a line is submitted again for which the tenant's budget had no room.
+BUDGET_RETRY_SECONDS = 5.0
+#: Seconds between two attempts to reach the broker, and for which it may be unreachable.
+RECONNECT_SECONDS, MAX_OUTAGE_SECONDS = 1.0, 600.0
+
+
+@dataclass
+class Totals:
+    """What a run has done."""
+
+    #: Answers of this run, and those among them that an earlier run has asked for.
+    answered: int = 0
+    asked_before: int = 0
+    #: Answers of earlier runs in the output.
+    kept: int = 0
+    cost_nanousd: int = 0
+    saving_nanousd: int = 0
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A line whose request has no result yet."""
+
+    number: int
+    custom_id: str
+
+
+@dataclass
+class _Backlog:
+    """Lines that the fleet did not take, to submit again."""
+
+    lines: list[Line] = field(default_factory=list)
+    #: Why, and the monotonic time of the next attempt.
+    reason: FleetError | None = None
+    retry_at: float = 0.0
+
+
+@dataclass
+class BatchRun:
+    """Submits lines and writes their answers, with at most `window` requests in the fleet."""
+
+    fleet: Fleet
+    results: StoredResults
+    #: The lines of the input, in any order.
+    lines: Iterator[Line]
+    output: OutputFile
+    errors: ErrorFile
+    window: int
+    #: Returns monotonic seconds.
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    totals: Totals = field(default_factory=Totals, init=False)
+    #: By the id of the task.
+    _pending: dict[str, _Pending] = field(default_factory=dict, init=False)
+    _backlog: _Backlog = field(default_factory=_Backlog, init=False)
+    _is_read: bool = field(default=False, init=False)
+    _collect_at: float = field(default=0.0, init=False)
+    _outage_ends_at: float | None = field(default=None, init=False)
+
+    @property
+    def done(self) -> int:
+        """The lines that have an answer or an error."""
+        return self.totals.kept + self.totals.answered + self.errors.count
+
+    @property
+    def waiting(self) -> int:
+        """The requests that are in the fleet."""
+        return len(self._pending)
+
+    def run(self, show: Callable[[], None]) -> None:
+        """Run until each line has an answer or an error.
+
+        Args:
+            show: Called when something has changed, and while nothing does.
+
+        Raises:
+            BudgetExceeded: The tenant's budget has no room for the next line, and none of the
+                run's requests is in the fleet any more.
+            FleetUnavailable: The broker did not answer for MAX_OUTAGE_SECONDS.
+            OSError: A file could not be read or written.
+        """
+        while not self._is_finished():
+            self._submit_next()
+            if self.clock() >= self._collect_at:
+                self._collect()
+            self.output.flush()
+            self.errors.flush()
+            show()
+            self.sleep(self._pause_seconds())
+
+    def _is_finished(self) -> bool:
+        return self._is_read and not self._pending and not self._backlog.lines
+
+    def _pause_seconds(self) -> float:
+        """Seconds until there is something to do."""
+        if self._is_finished() or self._may_read():
+            return 0.0
+        times = [self._collect_at] if self._pending else []
+        times += [self._backlog.retry_at] if self._backlog.lines else []
+        return max(0.0, min(times) - self.clock())
+
+    def _may_read(self) -> bool:
+        has_room = len(self._pending) + self._chunk_lines <= self.window
+        return has_room and not self._is_read and not self._backlog.lines
+
+    @property
+    def _chunk_lines(self) -> int:
+        return min(CHUNK_LINES, self.window)
+
+    def _submit_next(self) -> None:
+        """Submit the lines that the fleet did not take, or the next ones of the file."""
+        if self._backlog.lines:
+            if self.clock() < self._backlog.retry_at:
+                return
+            lines, was_over_budget = self._backlog.lines, self._is_over_budget()
+            self._backlog = _Backlog()
+            self._submit(lines)
+            if was_over_budget and self._is_over_budget() and not self._pending:
+                raise self._backlog.reason or BudgetExceeded()
+        elif self._may_read():
+            lines = self._next_lines()
+            self._is_read = not lines
+            self._submit([line for line in lines if self._is_to_ask(line)])
+
+    def _is_over_budget(self) -> bool:
+        return isinstance(self._backlog.reason, BudgetExceeded)
+
+    def _next_lines(self) -> list[Line]:
+        lines: list[Line] = []
+        size_bytes = 0
+        while len(lines) < self._chunk_lines and size_bytes < CHUNK_BYTES:
+            if (line := next(self.lines, None)) is None:
+                break
+            lines.append(line)
+            size_bytes += line.size_bytes
+        return lines
+
+    def _is_to_ask(self, line: Line) -> bool:
+        """Whether a line has neither an answer nor an error; an error is written."""
+        if line.error is not None:
+            self.errors.write(line.number, line.custom_id, line.task_id, line.error)
+            return False
+        is_answered = identity(str(line.custom_id)) in self.output.earlier
+        self.totals.kept += is_answered
+        return not is_answered
+
+    def _submit(self, lines: list[Line]) -> None:
+        """Submit lines without a result; write the others' results."""
+        by_task = {line.task_id: line for line in lines}
+        try:
+            for task_id, outcome in self.results.read(list(by_task)):
+                line = by_task.pop(task_id)
+                self._finish(task_id, _Pending(line.number, str(line.custom_id)), outcome)
+                self.totals.asked_before += 1
+        except FleetUnavailable as error:
+            self._unreachable(error)
+            self._hold(list(by_task.values()), error, RECONNECT_SECONDS)
+            return
+        self._send(list(by_task.values()))
+
+    def _send(self, lines: list[Line]) -> None:
+        """Submit lines. What the fleet refuses is divided, until a single line has the blame."""
+        if self._backlog.lines or not lines:
+            self._backlog.lines += lines
+            return
+        try:
+            self.fleet.submit_many(line.request for line in lines if line.request)
+        except FleetUnavailable as error:
+            self._unreachable(error)
+            self._hold(lines, error, RECONNECT_SECONDS)
+        except FleetError as error:
+            if len(lines) > 1:
+                self._send(lines[: len(lines) // 2])
+                self._send(lines[len(lines) // 2 :])
+            elif isinstance(error, FleetBusy):
+                self._hold(lines, error, error.retry_after)
+            elif isinstance(error, BudgetExceeded):
+                self._hold(lines, error, BUDGET_RETRY_SECONDS)
+            else:
+                (line,) = lines
+                self.errors.write(line.number, line.custom_id, line.task_id, error)
+        else:
+            self._outage_ends_at = None
+            self._pending |= {
+                line.task_id: _Pending(line.number, str(line.custom_id)) for line in lines
+            }
+
+    def _hold(self, lines: list[Line], reason: FleetError, seconds: float) -> None:
+        self._backlog = _Backlog(self._backlog.lines + lines, reason, self.clock() + seconds)
+
+    def _collect(self) -> None:
+        """Write the results that are there by now."""
+        started_at = self.clock()
+        pending = iter(list(self._pending))
+        try:
+            while chunk := list(islice(pending, CHUNK_LINES)):
+                for task_id, outcome in self.results.read(chunk):
+                    self._finish(task_id, self._pending.pop(task_id), outcome)
+            self._outage_ends_at = None
+        except FleetUnavailable as error:
+            self._unreachable(error)
+        ended_at = self.clock()
+        pause = PAUSE_FACTOR * (ended_at - started_at)
+        self._collect_at = ended_at + min(max(pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
+
+    def _finish(self, task_id: str, line: _Pending, outcome: Any) -> None:
+        try:
+            completion = protocol.completion_or_raise(outcome).fetched()
+        except FleetError as error:
+            self.errors.write(line.number, line.custom_id, task_id, error)
+            return
+        self.output.write(line.custom_id, task_id, completion)
+        self._count(completion)
+
+    def _count(self, completion: Completion) -> None:
+        receipt = completion.receipt
+        self.totals.answered += 1
+        self.totals.cost_nanousd += receipt.cost_nanousd + receipt.failed_cost_nanousd
+        self.totals.saving_nanousd += receipt.saving_nanousd
+
+    def _unreachable(self, error: FleetUnavailable) -> None:
+        """Count an outage. Raises the error if the outage is too long."""
+        if self._outage_ends_at is None:
+            self._outage_ends_at = self.clock() + MAX_OUTAGE_SECONDS
+        elif self.clock() >= self._outage_ends_at:
+            raise error

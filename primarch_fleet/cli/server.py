@@ -1,0 +1,52 @@
+"""Commands for operators, which need the fleet's own packages: a checkout or an image of the fleet.
+
+Nothing of these packages is imported before such a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+
+import primarch_fleet
+from primarch_fleet.cli.address import find_fleet
+from primarch_fleet.errors import ConfigError
+
+#: What each command does; its options are in the module.
+COMMANDS = {
+    "status": "show the fleet at a glance, and what is wrong with it",
+    "queues": "show what waits in each queue, and how fast it is served",
+    "workers": "show the workers that answer",
+    "batches": "show live batches and waiting requests",
+    "costs": "show costs and savings of all lanes",
+    "deployments": "show the health of the realtime lane's deployments",
+    "cancel": "cancel requests of any lane, or one batch",
+    "dead": "list, show, replay or drop dead letters",
+    "pause": "create no new batches until `resume`",
+    "drain": "the same, and wait until the live batches have ended",
+    "resume": "create batches again, and try accounts that their providers refused",
+    "webhook": "receive providers' webhooks",
+    "check-config": "check fleet.yaml before anything starts",
+}
+#: Commands that need no running fleet.
+_WITHOUT_FLEET = ("check-config",)
+_MODULE = "scheduler.cli.main"
+
+
+def run(arguments: list[str]) -> None:
+    """Run one of COMMANDS and exit with its status.
+
+    Raises:
+        ConfigError: The fleet's packages are not installed, or no fleet is found.
+    """
+    folder = Path(primarch_fleet.__file__).parent.parent
+    if not folder.joinpath(*_MODULE.split(".")).with_suffix(".py").exists():
+        raise ConfigError(
+            "this command needs the fleet's own packages, which no wheel has: run it in a checkout "
+            "(`.venv/bin/fleet` after `make up`) or in an image of the fleet"
+        )
+    asks_for_help = {"-h", "--help"} & set(arguments)
+    if arguments[0] not in _WITHOUT_FLEET and not asks_for_help:
+        os.environ["FLEET_REDIS_URL"] = find_fleet()
+    importlib.import_module(_MODULE).main(arguments, "fleet")

@@ -1,0 +1,318 @@
+"""Commands for operators of the fleet.
+
+They need the fleet's Redis (FLEET_REDIS_URL) and no provider key: the workers that have requests
+cancel them. Batches whose scheduler died need no command: another scheduler takes them over.
+`webhook` needs the providers' webhook_secret. `costs` compares with the targets of fleet.yaml
+(FLEET_CONFIG; by default the checkout's config/fleet.yaml).
+
+Exit status: 0 when the command succeeded, 1 when it failed (the reason is on stderr), 2 when the
+arguments are wrong or no such request or batch exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import NoReturn
+
+import redis
+
+from config.fleet import fleet_config
+from config.settings import redis_url
+from primarch_fleet import Fleet, FleetError
+from primarch_fleet.errors import ResultTimeout, UnknownRequest
+from primarch_fleet.results import call_scheduler
+from scheduler.admin import dead_letters as letters
+from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
+from scheduler.admin.deployments import as_json, as_table, read_deployments
+from scheduler.admin.status import read_status
+from scheduler.cli.check_config import add_options as add_check_options
+from scheduler.cli.check_config import check_config
+from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
+from scheduler.cli.terminal import print_report, report
+from scheduler.cli.views import queues, status, workers
+from scheduler.store.pauses import WHOLE_LANE, Pause
+from scheduler.store.store import Store
+
+#: For a batch worker to answer.
+REPLY_TIMEOUT_SECONDS = 60.0
+#: Between two reads of the live batches by `drain`.
+FOLLOW_INTERVAL_SECONDS = 1.0
+#: End of the pause that `drain` sets, in Unix seconds: the year 2100.
+UNTIL_RESUMED = 4_102_444_800.0
+#: Length of a cost report without `--from`.
+DEFAULT_REPORT_DAYS = 30
+
+
+def main(arguments: list[str] | None = None, program: str = "python -m scheduler") -> NoReturn:
+    """Run one command and exit.
+
+    Args:
+        arguments: Those of the command line; None takes this process's.
+        program: What the help calls this program.
+    """
+    options = _parser(program).parse_args(arguments)
+    try:
+        exit_status = options.run(options)
+    except KeyboardInterrupt:
+        exit_status = 130
+    except FleetError as error:
+        exit_status = report(str(error), 1)
+    except redis.RedisError as error:
+        exit_status = report(f"the broker did not answer: {error}", 1)
+    sys.exit(exit_status)
+
+
+def batches(options: argparse.Namespace) -> int:
+    """Show live batches and waiting requests."""
+    lane = with_store(read_status)
+    print_report(lane.as_json() if options.json else lane.as_tables())
+    return 0
+
+
+def costs(options: argparse.Namespace) -> int:
+    """Show costs and savings of all lanes, and the cost targets."""
+    last = options.last or datetime.now(UTC).date()
+    first = options.first or last - timedelta(DEFAULT_REPORT_DAYS - 1)
+    if first > last:
+        return report("costs: the first day must not be after the last day", 2)
+    rows = with_redis(lambda client: read_costs(client, first, last))
+    summary = CostSummary.of(first, last, options.by, rows)
+    targets = fleet_config().targets
+    print_report(summary.as_json(targets) if options.json else summary.as_tables(targets))
+    return 0
+
+
+def deployments(options: argparse.Namespace) -> int:
+    """Show the health and the last calls of the realtime lane's deployments."""
+    configured = fleet_config().deployments
+    statuses = with_redis(lambda client: read_deployments(client, configured))
+    print_report(as_json(statuses) if options.json else as_table(statuses))
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Cancel requests of any lane, or one batch."""
+    if bool(options.ids) == bool(options.batch):
+        return report("cancel: give either request ids or --batch INTENT", 2)
+    return _cancel_batch(options.batch) if options.batch else _cancel_requests(options.ids)
+
+
+def drain(options: argparse.Namespace) -> int:
+    """Pause batch creation and wait until the live batches have ended."""
+    pause(options)
+    return 0 if options.no_wait else with_store(_wait_for_live_batches)
+
+
+def pause(_: argparse.Namespace) -> int:
+    """Pause batch creation until `resume`; live batches end as always."""
+    with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause(until=UNTIL_RESUMED)))
+    return report("batch creation paused; run `resume` to continue", 0)
+
+
+def resume(_: argparse.Namespace) -> int:
+    """Resume batch creation after `drain`, and of accounts that their providers refused."""
+    accounts = with_store(_end_pauses)
+    return report(", ".join(["batch creation resumed", *accounts]), 0)
+
+
+def dead_letters(options: argparse.Namespace) -> int:
+    """List, show, replay or drop dead letters. Only `show` prints a message, with its prompt."""
+    if (options.verb == "list") == bool(options.ids):
+        return report("dead-letters: list takes no id, the others take at least one", 2)
+    try:
+        with_redis(lambda client: LETTER_VERBS[options.verb](letters.DeadLetters(client), options))
+    except letters.NoSuchLetter as error:
+        return report(str(error), 2)
+    return 0
+
+
+async def _list_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    newest = await store.list(options.limit)
+    print_report(letters.as_json(newest) if options.json else letters.as_table(newest))
+
+
+async def _show_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    for letter_id in options.ids:
+        print_report(await store.show(letter_id))
+
+
+async def _replay_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    for letter_id in options.ids:
+        letter = await store.replay(letter_id)
+        report(f"{letter.id}: task {letter.task_id} is in its queue again", 0)
+
+
+async def _drop_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
+    for letter_id in options.ids:
+        letter = await store.drop(letter_id)
+        report(f"{letter.id}: dropped", 0)
+
+
+#: What `dead-letters VERB` does.
+LETTER_VERBS = {
+    "list": _list_letters,
+    "show": _show_letters,
+    "replay": _replay_letters,
+    "drop": _drop_letters,
+}
+
+
+def webhook(options: argparse.Namespace) -> int:
+    """Serve providers' webhooks at /webhooks/<provider>."""
+    from scheduler.admin import webhook as server  # noqa: PLC0415 - imports an SDK, which is slow
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    secrets = server.webhook_secrets(fleet_config())
+
+    async def serve(store: Store) -> None:
+        receiver = server.WebhookReceiver(store, secrets, server.poll_requester(fleet.app))
+        await server.serve(receiver, options.host, options.port)
+
+    try:
+        with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
+            with_store(serve)
+    except OSError as error:
+        return report(f"webhook: {error.strerror}", 1)
+    return 0
+
+
+def _cancel_requests(ids: list[str]) -> int:
+    with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
+        return max(_cancel_request(fleet, task_id) for task_id in ids)
+
+
+def _cancel_request(fleet: Fleet, task_id: str) -> int:
+    try:
+        was_cancelled = fleet.cancel(task_id, REPLY_TIMEOUT_SECONDS)
+    except ResultTimeout as error:
+        return report(f"{task_id}: {error}", 1)
+    except UnknownRequest:
+        return report(f"{task_id}: unknown; no worker starts a request with this id", 2)
+    if not was_cancelled:
+        return report(f"{task_id}: already has its result", 1)
+    return report(f"{task_id}: cancelled", 0)
+
+
+def _cancel_batch(prefix: str) -> int:
+    lane = with_store(read_status)
+    intents = [progress.job.intent for progress in lane.jobs]
+    matching = [intent for intent in intents if intent.startswith(prefix)]
+    if len(matching) != 1:
+        return report(f"{prefix}: {len(matching)} live batches have an intent with this prefix", 2)
+    (intent,) = matching
+    with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
+        problem = call_scheduler(fleet.app, "scheduler.cancel_batch", intent, REPLY_TIMEOUT_SECONDS)
+    return report(f"{intent}: {problem or 'cancelled at its provider'}", 1 if problem else 0)
+
+
+async def _end_pauses(store: Store) -> list[str]:
+    """End the pauses of the lane and of all accounts; return these accounts."""
+    accounts = sorted(await store.pauses.accounts())
+    for name in (WHOLE_LANE, *accounts):
+        await store.pauses.set(name, Pause())
+    for progress in await store.live_jobs():
+        if progress.job.group.provider in accounts:
+            await store.make_due(progress.job.intent)
+    return accounts
+
+
+async def _wait_for_live_batches(store: Store) -> int:
+    shown = ""
+    while jobs := await store.live_jobs():
+        remaining = sum(progress.remaining for progress in jobs)
+        text = f"live batches: {len(jobs)}, unfinished requests: {remaining}"
+        if text != shown:
+            shown = text
+            report(text, 0)
+        await asyncio.sleep(FOLLOW_INTERVAL_SECONDS)
+    return report("no live batches", 0)
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(run: Callable[[argparse.Namespace], int], *aliases: str) -> argparse.ArgumentParser:
+        name = run.__name__.replace("_", "-")
+        command = commands.add_parser(
+            name, aliases=aliases, help=run.__doc__, description=run.__doc__
+        )
+        command.set_defaults(run=run)
+        return command
+
+    for view in (status, queues, workers, batches):
+        _add_json_option(add(view))
+    _add_costs_options(add(costs))
+    _add_json_option(add(deployments))
+    letters_command = add(dead_letters, "dead")
+    letters_command.add_argument("verb", choices=LETTER_VERBS)
+    letters_command.add_argument("ids", nargs="*", metavar="ID", help="a letter's, from the list")
+    letters_command.add_argument(
+        "--limit", type=int, default=letters.LISTED, help="of the list; default: %(default)s"
+    )
+    _add_json_option(letters_command)
+    cancel_command = add(cancel)
+    cancel_command.add_argument("ids", nargs="*", metavar="ID", help="task or ticket id")
+    cancel_command.add_argument(
+        "--batch", metavar="INTENT", help="a live batch, by its intent or the start of it"
+    )
+    drain_command = add(drain)
+    drain_command.add_argument(
+        "--no-wait", action="store_true", help="do not wait for the live batches"
+    )
+    add(pause)
+    add(resume)
+    check_command = add(check_config)
+    add_check_options(check_command)
+    _add_json_option(check_command)
+    webhook_command = add(webhook)
+    webhook_command.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    webhook_command.add_argument(
+        "--port", type=int, default=8780, help="default: %(default)s; 0 takes any free port"
+    )
+    return parser
+
+
+def _add_costs_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--from",
+        dest="first",
+        type=date.fromisoformat,
+        metavar="DATE",
+        help=f"the first day, in UTC; default: a report of {DEFAULT_REPORT_DAYS} days",
+    )
+    command.add_argument(
+        "--to",
+        dest="last",
+        type=date.fromisoformat,
+        metavar="DATE",
+        help="the last day, in UTC; default: today",
+    )
+    command.add_argument(
+        "--by",
+        type=_dimensions,
+        default=list(DIMENSIONS),
+        metavar="NAMES",
+        help=f"group rows by some of {','.join(DIMENSIONS)}; default: by all",
+    )
+    _add_json_option(command)
+
+
+def _add_json_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON on one line")
+
+
+def _dimensions(text: str) -> list[str]:
+    names = text.split(",")
+    if not set(names) <= set(DIMENSIONS):
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(DIMENSIONS)}")
+    return list(dict.fromkeys(names))

@@ -1,0 +1,172 @@
+"""`fleet check-config`, and the same check when a process starts: one line for each problem."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config.check import problems
+from config.settings import ROOT
+
+SHIPPED = (ROOT / "config" / "fleet.yaml").read_text()
+MISTRAL = """
+  mistral:
+    litellm_provider: mistral
+    api_key: os.environ/MISTRAL_API_KEY
+"""
+
+
+def line_of(text: str, part: str) -> int:
+    """The number of the last line with a part."""
+    return max(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+def changed(old: str, new: str) -> str:
+    assert SHIPPED.count(old) == 1, old
+    return SHIPPED.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        (
+            changed("litellm_provider: openai", "litellm_provider: opeanai"),
+            "opeanai",
+            "providers.openai.litellm_provider: unknown to LiteLLM: opeanai; did you mean openai?",
+        ),
+        (
+            changed("num_retries: 2", "num_retrys: 2"),
+            "num_retrys",
+            "routing.num_retrys: unknown key; did you mean num_retries?",
+        ),
+        (
+            SHIPPED.replace("    batch: true", "    bacth: true", 1),
+            "bacth",
+            "deployments.0.bacth: unknown key; did you mean batch?",
+        ),
+        (
+            changed("tenants:\n", "tenants:\n  acme:\n    dayly_budget: '1'\n"),
+            "dayly_budget",
+            "tenants.acme.dayly_budget: unknown key; did you mean daily_budget?",
+        ),
+        (SHIPPED + "surprise: 1\n", "surprise", "surprise: unknown key; remove it"),
+        (
+            changed("  timeout: 60", "  timeout: 60\n  num_retries: 3"),
+            "num_retries: 3",
+            f"routing.num_retries: also on line {line_of(SHIPPED, 'num_retries')}; keep one",
+        ),
+        (SHIPPED + "batch: {}\n", "batch: {}", "batch: also on line"),
+        (
+            changed("gpt-4o: [gpt-4o-mini]", "gpt-4o-mini: [gpt-4o, gpt-4o-mini]"),
+            "gpt-4o-mini: [",
+            "routing.fallbacks.gpt-4o-mini: a model cannot answer for itself",
+        ),
+        (
+            changed("gpt-4o: [gpt-4o-mini]", "gpt-4o: [gpt-9]"),
+            "gpt-9",
+            "fallbacks name an unknown model: gpt-9",
+        ),
+        (
+            changed("providers:\n", f"providers:{MISTRAL}") + "\n",
+            "",
+            "",
+        ),
+        (
+            changed("providers:\n", f"providers:{MISTRAL}").replace(
+                "provider: openai\n    upstream: gpt-4o-mini",
+                "provider: mistral\n    upstream: mistral-small-latest",
+            ),
+            "",
+            "deployments.1.batch: mistral has no batches; remove it, or use a provider of: "
+            "anthropic, azure",
+        ),
+        (changed("  timeout: 60", "  timeout: [60"), "cooldown_time", "no YAML"),
+    ],
+)
+def test_a_problem_is_reported_with_file_line_and_the_nearest_name(
+    tmp_path: Path, text: str, place: str, words: str
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    found = problems(path, environment=False)
+    if not words:
+        assert found == []
+        return
+    (problem,) = found
+    assert words in problem
+    line = int(problem.removeprefix(f"{path}:").partition(":")[0])
+    if place == "cooldown_time":  # where the parser notices
+        assert abs(line - line_of(text, place)) <= 5
+    elif place:
+        assert line == line_of(text, place)
+    else:
+        assert "batch: true" in text.splitlines()[line - 1]
+
+
+def test_each_problem_has_its_own_line_and_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    text = changed("api_key: os.environ/OPENAI_API_KEY", "api_key: sk-secret")
+    path.write_text(text.replace("num_retries: 2", "num_retries: many"))
+    found = problems(path)
+    assert len(found) == 2
+    assert f"{path}:{line_of(text, 'sk-secret')}: providers.openai.api_key" in found[0]
+    assert "sk-secret" not in "".join(found)
+
+
+def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_command_checks_the_environment_and_says_so_by_its_exit_status(
+    tmp_path: Path,
+) -> None:
+    command = ("primarch_fleet", "check-config")
+    unset = run(*command)
+    where = f"{ROOT / 'config' / 'fleet.yaml'}:{line_of(SHIPPED, 'OPENAI_API_KEY')}: "
+    assert unset.returncode == 1
+    assert unset.stderr == f"{where}providers.openai: OPENAI_API_KEY is not set: set it to the " + (
+        "provider's API key\n"
+    )
+    assert run(*command, OPENAI_API_KEY="sk-1").returncode == 0
+    assert run(*command, "--without-environment").returncode == 0
+    path = tmp_path / "mine.yaml"
+    path.write_text(SHIPPED + "surprise: 1\n")
+    wrong = run(*command, str(path), "--json", OPENAI_API_KEY="sk-1")
+    assert (wrong.returncode, len(json.loads(wrong.stdout)["problems"])) == (1, 1)
+    assert run(*command, str(tmp_path / "none.yaml")).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        ("celery", "-A", "workers.realtime.app", "worker"),
+        ("celery", "-A", "workers.local.app", "worker"),
+        ("celery", "-A", "scheduler.app", "worker"),
+        ("celery", "-A", "scheduler.beat", "beat"),
+        ("workers.onebox.up",),
+    ],
+    ids=" ".join,
+)
+def test_a_process_with_a_wrong_configuration_ends_with_one_line(
+    tmp_path: Path, process: tuple[str, ...]
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(changed("litellm_provider: openai", "litellm_provider: opeanai"))
+    env = {"FLEET_CONFIG": str(path), "FLEET_DATA_DIR": str(tmp_path / "data")}
+    ended = run(*process, **env, FLEET_REDIS_URL="redis://127.0.0.1:1/0")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert f"fleet: {path}:9: providers.openai.litellm_provider: unknown to LiteLLM" in line
+    assert "did you mean openai?" in line
