@@ -124,6 +124,16 @@ class AsyncFleet:
         self._check_open()
         return await asyncio.to_thread(self._fleet.cancel, ticket, timeout)
 
+    async def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,  # noqa: ASYNC109 - the same call as Fleet.cancel_many
+    ) -> list[bool]:
+        """Cancel many requests; see `Fleet.cancel_many`."""
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
+        return await asyncio.to_thread(self._fleet.cancel_many, checked, timeout)
+
     async def result(
         self,
         ticket: Ticket | str,

@@ -350,6 +350,30 @@ class Fleet:
         with reachable():
             return self._canceller.cancel(task_id(ticket), timeout)
 
+    def cancel_many(self, tickets: Iterable[Ticket | str], timeout: float = 30.0) -> list[bool]:
+        """Cancel many requests, as `cancel` does, in a few round trips if no worker has them.
+
+        All are cancelled before an error of one of them is raised.
+
+        Returns:
+            For each ticket what `cancel` returns.
+
+        Raises:
+            UnknownRequest: As `cancel` does. The message starts with the place of the ticket, such
+                as `tickets[3]`.
+            ResultTimeout: The same.
+            FleetUnavailable: The broker did not answer; some requests may be cancelled later.
+        """
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
+        arguments.check_seconds(timeout, none=False)
+        with reachable():
+            outcomes = self._canceller.cancel_many([task_id(one) for one in checked], timeout)
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, FleetError):
+                raise type(outcome)(f"tickets[{place}]: {outcome}")
+        return [outcome is True for outcome in outcomes]
+
     def _read_stream(self, cursor: StreamCursor) -> tuple[Any, Any]:
         """The reply to XREAD and, if it is empty, the stored result of the task."""
         self._check_open()

@@ -28,6 +28,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "status": lambda fleet: fleet.status("id"),
     "progress": lambda fleet: fleet.progress(["id"]),
     "cancel": lambda fleet: fleet.cancel("id"),
+    "cancel_many": lambda fleet: fleet.cancel_many(["id"]),
     "budget": lambda fleet: fleet.budget("t"),
 }
 #: What has no error of its own.
