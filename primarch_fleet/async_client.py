@@ -223,7 +223,7 @@ class AsyncFleet:
             await outcomes.aclose()
 
     async def _finished(self, ticket: Ticket | str, outcome: object) -> Finished:
-        if isinstance(outcome, dict) and "body_ref" in outcome:
+        if isinstance(outcome, dict) and outcome.get("body_ref"):
             return await asyncio.to_thread(finished, ticket, outcome)
         return finished(ticket, outcome)
 

@@ -62,7 +62,7 @@ class ResultWaiter:
             self._resolve(key, await self._redis.get(key))
             return await future
         finally:
-            await self._forget({key: future})
+            await self._forget({key: future}, [key])
 
     async def outcomes(self, ids: Sequence[str]) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield the ids of tasks with their values or exceptions, as soon as they are stored.
@@ -72,6 +72,7 @@ class ResultWaiter:
         """
         done: asyncio.Queue[str] = asyncio.Queue()
         futures: dict[str, asyncio.Future[Any]] = {}
+        subscribed: list[str] = []
         for one in ids:
             key = self._backend.get_key_for_task(one).decode()
             futures[key] = asyncio.get_running_loop().create_future()
@@ -79,7 +80,7 @@ class ResultWaiter:
             self._waiters.setdefault(key, set()).add(futures[key])
         yielded = 0
         try:
-            async for _ in self._read_and_subscribe(futures):
+            async for _ in self._read_and_subscribe(futures, subscribed):
                 while not done.empty():
                     yield self._finished(futures, done.get_nowait())
                     yielded += 1
@@ -87,20 +88,20 @@ class ResultWaiter:
                 yield self._finished(futures, await done.get())
                 yielded += 1
         finally:
-            await self._forget(futures)
+            await self._forget(futures, subscribed)
 
     async def _read_and_subscribe(
-        self, futures: dict[str, asyncio.Future[Any]]
+        self, futures: dict[str, asyncio.Future[Any]], subscribed: list[str]
     ) -> AsyncIterator[None]:
-        """Read results in parts, and wait for messages of those that are missing."""
+        """Read results in parts, and subscribe to those that are missing."""
         for keys in chunks(futures, READ_RESULTS):
             await self._check(keys)
             yield
-        missing = [key for key, future in futures.items() if not future.done()]
-        for keys in chunks(missing, SUBSCRIBED_CHANNELS):
+        subscribed += [key for key, future in futures.items() if not future.done()]
+        for keys in chunks(subscribed, SUBSCRIBED_CHANNELS):
             await self._subscribe(*keys)
         # Results may have been stored before the subscription.
-        for keys in chunks(missing, READ_RESULTS):
+        for keys in chunks(subscribed, READ_RESULTS):
             await self._check(keys)
             yield
 
@@ -110,18 +111,20 @@ class ResultWaiter:
             raise outcome
         return key.removeprefix(self._key_prefix), outcome
 
-    async def _forget(self, futures: dict[str, asyncio.Future[Any]]) -> None:
-        """End waits; without waiters for a key, also its subscription."""
-        unused = []
+    async def _forget(
+        self, futures: dict[str, asyncio.Future[Any]], subscribed: Sequence[str]
+    ) -> None:
+        """End waits, and the subscriptions to keys without another wait."""
         for key, future in futures.items():
-            future.cancel()
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # else asyncio logs it as never retrieved
             self._waiters[key].discard(future)
             if not self._waiters[key]:
                 del self._waiters[key]
-                unused.append(key)
-        if not self._is_closed:
-            for keys in chunks(unused, SUBSCRIBED_CHANNELS):
-                await self._unsubscribe(*keys)
+        for keys in chunks(subscribed, SUBSCRIBED_CHANNELS):
+            unused = [key for key in keys if key not in self._waiters]
+            if unused and not self._is_closed:
+                await self._unsubscribe(*unused)
 
     async def _subscribe(self, *keys: str) -> None:
         async with self._subscribing:
