@@ -154,9 +154,10 @@ def error_table() -> str:
             [
                 "# Errors",
                 GENERATED,
-                "Every error is a `FleetError`. `FleetError` is exported by `primarch_fleet`, the "
-                "others by `primarch_fleet.errors`. A result that failed carries the code and "
-                "`retryable`: whether the same request may succeed later without a change.",
+                "Every error is a `FleetError`, and `primarch_fleet` exports all of them. Each has "
+                "`code`, `retryable` (whether the same request may succeed later without a change) "
+                "and `retry_after`: seconds, or None where they are not known. A result that "
+                "failed carries the code and `retryable`.",
                 "```\n"
                 + inspect.cleandoc(tree[tree.index("FleetError") :].split("\n\n")[0])
                 + "\n```",

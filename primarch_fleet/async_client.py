@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any, Self, cast
-
-import redis
+from collections import defaultdict, deque
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from typing import Any, Literal, Self, overload
 
 from primarch_fleet import arguments, protocol, redis_support
 from primarch_fleet.budgets import Budget
 from primarch_fleet.client import MAX_READERS, Fleet
+from primarch_fleet.completions import (
+    Finished,
+    finished,
+    in_order,
+    timed_out,
+)
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import (
     ClientClosed,
     FleetError,
     FleetUnavailable,
-    ResultExpired,
     ResultTimeout,
 )
-from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_registered, task_id
+from primarch_fleet.outgoing import Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
-from primarch_fleet.results import CHECK_SECONDS, reachable
+from primarch_fleet.result_waiter import ResultWaiter
+from primarch_fleet.results import reachable
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
     MAX_CHUNKS_PER_READ,
     READ_SECONDS,
     Chunk,
     StreamCursor,
-    decode_result,
     stream_task_id,
     streamed,
 )
-
-logger = logging.getLogger(__name__)
-
-#: Seconds between two attempts to reach the broker.
-RECONNECT_SECONDS = 0.5
-#: Connections to the broker: one for the subscription, the others to read stored results.
-MAX_CONNECTIONS = 8
 
 
 class AsyncFleet:
@@ -60,7 +60,7 @@ class AsyncFleet:
 
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._fleet = Fleet(url, timeout=timeout)
-        self._results = _ResultWaiter(url, self._fleet)
+        self._results = ResultWaiter(url, self._fleet.app)
         self._submits = _SubmitQueue(self._fleet)
         self._is_closed = False
         self._read_timeout_seconds = READ_SECONDS + timeout
@@ -124,6 +124,16 @@ class AsyncFleet:
         self._check_open()
         return await asyncio.to_thread(self._fleet.cancel, ticket, timeout)
 
+    async def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,  # noqa: ASYNC109 - the same call as Fleet.cancel_many
+    ) -> list[bool]:
+        """Cancel many requests; see `Fleet.cancel_many`."""
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
+        return await asyncio.to_thread(self._fleet.cancel_many, checked, timeout)
+
     async def result(
         self,
         ticket: Ticket | str,
@@ -144,6 +154,78 @@ class AsyncFleet:
         if completion.body_ref is None:
             return completion
         return await asyncio.to_thread(completion.fetched)
+
+    @overload
+    async def results(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[Completion]: ...
+    @overload
+    async def results(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        return_exceptions: bool,
+    ) -> list[Completion | FleetError]: ...
+
+    async def results(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.results
+        *,
+        return_exceptions: bool = False,
+    ) -> Sequence[Completion | FleetError]:
+        """Wait for the results of many requests; see `Fleet.results`."""
+        checked = arguments.checked_tickets(tickets)
+        done: list[Finished] = []
+        missing = None
+        try:
+            async for one in self.as_completed(checked, timeout):
+                if not return_exceptions:
+                    one.result()
+                done.append(one)
+        except ResultTimeout as error:
+            if not return_exceptions:
+                raise
+            missing = error
+        return in_order(checked, done, missing)
+
+    async def as_completed(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,  # noqa: ASYNC109 - the same call as Fleet.as_completed
+    ) -> AsyncIterator[Finished]:
+        """Iterate over requests as they finish; see `Fleet.as_completed`."""
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
+        arguments.check_seconds(timeout)
+        waiting: defaultdict[str, list[Ticket | str]] = defaultdict(list)
+        for ticket in checked:
+            waiting[task_id(ticket)].append(ticket)
+        end = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        outcomes = self._results.outcomes(list(waiting))
+        try:
+            while waiting:
+                with reachable():
+                    try:
+                        async with asyncio.timeout_at(end):
+                            one, outcome = await anext(outcomes)
+                    except TimeoutError:
+                        missing = sum(map(len, waiting.values()))
+                        raise timed_out(missing, len(checked), timeout) from None
+                for ticket in waiting.pop(one):
+                    yield await self._finished(ticket, outcome)
+        finally:
+            await outcomes.aclose()
+
+    async def _finished(self, ticket: Ticket | str, outcome: object) -> Finished:
+        if isinstance(outcome, dict) and outcome.get("body_ref"):
+            return await asyncio.to_thread(finished, ticket, outcome)
+        return finished(ticket, outcome)
 
     async def stream(
         self,
@@ -259,119 +341,3 @@ class _SubmitQueue:
 def _enqueued_nothing(error: Exception) -> bool:
     """Whether a failed submit may be repeated: not if the connection broke during the push."""
     return isinstance(error, FleetError) and not isinstance(error, FleetUnavailable)
-
-
-class _ResultWaiter:
-    """Waits for results by publish/subscribe: Celery publishes each result on its key."""
-
-    def __init__(self, url: str, fleet: Fleet) -> None:
-        self._redis = redis_support.subscriber_async(url, MAX_CONNECTIONS)
-        self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
-        self._backend = cast(Any, fleet.app.backend)
-        self._key_prefix = self._backend.get_key_for_task("-").decode().removesuffix("-")
-        self._waiters: dict[str, set[asyncio.Future[Any]]] = {}
-        self._reader: asyncio.Task[None] | None = None
-        self._subscribing = asyncio.Lock()
-        self._is_closed = False
-
-    async def close(self) -> None:
-        self._is_closed = True
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-        for key in list(self._waiters):
-            self._fail(key, ClientClosed())
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
-        await self._redis.aclose()
-
-    async def outcome(self, task_id: str) -> Any:
-        """Return the task's value or exception as soon as it is stored."""
-        key = self._backend.get_key_for_task(task_id).decode()
-        future = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(key, set()).add(future)
-        try:
-            await self._subscribe(key)
-            # The result may have been published before the subscription.
-            self._resolve(key, await self._redis.get(key))
-            return await future
-        finally:
-            self._waiters[key].discard(future)
-            if not self._waiters[key]:
-                del self._waiters[key]
-            if key not in self._waiters and not self._is_closed:
-                await self._unsubscribe(key)
-
-    async def _subscribe(self, key: str) -> None:
-        async with self._subscribing:
-            await self._pubsub.subscribe(key)
-        if self._reader is None:
-            self._reader = asyncio.create_task(self._read())
-
-    async def _unsubscribe(self, key: str) -> None:
-        try:
-            async with self._subscribing:
-                await self._pubsub.unsubscribe(key)
-        except redis.RedisError as error:  # a lost connection has lost its subscriptions too
-            logger.info(
-                "results: unsubscribe failed: %s",
-                error,
-                extra={"action": "results_unsubscribe_failed"},
-            )
-
-    async def _read(self) -> None:
-        check_at = time.monotonic() + CHECK_SECONDS
-        while True:
-            try:
-                message = await self._pubsub.get_message(timeout=CHECK_SECONDS)
-                if message is not None:
-                    self._resolve(message["channel"].decode(), message["data"])
-                if time.monotonic() >= check_at:
-                    await self._check()
-                    check_at = time.monotonic() + CHECK_SECONDS
-            except redis.RedisError as error:
-                logger.warning(
-                    "results: connection lost, retrying in %s s: %s",
-                    RECONNECT_SECONDS,
-                    error,
-                    extra={"action": "results_reconnect"},
-                )
-                await asyncio.sleep(RECONNECT_SECONDS)
-                await self._catch_up()
-
-    async def _check(self) -> None:
-        """Read every awaited result; see `results.wait_for` and `results.check_stored`."""
-        if not (keys := list(self._waiters)):
-            return
-        ids = [key.removeprefix(self._key_prefix) for key in keys]
-        submitted_at = await self._redis.zmscore(OPEN_KEY, ids)
-        texts = await self._redis.mget(keys)
-        for key, one, at, text in zip(keys, ids, submitted_at, texts, strict=True):
-            self._resolve(key, text)
-            if text is None and at is None and is_registered(one):
-                self._fail(key, ResultExpired())
-
-    async def _catch_up(self) -> None:
-        """Read every awaited result: messages during a lost connection are lost."""
-        try:
-            for key in list(self._waiters):
-                await self._subscribe(key)
-                self._resolve(key, await self._redis.get(key))
-        except redis.RedisError as error:
-            logger.warning(
-                "results: catching up failed: %s",
-                error,
-                extra={"action": "results_catch_up_failed"},
-            )
-
-    def _fail(self, key: str, error: FleetError) -> None:
-        for future in self._waiters.get(key, ()):
-            if not future.done():
-                future.set_exception(error)
-
-    def _resolve(self, key: str, text: bytes | str | None) -> None:
-        outcome = decode_result(self._backend, text)
-        if outcome is None:
-            return
-        for future in self._waiters.get(key, ()):
-            if not future.done():
-                future.set_result(outcome)

@@ -9,6 +9,8 @@ that has its message, or the scheduler for a parked request.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,6 +25,7 @@ from redis.exceptions import NoPermissionError
 from primarch_fleet import protocol
 from primarch_fleet.budgets import Ledger, payer_key
 from primarch_fleet.catalogue import Catalogue
+from primarch_fleet.completions import chunks
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE
 from primarch_fleet.errors import (
     Cancelled,
@@ -33,7 +36,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.outgoing import OPEN_KEY, is_registered
 from primarch_fleet.queues import has_message
-from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from primarch_fleet.results import call_scheduler, wait_for
 
 #: Sorted set of the messages that workers hold: `<task id>\0<lease tag>`.
@@ -48,6 +51,8 @@ WAITING_MARK_TTL_SECONDS = 90 * 86_400
 COMPLETED_MARK_TTL_SECONDS = 3 * 86_400
 #: Seconds for which the outcome is stored, as long as the workers store any.
 OUTCOME_TTL_SECONDS = 3 * 86_400
+#: Tasks that are cancelled in one round trip, and threads that wait for workers.
+CANCELLED_TASKS, MAX_THREADS = 200, 16
 #: Seconds between two attempts to cancel a request that a worker has: the first and the longest.
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.5, 4.0
 
@@ -89,6 +94,11 @@ def try_to_cancel(
         backend: Celery's Redis result backend, which encodes the outcome.
         parked: False for a task that has left the batch lane; its state is still PARKED.
     """
+    return _decoded(_CANCEL.run(client, *_arguments(backend, task_id, parked=parked)))
+
+
+def _arguments(backend: Any, task_id: str, *, parked: bool = True) -> tuple[list[Any], list[Any]]:
+    """KEYS and ARGV of lua/cancel/cancel.lua."""
     key = backend.get_key_for_task(task_id)
     outcome = {
         "status": states.REVOKED,
@@ -100,8 +110,11 @@ def try_to_cancel(
     }
     keys = [key, key, mark_key(task_id), LEASED_TASKS, payer_key(task_id)]
     ttls = [OUTCOME_TTL_SECONDS, WAITING_MARK_TTL_SECONDS]
-    args = [task_id, backend.encode(outcome), *ttls, int(parked)]
-    status, is_new, payer = _CANCEL.run(client, keys, args)
+    return keys, [task_id, backend.encode(outcome), *ttls, int(parked)]
+
+
+def _decoded(reply: Any) -> CancelReply:
+    status, is_new, payer = reply
     return CancelReply(CancelStatus(_text(status)), bool(is_new), _text(payer))
 
 
@@ -123,13 +136,20 @@ def is_known(client: redis.Redis, backend: Any, task_id: str) -> bool:
 
 
 def _is_indexed(client: redis.Redis, backend: Any, task_id: str) -> bool:
+    return task_id in _indexed(client, backend, [task_id])
+
+
+def _indexed(client: redis.Redis, backend: Any, task_ids: Sequence[str]) -> list[str]:
+    """The tasks that are known without a search, in one round trip."""
     pipe = client.pipeline(transaction=False)
-    pipe.zscore(OPEN_KEY, task_id)
-    pipe.zrangebylex(LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1", 0, 1)
-    # After the reads above: the outcome is stored in one step with the end of both.
-    pipe.getrange(backend.get_key_for_task(task_id), 0, 0)
-    submitted_at, leased, result = pipe.execute()
-    return submitted_at is not None or bool(leased) or bool(result)
+    for task_id in task_ids:
+        pipe.zscore(OPEN_KEY, task_id)
+        pipe.zrangebylex(LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1", 0, 1)
+        # After the reads above: the outcome is stored in one step with the end of both.
+        pipe.getrange(backend.get_key_for_task(task_id), 0, 0)
+    replies = pipe.execute()
+    found = zip(task_ids, replies[::3], replies[1::3], replies[2::3], strict=True)
+    return [one for one, at, leased, result in found if at is not None or leased or result]
 
 
 def _queues(client: redis.Redis) -> list[str]:
@@ -162,6 +182,55 @@ class Canceller:
             if time.monotonic() >= deadline:
                 raise ResultTimeout(f"not cancelled within {timeout} s; it is not started again")
             delay = min(2 * delay, MAX_POLL_SECONDS)
+
+    def cancel_many(self, task_ids: Sequence[str], timeout: float) -> list[bool | FleetError]:
+        """Cancel tasks as `Fleet.cancel_many` does: the outcome of each, or its error.
+
+        Those that wait or are parked are cancelled in a few round trips, and need no thread.
+        """
+        deadline = time.monotonic() + timeout
+        outcomes: dict[str, bool | FleetError] = {}
+        for ids in chunks(dict.fromkeys(task_ids), CANCELLED_TASKS):
+            outcomes |= self._cancel_together(ids, deadline)
+
+        def cancel(task_id: str) -> bool | FleetError:
+            try:
+                return self.cancel(task_id, max(0.0, deadline - time.monotonic()))
+            except FleetError as error:
+                return error
+
+        rest = [one for one in dict.fromkeys(task_ids) if one not in outcomes]
+        with ThreadPoolExecutor(MAX_THREADS) as threads:
+            outcomes |= zip(rest, threads.map(cancel, rest), strict=True)
+        return [outcomes[one] for one in task_ids]
+
+    def _cancel_together(self, ids: list[str], deadline: float) -> dict[str, bool | FleetError]:
+        """Cancel tasks that wait or are parked; return these only."""
+        backend, pipe = self._app.backend, ScriptPipeline(self._redis)
+        try:
+            known = _indexed(self._redis, backend, ids)
+            for task_id in known:
+                _CANCEL.run(pipe, *_arguments(backend, task_id))
+            found = [_decoded(reply) for reply in pipe.execute()] if known else []
+        except NoPermissionError:
+            return {}
+        replies = dict(zip(known, found, strict=True))
+        for task_id, reply in replies.items():
+            if reply.payer:
+                self._ledger.refund(reply.payer, task_id)
+        parked = [one for one, reply in replies.items() if reply.status is CancelStatus.PARKED]
+        waiting = [one for one, reply in replies.items() if reply.status is CancelStatus.CANCELLED]
+        return dict.fromkeys(waiting, True) | self._cancel_parked(parked, deadline)
+
+    def _cancel_parked(self, ids: list[str], deadline: float) -> dict[str, bool | FleetError]:
+        if not ids:
+            return {}
+        seconds = max(0.0, deadline - time.monotonic())
+        try:
+            answers = call_scheduler(self._app, "scheduler.cancel", ids, seconds)
+        except ResultTimeout as error:
+            return dict.fromkeys(ids, error)
+        return {one: True for one in ids if answers[one] == "cancelled"}
 
     def _check_known(self, task_id: str) -> None:
         """Raise UnknownRequest; a message of the task that may arrive later is dropped."""

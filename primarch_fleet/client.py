@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from celery import Celery
 from celery.result import AsyncResult
@@ -14,16 +13,14 @@ from celery.result import AsyncResult
 from primarch_fleet import arguments, celery_app, protocol, redis_support
 from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.cancellation import Canceller
-from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, Limits
+from primarch_fleet.catalogue import Catalogue, Limits
+from primarch_fleet.completions import Finished, ManyResults, in_order
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import ClientClosed, DeadlineExceeded, InvalidRequest
-from primarch_fleet.lane_health import LaneMonitor
-from primarch_fleet.outgoing import OutgoingMessage, Ticket, answer_type, task_id
+from primarch_fleet.errors import ClientClosed, FleetError, ResultTimeout
+from primarch_fleet.outgoing import Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress, read_progress
-from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
 from primarch_fleet.results import check_stored, reachable, wait_for
-from primarch_fleet.server_clock import ServerClock
 from primarch_fleet.streaming import (
     MAX_CHUNKS_PER_READ,
     READ_SECONDS,
@@ -32,9 +29,8 @@ from primarch_fleet.streaming import (
     stream_task_id,
     streamed,
 )
+from primarch_fleet.submitter import Submitter
 
-#: Seconds for which a producer uses a catalogue that it has read.
-CATALOGUE_TTL_SECONDS = 30.0
 #: Streams that one client can read at the same time; each blocked read uses a connection.
 MAX_READERS = 5_000
 
@@ -66,18 +62,13 @@ class Fleet:
     ) -> None:
         arguments.check_url(url)
         arguments.check_seconds(timeout, none=False)
-        self._server_clock = ServerClock()
-        self._clock = clock or self._server_clock.now
         self._app = celery_app.producer_app(url, timeout)
         self._redis = redis_support.once(url, timeout)
         self._ledger = Ledger(self._redis)
-        self._lanes = LaneMonitor(self._redis)
-        self._publisher = Publisher(self._app, self._ledger, self._redis)
+        self._submitter = Submitter(self._app, self._redis, self._ledger, clock)
         self._canceller = Canceller(self._app, self._redis, self._ledger)
         self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
         self._is_closed = False
-        self._catalogue: Catalogue | None = None
-        self._catalogue_expires_at = 0.0
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -106,30 +97,14 @@ class Fleet:
         """Return the models, prices and limits of the fleet.
 
         Returns:
-            The catalogue, at most CATALOGUE_TTL_SECONDS old.
+            The catalogue, at most 30 s old.
 
         Raises:
             NoCatalogue: No worker has ever started at this broker.
             FleetUnavailable: The broker did not answer.
         """
         self._check_open()
-        if self._catalogue is None or time.monotonic() > self._catalogue_expires_at:
-            with reachable():
-                self._catalogue = self._fetch_catalogue()
-            self._catalogue_expires_at = time.monotonic() + CATALOGUE_TTL_SECONDS
-        return self._catalogue
-
-    def _fetch_catalogue(self) -> Catalogue:
-        """Read the catalogue and the server's time, in one round trip."""
-        pipe: Any = self._redis.pipeline(transaction=False)
-        replies: list[Any] = []
-
-        def read_time() -> Any:
-            replies.extend(pipe.time().get(CATALOGUE_KEY).execute())
-            return replies[0]
-
-        self._server_clock.measure(read_time)
-        return Catalogue.parse(replies[1])
+        return self._submitter.catalogue()
 
     def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane.
@@ -152,7 +127,7 @@ class Fleet:
         """
         self._check_open()
         arguments.check_request(request)
-        return self._submit([request])[0]
+        return self._submitter.submit([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Check many requests and enqueue all of them, in a few round trips.
@@ -169,20 +144,7 @@ class Fleet:
             TypeError: An item is no request; the message has its place.
         """
         self._check_open()
-        return self._submit(arguments.checked_requests(requests), "requests[{}].")
-
-    def _submit(self, requests: Sequence[Request], path: str = "") -> list[Ticket]:
-        """Submit checked requests.
-
-        Args:
-            path: What precedes the name of a wrong field in a message, with the request's place.
-        """
-        messages = self._build(requests, path)
-        with reachable():
-            published = self._publisher.publish(messages)
-            self._lanes.record_sent(message.ticket.queue for message in published)
-        tickets = {message.ticket.id: message.ticket for message in published}
-        return [tickets.get(message.ticket.id, message.ticket) for message in messages]
+        return self._submitter.submit(arguments.checked_requests(requests), "requests[{}].")
 
     def budget(self, tenant_id: str) -> Budget:
         """Return what a tenant has spent and reserved today and this month.
@@ -222,6 +184,84 @@ class Fleet:
         arguments.check_ticket(ticket)
         arguments.check_seconds(timeout)
         return self._outcome(ticket, timeout).expect(answer_type(ticket)).fetched()
+
+    @overload
+    def results(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[Completion]: ...
+    @overload
+    def results(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,
+        *,
+        return_exceptions: bool,
+    ) -> list[Completion | FleetError]: ...
+
+    def results(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float | None = None,
+        *,
+        return_exceptions: bool = False,
+    ) -> Sequence[Completion | FleetError]:
+        """Wait for the results of many requests, over one connection.
+
+        Args:
+            tickets: Tickets or ids.
+            timeout: Seconds to wait for all of them; None waits without limit.
+            return_exceptions: As in `asyncio.gather`: errors of requests are returned in the place
+                of their completions. That of a request without a result in time is ResultTimeout.
+
+        Returns:
+            The completions, in the order of the tickets.
+
+        Raises:
+            FleetError: Without `return_exceptions`, the first error that a request has.
+            ResultTimeout: The same: some requests have no result within the timeout.
+            FleetUnavailable: The broker did not answer.
+        """
+        checked = arguments.checked_tickets(tickets)
+        done: list[Finished] = []
+        missing = None
+        try:
+            for one in self.as_completed(checked, timeout):
+                if not return_exceptions:
+                    one.result()
+                done.append(one)
+        except ResultTimeout as error:
+            if not return_exceptions:
+                raise
+            missing = error
+        return in_order(checked, done, missing)
+
+    def as_completed(
+        self, tickets: Iterable[Ticket | str], timeout: float | None = None
+    ) -> Iterator[Finished]:
+        """Iterate over requests as they finish, as `concurrent.futures.as_completed` does.
+
+        `for done in fleet.as_completed(tickets): print(done.ticket, done.result().text)`
+
+        Requests that have finished already come first. All are awaited over one connection; a lost
+        connection is reconnected. Errors of requests are raised by `done.result()` only.
+
+        Args:
+            tickets: Tickets or ids.
+            timeout: Seconds from the first step of the iteration on; None waits without limit.
+
+        Raises:
+            ResultTimeout: In the iteration: some requests have no result within the timeout.
+            FleetUnavailable: In the iteration: the broker does not answer.
+        """
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
+        arguments.check_seconds(timeout)
+        many = ManyResults(self._redis, self._app.backend, checked, self._check_open)
+        return many.completed(timeout)
 
     def stream(
         self,
@@ -310,6 +350,30 @@ class Fleet:
         with reachable():
             return self._canceller.cancel(task_id(ticket), timeout)
 
+    def cancel_many(self, tickets: Iterable[Ticket | str], timeout: float = 30.0) -> list[bool]:
+        """Cancel many requests, as `cancel` does, in a few round trips if no worker has them.
+
+        All are cancelled before an error of one of them is raised.
+
+        Returns:
+            For each ticket what `cancel` returns.
+
+        Raises:
+            UnknownRequest: As `cancel` does. The message starts with the place of the ticket, such
+                as `tickets[3]`.
+            ResultTimeout: The same.
+            FleetUnavailable: The broker did not answer; some requests may be cancelled later.
+        """
+        self._check_open()
+        checked = arguments.checked_tickets(tickets)
+        arguments.check_seconds(timeout, none=False)
+        with reachable():
+            outcomes = self._canceller.cancel_many([task_id(one) for one in checked], timeout)
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, FleetError):
+                raise type(outcome)(f"tickets[{place}]: {outcome}")
+        return [outcome is True for outcome in outcomes]
+
     def _read_stream(self, cursor: StreamCursor) -> tuple[Any, Any]:
         """The reply to XREAD and, if it is empty, the stored result of the task."""
         self._check_open()
@@ -332,26 +396,3 @@ class Fleet:
 
     def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
         return self._app.AsyncResult(task_id(ticket))
-
-    def _build(self, requests: Sequence[Request], path: str) -> list[OutgoingMessage]:
-        """Route and encode requests; each one counts in its queue for the next ones."""
-        catalogue, now = self.catalogue(), self._clock()
-        with reachable():
-            health = self._lanes.snapshot(catalogue, {request.lane for request in requests})
-        messages = []
-        for place, request in enumerate(requests):
-            try:
-                message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
-            except (InvalidRequest, DeadlineExceeded) as error:
-                raise type(error)(f"{path.format(place)}{error}") from None
-            messages.append(message)
-            if health is not None:
-                health.queued[message.ticket.queue] += 1
-        return messages
-
-    def _translated(self, request: Request) -> Request:
-        """The request with its deadline in the server's time, by which workers compare it."""
-        if request.deadline is None:
-            return request
-        deadline = self._server_clock.from_host(request.deadline)
-        return request.model_copy(update={"deadline": deadline})

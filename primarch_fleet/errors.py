@@ -51,6 +51,8 @@ class FleetError(Exception):
     code: ClassVar[str] = "fleet_error"
     #: True if the same request may succeed later, unchanged.
     retryable: ClassVar[bool] = False
+    #: Seconds after which the same call may succeed; None if that is not known.
+    retry_after: float | None = None
 
     def __init_subclass__(cls) -> None:
         cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()

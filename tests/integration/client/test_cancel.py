@@ -262,6 +262,20 @@ def test_one_call_cancels_a_request_in_any_state_and_releases_its_reservation(
     assert lanes.fleet.cancel(ticket, TIMEOUT_SECONDS) is True, "a second cancel"
 
 
+def test_one_call_cancels_many_requests_of_all_lanes(lanes: Lanes, tenant: str) -> None:
+    with (
+        queued("local")(lanes, tenant) as waiting,
+        streaming("realtime")(lanes, tenant) as running,
+        parked(lanes, tenant) as first,
+        parked(lanes, tenant) as second,
+    ):
+        tickets = [first, waiting, second, running]
+        assert lanes.fleet.cancel_many(tickets, TIMEOUT_SECONDS) == [True] * 4
+        outcomes = lanes.fleet.results(tickets, TIMEOUT_SECONDS, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {errors.Cancelled}
+    eventually(lambda: lanes.reserved(tenant) == 0)
+
+
 def by_the_terminate_command(lanes: Lanes, ticket: Ticket) -> None:
     """Send what `celery control terminate TERM ID` sends; return when it is executed."""
     command = {"signal": "TERM", "task_id": [ticket.id]}

@@ -22,15 +22,17 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "submit": lambda fleet: fleet.submit(request()),
     "submit_many": lambda fleet: fleet.submit_many([request()]),
     "result": lambda fleet: fleet.result("id"),
+    "results": lambda fleet: fleet.results(["id"]),
     "stream": lambda fleet: fleet.stream("id"),
     "stream of a request": lambda fleet: fleet.stream(request()),
     "status": lambda fleet: fleet.status("id"),
     "progress": lambda fleet: fleet.progress(["id"]),
     "cancel": lambda fleet: fleet.cancel("id"),
+    "cancel_many": lambda fleet: fleet.cancel_many(["id"]),
     "budget": lambda fleet: fleet.budget("t"),
 }
 #: What has no error of its own.
-QUIET = {"app", "close"}
+QUIET = {"app", "close", "as_completed"}
 
 
 def test_each_method_is_called_here() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import redis
 
-from primarch_fleet import AsyncFleet, Fleet, async_client, results
+from primarch_fleet import AsyncFleet, Fleet, result_waiter, results
 from primarch_fleet.errors import ResultExpired, ResultTimeout
 from primarch_fleet.outgoing import OPEN_KEY, Ticket
 from tests.support.producer import DONE, request
@@ -18,7 +18,7 @@ from workers.runtime.result_backend import WorkerResultBackend
 @pytest.fixture(autouse=True)
 def _check_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "CHECK_SECONDS", 0.1)
-    monkeypatch.setattr(async_client, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(result_waiter, "CHECK_SECONDS", 0.1)
 
 
 def wait(fleet: Fleet, _: str, ticket: Ticket | str) -> None:

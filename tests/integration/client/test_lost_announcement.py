@@ -11,7 +11,7 @@ import pytest
 import redis
 from celery.exceptions import TimeoutError as CeleryTimeout
 
-from primarch_fleet import AsyncFleet, Completion, Fleet, async_client, results
+from primarch_fleet import AsyncFleet, Completion, Fleet, result_waiter, results
 from tests.support.producer import DONE
 from tests.support.workers import eventually
 
@@ -38,7 +38,7 @@ def test_the_client_finds_a_result_that_was_not_announced(
 def test_the_client_for_asyncio_finds_a_result_that_was_not_announced(
     server: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(async_client, "CHECK_SECONDS", 0.2)
+    monkeypatch.setattr(result_waiter, "CHECK_SECONDS", 0.2)
 
     async def wait() -> Completion:
         async with AsyncFleet(valkey_url) as fleet:

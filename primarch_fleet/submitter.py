@@ -1,0 +1,103 @@
+"""Submitting: requests are checked and routed by the catalogue, and published together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import redis
+from celery import Celery
+
+from primarch_fleet.budgets import Ledger
+from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
+from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
+from primarch_fleet.lane_health import LaneMonitor
+from primarch_fleet.outgoing import OutgoingMessage, Ticket
+from primarch_fleet.publisher import Publisher
+from primarch_fleet.requests import Request
+from primarch_fleet.results import reachable
+from primarch_fleet.server_clock import ServerClock
+
+#: Seconds for which a producer uses a catalogue that it has read.
+CATALOGUE_TTL_SECONDS = 30.0
+
+
+class Submitter:
+    """Submits requests to one Redis. Safe to use from any thread.
+
+    Args:
+        clock: Returns the current time with a time zone; None for that of Redis.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        client: redis.Redis,
+        ledger: Ledger,
+        clock: Callable[[], datetime] | None,
+    ) -> None:
+        self._redis = client
+        self._server_clock = ServerClock()
+        self._clock = clock or self._server_clock.now
+        self._lanes = LaneMonitor(client)
+        self._publisher = Publisher(app, ledger, client)
+        self._catalogue: Catalogue | None = None
+        self._catalogue_expires_at = 0.0
+
+    def catalogue(self) -> Catalogue:
+        """Return the published catalogue, at most CATALOGUE_TTL_SECONDS old."""
+        if self._catalogue is None or time.monotonic() > self._catalogue_expires_at:
+            with reachable():
+                self._catalogue = self._fetch_catalogue()
+            self._catalogue_expires_at = time.monotonic() + CATALOGUE_TTL_SECONDS
+        return self._catalogue
+
+    def submit(self, requests: Sequence[Request], path: str = "") -> list[Ticket]:
+        """Submit all requests or none, as `Fleet.submit` and `Fleet.submit_many` do.
+
+        Args:
+            path: What precedes the name of a wrong field in a message, with the request's place.
+        """
+        messages = self._build(requests, path)
+        with reachable():
+            published = self._publisher.publish(messages)
+            self._lanes.record_sent(message.ticket.queue for message in published)
+        tickets = {message.ticket.id: message.ticket for message in published}
+        return [tickets.get(message.ticket.id, message.ticket) for message in messages]
+
+    def _fetch_catalogue(self) -> Catalogue:
+        """Read the catalogue and the server's time, in one round trip."""
+        pipe: Any = self._redis.pipeline(transaction=False)
+        replies: list[Any] = []
+
+        def read_time() -> Any:
+            replies.extend(pipe.time().get(CATALOGUE_KEY).execute())
+            return replies[0]
+
+        self._server_clock.measure(read_time)
+        return Catalogue.parse(replies[1])
+
+    def _build(self, requests: Sequence[Request], path: str) -> list[OutgoingMessage]:
+        """Route and encode requests; each one counts in its queue for the next ones."""
+        catalogue, now = self.catalogue(), self._clock()
+        with reachable():
+            health = self._lanes.snapshot(catalogue, {request.lane for request in requests})
+        messages = []
+        for place, request in enumerate(requests):
+            try:
+                message = OutgoingMessage.build(self._translated(request), catalogue, now, health)
+            except (InvalidRequest, DeadlineExceeded) as error:
+                raise type(error)(f"{path.format(place)}{error}") from None
+            messages.append(message)
+            if health is not None:
+                health.queued[message.ticket.queue] += 1
+        return messages
+
+    def _translated(self, request: Request) -> Request:
+        """The request with its deadline in the server's time, by which workers compare it."""
+        if request.deadline is None:
+            return request
+        deadline = self._server_clock.from_host(request.deadline)
+        return request.model_copy(update={"deadline": deadline})
