@@ -73,7 +73,7 @@ class PrivateRequest(Request):
             self._eta = CLOCK.to_host(eta)
         #: When the worker received the message, by `time.monotonic`.
         self.received_at = time.monotonic()
-        self._argsrepr = event_text.of_arguments(str(self.name), [*args, *kwargs.values()])
+        self._argsrepr = event_text.of_arguments(str(self.name), args, kwargs)
         self._kwargsrepr = HIDDEN_ARGUMENTS
         self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
 

@@ -17,12 +17,18 @@ MAX_NAME_CHARACTERS = 64
 _DEFAULT_TENANT = Request.model_fields["tenant_id"].default
 
 
-def of_arguments(task_name: str, args: Any) -> str:
+def of_arguments(task_name: str, args: Any, kwargs: Any = None) -> str:
     """Return the text in place of a task's arguments; HIDDEN_ARGUMENTS if it is no request.
 
     A model that the fleet does not have is not named: the text is whatever a producer wrote.
+
+    Args:
+        args: Of a message, so of any type.
+        kwargs: The same.
     """
-    lane, body = task_name.partition(".")[0], next(iter(args or ()), None)
+    positional = args if isinstance(args, list | tuple) else ()
+    named = kwargs.values() if isinstance(kwargs, dict) else ()
+    lane, body = task_name.partition(".")[0], next(iter([*positional, *named]), None)
     if lane not in LANES or not isinstance(body, dict):
         return HIDDEN_ARGUMENTS
     tenant = body.get("tenant_id") or _DEFAULT_TENANT

@@ -20,9 +20,15 @@ def test_arguments_are_the_names_of_model_tenant_and_lane(tenant: dict[str, str]
     assert text == f"model={model} tenant={tenant.get('tenant_id', 'default')} lane=realtime"
 
 
-@pytest.mark.parametrize("args", [None, [], ["a prompt"], [["a prompt"]], [7]])
+@pytest.mark.parametrize("args", [None, [], ["a prompt"], [["a prompt"]], [7], 7])
 def test_arguments_that_are_no_request_stay_hidden(args: Any) -> None:
     assert event_text.of_arguments("batch.complete", args) == HIDDEN_ARGUMENTS
+    assert event_text.of_arguments("batch.complete", (), args) == HIDDEN_ARGUMENTS
+
+
+def test_a_request_may_be_a_named_argument() -> None:
+    text = event_text.of_arguments("batch.complete", [], {"request": {"tenant_id": "acme"}})
+    assert text == "model=other tenant=acme lane=batch"
 
 
 def test_arguments_of_other_tasks_stay_hidden() -> None:
