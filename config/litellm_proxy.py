@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 
 from config.listed_models import kind_of
@@ -32,6 +31,7 @@ from config.routing import ROUTER_SETTINGS
 from config.section import Values, merge
 from config.wildcards import expanded
 from config.written_secrets import move_to_environment, set_variables
+from config.yaml_file import YamlFile
 from primarch_fleet.contract import ModelKind
 from primarch_fleet.validation import explain
 
@@ -110,7 +110,8 @@ def with_proxy_file(file: Values, path: Path) -> Values:
     try:
         values = _Conversion(_read(path)).values()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        names_place = str(error).startswith(f"{path.resolve()}:")
+        raise ValueError(str(error) if names_place else f"{path}: {error}") from None
     if secrets := values.pop("secrets"):
         logger.warning(
             "%s: %s: a secret that is written out; os.environ/NAME keeps it out of the file",
@@ -158,10 +159,7 @@ def _read(path: Path) -> Values:
 
 
 def _parse(path: Path) -> Values:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from None
+    values = YamlFile(path).values
     if not isinstance(values, dict):
         raise ValueError(f"{path}: not a LiteLLM proxy's file: it has no keys")
     return values

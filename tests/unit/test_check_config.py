@@ -118,6 +118,17 @@ def test_each_problem_has_its_own_line_and_no_secret(tmp_path: Path) -> None:
     assert "sk-secret" not in "".join(found)
 
 
+def test_a_key_that_is_twice_in_the_file_of_a_proxy_is_reported_by_its_line(tmp_path: Path) -> None:
+    example = ROOT / "examples" / "litellm_proxy"
+    (tmp_path / "fleet.yaml").write_text((example / "fleet.yaml").read_text())
+    proxy = tmp_path / "config.yaml"
+    text = (example / "config.yaml").read_text() + "model_list: []\n"
+    proxy.write_text(text)
+    (problem,) = problems(tmp_path / "fleet.yaml")
+    line = line_of(text, "model_list")
+    assert problem.endswith(f"{proxy}:{line}: model_list: also on line 2; keep one of them")
+
+
 def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *command],

@@ -50,6 +50,7 @@ def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
     lines += [f"  {name:<{width}}  {address}" for name, address in addresses.items()]
     lines += [
         "Ask it something in another terminal: .venv/bin/python examples/hello.py",
+        "These addresses, the queues and what is wrong: .venv/bin/fleet status",
         f"Models, prices and limits: {config_file} (restart to apply changes)",
         f"Data: {data_dir}",
         f"Logs: {data_dir}/logs",
