@@ -18,6 +18,15 @@ CANCELLED = "Cancelled"
 #: Seconds before the copy of Redis's files and after its end that count as rolled back too: a
 #: reply was on its way.
 ROLL_BACK_MARGIN = 0.5
+#: The faults during which no message can be delivered again.
+OUTAGES = frozenset(
+    {
+        "SIGKILL of Redis, then its start",
+        "SIGSTOP of Redis, then SIGCONT",
+        "Redis rolled back by two seconds",
+        "Redis out of memory (maxmemory)",
+    }
+)
 #: The follow-ups of each kind: their name, and whether they are sent after a success.
 FOLLOW_UPS = (
     ("link", "chaos.linked", True),
@@ -277,16 +286,31 @@ class Account:
                     wrong.append(one)
         return wrong
 
-    def redelivery_seconds(self) -> list[float]:
-        """Seconds from the kill of the process that ran a request to its next start."""
+    def redelivery_seconds(self, *, outages: bool) -> list[float]:
+        """Seconds from the kill of the process that ran a request to its next start, sorted.
+
+        Args:
+            outages: Whether those count in which Redis was away or had no memory.
+        """
         kills = {e["key"]: e["at"] for e in self._events.harness if e["event"] == "killed"}
         seconds = []
         for one in self.requests:
             calls = sorted(one.calls)
             for (first, key), (second, _) in itertools.pairwise(calls):
                 if first < kills.get(key, 0) < second:
-                    seconds.append(second - kills[key])
+                    away = 0.0 if outages else self._outage_seconds(kills[key], second)
+                    seconds.append(second - kills[key] - away)
         return sorted(seconds)
+
+    def _outage_seconds(self, start: float, end: float) -> float:
+        """How long Redis was away, or had no memory, between two times."""
+        seconds, last = 0.0, start
+        for event in sorted(self._events.harness, key=lambda event: event.get("started", 0.0)):
+            if event["event"] == "fault" and event["name"] in OUTAGES:
+                first = max(event["started"], last)
+                last = max(last, min(event["at"], end))
+                seconds += max(0.0, last - first)
+        return seconds
 
     def by_fault(self) -> dict[str, tuple[int, int, int]]:
         """By the name of a fault: how often it struck, requests under way then, those lost."""

@@ -28,7 +28,8 @@ def figures(outcome: Outcome) -> Figures:
     outcomes = account.outcomes()
     succeeded, cancelled, open_ = (outcomes.pop(name, 0) for name in ("ok", CANCELLED, "none"))
     repeated, nano = account.repeated_calls()
-    seconds = account.redelivery_seconds()
+    seconds = account.redelivery_seconds(outages=True)
+    without = account.redelivery_seconds(outages=False)
     streams = account.streams()
     return {
         "faults": outcome.faults.total(),
@@ -55,6 +56,7 @@ def figures(outcome: Outcome) -> Figures:
         "redelivered after a SIGKILL": len(seconds),
         "redelivery p50 in seconds": percentile(seconds, 0.5),
         "redelivery p99 in seconds": percentile(seconds, 0.99),
+        "redelivery p99 without outages of Redis": percentile(without, 0.99),
     }
 
 

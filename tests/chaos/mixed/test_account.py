@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -149,8 +150,27 @@ def test_redelivery_is_timed_from_the_kill_of_the_process_that_ran_the_request(
     journals.harness("killed", key="worker2.1")
     journals.harness("killed", key="worker1.1")
     journals.provider("call", key="worker2.2")
-    (seconds,) = journals.account().redelivery_seconds()
+    account = journals.account()
+    (seconds,) = account.redelivery_seconds(outages=True)
+    assert account.redelivery_seconds(outages=False) == [seconds]
     assert 0 < seconds < 5
+
+
+def test_the_redelivery_without_outages_counts_each_moment_of_them_once(tmp_path: Path) -> None:
+    journals = Journals(tmp_path)
+    start = time.monotonic()
+    journals.provider("call", key="worker1.1")
+    journals.harness("killed", key="worker1.1")
+    for name, first, last in [
+        ("SIGSTOP of Redis, then SIGCONT", -10, 20),
+        ("Redis out of memory (maxmemory)", 10, 30),
+        ("SIGSTOP of a process, then SIGCONT", 0, 100),
+        ("SIGKILL of Redis, then its start", 90, 200),
+    ]:
+        journals.harness("fault", name=name, target="", started=start + first, at=start + last)
+    journals.provider("call", key="worker2.1", at=start + 100)
+    (seconds,) = journals.account().redelivery_seconds(outages=False)
+    assert abs(seconds - 60) < 1
 
 
 def test_an_end_that_no_signal_explains_is_a_problem(tmp_path: Path) -> None:
