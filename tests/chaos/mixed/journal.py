@@ -21,7 +21,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
 
-    def write(self, event: str, **fields: Any) -> None:
+    def write(self, event: str, /, **fields: Any) -> None:
         """Append an event with the present time."""
         line = json.dumps({"event": event, "at": time.monotonic(), **fields})
         os.write(self._file, line.encode() + b"\n")

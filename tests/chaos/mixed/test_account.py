@@ -47,8 +47,8 @@ class Journals:
         events.requests["p-1"].final = final
         return Account(events, rest)
 
-    def _write(self, name: str, event: str, **fields: Any) -> None:
-        Journal(self._folder / f"{name}.jsonl").write(event, **fields)
+    def _write(self, file: str, event: str, /, **fields: Any) -> None:
+        Journal(self._folder / f"{file}.jsonl").write(event, **fields)
 
 
 def test_a_request_without_an_outcome_is_lost(tmp_path: Path) -> None:
