@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,13 @@ import pytest
 import redis
 
 from config import acl
-from primarch_fleet import CompletionRequest, Fleet, results
+from primarch_fleet import AsyncFleet, Completion, CompletionRequest, Fleet, Ticket, results
 from primarch_fleet.budgets import ledger_keys
 from primarch_fleet.errors import ResultExpired
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_support import is_not_permitted
-from tests.support.producer import CATALOGUE, request
+from tests.support.producer import CATALOGUE, DONE, finish, request
 from tests.support.redis_server import DURABLE, RedisServer
 
 QUEUES = ("realtime", "batch", "scheduler", "local.m[1]")
@@ -106,6 +107,22 @@ def test_a_producer_learns_that_a_result_is_gone(
         server.admin.zrem(OPEN_KEY, ticket.id)
         with pytest.raises(ResultExpired):
             fleet.result(ticket, 5.0)
+
+
+def test_a_producer_waits_for_many_results(server: Server) -> None:
+    async def results_of(tickets: list[Ticket]) -> list[Completion]:
+        async with AsyncFleet(server.urls["producer"]) as fleet:
+            return await fleet.results(tickets, 20.0)
+
+    with Fleet(server.urls["producer"]) as fleet, Fleet(server.urls["admin"]) as admin:
+        tickets = fleet.submit_many([request()] * 3)
+        finish(admin, tickets[0].id)
+        done = fleet.as_completed(tickets, 20.0)
+        assert next(done).ticket == tickets[0]
+        for ticket in tickets[1:]:
+            finish(admin, ticket.id)
+        assert len(list(done)) == 2
+        assert asyncio.run(results_of(tickets)) == [DONE] * 3
 
 
 def test_a_producer_sees_how_many_messages_wait_but_not_since_when(
