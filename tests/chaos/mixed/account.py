@@ -290,7 +290,7 @@ class Account:
         """Seconds from the kill of the process that ran a request to its next start, sorted.
 
         Args:
-            outages: Whether those count in which Redis was away or had no memory.
+            outages: Whether the seconds count in which Redis does not answer or has no memory.
         """
         kills = {e["key"]: e["at"] for e in self._events.harness if e["event"] == "killed"}
         seconds = []
@@ -303,7 +303,7 @@ class Account:
         return sorted(seconds)
 
     def _outage_seconds(self, start: float, end: float) -> float:
-        """How long Redis was away, or had no memory, between two times."""
+        """For how long Redis does not answer, or has no memory, between two times."""
         seconds, last = 0.0, start
         for event in sorted(self._events.harness, key=lambda event: event.get("started", 0.0)):
             if event["event"] == "fault" and event["name"] in OUTAGES:
