@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -140,11 +141,13 @@ async def test_requests_that_arrive_after_an_orphan_was_read_get_its_answers(
 ) -> None:
     async with opened(profile(in_progress=HOUR)) as b:
         await b.scheduler.lane.start()
+        ids = {text: str(uuid.uuid4()) for text in "ab"}
         for text in parked:
-            await b.send(chat(text), task_id=text)
+            await b.send(chat(text), task_id=ids[text])
         own_server.save_files(copy)
-        for text in {"a", "b"} - set(parked):
-            await b.send(chat(text), task_id=text)
+        late = [text for text in ids if text not in parked]
+        for text in late:
+            await b.send(chat(text), task_id=ids[text])
         await ordered(b)
         b.clock.advance(2 * HOUR)
         await go_back(b, own_server, copy)
@@ -152,10 +155,9 @@ async def test_requests_that_arrive_after_an_orphan_was_read_get_its_answers(
         for _ in range(30):  # the search ends
             await b.turn()
         b.scheduler = b.new_scheduler()
-        late = [text for text in "ab" if text not in parked]
         for text in late:  # a message is delivered again
-            await b.send(chat(text), task_id=text)
-        results = [b.app.AsyncResult(text) for text in "ab"]
+            await b.send(chat(text), task_id=ids[text])
+        results = [b.app.AsyncResult(task_id) for task_id in ids.values()]
         await answered_once(b, results)
 
 
@@ -165,13 +167,14 @@ async def test_requests_that_a_cancelled_orphan_did_not_answer_are_ordered_again
     async with opened(profile(in_progress=HOUR * 10)) as b:
         await b.scheduler.lane.start()
         own_server.save_files(copy)
-        await b.send(chat("a"), task_id="a")
+        task_id = str(uuid.uuid4())
+        await b.send(chat("a"), task_id=task_id)
         await ordered(b)
         await go_back(b, own_server, copy)
         for _ in range(30):
             await b.turn()
         assert [batch.status for batch in await b.batches()] == ["cancelled"]
-        results = await b.send(chat("a"), task_id="a")
+        results = await b.send(chat("a"), task_id=task_id)
         await b.until_idle(HOUR, 30)
         (answer,) = await b.completions(results)
         assert (b.batches_created(), b.answered(), answer.receipt.attempts) == (2, 1, 2)
