@@ -33,6 +33,7 @@ def test_workers_killed_while_parking_lose_no_request_and_park_none_twice(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     env = environment(tmp_path, valkey_url)
+    count_waiting(store, "batch")  # a server must know the script to run it in a transaction
     with Celery("producer", broker=valkey_url, backend=valkey_url, set_as_current=False) as app:
         body = chat("again").to_wire()
         options: dict[str, Any] = {"queue": "batch", "priority": 3}
