@@ -40,6 +40,10 @@ class BatchLines:
         """Forget what was read of all batches but these."""
         self._lines = {name: lines for name, lines in self._lines.items() if name in batch_ids}
 
+    def held(self) -> bool:
+        """Return whether the lines of some batch are kept."""
+        return bool(self._lines)
+
     def known(self, batch_id: str) -> Lines | None:
         """Return the lines of a batch that were read before; None for another batch."""
         return self._lines.get(batch_id)

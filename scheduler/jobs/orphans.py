@@ -98,7 +98,7 @@ class OrphanSearch:
             for name, recovery in zip(accounts, recoveries, strict=True)
             if not recovery.done
         }
-        if not running:
+        if not running and self._lines.held():
             orphans = [await self._store.adoption.orphans(account) for account in accounts]
             self._lines.keep({batch_id for batch_ids in orphans for batch_id in batch_ids})
         return running
@@ -251,19 +251,21 @@ class OrphanSearch:
             results are being read.
         """
         account = job.group.provider
-        for batch_id in await self._store.adoption.orphans(account):
-            lines = self._lines.known(batch_id)
-            if lines is not None and not await self._members_in(job, lines):
+        orphans = await self._store.adoption.orphans(account)
+        members = (await self._store.members(job)).values() if orphans else ()
+        for batch_id in orphans:
+            known = self._lines.known(batch_id)
+            if known is not None and not await self._unanswered(members, known):
                 continue
             batch = await self._retrieve_orphan(account, batch_id)
             if batch is None:
                 continue
             lines = await self._lines.read(self._providers[account], batch) or {}
-            if not await self._members_in(job, lines):
+            if not await self._unanswered(members, lines):
                 continue
             jobs = [progress.job for progress in await self._store.live_jobs()]
             await self._adopt(account, batch, lines, jobs)
-            if await self._members_in(job, lines):
+            if await self._unanswered((await self._store.members(job)).values(), lines):
                 return False
         return True
 
@@ -280,11 +282,6 @@ class OrphanSearch:
         await self._store.adoption.forget_orphan(account, batch_id)
         return None
 
-    async def _members_in(self, job: Job, lines: Lines) -> list[str]:
-        """Return the requests of an unsent job that a batch has and has not answered."""
-        members = (await self._store.members(job)).values()
-        return await self._unanswered([one for one in members if one in lines], lines)
-
     async def _is_in(self, jobs: Iterable[Job], lines: Lines) -> bool:
         """Whether a request of a batch is in one of the jobs."""
         for job in jobs:
@@ -296,10 +293,11 @@ class OrphanSearch:
         """Return the requests of a batch that are at a location and that it has not answered."""
         return await self._unanswered(await self._store.adoption.found_in(location, lines), lines)
 
-    async def _unanswered(self, requests: list[str], lines: Lines) -> list[str]:
-        """Return those of the requests in a batch that it has not answered yet."""
-        attempts = await self._store.attempts(requests) if requests else {}
-        return [request for request in requests if lines[request].attempt > sum(attempts[request])]
+    async def _unanswered(self, requests: Iterable[str], lines: Lines) -> list[str]:
+        """Return those of the requests that a batch has and has not answered yet."""
+        found = [request for request in requests if request in lines]
+        attempts = await self._store.attempts(found) if found else {}
+        return [request for request in found if lines[request].attempt > sum(attempts[request])]
 
     async def _end(
         self, account: str, strays: Sequence[ProviderBatch], first: Collection[str]
