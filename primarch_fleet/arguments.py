@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from primarch_fleet.errors import InvalidRequest
@@ -58,12 +58,8 @@ def checked_requests(requests: object) -> list[Request]:
         TypeError: The argument is no iterable of requests; the message has the place of the first
             item that is no request.
     """
-    if isinstance(requests, Request | Mapping | str | bytes) or not isinstance(requests, Iterable):
-        raise TypeError(f"requests: pass a list of requests, not {_kind(requests)}")
-    found: list[Any] = list(requests)
-    for place, request in enumerate(found):
-        check_request(request, f"requests[{place}]")
-    return found
+    single = (Request, Mapping, str, bytes)
+    return _checked(requests, single, "requests: pass a list of requests", check_request)
 
 
 def check_ticket(ticket: object, name: str = "ticket") -> None:
@@ -87,12 +83,8 @@ def checked_tickets(tickets: object) -> list[Ticket | str]:
             first item that is neither.
         InvalidRequest: An id is empty.
     """
-    if isinstance(tickets, Ticket | str | bytes | Request) or not isinstance(tickets, Iterable):
-        raise TypeError(f"tickets: pass a list of tickets or ids, not {_kind(tickets)}")
-    found: list[Any] = list(tickets)
-    for place, ticket in enumerate(found):
-        check_ticket(ticket, f"tickets[{place}]")
-    return found
+    single = (Ticket, str, bytes, Request)
+    return _checked(tickets, single, "tickets: pass a list of tickets or ids", check_ticket)
 
 
 def check_to_stream(source: object) -> None:
@@ -113,6 +105,26 @@ def check_text(value: object, name: str) -> None:
     """Raise TypeError if an argument is no text."""
     if not isinstance(value, str):
         raise TypeError(f"{name}: pass a text, not {_kind(value)}")
+
+
+def _checked(
+    values: object, single: tuple[type, ...], advice: str, check: Callable[[object, str], None]
+) -> list[Any]:
+    """Return values as a list, each checked under its place.
+
+    Args:
+        values: The argument.
+        single: Types that can be iterated over and are no list of values.
+        advice: The name of the argument, a colon, and what to pass.
+        check: Takes a value and its name.
+    """
+    if isinstance(values, single) or not isinstance(values, Iterable):
+        raise TypeError(f"{advice}, not {_kind(values)}")
+    found = list(values)
+    name = advice.partition(":")[0]
+    for place, value in enumerate(found):
+        check(value, f"{name}[{place}]")
+    return found
 
 
 def _kind(value: object) -> str:
