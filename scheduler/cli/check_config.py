@@ -7,7 +7,8 @@ from pathlib import Path
 
 from config.check import problems
 from config.settings import settings
-from scheduler.cli.terminal import print_report, report
+from primarch_fleet.cli.terminal import report
+from scheduler.cli.terminal import print_report
 
 
 def check_config(options: argparse.Namespace) -> int:

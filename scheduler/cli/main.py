@@ -24,6 +24,7 @@ import redis
 from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
+from primarch_fleet.cli.terminal import report
 from primarch_fleet.errors import ResultTimeout, UnknownRequest
 from primarch_fleet.results import call_scheduler
 from scheduler.admin import dead_letters as letters
@@ -33,7 +34,7 @@ from scheduler.admin.status import read_status
 from scheduler.cli.check_config import add_options as add_check_options
 from scheduler.cli.check_config import check_config
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
-from scheduler.cli.terminal import print_report, report
+from scheduler.cli.terminal import print_report
 from scheduler.cli.views import queues, status, workers
 from scheduler.store.pauses import WHOLE_LANE, Pause
 from scheduler.store.store import Store

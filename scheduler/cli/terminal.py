@@ -1,4 +1,4 @@
-"""What operators' commands print: tables or JSON on stdout, and lines on stderr."""
+"""The reports that operators' commands print: tables or JSON on stdout."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from rich.console import Console, RenderableType
 #: Width of the tables when stdout is not a terminal.
 TABLE_COLUMNS = 140
 
-_stderr = Console(stderr=True, soft_wrap=True, highlight=False)
-
 
 def print_report(content: RenderableType | dict[str, Any]) -> None:
     """Print tables, or a JSON object on one line."""
@@ -19,9 +17,3 @@ def print_report(content: RenderableType | dict[str, Any]) -> None:
         out.print_json(data=content, indent=None, highlight=False)
     else:
         (out if out.is_terminal else Console(width=TABLE_COLUMNS)).print(content)
-
-
-def report(text: str, exit_status: int) -> int:
-    """Print a line to stderr and return the exit status."""
-    _stderr.print(text, markup=False)
-    return exit_status

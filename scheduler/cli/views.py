@@ -12,13 +12,14 @@ import yaml
 from config.settings import redis_url, settings
 from primarch_fleet import Fleet
 from primarch_fleet.cli.address import ADDRESSES, DATA_DIR
+from primarch_fleet.cli.terminal import report
 from primarch_fleet.redis_support import once
 from primarch_fleet.results import reachable
 from scheduler.admin import queues as queue_views
 from scheduler.admin.overview import read_overview
 from scheduler.admin.status import read_status
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_store
-from scheduler.cli.terminal import print_report, report
+from scheduler.cli.terminal import print_report
 
 #: For workers to answer.
 WORKER_TIMEOUT_SECONDS = 2.0

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from primarch_fleet.cli.batch.input_file import identity
@@ -42,12 +41,7 @@ class OutputFile(AbstractContextManager["OutputFile"]):
             self._file.close()
             raise
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, custom_id: str, task_id: str, completion: Completion) -> None:
@@ -108,12 +102,7 @@ class ErrorFile(AbstractContextManager["ErrorFile"]):
         self.count = 0
         _remove_errors(path)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
 
