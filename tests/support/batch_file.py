@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
+
+from tests.support.workers import REPOSITORY
 
 #: Lines that are no request, or that the fleet refuses, each with a part of the reason.
 BAD_LINES: dict[bytes, str] = {
@@ -85,3 +92,23 @@ def write_batch_file(path: Path, requests: int, kinds: Container[str] | None = N
             if index > 10 and (line := next(bad, None)):
                 file.write(line + b"\n")
     return custom_ids
+
+
+@contextmanager
+def run_batch(url: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `fleet batch in.jsonl -o out.jsonl` in a folder; kill it at the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "primarch_fleet", "batch", "in.jsonl", "-o", "out.jsonl", *options],
+        cwd=folder,
+        env=os.environ | {"FLEET_REDIS_URL": url, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, it has made them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

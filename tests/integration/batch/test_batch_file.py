@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +17,9 @@ import yaml
 
 from primarch_fleet import Fleet
 from primarch_fleet.answers import form_of
-from tests.support.batch_file import BAD_LINES, write_batch_file
+from tests.support.batch_file import BAD_LINES, run_batch, write_batch_file
 from tests.support.batch_fixture import config, profile
-from tests.support.workers import REPOSITORY, StartWorker, eventually
+from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator import Simulator
 
 REQUESTS = 1_000
@@ -77,25 +75,6 @@ def provider(
             yield Provider(simulator, valkey_url)
 
 
-@contextmanager
-def batch(url: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `fleet batch in.jsonl -o out.jsonl` in a folder."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "primarch_fleet", "batch", "in.jsonl", "-o", "out.jsonl", *options],
-        cwd=folder,
-        env=os.environ | {"FLEET_REDIS_URL": url, "PYTHONPATH": str(REPOSITORY)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def answers(path: Path) -> dict[str, dict[str, Any]]:
     """The output lines by custom_id; each is there once."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -123,7 +102,10 @@ def test_a_run_that_is_killed_three_times_ends_as_one_run_and_costs_as_much(
         folder.mkdir()
         custom_ids = write_batch_file(folder / "in.jsonl", REQUESTS)
     started = provider.invoice()
-    with provider.ticking(), batch(provider.url, single, "--run", "single", "--json") as process:
+    with (
+        provider.ticking(),
+        run_batch(provider.url, single, "--run", "single", "--json") as process,
+    ):
         out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     one_run = difference(provider.invoice(), started)
@@ -141,7 +123,7 @@ def test_a_run_that_is_killed_three_times_ends_as_one_run_and_costs_as_much(
     kill_three_times(provider, store, killed)
     output = killed / "out.jsonl"
     for _ in ("the rest", "nothing"):
-        with provider.ticking(), batch(provider.url, killed) as process:
+        with provider.ticking(), run_batch(provider.url, killed) as process:
             _, err = process.communicate(timeout=120)
         assert process.returncode == 1, err
         assert "continued" in err
@@ -164,19 +146,19 @@ def kill_three_times(provider: Provider, store: redis.Redis, folder: Path) -> No
         return sum(1 for _ in store.scan_iter("fleet:idempotency:*", count=5_000))
 
     output, before = folder / "out.jsonl", provider.invoice()
-    with batch(provider.url, folder) as process:
+    with run_batch(provider.url, folder) as process:
         eventually(asked)
         kill(process)
     first = asked()
     assert first < REQUESTS
     with provider.ticking():
         eventually(lambda: difference(provider.invoice(), before)["requests"] == first, 60)
-    with batch(provider.url, folder) as process:
+    with run_batch(provider.url, folder) as process:
         eventually(lambda: output.exists() and output.stat().st_size)
         kill(process)
     with output.open("ab") as file:
         file.write(b'{"id": "batch_req_12')  # as a kill in the middle of a write leaves it
-    with batch(provider.url, folder) as process:
+    with run_batch(provider.url, folder) as process:
         eventually(lambda: asked() == REQUESTS)
         kill(process)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,11 @@ import redis
 from primarch_fleet import Fleet
 from primarch_fleet.catalogue import LaneLimits, Limits
 from primarch_fleet.errors import Cancelled
+from tests.support.batch_file import run_batch
 from tests.support.lane_limits import publish
 from tests.support.producer import finish, messages
 from tests.support.redis_server import RedisServer
-from tests.support.workers import REPOSITORY, eventually
+from tests.support.workers import eventually
 
 LINES = 12
 #: The list of the realtime queue's messages of low priority, as the command sends them.
@@ -41,24 +39,8 @@ def write(folder: Path, count: int = LINES, **body: Any) -> None:
             file.write(json.dumps(line | {"body": body}) + "\n")
 
 
-@contextmanager
-def batch(url: str, folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    command = ["batch", "in.jsonl", "-o", "out.jsonl", "--lane", "realtime", *options]
-    with subprocess.Popen(
-        [sys.executable, "-m", "primarch_fleet", *command],
-        cwd=folder,
-        env=os.environ | {"FLEET_REDIS_URL": url, "PYTHONPATH": str(REPOSITORY)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background of a shell, it has made them ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def batch(url: str, folder: Path, *options: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return run_batch(url, folder, "--lane", "realtime", *options)
 
 
 def serve(store: redis.Redis, fleet: Fleet) -> int:
