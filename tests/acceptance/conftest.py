@@ -67,26 +67,21 @@ class Up:
         [pid] = [
             process.pid
             for process in processes_of(self.folder)
-            if any(f"{name}@" in arg for arg in process.cmdline())
+            if any(f"{name}@" in argument for argument in process.info["cmdline"])
         ]
         return pid
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """All running processes that were started for a data folder."""
+    """All running processes that were started for a data folder, with what psutil has read."""
     return [
         process
-        for process in psutil.process_iter()
-        if _environment(process).get("FLEET_DATA_DIR") == str(folder)
-        and process.status() != psutil.STATUS_ZOMBIE
+        # A process that ends meanwhile has None for what cannot be read any more.
+        for process in psutil.process_iter(["environ", "cmdline", "status"])
+        if (process.info["environ"] or {}).get("FLEET_DATA_DIR") == str(folder)
+        and process.info["cmdline"]
+        and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    try:
-        return process.environ()
-    except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
-        return {}
 
 
 def ask_flower(url: str, login: str, path: str, data: dict[str, Any] | None = None) -> str:
