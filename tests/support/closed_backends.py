@@ -25,3 +25,5 @@ def closed_backends(app: Any) -> Iterator[None]:
             backend.result_consumer.stop()
             backend.result_consumer._pubsub = None  # else a garbage-collected result reopens it
             backend.client.connection_pool.disconnect()
+            if chords := vars(backend).get("chords"):
+                chords.client.connection_pool.disconnect()

@@ -20,11 +20,16 @@ class Relay:
         self.silent = threading.Event()
         #: Set when a command has been swallowed.
         self.has_swallowed = threading.Event()
-        self._command, self._replies_to_lose = b"", 0
+        self._command, self._commands_to_pass, self._replies_to_lose = b"", 0, 0
 
-    def lose_replies(self, command: bytes, times: int = 1) -> None:
-        """Close the connection after the server has executed the command, so many times."""
-        self._command, self._replies_to_lose = command, times
+    def lose_replies(self, command: bytes = b"", times: int = 1, after: int = 0) -> None:
+        """Close the connection after the server has executed the command, so many times.
+
+        Args:
+            command: A part of the commands that count; all count by default.
+            after: Commands that get their replies before.
+        """
+        self._command, self._commands_to_pass, self._replies_to_lose = command, after, times
 
     @property
     def all_lost(self) -> bool:
@@ -47,7 +52,9 @@ class Relay:
                     self.has_swallowed.set()
                     continue
                 if self._replies_to_lose and self._command in data:
-                    loses_reply.set()
+                    if self._commands_to_pass == 0:
+                        loses_reply.set()
+                    self._commands_to_pass = max(self._commands_to_pass - 1, 0)
                 server.sendall(data)
 
     def _relay_replies(

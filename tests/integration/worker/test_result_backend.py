@@ -1,10 +1,12 @@
 """The workers' result backend, on a real server and compared with Celery's own."""
 
+import base64
 import json
 import os
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,12 +22,15 @@ from primarch_fleet.cancellation import COMPLETED, mark_key
 from primarch_fleet.catalogue import Limits
 from tests.support.closed_backends import closed_backends
 from tests.support.redis_server import RedisServer
+from tests.support.relay import Relay, relay
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
 
 
-@pytest.fixture
-def app(valkey_url: str) -> Iterator[Celery]:
-    with Celery("worker", backend=backend_url(valkey_url), set_as_current=False) as app:
+@contextmanager
+def worker_app(broker_url: str, results_url: str) -> Iterator[Celery]:
+    """A worker's app that is not the current app."""
+    backend = backend_url(results_url)
+    with Celery("worker", broker=broker_url, backend=backend, set_as_current=False) as app:
         app.conf.update(result_expires=600, result_failure_expires=60)
         app.conf.update(
             result_backend_thread_safe=True,
@@ -36,6 +41,12 @@ def app(valkey_url: str) -> Iterator[Celery]:
         )
         with closed_backends(app):
             yield app
+
+
+@pytest.fixture
+def app(valkey_url: str) -> Iterator[Celery]:
+    with worker_app(valkey_url, valkey_url) as app:
+        yield app
 
 
 @pytest.fixture
@@ -265,6 +276,35 @@ def test_a_worker_that_dies_publishing_a_chords_body_blocks_others_only_for_seco
     assert os.waitstatus_to_exitcode(status) == 9, "the child dies while it publishes the body"
     (claim,) = store.keys(f"*{group}*.c")
     assert 0 < store.ttl(claim) <= 10
+
+
+@pytest.fixture
+def relayed(valkey_url: str) -> Iterator[tuple[Celery, Relay]]:
+    """An app whose results go through a relay."""
+    with relay(valkey_url) as results, worker_app(valkey_url, results.url) as app:
+        yield app, results
+
+
+def test_a_chords_body_is_published_once_whichever_reply_is_lost(
+    relayed: tuple[Celery, Relay], store: redis.Redis
+) -> None:
+    app, results = relayed
+    number = 0
+    while number == 0 or results.all_lost:
+        group, body = str(uuid.uuid4()), app.signature("body", app=app, queue=f"body-{number}")
+        app.backend.set_chord_size(group, 3)
+        for index in range(3):
+            part = str(uuid.uuid4())
+            request = Context(id=part, group=group, group_index=index, chord=dict(body))
+            if index == 2:
+                results.lose_replies(after=number)
+            app.backend.mark_as_done(part, index, request=request)
+        (message,) = map(json.loads, store.lrange(f"body-{number}", 0, -1))
+        arguments, _, _ = json.loads(base64.b64decode(message["body"]))
+        assert arguments == [[0, 1, 2]]
+        assert store.get(key(message["headers"]["id"])) is None, "the body has not failed"
+        number += 1
+    assert number > 5, "the result and the commands that join the chord"
 
 
 @pytest.mark.parametrize("stored_before", [False, True])
