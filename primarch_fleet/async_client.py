@@ -9,11 +9,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
     Sequence,
 )
 from typing import Any, Literal, Self, overload
 
-from primarch_fleet import arguments, protocol, redis_support
+from primarch_fleet import arguments, protocol, redis_support, tracing
 from primarch_fleet.budgets import Budget
 from primarch_fleet.client import MAX_READERS, Fleet
 from primarch_fleet.completions import (
@@ -43,6 +44,7 @@ from primarch_fleet.streaming import (
     stream_task_id,
     streamed,
 )
+from primarch_fleet.submitter import Submitter
 
 
 class AsyncFleet:
@@ -61,7 +63,7 @@ class AsyncFleet:
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = ResultWaiter(url, self._fleet.app)
-        self._submits = _SubmitQueue(self._fleet)
+        self._submits = _SubmitQueue(self._fleet.submitter)
         self._is_closed = False
         self._read_timeout_seconds = READ_SECONDS + timeout
         self._streams = redis_support.stream_reader_async(url, timeout, MAX_READERS)
@@ -95,7 +97,10 @@ class AsyncFleet:
         """
         self._check_open()
         arguments.check_request(request)
-        return await self._submits.submit(request)
+        with tracing.submission() as submission:
+            ticket = await self._submits.submit(request, submission.headers)
+            submission.sent([ticket])
+            return ticket
 
     async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Enqueue all requests or none; see `Fleet.submit_many`."""
@@ -288,21 +293,29 @@ class AsyncStream(AsyncIterator[Chunk]):
         return self._cursor.read(reply) if reply else self._cursor.read_nothing(result)
 
 
+#: A request, and the headers that carry the trace of its submit.
+_Traced = tuple[Request, Mapping[str, str]]
+
+
 class _SubmitQueue:
     """Sends concurrent submits in one pipeline after the other, each on a thread.
 
     Each request is enqueued or rejected as if it were submitted alone.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-        self._waiting: list[tuple[Request, asyncio.Future[Ticket]]] = []
+    def __init__(self, submitter: Submitter) -> None:
+        self.submitter = submitter
+        self._waiting: list[tuple[_Traced, asyncio.Future[Ticket]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    async def submit(self, request: Request) -> Ticket:
-        """Call `Fleet.submit`. If it is cancelled before it is sent, nothing is enqueued."""
+    async def submit(self, request: Request, headers: Mapping[str, str]) -> Ticket:
+        """Submit a request. If the call is cancelled before it is sent, nothing is enqueued.
+
+        Args:
+            headers: Carry the trace of the submit.
+        """
         future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
+        self._waiting.append(((request, headers), future))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send())
         return await future
@@ -326,12 +339,10 @@ class _SubmitQueue:
                 else:
                     future.set_result(outcome)
 
-    def _submit_each(self, requests: list[Request]) -> list[Ticket | Exception]:
+    def _submit_each(self, requests: list[_Traced]) -> list[Ticket | Exception]:
         """The ticket or the error of each request."""
         try:
-            if len(requests) == 1:
-                return [self._fleet.submit(requests[0])]
-            return [*self._fleet.submit_many(requests)]
+            return [*self.submitter.submit_traced(requests)]
         except Exception as error:
             if len(requests) > 1 and _enqueued_nothing(error):
                 return [self._submit_each([request])[0] for request in requests]

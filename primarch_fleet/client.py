@@ -65,7 +65,8 @@ class Fleet:
         self._app = celery_app.producer_app(url, timeout)
         self._redis = redis_support.once(url, timeout)
         self._ledger = Ledger(self._redis)
-        self._submitter = Submitter(self._app, self._redis, self._ledger, clock)
+        #: For `AsyncFleet`: no part of the interface.
+        self.submitter = Submitter(self._app, self._redis, self._ledger, clock)
         self._canceller = Canceller(self._app, self._redis, self._ledger)
         self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
         self._is_closed = False
@@ -104,7 +105,7 @@ class Fleet:
             FleetUnavailable: The broker did not answer.
         """
         self._check_open()
-        return self._submitter.catalogue()
+        return self.submitter.catalogue()
 
     def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane.
@@ -127,7 +128,7 @@ class Fleet:
         """
         self._check_open()
         arguments.check_request(request)
-        return self._submitter.submit([request])[0]
+        return self.submitter.submit([request])[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Check many requests and enqueue all of them, in a few round trips.
@@ -144,7 +145,7 @@ class Fleet:
             TypeError: An item is no request; the message has its place.
         """
         self._check_open()
-        return self._submitter.submit(arguments.checked_requests(requests), "requests[{}].")
+        return self.submitter.submit(arguments.checked_requests(requests), "requests[{}].")
 
     def budget(self, tenant_id: str) -> Budget:
         """Return what a tenant has spent and reserved today and this month.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -62,9 +63,18 @@ class OutgoingMessage:
 
     @classmethod
     def build(
-        cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth | None = None
+        cls,
+        request: Request,
+        catalogue: Catalogue,
+        now: datetime,
+        health: LaneHealth | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> OutgoingMessage:
-        """Encode a request for the lane that `routing.route` chooses. Raises the same errors."""
+        """Encode a request for the lane that `routing.route` chooses. Raises the same errors.
+
+        Args:
+            headers: More headers of the message.
+        """
         body = request.to_wire()
         decision = routing.route(request, body, catalogue, now, health)
         common = {
@@ -73,6 +83,7 @@ class OutgoingMessage:
             "priority": PRIORITIES[request.priority],
             "expires": request.deadline,
             "argsrepr": protocol.HIDDEN_ARGUMENTS,
+            "headers": headers or {},
         }
         return cls._encode(request, decision, common, now)
 
@@ -82,6 +93,7 @@ class OutgoingMessage:
     ) -> OutgoingMessage:
         """The message of a decision; `common` are the options that do not depend on the lane."""
         headers = {
+            **common["headers"],
             protocol.SUBMITTED_AT: now.timestamp(),
             protocol.LANE_REASON: decision.reason,
             protocol.TENANT: protocol.tenant_header(request.tenant_id),

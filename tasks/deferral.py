@@ -13,7 +13,7 @@ from celery import Task
 from celery.app.task import Context
 from celery.exceptions import Ignore
 
-from primarch_fleet import protocol
+from primarch_fleet import protocol, tracing
 from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
 from primarch_fleet.requests import Request
 from tasks import services
@@ -30,6 +30,7 @@ CONTEXT_FIELDS = (
     *("retries", "eta", "expires", "timelimit", "shadow", "stamped_headers", "stamps"),
     *("reply_to", "correlation_id", "delivery_info", "headers", "properties"),
     *(protocol.SUBMITTED_AT, protocol.LANE_REASON),
+    *tracing.HEADERS,
 )
 
 

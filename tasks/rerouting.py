@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Task
 
-from primarch_fleet import protocol
+from primarch_fleet import protocol, tracing
 from primarch_fleet.contract import PRIORITIES, Lane
 from primarch_fleet.requests import Request
 from primarch_fleet.routing import longer_lane
@@ -45,6 +45,7 @@ async def move_to_longer_lane(
         protocol.SUBMITTED_AT: context.get(protocol.SUBMITTED_AT),
         protocol.LANE_REASON: reason,
         protocol.TENANT: protocol.tenant_header(request.tenant_id),
+        **tracing.carried(vars(context)),
     }
     moved = task.app.signature(
         protocol.task_name(decision.lane, request.verb),

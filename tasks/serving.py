@@ -17,7 +17,7 @@ from primarch_fleet.errors import (
     RequestFailed,
 )
 from primarch_fleet.requests import REQUESTS, Request
-from tasks import services
+from tasks import services, tracing
 from tasks.app import app
 from tasks.failures import count_failure, model_of
 from tasks.receipts import RequestMetadata
@@ -59,7 +59,9 @@ async def serve(
         raise
     meter = UsageMeter()
     try:
-        completion = await _accounted(lane, request, RequestMetadata.of(task.request), meter)
+        with tracing.run(lane, vars(task.request), request, meter) as traced:
+            completion = await _accounted(lane, request, RequestMetadata.of(task.request), meter)
+            traced.answered(completion)
     except FleetError as error:
         if isinstance(error, ContextWindowExceeded):
             await move_to_longer_lane(lane, task, request, request.to_wire())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,8 @@ class ProviderCall:
     media: MediaTokens
     #: The provider that reports show.
     provider: str
+    #: The provider as traces name it: `gen_ai.provider.name`.
+    system: str = ""
     #: The fleet's code of the error with which it ended.
     error: str = ProviderUnavailable.code
     #: True if it has an answer, whose cost is in the receipt.
@@ -41,6 +44,9 @@ class ProviderCall:
     #: Chunks of a stream that arrived with a part of the answer, and their characters.
     chunks: int = 0
     characters: int = 0
+    #: When it started and ended, in nanoseconds since the epoch by the host's clock; None: it runs.
+    started_ns: int = field(default_factory=time.time_ns)
+    ended_ns: int | None = None
 
     def add_chunk(self, text: str) -> None:
         """Count a chunk with a part of the answer."""
@@ -50,6 +56,7 @@ class ProviderCall:
     def fail(self, error: str, *, refused: bool) -> None:
         """Record how the call ended without an answer; a stream that had begun was not refused."""
         self.error, self.refused = error, refused and not self.chunks
+        self.ended_ns = time.time_ns()
 
     @property
     def output_tokens(self) -> int:
@@ -100,6 +107,7 @@ class UsageMeter:
         self.usage = usage
         if self.calls:
             self.calls[-1].answered = True
+            self.calls[-1].ended_ns = time.time_ns()
 
     def fail(self, error: str, reported: Usage | None) -> None:
         """Record that the generation of the last call's answer failed.

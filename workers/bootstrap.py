@@ -29,7 +29,7 @@ from tasks.accounting import Accountant
 from tasks.app import app
 from tasks.response_cache import ResponseCache
 from tasks.services import Services
-from workers.observability import metrics
+from workers.observability import metrics, trace_export
 from workers.observability.consumption import CONSUMPTION, ConsumptionStep
 from workers.observability.cost_recorder import RedisCostRecorder
 from workers.observability.fleet_keys import FleetKeys
@@ -91,6 +91,7 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
         def start(self, worker: Any) -> None:
             try:
                 refuse_key_prefix(app)
+                trace_export.start(f"primarch-{lane}")
                 _start_worker(lane, start_lane, worker)
             except FleetError as error:
                 logger.critical("%s", error, extra={"action": "lane_start_failed"})

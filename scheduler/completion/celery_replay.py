@@ -16,6 +16,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import InvalidTaskError
 from kombu.exceptions import OperationalError
 
+from primarch_fleet import tracing
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY
 from scheduler.completion import publish_once
 from tasks import event_text
@@ -115,7 +116,7 @@ class CeleryReplay:
             context["args"],
             context["kwargs"],
             queue=queue,
-            headers={**(request.headers or {}), **headers},
+            headers={**(request.headers or {}), **tracing.carried(context), **headers},
         )
         with publish_once.publish_once(context["id"]):
             signature.apply_async(priority=EXPLICIT_HIGH_PRIORITY)

@@ -14,7 +14,7 @@ import redis
 from config.inline_accounts import receipt_provider
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import BatchError, InvalidRequest, RequestFailed
-from scheduler.completion import accounting
+from scheduler.completion import accounting, batch_trace
 from scheduler.completion.batch_receipt import completion
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.model.job import AttemptCounts, Job, Location, ParkedRequest, RequestGroup
@@ -42,6 +42,8 @@ class PreparedCompletion(NamedTuple):
     outcome: Outcome
     #: Seconds since it was parked.
     runtime: float
+    #: Its completion, by the store's clock.
+    now: float
 
     @property
     def cost(self) -> int:
@@ -84,6 +86,7 @@ class Completer:
         outcomes = await self._complete(
             {request: partial(completion, job, body) for request, body in answers.items()},
             Location(job.group, job.intent),
+            job,
         )
         receipts = [outcome.receipt for outcome in outcomes if isinstance(outcome, Completion)]
         for receipt in receipts:
@@ -115,7 +118,7 @@ class Completer:
         await asyncio.to_thread(self._threads.shutdown)
 
     async def _complete(
-        self, builders: Mapping[str, BuildOutcome], location: Location
+        self, builders: Mapping[str, BuildOutcome], location: Location, job: Job | None = None
     ) -> list[Outcome]:
         """Complete those requests that no other scheduler completes; their outcomes."""
         if not builders:
@@ -129,6 +132,8 @@ class Completer:
         failed = await self._replay_all(prepared)
         completed = [prepared[request] for request in prepared if request not in failed]
         _count_failures(completed, location)
+        for one in completed:
+            batch_trace.record_request(one.parked, one.outcome, one.now, job)
         costs = [(request.parked, request.cost) for request in completed]
         await accounting.settle(location.intent or accounting.UNSENT, costs)
         # A request without a record cannot be completed; it leaves the lane with the others.
@@ -157,7 +162,7 @@ class Completer:
                 outcome = await self._blobs.offload_result(request, outcome)
             else:
                 outcome = await self._redacted(request, parked, outcome)
-            prepared[request] = PreparedCompletion(parked, outcome, now - parked.parked_at)
+            prepared[request] = PreparedCompletion(parked, outcome, now - parked.parked_at, now)
         return prepared
 
     async def _redacted(
@@ -200,7 +205,7 @@ class Completer:
     ) -> dict[str, Exception]:
         """Complete tasks one after another; the errors by request."""
         errors, events = {}, []
-        for request, (parked, outcome, runtime) in requests:
+        for request, (parked, outcome, runtime, _) in requests:
             try:
                 value = parked.value(outcome)
                 events.append(self._replay.complete(parked.context, value, runtime))

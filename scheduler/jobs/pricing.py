@@ -15,6 +15,7 @@ def pricing_of(config: FleetConfig, group: RequestGroup) -> JobPricing | None:
             return JobPricing(
                 deployment=deployment.id,
                 upstream=deployment.upstream,
+                litellm_provider=config.providers[group.provider].litellm_provider,
                 price=config.rates(deployment).in_batches(),
                 list_price=config.list_price(group.model),
                 simulated=config.providers[group.provider].simulated,

@@ -9,6 +9,7 @@ from pathlib import Path
 from primarch_fleet.errors import BatchError, ProviderError
 from primarch_fleet.requests import Request
 from scheduler import metrics
+from scheduler.completion import batch_trace
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
 from scheduler.jobs.orphans import OrphanSearch
@@ -75,13 +76,14 @@ class Submitter:
             if not await self._is_stored_safely(job):
                 await self._store.advance(job, "UPLOADED", after=self._backoff.after(0))
                 return
-            batch = await provider.create(
-                job.file_id, job.group.endpoint, job.group.window, job.intent
-            )
+            with batch_trace.creation(job) as trace:
+                batch = await provider.create(
+                    job.file_id, job.group.endpoint, job.group.window, job.intent
+                )
         except ProviderRefused as error:
             await self._handle_refusal(job, error)
         else:
-            await self._store_submitted(job, provider, batch)
+            await self._store_submitted(job, provider, batch, trace)
 
     async def _is_stored_safely(self, job: Job) -> bool:
         """Whether the intent to create the batch survives a crash of Redis, with its requests.
@@ -197,11 +199,11 @@ class Submitter:
         return file_id
 
     async def _store_submitted(
-        self, job: Job, provider: BatchProvider, batch: ProviderBatch
+        self, job: Job, provider: BatchProvider, batch: ProviderBatch, trace: dict[str, str]
     ) -> None:
         try:
             after = self._backoff.after(0)
-            await self._store.advance(job, "SUBMITTED", after=after, batch_id=batch.id)
+            await self._store.advance(job, "SUBMITTED", after=after, batch_id=batch.id, **trace)
         except LeaseLost:
             # The scheduler that took over may have created another batch for the job.
             its_batch_id = (await self._store.reload(job)).batch_id

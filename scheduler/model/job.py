@@ -92,6 +92,8 @@ class JobPricing(BaseModel):
     deployment: str
     #: The provider's name for the model.
     upstream: str
+    #: LiteLLM's name of the provider, for traces; "" in jobs of older versions.
+    litellm_provider: str = ""
     price: Rates
     list_price: Rates
     simulated: bool = False
@@ -137,6 +139,8 @@ class Job(BaseModel):
     batch_id: str = ""
     #: 1 when the batch was found at the provider and no job knew it.
     adopted: int = 0
+    #: The trace in which the batch was created: a `traceparent`, or "".
+    trace: str = ""
     #: The batch's status, as the provider last said.
     status: str = ""
     #: How often the job was delayed in its state.

@@ -164,7 +164,9 @@ class LocalServer:
     def _provider_call(self, request: Request) -> ProviderCall:
         config = self._config
         media = config.media_tokens
-        return ProviderCall(config.queue, request.model, self._price, media, provider="local")
+        return ProviderCall(
+            config.queue, request.model, self._price, media, provider="local", system=config.engine
+        )
 
     def _privacy_fields(self, request: Request) -> dict[str, Any]:
         return self._privacy.fields(request, ENGINE) if self._privacy else {}
