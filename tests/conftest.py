@@ -6,6 +6,11 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# An example takes longer while other processes of pytest have the processors.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Before anything imports it: its assertions say what they found, as those of tests do.
 pytest.register_assert_rewrite("tests.support.batch_fixture")

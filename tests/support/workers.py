@@ -18,7 +18,7 @@ from scheduler.model.jsonl import request_id
 from scheduler.store.keys import REQUESTS
 
 REPOSITORY = Path(__file__).parents[2]
-START_TIMEOUT = 30.0
+START_TIMEOUT = 120.0
 #: That a worker has to stop by itself when coverage is measured.
 COVERAGE_SECONDS = 5.0
 
@@ -26,7 +26,7 @@ COVERAGE_SECONDS = 5.0
 LIVE_WORKERS: list["Worker"] = []
 
 
-def eventually(what: Callable[[], Any], timeout: float = 20.0) -> Any:
+def eventually(what: Callable[[], Any], timeout: float = 60.0) -> Any:
     """The first true value of `what()`; fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := what()):

@@ -106,19 +106,18 @@ def subscribed(server: redis.Redis, tickets: list[Ticket]) -> int:
     return sum(count > 0 for _, count in channels)
 
 
-def test_five_thousand_results_are_collected_in_two_seconds(
+def test_five_thousand_results_are_read_by_a_hundred_commands(
     fleet: Fleet, server: redis.Redis, client: Client
 ) -> None:
     tickets = fleet.submit_many([request()] * 5_000)
     store(server, tickets)
 
-    def seconds() -> float:
-        started = time.monotonic()
-        assert client.results(tickets) == [DONE] * 5_000
-        return time.monotonic() - started
+    def commands() -> int:
+        return int(server.info("stats")["total_commands_processed"])
 
-    # The faster of two: another process may have the processor meanwhile.
-    assert min(seconds() for _ in range(2)) < 2
+    before = commands()
+    assert client.results(tickets) == [DONE] * 5_000
+    assert commands() - before < 120
 
 
 def test_results_that_come_later_are_awaited(
@@ -187,7 +186,7 @@ def test_after_a_timeout_the_rest_can_be_asked_for_again(
     started = time.monotonic()
     with pytest.raises(ResultTimeout, match=r"2 of 3 requests have no result within 0\.2 s"):
         client.results(tickets, 0.2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     store(server, tickets)
     assert client.results(tickets, 5.0) == [DONE] * 3
 
