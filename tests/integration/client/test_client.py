@@ -206,10 +206,12 @@ def test_a_wait_takes_as_long_as_asked(fleet: Fleet, seconds: float) -> None:
         started = time.monotonic()
         with pytest.raises(errors.ResultTimeout):
             fleet.result(ticket, seconds)
-        return time.monotonic() - started
+        took = time.monotonic() - started
+        assert took >= seconds
+        return took
 
-    # The fastest of a few: another process may have the processor meanwhile.
-    assert seconds <= min(waited() for _ in range(3)) <= seconds + 0.05
+    # One of several: another process may have the processor meanwhile.
+    assert any(waited() <= seconds + 0.05 for _ in range(10))
 
 
 def test_progress_counts_many_requests_in_one_round_trip(
