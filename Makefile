@@ -34,7 +34,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-re
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-rabbitmq tune audit lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -96,6 +96,9 @@ bench-fairness: $(VENV)/.dev  ## what a burst of one tenant costs the others; AR
 
 bench-idle: $(VENV)/.dev  ## what an idle worker of each lane sends to Redis; ARGS="--seconds 60"
 	$(BIN)/python -m tests.bench.idle $(ARGS)
+
+bench-memory: $(VENV)/.dev  ## what a request holds in the memory of Redis, by its state
+	$(BIN)/python -m tests.bench.memory $(ARGS)
 
 bench-rabbitmq: $(VENV)/.dev  ## what RabbitMQ as the broker would change; ARGS="--url amqp://guest:guest@127.0.0.1//"
 	$(BIN)/python -m tests.bench.rabbitmq $(ARGS)

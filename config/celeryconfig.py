@@ -72,8 +72,9 @@ task_publish_retry_policy = {
     "interval_max": 5,
 }
 
+result_expires = settings().result_ttl
 # Longer than the longest batch; otherwise a chord over batch results would never run its body.
-result_expires = result_chord_expires = 3 * _DAY
+result_chord_expires = 3 * _DAY
 
 # Flower shows every task, but no prompt and no answer: tasks/event_text.py has what it shows.
 worker_send_task_events = True

@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(30.0, ge=0)
     #: Seconds after which another worker takes over the tasks of a dead one.
     visibility_timeout: float = Field(30.0, gt=0)
+    #: Seconds for which a result is kept: three days. All workers need the same.
+    result_ttl: int = Field(3 * 86_400, ge=60)
+    #: Seconds for which the chunks of a stream are kept after the last chunk.
+    stream_ttl: int = Field(600, ge=10)
     #: Address of a process's Prometheus endpoint.
     metrics_host: str = "127.0.0.1"
     #: Port of a process's Prometheus endpoint. 0 takes a free port.

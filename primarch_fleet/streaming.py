@@ -42,8 +42,6 @@ from primarch_fleet.requests import Request
 #: The only field of an entry, and the values of `ended`.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"
 OK, FAILED = "ok", "failed"
-#: Seconds for which a stream is kept after the last write.
-TTL_SECONDS = 600
 #: Chunks that a stream keeps, at least. Late readers cannot read a longer answer from its start.
 MAX_CHUNKS = 100_000
 

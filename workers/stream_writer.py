@@ -27,7 +27,6 @@ from primarch_fleet.streaming import (
     MAX_CHUNKS,
     OK,
     OPENED,
-    TTL_SECONDS,
     stream_key,
 )
 from tasks.usage_meter import UsageMeter
@@ -83,9 +82,13 @@ class StreamWriter:
     during a round trip, are written together: a busy worker makes 60 round trips a second, not one
     for each token. While Redis cannot be reached, nothing fails and no caller waits: up to
     MAX_PENDING_BYTES are kept and written later.
+
+    Args:
+        ttl_seconds: For how long a stream is kept after its last chunk.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ttl_seconds: int) -> None:
+        self._ttl_seconds = ttl_seconds
         # Without retries of its own: `_write` retries, and knows what is already written.
         self._redis = redis_support.once(url, TIMEOUT_SECONDS)
         self._changed = threading.Condition()  # guards the next six attributes
@@ -204,7 +207,7 @@ class StreamWriter:
             return
         pipeline = ScriptPipeline(self._redis)
         for run in new:
-            OPEN_STREAM.run(pipeline, [run.stream_key], [TTL_SECONDS])
+            OPEN_STREAM.run(pipeline, [run.stream_key], [self._ttl_seconds])
         for run, number in zip(new, pipeline.execute(), strict=True):
             run.number = number
 
@@ -217,7 +220,7 @@ class StreamWriter:
             key, entry_id = entry.run.stream_key, f"{entry.run.number}-{entry.number}"
             pipeline.xadd(key, {entry.field: entry.value}, entry_id, MAX_CHUNKS, approximate=True)
         for key in {entry.run.stream_key for entry in entries}:
-            pipeline.expire(key, TTL_SECONDS)
+            pipeline.expire(key, self._ttl_seconds)
         for reply in pipeline.execute(raise_on_error=False):
             # Redis refuses an id that is not greater than the last one: the entry is already
             # written, or a later run has the stream.

@@ -13,6 +13,8 @@ from workers.stream_writer import Publish, StreamWriter
 #: Seconds after which a test fails.
 TIMEOUT_SECONDS = 60.0
 TASK = "task"
+#: Not the default of `make up`.
+STREAM_TTL_SECONDS = 500
 
 
 def chunk(text: str) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def words(count: int, start: int = 0) -> list[str]:
 
 @asynccontextmanager
 async def writing(url: str) -> AsyncIterator[StreamWriter]:
-    writer = StreamWriter(url)
+    writer = StreamWriter(url, STREAM_TTL_SECONDS)
     try:
         yield writer
     finally:

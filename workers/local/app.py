@@ -26,7 +26,9 @@ async def start(shared: Services) -> LocalServer:
     """Load the engine and register it as the backend of the local tasks."""
     engine = await engines.start(ENGINE)
     privacy = Privacy.connect(fleet_config().requests, redis_url())
-    server = LocalServer(ENGINE, engine, StreamWriter(redis_url()), stop_worker, privacy)
+    server = LocalServer(
+        ENGINE, engine, StreamWriter(redis_url(), settings().stream_ttl), stop_worker, privacy
+    )
     server.start()
     services.install(replace(shared, backends={"local": server}))
     return server

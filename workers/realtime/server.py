@@ -13,6 +13,7 @@ from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
 from config.litellm_params import resolve
 from config.provider import Deployment
+from config.settings import settings
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
 from primarch_fleet.prompt_size import measure
@@ -78,7 +79,7 @@ class RealtimeServer:
         self._provider_calls = ProviderCalls(privacy, config.requests.extra_headers)
         self._prompt_fallbacks = prompt_fallbacks(config)
         self._cooldowns = Cooldowns(self._router)
-        self._streams = StreamWriter(redis_url)
+        self._streams = StreamWriter(redis_url, settings().stream_ttl)
         self._registered_strategies = {config.routing.routing_strategy}
 
     async def warm_up(self) -> None:

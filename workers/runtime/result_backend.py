@@ -22,6 +22,9 @@ from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
 from workers.runtime.scripts import ANNOUNCE, STORE
 
+#: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
+UNFINISHED_TTL_SECONDS = 3 * 86_400
+
 
 class WorkerResultBackend(PrimaryBackend):
     """Celery's Redis backend, with fewer round trips."""
@@ -59,7 +62,7 @@ class WorkerResultBackend(PrimaryBackend):
     def _announce(self, encoded_states: list[tuple[Any, Any]]) -> None:
         pipeline = ScriptPipeline(self.client)
         for key, text in encoded_states:
-            ANNOUNCE.run(pipeline, [key, key], [text, self.expires or 0])
+            ANNOUNCE.run(pipeline, [key, key], [text, UNFINISHED_TTL_SECONDS])
         pipeline.execute()
 
     def _encoded(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
@@ -79,6 +82,8 @@ class WorkerResultBackend(PrimaryBackend):
     ) -> Any:
         text = self._encoded(task_id, result, state, traceback, request)
         expires = self.failure_expires if state == states.FAILURE else self.expires
+        if state not in states.READY_STATES:
+            expires = UNFINISHED_TTL_SECONDS
         key, was_run = self.get_key_for_task(task_id), state in (states.SUCCESS, states.FAILURE)
         keys = [key, key, mark_key(task_id)]
         args = [text, expires or 0, COMPLETED_MARK_TTL_SECONDS if was_run else "", task_id]

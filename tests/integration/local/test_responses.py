@@ -107,7 +107,10 @@ def test_the_local_lane_answers_and_streams_a_response(
 
     async def work() -> Any:
         server = LocalServer(
-            config, SimulatedEngine(config), StreamWriter(valkey_url), lambda: pytest.fail("dead")
+            config,
+            SimulatedEngine(config),
+            StreamWriter(valkey_url, 600),
+            lambda: pytest.fail("dead"),
         )
         try:
             return await server.serve(request, METADATA)

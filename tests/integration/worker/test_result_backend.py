@@ -124,6 +124,16 @@ def test_a_state_is_announced_only_if_none_is_stored(
         "WAITING",
         {"some": 1},
     )
+    assert int(store.ttl(key(task_id))) > 86_400, "longer than the longest batch"
+
+
+@pytest.mark.parametrize("state", ["STARTED", "RETRY"])
+def test_the_state_of_an_unfinished_task_outlives_results(
+    app: Celery, store: redis.Redis, task_id: str, state: str
+) -> None:
+    app.backend.store_result(task_id, {}, state)
+    assert int(store.ttl(key(task_id))) > 86_400
+    app.backend.mark_as_done(task_id, 1)
     assert 590 <= int(store.ttl(key(task_id))) <= 600
 
 

@@ -17,6 +17,7 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.lane_health import PERIODIC_RUNS_KEY
+from primarch_fleet.streaming import stream_key
 from tests.support.host_clock import host_clock, set_host_clock
 from tests.support.relay import relay
 from tests.support.workers import StartWorker, eventually
@@ -60,14 +61,20 @@ def test_a_lane_that_is_started_alone_answers_requests(
     with Simulator(Profile()) as simulator:
         env = {
             "FLEET_REDIS_URL": valkey_url,
+            "FLEET_RESULT_TTL": "3600",
+            "FLEET_STREAM_TTL": "60",
             "OPENAI_API_KEY": "x",
             "OPENAI_BASE_URL": simulator.url,
         }
         with start_worker(f"{lane}1", app=command(lane), env=env), Fleet(valkey_url) as fleet:
             assert store.exists(CATALOGUE_KEY)
             request = CompletionRequest(model=model, messages=[{"role": "user", "content": "Hi"}])
-            receipt = fleet.result(fleet.submit(request), timeout=30).receipt
+            ticket = fleet.submit(request.model_copy(update={"stream": True}))
+            receipt = fleet.result(ticket, timeout=30).receipt
             assert (receipt.lane, receipt.requested_model) == (lane, model)
+            assert 3_500 < int(store.ttl(f"celery-task-meta-{ticket.id}")) <= 3_600
+            eventually(lambda: store.exists(stream_key(ticket.id)))
+            assert 0 < int(store.ttl(stream_key(ticket.id))) <= 60
 
 
 def test_a_batch_worker_and_two_beats_whose_clocks_differ_by_minutes_complete_a_request_once(
