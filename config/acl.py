@@ -55,8 +55,9 @@ _COUNTED = (
     *("fleet:dead_letters", "fleet:dead_letter_counts", ledger_keys("*")[0]),
     *(CHECKS_KEY, PERIODIC_RUNS_KEY, "fleet:batch:reserved"),
 )
-#: The jobs of the batch lane, without their requests: scheduler/store/keys.py.
-_JOBS = ("fleet:batch:jobs", "fleet:batch:job:*")
+#: The jobs of the batch lane, its groups, and since when each request waits, without the requests:
+#: scheduler/store/keys.py.
+_JOBS = ("fleet:batch:jobs", "fleet:batch:job:*", "fleet:batch:groups", "fleet:batch:waiting:*")
 #: A list of a queue for each priority, as a pattern: primarch_fleet/queues.py. `?` stands for a
 #: control character, which a file of rules cannot have.
 _STEPS = ("", "??3", "??6", "??9")
@@ -145,7 +146,7 @@ def _flower(queues: Sequence[str], events: str, control: str) -> str:
             _selector("+llen +hgetall", _keys("%R~", _COUNTED)),
             _selector("+zcount", _keys("%R~", [workers_key("*")])),
             _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
-            _selector("+zrange +hmget", _keys("%R~", _JOBS)),
+            _selector("+zrange +hmget +smembers", _keys("%R~", _JOBS)),
             _selector("+@list +@set +@sortedset +del +exists +eval +evalsha", _keys("~", replies)),
             _selector(
                 "+set +get +del +@sortedset +@hash +eval +evalsha", "~unacked*"

@@ -31,6 +31,10 @@ class ServerInfo(NamedTuple):
     eviction_policy: str
     #: The server's own name and version.
     version: ServerVersion = ServerVersion()
+    #: What its data takes of the memory, and what it may take at most: `maxmemory`, or without it
+    #: the memory of its machine. 0 where a proxy does not tell.
+    used_memory_bytes: int = 0
+    max_memory_bytes: int = 0
 
     @property
     def has_waitaof(self) -> bool:
@@ -47,6 +51,8 @@ class ServerInfo(NamedTuple):
             appendonly=bool(reply.get("aof_enabled")),
             eviction_policy=str(reply.get("maxmemory_policy") or ""),
             version=ServerVersion.parse(reply),
+            used_memory_bytes=int(reply.get("used_memory") or 0),
+            max_memory_bytes=int(reply.get("maxmemory") or reply.get("total_system_memory") or 0),
         )
 
 

@@ -27,6 +27,7 @@ from primarch_fleet.queues import QueueDepth, count_waiting
 from primarch_fleet.redis_support import once
 from scheduler.model.job import RequestGroup
 from scheduler.providers.base import LIVE, TERMINAL
+from scheduler.redis_metrics import RedisServer
 from scheduler.store import keys
 from workers.observability.heartbeat import EXPIRY_SECONDS
 from workers.runtime.dead_letters import read_counts
@@ -58,8 +59,10 @@ def register(config: FleetConfig, url: str) -> None:
         BudgetCollector(Ledger(client), config.catalogue().tenants),
         AccountHealth(client),
         ParkedRequests(client),
+        WaitingForBatch(client),
         LiveBatches(client),
         PeriodicTasks(client),
+        RedisServer(client, url),
     ):
         REGISTRY.register(collector)
     for name, value in config.targets.by_name().items():
@@ -283,6 +286,47 @@ class ParkedRequests(Collector):
             logger.warning("parked requests: %s", error, extra={"action": "parked_requests_failed"})
         yield parked
         yield reserved
+
+
+class WaitingForBatch(Collector):
+    """How long requests have waited for a batch, read from Redis at each scrape.
+
+    Args:
+        client: Must decode responses.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read the oldest requests from Redis; without Redis the metric has no samples."""
+        gauge = GaugeMetricFamily(
+            "primarch_batch_oldest_wait_seconds",
+            "Seconds that the oldest request without a batch has waited for a batch, by provider "
+            "and model; 0 if none waits",
+            labels=["provider", "model"],
+        )
+        try:
+            for (provider, model), seconds in self._oldest_waits().items():
+                gauge.add_metric([provider, model], seconds)
+        except redis.RedisError as error:  # the other metrics are still scraped
+            logger.warning("waiting requests: %s", error, extra={"action": "batch_waits_failed"})
+        yield gauge
+
+    def _oldest_waits(self) -> dict[tuple[str, str], float]:
+        """Seconds by provider and model; a model may have several groups, such as endpoints."""
+        groups = [RequestGroup.parse(text) for text in map(str, self._redis.smembers(keys.GROUPS))]
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.time()
+        for group in groups:
+            pipe.zrange(keys.backlog(group)[0], 0, 0, withscores=True)
+        (seconds, _), *oldest = pipe.execute()
+        waits: dict[tuple[str, str], float] = {}
+        for group, first in zip(groups, oldest, strict=True):
+            wait = max(0.0, seconds - first[0][1]) if first else 0.0
+            key = group.provider, group.model
+            waits[key] = max(wait, waits.get(key, 0.0))
+        return waits
 
 
 class PeriodicTasks(Collector):

@@ -184,8 +184,12 @@ def test_each_user_can_do_what_its_processes_need(secured: Secured) -> None:
     secured.command("operator", "scheduler", "drain", "--no-wait")
     secured.command("operator", "scheduler", "resume")
     shown = ask_flower(secured.addresses["flower"], secured.flower_login, "/metrics")
-    for name in ("queue_depth", "queue_workers", "dead_letters_kept", "batch_parked_requests"):
-        assert re.search(rf"^primarch_{name}({{.*}})? [0-9.]+$", shown, re.MULTILINE)
+    for name in (
+        *("queue_depth", "queue_workers", "dead_letters_kept", "batch_parked_requests"),
+        *("batch_oldest_wait_seconds", "redis_memory_bytes", "redis_warning"),
+        "redis_certificate_expiry_timestamp_seconds",
+    ):
+        assert re.search(rf"^primarch_{name}({{.*}})? [0-9.e+]+$", shown, re.MULTILINE)
     assert {entry[:2] for entry in secured.refused()} <= TRIED, secured.refused()
 
 

@@ -11,16 +11,19 @@ from primarch_fleet.redis_server_info import ServerInfo, read_server_info
 logger = logging.getLogger(__name__)
 
 
-def risks(info: ServerInfo) -> list[str]:
-    """Return the settings of a server by which requests or results may be lost, and what to set."""
-    found = []
+def risks(info: ServerInfo) -> dict[str, str]:
+    """Return the settings of a server by which requests or results may be lost, and what to set.
+
+    By name: `eviction` or `persistence`.
+    """
+    found = {}
     if info.eviction_policy not in ("noeviction", ""):
-        found.append(
+        found["eviction"] = (
             f"maxmemory-policy is {info.eviction_policy}, so results are removed when its memory "
             "is full: set noeviction"
         )
     if not info.appendonly:
-        found.append("appendonly is no, so a restart loses what was stored last: set yes")
+        found["persistence"] = "appendonly is no, so a restart loses what was stored last: set yes"
     return found
 
 
@@ -40,6 +43,6 @@ def check_server(client: redis.Redis) -> None:
         )
     elif found := risks(info):
         text = "Redis may lose requests and results: %s"
-        logger.warning(text, "; ".join(found), extra={"action": "redis_unsafe"})
+        logger.warning(text, "; ".join(found.values()), extra={"action": "redis_unsafe"})
     if info is not None and (advice := info.version.advice()):
         logger.warning("%s: SECURITY.md", advice, extra={"action": "redis_outdated"})

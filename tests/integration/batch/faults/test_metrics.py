@@ -1,4 +1,4 @@
-"""The metrics of live batches."""
+"""The metrics of live batches, and of the requests that wait for a batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from scheduler.fleet_metrics import LiveBatches
+from scheduler.fleet_metrics import LiveBatches, WaitingForBatch
 from tests.support.batch_fixture import OpenBench, chat, profile
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +37,31 @@ def test_a_scrape_without_redis_shows_no_live_batches(caplog: Any) -> None:
     with redis.Redis(port=1, decode_responses=True) as nowhere:
         assert _shown(nowhere) == ({}, {})
     assert [getattr(record, "action", "") for record in caplog.records] == ["live_batches_failed"]
+
+
+async def test_the_oldest_wait_for_a_batch_is_shown_by_provider_and_model(
+    opened: OpenBench,
+) -> None:
+    async with opened(profile(), max_wait=1000.0) as b:
+        assert _oldest_waits(b.redis) == {}
+        for seconds_ago, model in ((100, "gpt-4o-mini"), (30, "gpt-4o-mini"), (50, "gpt-4o")):
+            b.skew = -seconds_ago
+            await b.send(chat("Hi", model=model))
+        mini, large = ("openai", "gpt-4o-mini"), ("openai", "gpt-4o")
+        assert _oldest_waits(b.redis) == pytest.approx({mini: 100, large: 50}, abs=10)
+        await b.until_idle(1100)
+        assert _oldest_waits(b.redis) == {mini: 0, large: 0}
+
+
+def test_a_scrape_without_redis_shows_no_wait_for_a_batch(caplog: Any) -> None:
+    with redis.Redis(port=1, decode_responses=True) as nowhere:
+        assert _oldest_waits(nowhere) == {}
+    assert [getattr(record, "action", "") for record in caplog.records] == ["batch_waits_failed"]
+
+
+def _oldest_waits(client: redis.Redis) -> dict[Any, float]:
+    (gauge,) = WaitingForBatch(client).collect()
+    return {tuple(sample.labels.values()): sample.value for sample in gauge.samples}
 
 
 def _shown(client: redis.Redis) -> tuple[dict[Any, float], ...]:
