@@ -13,6 +13,17 @@ from config.settings import ROOT
 from docs.metric_list import Metric, declared_metrics
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
+#: Samples of vLLM that dashboards show; tests/integration/local/test_vllm.py asks vLLM for them.
+VLLM_SAMPLES = {
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prefix_cache_queries_total",
+    "vllm:prefix_cache_hits_total",
+    "vllm:time_to_first_token_seconds_bucket",
+    "vllm:time_to_first_token_seconds_count",
+    "vllm:generation_tokens_total",
+}
 #: The samples of a metric, by its type.
 _SUFFIXES = {"counter": [""], "gauge": [""], "histogram": ["_bucket", "_sum", "_count"]}
 #: Labels that Prometheus itself adds, and those of a histogram's buckets.
@@ -41,6 +52,9 @@ def mistakes(text: str) -> Iterator[str]:
     metrics, series = exported(), recorded()
     for name in re.findall(r"\bprimarch_\w+", text):
         if name not in metrics:
+            yield f"no metric {name}"
+    for name in re.findall(r"\bvllm:\w+", text):
+        if name not in VLLM_SAMPLES:
             yield f"no metric {name}"
     for name in re.findall(r"\blane:[a-z]\w*(?::\w+)?", text):
         if name not in series:

@@ -38,6 +38,7 @@ from tests.support.engines import (
     question,
     text,
 )
+from tests.support.promql import VLLM_SAMPLES
 from tests.support.workers import eventually
 from workers.local import engines
 from workers.onebox.ports import free_port
@@ -181,15 +182,7 @@ def test_an_adapter_answers_by_its_own_model_name(subject: Subject) -> None:
 def test_vllms_metrics_are_in_the_registry_of_the_process(subject: Subject) -> None:
     subject.chat()
     names = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
-    assert names >= {
-        "vllm:num_requests_running",
-        "vllm:num_requests_waiting",
-        "vllm:kv_cache_usage_perc",
-        "vllm:prefix_cache_queries_total",
-        "vllm:prefix_cache_hits_total",
-        "vllm:time_to_first_token_seconds_count",
-        "vllm:generation_tokens_total",
-    }
+    assert names >= VLLM_SAMPLES
 
 
 def counted(name: str) -> float:
