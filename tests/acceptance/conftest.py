@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -56,6 +57,12 @@ class Up:
     def flower(self, path: str, data: dict[str, Any] | None = None) -> str:
         """The reply of Flower to a GET, or to a POST with data."""
         return ask_flower(self.addresses["flower"], self.flower_login, path, data)
+
+    def simulate(self, *scripts: dict[str, Any]) -> None:
+        """Let the simulated provider answer by scripts: workers/onebox/simulator/script.py."""
+        root = self.addresses["simulated provider"].removesuffix("/v1")
+        body = json.dumps(scripts).encode()
+        urllib.request.urlopen(f"{root}/simulator/scripts", body, timeout=30).close()
 
     def stop(self, signal_number: signal.Signals = signal.SIGINT) -> int:
         """Stop the supervisor with a signal and return its exit status."""

@@ -1,10 +1,8 @@
 """What Prometheus reads from a running fleet."""
 
-import json
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import pytest
 from celery import Celery
@@ -39,12 +37,6 @@ def samples(up: Up, process: str, name: str) -> list[tuple[Labels, float]]:
 def value(up: Up, process: str, metric: str, /, **labels: str) -> float:
     """The value of one series; 0 if there is none."""
     return sum(value for own, value in samples(up, process, metric) if own == labels)
-
-
-def simulate(up: Up, *scripts: dict[str, Any]) -> None:
-    root = up.addresses["simulated provider"].removesuffix("/v1")
-    body = json.dumps(scripts).encode()
-    urllib.request.urlopen(f"{root}/simulator/scripts", body, timeout=30).close()
 
 
 def request(lane: Lane, text: str) -> CompletionRequest:
@@ -98,7 +90,7 @@ def test_a_figure_of_the_whole_fleet_comes_from_one_process(up: Up, name: str) -
 def test_failures_are_counted_by_lane_model_provider_and_code(
     up: Up, lane: Lane, rule: dict[str, str]
 ) -> None:
-    simulate(up, {**rule, "contains": REFUSED, "status": 400, "body": CONTENT_FILTER})
+    up.simulate({**rule, "contains": REFUSED, "status": 400, "body": CONTENT_FILTER})
     code = ContentPolicyViolation.code
     labels = {"lane": lane, "model": "gpt-4o-mini", "provider": "openai", "code": code}
     counted = value(up, f"{lane}-1", "primarch_request_failures_total", **labels)
