@@ -65,6 +65,10 @@ class LaneConditions:
             key=lambda problem: problem.severity,
         )
 
+    def takes_prompt(self, lane: Lane) -> bool:
+        """Return whether a lane probably takes a prompt of this length."""
+        return self._too_short(lane).severity is Severity.OK
+
     def _full(self, lane: Lane, queue: str) -> LaneProblem:
         limits, queued = self.catalogue.lanes.get(lane), self.health.queued[queue]
         if limits is None or queued < limits.max_queued:

@@ -66,8 +66,12 @@ def route(
 
     A lane is skipped if another lane can serve the request and this one is full, has no worker, has
     a longer queue than the request can wait for, or does not take so long a prompt; the reason says
-    so. If every lane has such a problem, the least bad one is taken. A lane that the request names
-    is taken in any state, because its queue keeps the request, unless the lane is closed.
+    so. If every lane has such a problem, the least bad one is taken: its queue keeps the request.
+    A lane that the request names is taken in any state, unless the lane is closed.
+
+    A batch takes up to its completion window, so no state of the other lanes moves a request to the
+    batch lane, unless the request allows so much time: by `cost_preference="cost"`, or by a
+    `deadline` or `max_latency` of at least the window.
 
     Args:
         body: The request's wire form.
@@ -189,11 +193,7 @@ class _Assessment:
         """The lane and the reason. Raises InvalidRequest, LaneFull and LaneUnavailable."""
         if self.request.lane != "auto":
             return self._named_lane(self.request.lane), "asked for"
-        choices = {
-            lane: reason
-            for lane, reason in _preferences(self.request).items()
-            if lane in self.eligible and (lane != "batch" or self.catalogue.auto_batch)
-        }
+        choices = self._choices()
         if not choices:
             model = self.request.model
             why = f"model: no lane serves {model!r} within the requested quality and time"
@@ -208,6 +208,27 @@ class _Assessment:
         if best == "realtime" and self._may_use_flex():
             reason = "cost-sensitive, can wait: flex tier"
         return best, "; ".join([reason, *self._passed_over(best), *flaws])
+
+    def _choices(self) -> dict[Lane, str]:
+        """The lanes that may serve the request, in the order of preference, each with the reason.
+
+        The batch lane is among them if the request allows its time, or if no other lane can ever
+        serve the request.
+        """
+        choices = {
+            lane: reason
+            for lane, reason in _preferences(self.request).items()
+            if lane in self.eligible and (lane != "batch" or self.catalogue.auto_batch)
+        }
+        sooner = [lane for lane in choices.keys() - {"batch"} if self.conditions.takes_prompt(lane)]
+        if sooner and not self._allows_batch_time():
+            choices.pop("batch", None)
+        return choices
+
+    def _allows_batch_time(self) -> bool:
+        """Whether the request says that it can wait for a batch, if it can at all."""
+        prefers_batch = next(iter(_preferences(self.request))) == "batch"
+        return prefers_batch or self.max_wait_seconds < float("inf")
 
     def _passed_over(self, best: Lane) -> list[str]:
         """Why the lanes before the best that serve the model cannot serve this request."""

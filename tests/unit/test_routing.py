@@ -383,6 +383,45 @@ def test_if_no_lane_has_a_worker_a_lane_that_accepts_requests_is_chosen() -> Non
     assert choice.reason.endswith("local is without a worker; realtime is without a worker")
 
 
+NO_REALTIME = waiting(0, 0, {"realtime"})
+
+
+@pytest.mark.parametrize("fields", [{}, {"priority": "high"}, {"cost_preference": "speed"}])
+def test_a_request_that_allows_no_day_waits_for_a_worker_instead_of_a_batch(
+    fields: dict[str, Any],
+) -> None:
+    choice = decide(request("remote", **fields), CATALOGUE, NO_REALTIME)
+    assert choice.lane == "realtime"
+    assert choice.reason.endswith("; realtime is without a worker")
+    neither = waiting(0, 0, {"local", "realtime"})
+    assert decide(request(**fields), CATALOGUE, neither).lane != "batch"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_latency": DAY}, {"deadline": NOW + timedelta(days=1)}, {"cost_preference": "cost"}],
+)
+def test_a_request_that_allows_a_day_goes_to_a_batch_if_no_worker_serves_it_sooner(
+    fields: dict[str, Any],
+) -> None:
+    assert decide(request("remote", **fields), CATALOGUE, NO_REALTIME).lane == "batch"
+
+
+def test_a_request_that_allows_no_day_gets_the_error_of_the_lane_that_refuses_it() -> None:
+    with pytest.raises(LaneUnavailable):
+        decide(request("remote"), with_(needs_worker={"realtime": 3.0}), NO_REALTIME)
+    full = with_(lanes={"realtime": LaneLimits(max_queued=5)})
+    with pytest.raises(LaneFull):
+        decide(request("remote"), full, waiting(0, 5))
+
+
+def test_a_prompt_that_only_the_batch_lane_takes_goes_there() -> None:
+    lanes = {**CATALOGUE.models["remote"].lanes}
+    lanes["realtime"] = lanes["realtime"].model_copy(update={"context_length": 1})
+    short = Model(kind="chat", lanes=lanes, list_price=PRICE)
+    assert decide(request("remote"), with_(models={"remote": short})).lane == "batch"
+
+
 def test_without_auto_batch_the_batch_lane_must_be_named() -> None:
     named = with_(auto_batch=False, tenants={"default": Limits(over_budget="batch")})
     cheap = request("remote", cost_preference="cost")
