@@ -8,9 +8,10 @@ NEXT   := .venv-next
 AUDIT  := .venv-audit
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
-REALTIME ?= 1
+# Processes of a lane, for make up. Beside a fleet that runs they scale it.
+REALTIME ?=
 LOCAL    ?=
-BATCH    ?= 1
+BATCH    ?=
 LATENCY  ?= 1.0
 # A folder of tests/integration, for make test: realtime, local, batch, money, streams, client...
 LANE     ?=
@@ -42,8 +43,8 @@ help:  ## this list
 run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, then everything stops
 	@$(BIN)/python -m workers.onebox.demo
 
-up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C: make up REALTIME=4 LOCAL=1 BATCH=1
-	@exec $(BIN)/python -m workers.onebox.up --realtime $(REALTIME) $(if $(LOCAL),--local $(LOCAL)) --batch $(BATCH) $(if $(FLOWER_PORT),--flower-port $(FLOWER_PORT))
+up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C, or scales the one that runs: make up REALTIME=4 LOCAL=1 BATCH=1
+	@exec $(BIN)/python -m workers.onebox.up $(if $(REALTIME),--realtime $(REALTIME)) $(if $(LOCAL),--local $(LOCAL)) $(if $(BATCH),--batch $(BATCH)) $(if $(FLOWER_PORT),--flower-port $(FLOWER_PORT))
 
 test: $(VENV)/.dev  ## all tests, against real processes; one lane or subject: make test LANE=batch
 	$(PYTEST) $(PARALLEL) $(if $(LANE),tests/integration/$(LANE)) $(ARGS)

@@ -18,6 +18,7 @@ COMMANDS = {
     "status": "show the fleet at a glance, and what is wrong with it",
     "queues": "show what waits in each queue, and how fast it is served",
     "workers": "show the workers that answer",
+    "scale": "change how many workers of a lane `make up` runs, while it runs",
     "batches": "show live batches and waiting requests",
     "costs": "show costs and savings of all lanes",
     "deployments": "show the health of the realtime lane's deployments",
@@ -29,8 +30,8 @@ COMMANDS = {
     "webhook": "receive providers' webhooks",
     "check-config": "check fleet.yaml before anything starts",
 }
-#: Commands that need no running fleet.
-_WITHOUT_FLEET = ("check-config",)
+#: Commands that need no address of a Redis.
+_WITHOUT_REDIS = ("check-config", "scale")
 _MODULE = "scheduler.cli.main"
 
 
@@ -47,6 +48,6 @@ def run(arguments: list[str]) -> None:
             "(`.venv/bin/fleet` after `make up`) or in an image of the fleet"
         )
     asks_for_help = {"-h", "--help"} & set(arguments)
-    if arguments[0] not in _WITHOUT_FLEET and not asks_for_help:
+    if arguments[0] not in _WITHOUT_REDIS and not asks_for_help:
         os.environ["FLEET_REDIS_URL"] = find_fleet()
     importlib.import_module(_MODULE).main(arguments, "fleet")

@@ -28,7 +28,8 @@ from tests.support.certificates import Authority, Certificate
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay
 from tests.support.workers import eventually
-from workers.onebox.up import Options, Plan, Process
+from workers.onebox.processes import Process
+from workers.onebox.up import Options, Plan
 
 PASSWORD = "hunter2hunter2"
 LANES: dict[Lane, str] = {

@@ -1,5 +1,6 @@
 """The processes that the one-machine fleet plans, and their configuration."""
 
+import fcntl
 import socket
 from pathlib import Path
 from typing import Any
@@ -7,20 +8,24 @@ from typing import Any
 import pytest
 import yaml
 
+from config.engine import EngineConfig
 from config.fleet import load
 from config.settings import ROOT, Settings
 from primarch_fleet.errors import ConfigError
 from tests.support.engines import settings as engine_settings
+from workers.onebox.lane_workers import lane_workers
 from workers.onebox.ports import PORTS, free_port
+from workers.onebox.private_file import write_private
+from workers.onebox.processes import PROCESSES_LOCK, Process
+from workers.onebox.supervisor import socket_sections
 from workers.onebox.up import (
     Options,
     Plan,
-    Process,
     engine_python,
     lock,
     options,
     supervisor_config,
-    write_private,
+    wait_for_earlier_processes,
 )
 from workers.onebox.wait_ready import welcome
 
@@ -48,6 +53,47 @@ def test_each_worker_of_an_engine_gets_its_own_gpus(tmp_path: Path) -> None:
     assert [worker.name for worker in workers] == ["local-1", "local-2"]
     assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["0,1", "2,3"]
     assert {worker.env["FLEET_ENGINE"] for worker in workers} == {"tested"}
+
+
+def test_a_worker_keeps_its_name_and_engine_when_others_start() -> None:
+    engines = [EngineConfig.model_validate(VLLM | {"model": name}) for name in ("m", "n")]
+    few, many = (
+        {
+            worker.name: worker.env["FLEET_ENGINE"]
+            for worker in lane_workers("local", count, engines)
+        }
+        for count in (1, 2)
+    )
+    assert few == {"local-1": "m", "local-2": "n"}
+    assert many == few | {"local-3": "m", "local-4": "n"}
+
+
+def test_a_fleet_without_batch_workers_starts_no_beat_until_it_is_scaled(tmp_path: Path) -> None:
+    for batch, autostart in ((0, "false"), (1, "true"), (None, "true")):
+        chosen = Options(realtime=1, local=0, batch=batch, simulate=True)
+        machine = Settings(data_dir=tmp_path)
+        made = Plan(chosen, load(ROOT / "config" / "fleet.yaml"), machine)
+        config = supervisor_config(made, machine)
+        assert config["program:beat"]["autostart"] == autostart
+
+
+def test_a_data_folder_with_a_path_too_long_for_a_socket_has_none(tmp_path: Path) -> None:
+    assert "unix_http_server" in socket_sections(Path("/srv/fleet"))
+    assert not socket_sections(tmp_path / ("long" * 30)).sections()
+
+
+def test_processes_that_a_killed_supervisor_left_are_waited_for(tmp_path: Path) -> None:
+    wait_for_earlier_processes(tmp_path, 0)
+    with (tmp_path / PROCESSES_LOCK).open() as left:
+        fcntl.flock(left, fcntl.LOCK_SH)
+        with pytest.raises(ConfigError, match=r"an earlier fleet still run .*\(`fuser "):
+            wait_for_earlier_processes(tmp_path, 0)
+    wait_for_earlier_processes(tmp_path, 0)
+
+
+def test_a_lane_that_the_command_line_leaves_out_is_not_scaled() -> None:
+    assert options(["--realtime", "4", "--local", "0"]).named() == {"realtime": 4, "local": 0}
+    assert options([]).workers() == {"realtime": 1, "local": None, "batch": 1}
 
 
 def test_vllm_runs_in_its_own_python_and_a_simulated_engine_in_the_fleets(

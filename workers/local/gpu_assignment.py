@@ -15,6 +15,8 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 class WorkerPlacement(NamedTuple):
     """One worker process: its engine, and the environment variables that select it and its GPUs."""
 
+    #: From 1; no other worker of the machine has it, however many workers an engine has.
+    number: int
     engine: EngineConfig
     env: dict[str, str]
 
@@ -34,10 +36,14 @@ def assign_gpus(
     engines = list(engines)
     if workers != 0:
         _check_no_shared_gpus(engines)
-    return [placement for engine in engines for placement in _placements(engine, workers)]
+    return [
+        WorkerPlacement(number=replica * len(engines) + index, engine=engine, env=env)
+        for index, engine in enumerate(engines, start=1)
+        for replica, env in enumerate(_environments(engine, workers))
+    ]
 
 
-def _placements(engine: EngineConfig, workers: int | None) -> Iterator[WorkerPlacement]:
+def _environments(engine: EngineConfig, workers: int | None) -> Iterator[dict[str, str]]:
     count = engine.data_parallel_size if workers is None else workers
     size = engine.gpus_per_worker
     if engine.gpus and count * size > len(engine.gpus):
@@ -49,7 +55,7 @@ def _placements(engine: EngineConfig, workers: int | None) -> Iterator[WorkerPla
         env = {"FLEET_ENGINE": engine.model}
         if gpus := engine.gpus[start : start + size]:
             env[VISIBLE_DEVICES] = ",".join(map(str, gpus))
-        yield WorkerPlacement(engine, env)
+        yield env
 
 
 def _check_no_shared_gpus(engines: list[EngineConfig]) -> None:

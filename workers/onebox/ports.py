@@ -61,6 +61,11 @@ class Ports:
         return yaml.safe_dump(self._ports, sort_keys=False)
 
 
+def metrics_address(port: int) -> str:
+    """Return where a process of this machine serves its metrics."""
+    return f"http://127.0.0.1:{port}/metrics"
+
+
 def _read(path: Path) -> dict[str, int]:
     if not path.exists():
         return {}

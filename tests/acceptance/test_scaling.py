@@ -1,0 +1,254 @@
+"""`fleet scale`: the workers of a running fleet change, and no request notices."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from config.settings import ROOT
+from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.contract import Lane
+from primarch_fleet.outgoing import Ticket
+from tests.acceptance.conftest import Up, processes_of, running
+from tests.support.workers import eventually
+
+MODELS: dict[Lane, str] = {"realtime": "gpt-4o-mini", "local": "smollm2-135m"}
+
+
+def scale(folder: Path, *counts: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `fleet scale` for the fleet on a data folder."""
+    result = subprocess.run(
+        command(*counts), cwd=ROOT, env=environment(folder), capture_output=True, text=True
+    )
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "primarch_fleet", "scale", *arguments]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
+    return env | {"FLEET_DATA_DIR": str(folder)}
+
+
+def addresses(up: Up) -> dict[str, str]:
+    values: dict[str, str] = yaml.safe_load((up.folder / "addresses.yaml").read_text())
+    return values
+
+
+def workers(up: Up) -> set[str]:
+    """The workers whose processes run."""
+    lines = (" ".join(process.info["cmdline"]) for process in processes_of(up.folder))
+    return {name for line in lines for name in re.findall(r"\b([a-z]+-\d+)@", line)}
+
+
+def beat_runs(up: Up) -> bool:
+    lines = (" ".join(process.info["cmdline"]) for process in processes_of(up.folder))
+    return any("scheduler.beat" in line for line in lines)
+
+
+class Load(threading.Thread):
+    """Submits requests to the realtime and the local lane in turn, until it is stopped."""
+
+    def __init__(self, fleet: Fleet, pause_seconds: float) -> None:
+        super().__init__()
+        self._fleet, self._pause_seconds = fleet, pause_seconds
+        self._stopped = threading.Event()
+        self.tickets: list[Ticket] = []
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._pause_seconds):
+            text = f"request {len(self.tickets)}"
+            self.tickets += self._fleet.submit_many(
+                [
+                    CompletionRequest(
+                        model=model,
+                        lane=lane,
+                        messages=[{"role": "user", "content": text}],
+                        max_completion_tokens=20,
+                    )
+                    for lane, model in MODELS.items()
+                ]
+            )
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+def calls_by_text(up: Up) -> Counter[str]:
+    """How often the simulated provider was asked each question."""
+    root = up.addresses["simulated provider"].removesuffix("/v1")
+    with urllib.request.urlopen(f"{root}/simulator/requests") as response:
+        received: list[dict[str, Any]] = json.load(response)
+    return Counter(
+        call["body"]["messages"][0]["content"]
+        for call in received
+        if call["path"].endswith("/chat/completions")
+    )
+
+
+def executions(up: Up, lane: Lane) -> Counter[str]:
+    """How often the workers of a lane have answered each task, by their logs."""
+    logs = "".join(path.read_text() for path in (up.folder / "logs").glob(f"{lane}-*.log"))
+    return Counter(re.findall(r"\[([0-9a-f-]{36})\] succeeded in ", logs))
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    with running(tmp_path_factory.mktemp("up") / "data", "--batch", "0") as up:
+        yield up
+
+
+def test_lanes_scale_under_load_and_each_request_runs_once(up: Up) -> None:
+    others = {name: up.pid(name) for name in ("realtime-1", "local-1")}
+    with Fleet(up.url) as fleet:
+        load = Load(fleet, pause_seconds=0.05)
+        load.start()
+        for counts in (["realtime=4"], ["local=0"], ["local=1", "realtime=1"]):
+            scale(up.folder, *counts)
+        eventually(lambda: len(load.tickets) >= 300, 60)
+        load.stop()
+        answers = [fleet.result(ticket, timeout=60) for ticket in load.tickets]
+    assert Counter(calls_by_text(up).values()) == {1: len(load.tickets) // 2}
+    assert Counter(executions(up, "local").values()) == {1: len(load.tickets) // 2}
+    assert up.pid("realtime-1") == others["realtime-1"]
+    assert up.pid("local-1") != others["local-1"]
+    for lane in MODELS:
+        waits = [one.receipt.queue_wait or 0.0 for one in answers if one.receipt.lane == lane]
+        p99 = statistics.quantiles(waits, n=100)[98]
+        print(f"{lane}: {len(waits)} requests, wait {p99:.2f} s p99, {max(waits):.2f} s at most")
+
+
+def test_the_views_follow(up: Up) -> None:
+    before = addresses(up)
+    scaled = json.loads(scale(up.folder, "realtime=2", "batch=1", "--json").stdout)
+    assert scaled == {
+        "workers": {"realtime": 2, "batch": 1},
+        "started": ["batch-1", "realtime-2"],
+        "stopped": [],
+    }
+    new = addresses(up).keys() - before.keys()
+    assert new == {"metrics of realtime-2", "metrics of batch-1"}
+    for name in new:
+        with urllib.request.urlopen(addresses(up)[name]) as response:
+            assert b"primarch_" in response.read()
+    eventually(lambda: beat_runs(up))
+    assert workers(up) == {"realtime-1", "realtime-2", "local-1", "batch-1"}
+    said = scale(up.folder, "realtime=1", "batch=0").stderr
+    eventually(lambda: not beat_runs(up))
+    assert "realtime: 1 worker processes; realtime-2 stops\n" in said
+    assert addresses(up) == before
+    assert workers(up) == {"realtime-1", "local-1"}
+    assert "nothing to do" in scale(up.folder, "realtime=1").stderr
+
+
+def test_make_up_beside_a_running_fleet_scales_it(up: Up) -> None:
+    second = [sys.executable, "-m", "workers.onebox.up", "--simulate", "--realtime"]
+    for count in ("2", "1"):
+        result = subprocess.run(
+            [*second, count],
+            cwd=ROOT,
+            env=os.environ | {"FLEET_DATA_DIR": str(up.folder)},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.endswith("The fleet is scaled.\n")
+        assert f"realtime: {count} worker processes" in result.stdout
+    assert workers(up) == {"realtime-1", "local-1"}
+
+
+def test_a_command_that_is_killed_leaves_a_fleet_that_the_next_one_scales(up: Up) -> None:
+    for _ in range(3):
+        killed = subprocess.Popen(command("realtime=3"), cwd=ROOT, env=environment(up.folder))
+        eventually((up.folder / "logs" / "realtime-3.log").exists)
+        killed.kill()
+        killed.wait()
+        scale(up.folder, "realtime=1")
+        assert workers(up) == {"realtime-1", "local-1"}
+        assert "metrics of realtime-3" not in addresses(up)
+        (up.folder / "logs" / "realtime-3.log").unlink()
+
+
+def test_a_worker_that_dies_while_its_lane_shrinks_does_not_come_back(up: Up) -> None:
+    scale(up.folder, "realtime=2")
+    pid = up.pid("realtime-2")
+    shrinking = subprocess.Popen(command("realtime=1"), cwd=ROOT, env=environment(up.folder))
+    os.kill(pid, signal.SIGKILL)
+    assert shrinking.wait(60) == 0
+    assert workers(up) == {"realtime-1", "local-1"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        (["realtime=x"], "realtime: 'x' is not a number of processes (0 to 100)"),
+        (["realtime=-1"], "'-1' is not a number"),
+        (["realtime=101"], "(0 to 100)"),
+        (["gpu=1"], "'gpu=1' names no lane: write realtime=1, local=1, batch=1"),
+        (["realtime=1", "realtime=2"], "name each lane once"),
+    ],
+)
+def test_nonsense_is_refused_with_what_to_write(up: Up, counts: list[str], words: str) -> None:
+    assert words in scale(up.folder, *counts, status=2).stderr
+
+
+def test_a_second_command_waits_for_nothing_and_says_why(up: Up) -> None:
+    with (up.folder / "scale.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = scale(up.folder, "realtime=2", status=1)
+    assert "another command scales this fleet" in refused.stderr
+
+
+def test_only_the_user_of_the_fleet_can_reach_its_supervisor(up: Up) -> None:
+    assert (up.folder / "supervisor.sock").stat().st_mode & 0o777 == 0o600
+    assert (up.folder / "supervisord.conf").stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_running_fleet_the_command_says_so(tmp_path: Path) -> None:
+    words = "no fleet of `make up` runs on"
+    assert words in scale(tmp_path, "realtime=2", status=1).stderr
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "supervisor.sock"))
+    assert words in scale(tmp_path, "realtime=2", status=1).stderr
+
+
+def test_a_fleet_whose_supervisor_was_killed_starts_again_on_its_ports(tmp_path: Path) -> None:
+    folder, lanes = tmp_path / "data", ("--realtime", "2", "--local", "0", "--batch", "0")
+    with running(folder, *lanes) as up:
+        first = up.addresses
+        with Fleet(up.url) as fleet:
+            root = up.addresses["simulated provider"].removesuffix("/v1")
+            slow = json.dumps({"latency": {"mean": 3.0}}).encode()
+            profile = urllib.request.Request(f"{root}/simulator/profile", slow, method="PUT")
+            urllib.request.urlopen(profile).close()
+            message = {"role": "user", "content": "x"}
+            request = CompletionRequest(
+                model=MODELS["realtime"], lane="realtime", messages=[message]
+            )
+            fleet.submit_many([request] * 20)
+            eventually(lambda: calls_by_text(up))
+        up.stop(signal.SIGKILL)
+    with running(folder, *lanes) as up:
+        assert up.addresses == first
+        assert "moves to port" not in up.terminal()

@@ -1,0 +1,227 @@
+"""Scales a running one-machine fleet: `fleet scale realtime=4`, `make up REALTIME=4`.
+
+supervisord's configuration in the data folder names the workers that are wanted. A change of the
+fleet is a change of this file, which supervisord then reads again. A command that is killed in
+between leaves a state from which the next one continues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from configparser import RawConfigParser
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from config.fleet import load
+from primarch_fleet import Fleet
+from primarch_fleet.cli.address import ADDRESSES
+from primarch_fleet.contract import Lane
+from primarch_fleet.errors import ConfigError
+from primarch_fleet.results import reachable
+from workers.onebox.lane_workers import LaneWorker, lane_workers
+from workers.onebox.ports import Ports, metrics_address
+from workers.onebox.private_file import write_private
+from workers.onebox.processes import (
+    READY_TIMEOUT_SECONDS,
+    STARTUP,
+    STOP_MARGIN_SECONDS,
+    program,
+)
+from workers.onebox.supervisor import Supervisor
+from workers.onebox.worker_group import WORKERS_GROUP
+
+_POLL_SECONDS = 0.2
+_PING_TIMEOUT_SECONDS = 0.5
+
+
+@dataclass
+class Scaled:
+    """What a command has changed."""
+
+    #: Worker processes by lane, of the lanes that the command named.
+    workers: dict[str, int] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what a person needs to know, before the workers have started and stopped."""
+        for lane, count in self.workers.items():
+            started = [f"{name} starts" for name in self.started if lane_of(name) == lane]
+            stopped = [f"{name} stops" for name in self.stopped if lane_of(name) == lane]
+            changes = ", ".join(started + stopped) or "nothing to do"
+            yield f"{lane}: {count} worker processes; {changes}"
+
+
+def lane_of(worker: str) -> str:
+    """Return the lane of a worker by its name."""
+    return worker.rpartition("-")[0]
+
+
+def scale(
+    data_dir: Path, counts: Mapping[Lane, int], say: Callable[[str], object] = lambda _: None
+) -> Scaled:
+    """Give lanes of a running fleet other numbers of workers, and wait until they are so.
+
+    The other workers go on. Workers that stop first end or return the requests that they have.
+
+    Args:
+        data_dir: The folder of the fleet.
+        counts: Worker processes by lane; on the local lane per engine.
+        say: Gets sentences for a person.
+
+    Raises:
+        ConfigError: No fleet runs there or it still starts, another command scales it, an engine
+            has too few GPUs, or a worker does not start.
+        FleetUnavailable: The broker did not answer.
+    """
+    supervisor = Supervisor(data_dir)
+    supervisor.states()  # it runs
+    with _alone(data_dir):
+        fleet = _RunningFleet(data_dir, supervisor)
+        fleet.wait_until_stopped()
+        supervisor.update()  # forgets what a killed command has stopped
+        scaled = fleet.change(counts)
+        for sentence in scaled.sentences():
+            say(sentence)
+        fleet.wait_until_ready(set(scaled.started))
+        fleet.wait_until_stopped(scaled.stopped)
+        supervisor.update()
+    return scaled
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Lock the fleet against other commands that scale it, until this process ends at most."""
+    try:
+        handle = os.open(data_dir / "scale.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{data_dir}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "another command scales this fleet: wait until it has ended"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class _RunningFleet:
+    """A fleet that `make up` has started, by its files and its supervisord."""
+
+    def __init__(self, data_dir: Path, supervisor: Supervisor) -> None:
+        self._data_dir, self._supervisor = data_dir, supervisor
+        try:
+            self._startup = _read(data_dir / STARTUP)
+            self._addresses = _read(data_dir / ADDRESSES)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"the fleet on {data_dir} still starts: scale it when it shows its addresses"
+            ) from None
+
+    def change(self, counts: Mapping[Lane, int]) -> Scaled:
+        """Change the configuration and the processes, without waiting for them."""
+        workers = self._workers(counts)
+        wanted = {worker.name for worker in workers}
+        alive = self._supervisor.alive()
+        surplus = sorted(name for name in alive - wanted if lane_of(name) in counts)
+        self._write(counts, workers)
+        known = set(self._supervisor.states())
+        self._supervisor.update()
+        for name in sorted((wanted & known) - alive):
+            self._supervisor.start_worker(name)
+        for name in surplus:
+            self._supervisor.stop_worker(name)
+        if "batch" in counts:
+            self._supervisor.set_running("beat", counts["batch"] > 0)
+        return Scaled(
+            workers={lane: sum(worker.lane == lane for worker in workers) for lane in counts},
+            started=sorted(wanted - alive),
+            stopped=surplus,
+        )
+
+    def wait_until_ready(self, workers: set[str]) -> None:
+        """Wait until workers answer. Raises ConfigError if one does not start."""
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        with Fleet(self._addresses["redis"]) as fleet, reachable():
+            while workers:
+                states = self._supervisor.states()
+                for name in sorted(workers):
+                    if states.get(name) == "FATAL" or time.monotonic() > deadline:
+                        log = self._data_dir / "logs" / f"{name}.log"
+                        raise ConfigError(f"{name} does not start; its log: {log}")
+                replies = fleet.app.control.ping(timeout=_PING_TIMEOUT_SECONDS) or []
+                workers -= {name.partition("@")[0] for reply in replies for name in reply}
+
+    def wait_until_stopped(self, surplus: Iterable[str] = ()) -> None:
+        """Wait until no worker is stopping, and stop surplus workers that were between two runs.
+
+        supervisord kills those that take too long.
+        """
+        seconds = self._startup["drain_timeout_seconds"] + 2 * STOP_MARGIN_SECONDS
+        deadline = time.monotonic() + seconds
+        while True:
+            restarted = self._supervisor.alive().intersection(surplus)
+            for name in restarted:
+                self._supervisor.stop_worker(name)
+            if not restarted and "STOPPING" not in self._supervisor.states().values():
+                return
+            if time.monotonic() > deadline:
+                raise ConfigError("workers that should stop still run: see their logs")
+            time.sleep(_POLL_SECONDS)
+
+    def _workers(self, counts: Mapping[Lane, int]) -> list[LaneWorker]:
+        engines = load(Path(self._startup["config_file"])).engines if counts.get("local") else []
+        if counts.get("local") and not engines:
+            raise ConfigError(f"local: {self._startup['config_file']} has no engine")
+        return [
+            worker
+            for lane, count in counts.items()
+            for worker in lane_workers(lane, count, engines)
+        ]
+
+    def _write(self, counts: Mapping[Lane, int], workers: list[LaneWorker]) -> None:
+        """Write the ports, supervisord's configuration, and the addresses."""
+        path = self._data_dir / "supervisord.conf"
+        config = RawConfigParser()
+        config.read(path)
+        group = config[f"group:{WORKERS_GROUP}"]
+        before = [name for name in group["programs"].split(",") if name]
+        others = [name for name in before if lane_of(name) not in counts]
+        gone = set(before) - {worker.name for worker in workers} - set(others)
+        for name in gone:
+            config.remove_section(f"program:{name}")
+            self._addresses.pop(f"metrics of {name}", None)
+        ports = Ports(self._data_dir / "ports.yaml")
+        for worker in workers:
+            if worker.name in before:
+                continue
+            port = ports.choose(worker.metrics)
+            self._addresses[worker.metrics] = metrics_address(port)
+            process = worker.process(port, Path(self._startup["engine_python"]))
+            config[f"program:{worker.name}"] = program(
+                process, self._data_dir, self._startup["drain_timeout_seconds"]
+            )
+        group["programs"] = ",".join([*others, *(worker.name for worker in workers)])
+        text = io.StringIO()
+        config.write(text)
+        # supervisord's configuration last: it decides which workers the next command keeps.
+        write_private(self._data_dir / "ports.yaml", ports.text())
+        addresses = yaml.safe_dump(self._addresses, sort_keys=False)
+        write_private(self._data_dir / ADDRESSES, addresses)
+        write_private(path, text.getvalue())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text())
+    return values
