@@ -5,6 +5,7 @@ ENGINE := .venv-engine
 AUTOBATCHER := .venv-autobatcher
 AIMOCK := .aimock
 NEXT   := .venv-next
+OLDEST := .venv-oldest
 AUDIT  := .venv-audit
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
@@ -35,7 +36,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-re
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -129,6 +130,17 @@ test-next: $(VENV)/bin/uv  ## unit and contract tests with the newest celery, ko
 	$(UV) pip list --python $(NEXT)/bin/python | grep -E '^(celery|kombu|redis|litellm|openai) '
 	$(NEXT)/bin/python -m pytest --basetemp=.pytest_tmp --ignore tests/unit/test_dependencies.py tests/unit tests/contract $(ARGS)
 
+# The workers that these tests start have the locked versions: only the producer is old. Left out are
+# tests of the workers, and those that run a worker's code in their own process.
+test-oldest: $(OLDEST)/.done $(VENV)/.dev  ## the client with the oldest celery, kombu, redis, pydantic and click that the wheel accepts
+	FLEET_TEST_WORKER_PYTHON=$(CURDIR)/$(BIN)/python $(OLDEST)/bin/python -m pytest --basetemp=.pytest_tmp $(PARALLEL) \
+	  -W ignore::pytest.PytestUnraisableExceptionWarning $(OLDEST_TESTS) $(ARGS)
+OLDEST_TESTS = tests/integration/client tests/integration/streams/test_stream.py tests/integration/broker/test_tls.py \
+  tests/unit/test_primary_connection.py tests/unit/test_request_types.py tests/unit/test_answer_schema.py \
+  tests/unit/test_contract.py tests/unit/test_streaming.py \
+  --ignore-glob 'tests/integration/client/test_cancel_[su]*s.py' --ignore tests/integration/client/test_cancel.py \
+  -k "not worker and not Flower and not scheduler and not LiteLLM and not authority and not shows and not FAILURE and not mypy"
+
 bench-local: engine  ## the local lane against its own engine; ARGS="--set max_num_seqs=64"
 	FLEET_TEST_VLLM_MODEL=$(CURDIR)/$(ENGINE)/smollm2-135m $(ENGINE)/bin/python -m tests.bench.local $(ARGS)
 
@@ -148,6 +160,7 @@ audit: $(AUDIT)/.done  ## compare the locked dependencies with OSV's advisories;
 PIP_AUDIT = $(AUDIT)/bin/pip-audit --vulnerability-service osv --strict --disable-pip --require-hashes --progress-spinner off
 
 lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
+	$(UV) pip compile pyproject.toml --resolution lowest-direct $(LOCK) -o requirements/oldest.lock
 	$(UV) pip compile pyproject.toml --group fleet $(LOCK) -o requirements/fleet.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev -c requirements/fleet.lock $(LOCK) -o requirements/dev.lock
 	$(UV) pip compile pyproject.toml --group fleet --group dev --group engine -c requirements/dev.lock $(LOCK) -o requirements/engine.lock
@@ -156,7 +169,7 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## remove the environments and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) $(AUDIT) .fleet site mutants
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) $(OLDEST) $(AUDIT) .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
@@ -182,6 +195,12 @@ $(AIMOCK)/.installed: tests/aimock/package-lock.json
 	@mkdir -p $(AIMOCK)
 	@cp tests/aimock/package.json tests/aimock/package-lock.json $(AIMOCK)
 	npm ci --prefix $(AIMOCK) --cache $(AIMOCK)/.cache --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+$(OLDEST)/.done: requirements/dev.lock requirements/oldest.lock $(VENV)/bin/uv
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(INSTALL) $(OLDEST)/bin/python -r requirements/dev.lock
+	$(INSTALL) $(OLDEST)/bin/python -r requirements/oldest.lock
 	@touch $@
 
 # In an environment of its own: its dependencies are not those of the fleet.

@@ -155,6 +155,9 @@ class AsyncFleet:
             except TimeoutError:
                 message = f"no result within {timeout} s; the request continues"
                 raise ResultTimeout(message) from None
+            except Exception:
+                self._check_open()  # as in `Fleet.result`
+                raise
         completion = protocol.completion_or_raise(outcome).expect(answer_type(ticket))
         if completion.body_ref is None:
             return completion
@@ -222,6 +225,9 @@ class AsyncFleet:
                     except TimeoutError:
                         missing = sum(map(len, waiting.values()))
                         raise timed_out(missing, len(checked), timeout) from None
+                    except Exception:
+                        self._check_open()
+                        raise
                 for ticket in waiting.pop(one):
                     yield await self._finished(ticket, outcome)
         finally:

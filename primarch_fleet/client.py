@@ -387,7 +387,11 @@ class Fleet:
         with reachable():
             message = f"no result within {timeout} s; the request continues"
             result = self._result(ticket)
-            outcome = wait_for(result, timeout, message, partial(self._check_result, result))
+            try:
+                outcome = wait_for(result, timeout, message, partial(self._check_result, result))
+            except Exception:
+                self._check_open()  # a connection that is closed meanwhile may raise anything
+                raise
             return protocol.completion_or_raise(outcome)
 
     def _check_result(self, result: AsyncResult[Any]) -> None:

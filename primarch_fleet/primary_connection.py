@@ -21,6 +21,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
+from redis.exceptions import MasterDownError
 
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_url import FOLLOW_THE_PRIMARY
@@ -28,6 +29,9 @@ from primarch_fleet.redis_url import FOLLOW_THE_PRIMARY
 #: Errors by which a server says that it cannot take writes, or has no current data; older servers
 #: quote them in the error of a script. https://redis.io/docs/latest/operate/oss_and_stack/management/replication/
 _REFUSAL = re.compile(r"(^|: -?)(READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED|MISCONF) ")
+
+#: redis-py cuts the code off the messages of the errors that it knows.
+_KNOWN_REFUSALS = (redis.ReadOnlyError, MasterDownError)
 
 #: (host, port) -> when a server at that address refused, by `time.monotonic`.
 _refused_at: dict[tuple[Any, Any], float] = {}
@@ -40,7 +44,8 @@ class NotPrimary(redis.ConnectionError):
 class _Node:
     """What the connections below know about their server."""
 
-    connected_at = 0.0
+    #: None while it is not connected.
+    connected_at: float | None = None
     #: Whether a full server counts as an unreachable server.
     waits_for_memory = False
     #: When the role was asked for.
@@ -53,11 +58,13 @@ class _Node:
     @property
     def is_outdated(self) -> bool:
         """Whether the server has refused since this connection was opened."""
-        return self.connected_at < _refused_at.get(self._address, 0.0)
+        opened, refused = self.connected_at, _refused_at.get(self._address)
+        return opened is not None and refused is not None and opened < refused
 
     def is_check_due(self, interval: float) -> bool:
         """Whether to ask for the role; an interval of 0 means never."""
-        return bool(interval) and time.monotonic() > self.checked_at + interval
+        is_connected = self.connected_at is not None  # and has sent its login
+        return is_connected and bool(interval) and time.monotonic() > self.checked_at + interval
 
     def mark_outdated(self) -> None:
         """Make all connections outdated that this process has opened to the address before."""
@@ -67,13 +74,10 @@ class _Node:
         """Return the error that breaks the connection; None for any other error."""
         if self.waits_for_memory and isinstance(error, redis.OutOfMemoryError):
             return redis.ConnectionError(f"Redis is out of memory: {error}")
-        # redis-py cuts the code off the messages of the errors that it knows.
-        code = getattr(error, "status_code", None) or ""
-        found = _REFUSAL.search(f"{code} ") or _REFUSAL.search(str(error))
-        if found is None:
+        if not isinstance(error, _KNOWN_REFUSALS) and not _REFUSAL.search(str(error)):
             return None
         self.mark_outdated()
-        return NotPrimary(f"Redis refuses writes: {found.group(2)}")
+        return NotPrimary(f"Redis refuses writes: {error}")
 
 
 def check_role(reply: Any) -> None:
@@ -103,23 +107,26 @@ _Connection: Any = object
 
 
 class _PrimaryConnection(_Node, _Connection):  # type: ignore[misc]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_connect_callback(self._on_connected)
+
     def connect(self) -> None:
         """Connect, again if the connection is outdated: pools call it before each use."""
-        if self.is_connected and self.is_outdated:
+        if self.is_outdated:
             self.disconnect()
         super().connect()
 
-    def on_connect_check_health(self, *args: Any, **options: Any) -> None:
-        self.connected_at = time.monotonic()
-        super().on_connect_check_health(*args, **options)
-        self._check_role()
+    def disconnect(self, *args: Any, **options: Any) -> None:
+        self.connected_at = None
+        super().disconnect(*args, **options)
 
     def check_health(self) -> None:
         if self.is_check_due(self.health_check_interval):
-            self.retry.call_with_retry(self._send_ping, self._ping_failed, with_failure_count=True)
+            self.retry.call_with_retry(self._check_primary, lambda _: self.disconnect())
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
-        if self.is_connected and self.is_outdated:
+        if self.is_outdated:
             self.disconnect()
             raise NotPrimary("Redis has refused writes on an older connection")
         super().send_packed_command(*args, **options)
@@ -133,7 +140,15 @@ class _PrimaryConnection(_Node, _Connection):  # type: ignore[misc]
                 raise refusal from None
             raise
 
-    def _send_ping(self) -> None:
+    def _on_connected(self, _: Any) -> None:
+        self.connected_at = time.monotonic()
+        try:
+            self._check_role()
+        except Exception:
+            self.disconnect()
+            raise
+
+    def _check_primary(self) -> None:
         try:
             self._check_role()
         except NotPrimary:
@@ -151,25 +166,26 @@ class _PrimaryConnection(_Node, _Connection):  # type: ignore[misc]
 
 
 class _AsyncPrimaryConnection(_Node, _Connection):  # type: ignore[misc]
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.register_connect_callback(self._on_connected)
+
     async def connect(self) -> None:
         """Connect, again if the connection is outdated: pools call it before each use."""
-        if self.is_connected and self.is_outdated:
+        if self.is_outdated:
             await self.disconnect()
         await super().connect()
 
-    async def on_connect_check_health(self, *args: Any, **options: Any) -> None:
-        self.connected_at = time.monotonic()
-        await super().on_connect_check_health(*args, **options)
-        await self._check_role()
+    async def disconnect(self, *args: Any, **options: Any) -> None:
+        self.connected_at = None
+        await super().disconnect(*args, **options)
 
     async def check_health(self) -> None:
         if self.is_check_due(self.health_check_interval):
-            await self.retry.call_with_retry(
-                self._send_ping, self._ping_failed, with_failure_count=True
-            )
+            await self.retry.call_with_retry(self._check_primary, lambda _: self.disconnect())
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
-        if self.is_connected and self.is_outdated:
+        if self.is_outdated:
             await self.disconnect()
             raise NotPrimary("Redis has refused writes on an older connection")
         await super().send_packed_command(*args, **options)
@@ -183,7 +199,15 @@ class _AsyncPrimaryConnection(_Node, _Connection):  # type: ignore[misc]
                 raise refusal from None
             raise
 
-    async def _send_ping(self) -> None:
+    async def _on_connected(self, _: Any) -> None:
+        self.connected_at = time.monotonic()
+        try:
+            await self._check_role()
+        except Exception:
+            await self.disconnect(nowait=True)
+            raise
+
+    async def _check_primary(self) -> None:
         try:
             await self._check_role()
         except NotPrimary:

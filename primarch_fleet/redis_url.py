@@ -1,9 +1,9 @@
 """The URL of the fleet's Redis, in one spelling that redis-py, kombu, Celery and LiteLLM all take.
 
 `rediss://host/0` alone means TLS with a verified certificate and host name in every client. The
-libraries disagree about that URL: kombu does not verify, Celery raises ValueError, and a transport
-of our own would use plain TCP. They agree once the option `ssl_cert_reqs=required` is written out,
-which `normalized` does.
+libraries disagree about that URL: kombu does not verify, Celery raises ValueError, a transport of
+our own would use plain TCP, and redis-py before 6.0 does not compare the host name. They agree once
+`ssl_cert_reqs=required` and `ssl_check_hostname=true` are written out, which `normalized` does.
 """
 
 from __future__ import annotations
@@ -185,6 +185,8 @@ def _tls_options(scheme: str, options: dict[str, str]) -> dict[str, str]:
             tls[name] = _SPELLINGS[name][value]
         else:
             raise ConfigError(f"{name} must be one of {', '.join(_SPELLINGS[name])}")
+    if tls["ssl_cert_reqs"] == "required":  # else there is no host name to compare
+        tls.setdefault("ssl_check_hostname", "true")
     _check_certificates(tls)
     if "none" in tls.values() or "false" in tls.values():
         _warn_unverified()

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import redis
 from celery import Celery
-from celery.backends.asynchronous import E_RETRY_LIMIT_EXCEEDED  # type: ignore[attr-defined]
 from celery.exceptions import TimeoutError as CeleryTimeout
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
@@ -104,7 +103,7 @@ def reachable() -> Iterator[None]:
         yield
     except (redis.RedisError, OperationalError) as error:
         raise FleetUnavailable(f"the broker did not answer: {error}") from error
-    except RuntimeError as error:
-        if str(error) != E_RETRY_LIMIT_EXCEEDED:
+    except RuntimeError as error:  # Celery's, after its last attempt to connect again
+        if not isinstance(error.__cause__, redis.RedisError):
             raise
-        raise FleetUnavailable("the broker did not answer") from error
+        raise FleetUnavailable(f"the broker did not answer: {error.__cause__}") from error

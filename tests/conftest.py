@@ -16,7 +16,7 @@ settings.load_profile("busy")
 pytest.register_assert_rewrite("tests.support.batch_fixture")
 
 for _name in [name for name in os.environ if name.startswith(("FLEET_", "OPENAI_", "CELERY_"))]:
-    if _name != "FLEET_TEST_VLLM_MODEL":
+    if _name not in ("FLEET_TEST_VLLM_MODEL", "FLEET_TEST_WORKER_PYTHON"):
         del os.environ[_name]
 
 

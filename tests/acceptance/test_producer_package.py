@@ -48,16 +48,19 @@ def test_the_wheel_contains_one_package(wheel: Path) -> None:
     assert {"primarch_fleet/py.typed", "primarch_fleet/lua/budget/reserve.lua"} <= set(names)
 
 
+def install(folder: Path, *packages: str) -> Path:
+    """Install packages into a new environment; return its folder `bin`."""
+    uv = (sys.executable, "-m", "uv")
+    python = folder / "bin" / "python"
+    run(*uv, "venv", "--quiet", str(folder), cwd=folder.parent)
+    run(*uv, "pip", "install", "--quiet", "--python", str(python), *packages)
+    return python.parent
+
+
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `bin` of an environment that has the wheel and what it depends on."""
-    folder = tmp_path_factory.mktemp("wheel") / "env"
-    python = folder / "bin" / "python"
-    run(sys.executable, "-m", "uv", "venv", "--quiet", str(folder), cwd=folder.parent)
-    run(
-        sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python), str(wheel)
-    )
-    return python.parent
+    return install(tmp_path_factory.mktemp("wheel") / "env", str(wheel))
 
 
 def test_a_service_with_only_the_wheel_gets_an_answer(
@@ -66,6 +69,11 @@ def test_a_service_with_only_the_wheel_gets_an_answer(
     python = environment / "python"
     listed = run(sys.executable, "-m", "uv", "pip", "list", "--python", str(python))
     assert not {"litellm", "openai", "vllm"} & {line.split(" ")[0] for line in listed.splitlines()}
+    assert run(str(python), "-c", PRODUCER, up.url, cwd=tmp_path) == "openai-gpt-4o-mini\n"
+
+
+def test_a_service_on_an_older_celery_gets_an_answer(wheel: Path, up: Up, tmp_path: Path) -> None:
+    python = install(tmp_path / "env", str(wheel), "celery==5.4.0") / "python"
     assert run(str(python), "-c", PRODUCER, up.url, cwd=tmp_path) == "openai-gpt-4o-mini\n"
 
 

@@ -87,7 +87,8 @@ def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> S
         wait: bool = True,
         timeout: float = START_TIMEOUT,
     ) -> Iterator[Worker]:
-        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-n", f"{name}@test"]
+        python = os.environ.get("FLEET_TEST_WORKER_PYTHON", sys.executable)
+        command = [python, "-m", "celery", "-A", app, "worker", "-n", f"{name}@test"]
         command += ["-l", "INFO", "--without-mingle", *args]
         command += [] if concurrency is None else ["-c", str(concurrency)]
         env = {**os.environ, "FLEET_TEST_URL": valkey_url, **(env or {})}

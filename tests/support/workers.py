@@ -1,5 +1,7 @@
 """Celery processes: a producer's app, workers, and waiting for an event."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -23,7 +25,7 @@ START_TIMEOUT = 120.0
 COVERAGE_SECONDS = 5.0
 
 #: Whose logs a failing test shows.
-LIVE_WORKERS: list["Worker"] = []
+LIVE_WORKERS: list[Worker] = []
 
 
 def eventually(what: Callable[[], Any], timeout: float = 60.0) -> Any:

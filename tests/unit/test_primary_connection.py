@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from redis.exceptions import MasterDownError
 
 from primarch_fleet import redis_support
 from primarch_fleet.errors import ConfigError
@@ -45,7 +46,8 @@ def test_a_reply_to_hello_tells_whether_the_server_is_a_primary(
 @pytest.mark.parametrize(
     ("error", "is_refusal"),
     [
-        (redis.ReadOnlyError("You can't write", status_code="READONLY"), True),
+        (redis.ReadOnlyError("You can't write"), True),
+        (MasterDownError("Link with MASTER is down"), True),
         (redis.ResponseError("NOREPLICAS Not enough good replicas to write."), True),
         (redis.ResponseError("MISCONF Errors writing to the AOF file"), True),
         (redis.ResponseError("UNBLOCKED force unblock"), True),
@@ -53,7 +55,7 @@ def test_a_reply_to_hello_tells_whether_the_server_is_a_primary(
             redis.ResponseError("Error running script: @user_script: 2: -READONLY You can't write"),
             True,
         ),
-        (redis.OutOfMemoryError("command not allowed", status_code="OOM"), False),
+        (redis.OutOfMemoryError("command not allowed"), False),
         (redis.ResponseError("WRONGTYPE Operation against a READONLY key"), False),
     ],
 )

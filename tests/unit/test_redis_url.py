@@ -75,11 +75,20 @@ def parameters(url: str) -> dict[str, dict[str, Any]]:
         ("redis://:secret@host/0", "redis://:secret@host/0"),
         ("redis://user:a@b@host/0", "redis://user:a%40b@host/0"),
         (f"redis://user:{ENCODED}@host/0", f"redis://user:{ENCODED}@host/0"),
-        ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=required"),
-        ("valkeys://host/0", "rediss://host/0?ssl_cert_reqs=required"),
-        ("rediss://host/0?ssl_cert_reqs=CERT_REQUIRED", "rediss://host/0?ssl_cert_reqs=required"),
-        ("rediss://host/0?ssl_cert_reqs=required", "rediss://host/0?ssl_cert_reqs=required"),
-        ("rediss://host/0?ssl_cert_reqs=optional", "rediss://host/0?ssl_cert_reqs=required"),
+        ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true"),
+        ("valkeys://host/0", "rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true"),
+        (
+            "rediss://host/0?ssl_cert_reqs=CERT_REQUIRED",
+            "rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true",
+        ),
+        (
+            "rediss://host/0?ssl_cert_reqs=required",
+            "rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true",
+        ),
+        (
+            "rediss://host/0?ssl_cert_reqs=optional",
+            "rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true",
+        ),
         ("rediss://host/0?ssl_cert_reqs=CERT_NONE", "rediss://host/0?ssl_cert_reqs=none"),
         ("rediss://host/0?ssl_cert_reqs=none", "rediss://host/0?ssl_cert_reqs=none"),
     ],
@@ -124,7 +133,8 @@ def test_every_library_gets_the_certificates_of_a_url(authority: Authority) -> N
     url = "rediss://host/0?" + "&".join(f"{name}={file}" for name, file in files.items())
     for library, read in parameters(normalized(url)).items():
         assert {name: read[name] for name in files} == files, library
-    assert tls_options(url) == files | {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    checked = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    assert tls_options(url) == files | checked
 
 
 def test_a_relative_file_stays_the_same_file_in_another_folder(

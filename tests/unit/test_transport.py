@@ -243,7 +243,7 @@ def test_every_producer_can_decode_the_error_of_a_dead_letter() -> None:
     ("url", "worker_url"),
     [
         ("redis://host/0", "fleetredis://host/0"),
-        ("rediss://host/0", "fleetrediss://host/0?ssl_cert_reqs=required"),
+        ("rediss://host/0", "fleetrediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true"),
     ],
 )
 def test_workers_read_from_redis_with_leases(url: str, worker_url: str) -> None:

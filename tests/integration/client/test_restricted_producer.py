@@ -240,7 +240,7 @@ def test_the_files_have_no_password_of_another_user_and_are_private(tmp_path: Pa
         after.replace("rediss://", "redis://").partition("@")[0]
         == before["producer.env"].partition("@")[0]
     )
-    assert after.endswith("@redis.example/1?ssl_cert_reqs=required\n")
+    assert after.endswith("@redis.example/1?ssl_cert_reqs=required&ssl_check_hostname=true\n")
     assert "&/1.celery.pidbox" in files["users.acl"].read_text()
 
 

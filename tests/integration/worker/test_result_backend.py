@@ -89,7 +89,7 @@ def test_a_workers_redis_url_names_the_backend(app: Celery) -> None:
     assert type(app.backend) is WorkerResultBackend
     assert (
         backend_url("rediss://host/0") == "workers.runtime.result_backend:WorkerResultBackend"
-        "+rediss://host/0?ssl_cert_reqs=required"
+        "+rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true"
     )
 
 
