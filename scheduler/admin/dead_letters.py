@@ -55,6 +55,19 @@ class Letter:
 
 
 @dataclass(frozen=True)
+class LetterFilter:
+    """Which dead letters are meant: those that have each value that is not None."""
+
+    kind: str | None = None
+    queue: str | None = None
+    task: str | None = None
+
+    def matches(self, letter: Letter) -> bool:
+        """Return whether a dead letter has these values."""
+        return all(value in (None, getattr(letter, name)) for name, value in vars(self).items())
+
+
+@dataclass(frozen=True)
 class _Entry:
     """A dead letter as Redis has it."""
 
@@ -80,6 +93,9 @@ class _Entry:
         )
 
 
+EVERY_LETTER = LetterFilter()
+
+
 class DeadLetters:
     """The dead letters of a fleet.
 
@@ -90,13 +106,22 @@ class DeadLetters:
     def __init__(self, client: Redis) -> None:
         self._redis: Any = client  # redis-py types each command for its sync and async clients
 
-    async def list(self, limit: int = LISTED) -> list[Letter]:
-        """Return the newest dead letters, without their messages."""
+    async def list(
+        self, limit: int | None = LISTED, where: LetterFilter = EVERY_LETTER
+    ) -> list[Letter]:
+        """Return the newest dead letters, without their messages.
+
+        Args:
+            limit: How many at most; None for all.
+            where: Which dead letters.
+        """
         letters: list[Letter] = []
         async for entry in self._entries():
             if len(letters) == limit:
                 break
-            letters.append(entry.letter())
+            letter = entry.letter()
+            if where.matches(letter):
+                letters.append(letter)
         return letters
 
     async def show(self, letter_id: str) -> dict[str, Any]:

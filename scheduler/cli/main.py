@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import NoReturn
 
@@ -125,43 +125,65 @@ def resume(_: argparse.Namespace) -> int:
 
 def dead_letters(options: argparse.Namespace) -> int:
     """List, show, replay or drop dead letters. Only `show` prints a message, with its prompt."""
-    if (options.verb == "list") == bool(options.ids):
-        return report("dead-letters: list takes no id, the others take at least one", 2)
-    try:
-        with_redis(lambda client: LETTER_VERBS[options.verb](letters.DeadLetters(client), options))
-    except letters.NoSuchLetter as error:
-        return report(str(error), 2)
+    where = letters.LetterFilter(options.kind, options.queue, options.task)
+    has_filter = options.all or where != letters.EVERY_LETTER
+    if options.verb == "list":
+        if options.ids:
+            return report("dead-letters: list takes no id, but --kind, --queue or --task", 2)
+        return with_redis(lambda client: _list_letters(letters.DeadLetters(client), where, options))
+    if bool(options.ids) == has_filter:
+        return report("dead-letters: give ids, or --kind, --queue, --task or --all", 2)
+    act = LETTER_VERBS[options.verb]
+    return with_redis(lambda client: _each_letter(letters.DeadLetters(client), where, options, act))
+
+
+async def _list_letters(
+    store: letters.DeadLetters, where: letters.LetterFilter, options: argparse.Namespace
+) -> int:
+    newest = await store.list(options.limit, where)
+    print_report(letters.as_json(newest) if options.json else letters.as_table(newest))
     return 0
 
 
-async def _list_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
-    newest = await store.list(options.limit)
-    print_report(letters.as_json(newest) if options.json else letters.as_table(newest))
+async def _each_letter(
+    store: letters.DeadLetters,
+    where: letters.LetterFilter,
+    options: argparse.Namespace,
+    act: LetterVerb,
+) -> int:
+    """Do the same to each dead letter; the status of the worst."""
+    ids = options.ids or [letter.id for letter in await store.list(None, where)]
+    statuses = [0]
+    for letter_id in ids:
+        try:
+            await act(store, letter_id)
+        except letters.NoSuchLetter as error:
+            statuses.append(report(str(error), 2))
+        except letters.NotReplayable as error:
+            statuses.append(report(str(error), 1))
+    return max(statuses)
 
 
-async def _show_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
-    for letter_id in options.ids:
-        print_report(await store.show(letter_id))
+async def _show_letter(store: letters.DeadLetters, letter_id: str) -> None:
+    print_report(await store.show(letter_id))
 
 
-async def _replay_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
-    for letter_id in options.ids:
-        letter = await store.replay(letter_id)
-        report(f"{letter.id}: task {letter.task_id} is in its queue again", 0)
+async def _replay_letter(store: letters.DeadLetters, letter_id: str) -> None:
+    letter = await store.replay(letter_id)
+    report(f"{letter.id}: task {letter.task_id} is in its queue again", 0)
 
 
-async def _drop_letters(store: letters.DeadLetters, options: argparse.Namespace) -> None:
-    for letter_id in options.ids:
-        letter = await store.drop(letter_id)
-        report(f"{letter.id}: dropped", 0)
+async def _drop_letter(store: letters.DeadLetters, letter_id: str) -> None:
+    letter = await store.drop(letter_id)
+    report(f"{letter.id}: dropped", 0)
 
 
-#: What `dead-letters VERB` does.
-LETTER_VERBS = {
-    "list": _list_letters,
-    "show": _show_letters,
-    "replay": _replay_letters,
-    "drop": _drop_letters,
+LetterVerb = Callable[[letters.DeadLetters, str], Awaitable[None]]
+#: What `dead-letters VERB` does to a dead letter.
+LETTER_VERBS: dict[str, LetterVerb] = {
+    "show": _show_letter,
+    "replay": _replay_letter,
+    "drop": _drop_letter,
 }
 
 
@@ -257,8 +279,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     _add_costs_options(add(costs))
     _add_json_option(add(deployments))
     letters_command = add(dead_letters, "dead")
-    letters_command.add_argument("verb", choices=LETTER_VERBS)
+    letters_command.add_argument("verb", choices=["list", *LETTER_VERBS])
     letters_command.add_argument("ids", nargs="*", metavar="ID", help="a letter's, from the list")
+    for name in ("kind", "queue", "task"):
+        letters_command.add_argument(
+            f"--{name}", help=f"those with this {name}, as the list has it"
+        )
+    letters_command.add_argument("--all", action="store_true", help="all dead letters")
     letters_command.add_argument(
         "--limit", type=int, default=letters.LISTED, help="of the list; default: %(default)s"
     )

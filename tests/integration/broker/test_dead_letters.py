@@ -191,8 +191,11 @@ async def test_the_command_lists_shows_replays_and_drops(
             timeout=60,
         )
 
-    bury(store, leases)
-    bury(store, leases, "{nonsense")
+    def bury_both() -> None:
+        bury(store, leases)
+        bury(store, leases, "{nonsense", kind="malformed")
+
+    bury_both()
     unreadable, readable = await letters.list()
     table = run("list")
     assert readable.id in table.stdout
@@ -201,4 +204,16 @@ async def test_the_command_lists_shows_replays_and_drops(
     assert run("replay", readable.id, unreadable.id).returncode == 1
     assert store.llen(QUEUE) == 1
     assert run("drop", unreadable.id, unreadable.id).returncode == 2
+    assert not store.exists(DEAD_LETTERS)
+
+    store.flushall()
+    bury_both()
+    assert readable.id not in run("list", "--kind", "malformed").stdout
+    assert run("replay").returncode == run("drop", readable.id, "--all").returncode == 2
+    assert run("replay", "--kind", "malformed").returncode == 1
+    assert run("drop", "--task", "realtime.complete", "--queue", QUEUE).returncode == 0
+    assert store.llen(DEAD_LETTERS) == 2
+    assert run("replay", "--task", "batch.complete").returncode == 0
+    assert store.llen(QUEUE) == 1
+    assert run("drop", "--all").returncode == 0
     assert not store.exists(DEAD_LETTERS)
