@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from config.settings import ROOT
+from config.settings import ROOT, Settings
+from workers.onebox.processes import STOP_MARGIN_SECONDS
 
 FILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())[
@@ -32,6 +33,20 @@ def test_a_service_runs_a_module_that_exists(name: str) -> None:
     assert (ROOT / service["build"]["dockerfile"]).exists()
     [module] = re.findall(r"-[Am] ([\w.]+)", service["command"])
     assert find_spec(module) is not None
+
+
+@pytest.mark.parametrize("name", ["realtime", "batch", "local"])
+def test_compose_can_start_several_containers_of_a_lane(name: str) -> None:
+    """Each would have the same container name, or the same port of the host."""
+    service = SERVICES[name]
+    assert service.keys().isdisjoint({"container_name", "ports", "hostname"})
+    assert f"-n {name}@%h" in service["command"]
+    seconds = int(service["stop_grace_period"].removesuffix("s"))
+    assert seconds >= Settings().drain_timeout + STOP_MARGIN_SECONDS
+    [targets] = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())[
+        "scrape_configs"
+    ][0]["dns_sd_configs"]
+    assert name in targets["names"]
 
 
 def test_only_lanes_that_call_a_provider_get_its_key() -> None:
