@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Histogram, make_wsgi_app, start_http_server
 
 from config.settings import settings
 from primarch_fleet.contract import Receipt
 from primarch_fleet.money import to_dollars
 from tasks import services
 from tasks.provider_errors import Fault
+from workers.observability.health import with_health
 
 logger = logging.getLogger(__name__)
 
@@ -116,12 +117,13 @@ def observe_batch(hours: float, size: int, tenants: Iterable[str]) -> None:
 
 
 def serve() -> None:
-    """Serve this process's metrics.
+    """Serve this worker's metrics, and its health at `/health`.
 
     Raises:
         OSError: FLEET_METRICS_PORT is taken.
     """
     server, _ = start_http_server(settings().metrics_port, settings().metrics_host)
+    server.set_app(with_health(make_wsgi_app()))
     host, port = server.server_address[:2]
     logger.info(
         "metrics at http://%s:%s/metrics", host, port, extra={"action": "metrics_listening"}
