@@ -26,10 +26,12 @@ MAX_SCANNED_TENANTS = 100
 _LUA = Path(__file__).with_name("lua") / "queue"
 #: The first part of each script that reads or changes a queue.
 TURNS = _LUA / "turns.lua"
+#: The part that keeps the lengths of the lists true, of each script that changes a queue.
+PLACEHOLDERS = _LUA / "placeholders.lua"
 #: The part by which scripts read a message's headers.
 HEADERS = _LUA / "headers.lua"
-_PURGE = LuaScript.load(TURNS, _LUA / "purge.lua")
-_FIND_TASK = LuaScript.load(_LUA / "find_task.lua")
+_PURGE = LuaScript.load(TURNS, PLACEHOLDERS, _LUA / "purge.lua")
+_FIND_TASK = LuaScript.load(TURNS, _LUA / "find_task.lua")
 #: Messages of each list that one script searches: Redis does nothing else meanwhile.
 _SEARCHED_MESSAGES = 200
 #: Replies of lua/queue/find_task.lua.
@@ -133,5 +135,8 @@ def _text(reply: bytes | str) -> str:
 
 
 def purge(client: Any, queue: str) -> int:
-    """Drop the messages that wait in a queue, and return their number."""
+    """Drop the messages that wait in a queue, and return their number.
+
+    The workers of the queue store that their tasks are revoked, as soon as one runs.
+    """
     return int(_PURGE.run(client, priority_lists(queue), []))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 from collections.abc import Awaitable, Callable
@@ -47,6 +48,7 @@ from workers.runtime import (
 )
 from workers.runtime.dead_letters import DeadLetter, fail_task
 from workers.runtime.leases import LEASES
+from workers.runtime.sorting import sort_pushed
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +133,13 @@ def _start_worker(lane: Lane, start_lane: StartLane, worker: Any) -> None:
         raise SystemExit(1) from None
     services = _start_services(url, catalogue)
     metrics.serve()
-    heartbeat = Heartbeat(client, CONSUMPTION.queues, _throughput(lane, worker), fleet_keys.restore)
+    heartbeat = Heartbeat(
+        client,
+        CONSUMPTION.queues,
+        _throughput(lane, worker),
+        fleet_keys.restore,
+        functools.partial(sort_pushed, client),
+    )
     CONSUMPTION.on_change = heartbeat.hurry
     event_loop.at_stop(heartbeat.stop)
     _start_lane(start_lane, services)

@@ -33,6 +33,7 @@ from typing import Any
 import redis
 
 from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.queues import priority_lists
 from tests.bench.processes import process, wait_for, wait_for_worker
 from tests.support.redis_server import redis_server
 from workers.runtime.leases import LEASES_KEY
@@ -110,9 +111,8 @@ def waits(url: str, options: argparse.Namespace) -> list[float]:
 
 def drain(store: redis.Redis) -> int:
     """Empty the queue, wait for running requests, and return how many requests were queued."""
-    names = [key for key in store.scan_iter("realtime*", _type="LIST") if b"turns" not in key[-5:]]
-    dropped = sum(store.llen(name) for name in names)
-    store.delete(*names, *store.scan_iter("realtime*turns", _type="LIST"), "none")
+    dropped = sum(store.llen(name) for name in priority_lists("realtime"))
+    store.delete(*store.scan_iter("realtime*", _type="LIST"), "none")
     while store.hlen(LEASES_KEY):
         time.sleep(0.1)
     return dropped

@@ -94,4 +94,5 @@ class Queue:
         """Return the names of the messages without a tenant that wait."""
         lists = [f"{source}{suffix}" for source in (URGENT, LATER) for suffix in (NO_TENANT, "")]
         texts = chain(*(self.store.lrange(name, 0, -1)[::-1] for name in lists))
-        return [json.loads(text)["body"] for text in texts]
+        bodies = [json.loads(text)["body"] for text in texts]
+        return [body for body in bodies if body]  # those of placeholders are empty

@@ -41,6 +41,7 @@ class Heartbeat:
             unknown. Called once for each heartbeat.
         restore: Writes again what Redis has lost. Called after each heartbeat, with the version of
             the catalogue in Redis; None if that has none, or no queue is served.
+        sort: Sorts what was pushed to a queue. Called for each queue after each heartbeat.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Heartbeat:
         queues: Callable[[], Set[str]],
         throughput: Callable[[], float | None] = lambda: None,
         restore: Callable[[int | None], None] = lambda _: None,
+        sort: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._redis, self._queues, self._throughput = client, queues, throughput
-        self._restore = restore
+        self._restore, self._sort = restore, sort
         self._worker_id = uuid.uuid4().hex
         self._announced: set[str] = set()
         self._due, self._stopped = threading.Event(), threading.Event()
@@ -83,6 +85,8 @@ class Heartbeat:
                 *_, version = CLOCK.measure(run)
             self._announced = set(served)
             self._restore(int(version) if version else None)
+            for queue in served:
+                self._sort(queue)
         except redis.RedisError as error:
             logger.warning("heartbeat not sent: %s", error, extra={"action": "heartbeat_failed"})
 

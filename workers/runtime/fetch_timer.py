@@ -39,7 +39,7 @@ from typing import Any
 
 import redis
 
-from primarch_fleet.queues import turns_list
+from primarch_fleet.queues import SEPARATOR, turns_list
 from workers.runtime.push_notifier import PushNotifier
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,9 @@ class FetchTimer:
         if self._notifier is None:
             return
         if stay:
-            self._notifier.arm(lists)
+            # Not those with a queue's name, which change whenever a worker takes a message.
+            if with_priority := [name for name in lists if SEPARATOR in name]:
+                self._notifier.arm(with_priority)
         else:  # messages that are put back have a tenant already
             self._notifier.arm([*lists, *map(turns_list, lists)])
             self._quiet_until = self._clock() + self._max_quiet

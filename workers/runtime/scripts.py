@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from primarch_fleet.budgets import LEDGER_LUA
-from primarch_fleet.queues import HEADERS, TURNS
+from primarch_fleet.queues import HEADERS, PLACEHOLDERS, TURNS
 from primarch_fleet.redis_support import LuaScript
 
 _LUA = Path(__file__).with_name("lua")
 _MESSAGE = _LUA / "message.lua"
-_QUEUE = (TURNS, _MESSAGE, _LUA / "queue.lua")
+_QUEUE = (TURNS, PLACEHOLDERS, _MESSAGE, _LUA / "queue.lua")
 _LEASE = _LUA / "lease.lua"
 _LETTERS = _LUA / "dead_letters.lua"
 _TAKE = (*_QUEUE, HEADERS, _LUA / "take.lua")

@@ -1,4 +1,4 @@
--- Find the message of a task in a part of a list.
+-- Find the message of a task in a part of a list. Follows turns.lua.
 -- KEYS[1]  messages: list, messages as JSON; producers push at the left
 -- ARGV[1]  task: string, its id as JSON has it, in quotes
 -- ARGV[2]  start: number, the place of the first message that is read
@@ -21,6 +21,9 @@ end
 local start, count = tonumber(ARGV[2]), tonumber(ARGV[3])
 local messages = redis.call('LRANGE', KEYS[1], start, start + count - 1)
 for _, message in ipairs(messages) do
+  if message == PLACEHOLDER then
+    return 0 -- only placeholders follow
+  end
   if is_of_task(message) then
     return 1
   end

@@ -12,6 +12,7 @@ from celery.states import READY_STATES
 
 from primarch_fleet import CompletionRequest, Fleet, errors
 from primarch_fleet.budgets import ledger_keys
+from primarch_fleet.queues import priority_lists
 from scheduler.store.keys import REQUESTS
 from tests.chaos.mixed.account import Request, Rest
 from tests.chaos.mixed.processes import Role
@@ -125,8 +126,4 @@ def _reserved_for(client: redis.Redis) -> list[str]:
 
 def _waiting(client: redis.Redis, queue: str) -> int:
     """Count the messages of a queue, of all its priorities and tenants."""
-    found = 0
-    for key in client.scan_iter(f"*{queue}*", count=1000):
-        if client.type(key) == "list" and queue in key:
-            found += int(client.llen(key))
-    return found
+    return sum(int(client.llen(name)) for name in priority_lists(queue))

@@ -10,7 +10,7 @@ import pytest
 import redis
 from kombu.asynchronous import Hub
 
-from primarch_fleet.queues import PRIORITY_STEPS, turns_list
+from primarch_fleet.queues import turns_list
 from tests.support.clock import Clock
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
@@ -82,9 +82,9 @@ def tracking_connections(store: redis.Redis) -> list[Any]:
 
 
 def fetch_count(store: redis.Redis) -> int:
-    """How often workers have fetched: each fetch, and nothing else here, reads the turns of the
-    tenants once for each priority."""
-    return calls(store, "lrange") // len(PRIORITY_STEPS)
+    """How often workers have fetched: each fetch, and nothing else here, reads once how many
+    placeholders the queue has."""
+    return calls(store, "hget")
 
 
 def calls(store: redis.Redis, command: str) -> int:

@@ -27,7 +27,10 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet, Ticket, errors
 from primarch_fleet.cancellation import mark_key
 from primarch_fleet.contract import Lane
+from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.queues import priority_lists, purge
 from primarch_fleet.streaming import stream_key
+from tests.support.tenants_queue import fetch_from
 from tests.support.workers import StartWorker, eventually, is_parked
 from workers.observability.cost_recorder import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
@@ -337,6 +340,36 @@ def test_a_plain_revoke_cancels_a_queued_request_at_once(
             lanes.fleet.result(ticket, TIMEOUT_SECONDS)
     eventually(lambda: lanes.reserved(tenant) == 0)
     assert (lanes.spent(tenant), lanes.calls()) == (0, {})
+
+
+def by_celerys_purge(lanes: Lanes, queue: str) -> None:
+    """As `celery -A tasks.app purge -f` does."""
+    assert purge(lanes.redis, queue) == 1
+
+
+def by_deleting_lists(lanes: Lanes, queue: str) -> None:
+    """As Celery's purge in another app does, once a worker has sorted the message.
+
+    Noticed at once: later, Flower may have taken a reply of a worker off a list.
+    """
+    fetch_from(lanes.redis, *priority_lists(queue), tags=())
+    lanes.redis.delete(*priority_lists(queue))
+    fetch_from(lanes.redis, *priority_lists(queue), tags=())
+
+
+@pytest.mark.parametrize("drop", [by_celerys_purge, by_deleting_lists])
+@pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
+def test_a_purge_cancels_a_queued_request_and_returns_its_reservation(
+    lane: str, drop: Callable[[Lanes, str], None], lanes: Lanes, tenant: str
+) -> None:
+    with queued(lane)(lanes, tenant) as ticket:
+        assert lanes.reserved(tenant) > 0
+        drop(lanes, f"local.{LOCAL}" if lane == "local" else lane)
+    with pytest.raises(errors.Cancelled):
+        lanes.fleet.result(ticket, TIMEOUT_SECONDS)
+    eventually(lambda: lanes.reserved(tenant) == 0)
+    assert (lanes.spent(tenant), lanes.calls()) == (0, {})
+    assert lanes.redis.zscore(OPEN_KEY, ticket.id) is None
 
 
 @pytest.mark.parametrize("lane", ["realtime", "local"])

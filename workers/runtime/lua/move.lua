@@ -15,12 +15,17 @@ local sorted = tenants_list(KEYS[1], tenant)
 if redis.call('EXISTS', KEYS[3]) == 0 or redis.call('EXISTS', KEYS[4]) == 1 then
   return 0
 end
+local queue = queue_of(KEYS[1])
+local state = state_of(queue)
 if redis.call('LREM', sorted, -1, ARGV[1]) == 1 then
   if redis.call('EXISTS', sorted) == 0 then
     redis.call('LREM', turns_of(KEYS[1]), 1, tenant)
   end
-elseif redis.call('LREM', KEYS[1], -1, ARGV[1]) == 0 then
+  state.sorted = state.sorted - 1
+elseif redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then -- from the left: placeholders are at the right
+  settle(queue)
   return 0
 end
+settle(queue)
 put_back(KEYS[2], ARGV[2])
 return 1

@@ -1,10 +1,13 @@
 -- Functions that the scripts share which take messages off a queue or put them back.
--- Follows turns.lua and message.lua.
+-- Follows turns.lua, placeholders.lua and message.lua.
 
 -- Put a message before the tenant's others. A tenant that had none gets the next turn.
 local function put_back(list, message)
-  local tenant = tenant_of(message)
+  local queue, tenant = queue_of(list), tenant_of(message)
+  local state = state_of(queue) -- first: a purge before this is none of the message
   if redis.call('RPUSH', tenants_list(list, tenant), message) == 1 then
     redis.call('LPUSH', turns_of(list), tenant)
   end
+  state.sorted = state.sorted + 1
+  settle(queue)
 end

@@ -15,6 +15,8 @@
 
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
 local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
+local sorted_count = 0 -- by this script
+local CANCELLED_TTL_SECONDS = 90 * 86400 -- as that of primarch_fleet/cancellation.py
 
 local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(ARGV[3])
 local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
@@ -63,28 +65,113 @@ local function list_by_priority(list, message)
   return list
 end
 
--- Sort the messages that producers have pushed to a list: each goes after its tenant's others, and
--- a tenant that had none gets the last turn. The server moves a message without copying it here.
-local function sort(list)
-  local turns, count, bytes, sources = turns_of(list), 0, 0, {}
-  local is_most_urgent = not string.find(list, SEPARATOR, 1, true)
-  local message = redis.call('LINDEX', list, -1)
-  while message and count < MAX_SORTED and bytes < MAX_SORTED_BYTES do
+-- Return a function that finds the tenant's list where a message goes, after the tenant's others; a
+-- tenant that had none gets the last turn.
+local function places()
+  local known = {}
+  return function(list, message)
     local tenant = tenant_of(message)
-    local target = sources[tenant]
-    local list_to_sort = is_most_urgent and list_by_priority(list, message) or list
-    if list_to_sort ~= list then
-      target = list_to_sort -- as if it had been pushed there
-    elseif not target then
-      target = tenants_list(list, tenant)
-      sources[tenant] = target
-      if redis.call('EXISTS', target) == 0 then
-        redis.call('RPUSH', turns, tenant)
+    local place = tenants_list(list, tenant)
+    if not known[place] then
+      known[place] = true
+      if redis.call('EXISTS', place) == 0 then
+        redis.call('RPUSH', turns_of(list), tenant)
       end
     end
-    redis.call('LMOVE', list, target, 'RIGHT', 'LEFT')
+    return place
+  end
+end
+
+-- Sort the messages at the right end of a list that has no placeholders. The server moves a message
+-- without copying it here. `list_of(message)` is the list of its priority.
+local function sort_right_end(list, list_of)
+  local state, place_of, count, bytes = state_of(queue_of(list)), places(), 0, 0
+  local message = redis.call('LINDEX', list, -1)
+  while message and count < MAX_SORTED and bytes < MAX_SORTED_BYTES do
+    redis.call('LMOVE', list, place_of(list_of(message), message), 'RIGHT', 'LEFT')
+    state.sorted = state.sorted + 1
     count, bytes = count + 1, bytes + #message
     message = redis.call('LINDEX', list, -1)
+  end
+  sorted_count = sorted_count + count
+end
+
+-- The last list of a queue. More messages than one fetch sorts move there from the queue's first list,
+-- where placeholders are behind them.
+local function spill_of(queue)
+  return queue .. SEPARATOR .. STEPS[1]
+end
+
+-- Move the first `count` of the messages that are not sorted yet from a queue's first list to its
+-- last, and drop the other ones, which are sorted.
+local function spill(queue, state, unsorted, count)
+  local target = spill_of(queue)
+  if state.placeholders < unsorted then -- whichever copies less
+    redis.call('RENAME', queue, target)
+    state.placeholders = 0
+    settle(queue)
+  else
+    redis.call('COPY', queue, target)
+    redis.call('LTRIM', queue, unsorted, -1)
+  end
+  redis.call('LTRIM', target, 0, count - 1)
+  state.spilled = true
+end
+
+-- Sort the messages at the left of a queue's first list, oldest first: all, or as many as a fetch
+-- may sort, and the others spill.
+local function sort_left_end(queue)
+  local state, place_of, count, bytes = state_of(queue), places(), 0, 0
+  local unsorted = redis.call('LLEN', queue) - state.placeholders
+  local target = spill_of(queue)
+  local may_spill = is_key[target] and redis.call('EXISTS', target) == 0
+  while
+    count < unsorted and (not may_spill or count < MAX_SORTED and bytes < MAX_SORTED_BYTES)
+  do
+    local size = math.min(math.max(count, 1), unsorted - count) -- as much again as is read
+    size = may_spill and math.min(size, MAX_SORTED - count) or math.min(size, MAX_SORTED)
+    local first = unsorted - count - size
+    local messages = redis.call('LRANGE', queue, first, first + size - 1)
+    for n = size, 1, -1 do
+      local message = messages[n]
+      bytes = bytes + #message
+      if message ~= PLACEHOLDER then
+        local list = list_by_priority(queue, message)
+        if list ~= queue and redis.call('EXISTS', list) == 1 then
+          redis.call('LPUSH', list, message) -- after older ones, as if it had been pushed there
+        else
+          redis.call('LPUSH', place_of(list, message), message)
+          state.sorted = state.sorted + 1
+        end
+      end
+    end
+    count = count + size
+  end
+  sorted_count = sorted_count + count
+  if count < unsorted then
+    spill(queue, state, unsorted, unsorted - count)
+  elseif count > 0 then
+    redis.call('LTRIM', queue, unsorted, -1)
+  end
+end
+
+-- Sort the messages that producers have pushed to a list into lists of their tenants.
+local function sort(list)
+  local queue = queue_of(list)
+  local state, last = state_of(queue), spill_of(queue)
+  local function by_priority(message)
+    return list_by_priority(queue, message)
+  end
+  if state.spilled and (list == queue or list == last) then
+    sort_right_end(last, by_priority)
+    state.spilled = redis.call('EXISTS', last) == 1
+  elseif list ~= queue then
+    sort_right_end(list, function()
+      return list
+    end)
+  end
+  if list == queue and not state.spilled then -- else messages would overtake older ones
+    sort_left_end(queue)
   end
 end
 
@@ -99,15 +186,37 @@ local function lease(list, tenant, message)
   add_to_reply(list, tenant, message, task)
 end
 
+-- Lease purged messages as cancelled ones, so that their tasks end as revoked ones.
+local function take_purged(queue)
+  local index = purged_of(queue)
+  local name = wanted() > 0 and redis.call('LINDEX', index, -1)
+  while name do
+    local message = redis.call('LINDEX', name, -1)
+    if message then
+      local task = task_of(message)
+      if task ~= '' then -- if the worker gives the message back, it is dropped again
+        redis.call('SET', CANCELLED .. task, 'waiting', 'EX', CANCELLED_TTL_SECONDS, 'NX')
+        lease(string.match(name, '^(.*)' .. purged_of('')), tenant_of(message), message)
+      end
+      redis.call('LTRIM', name, 0, -2)
+    else
+      redis.call('LTRIM', index, 0, -2)
+    end
+    name = wanted() > 0 and redis.call('LINDEX', index, -1)
+  end
+end
+
 -- Take a message off its tenant's list, lease it, and give the tenant the last turn. `skipped` is
 -- the number of the tenant's messages before it that were passed over; nil if not known.
 local function take(list, tenant, message, skipped)
   local turns, source = turns_of(list), tenants_list(list, tenant)
   if skipped == 0 then
-    redis.call('RPOP', source)
+    redis.call('LTRIM', source, 0, -2) -- RPOP would count as another consumer's: placeholders.lua
   else
     redis.call('LREM', source, -1, message)
   end
+  local state = state_of(queue_of(list))
+  state.sorted = state.sorted - 1
   redis.call('LREM', turns, 1, tenant)
   if redis.call('EXISTS', source) == 1 then
     redis.call('RPUSH', turns, tenant)
@@ -147,9 +256,15 @@ end
 -- tenant's next message is then offered in its next turn.
 local function offer_in_turn(list, max_passed_over, offer)
   if wanted() == 0 then
+    if sorted_count < MAX_SORTED then -- for the length of the list with the queue's name
+      sort(list)
+    end
     return
   end
   sort(list)
+  if list == queue_of(list) then
+    take_purged(list)
+  end
   local last = wanted() + max_passed_over -- turns to read, and those of tenants that hold slots
   for _ in pairs(held) do
     last = last + 1
@@ -172,9 +287,13 @@ local function offer_in_turn(list, max_passed_over, offer)
   if ring[1] then
     offered_lists[#offered_lists + 1] = list
   end
+  settle(queue_of(list))
 end
 
 local function done()
+  for queue in pairs(states) do
+    settle(queue)
+  end
   for _, list in ipairs(offered_lists) do
     if redis.call('EXISTS', turns_of(list)) == 1 then
       reply[#reply + 1] = '1'
