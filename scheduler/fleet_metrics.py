@@ -44,17 +44,21 @@ target = Gauge(
 )
 
 
-def register(config: FleetConfig, url: str) -> None:
-    """Let this process export what is in the Redis at a URL, and the targets. Call it once."""
-    client = once(url, TIMEOUT_SECONDS)
-    lanes: dict[str, Lane] = {
+def queue_lanes(config: FleetConfig) -> dict[str, Lane]:
+    """Return the lane of each queue of the fleet."""
+    return {
         REALTIME_QUEUE: "realtime",
         **{engine.queue: "local" for engine in config.engines},
         BATCH_QUEUE: "batch",
         SCHEDULER_QUEUE: "batch",
     }
+
+
+def register(config: FleetConfig, url: str) -> None:
+    """Let this process export what is in the Redis at a URL, and the targets. Call it once."""
+    client = once(url, TIMEOUT_SECONDS)
     for collector in (
-        QueueDepthCollector(client, lanes),
+        QueueDepthCollector(client, queue_lanes(config)),
         DeadLetterCollector(client),
         BudgetCollector(Ledger(client), config.catalogue().tenants),
         AccountHealth(client),

@@ -1,6 +1,7 @@
 """Flower, with a login and the metrics of the fleet: `celery -A scheduler.flower flower`. Run one.
 
-Its /metrics has, besides Flower's own, what fleet_metrics.py reads.
+Its /metrics has, besides Flower's own, what fleet_metrics.py reads. Its Broker page and its API
+list all queues of the fleet, also those that no worker serves.
 
 Flower's buttons and its API act only where there is a login. Without FLOWER_BASIC_AUTH and
 FLOWER_AUTH, the first start makes a password, prints it and keeps it in the data folder.
@@ -10,6 +11,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
+from typing import Any
+
+from flower.views import BaseHandler
 
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
@@ -20,9 +25,21 @@ from workers.observability.flower_login import BASIC_AUTH, flower_login
 
 __all__ = ["app"]
 
+
+def _list_queues(names: Iterable[str]) -> None:
+    """List these queues besides those of the workers that Flower knows."""
+    of_workers, fleet = BaseHandler.get_active_queue_names, set(names)
+
+    def all_names(handler: Any) -> list[str]:
+        return sorted(fleet.union(of_workers(handler)))
+
+    BaseHandler.get_active_queue_names = all_names
+
+
 try:
     _login = flower_login(settings().data_dir, os.environ)
     fleet_metrics.register(fleet_config(), redis_url())
+    _list_queues(fleet_metrics.queue_lanes(fleet_config()))
 except ConfigError as error:
     raise SystemExit(f"flower: {error}") from None
 if _login:

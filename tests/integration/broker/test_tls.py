@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from celery import Celery
-from flower.utils.broker import Broker  # type: ignore[import-untyped]
+from flower.utils.broker import Broker
 from kombu import Connection
 from litellm.caching.redis_cache import RedisCache
 

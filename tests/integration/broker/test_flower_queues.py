@@ -1,0 +1,69 @@
+"""Flower's Broker page and its API have a row for each queue, with what waits there."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from config.fleet import load
+from config.settings import ROOT
+from primarch_fleet.queues import priority_lists
+from tests.acceptance.conftest import ask_flower
+from tests.support.tenants_queue import fetch_from, message
+from tests.support.workers import eventually
+from workers.onebox.ports import free_port
+
+LOGIN = "someone:secret"
+LOCAL = [engine.queue for engine in load(ROOT / "config" / "fleet.yaml").engines]
+QUEUES = ["realtime", *LOCAL, "batch", "scheduler"]
+
+
+@pytest.fixture
+def flower(valkey_url: str, tmp_path: Path) -> Iterator[str]:
+    """The address of a Flower, before any worker has started."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    env = {
+        "FLEET_REDIS_URL": valkey_url,
+        "FLEET_DATA_DIR": str(tmp_path),
+        "FLOWER_BASIC_AUTH": LOGIN,
+    }
+    command = [sys.executable, "-m", "celery", "-A", "scheduler.flower", "flower", f"--port={port}"]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | env) as process:
+        try:
+            eventually(lambda: listens(url), timeout=40)
+            yield url
+        finally:
+            process.terminate()
+
+
+def listens(url: str) -> bool:
+    try:
+        return bool(ask_flower(url, LOGIN, "/api/queues/length"))
+    except OSError:
+        return False
+
+
+def lengths(url: str) -> dict[str, int]:
+    reply: dict[str, Any] = json.loads(ask_flower(url, LOGIN, "/api/queues/length"))
+    return {queue["name"]: queue["messages"] for queue in reply["active_queues"]}
+
+
+def test_each_queue_of_the_fleet_has_its_true_length(store: redis.Redis, flower: str) -> None:
+    assert lengths(flower) == dict.fromkeys(QUEUES, 0)
+    for queue in QUEUES:
+        plain, normal, *_ = priority_lists(queue)
+        for first in range(0, 2800, 400):
+            into = normal if first % 800 else plain
+            store.lpush(into, *(message(f"{first + n}", "acme") for n in range(400)))
+            fetch_from(store, *priority_lists(queue), tags=(f"{queue}-{first}",))
+    assert lengths(flower) == dict.fromkeys(QUEUES, 2800 - 7)
+    assert {queue: store.llen(queue) for queue in QUEUES} == lengths(flower)
+    page = ask_flower(flower, LOGIN, "/broker")
+    assert all(queue in page for queue in QUEUES)
+    assert page.count("2793") == len(QUEUES)
