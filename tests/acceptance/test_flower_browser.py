@@ -40,11 +40,11 @@ def worker_of(up: Up) -> str:
     return next(name for name in names if name.startswith("realtime-1@"))
 
 
-def places(up: Up, worker: str) -> int:
-    """The running tasks that a worker's pool has places for."""
+def pool(up: Up, worker: str) -> dict[str, Any]:
+    """What a worker says of its pool."""
     with Celery(broker=up.url, set_as_current=False) as operator:
         stats: Any = operator.control.inspect([worker], timeout=5, limit=1).stats()
-    return int(stats[worker]["pool"]["max-concurrency"])
+    return dict(stats[worker]["pool"])
 
 
 def request() -> CompletionRequest:
@@ -96,19 +96,20 @@ def test_a_tasks_page_shows_model_tenant_lane_and_cost_and_no_prompt(
 def test_grow_and_shrink_change_the_pool(browser: Browser, flower: str, up: Up) -> None:
     worker = worker_of(up)
 
-    before = places(up, worker)
+    before = pool(up, worker)["max-concurrency"]
     browser.open(f"{flower}/worker/{worker}")
     browser.fill("#pool-size", "3")
     browser.click("#worker-pool-grow")
     browser.wait_for("Growing")
-    assert places(up, worker) == before + 3
+    assert pool(up, worker)["max-concurrency"] == before + 3
     browser.click("#worker-pool-shrink")
     browser.wait_for("Shrinking")
-    assert places(up, worker) == before
+    assert pool(up, worker)["max-concurrency"] == before
 
 
 def test_terminate_ends_a_call_that_runs(browser: Browser, flower: str, up: Up) -> None:
     up.simulate({"endpoint": "chat.completions", "contains": PROMPT, "delay": 120})
+    worker = worker_of(up)
     with Fleet(up.url) as fleet:
         ticket = fleet.submit(request())
 
@@ -117,7 +118,9 @@ def test_terminate_ends_a_call_that_runs(browser: Browser, flower: str, up: Up) 
             return bool(browser.run("document.querySelector('#task-terminate') !== null"))
 
         eventually(terminate_is_offered)
+        assert pool(up, worker)["running"] == 1
         browser.click("#task-terminate")
         browser.wait_for("Revoked")
         with pytest.raises(Cancelled):
             fleet.result(ticket, timeout=30)
+        eventually(lambda: pool(up, worker)["running"] == 0)
