@@ -128,7 +128,7 @@ def _beat(events: str) -> str:
 
 
 def _flower(queues: Sequence[str], events: str, control: str) -> str:
-    """Show events and workers, control workers, and export scheduler/fleet_metrics.py; no result.
+    """Show events and workers, control workers, and export scheduler/fleet_metrics; no result.
 
     The age of a queue is in its messages: a script may read them.
     """

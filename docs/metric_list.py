@@ -19,8 +19,7 @@ METRIC_CALLS = {
 #: Which process serves the metrics that a file declares; the first match counts.
 SERVED_BY = {
     "scheduler/admin/webhook.py": "The webhook receiver",
-    "scheduler/fleet_metrics.py": "Flower",
-    "scheduler/redis_metrics.py": "Flower",
+    "scheduler/fleet_metrics/": "Flower",
     "scheduler/": "Batch workers, besides those of every worker",
     "": "Every worker",
 }

@@ -1,6 +1,6 @@
 """Flower, with a login and the metrics of the fleet: `celery -A scheduler.flower flower`. Run one.
 
-Its /metrics has, besides Flower's own, what fleet_metrics.py reads. Its Broker page and its API
+Its /metrics has, besides Flower's own, what fleet_metrics reads. Its Broker page and its API
 list all queues of the fleet, also those that no worker serves.
 
 Flower's buttons and its API act only where there is a login. Without FLOWER_BASIC_AUTH and
@@ -20,6 +20,7 @@ from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.errors import ConfigError
 from scheduler import fleet_metrics
+from scheduler.fleet_metrics.queues import queue_lanes
 from tasks.app import app
 from workers.observability.flower_login import BASIC_AUTH, flower_login
 
@@ -39,7 +40,7 @@ def _list_queues(names: Iterable[str]) -> None:
 try:
     _login = flower_login(settings().data_dir, os.environ)
     fleet_metrics.register(fleet_config(), redis_url())
-    _list_queues(fleet_metrics.queue_lanes(fleet_config()))
+    _list_queues(queue_lanes(fleet_config()))
 except ConfigError as error:
     raise SystemExit(f"flower: {error}") from None
 if _login:

@@ -282,7 +282,8 @@ def test_a_depth_that_is_not_known_changes_nothing() -> None:
 
 def test_queries_use_metrics_that_exist() -> None:
     code = (ROOT / "workers" / "observability" / "metrics.py").read_text()
-    code += (ROOT / "scheduler" / "fleet_metrics.py").read_text()
+    for path in (ROOT / "scheduler" / "fleet_metrics").glob("*.py"):
+        code += path.read_text()
     used = set(re.findall(r"primarch_\w+", " ".join(queries().values())))
     named = set(re.findall(r'"(primarch_\w+)"', code))
     assert {name.removesuffix("_count") for name in used} <= named

@@ -22,7 +22,7 @@ import redis
 import yaml
 
 from primarch_fleet import AsyncFleet, Fleet, Progress, Ticket, errors
-from scheduler.fleet_metrics import AccountHealth
+from scheduler.fleet_metrics.accounts import AccountHealth
 from scheduler.store.pauses import WHOLE_LANE
 from tests.support.batch_cli import _scheduler, scheduler
 from tests.support.batch_fixture import (

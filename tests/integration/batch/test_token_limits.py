@@ -9,7 +9,7 @@ import pytest
 
 from primarch_fleet import CompletionRequest
 from primarch_fleet.errors import DeadlineExceeded
-from scheduler.fleet_metrics import ParkedRequests
+from scheduler.fleet_metrics.batches import ParkedRequests
 from scheduler.store.keys import RESERVED
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault, Profile

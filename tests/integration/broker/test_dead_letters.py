@@ -14,7 +14,7 @@ import redis
 import redis.asyncio
 
 from scheduler.admin.dead_letters import DeadLetters, NoSuchLetter, NotReplayable
-from scheduler.fleet_metrics import DeadLetterCollector
+from scheduler.fleet_metrics.dead_letters import DeadLetterCollector
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import REPOSITORY
 from workers.runtime import dead_letters

@@ -16,7 +16,7 @@ from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
-from scheduler.fleet_metrics import QueueDepthCollector
+from scheduler.fleet_metrics.queues import QueueDepthCollector
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message
 from tests.support.workers import Producer, StartWorker, eventually

@@ -16,7 +16,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from primarch_fleet import redis_advisories
 from primarch_fleet.redis_support import once
-from scheduler.redis_metrics import RedisServer
+from scheduler.fleet_metrics.redis_server import RedisServer
 from tests.support.certificates import Authority, Certificate
 from tests.support.redis_server import DURABLE, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay

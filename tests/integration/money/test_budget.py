@@ -21,7 +21,7 @@ from primarch_fleet.budgets import (
 )
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
-from scheduler.fleet_metrics import BudgetCollector
+from scheduler.fleet_metrics.budgets import BudgetCollector
 
 LIMITS = Limits(daily_budget_nanousd=100, monthly_budget_nanousd=250)
 #: One second before the end of February of a leap year.

@@ -22,7 +22,7 @@ from primarch_fleet.lane_health import (
     workers_key,
 )
 from primarch_fleet.results import call_scheduler
-from scheduler.fleet_metrics import PeriodicTasks
+from scheduler.fleet_metrics.batches import PeriodicTasks
 from tests.support.workers import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from scheduler.fleet_metrics import LiveBatches, WaitingForBatch
+from scheduler.fleet_metrics.batches import LiveBatches, WaitingForBatch
 from tests.support.batch_fixture import OpenBench, chat, profile
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ async def test_live_batches_are_counted_by_state_and_status_with_the_oldest_of_e
 
 def test_a_scrape_without_redis_shows_no_live_batches(caplog: Any) -> None:
     with redis.Redis(port=1, decode_responses=True) as nowhere:
-        assert _shown(nowhere) == ({}, {})
+        assert _shown(nowhere) == ()
     assert [getattr(record, "action", "") for record in caplog.records] == ["live_batches_failed"]
 
 
@@ -60,8 +60,11 @@ def test_a_scrape_without_redis_shows_no_wait_for_a_batch(caplog: Any) -> None:
 
 
 def _oldest_waits(client: redis.Redis) -> dict[Any, float]:
-    (gauge,) = WaitingForBatch(client).collect()
-    return {tuple(sample.labels.values()): sample.value for sample in gauge.samples}
+    return {
+        tuple(sample.labels.values()): sample.value
+        for gauge in WaitingForBatch(client).collect()
+        for sample in gauge.samples
+    }
 
 
 def _shown(client: redis.Redis) -> tuple[dict[Any, float], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import ssl
 from collections.abc import Iterator
@@ -11,13 +10,11 @@ from urllib.parse import urlsplit
 
 import redis
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from primarch_fleet.redis_server_info import ServerInfo, read_server_info
 from primarch_fleet.redis_url import normalized, tls_options
+from scheduler.fleet_metrics.base import RedisCollector
 from workers.observability.server_check import risks
-
-logger = logging.getLogger(__name__)
 
 #: Seconds that the server may take to connect, and to answer each step of the TLS handshake.
 TIMEOUT_SECONDS = 2.0
@@ -25,7 +22,7 @@ TIMEOUT_SECONDS = 2.0
 _SETTINGS = ("eviction", "persistence")
 
 
-class RedisServer(Collector):
+class RedisServer(RedisCollector):
     """What the Redis server says about itself, read at each scrape.
 
     Args:
@@ -33,10 +30,13 @@ class RedisServer(Collector):
         url: Of the server.
     """
 
-    def __init__(self, client: redis.Redis, url: str) -> None:
-        self._redis, self._url = client, url
+    action = "redis_metrics_failed"
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def __init__(self, client: redis.Redis, url: str) -> None:
+        super().__init__(client)
+        self._url = url
+
+    def read(self) -> Iterator[GaugeMetricFamily]:
         """Ask the server; what it does not tell has no samples."""
         memory = GaugeMetricFamily(
             "primarch_redis_memory_bytes",
@@ -57,20 +57,18 @@ class RedisServer(Collector):
             "the certificate is not verified",
         )
         tls = tls_options(self._url)
-        try:
-            if info := read_server_info(self._redis):
-                memory.add_metric(["used"], info.used_memory_bytes)
-                memory.add_metric(["max"], info.max_memory_bytes)
-                for risk, exists in _risks(info).items():
-                    warnings.add_metric([risk], exists)
-            if tls:
-                verified = _is_verified(tls)
-                warnings.add_metric(["certificate"], not verified)
-                if verified:
-                    expiry.add_metric([], certificate_expiry(self._url))
-        except (redis.RedisError, OSError) as error:  # the other metrics are still scraped
-            logger.warning("Redis server: %s", error, extra={"action": "redis_metrics_failed"})
-        yield from (memory, warnings, expiry)
+        if info := read_server_info(self._redis):
+            memory.add_metric(["used"], info.used_memory_bytes)
+            memory.add_metric(["max"], info.max_memory_bytes)
+            for risk, exists in _risks(info).items():
+                warnings.add_metric([risk], exists)
+        is_verified = tls is not None and _is_verified(tls)
+        if tls is not None:
+            warnings.add_metric(["certificate"], not is_verified)
+        yield from (memory, warnings)
+        if is_verified:
+            expiry.add_metric([], certificate_expiry(self._url))
+            yield expiry
 
 
 def certificate_expiry(url: str) -> float:
