@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 from config.fleet import load
 from config.settings import settings
 from primarch_fleet.budgets import ledger_keys
+from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.deployment_health import CHECKS_KEY
@@ -145,6 +146,7 @@ def _flower(queues: Sequence[str], events: str, control: str) -> str:
             ),
             _selector("+llen +hgetall", _keys("%R~", _COUNTED)),
             _selector("+zcount", _keys("%R~", [workers_key("*")])),
+            _selector("+zscore +zrangebylex", _keys("%R~", [OPEN_KEY, LEASED_TASKS])),
             _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
             _selector("+zrange +hmget +smembers", _keys("%R~", _JOBS)),
             _selector("+@list +@set +@sortedset +del +exists +eval +evalsha", _keys("~", replies)),

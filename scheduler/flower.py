@@ -1,7 +1,8 @@
 """Flower, with a login and the metrics of the fleet: `celery -A scheduler.flower flower`. Run one.
 
 Its /metrics has, besides Flower's own, what fleet_metrics reads. Its Broker page and its API
-list all queues of the fleet, also those that no worker serves.
+list all queues of the fleet, also those that no worker serves. It shows tasks that still wait
+(open_tasks.py).
 
 Flower's buttons and its API act only where there is a login. Without FLOWER_BASIC_AUTH and
 FLOWER_AUTH, the first start makes a password, prints it and keeps it in the data folder.
@@ -19,8 +20,10 @@ from flower.views import BaseHandler
 from config.fleet import fleet_config
 from config.settings import redis_url, settings
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.redis_support import once
 from scheduler import fleet_metrics
 from scheduler.fleet_metrics.queues import queue_lanes
+from scheduler.open_tasks import show_open_tasks
 from tasks.app import app
 from workers.observability.flower_login import BASIC_AUTH, flower_login
 
@@ -41,6 +44,7 @@ try:
     _login = flower_login(settings().data_dir, os.environ)
     fleet_metrics.register(fleet_config(), redis_url())
     _list_queues(queue_lanes(fleet_config()))
+    show_open_tasks(once(redis_url(), fleet_metrics.TIMEOUT_SECONDS))
 except ConfigError as error:
     raise SystemExit(f"flower: {error}") from None
 if _login:

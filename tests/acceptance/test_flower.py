@@ -118,6 +118,7 @@ def test_revoke_and_terminate_end_a_request(
     up.flower(f"/api/worker/queue/cancel-consumer/{worker}?queue={queue}", {})
     with Fleet(up.url) as fleet:
         ticket = fleet.submit(request(lane))
+        assert "task-revoke" in up.flower(f"/task/{ticket.id}")
         reply = up.flower(f"/api/task/revoke/{ticket.id}?terminate={terminate}", {})
         assert json.loads(reply) == {"message": f"Revoked '{ticket.id}'"}
         up.flower(f"/api/worker/queue/add-consumer/{worker}?queue={queue}", {})

@@ -1,4 +1,4 @@
-"""Flower's Broker page and its API have a row for each queue, with what waits there."""
+"""Flower shows what waits: a row for each queue, and the page of a task that no worker has yet."""
 
 import json
 import os
@@ -13,8 +13,11 @@ import redis
 
 from config.fleet import load
 from config.settings import ROOT
+from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.queues import priority_lists
 from tests.acceptance.conftest import ask_flower
+from tests.support.lane_limits import publish
 from tests.support.tenants_queue import fetch_from, message
 from tests.support.workers import eventually
 from workers.onebox.ports import free_port
@@ -67,3 +70,23 @@ def test_each_queue_of_the_fleet_has_its_true_length(store: redis.Redis, flower:
     page = ask_flower(flower, LOGIN, "/broker")
     assert all(queue in page for queue in QUEUES)
     assert page.count("2793") == len(QUEUES)
+
+
+def test_a_task_that_waits_or_runs_is_shown_with_its_button(
+    store: redis.Redis, flower: str, valkey_url: str
+) -> None:
+    publish(store)
+    messages = [{"role": "user", "content": "a secret of acme"}]
+    with Fleet(valkey_url) as fleet:
+        ticket = fleet.submit(CompletionRequest(model="m", lane="realtime", messages=messages))
+        page = ask_flower(flower, LOGIN, f"/task/{ticket.id}")
+        assert 'id="task-revoke"' in page
+        assert "the request waits" in page
+        assert "a secret of acme" not in page
+        task = json.loads(ask_flower(flower, LOGIN, f"/api/task/info/{ticket.id}"))
+        assert (task["uuid"], task["state"]) == (ticket.id, "RECEIVED")
+        store.zadd(LEASED_TASKS, {f"{ticket.id}\0tag": 0})
+        assert 'id="task-terminate"' in ask_flower(flower, LOGIN, f"/task/{ticket.id}")
+        store.delete(LEASED_TASKS)
+        fleet.cancel(ticket)
+        assert "Unknown task" in ask_flower(flower, LOGIN, f"/task/{ticket.id}")
