@@ -41,6 +41,7 @@ def test_compose_can_start_several_containers_of_a_lane(name: str) -> None:
     service = SERVICES[name]
     assert service.keys().isdisjoint({"container_name", "ports", "hostname"})
     assert f"-n {name}@%h" in service["command"]
+    assert "/health" in service["healthcheck"]["test"][-1]
     seconds = int(service["stop_grace_period"].removesuffix("s"))
     assert seconds >= Settings().drain_timeout + STOP_MARGIN_SECONDS
     [targets] = yaml.safe_load((ROOT / "docker" / "prometheus" / "prometheus.yml").read_text())[
