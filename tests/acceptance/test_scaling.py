@@ -199,6 +199,21 @@ def test_a_worker_that_dies_while_its_lane_shrinks_does_not_come_back(up: Up) ->
     assert workers(up) == {"realtime-1", "local-1"}
 
 
+def test_a_worker_that_does_not_start_is_named_and_starts_once_it_can(up: Up) -> None:
+    config = up.folder / "simulated-fleet.yaml"
+    valid = config.read_text()
+    config.write_text("deployments: no list\n")
+    try:
+        refused = scale(up.folder, "realtime=2", status=1)
+    finally:
+        config.write_text(valid)
+    assert f"realtime-2 does not start; its log: {up.folder}/logs/realtime-2.log" in refused.stderr
+    with Fleet(up.url) as fleet:
+        eventually(lambda: "realtime-2" in str(fleet.app.control.ping(timeout=0.5)), 60)
+    scale(up.folder, "realtime=1")
+    assert workers(up) == {"realtime-1", "local-1"}
+
+
 @pytest.mark.parametrize(
     ("counts", "words"),
     [

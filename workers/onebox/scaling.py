@@ -40,6 +40,8 @@ from workers.onebox.worker_group import WORKERS_GROUP
 
 _POLL_SECONDS = 0.2
 _PING_TIMEOUT_SECONDS = 0.5
+#: A worker that supervisord has started more often, and that has never answered, does not start.
+_MAX_STARTS = 3
 
 
 @dataclass
@@ -83,7 +85,7 @@ def scale(
         FleetUnavailable: The broker did not answer.
     """
     supervisor = Supervisor(data_dir)
-    supervisor.states()  # it runs
+    supervisor.workers()  # it runs
     with _alone(data_dir):
         fleet = _RunningFleet(data_dir, supervisor)
         fleet.wait_until_stopped()
@@ -136,7 +138,7 @@ class _RunningFleet:
         alive = self._supervisor.alive()
         surplus = sorted(name for name in alive - wanted if lane_of(name) in counts)
         self._write(counts, workers)
-        known = set(self._supervisor.states())
+        known = set(self._supervisor.workers())
         self._supervisor.update()
         for name in sorted((wanted & known) - alive):
             self._supervisor.start_worker(name)
@@ -153,15 +155,18 @@ class _RunningFleet:
     def wait_until_ready(self, workers: set[str]) -> None:
         """Wait until workers answer. Raises ConfigError if one does not start."""
         deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        pids: dict[str, set[int]] = {name: set() for name in workers}
         with Fleet(self._addresses["redis"]) as fleet, reachable():
             while workers:
-                states = self._supervisor.states()
-                for name in sorted(workers):
-                    if states.get(name) == "FATAL" or time.monotonic() > deadline:
+                processes = self._supervisor.workers()
+                for name in sorted(workers & processes.keys()):
+                    pids[name].add(processes[name].pid)
+                    ends = processes[name].state == "FATAL" or len(pids[name] - {0}) > _MAX_STARTS
+                    if ends or time.monotonic() > deadline:
                         log = self._data_dir / "logs" / f"{name}.log"
                         raise ConfigError(f"{name} does not start; its log: {log}")
                 replies = fleet.app.control.ping(timeout=_PING_TIMEOUT_SECONDS) or []
-                workers -= {name.partition("@")[0] for reply in replies for name in reply}
+                workers = workers - {name.partition("@")[0] for reply in replies for name in reply}
 
     def wait_until_stopped(self, surplus: Iterable[str] = ()) -> None:
         """Wait until no worker is stopping, and stop surplus workers that were between two runs.
@@ -174,7 +179,8 @@ class _RunningFleet:
             restarted = self._supervisor.alive().intersection(surplus)
             for name in restarted:
                 self._supervisor.stop_worker(name)
-            if not restarted and "STOPPING" not in self._supervisor.states().values():
+            states = {process.state for process in self._supervisor.workers().values()}
+            if not restarted and "STOPPING" not in states:
                 return
             if time.monotonic() > deadline:
                 raise ConfigError("workers that should stop still run: see their logs")

@@ -7,7 +7,7 @@ import os
 import xmlrpc.client
 from configparser import RawConfigParser
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
@@ -44,6 +44,15 @@ def socket_sections(data_dir: Path) -> RawConfigParser:
     return config
 
 
+class WorkerProcess(NamedTuple):
+    """A worker as supervisord sees it."""
+
+    #: http://supervisord.org/subprocess.html#process-states
+    state: str
+    #: 0 while it does not run.
+    pid: int
+
+
 class Supervisor:
     """Changes the workers of a running fleet.
 
@@ -55,17 +64,17 @@ class Supervisor:
         transport = SupervisorTransport(None, None, f"unix://{data_dir / SOCKET}")
         self._proxy = xmlrpc.client.ServerProxy("http://localhost", transport)
 
-    def states(self) -> dict[str, str]:
-        """Return the state of each worker, by its name."""
+    def workers(self) -> dict[str, WorkerProcess]:
+        """Return the process of each worker, by its name."""
         return {
-            info["name"]: info["statename"]
+            info["name"]: WorkerProcess(info["statename"], info["pid"])
             for info in self._call("supervisor.getAllProcessInfo")
             if info["group"] == WORKERS_GROUP
         }
 
     def alive(self) -> set[str]:
         """Return the workers that run, or that are started again and again."""
-        return {name for name, state in self.states().items() if state in _ALIVE}
+        return {name for name, process in self.workers().items() if process.state in _ALIVE}
 
     def update(self) -> None:
         """Read the configuration again, and start the workers that are new in it."""
