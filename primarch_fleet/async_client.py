@@ -9,18 +9,18 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Mapping,
     Sequence,
 )
 from typing import Any, Literal, Self, overload
 
 from primarch_fleet import arguments, protocol, redis_support, tracing
+from primarch_fleet.broker import MAX_READERS, Broker
 from primarch_fleet.budgets import Budget
-from primarch_fleet.client import MAX_READERS, Fleet
+from primarch_fleet.client import Fleet
 from primarch_fleet.completions import (
+    Collected,
     Finished,
     finished,
-    in_order,
     timed_out,
 )
 from primarch_fleet.contract import Completion
@@ -34,7 +34,7 @@ from primarch_fleet.outgoing import Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
 from primarch_fleet.result_waiter import ResultWaiter
-from primarch_fleet.results import reachable
+from primarch_fleet.results import no_result, reachable
 from primarch_fleet.streaming import (
     CONNECTION_ERRORS,
     MAX_CHUNKS_PER_READ,
@@ -44,7 +44,7 @@ from primarch_fleet.streaming import (
     stream_task_id,
     streamed,
 )
-from primarch_fleet.submitter import Submitter
+from primarch_fleet.tracing import TracedRequest
 
 
 class AsyncFleet:
@@ -63,7 +63,7 @@ class AsyncFleet:
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = ResultWaiter(url, self._fleet.app)
-        self._submits = _SubmitQueue(self._fleet.submitter)
+        self._submits = _SubmitQueue(self._fleet.broker)
         self._is_closed = False
         self._read_timeout_seconds = READ_SECONDS + timeout
         self._streams = redis_support.stream_reader_async(url, timeout, MAX_READERS)
@@ -98,9 +98,8 @@ class AsyncFleet:
         self._check_open()
         arguments.check_request(request)
         with tracing.submission() as submission:
-            ticket = await self._submits.submit(request, submission.headers)
-            submission.sent([ticket])
-            return ticket
+            (traced,) = submission.trace([request])
+            return submission.sent([await self._submits.submit(traced)])[0]
 
     async def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Enqueue all requests or none; see `Fleet.submit_many`."""
@@ -153,8 +152,7 @@ class AsyncFleet:
                 async with asyncio.timeout(timeout):
                     outcome = await self._results.outcome(task_id(ticket))
             except TimeoutError:
-                message = f"no result within {timeout} s; the request continues"
-                raise ResultTimeout(message) from None
+                raise ResultTimeout(no_result(timeout)) from None
             except Exception:
                 self._check_open()  # as in `Fleet.result`
                 raise
@@ -188,19 +186,11 @@ class AsyncFleet:
         return_exceptions: bool = False,
     ) -> Sequence[Completion | FleetError]:
         """Wait for the results of many requests; see `Fleet.results`."""
-        checked = arguments.checked_tickets(tickets)
-        done: list[Finished] = []
-        missing = None
-        try:
-            async for one in self.as_completed(checked, timeout):
-                if not return_exceptions:
-                    one.result()
-                done.append(one)
-        except ResultTimeout as error:
-            if not return_exceptions:
-                raise
-            missing = error
-        return in_order(checked, done, missing)
+        found = Collected(arguments.checked_tickets(tickets), return_exceptions)
+        with found.until_timeout():
+            async for one in self.as_completed(found.tickets, timeout):
+                found.add(one)
+        return found.in_order()
 
     async def as_completed(
         self,
@@ -250,8 +240,12 @@ class AsyncFleet:
         arguments.check_to_stream(request)
         arguments.check_seconds(timeout)
         ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
-        cursor = StreamCursor(self._fleet.app.backend, stream_task_id(ticket), after, timeout)
+        cursor = StreamCursor(self._result_backend, stream_task_id(ticket), after, timeout)
         return AsyncStream(ticket, self._read, cursor, self.result)
+
+    @property
+    def _result_backend(self) -> Any:
+        return self._fleet.app.backend
 
     async def _read(self, cursor: StreamCursor) -> tuple[Any, Any]:
         """The reply to XREAD and, if it is empty, the stored result of the task."""
@@ -299,29 +293,21 @@ class AsyncStream(AsyncIterator[Chunk]):
         return self._cursor.read(reply) if reply else self._cursor.read_nothing(result)
 
 
-#: A request, and the headers that carry the trace of its submit.
-_Traced = tuple[Request, Mapping[str, str]]
-
-
 class _SubmitQueue:
     """Sends concurrent submits in one pipeline after the other, each on a thread.
 
     Each request is enqueued or rejected as if it were submitted alone.
     """
 
-    def __init__(self, submitter: Submitter) -> None:
-        self.submitter = submitter
-        self._waiting: list[tuple[_Traced, asyncio.Future[Ticket]]] = []
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._waiting: list[tuple[TracedRequest, asyncio.Future[Ticket]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    async def submit(self, request: Request, headers: Mapping[str, str]) -> Ticket:
-        """Submit a request. If the call is cancelled before it is sent, nothing is enqueued.
-
-        Args:
-            headers: Carry the trace of the submit.
-        """
+    async def submit(self, request: TracedRequest) -> Ticket:
+        """Submit a request. If the call is cancelled before it is sent, nothing is enqueued."""
         future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-        self._waiting.append(((request, headers), future))
+        self._waiting.append((request, future))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.create_task(self._send())
         return await future
@@ -345,10 +331,10 @@ class _SubmitQueue:
                 else:
                     future.set_result(outcome)
 
-    def _submit_each(self, requests: list[_Traced]) -> list[Ticket | Exception]:
+    def _submit_each(self, requests: list[TracedRequest]) -> list[Ticket | Exception]:
         """The ticket or the error of each request."""
         try:
-            return [*self.submitter.submit_traced(requests)]
+            return [*self._broker.submit(requests)]
         except Exception as error:
             if len(requests) > 1 and _enqueued_nothing(error):
                 return [self._submit_each([request])[0] for request in requests]

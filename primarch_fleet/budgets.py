@@ -17,7 +17,7 @@ reserved. Each change is one atomic script:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntFlag, StrEnum
@@ -181,12 +181,7 @@ class _LedgerScripts:
     def _budget(self, limits: Limits, reply: Any) -> Budget:
         (seconds, _), ledger = reply
         now = datetime.fromtimestamp(seconds if self._clock is None else self._clock(), UTC)
-        return Budget(
-            day=_spending(ledger, f"{now:%Y-%m-%d}", limits.daily_budget_nanousd, _next_day(now)),
-            month=_spending(
-                ledger, f"{now:%Y-%m}", limits.monthly_budget_nanousd, _next_month(now)
-            ),
-        )
+        return read_budget(ledger, limits, now)
 
 
 class Ledger(_LedgerScripts):
@@ -361,6 +356,18 @@ def _refusal(tenant_id: str, limits: Limits, now: int, details: list[Any]) -> Fl
     )
 
 
+def read_budget(ledger: Mapping[str, str], limits: Limits, now: datetime) -> Budget:
+    """Return the budget of a tenant now.
+
+    Args:
+        ledger: Nano-dollars by period and kind: `2026-11-29 spent`, `2026-11 reserved`.
+    """
+    return Budget(
+        day=_spending(ledger, f"{now:%Y-%m-%d}", limits.daily_budget_nanousd, _next_day(now)),
+        month=_spending(ledger, f"{now:%Y-%m}", limits.monthly_budget_nanousd, _next_month(now)),
+    )
+
+
 def _optional(value: float | None) -> str:
     return "" if value is None else str(value)
 
@@ -375,7 +382,7 @@ def _next_month(now: datetime) -> datetime:
 
 
 def _spending(
-    ledger: dict[str, str], period: str, cap: int | None, resets_at: datetime
+    ledger: Mapping[str, str], period: str, cap: int | None, resets_at: datetime
 ) -> Spending:
     spent, reserved = (int(ledger.get(f"{period} {kind}", 0)) for kind in ("spent", "reserved"))
     return Spending(spent, reserved, cap, resets_at)

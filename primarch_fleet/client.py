@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import partial
-from typing import Any, Literal, Self, overload
+from typing import Literal, Self, overload
 
 from celery import Celery
-from celery.result import AsyncResult
 
-from primarch_fleet import arguments, celery_app, protocol, redis_support
-from primarch_fleet.budgets import Budget, Ledger
-from primarch_fleet.cancellation import Canceller
+from primarch_fleet import arguments, protocol, tracing
+from primarch_fleet.broker import Broker, RedisBroker
+from primarch_fleet.budgets import Budget
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.completions import Finished, ManyResults, in_order
+from primarch_fleet.completions import Collected, Finished
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import ClientClosed, FleetError, ResultTimeout
+from primarch_fleet.errors import FleetError
 from primarch_fleet.outgoing import Ticket, answer_type, task_id
-from primarch_fleet.progress import Progress, read_progress
+from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
-from primarch_fleet.results import check_stored, reachable, wait_for
+from primarch_fleet.results import reachable
 from primarch_fleet.streaming import (
-    MAX_CHUNKS_PER_READ,
-    READ_SECONDS,
     Stream,
     StreamCursor,
     stream_task_id,
     streamed,
 )
-from primarch_fleet.submitter import Submitter
-
-#: Streams that one client can read at the same time; each blocked read uses a connection.
-MAX_READERS = 5_000
 
 
 class Fleet:
@@ -62,14 +54,8 @@ class Fleet:
     ) -> None:
         arguments.check_url(url)
         arguments.check_seconds(timeout, none=False)
-        self._app = celery_app.producer_app(url, timeout)
-        self._redis = redis_support.once(url, timeout)
-        self._ledger = Ledger(self._redis)
-        #: For `AsyncFleet`: no part of the interface.
-        self.submitter = Submitter(self._app, self._redis, self._ledger, clock)
-        self._canceller = Canceller(self._app, self._redis, self._ledger)
-        self._streams = redis_support.stream_reader(url, timeout, READ_SECONDS, MAX_READERS)
-        self._is_closed = False
+        #: No part of the interface.
+        self.broker: Broker = RedisBroker(url, timeout, clock)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -80,19 +66,15 @@ class Fleet:
 
     def close(self) -> None:
         """Close the connections. Submitted requests continue; each later call is an error."""
-        self._is_closed = True
-        self._app.close()
-        self._redis.close()
-        self._streams.close()
+        self.broker.close()
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClientClosed
+        self.broker.check_open()
 
     @property
     def app(self) -> Celery:
         """The Celery app of the client, for canvas and `AsyncResult`."""
-        return self._app
+        return self.broker.app
 
     def catalogue(self) -> Catalogue:
         """Return the models, prices and limits of the fleet.
@@ -105,7 +87,7 @@ class Fleet:
             FleetUnavailable: The broker did not answer.
         """
         self._check_open()
-        return self.submitter.catalogue()
+        return self.broker.catalogue()
 
     def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane.
@@ -128,7 +110,8 @@ class Fleet:
         """
         self._check_open()
         arguments.check_request(request)
-        return self.submitter.submit([request])[0]
+        with tracing.submission() as submission:
+            return submission.sent(self.broker.submit(submission.trace([request])))[0]
 
     def submit_many(self, requests: Iterable[Request]) -> list[Ticket]:
         """Check many requests and enqueue all of them, in a few round trips.
@@ -145,7 +128,10 @@ class Fleet:
             TypeError: An item is no request; the message has its place.
         """
         self._check_open()
-        return self.submitter.submit(arguments.checked_requests(requests), "requests[{}].")
+        checked = arguments.checked_requests(requests)
+        with tracing.submission() as submission:
+            tickets = self.broker.submit(submission.trace(checked), "requests[{}].")
+            return submission.sent(tickets)
 
     def budget(self, tenant_id: str) -> Budget:
         """Return what a tenant has spent and reserved today and this month.
@@ -160,7 +146,7 @@ class Fleet:
         arguments.check_text(tenant_id, "tenant_id")
         limits = self.catalogue().limits(tenant_id) or Limits()
         with reachable():
-            return self._ledger.budget(tenant_id, limits)
+            return self.broker.budget(tenant_id, limits)
 
     def result(self, ticket: Ticket | str, timeout: float | None = None) -> Completion:
         """Wait for the result of a request.
@@ -184,7 +170,9 @@ class Fleet:
         self._check_open()
         arguments.check_ticket(ticket)
         arguments.check_seconds(timeout)
-        return self._outcome(ticket, timeout).expect(answer_type(ticket)).fetched()
+        with reachable():
+            outcome = self.broker.outcome(task_id(ticket), timeout)
+        return protocol.completion_or_raise(outcome).expect(answer_type(ticket)).fetched()
 
     @overload
     def results(
@@ -226,19 +214,11 @@ class Fleet:
             ResultTimeout: The same: some requests have no result within the timeout.
             FleetUnavailable: The broker did not answer.
         """
-        checked = arguments.checked_tickets(tickets)
-        done: list[Finished] = []
-        missing = None
-        try:
-            for one in self.as_completed(checked, timeout):
-                if not return_exceptions:
-                    one.result()
-                done.append(one)
-        except ResultTimeout as error:
-            if not return_exceptions:
-                raise
-            missing = error
-        return in_order(checked, done, missing)
+        found = Collected(arguments.checked_tickets(tickets), return_exceptions)
+        with found.until_timeout():
+            for one in self.as_completed(found.tickets, timeout):
+                found.add(one)
+        return found.in_order()
 
     def as_completed(
         self, tickets: Iterable[Ticket | str], timeout: float | None = None
@@ -261,8 +241,7 @@ class Fleet:
         self._check_open()
         checked = arguments.checked_tickets(tickets)
         arguments.check_seconds(timeout)
-        many = ManyResults(self._redis, self._app.backend, checked, self._check_open)
-        return many.completed(timeout)
+        return self.broker.completed(checked, timeout)
 
     def stream(
         self,
@@ -294,8 +273,8 @@ class Fleet:
         arguments.check_to_stream(request)
         arguments.check_seconds(timeout)
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
-        cursor = StreamCursor(self._app.backend, stream_task_id(ticket), after, timeout)
-        return Stream(ticket, self._read_stream, cursor, self.result)
+        cursor = StreamCursor(self.broker.result_backend, stream_task_id(ticket), after, timeout)
+        return Stream(ticket, self.broker.read_stream, cursor, self.result)
 
     def status(self, ticket: Ticket | str) -> str:
         """Return the Celery state of a request: PENDING, SUCCESS, FAILURE, REVOKED or PARKED.
@@ -308,7 +287,7 @@ class Fleet:
         self._check_open()
         arguments.check_ticket(ticket)
         with reachable():
-            return str(self._result(ticket).state)
+            return self.broker.state(task_id(ticket))
 
     def progress(self, tickets: Iterable[Ticket | str]) -> Progress:
         """Count the finished requests, in one round trip.
@@ -319,7 +298,7 @@ class Fleet:
         self._check_open()
         checked = arguments.checked_tickets(tickets)
         with reachable():
-            return read_progress(self._redis, self._app.backend, checked)
+            return self.broker.progress(checked)
 
     def cancel(self, ticket: Ticket | str, timeout: float = 30.0) -> bool:
         """Cancel a request: its result becomes `Cancelled`.
@@ -349,7 +328,7 @@ class Fleet:
         arguments.check_ticket(ticket)
         arguments.check_seconds(timeout, none=False)
         with reachable():
-            return self._canceller.cancel(task_id(ticket), timeout)
+            return self.broker.cancel(task_id(ticket), timeout)
 
     def cancel_many(self, tickets: Iterable[Ticket | str], timeout: float = 30.0) -> list[bool]:
         """Cancel many requests, as `cancel` does, in a few round trips if no worker has them.
@@ -369,35 +348,8 @@ class Fleet:
         checked = arguments.checked_tickets(tickets)
         arguments.check_seconds(timeout, none=False)
         with reachable():
-            outcomes = self._canceller.cancel_many([task_id(one) for one in checked], timeout)
+            outcomes = self.broker.cancel_many([task_id(one) for one in checked], timeout)
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, FleetError):
                 raise type(outcome)(f"tickets[{place}]: {outcome}")
         return [outcome is True for outcome in outcomes]
-
-    def _read_stream(self, cursor: StreamCursor) -> tuple[Any, Any]:
-        """The reply to XREAD and, if it is empty, the stored result of the task."""
-        self._check_open()
-        reply = self._streams.xread(
-            {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
-        )
-        return reply, None if reply else self._streams.get(cursor.result_key)
-
-    def _outcome(self, ticket: Ticket | str, timeout: float | None) -> Completion:
-        with reachable():
-            message = f"no result within {timeout} s; the request continues"
-            result = self._result(ticket)
-            try:
-                outcome = wait_for(result, timeout, message, partial(self._check_result, result))
-            except Exception:
-                self._check_open()  # a connection that is closed meanwhile may raise anything
-                raise
-            return protocol.completion_or_raise(outcome)
-
-    def _check_result(self, result: AsyncResult[Any]) -> None:
-        """Raise an error if a wait for a result is in vain."""
-        self._check_open()
-        check_stored(self._redis, result)
-
-    def _result(self, ticket: Ticket | str) -> AsyncResult[Any]:
-        return self._app.AsyncResult(task_id(ticket))

@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -64,16 +65,38 @@ def timed_out(missing: int, total: int, timeout: float | None) -> ResultTimeout:
     )
 
 
-def in_order(
-    tickets: Sequence[Ticket | str], done: Iterable[Finished], missing: ResultTimeout | None
-) -> list[Any]:
-    """Return the outcomes of requests in the order of tickets.
+class Collected:
+    """Collects the outcomes of many requests, as `Fleet.results` returns them.
 
     Args:
-        missing: What stands for a request that has not finished.
+        tickets: Tickets or ids.
+        return_exceptions: Return errors in the place of completions; else the first one is raised.
     """
-    outcomes = {task_id(one.ticket): one.outcome for one in done}
-    return [outcomes.get(task_id(ticket), missing) for ticket in tickets]
+
+    def __init__(self, tickets: Sequence[Ticket | str], return_exceptions: bool) -> None:
+        self.tickets, self._return_exceptions = tickets, return_exceptions
+        self._outcomes: dict[str, Completion | FleetError] = {}
+        self._missing: ResultTimeout | None = None
+
+    @contextmanager
+    def until_timeout(self) -> Iterator[None]:
+        """Keep the ResultTimeout of the block for the requests that have not finished."""
+        try:
+            yield
+        except ResultTimeout as error:
+            if not self._return_exceptions:
+                raise
+            self._missing = error
+
+    def add(self, one: Finished) -> None:
+        """Add a request that has finished. Raises its error, unless errors are returned."""
+        self._outcomes[task_id(one.ticket)] = one.outcome
+        if not self._return_exceptions:
+            one.result()
+
+    def in_order(self) -> list[Any]:
+        """Return the outcomes in the order of the tickets."""
+        return [self._outcomes.get(task_id(ticket), self._missing) for ticket in self.tickets]
 
 
 class ManyResults:

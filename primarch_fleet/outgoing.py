@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,9 +13,11 @@ from primarch_fleet import protocol, routing
 from primarch_fleet.budgets import ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import PRIORITIES, Lane
+from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.requests import Request
 from primarch_fleet.routing import LaneDecision
+from primarch_fleet.tracing import TracedRequest
 
 #: The version of the UUIDs of tasks that are members of OPEN_KEY from their push to their outcome:
 #: RFC 9562 leaves it to applications. https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-8
@@ -64,26 +65,31 @@ class OutgoingMessage:
     @classmethod
     def build(
         cls,
-        request: Request,
+        traced: TracedRequest,
         catalogue: Catalogue,
         now: datetime,
         health: LaneHealth | None = None,
-        headers: Mapping[str, str] | None = None,
+        *,
+        path: str = "",
     ) -> OutgoingMessage:
         """Encode a request for the lane that `routing.route` chooses. Raises the same errors.
 
         Args:
-            headers: More headers of the message.
+            path: What precedes the name of a wrong field in the message of an error.
         """
-        body = request.to_wire()
-        decision = routing.route(request, body, catalogue, now, health)
+        request = traced.request
+        try:
+            body = request.to_wire()
+            decision = routing.route(request, body, catalogue, now, health)
+        except (InvalidRequest, DeadlineExceeded) as error:
+            raise type(error)(f"{path}{error}") from None
         common = {
             "args": [body],
             "task_id": _task_id(request),
             "priority": PRIORITIES[request.priority],
             "expires": request.deadline,
             "argsrepr": protocol.HIDDEN_ARGUMENTS,
-            "headers": headers or {},
+            "headers": traced.headers,
         }
         return cls._encode(request, decision, common, now)
 

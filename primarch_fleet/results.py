@@ -82,6 +82,11 @@ def wait_for(
             raise ResultTimeout(message) from None
 
 
+def no_result(timeout: float | None) -> str:
+    """Return the message of the ResultTimeout of one request."""
+    return f"no result within {timeout} s; the request continues"
+
+
 def check_stored(client: redis.Redis, result: AsyncResult[Any]) -> None:
     """Raise ResultExpired if a task has had its outcome, and that is not stored any more.
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import redis
 from celery import Celery
 
-from primarch_fleet import tracing
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
-from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
 from primarch_fleet.results import reachable
 from primarch_fleet.server_clock import ServerClock
+from primarch_fleet.tracing import TracedRequest
 
 #: Seconds for which a producer uses a catalogue that it has read.
 CATALOGUE_TTL_SECONDS = 30.0
@@ -55,21 +54,12 @@ class Submitter:
             self._catalogue_expires_at = time.monotonic() + CATALOGUE_TTL_SECONDS
         return self._catalogue
 
-    def submit(self, requests: Sequence[Request], path: str = "") -> list[Ticket]:
-        """Submit all requests or none, as `Fleet.submit` and `Fleet.submit_many` do, in one trace.
+    def submit(self, requests: Sequence[TracedRequest], path: str = "") -> list[Ticket]:
+        """Submit all requests or none, as `Fleet.submit` and `Fleet.submit_many` do.
 
         Args:
             path: What precedes the name of a wrong field in a message, with the request's place.
         """
-        with tracing.submission() as submission:
-            tickets = self.submit_traced([(one, submission.headers) for one in requests], path)
-            submission.sent(tickets)
-            return tickets
-
-    def submit_traced(
-        self, requests: Sequence[tuple[Request, Mapping[str, str]]], path: str = ""
-    ) -> list[Ticket]:
-        """Submit requests as `submit` does, each with the headers that carry its trace."""
         messages = self._build(requests, path)
         with reachable():
             published = self._publisher.publish(messages)
@@ -89,21 +79,20 @@ class Submitter:
         self._server_clock.measure(read_time)
         return Catalogue.parse(replies[1])
 
-    def _build(
-        self, requests: Sequence[tuple[Request, Mapping[str, str]]], path: str
-    ) -> list[OutgoingMessage]:
+    def _build(self, requests: Sequence[TracedRequest], path: str) -> list[OutgoingMessage]:
         """Route and encode requests; each one counts in its queue for the next ones."""
         catalogue, now = self.catalogue(), self._clock()
         with reachable():
             health = self._lanes.snapshot(catalogue, {request.lane for request, _ in requests})
         messages = []
         for place, (request, headers) in enumerate(requests):
-            try:
-                message = OutgoingMessage.build(
-                    self._translated(request), catalogue, now, health, headers
-                )
-            except (InvalidRequest, DeadlineExceeded) as error:
-                raise type(error)(f"{path.format(place)}{error}") from None
+            message = OutgoingMessage.build(
+                TracedRequest(self._translated(request), headers),
+                catalogue,
+                now,
+                health,
+                path=path.format(place),
+            )
             messages.append(message)
             if health is not None:
                 health.queued[message.ticket.queue] += 1

@@ -6,10 +6,11 @@ carry the headers of https://www.w3.org/TR/trace-context/ beside the fleet's own
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from primarch_fleet.errors import FleetError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     from primarch_fleet.outgoing import Ticket
+    from primarch_fleet.requests import Request
 
 #: The instrumentation scope of the fleet's spans.
 SCOPE = "primarch_fleet"
@@ -41,6 +43,13 @@ def carried(context: Mapping[str, Any]) -> dict[str, str]:
     return {name: value for name in HEADERS if isinstance(value := context.get(name), str)}
 
 
+class TracedRequest(NamedTuple):
+    """A request, and the headers by which its message carries the trace of its submit."""
+
+    request: Request
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
 class Submission:
     """A submit that is traced, or not."""
 
@@ -49,10 +58,14 @@ class Submission:
         #: The headers by which the messages of the submit carry its trace.
         self.headers: dict[str, str] = {}
 
-    def sent(self, tickets: Sequence[Ticket]) -> None:
-        """Record where the messages of the submit went."""
+    def trace(self, requests: Iterable[Request]) -> list[TracedRequest]:
+        """Return requests with the headers of the submit."""
+        return [TracedRequest(request, self.headers) for request in requests]
+
+    def sent(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Record where the messages of the submit went, and return their tickets."""
         if self._span is None:
-            return
+            return tickets
         queues = {ticket.queue for ticket in tickets}
         if len(queues) == 1:
             self._span.set_attribute("messaging.destination.name", queues.pop())
@@ -61,6 +74,7 @@ class Submission:
             self._span.set_attribute("primarch.lane.reason", tickets[0].reason)
         else:
             self._span.set_attribute("messaging.batch.message_count", len(tickets))
+        return tickets
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.publisher import IDEMPOTENCY_TTL_SECONDS, Publisher
 from primarch_fleet.queues import priority_lists
+from primarch_fleet.tracing import TracedRequest
 from tests.bench.processes import process, wait_for, wait_for_worker
 from tests.bench.rabbitmq_app import QUEUE, TASK_SECONDS, stock_app
 from tests.support.redis_server import redis_server
@@ -70,7 +71,9 @@ def message(catalogue: Catalogue) -> OutgoingMessage:
         "tenant_id": TENANT,
         "idempotency_key": str(uuid.uuid4()),
     }
-    return OutgoingMessage.build(CompletionRequest.parse(fields), catalogue, datetime.now(UTC))
+    return OutgoingMessage.build(
+        TracedRequest(CompletionRequest.parse(fields)), catalogue, datetime.now(UTC)
+    )
 
 
 class Storage(Protocol):
