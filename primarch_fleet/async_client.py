@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -63,7 +64,7 @@ class AsyncFleet:
     def __init__(self, url: str, *, timeout: float = 5.0) -> None:
         self._fleet = Fleet(url, timeout=timeout)
         self._results = ResultWaiter(url, self._fleet.app)
-        self._submits = _SubmitQueue(self._fleet.broker)
+        self._submits = SubmitQueue(self._fleet.broker)
         self._is_closed = False
         self._read_timeout_seconds = READ_SECONDS + timeout
         self._streams = redis_support.stream_reader_async(url, timeout, MAX_READERS)
@@ -82,8 +83,7 @@ class AsyncFleet:
         """
         self._is_closed = True
         await self._submits.close()
-        await self._results.close()
-        await self._streams.aclose()
+        await self._disconnect()
         await asyncio.to_thread(self._fleet.close)
 
     def _check_open(self) -> None:
@@ -150,7 +150,7 @@ class AsyncFleet:
         with reachable():
             try:
                 async with asyncio.timeout(timeout):
-                    outcome = await self._results.outcome(task_id(ticket))
+                    outcome = await self._outcome(task_id(ticket))
             except TimeoutError:
                 raise ResultTimeout(no_result(timeout)) from None
             except Exception:
@@ -205,7 +205,7 @@ class AsyncFleet:
         for ticket in checked:
             waiting[task_id(ticket)].append(ticket)
         end = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        outcomes = self._results.outcomes(list(waiting))
+        outcomes = self._outcomes(list(waiting))
         try:
             while waiting:
                 with reachable():
@@ -242,6 +242,18 @@ class AsyncFleet:
         ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._result_backend, stream_task_id(ticket), after, timeout)
         return AsyncStream(ticket, self._read, cursor, self.result)
+
+    # What follows reaches Redis. `testing.AsyncFakeFleet` has it in memory.
+
+    async def _disconnect(self) -> None:
+        await self._results.close()
+        await self._streams.aclose()
+
+    async def _outcome(self, task_id: str) -> Any:
+        return await self._results.outcome(task_id)
+
+    def _outcomes(self, task_ids: Sequence[str]) -> AsyncGenerator[tuple[str, Any], None]:
+        return self._results.outcomes(task_ids)
 
     @property
     def _result_backend(self) -> Any:
@@ -293,7 +305,7 @@ class AsyncStream(AsyncIterator[Chunk]):
         return self._cursor.read(reply) if reply else self._cursor.read_nothing(result)
 
 
-class _SubmitQueue:
+class SubmitQueue:
     """Sends concurrent submits in one pipeline after the other, each on a thread.
 
     Each request is enqueued or rejected as if it were submitted alone.

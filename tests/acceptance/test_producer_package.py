@@ -21,6 +21,7 @@ with Fleet(sys.argv[1]) as fleet:
     hello = [{"role": "user", "content": "Hello from a service."}]
     ticket = fleet.submit(CompletionRequest(model="gpt-4o-mini", messages=hello))
     print(fleet.result(ticket, timeout=30).receipt.deployment)
+    import primarch_fleet.testing
     absent = {"litellm", "openai", "vllm", "config", "tasks", "workers", "scheduler"}
     assert not absent & set(sys.modules)
 """

@@ -11,37 +11,14 @@ import redis
 
 from primarch_fleet import AsyncFleet, Fleet, Ticket
 from primarch_fleet.errors import InvalidRequest
+from tests.support.client_calls import BODY, WRONG_CALLS
 from tests.support.producer import messages, request
 from tests.support.streams import run
 
-BODY: Any = {"model": "m", "messages": [{"role": "user", "content": "a secret"}]}
 
-#: By the start of the error: calls of a client, sync or asyncio.
-CALLS: list[tuple[str, Callable[[Any], Any]]] = [
-    (r"request: pass a request such as .*dict: Comp", lambda fleet: fleet.submit(BODY)),
-    (r"request: pass a request such as .*not None$", lambda fleet: fleet.submit(None)),
-    (r"requests: pass a list .*CompletionRequest", lambda fleet: fleet.submit_many(request())),
-    (r"requests: pass a list .*dict", lambda fleet: fleet.submit_many(BODY)),
-    (r"requests\[1\]: pass a .*dict", lambda fleet: fleet.submit_many([request(), BODY])),
-    (
-        r"ticket: pass the ticket .*or its id, not .*CompletionR",
-        lambda fleet: fleet.result(request()),
-    ),
-    (r"ticket: .*coroutine|ticket: .*list", lambda fleet: fleet.result([], timeout=1)),
-    (r"ticket: .*not None", lambda fleet: fleet.status(None)),
-    (r"ticket: .*type int", lambda fleet: fleet.cancel(5)),
-    (r"timeout: pass seconds .*or None.*type str", lambda fleet: fleet.result("id", timeout="30")),
-    (r"timeout: pass seconds .*number, not .*str", lambda fleet: fleet.cancel("id", timeout="30")),
-    (r"timeout: pass seconds .*type bool", lambda fleet: fleet.result("id", timeout=True)),
-    (r"tickets: pass a list .*str", lambda fleet: fleet.progress("id")),
-    (r"tickets\[1\]: pass the", lambda fleet: fleet.progress(["id", BODY])),
-    (r"request: .*a ticket or its id, not .*dict", lambda fleet: fleet.stream(BODY)),
-    (r"timeout: pass seconds", lambda fleet: fleet.stream("id", timeout="30")),
-    (r"tenant_id: pass a text", lambda fleet: fleet.budget(None)),
-]
-
-
-@pytest.mark.parametrize(("message", "call"), CALLS, ids=[message for message, _ in CALLS])
+@pytest.mark.parametrize(
+    ("message", "call"), WRONG_CALLS, ids=[message for message, _ in WRONG_CALLS]
+)
 def test_an_argument_of_a_wrong_type_is_an_error_that_says_what_to_pass(
     fleet: Fleet, server: redis.Redis, valkey_url: str, message: str, call: Callable[[Any], Any]
 ) -> None:

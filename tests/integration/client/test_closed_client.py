@@ -14,24 +14,12 @@ import redis
 
 from primarch_fleet import AsyncFleet, Fleet, results
 from primarch_fleet.errors import ClientClosed
-from tests.support.producer import messages, request
+from tests.support.client_calls import CALLS
+from tests.support.producer import messages
 from tests.support.relay import relay
 from tests.support.streams import run
 from tests.support.workers import eventually
 
-CALLS: dict[str, Callable[[Any], Any]] = {
-    "submit": lambda fleet: fleet.submit(request()),
-    "submit_many": lambda fleet: fleet.submit_many([request()]),
-    "result": lambda fleet: fleet.result("id"),
-    "results": lambda fleet: fleet.results(["id"]),
-    "stream": lambda fleet: fleet.stream("id"),
-    "stream of a request": lambda fleet: fleet.stream(request()),
-    "status": lambda fleet: fleet.status("id"),
-    "progress": lambda fleet: fleet.progress(["id"]),
-    "cancel": lambda fleet: fleet.cancel("id"),
-    "cancel_many": lambda fleet: fleet.cancel_many(["id"]),
-    "budget": lambda fleet: fleet.budget("t"),
-}
 #: What has no error of its own.
 QUIET = {"app", "close", "as_completed"}
 
