@@ -202,7 +202,7 @@ class Completion(BaseModel):
 
     @property
     def parsed(self) -> Any:
-        """The answer as an instance of the class that was given as `response_format`.
+        """The answer as an instance of the class given as `response_format` or `text_format`.
 
         None if no class is known: the request had none, or the result was asked for by an id and
         not by the ticket of `submit`; then call `parse`. Also None if the model refused or called

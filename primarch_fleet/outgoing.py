@@ -37,7 +37,7 @@ class Ticket:
     #: Why this lane.
     reason: str
     queue: str
-    #: The class that the request's `response_format` was given as. It makes no other ticket.
+    #: The class of the answer, if the request was given one. It makes no other ticket.
     answer_type: type[BaseModel] | None = field(default=None, compare=False, repr=False)
 
 

@@ -93,9 +93,7 @@ def streamed(request: Request) -> Request:
         InvalidRequest: The request cannot stream.
     """
     fields = request.to_wire() | {"stream": True}
-    if request.answer_type is not None:
-        fields["response_format"] = request.answer_type
-    return type(request).parse(fields)
+    return type(request).parse(fields).expect(request.answer_type)
 
 
 def stream_task_id(ticket: Ticket | str) -> str:

@@ -36,6 +36,16 @@ def json_schema_of(value: object) -> object:
     return {"type": "json_schema", "json_schema": schema}
 
 
+def text_format_of(model: type) -> dict[str, Any]:
+    """Return the `text.format` of a class, for the Responses API.
+
+    Raises:
+        ValueError: The class has no JSON schema.
+    """
+    response_format: Any = json_schema_of(model)
+    return {"type": response_format["type"], **response_format["json_schema"]}
+
+
 def strict_schema(model: type[BaseModel]) -> Schema:
     """Return the schema of a class in the form that `strict` needs.
 

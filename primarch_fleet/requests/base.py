@@ -142,8 +142,8 @@ class Request(BaseModel):
             self._accept(data)
         except ValidationError as error:
             raise InvalidRequest(explain(error)) from None
-        given = data.get("response_format")
-        self._answer_type = given if isinstance(given, type) else None
+        given = (data.get(name) for name in _ANSWER_TYPES)
+        self._answer_type = next((one for one in given if isinstance(one, type)), None)
 
     def _accept(self, data: dict[str, Any]) -> None:
         """Validate the fields; on an error once more, with the openai SDK's objects as JSON."""
@@ -217,8 +217,13 @@ class Request(BaseModel):
 
     @property
     def answer_type(self) -> type[BaseModel] | None:
-        """The class that `response_format` was given as; it does not travel with the request."""
+        """The class of the answer, which does not travel with the request; None without one."""
         return self._answer_type
+
+    def expect(self, answer_type: type[BaseModel] | None) -> Self:
+        """Set the class of the answer, and return the request. The body stays as it is."""
+        self._answer_type = answer_type
+        return self
 
     @property
     def streams(self) -> bool:
@@ -304,6 +309,8 @@ def _reasons(refused: Mapping[str, str], path: str = "") -> str:
 
 #: Fields whose name in OpenAI's API has another meaning here.
 PROVIDER_NAMES = {"provider_metadata": "metadata"}
+#: Fields that may be given as the class of the answer.
+_ANSWER_TYPES = ("response_format", "text_format")
 #: They say how an answer is delivered.
 _STREAM_FIELDS = frozenset({"stream", "stream_options"})
 _ROUTING_FIELDS = set(Request.model_fields) - {"model"}

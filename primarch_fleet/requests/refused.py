@@ -8,7 +8,6 @@ from collections.abc import Iterable
 REFUSED_ARGUMENTS = {
     "timeout": "set deadline or max_latency; the timeout of a call is configured in fleet.yaml",
     "extra_query": "the addresses of providers are configured in fleet.yaml",
-    "text_format": "a class is no JSON; send its schema in text.format",
 }
 _UNKNOWN = "no parameter of this request; send a provider's own parameters in extra_body"
 

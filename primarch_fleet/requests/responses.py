@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from primarch_fleet.contract import Lane
+from primarch_fleet.requests.answer_schema import text_format_of
 from primarch_fleet.requests.base import Count, JsonMapping, Request, prefix_hash
 from primarch_fleet.requests.chat import RESPONSES_ENDPOINT
 
@@ -67,6 +68,9 @@ class ResponsesRequest(Request):
     stream_options: JsonMapping | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     text: Annotated[JsonMapping | None, Field(repr=False)] = None
+    #: A pydantic class, which is sent as its JSON schema in `text.format`, as the openai SDK does;
+    #: then `Completion.parsed` is an instance of it. The class itself stays here.
+    text_format: Annotated[type[BaseModel] | None, Field(exclude=True)] = None
     tool_choice: str | JsonMapping | None = None
     tools: Sequence[JsonMapping] | None = None
     top_logprobs: int | None = None
@@ -74,11 +78,26 @@ class ResponsesRequest(Request):
     truncation: str | None = None
     user: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _send_schema(cls, data: dict[str, Any]) -> dict[str, Any]:
+        answer_type, text = data.get("text_format"), data.get("text") or {}
+        if not isinstance(answer_type, type) or not issubclass(answer_type, BaseModel):
+            return data  # which the field refuses
+        if not isinstance(text, Mapping):
+            return data
+        if "format" in text:
+            raise ValueError("text_format: text.format is another one; leave one of them out")
+        try:
+            return data | {"text": {**text, "format": text_format_of(answer_type)}}
+        except ValueError as error:
+            raise ValueError(f"text_format: {error}") from None
+
     @field_validator("text", mode="before")
     @classmethod
     def _is_no_class(cls, value: object) -> object:
         if isinstance(value, type):
-            raise ValueError("a class is no JSON: send its schema in text.format")
+            raise ValueError("a class is no JSON: pass it as text_format")
         return value
 
     @model_validator(mode="after")

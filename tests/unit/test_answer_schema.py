@@ -9,10 +9,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pytest
 from openai.lib._parsing._completions import type_to_response_format_param
+from openai.lib._parsing._responses import type_to_text_format_param
 from pydantic import BaseModel, ConfigDict, Field
 
-from primarch_fleet import Completion, CompletionRequest
+from primarch_fleet import Completion, CompletionRequest, ResponsesRequest
 from primarch_fleet.errors import InvalidAnswer, InvalidRequest
+from primarch_fleet.streaming import streamed
 from tests.support.receipts import make_receipt
 
 
@@ -72,6 +74,18 @@ def test_a_class_is_sent_as_the_openai_sdk_sends_it(model: type[BaseModel]) -> N
     assert sent(model) == type_to_response_format_param(model)
 
 
+@pytest.mark.parametrize("model", [Answer, Shape, Tree, Open])
+def test_a_response_sends_a_class_as_the_openai_sdk_does(model: type[BaseModel]) -> None:
+    text = {"verbosity": "low"}
+    request = ResponsesRequest(model="m", input="x", text=text, text_format=model)
+    wire = json.loads(json.dumps(request.to_wire()))
+    assert ResponsesRequest.parse(wire).body() == request.body()
+    assert request.body()["text"] == text | {"format": type_to_text_format_param(model)}
+    assert "text_format" not in wire
+    for one in (request, streamed(request), request.model_copy()):
+        assert one.answer_type is model
+
+
 def test_the_name_of_a_schema_has_no_brackets() -> None:
     assert sent(Page[int])["json_schema"]["name"] == "Page_int_"
 
@@ -100,6 +114,8 @@ class Unknown(BaseModel):
 def test_a_class_that_has_no_strict_schema_is_an_error(model: type[BaseModel]) -> None:
     with pytest.raises(InvalidRequest, match=rf"^response_format: {model.__name__} (has|contains)"):
         sent(model)
+    with pytest.raises(InvalidRequest, match=rf"text_format: {model.__name__} (has|contains)"):
+        ResponsesRequest(model="m", input="x", text_format=model)
 
 
 def completion(content: str | None, reason: str = "stop", **message: Any) -> Completion:

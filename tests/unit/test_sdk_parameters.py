@@ -283,10 +283,16 @@ def test_what_the_sdk_takes_for_json_is_json(
     ("kind", "given", "words"),
     [
         (CompletionRequest, {"response_format": int}, "response_format: .*json_schema"),
-        (ResponsesRequest, {"text": Answer}, "text: .*text.format"),
+        (ResponsesRequest, {"text": Answer}, "text: .*text_format"),
         (CompletionRequest, {"api_key": "hunter2"}, "api_key: accounts, .*fleet.yaml"),
         (CompletionRequest, {"max_output_tokens": 5}, "max_output_tokens: .*max_completion_tokens"),
-        (ResponsesRequest, {"text_format": Answer}, "text_format: .*text.format"),
+        (ResponsesRequest, {"text_format": int}, "text_format: .*BaseModel"),
+        (ResponsesRequest, {"text_format": {"type": "text"}}, "text_format: .*BaseModel"),
+        (
+            ResponsesRequest,
+            {"text_format": Answer, "text": {"format": {"type": "text"}}},
+            "text_format: text.format is another one",
+        ),
         (ResponsesRequest, {"max_tokens": 5}, "max_tokens: .*max_output_tokens of a response"),
         (ResponsesRequest, {"extra_body": {"max_tokens": 5}}, "extra_body.max_tokens: money"),
         (ResponsesRequest, {"extra_body": {"max_completion_tokens": 5}}, "money is reserved"),

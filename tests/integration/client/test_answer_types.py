@@ -1,4 +1,4 @@
-"""A pydantic class as `response_format`, through a real worker to a provider, and back."""
+"""A pydantic class as the answer of a request, through a real worker to a provider, and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import redis
 from pydantic import BaseModel
 
-from primarch_fleet import AsyncFleet, CompletionRequest, Fleet
+from primarch_fleet import AsyncFleet, CompletionRequest, Fleet, ResponsesRequest
 from tests.support.streams import run
 from tests.support.workers import StartWorker
 from workers.onebox.simulator.profile import Profile
@@ -67,6 +67,17 @@ def test_the_answer_is_an_instance_of_the_class(simulator: Simulator, valkey_url
         assert by_id.parse(Trip) == completion.parsed
 
         stream = fleet.stream(ask(), timeout=TIMEOUT_SECONDS)
+        text = "".join(chunk.text for chunk in stream)
+        assert stream.result(TIMEOUT_SECONDS).parsed == Trip.model_validate_json(text)
+
+
+def test_a_response_is_an_instance_of_the_class(simulator: Simulator, valkey_url: str) -> None:
+    request = ResponsesRequest(
+        model="gpt-4o-mini", input="Plan a trip.", lane="realtime", text_format=Trip
+    )
+    with Fleet(valkey_url) as fleet:
+        assert isinstance(fleet.result(fleet.submit(request), TIMEOUT_SECONDS).parsed, Trip)
+        stream = fleet.stream(request, timeout=TIMEOUT_SECONDS)
         text = "".join(chunk.text for chunk in stream)
         assert stream.result(TIMEOUT_SECONDS).parsed == Trip.model_validate_json(text)
 
