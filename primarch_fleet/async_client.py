@@ -128,15 +128,37 @@ class AsyncFleet:
         self._check_open()
         return await asyncio.to_thread(self._fleet.cancel, ticket, timeout)
 
+    @overload
+    async def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,  # noqa: ASYNC109
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[bool]: ...
+    @overload
+    async def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,  # noqa: ASYNC109
+        *,
+        return_exceptions: bool,
+    ) -> list[bool | FleetError]: ...
+
     async def cancel_many(
         self,
         tickets: Iterable[Ticket | str],
         timeout: float = 30.0,  # noqa: ASYNC109 - the same call as Fleet.cancel_many
-    ) -> list[bool]:
+        *,
+        return_exceptions: bool = False,
+    ) -> Sequence[bool | FleetError]:
         """Cancel many requests; see `Fleet.cancel_many`."""
         self._check_open()
         checked = arguments.checked_tickets(tickets)
-        return await asyncio.to_thread(self._fleet.cancel_many, checked, timeout)
+        cancel_many = self._fleet.cancel_many
+        return await asyncio.to_thread(
+            cancel_many, checked, timeout, return_exceptions=return_exceptions
+        )
 
     async def result(
         self,

@@ -330,10 +330,38 @@ class Fleet:
         with reachable():
             return self.broker.cancel(task_id(ticket), timeout)
 
-    def cancel_many(self, tickets: Iterable[Ticket | str], timeout: float = 30.0) -> list[bool]:
+    @overload
+    def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,
+        *,
+        return_exceptions: Literal[False] = False,
+    ) -> list[bool]: ...
+    @overload
+    def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,
+        *,
+        return_exceptions: bool,
+    ) -> list[bool | FleetError]: ...
+
+    def cancel_many(
+        self,
+        tickets: Iterable[Ticket | str],
+        timeout: float = 30.0,
+        *,
+        return_exceptions: bool = False,
+    ) -> Sequence[bool | FleetError]:
         """Cancel many requests, as `cancel` does, in a few round trips if no worker has them.
 
         All are cancelled before an error of one of them is raised.
+
+        Args:
+            tickets: Tickets or ids.
+            timeout: Seconds to wait for the workers that have some of the requests.
+            return_exceptions: Return UnknownRequest and ResultTimeout in the place of the ticket.
 
         Returns:
             For each ticket what `cancel` returns.
@@ -350,6 +378,6 @@ class Fleet:
         with reachable():
             outcomes = self.broker.cancel_many([task_id(one) for one in checked], timeout)
         for place, outcome in enumerate(outcomes):
-            if isinstance(outcome, FleetError):
+            if isinstance(outcome, FleetError) and not return_exceptions:
                 raise type(outcome)(f"tickets[{place}]: {outcome}")
-        return [outcome is True for outcome in outcomes]
+        return outcomes

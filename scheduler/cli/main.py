@@ -17,6 +17,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
+from itertools import starmap
 from typing import NoReturn
 
 import redis
@@ -25,7 +26,7 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.cli.terminal import report
-from primarch_fleet.errors import ResultTimeout, UnknownRequest
+from primarch_fleet.errors import UnknownRequest
 from primarch_fleet.results import call_scheduler
 from scheduler.admin import dead_letters as letters
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
@@ -208,17 +209,17 @@ def webhook(options: argparse.Namespace) -> int:
 
 def _cancel_requests(ids: list[str]) -> int:
     with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
-        return max(_cancel_request(fleet, task_id) for task_id in ids)
+        outcomes = fleet.cancel_many(ids, REPLY_TIMEOUT_SECONDS, return_exceptions=True)
+    return max(starmap(_report_cancel, zip(ids, outcomes, strict=True)))
 
 
-def _cancel_request(fleet: Fleet, task_id: str) -> int:
-    try:
-        was_cancelled = fleet.cancel(task_id, REPLY_TIMEOUT_SECONDS)
-    except ResultTimeout as error:
-        return report(f"{task_id}: {error}", 1)
-    except UnknownRequest:
+def _report_cancel(task_id: str, outcome: bool | FleetError) -> int:
+    """Say what became of a request; return the exit code."""
+    if isinstance(outcome, UnknownRequest):
         return report(f"{task_id}: unknown; no worker starts a request with this id", 2)
-    if not was_cancelled:
+    if isinstance(outcome, FleetError):
+        return report(f"{task_id}: {outcome}", 1)
+    if not outcome:
         return report(f"{task_id}: already has its result", 1)
     return report(f"{task_id}: cancelled", 0)
 

@@ -184,6 +184,8 @@ def test_a_request_that_is_held_can_be_cancelled(client: Client) -> None:
         client.cancel("unknown", 5)
     with pytest.raises(errors.UnknownRequest, match=r"^tickets\[1\]: Nothing is known"):
         client.cancel_many([held, "unknown"], 5)
+    cancelled, unknown = client.cancel_many([held, "unknown"], 5, return_exceptions=True)
+    assert (cancelled, str(unknown)) == (True, str(errors.UnknownRequest()))
     assert client.status("unknown") == "PENDING"
 
 
