@@ -12,7 +12,7 @@
 -- counted fewer such calls than that. In any other case they are put back, and no message is lost.
 
 -- hash: queue -> '<placeholders> <calls of TAKES> <run id of the server> <Unix seconds of these two>
--- <1 if the last list has older messages of the queue's first list>'
+-- <priority of the list that has older messages of the queue's first list; 0 for none>'
 local PLACEHOLDERS = 'fleet:placeholders'
 -- Commands that take single elements off lists.
 local TAKES = { 'brpop', 'rpop', 'blpop', 'lpop', 'blmpop', 'lmpop', 'rpoplpush', 'brpoplpush', 'blmove' }
@@ -99,15 +99,18 @@ local function set_sorted_aside(queue)
 end
 
 -- What is known of a queue: {sorted, its sorted messages; placeholders, those that it has; spilled,
--- whether its last list has older messages of its first list}. The script changes `sorted` and
--- `spilled`, and calls `settle`. A purge is noticed here.
+-- the list that has older messages of its first list, if there is one}. The script changes `sorted`
+-- and `spilled`, and calls `settle`. A purge is noticed here.
 local function state_of(queue)
   if states[queue] then
     return states[queue]
   end
   local stored = redis.call('HGET', PLACEHOLDERS, queue) or ''
   local expected, takes, run, at, spilled = string.match(stored, '^(%d+) (%d+) (%x*) (%d+) (%d)$')
-  local state = { stored = stored, spilled = spilled == '1', at = 0 }
+  local state = { stored = stored, at = 0 }
+  if spilled and spilled ~= '0' then
+    state.spilled = queue .. SEPARATOR .. spilled
+  end
   states[queue] = state
   expected = tonumber(expected) or 0
   local turns = {}
@@ -166,7 +169,7 @@ local function settle(queue)
     state.takes, state.run = count_takes()
     state.at = now
   end
-  local spilled = state.spilled and 1 or 0
+  local spilled = state.spilled and string.sub(state.spilled, -1) or 0
   local stored = table.concat({ state.sorted, state.takes, state.run, state.at, spilled }, ' ')
   if stored ~= state.stored then
     redis.call('HSET', PLACEHOLDERS, queue, stored)

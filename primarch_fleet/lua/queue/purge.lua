@@ -14,7 +14,7 @@ for _, list in ipairs(KEYS) do
   count = count + redis.call('LLEN', list)
 end
 set_sorted_aside(queue)
-state.sorted, state.spilled = 0, false
+state.sorted, state.spilled = 0, nil
 settle(queue)
 for _, list in ipairs(KEYS) do
   set_aside(list, list)

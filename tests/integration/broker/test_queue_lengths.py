@@ -134,9 +134,10 @@ def test_a_message_behind_placeholders_is_found(store: redis.Redis) -> None:
     assert not has_message(store, ["q"], "b1")
 
 
+@pytest.mark.parametrize("used", [[], LISTS[3:], LISTS[2:], LISTS[1:]], ids=len)
 @pytest.mark.parametrize("waiting", [0, 3, 2 * MAX_SORTED])
 def test_more_plain_messages_than_a_fetch_sorts_keep_their_order_and_are_counted(
-    store: redis.Redis, waiting: int
+    store: redis.Redis, waiting: int, used: list[str]
 ) -> None:
     earlier = put(store, LISTS[1], waiting, "b") if waiting else []
     taken = []
@@ -144,6 +145,8 @@ def test_more_plain_messages_than_a_fetch_sorts_keep_their_order_and_are_counted
         for number in range(2):
             taken += names(fetch_from(store, *LISTS, tags=(f"before-{number}",)))
     flood = put(store, "q", 3 * MAX_SORTED)
+    for into in used:
+        earlier += put(store, into, 2 * MAX_SORTED, f"c{into[-1]}-")
     for number in range(3):
         taken += names(fetch_from(store, *LISTS, tags=(f"flood-{number}",)))
         more = put(store, "q", 1, "a", first=3 * MAX_SORTED + number)
@@ -339,6 +342,97 @@ def test_placeholders_without_sorted_messages_are_removed(store: redis.Redis) ->
     put(store, "q", 2, "b")
     assert names(fetch_from(store, *LISTS, tags=("1", "2", "3"))) == ["b0", "b1"]
     assert lengths(store) == 0
+
+
+# Workers that die, and a purge under load.
+
+#: Returns the lengths of a queue's lists, and the messages in them and in those of tenants.
+SNAPSHOT = """
+local lengths, messages = 0, 0
+for _, name in ipairs(KEYS) do
+  lengths = lengths + redis.call('LLEN', name)
+  for _, message in ipairs(redis.call('LRANGE', name, 0, -1)) do
+    messages = messages + (string.find(message, '"headers"', 1, true) and 1 or 0)
+  end
+  local turns = name .. ARGV[1] .. 'turns'
+  for _, tenant in ipairs(redis.call('LRANGE', turns, 0, -1)) do
+    messages = messages + redis.call('LLEN', turns .. ARGV[1] .. tenant)
+  end
+end
+return { lengths, messages }
+"""
+
+
+def check_snapshot(store: redis.Redis, queue: str) -> None:
+    lists = priority_lists(queue)
+    found: Any = store.eval(SNAPSHOT, len(lists), *lists, SEPARATOR)
+    assert found[0] == found[1]
+
+
+def test_the_lengths_are_true_at_any_moment_while_workers_are_killed(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    results: list[Any] = []
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            number = len(results)
+            tenant = {TENANT: "abc"[number % 3]}
+            options = {"queue": "kills", "priority": 3 * (number % 4), "headers": tenant}
+            results.append(producer.send("rest", 0.02, **options))
+            check_snapshot(store, "kills")
+
+    def is_empty() -> bool:
+        check_snapshot(store, "kills")
+        return not lengths(store, "kills") and not store.exists("fleet:leases")
+
+    workers = {"concurrency": 2, "args": ("-Q", "kills")}
+    with start_worker("killed1", **workers) as first, start_worker("killed2", **workers) as second:
+        send(100)
+        eventually(lambda: store.llen("ends") > 10)
+        first.kill()
+        send(100)
+        second.kill()
+    check_snapshot(store, "kills")
+    with start_worker("heir", concurrency=8, args=("-Q", "kills")):
+        eventually(is_empty, timeout=60)
+    assert set(map(str, store.lrange("ends", 0, -1))) == {result.id for result in results}
+
+
+@pytest.mark.parametrize("by_celery", [True, False])
+def test_a_purge_under_load_drops_nothing_that_comes_later(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis, by_celery: bool
+) -> None:
+    lists = priority_lists("loaded")
+    with start_worker("loaded", concurrency=2, args=("-Q", "loaded")):
+        before = [producer.send("rest", 0.05, queue="loaded") for _ in range(50)]
+        if by_celery:
+            purge(store, "loaded")
+        else:
+            store.delete(*lists)
+        later = [producer.send("rest", 0.01, queue="loaded") for _ in range(50)]
+        assert [one.get(timeout=30) for one in later] == ["rested"] * 50
+        eventually(lambda: not store.exists("fleet:leases", *lists))
+        check_snapshot(store, "loaded")
+    assert len(later) <= store.llen("ends") < len(before) + len(later)
+
+
+def test_what_a_rate_limited_worker_may_not_run_is_counted_and_left_to_the_other(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    task, args = "tests.support.apps.pool_app.rest", ("-Q", "rates")
+    with (
+        start_worker("limited", concurrency=8, args=args),
+        producer.app.connection_for_write() as connection,
+    ):
+        producer.app.control.rate_limit(
+            task, "12/m", ["limited@test"], reply=True, timeout=5, limit=1, connection=connection
+        )
+        results = [producer.send("rest", 0, queue="rates") for _ in range(100)]
+        eventually(lambda: store.llen("ends") and not store.exists("fleet:leases"))
+        assert lengths(store, "rates") >= 100 - int(store.llen("ends")) - 1 >= 90
+        with start_worker("unlimited", concurrency=8, args=args):
+            assert [one.get(timeout=30) for one in results] == ["rested"] * 100
 
 
 # Any order of operations.

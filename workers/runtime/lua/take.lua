@@ -96,16 +96,21 @@ local function sort_right_end(list, list_of)
   sorted_count = sorted_count + count
 end
 
--- The last list of a queue. More messages than one fetch sorts move there from the queue's first list,
--- where placeholders are behind them.
-local function spill_of(queue)
-  return queue .. SEPARATOR .. STEPS[1]
+-- An empty list of a queue, the least urgent one. More messages than one fetch sorts move there from
+-- the queue's first list, where placeholders are behind them.
+local function empty_list_of(queue)
+  for _, step in ipairs(STEPS) do
+    local list = queue .. SEPARATOR .. step
+    if is_key[list] and redis.call('EXISTS', list) == 0 then
+      return list
+    end
+  end
 end
 
--- Move the first `count` of the messages that are not sorted yet from a queue's first list to its
--- last, and drop the other ones, which are sorted.
-local function spill(queue, state, unsorted, count)
-  local target = spill_of(queue)
+-- Move the first `count` of the messages that are not sorted yet from a queue's first list to an
+-- empty one, and drop the other ones, which are sorted.
+local function spill(queue, target, unsorted, count)
+  local state = state_of(queue)
   if state.placeholders < unsorted then -- whichever copies less
     redis.call('RENAME', queue, target)
     state.placeholders = 0
@@ -115,7 +120,7 @@ local function spill(queue, state, unsorted, count)
     redis.call('LTRIM', queue, unsorted, -1)
   end
   redis.call('LTRIM', target, 0, count - 1)
-  state.spilled = true
+  state.spilled = target
 end
 
 -- Sort the messages at the left of a queue's first list, oldest first: all, or as many as a fetch
@@ -123,13 +128,13 @@ end
 local function sort_left_end(queue)
   local state, place_of, count, bytes = state_of(queue), places(), 0, 0
   local unsorted = redis.call('LLEN', queue) - state.placeholders
-  local target = spill_of(queue)
-  local may_spill = is_key[target] and redis.call('EXISTS', target) == 0
-  while
-    count < unsorted and (not may_spill or count < MAX_SORTED and bytes < MAX_SORTED_BYTES)
-  do
-    local size = math.min(math.max(count, 1), unsorted - count) -- as much again as is read
-    size = may_spill and math.min(size, MAX_SORTED - count) or math.min(size, MAX_SORTED)
+  local max, max_bytes = MAX_SORTED, MAX_SORTED_BYTES
+  local target = unsorted > 1 and empty_list_of(queue)
+  if not target then -- none can be left unsorted
+    max, max_bytes = unsorted, math.huge
+  end
+  while count < math.min(unsorted, max) and bytes < max_bytes do
+    local size = math.min(math.max(count, 1), MAX_SORTED, unsorted - count, max - count)
     local first = unsorted - count - size
     local messages = redis.call('LRANGE', queue, first, first + size - 1)
     for n = size, 1, -1 do
@@ -149,7 +154,7 @@ local function sort_left_end(queue)
   end
   sorted_count = sorted_count + count
   if count < unsorted then
-    spill(queue, state, unsorted, unsorted - count)
+    spill(queue, target, unsorted, unsorted - count)
   elseif count > 0 then
     redis.call('LTRIM', queue, unsorted, -1)
   end
@@ -158,13 +163,14 @@ end
 -- Sort the messages that producers have pushed to a list into lists of their tenants.
 local function sort(list)
   local queue = queue_of(list)
-  local state, last = state_of(queue), spill_of(queue)
-  local function by_priority(message)
-    return list_by_priority(queue, message)
-  end
-  if state.spilled and (list == queue or list == last) then
-    sort_right_end(last, by_priority)
-    state.spilled = redis.call('EXISTS', last) == 1
+  local state = state_of(queue)
+  if state.spilled and (list == queue or list == state.spilled) then
+    sort_right_end(state.spilled, function(message)
+      return list_by_priority(queue, message)
+    end)
+    if redis.call('EXISTS', state.spilled) == 0 then
+      state.spilled = nil
+    end
   elseif list ~= queue then
     sort_right_end(list, function()
       return list
