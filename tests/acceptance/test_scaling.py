@@ -55,6 +55,12 @@ def addresses(up: Up) -> dict[str, str]:
     return values
 
 
+def targets(up: Up) -> dict[str, str]:
+    """What a Prometheus on this machine scrapes, by process."""
+    groups = json.loads((up.folder / "prometheus-targets.json").read_text())
+    return {group["labels"]["process"]: group["targets"][0] for group in groups}
+
+
 def workers(up: Up) -> set[str]:
     """The workers whose processes run."""
     lines = (" ".join(process.info["cmdline"]) for process in processes_of(up.folder))
@@ -154,12 +160,27 @@ def test_the_views_follow(up: Up) -> None:
             assert b"primarch_" in response.read()
     eventually(lambda: beat_runs(up))
     assert workers(up) == {"realtime-1", "realtime-2", "local-1", "batch-1"}
+    assert targets(up).keys() == {*workers(up), "the fleet"}
+    for process, target in targets(up).items():
+        assert addresses(up)[f"metrics of {process}"] == f"http://{target}/metrics"
     said = scale(up.folder, "realtime=1", "batch=0").stderr
     eventually(lambda: not beat_runs(up))
     assert "realtime: 1 worker processes; realtime-2 stops\n" in said
     assert addresses(up) == before
     assert workers(up) == {"realtime-1", "local-1"}
+    assert targets(up).keys() == {*workers(up), "the fleet"}
     assert "nothing to do" in scale(up.folder, "realtime=1").stderr
+
+
+def test_a_request_with_defaults_waits_for_a_lane_that_is_scaled_to_none(up: Up) -> None:
+    """The batch lane, which takes a day at a real provider, runs and would take it."""
+    scale(up.folder, "realtime=0", "batch=1")
+    message = {"role": "user", "content": "no hurry was asked for, and no batch"}
+    with Fleet(up.url) as fleet:
+        ticket = fleet.submit(CompletionRequest(model=MODELS["realtime"], messages=[message]))
+        assert (ticket.lane, "without a worker" in ticket.reason) == ("realtime", True)
+        scale(up.folder, "realtime=1", "batch=0")
+        assert fleet.result(ticket, timeout=60).receipt.lane == "realtime"
 
 
 def test_make_up_beside_a_running_fleet_scales_it(up: Up) -> None:

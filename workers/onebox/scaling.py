@@ -26,6 +26,7 @@ from primarch_fleet.cli.address import ADDRESSES
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.results import reachable
+from workers.onebox.addresses import write_addresses
 from workers.onebox.lane_workers import LaneWorker, lane_workers
 from workers.onebox.ports import Ports, metrics_address
 from workers.onebox.private_file import write_private
@@ -223,8 +224,7 @@ class _RunningFleet:
         config.write(text)
         # supervisord's configuration last: it decides which workers the next command keeps.
         write_private(self._data_dir / "ports.yaml", ports.text())
-        addresses = yaml.safe_dump(self._addresses, sort_keys=False)
-        write_private(self._data_dir / ADDRESSES, addresses)
+        write_addresses(self._data_dir, self._addresses)
         write_private(path, text.getvalue())
 
 

@@ -11,10 +11,9 @@ from urllib.error import URLError
 import yaml
 from kombu.exceptions import OperationalError
 
-from primarch_fleet.cli.address import ADDRESSES
 from primarch_fleet.redis_url import masked
 from tasks.app import app
-from workers.onebox.private_file import write_private
+from workers.onebox.addresses import write_addresses
 from workers.onebox.processes import READY_TIMEOUT_SECONDS
 
 
@@ -32,7 +31,7 @@ def main() -> None:
             sys.exit(f"not ready after {READY_TIMEOUT_SECONDS:.0f} s: {', '.join(sorted(missing))}")
         time.sleep(0.2)
     # Readers wait for the file to appear: it is complete when it does.
-    write_private(path.with_name(ADDRESSES), yaml.safe_dump(addresses, sort_keys=False))
+    write_addresses(path.parent, addresses)
     print(welcome(addresses, startup["config_file"], path.parent), flush=True)
 
 
