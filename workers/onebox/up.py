@@ -40,7 +40,6 @@ from workers.onebox.private_file import write_private
 from workers.onebox.processes import (
     PROCESSES_LOCK,
     STARTUP,
-    STOP_MARGIN_SECONDS,
     Process,
     Stage,
     celery,
@@ -61,6 +60,8 @@ from workers.onebox.worker_group import WORKERS_GROUP
 
 #: Flower's own default.
 FLOWER_PORT = 5555
+#: How long a worker that lost its supervisor and its Redis may take beyond its drain timeout.
+ORPHAN_MARGIN_SECONDS = 60
 #: What the fleet writes is for its user alone: prompts, answers, the password of Redis.
 PRIVATE_UMASK = 0o077
 
@@ -342,8 +343,8 @@ def main() -> None:
         if not lock(machine.data_dir):
             _scale(machine.data_dir.resolve(), chosen.named())
             return
-        stop_seconds = machine.drain_timeout + STOP_MARGIN_SECONDS
-        wait_for_earlier_processes(machine.data_dir.resolve(), stop_seconds)
+        timeout_seconds = machine.drain_timeout + ORPHAN_MARGIN_SECONDS
+        wait_for_earlier_processes(machine.data_dir.resolve(), timeout_seconds)
         plan = Plan(chosen, load(machine.config), machine)
         login = flower_login(plan.data_dir, os.environ)
     except FleetError as error:
