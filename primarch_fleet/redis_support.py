@@ -129,7 +129,9 @@ def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis
 
 
 def subscriber_async(url: str, max_connections: int) -> redis.asyncio.Redis:
-    """Return a client for publish/subscribe that never repeats a command and returns bytes.
+    """Return a client for publish/subscribe and reads, which returns bytes.
+
+    It repeats a command once, on a new connection: the server may have started again meanwhile.
 
     Args:
         max_connections: More concurrent callers wait for a free connection.
@@ -139,6 +141,7 @@ def subscriber_async(url: str, max_connections: int) -> redis.asyncio.Redis:
         max_connections=max_connections,
         timeout=None,
         health_check_interval=HEALTH_CHECK_SECONDS,
+        retry=AsyncRetry(NoBackoff(), 1),
     )
     return _to_primary(redis.asyncio.Redis.from_pool(pool))
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
+from uuid import uuid4
 
 import redis
 from celery import Celery
@@ -29,16 +30,23 @@ MAX_CONNECTIONS = 8
 
 
 class ResultWaiter:
-    """Waits for the results of one Redis over one subscription; use it in one event loop only."""
+    """Waits for the results of one Redis over one subscription; use it in one event loop only.
+
+    One asyncio task reads from the connection, and others send on it. To connect is to read, too.
+    So a task connects and sends with the lock, and the reader waits until the connection is ready.
+    """
 
     def __init__(self, url: str, app: Celery) -> None:
         self._redis = redis_support.subscriber_async(url, MAX_CONNECTIONS)
-        self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        self._pubsub: Any = self._redis.pubsub(ignore_subscribe_messages=True)
         self._backend = cast(Any, app.backend)
         self._key_prefix = self._backend.get_key_for_task("-").decode().removesuffix("-")
         self._waiters: dict[str, set[asyncio.Future[Any]]] = {}
         self._reader: asyncio.Task[None] | None = None
-        self._subscribing = asyncio.Lock()
+        self._lock = asyncio.Lock()
+        #: Subscribed to as long as there is a connection: a connection without subscriptions reads
+        #: the reply to its health check when it sends, in the middle of the reader's read.
+        self._own_channel = f"{self._key_prefix}{uuid4()}"
         self._is_closed = False
 
     async def close(self) -> None:
@@ -49,7 +57,7 @@ class ResultWaiter:
             await asyncio.gather(self._reader, return_exceptions=True)
         for key in list(self._waiters):
             self._fail(key, ClientClosed())
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()
         await self._redis.aclose()
 
     async def outcome(self, task_id: str) -> Any:
@@ -140,14 +148,15 @@ class ResultWaiter:
                 await self._unsubscribe(*unused)
 
     async def _subscribe(self, *keys: str) -> None:
-        async with self._subscribing:
-            await self._pubsub.subscribe(*keys)
+        async with self._lock:
+            own = () if self._pubsub.subscribed else (self._own_channel,)
+            await self._pubsub.subscribe(*own, *keys)
         if self._reader is None:
             self._reader = asyncio.create_task(self._read())
 
     async def _unsubscribe(self, *keys: str) -> None:
         try:
-            async with self._subscribing:
+            async with self._lock:
                 await self._pubsub.unsubscribe(*keys)
         except redis.RedisError as error:  # a lost connection has lost its subscriptions too
             logger.info(
@@ -160,14 +169,14 @@ class ResultWaiter:
         check_at = time.monotonic() + CHECK_SECONDS
         while True:
             try:
-                message = await self._pubsub.get_message(timeout=CHECK_SECONDS)
-                if message is not None:
+                message = await self._message()
+                if message is not None and message["type"] == "message":
                     self._resolve(message["channel"].decode(), message["data"])
                 if time.monotonic() >= check_at:
                     for keys in chunks(self._waiters, READ_RESULTS):
                         await self._check(keys)
                     check_at = time.monotonic() + CHECK_SECONDS
-            except redis.RedisError as error:
+            except (redis.RedisError, OSError) as error:
                 logger.warning(
                     "results: connection lost, retrying in %s s: %s",
                     RECONNECT_SECONDS,
@@ -176,6 +185,30 @@ class ResultWaiter:
                 )
                 await asyncio.sleep(RECONNECT_SECONDS)
                 await self._catch_up()
+
+    async def _message(self) -> dict[str, Any] | None:
+        """Return the next message; None if none arrives within CHECK_SECONDS.
+
+        Not `get_message` of redis-py, which connects again where it reads.
+        """
+        async with self._lock:
+            await self._pubsub.connect()
+            await self._pubsub.check_health()
+        connection: Any = self._pubsub.connection
+        opened_at = connection.connected_at
+        try:
+            response = await connection.read_response(
+                timeout=CHECK_SECONDS, disconnect_on_error=False, push_request=True
+            )
+        except Exception:
+            async with self._lock:
+                if connection.connected_at == opened_at:  # else another task has connected again
+                    await connection.disconnect(nowait=True)
+            raise
+        if response is None:
+            return None
+        message: dict[str, Any] | None = await self._pubsub.handle_message(response, True)
+        return message
 
     async def _check(self, keys: Sequence[str]) -> None:
         """Read awaited results; see `results.wait_for` and `results.check_stored`."""
