@@ -45,10 +45,14 @@ class PreparedRequest(NamedTuple):
 
 
 def deferral_store() -> DeferralStore:
-    """The store of this process. Raises RuntimeError in a process that is no batch worker."""
+    """Return the store of this process.
+
+    Raises:
+        InvalidRequest: The process is no batch worker: the task came to the queue of another lane.
+    """
     store = services.current().deferral_store
     if store is None:
-        raise RuntimeError("no deferral store: only a batch worker parks requests")
+        raise services.other_lane("batch")
     return store
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import Completion, Lane, Receipt
-from primarch_fleet.errors import FleetError
+from primarch_fleet.errors import FleetError, InvalidRequest
 from primarch_fleet.requests import Request
 from tasks.accounting import Accountant, DroppedAnswer, UnansweredCall
 from tasks.receipts import RequestMetadata
@@ -91,6 +91,14 @@ def current() -> Services:
 def install(services: Services) -> None:
     """Set the services of this process. A worker does this once, before its first task."""
     _Process.services = services
+
+
+def other_lane(lane: Lane) -> InvalidRequest:
+    """Return the error of a task that is in the queue of another lane than its own."""
+    queue = "local.<model>" if lane == "local" else lane
+    return InvalidRequest(
+        f"{lane}: this queue belongs to another lane; send the task to the queue {queue}"
+    )
 
 
 @contextmanager

@@ -102,7 +102,9 @@ async def _in_time(lane: Lane, request: Request, metadata: RequestMetadata) -> C
 async def _answer(lane: Lane, request: Request, metadata: RequestMetadata) -> Completion:
     """The cached answer to an equal request, if this request allows that, else the backend's."""
     process = services.current()
-    backend, cache = process.backends[lane], process.response_cache
+    backend, cache = process.backends.get(lane), process.response_cache
+    if backend is None:
+        raise services.other_lane(lane)
     if cache is None or request.cache_ttl is None or request.streams:
         return await backend.serve(request, metadata)
     cached = await cache.get(lane, request, metadata.receipt_fields())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from primarch_fleet.errors import InvalidRequest
 from tasks import services
 from tasks.deferral import deferral_store
 from tasks.services import Services
@@ -44,5 +45,6 @@ def test_override_keeps_the_services_that_a_lane_adds() -> None:
 
 
 def test_a_process_without_a_deferral_store_refuses_to_park() -> None:
-    with services.override(deferral_store=None), pytest.raises(RuntimeError, match="batch worker"):
+    wrong_queue = pytest.raises(InvalidRequest, match="send the task to the queue batch")
+    with services.override(deferral_store=None), wrong_queue:
         deferral_store()

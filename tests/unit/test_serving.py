@@ -49,6 +49,16 @@ def test_a_refusal_of_the_request_is_returned_if_wanted(error: type[errors.Fleet
     assert value == protocol.error_value(error("no"))
 
 
+@pytest.mark.parametrize(("lane", "queue"), [("realtime", "realtime"), ("local", "local.<model>")])
+def test_a_task_in_the_queue_of_another_lane_says_where_to_send_it(lane: Any, queue: str) -> None:
+    task: Any = SimpleNamespace(request=Context())
+    with (
+        services.override(backends={}),
+        pytest.raises(errors.InvalidRequest, match=f"send the task to the queue {queue}"),
+    ):
+        asyncio.run(serving.serve(lane, task, CompletionRequest, REQUEST))
+
+
 def test_an_error_is_raised_by_the_task() -> None:
     with pytest.raises(errors.RateLimited):
         serve()
