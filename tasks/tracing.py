@@ -25,15 +25,15 @@ from tasks.usage_meter import ProviderCall, UsageMeter
 TRACER = get_tracer(SCOPE)
 W3C = TraceContextTextMapPropagator()
 
-#: `gen_ai.operation.name` by the verb of a request.
-OPERATIONS = {
+#: `gen_ai.operation.name` by the verb of a request, where it is not the verb.
+_OPERATIONS = {
     "complete": "chat",
     "respond": "chat",
     "embed": "embeddings",
     "moderate": "moderation",
 }
-#: `gen_ai.provider.name` where it is not LiteLLM's name.
-PROVIDERS = {
+#: `gen_ai.provider.name` by LiteLLM's name, where it is another.
+_PROVIDERS = {
     "azure": "azure.ai.openai",
     "azure_ai": "azure.ai.inference",
     "bedrock": "aws.bedrock",
@@ -75,10 +75,6 @@ class Run:
         if self._span.is_recording():
             self._span.set_attributes(receipt_attributes(completion.receipt))
 
-    def failed(self, error: FleetError) -> None:
-        """Record the error, by its code."""
-        record_error(self._span, error.code)
-
 
 @contextmanager
 def run(
@@ -111,7 +107,7 @@ def run(
         try:
             yield current
         except FleetError as error:
-            current.failed(error)
+            record_error(span, error.code)
             raise
         finally:
             if span.is_recording():
@@ -149,7 +145,7 @@ class Inference(NamedTuple):
             started_ns: When the call started, in nanoseconds since the epoch.
             parent: Its trace; the current one by default.
         """
-        operation = OPERATIONS[self.verb]
+        operation = _OPERATIONS.get(self.verb, self.verb)
         attributes: dict[str, Any] = {
             attribute: value
             for name, attribute in REQUEST_ATTRIBUTES.items()
@@ -170,6 +166,11 @@ class Inference(NamedTuple):
             links=links,
             start_time=started_ns,
         )
+
+
+def provider_name(litellm_provider: str) -> str:
+    """Return `gen_ai.provider.name` of a provider."""
+    return _PROVIDERS.get(litellm_provider, litellm_provider)
 
 
 def trace_of(message: Mapping[str, Any]) -> TraceContext:

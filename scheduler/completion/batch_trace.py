@@ -16,11 +16,11 @@ from primarch_fleet.errors import RequestFailed
 from primarch_fleet.tracing import record_error
 from scheduler.model.job import Job, ParkedRequest
 from tasks.tracing import (
-    PROVIDERS,
     TRACER,
     W3C,
     Inference,
     answer_attributes,
+    provider_name,
     receipt_attributes,
     trace_of,
 )
@@ -39,7 +39,7 @@ def creation(job: Job) -> Iterator[dict[str, str]]:
         f"create_batch {job.terms.upstream}",
         kind=SpanKind.CLIENT,
         attributes={
-            "gen_ai.provider.name": _provider(job),
+            "gen_ai.provider.name": provider_name(job.terms.litellm_provider),
             "gen_ai.request.model": job.terms.upstream,
             "primarch.batch.intent": job.intent,
             "primarch.batch.requests": job.requests,
@@ -60,7 +60,7 @@ def record_request(
         now: Unix seconds by the store's clock.
         job: The job that answered it; None if it was completed without a batch.
     """
-    provider = _provider(job) if job else ""
+    provider = provider_name(job.terms.litellm_provider) if job else ""
     links = []
     if job and job.trace:
         created = get_current_span(W3C.extract({"traceparent": job.trace})).get_span_context()
@@ -76,8 +76,3 @@ def record_request(
         else:
             record_error(span, outcome.code)
     span.end(int(now * NANOSECONDS))
-
-
-def _provider(job: Job) -> str:
-    name = job.terms.litellm_provider
-    return PROVIDERS.get(name, name)

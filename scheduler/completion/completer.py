@@ -132,13 +132,13 @@ class Completer:
         failed = await self._replay_all(prepared)
         completed = [prepared[request] for request in prepared if request not in failed]
         _count_failures(completed, location)
-        for one in completed:
-            batch_trace.record_request(one.parked, one.outcome, one.now, job)
         costs = [(request.parked, request.cost) for request in completed]
         await accounting.settle(location.intent or accounting.UNSENT, costs)
         # A request without a record cannot be completed; it leaves the lane with the others.
         done = [request for request in ours if request not in failed]
         await self._store.finish(done, RequestOutcome.DONE, location, script=script)
+        for one in completed:  # last: a completion that is repeated has one span
+            batch_trace.record_request(one.parked, one.outcome, one.now, job)
         return [request.outcome for request in completed]
 
     async def _prepare(

@@ -21,7 +21,7 @@ from primarch_fleet.requests import Request, RoutingStrategy
 from tasks.answer_usage import usage_of
 from tasks.privacy import Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
-from tasks.tracing import PROVIDERS
+from tasks.tracing import provider_name
 from tasks.usage_meter import ProviderCall
 from workers.observability import metrics
 from workers.realtime.attempts import ATTEMPT_LOGGER, Attempts
@@ -289,14 +289,14 @@ class RealtimeServer:
     def _provider_call(self, deployment_id: str) -> ProviderCall:
         called = self._deployments[deployment_id]
         rates, provider = self._config.rates(called), receipt_provider(called.provider)
-        litellm_provider = self._config.providers[called.provider].litellm_provider
+        account = self._config.providers[called.provider]
         return ProviderCall(
             called.id,
             called.upstream,
             rates,
             called.media,
             provider,
-            PROVIDERS.get(litellm_provider, litellm_provider),
+            provider_name(account.litellm_provider),
         )
 
     def _bill(self, deployment: Deployment, answer: RouterAnswer, request: Request) -> int | None:
