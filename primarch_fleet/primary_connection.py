@@ -13,6 +13,7 @@ Each client then does what it does about any lost connection.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -188,7 +189,14 @@ class _AsyncPrimaryConnection(_Node, _Connection):  # type: ignore[misc]
         if self.is_outdated:
             await self.disconnect()
             raise NotPrimary("Redis has refused writes on an older connection")
+        task = asyncio.current_task()
+        cancellations = task.cancelling() if task else 0
         await super().send_packed_command(*args, **options)
+        # redis-py sends with `wait_for`, which loses a cancellation on Python 3.11.
+        # https://github.com/python/cpython/issues/86296
+        if task and task.cancelling() > cancellations:
+            await self.disconnect(nowait=True)  # no task reads the reply
+            raise asyncio.CancelledError
 
     async def read_response(self, *args: Any, **options: Any) -> Any:
         try:

@@ -113,10 +113,7 @@ def stream_reader(url: str, timeout: float, block: float, max_connections: int) 
 
 
 def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis.asyncio.Redis:
-    """Return `stream_reader` for asyncio, without a timeout for answers: callers keep one.
-
-    redis-py implements that timeout with `wait_for`, which can lose a cancellation on Python 3.11.
-    """
+    """Return `stream_reader` for asyncio, without a timeout for answers: callers keep one."""
     options = _once_options(timeout, text=True) | {
         "socket_timeout": None,
         "protocol": 2,

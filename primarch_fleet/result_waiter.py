@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Any, cast
 from uuid import uuid4
@@ -66,10 +65,9 @@ class ResultWaiter:
         future = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(key, set()).add(future)
         try:
-            with self._open():
-                await self._subscribe(key)
-                # The result may have been published before the subscription.
-                self._resolve(key, await self._redis.get(key))
+            await self._subscribe(key)
+            # The result may have been published before the subscription.
+            self._resolve(key, await self._redis.get(key))
             return await future
         finally:
             await self._forget({key: future}, [key])
@@ -90,26 +88,15 @@ class ResultWaiter:
             self._waiters.setdefault(key, set()).add(futures[key])
         yielded = 0
         try:
-            with self._open():
-                async for _ in self._read_and_subscribe(futures, subscribed):
-                    while not done.empty():
-                        yield self._finished(futures, done.get_nowait())
-                        yielded += 1
+            async for _ in self._read_and_subscribe(futures, subscribed):
+                while not done.empty():
+                    yield self._finished(futures, done.get_nowait())
+                    yielded += 1
             while yielded < len(futures):
                 yield self._finished(futures, await done.get())
                 yielded += 1
         finally:
             await self._forget(futures, subscribed)
-
-    @contextmanager
-    def _open(self) -> Iterator[None]:
-        """Raise ClientClosed for what breaks because the client is closed meanwhile."""
-        try:
-            yield
-        except redis.RedisError:
-            if self._is_closed:
-                raise ClientClosed from None
-            raise
 
     async def _read_and_subscribe(
         self, futures: dict[str, asyncio.Future[Any]], subscribed: list[str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +9,7 @@ from celery.app.task import Context
 
 from primarch_fleet import CompletionRequest, Rates, protocol
 from primarch_fleet.contract import Receipt
+from primarch_fleet.server_clock import CLOCK
 from primarch_fleet.usage import Usage
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from tests.support.receipts import make_receipt
@@ -96,7 +96,7 @@ def test_the_trace_is_the_root_task_or_the_task_itself() -> None:
 
 
 def test_the_queue_wait_ends_at_the_start_and_is_never_negative() -> None:
-    now = time.time()
+    now = CLOCK.timestamp()
     submitted = context(**{protocol.SUBMITTED_AT: now - 2})
     assert RequestMetadata.of(submitted, received_at=now).queue_wait == 2
     assert RequestMetadata.of(submitted, received_at=now - 5).queue_wait == 0

@@ -14,6 +14,7 @@ import sys
 import urllib.error
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -30,12 +31,13 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.queues import priority_lists, purge
 from primarch_fleet.streaming import stream_key
-from tests.support.tenants_queue import fetch_from
 from tests.support.workers import StartWorker, eventually, is_parked
 from workers.observability.cost_recorder import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime import fetch_command
+from workers.runtime.fair_share import FreeSlots
+from workers.runtime.leases import LEASE_KEYS, LEASES_KEY
 
 TIMEOUT_SECONDS = 60.0
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"
@@ -350,11 +352,16 @@ def by_celerys_purge(lanes: Lanes, queue: str) -> None:
 def by_deleting_lists(lanes: Lanes, queue: str) -> None:
     """As Celery's purge in another app does, once a worker has sorted the message.
 
-    Noticed at once: later, Flower may have taken a reply of a worker off a list.
+    In a transaction: a client that takes a reply of a worker off a list meanwhile makes the purge
+    of one message ambiguous (placeholders.lua).
     """
-    fetch_from(lanes.redis, *priority_lists(queue), tags=())
-    lanes.redis.delete(*priority_lists(queue))
-    fetch_from(lanes.redis, *priority_lists(queue), tags=())
+    lists, slots = priority_lists(queue), FreeSlots(9, 0, Counter())
+    fetch = fetch_command.fetch(LEASE_KEYS, dict.fromkeys(lists, True), slots, tags=())
+    sort = fetch.script.command(fetch.keys, fetch.args, by_text=True)
+    with lanes.redis.pipeline() as transaction:
+        for command in (sort, ("DEL", *lists), sort):
+            transaction.execute_command(*command)
+        assert transaction.execute()[1] > 0
 
 
 @pytest.mark.parametrize("drop", [by_celerys_purge, by_deleting_lists])

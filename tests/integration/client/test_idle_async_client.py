@@ -28,7 +28,10 @@ async def announced(server: redis.Redis, worker: Fleet, fleet: AsyncFleet) -> No
     ticket = await fleet.submit(request())
     result = asyncio.create_task(fleet.result(ticket, timeout=30))
     channel = f"celery-task-meta-{ticket.id}"
-    await asyncio.to_thread(eventually, lambda: server.pubsub_numsub(channel)[0][1])
+    await asyncio.to_thread(
+        eventually, lambda: result.done() or server.pubsub_numsub(channel)[0][1], 20
+    )
+    assert not result.done(), await result
     await asyncio.to_thread(finish, worker, ticket.id)
     assert await result == DONE
 
