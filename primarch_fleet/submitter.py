@@ -12,6 +12,7 @@ from celery import Celery
 
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
+from primarch_fleet.errors import UnknownModel
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket
 from primarch_fleet.publisher import Publisher
@@ -60,7 +61,11 @@ class Submitter:
         Args:
             path: What precedes the name of a wrong field in a message, with the request's place.
         """
-        messages = self._build(requests, path)
+        try:
+            messages = self._build(requests, path)
+        except UnknownModel:  # it may be newer than the catalogue
+            self._catalogue_expires_at = 0.0
+            messages = self._build(requests, path)
         with reachable():
             published = self._publisher.publish(messages)
             self._lanes.record_sent(message.ticket.queue for message in published)

@@ -19,6 +19,7 @@ COMMANDS = {
     "queues": "show what waits in each queue, and how fast it is served",
     "workers": "show the workers that answer",
     "scale": "change how many workers of a lane `make up` runs, while it runs",
+    "reload": "give the fleet that `make up` runs the present fleet.yaml",
     "batches": "show live batches and waiting requests",
     "costs": "show costs and savings of all lanes",
     "deployments": "show the health of the realtime lane's deployments",
@@ -31,7 +32,7 @@ COMMANDS = {
     "check-config": "check fleet.yaml before anything starts",
 }
 #: Commands that need no address of a Redis.
-_WITHOUT_REDIS = ("check-config", "scale")
+_WITHOUT_REDIS = ("check-config", "reload", "scale")
 _MODULE = "scheduler.cli.main"
 
 

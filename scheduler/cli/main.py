@@ -35,6 +35,8 @@ from scheduler.admin.status import read_status
 from scheduler.cli.check_config import add_options as add_check_options
 from scheduler.cli.check_config import check_config
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
+from scheduler.cli.reload import add_options as add_reload_options
+from scheduler.cli.reload import reload
 from scheduler.cli.scale import add_options as add_scale_options
 from scheduler.cli.scale import scale
 from scheduler.cli.terminal import print_report
@@ -308,6 +310,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     scale_command = add(scale)
     add_scale_options(scale_command)
     _add_json_option(scale_command)
+    reload_command = add(reload)
+    add_reload_options(reload_command)
+    _add_json_option(reload_command)
     webhook_command = add(webhook)
     webhook_command.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     webhook_command.add_argument(

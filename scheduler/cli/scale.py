@@ -22,7 +22,7 @@ def scale(options: argparse.Namespace) -> int:
     counts: dict[Lane, int] = dict(options.counts)
     if len(counts) < len(options.counts):
         return report("scale: name each lane once", 2)
-    scaled = scale_fleet(_data_dir(), counts, lambda sentence: report(sentence, 0))
+    scaled = scale_fleet(data_dir(), counts, lambda sentence: report(sentence, 0))
     if options.json:
         print_report(asdict(scaled))
     return 0
@@ -52,7 +52,7 @@ def _lane_count(text: str) -> tuple[Lane, int]:
     )
 
 
-def _data_dir() -> Path:
-    """The data folder of the fleet: FLEET_DATA_DIR, or else of this folder or the checkout."""
+def data_dir() -> Path:
+    """Return the data folder of the fleet: FLEET_DATA_DIR, or of this folder or the checkout."""
     here = Path(os.environ.get("FLEET_DATA_DIR") or DATA_DIR)
     return (here if here.is_dir() else settings().data_dir).resolve()

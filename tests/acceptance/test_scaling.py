@@ -11,12 +11,10 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -24,11 +22,9 @@ import yaml
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
-from primarch_fleet.outgoing import Ticket
 from tests.acceptance.conftest import Up, processes_of, running
+from tests.acceptance.load import MODELS, Load, calls_by_text, environment
 from tests.support.workers import eventually
-
-MODELS: dict[Lane, str] = {"realtime": "gpt-4o-mini", "local": "smollm2-135m"}
 
 
 def scale(folder: Path, *counts: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -43,11 +39,6 @@ def scale(folder: Path, *counts: str, status: int = 0) -> subprocess.CompletedPr
 
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "primarch_fleet", "scale", *arguments]
-
-
-def environment(folder: Path) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
-    return env | {"FLEET_DATA_DIR": str(folder)}
 
 
 def addresses(up: Up) -> dict[str, str]:
@@ -70,47 +61,6 @@ def workers(up: Up) -> set[str]:
 def beat_runs(up: Up) -> bool:
     lines = (" ".join(process.info["cmdline"]) for process in processes_of(up.folder))
     return any("scheduler.beat" in line for line in lines)
-
-
-class Load(threading.Thread):
-    """Submits requests to the realtime and the local lane in turn, until it is stopped."""
-
-    def __init__(self, fleet: Fleet, pause_seconds: float) -> None:
-        super().__init__()
-        self._fleet, self._pause_seconds = fleet, pause_seconds
-        self._stopped = threading.Event()
-        self.tickets: list[Ticket] = []
-
-    def run(self) -> None:
-        while not self._stopped.wait(self._pause_seconds):
-            text = f"request {len(self.tickets)}"
-            self.tickets += self._fleet.submit_many(
-                [
-                    CompletionRequest(
-                        model=model,
-                        lane=lane,
-                        messages=[{"role": "user", "content": text}],
-                        max_completion_tokens=20,
-                    )
-                    for lane, model in MODELS.items()
-                ]
-            )
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
-
-
-def calls_by_text(up: Up) -> Counter[str]:
-    """How often the simulated provider was asked each question."""
-    root = up.addresses["simulated provider"].removesuffix("/v1")
-    with urllib.request.urlopen(f"{root}/simulator/requests") as response:
-        received: list[dict[str, Any]] = json.load(response)
-    return Counter(
-        call["body"]["messages"][0]["content"]
-        for call in received
-        if call["path"].endswith("/chat/completions")
-    )
 
 
 def executions(up: Up, lane: Lane) -> Counter[str]:
@@ -253,7 +203,7 @@ def test_a_second_command_waits_for_nothing_and_says_why(up: Up) -> None:
     with (up.folder / "scale.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused = scale(up.folder, "realtime=2", status=1)
-    assert "another command scales this fleet" in refused.stderr
+    assert "another command scales or reloads this fleet" in refused.stderr
 
 
 def test_only_the_user_of_the_fleet_can_reach_its_supervisor(up: Up) -> None:

@@ -14,6 +14,8 @@ from config.settings import ROOT
 PROCESSES_LOCK = "processes.lock"
 #: What `make up` tells those who wait for the fleet, or scale it, in the data folder.
 STARTUP = "wait_ready.yaml"
+#: The process that waits for the start, and the process that checks a changed fleet.yaml.
+READY, CONFIGURE = "ready", "configure"
 #: How long a fleet may take to start: vLLM loads a large model in minutes.
 READY_TIMEOUT_SECONDS = 900.0
 #: How long a stopping worker may take beyond its drain timeout before it is killed.
@@ -45,6 +47,8 @@ class Process:
     start_retries: int = 5
     #: Whether it starts with the fleet.
     autostart: bool = True
+    #: Whether its end is no reason to start it again.
+    one_shot: bool = False
 
 
 def python(module: str, *args: str) -> list[str]:
@@ -59,8 +63,7 @@ def celery(app: str, *args: str) -> list[str]:
 
 def program(process: Process, data_dir: Path, drain_timeout_seconds: float) -> dict[str, str]:
     """Return supervisord's section of a process: https://supervisord.org/configuration.html."""
-    one_shot = process.name == "ready"
-    if one_shot:  # the terminal shows its output
+    if process.name == READY:  # the terminal shows its output
         output = {"stdout_logfile": "NONE", "stdout_events_enabled": "true"}
     else:
         output = {
@@ -74,8 +77,8 @@ def program(process: Process, data_dir: Path, drain_timeout_seconds: float) -> d
         "priority": str(int(process.stage)),
         "environment": ",".join(f'{key}="{value}"' for key, value in process.env.items()),
         "autostart": "true" if process.autostart else "false",
-        "autorestart": "false" if one_shot else "true",
-        "startsecs": "0" if one_shot else str(process.start_seconds),
+        "autorestart": "false" if process.one_shot else "true",
+        "startsecs": "0" if process.one_shot else str(process.start_seconds),
         "startretries": str(process.start_retries),
         "stopwaitsecs": str(int(drain_timeout_seconds) + STOP_MARGIN_SECONDS),
         "redirect_stderr": "true",

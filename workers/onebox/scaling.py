@@ -7,42 +7,23 @@ between leaves a state from which the next one continues.
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from configparser import RawConfigParser
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from config.fleet import load
-from primarch_fleet import Fleet
-from primarch_fleet.cli.address import ADDRESSES
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError
-from primarch_fleet.results import reachable
 from workers.onebox.addresses import write_addresses
 from workers.onebox.lane_workers import LaneWorker, lane_workers
 from workers.onebox.ports import Ports, metrics_address
 from workers.onebox.private_file import write_private
-from workers.onebox.processes import (
-    READY_TIMEOUT_SECONDS,
-    STARTUP,
-    STOP_MARGIN_SECONDS,
-    program,
-)
+from workers.onebox.processes import program
+from workers.onebox.running_fleet import RunningFleet, alone
 from workers.onebox.supervisor import Supervisor
 from workers.onebox.worker_group import WORKERS_GROUP
-
-_POLL_SECONDS = 0.2
-_PING_TIMEOUT_SECONDS = 0.5
-#: A worker that supervisord has started more often, and that has never answered, does not start.
-_MAX_STARTS = 3
 
 
 @dataclass
@@ -87,11 +68,11 @@ def scale(
     """
     supervisor = Supervisor(data_dir)
     supervisor.workers()  # it runs
-    with _alone(data_dir):
-        fleet = _RunningFleet(data_dir, supervisor)
+    with alone(data_dir):
+        fleet = RunningFleet(data_dir, supervisor)
         fleet.wait_until_stopped()
         supervisor.update()  # forgets what a killed command has stopped
-        scaled = fleet.change(counts)
+        scaled = _Scaling(fleet).change(counts)
         for sentence in scaled.sentences():
             say(sentence)
         fleet.wait_until_ready(set(scaled.started))
@@ -100,37 +81,12 @@ def scale(
     return scaled
 
 
-@contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
-    """Lock the fleet against other commands that scale it, until this process ends at most."""
-    try:
-        handle = os.open(data_dir / "scale.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{data_dir}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                "another command scales this fleet: wait until it has ended"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
+class _Scaling:
+    """The change of the numbers of workers."""
 
-
-class _RunningFleet:
-    """A fleet that `make up` has started, by its files and its supervisord."""
-
-    def __init__(self, data_dir: Path, supervisor: Supervisor) -> None:
-        self._data_dir, self._supervisor = data_dir, supervisor
-        try:
-            self._startup = _read(data_dir / STARTUP)
-            self._addresses = _read(data_dir / ADDRESSES)
-        except FileNotFoundError:
-            raise ConfigError(
-                f"the fleet on {data_dir} still starts: scale it when it shows its addresses"
-            ) from None
+    def __init__(self, fleet: RunningFleet) -> None:
+        self._data_dir, self._supervisor = fleet.data_dir, fleet.supervisor
+        self._startup, self._addresses = fleet.startup, fleet.addresses
 
     def change(self, counts: Mapping[Lane, int]) -> Scaled:
         """Change the configuration and the processes, without waiting for them."""
@@ -152,40 +108,6 @@ class _RunningFleet:
             started=sorted(wanted - alive),
             stopped=surplus,
         )
-
-    def wait_until_ready(self, workers: set[str]) -> None:
-        """Wait until workers answer. Raises ConfigError if one does not start."""
-        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-        pids: dict[str, set[int]] = {name: set() for name in workers}
-        with Fleet(self._addresses["redis"]) as fleet, reachable():
-            while workers:
-                processes = self._supervisor.workers()
-                for name in sorted(workers & processes.keys()):
-                    pids[name].add(processes[name].pid)
-                    ends = processes[name].state == "FATAL" or len(pids[name] - {0}) > _MAX_STARTS
-                    if ends or time.monotonic() > deadline:
-                        log = self._data_dir / "logs" / f"{name}.log"
-                        raise ConfigError(f"{name} does not start; its log: {log}")
-                replies = fleet.app.control.ping(timeout=_PING_TIMEOUT_SECONDS) or []
-                workers = workers - {name.partition("@")[0] for reply in replies for name in reply}
-
-    def wait_until_stopped(self, surplus: Iterable[str] = ()) -> None:
-        """Wait until no worker is stopping, and stop surplus workers that were between two runs.
-
-        supervisord kills those that take too long.
-        """
-        seconds = self._startup["drain_timeout_seconds"] + 2 * STOP_MARGIN_SECONDS
-        deadline = time.monotonic() + seconds
-        while True:
-            restarted = self._supervisor.alive().intersection(surplus)
-            for name in restarted:
-                self._supervisor.stop_worker(name)
-            states = {process.state for process in self._supervisor.workers().values()}
-            if not restarted and "STOPPING" not in states:
-                return
-            if time.monotonic() > deadline:
-                raise ConfigError("workers that should stop still run: see their logs")
-            time.sleep(_POLL_SECONDS)
 
     def _workers(self, counts: Mapping[Lane, int]) -> list[LaneWorker]:
         engines = load(Path(self._startup["config_file"])).engines if counts.get("local") else []
@@ -226,8 +148,3 @@ class _RunningFleet:
         write_private(self._data_dir / "ports.yaml", ports.text())
         write_addresses(self._data_dir, self._addresses)
         write_private(path, text.getvalue())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load(path.read_text())
-    return values

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Set
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
@@ -16,6 +20,7 @@ from config.litellm_params import (
 )
 from config.section import Values
 from primarch_fleet.prices import RATE_KINDS, Rates, Steps, TokenRates
+from workers.onebox.private_file import write_private
 
 #: The simulated provider's response times and batch stages, in seconds.
 LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
@@ -30,6 +35,8 @@ BATCH = {
     "lost_after": 5.0,
     "list_lag": 1.0,
 }
+#: Files in the data folder: for the processes of the fleet, and for the simulator.
+CONFIG_FILE, PROFILE_FILE = "simulated-fleet.yaml", "simulator-profile.json"
 #: The variable with the simulator's key.
 KEY_VARIABLE = "SIMULATED_PROVIDER_KEY"
 #: Parameters that say how requests are routed; the others are for the real provider.
@@ -51,6 +58,13 @@ def missing_secrets(config: FleetConfig) -> dict[str, list[str]]:
         if unset:
             missing.setdefault(deployment.provider, []).extend(unset)
     return missing
+
+
+def write_files(data_dir: Path, config: FleetConfig, accounts: Set[str], url: str) -> None:
+    """Write the files of a fleet with simulated accounts; see `simulated_config`."""
+    values = simulated_config(config, accounts, url)
+    write_private(data_dir / CONFIG_FILE, yaml.safe_dump(values))
+    write_private(data_dir / PROFILE_FILE, json.dumps(simulator_profile(config)))
 
 
 def names(accounts: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import time
 import xmlrpc.client
 from configparser import RawConfigParser
 from pathlib import Path
@@ -21,6 +22,9 @@ SOCKET = "supervisor.sock"
 _MAX_PATH_BYTES = 96
 #: A worker that has ended is started again, so it counts as running.
 _ALIVE = {"STARTING", "RUNNING", "BACKOFF", "EXITED"}
+_RUNNING = {"STARTING", "RUNNING", "STOPPING"}
+#: Between two looks at a process.
+POLL_SECONDS = 0.2
 #: The process is in the state that is asked for, or will be without a command.
 _NOTHING_TO_DO = {Faults.ALREADY_STARTED, Faults.NOT_RUNNING}
 
@@ -89,12 +93,32 @@ class Supervisor:
         """Send SIGTERM to a worker: it drains, and is not started again."""
         self._call("supervisor.stopProcess", f"{WORKERS_GROUP}:{name}", False)
 
+    def restart(self, name: str) -> None:
+        """Send SIGTERM to a process, if it runs: it is started again when it has ended."""
+        self._call("supervisor.signalProcess", self._address(name), "TERM")
+
+    def pid(self, name: str) -> int:
+        """Return the process id of a process, 0 while it does not run."""
+        return int(self._call("supervisor.getProcessInfo", self._address(name))["pid"])
+
+    def run(self, service: str) -> str:
+        """Run a process that is no worker to its end, and return what it has printed."""
+        _, log_bytes, _ = self._call("supervisor.tailProcessStdoutLog", service, 0, 0)
+        self._call("supervisor.startProcess", service)
+        while self._call("supervisor.getProcessInfo", service)["statename"] in _RUNNING:
+            time.sleep(POLL_SECONDS)
+        return str(self._call("supervisor.readProcessStdoutLog", service, log_bytes, 0))
+
     def set_running(self, service: str, runs: bool) -> None:
         """Start or stop a process that is no worker, unless its state is already so."""
         info = self._call("supervisor.getProcessInfo", service)
         if (info["statename"] in _ALIVE) != runs:
             method = "startProcess" if runs else "stopProcess"
             self._call(f"supervisor.{method}", service, False)
+
+    def _address(self, name: str) -> str:
+        """Return the name by which supervisord knows a process: it has the group of a worker."""
+        return f"{WORKERS_GROUP}:{name}" if name in self.workers() else name
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import fcntl
 import io
-import json
 import os
 import stat
 import sys
 import time
 from collections.abc import Iterator
 from configparser import RawConfigParser
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,9 @@ from workers.onebox.lane_workers import lane_workers, worker_count
 from workers.onebox.ports import Ports, metrics_address
 from workers.onebox.private_file import write_private
 from workers.onebox.processes import (
+    CONFIGURE,
     PROCESSES_LOCK,
+    READY,
     STARTUP,
     Process,
     Stage,
@@ -49,11 +51,12 @@ from workers.onebox.processes import (
 )
 from workers.onebox.scaling import scale
 from workers.onebox.simulated import (
+    CONFIG_FILE,
     KEY_VARIABLE,
+    PROFILE_FILE,
     missing_secrets,
     names,
-    simulated_config,
-    simulator_profile,
+    write_files,
 )
 from workers.onebox.supervisor import SOCKET, socket_sections
 from workers.onebox.worker_group import WORKERS_GROUP
@@ -144,12 +147,10 @@ class Plan:
         port = self.ports.choose("simulated provider")
         url = f"http://127.0.0.1:{port}/v1"
         self.addresses["simulated provider"] = url
-        config = self.data_dir / "simulated-fleet.yaml"
-        write_private(config, yaml.safe_dump(simulated_config(self._config, accounts, url)))
-        self.env |= {KEY_VARIABLE: "simulated", "FLEET_CONFIG": str(config)}
-        profile = self.data_dir / "simulator-profile.json"
-        write_private(profile, json.dumps(simulator_profile(self._config)))
-        command = python("workers.onebox.simulator", "--port", str(port), "--profile", str(profile))
+        write_files(self.data_dir, self._config, accounts, url)
+        self.env |= {KEY_VARIABLE: "simulated", "FLEET_CONFIG": str(self.data_dir / CONFIG_FILE)}
+        profile = str(self.data_dir / PROFILE_FILE)
+        command = python("workers.onebox.simulator", "--port", str(port), "--profile", profile)
         yield Process("simulator", command, Stage.SIMULATOR)
 
     def _workers(self) -> Iterator[Process]:
@@ -169,8 +170,11 @@ class Plan:
         self.addresses["metrics of the fleet"] = metrics_address(port)
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
         yield Process("flower", celery("scheduler.flower", *flower), Stage.SERVICES)
-        wait_ready = python("workers.onebox.wait_ready", str(self.data_dir / STARTUP))
-        yield Process("ready", wait_ready, Stage.SERVICES)
+        startup = str(self.data_dir / STARTUP)
+        wait_ready = python("workers.onebox.wait_ready", startup)
+        yield Process(READY, wait_ready, Stage.SERVICES, one_shot=True)
+        configure = python("workers.onebox.configure", startup)
+        yield Process(CONFIGURE, configure, Stage.SERVICES, autostart=False, one_shot=True)
 
 
 def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
@@ -261,11 +265,8 @@ def wait_for_earlier_processes(data_dir: Path, timeout_seconds: float) -> None:
     said = False
     with path.open("a") as file:
         while True:
-            try:
+            with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
                 return
             if time.monotonic() > deadline:
                 raise ConfigError(
@@ -320,7 +321,7 @@ def _count(text: str) -> int:
 
 def _announce(plan: Plan, login: FlowerLogin | None) -> None:
     starting = (process for process in plan.processes if process.autostart)
-    names = [process.name for process in starting if process.name != "ready"]
+    names = [process.name for process in starting if process.name != READY]
     print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
     print(f"Logs: {plan.log_dir}/<process>.log")
     if plan.simulation_reason:
@@ -361,6 +362,7 @@ def main() -> None:
         "workers": workers,
         "addresses": plan.addresses,
         "config_file": str(machine.config.resolve()),
+        "simulates_all": chosen.simulate,
         "engine_python": str(engine_python(machine)),
         "drain_timeout_seconds": machine.drain_timeout,
     }

@@ -48,7 +48,7 @@ def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
         "Ask it something in another terminal: .venv/bin/python examples/hello.py",
         "These addresses, the queues and what is wrong: .venv/bin/fleet status",
         "More or fewer workers of a lane: .venv/bin/fleet scale realtime=4",
-        f"Models, prices and limits: {config_file} (restart to apply changes)",
+        f"Models, prices and limits: {config_file}; .venv/bin/fleet reload applies changes",
         f"Data: {data_dir}",
         f"Logs: {data_dir}/logs",
     ]

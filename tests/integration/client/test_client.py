@@ -22,7 +22,7 @@ from primarch_fleet import (
     errors,
 )
 from primarch_fleet.cancellation import LEASED_TASKS
-from tests.support.producer import DONE, finish, messages, request
+from tests.support.producer import CATALOGUE, DONE, finish, messages, request
 from tests.support.relay import relay
 from tests.support.workers import Producer, StartWorker, eventually
 
@@ -338,6 +338,15 @@ def test_close_closes_every_connection_without_the_garbage_collector(
         eventually(lambda: connections() <= before)
     finally:
         gc.enable()
+
+
+def test_a_model_that_is_newer_than_the_clients_catalogue_is_found(
+    fleet: Fleet, server: redis.Redis
+) -> None:
+    with pytest.raises(errors.UnknownModel):
+        fleet.submit(request(model="new"))
+    CATALOGUE.model_copy(update={"models": {"new": CATALOGUE.models["m"]}}).publish(server)
+    assert fleet.submit(request(model="new")).lane == "realtime"
 
 
 def test_submit_without_a_published_catalogue_raises_no_catalogue(
