@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from primarch_fleet.async_client import AsyncFleet, SubmitQueue
-from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet
 from primarch_fleet.streaming import StreamCursor
-from primarch_fleet.testing.fake_answers import DEFAULT_TEXT, Answers
 from primarch_fleet.testing.fake_broker import FakeBroker
 from primarch_fleet.testing.fake_fleet import Script
 
@@ -33,17 +30,9 @@ class AsyncFakeFleet(Script, AsyncFleet):
         clock: The same.
     """
 
-    def __init__(
-        self,
-        answer: Answers = DEFAULT_TEXT,
-        *,
-        catalogue: Catalogue | None = None,
-        receipt: Mapping[str, Any] | None = None,
-        clock: Callable[[], datetime] | None = None,
-    ) -> None:
-        self.broker = FakeBroker(answer, catalogue, receipt or {}, clock)
-        self._fleet = _Fleet(self.broker)
-        self._submits = SubmitQueue(self.broker)
+    def _use(self, broker: FakeBroker) -> None:
+        self._fleet = _Fleet(broker)
+        self._submits = SubmitQueue(broker)
         self._is_closed = False
 
     async def _disconnect(self) -> None:

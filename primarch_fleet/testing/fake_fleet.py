@@ -17,7 +17,19 @@ from primarch_fleet.testing.fake_broker import FakeBroker
 class Script:
     """What a test says to a fake client, and asks it."""
 
-    broker: FakeBroker
+    def __init__(
+        self,
+        answer: Answers = DEFAULT_TEXT,
+        *,
+        catalogue: Catalogue | None = None,
+        receipt: Mapping[str, Any] | None = None,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self.broker: FakeBroker = FakeBroker(answer, catalogue, receipt or {}, clock)
+        self._use(self.broker)
+
+    def _use(self, broker: FakeBroker) -> None:
+        """Set what a client has besides its broker."""
 
     @property
     def answer(self) -> Answers:
@@ -76,12 +88,4 @@ class FakeFleet(Script, Fleet):
         clock: Returns the current time with a time zone.
     """
 
-    def __init__(
-        self,
-        answer: Answers = DEFAULT_TEXT,
-        *,
-        catalogue: Catalogue | None = None,
-        receipt: Mapping[str, Any] | None = None,
-        clock: Callable[[], datetime] | None = None,
-    ) -> None:
-        self.broker: FakeBroker = FakeBroker(answer, catalogue, receipt or {}, clock)
+    broker: FakeBroker

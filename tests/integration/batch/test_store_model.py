@@ -75,7 +75,6 @@ RUNS = int(os.environ.get("STORE_MODEL_RUNS", "50"))
 SETTINGS = settings(
     max_examples=2,
     stateful_step_count=40,
-    deadline=None,
     database=None,
     phases=[Phase.generate, Phase.shrink],  # `explain` would trace every line of many more runs
     suppress_health_check=list(HealthCheck),

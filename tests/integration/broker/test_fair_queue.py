@@ -355,9 +355,7 @@ class QueueAndModel:
             self.model.give_back(name)
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_every_fetch_agrees_with_the_model_and_no_message_is_lost_or_taken_twice(
     store: redis.Redis, client: redis.Redis, steps: list[tuple[Any, ...]]

@@ -118,9 +118,7 @@ class QueueAndModel:
         self.model.workers.pop(worker, None)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=STEPS,
     model=st.builds(Model, max_passed_over=st.integers(1, 5), min_load=st.integers(1, 3)),

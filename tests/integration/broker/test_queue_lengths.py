@@ -593,9 +593,7 @@ class World:
         assert lengths(self.store, "other") == self.moved
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_the_lengths_are_the_waiting_messages_after_each_operation(
     store: redis.Redis, client: redis.Redis, steps: list[tuple[Any, ...]]

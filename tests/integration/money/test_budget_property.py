@@ -36,7 +36,6 @@ UNLIMITED = 10**9
 START = datetime(2026, 2, 26, 23, 0, tzinfo=UTC)
 SETTINGS = settings(
     derandomize=True,
-    deadline=None,
     database=None,
     max_examples=40,
     stateful_step_count=10,

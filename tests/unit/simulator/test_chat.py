@@ -263,7 +263,7 @@ JSON = st.recursive(
 OPTIONS = ["messages", "n", "stop", "tools", "tool_choice", "response_format", "max_tokens"]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(OPTIONS), JSON))
 def test_a_body_of_any_shape_is_answered_or_refused(body: dict[str, Any]) -> None:
     try:
