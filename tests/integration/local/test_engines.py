@@ -191,4 +191,4 @@ def test_an_engine_embeds_and_leaves_no_process_after_close(name: str) -> None:
     response = CreateEmbeddingResponse.model_validate(asyncio.run(embed_and_close()))
     assert [data.index for data in response.data] == [0, 1]
     assert response.usage.prompt_tokens == response.usage.total_tokens > 0
-    eventually(lambda: processes() <= before, 2)  # killed processes take a moment to end
+    eventually(lambda: processes() <= before)  # killed processes take a moment to end

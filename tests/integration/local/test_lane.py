@@ -119,7 +119,7 @@ def test_cancel_and_deadline_abort_a_request_in_the_engine_at_once(
         revoked = local.submit("Count to 1000", **endless)
         eventually(running, 30)
         local.fleet.app.control.revoke(revoked.id, terminate=True)
-        eventually(lambda: not running(), 5)
+        eventually(lambda: not running())
         with pytest.raises(Cancelled):
             local.fleet.result(revoked, timeout=5)
 
@@ -129,7 +129,7 @@ def test_cancel_and_deadline_abort_a_request_in_the_engine_at_once(
         eventually(running, 3)
         with pytest.raises(DeadlineExceeded):
             local.fleet.result(late, timeout=10)
-        eventually(lambda: not running(), 5)
+        eventually(lambda: not running())
         generated = local.metric("vllm:generation_tokens_total")
         assert local.fleet.result(local.submit(), timeout=30).receipt.output_tokens < 33
         assert local.metric("vllm:generation_tokens_total") <= generated + 33

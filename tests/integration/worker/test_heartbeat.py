@@ -195,7 +195,7 @@ def test_a_real_worker_reports_its_throughput_and_does_not_poll_when_idle(
 def test_only_queues_that_a_worker_consumes_are_announced_and_auto_says_so(
     store: redis.Redis, valkey_url: str, start_worker: StartWorker
 ) -> None:
-    slow = Profile(latency=Latency(mean=3.0))
+    slow = Profile(latency=Latency(mean=6.0))
     with Simulator(slow) as simulator, Fleet(valkey_url) as fleet:
         env = {
             "FLEET_REDIS_URL": valkey_url,
@@ -212,15 +212,15 @@ def test_only_queues_that_a_worker_consumes_are_announced_and_auto_says_so(
             control = fleet.app.control
             assert "without a worker" not in fleet.submit(question("gpt-4o-mini")).reason
             control.cancel_consumer("realtime", reply=True)
-            eventually(announced, 5)
+            eventually(announced)
             assert eventually(
-                lambda: "without a worker" in fleet.submit(question("gpt-4o-mini")).reason, 5
+                lambda: "without a worker" in fleet.submit(question("gpt-4o-mini")).reason
             )
             control.add_consumer("realtime", reply=True)
-            eventually(lambda: announced("realtime"), 5)
+            eventually(lambda: announced("realtime"))
             eventually(lambda: store.hlen(LEASES_KEY))
             worker.signal(signal.SIGTERM)
-            eventually(announced, 2)
+            eventually(announced)
             assert worker.process.poll() is None, "it still answers what it has taken"
 
 
