@@ -19,6 +19,8 @@ from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 SEPARATOR = "\x06\x16"
 #: The priorities for which the Redis transport has lists, most urgent first.
 PRIORITY_STEPS = (0, 3, 6, 9)
+#: Redis key of a set: the queues from which workers take no messages until they are resumed.
+PAUSED_QUEUES_KEY = "fleet:paused_queues"
 #: Tenants of one list, in the order of their turns, whose messages are searched for the oldest one.
 #: With more tenants, an older message may be missed.
 MAX_SCANNED_TENANTS = 100

@@ -13,6 +13,9 @@ from workers.runtime.fair_share import FreeSlots
 from workers.runtime.prefix_affinity import AffinityLimits
 from workers.runtime.scripts import FETCH, FETCH_NEAR
 
+#: What a reply has after its messages if others stay.
+_STAY = "1"
+
 
 class FetchCommand(NamedTuple):
     """A script with its KEYS and ARGV."""
@@ -46,6 +49,8 @@ class FetchReply(NamedTuple):
     messages: list[Fetched]
     #: Whether messages stay which the worker may not take now.
     stay: bool
+    #: The paused queues that have messages.
+    paused: frozenset[str]
 
 
 class Affinity(NamedTuple):
@@ -116,7 +121,9 @@ def read_reply(reply: Sequence[bytes | str]) -> FetchReply:
         Fetched(source, tenant, text, task_id, bool(mark))
         for source, tenant, text, task_id, mark in zip(*columns, strict=True)
     ]
-    return FetchReply(messages, stay=len(texts) > count * size)
+    rest = texts[count * size :]
+    paused = rest.pop() if rest and rest[-1] != _STAY else "[]"
+    return FetchReply(messages, stay=bool(rest), paused=frozenset(json.loads(paused)))
 
 
 def _slots_and_tags(slots: FreeSlots, tags: Sequence[str]) -> list[str | float]:

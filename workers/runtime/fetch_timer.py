@@ -18,7 +18,8 @@ messages to ARMED.
 * POLLING: there may be more messages. Fetch at once.
 * ARMED: no message waits that this worker may take. A push notification starts the next fetch.
   Without notifications, or while messages wait that the worker may take later, the next fetch
-  follows after the idle delay.
+  follows after the idle delay. Messages of a paused queue do not notify: a fetch each second finds
+  out that the queue is resumed.
 * WOKEN: a push notification came. Fetch at once.
 * BACKING_OFF: another worker took the message. Fetch again after a short delay, and only then arm
   the notification: where many workers take messages all the time, not every worker fetches for
@@ -50,6 +51,8 @@ BACKOFF_SECONDS = 0.004
 RECONNECT_SECONDS = 10.0
 #: Seconds between two checks that no notification is missing.
 CHECK_SECONDS = 5.0
+#: Seconds between two fetches at most while messages wait in a paused queue.
+PAUSED_SECONDS = 1.0
 
 
 class FetchState(Enum):
@@ -114,26 +117,29 @@ class FetchTimer:
         self._state = FetchState.BACKING_OFF if self._fetch_follows_push else FetchState.ARMED
         self._wait(self._idle_delay)
 
-    def on_messages(self, lists: Collection[str], *, more: bool, stay: bool = False) -> None:
+    def on_messages(
+        self, lists: Collection[str], *, more: bool, stay: bool = False, paused: bool = False
+    ) -> None:
         """Record that the fetch found messages.
 
         Args:
-            lists: The Redis lists that it asked.
+            lists: The Redis lists that it asked, without those of paused queues with messages.
             more: Whether they may have more messages for this worker.
             stay: Whether messages stay that it may take later.
+            paused: Whether messages wait in a paused queue.
         """
         if self._state is not FetchState.WOKEN:  # by a push during the fetch
             self._state = FetchState.POLLING if more else FetchState.ARMED
         if not more:
-            self._arm(lists, stay)
+            self._arm(lists, stay, paused)
 
-    def on_empty(self, lists: Collection[str], *, stay: bool = False) -> None:
-        """Record that the fetch took nothing from these Redis lists; `stay` as in `on_messages`."""
+    def on_empty(self, lists: Collection[str], *, stay: bool = False, paused: bool = False) -> None:
+        """Record that the fetch took nothing. The arguments are those of `on_messages`."""
         if self._fetch_follows_push:  # even if another push came meanwhile: that starts a fetch too
             self._wait(BACKOFF_SECONDS)
             self.hub.call_later(BACKOFF_SECONDS, wake_hub)
         else:
-            self._arm(lists, stay)
+            self._arm(lists, stay, paused)
 
     def close(self) -> None:
         """Close the connection for push notifications."""
@@ -144,7 +150,10 @@ class FetchTimer:
         # Half the delay: the hub wakes after all of it, and the fetch must be due then.
         self._fetch_at = self._clock() + seconds / 2
 
-    def _arm(self, lists: Collection[str], stay: bool) -> None:
+    def _arm(self, lists: Collection[str], stay: bool, paused: bool) -> None:
+        if paused and not lists:
+            self._fetch_at = self._clock() + PAUSED_SECONDS
+            return
         if self.hub is None:
             return
         if self._notifier is None or self._notifier.closed:
@@ -157,7 +166,8 @@ class FetchTimer:
                 self._notifier.arm(with_priority)
         else:  # messages that are put back have a tenant already
             self._notifier.arm([*lists, *map(turns_list, lists)])
-            self._quiet_until = self._clock() + self._max_quiet
+            max_quiet = min(self._max_quiet, PAUSED_SECONDS) if paused else self._max_quiet
+            self._quiet_until = self._clock() + max_quiet
 
     def _connect(self) -> None:
         now = self._clock()

@@ -252,9 +252,10 @@ class Channel(PrimaryChannel):
         finally:
             self._fetch = self._in_poll = None
             self._flush_brpop_reauth()
-        messages, stay = fetch_command.read_reply(reply)
+        messages, stay, paused = fetch_command.read_reply(reply)
+        lists = [source for source, queue in fetch.queues.items() if queue not in paused]
         if not messages:
-            self._fetch_timer.on_empty(fetch.queues, stay=stay)
+            self._fetch_timer.on_empty(lists, stay=stay, paused=bool(paused))
             raise Empty
         deliveries = [
             _Delivery(tag, fetch.queues[fetched.source], fetched)
@@ -262,7 +263,7 @@ class Channel(PrimaryChannel):
         ]
         # A fetch that took as many as it could may have left more.
         more = len(deliveries) == len(fetch.tags)
-        self._fetch_timer.on_messages(fetch.queues, more=more, stay=stay)
+        self._fetch_timer.on_messages(lists, more=more, stay=stay, paused=bool(paused))
         self._deliver_all(deliveries, fetch.sent_at)
         return True
 

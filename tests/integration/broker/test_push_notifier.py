@@ -1,17 +1,15 @@
 """Push notifications and the fetch timer: on a real server, in kombu's hub."""
 
 import logging
-import select
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from kombu.asynchronous import Hub
 
 from primarch_fleet.queues import turns_list
 from tests.support.clock import Clock
+from tests.support.turning_hub import TurningHub
 from tests.support.workers import Producer, StartWorker, eventually
 from workers.runtime import fetch_timer
 from workers.runtime.fetch_timer import FetchTimer
@@ -20,41 +18,6 @@ from workers.runtime.push_notifier import PushNotifier
 
 #: Seconds between two fetches of a worker that does not poll while a test lasts.
 NEVER = 600
-
-
-class TurningHub:
-    """A hub that turns while a test waits; it counts push notifications."""
-
-    def __init__(self, store: redis.Redis) -> None:
-        self.hub: Any = Hub()
-        self.hub.call_repeatedly(0.005, lambda: None)
-        self._loop = self.hub.create_loop()
-        self._store = store
-        self.pushes = 0
-
-    def on_push(self) -> None:
-        self.pushes += 1
-
-    def until(self, condition: Callable[[], Any], seconds: float = 5) -> bool:
-        """Turn until the condition holds; return whether it does."""
-        deadline = time.monotonic() + seconds
-        while not condition() and time.monotonic() < deadline:
-            next(self._loop)
-        return bool(condition())
-
-    def settle(self) -> None:
-        """Turn until everything that the server has sent by now is read."""
-        # The server writes to all clients before it answers the second of two commands.
-        self._store.ping()
-        self._store.ping()
-        while select.select([*self.hub.readers], [], [], 0)[0]:
-            next(self._loop)
-
-    def new_pushes(self) -> int:
-        """How many notifications came since the last call."""
-        self.settle()
-        pushes, self.pushes = self.pushes, 0
-        return pushes
 
 
 @pytest.fixture

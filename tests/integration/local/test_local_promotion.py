@@ -20,7 +20,7 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, EmbeddingRequest, Fleet, protocol
 from primarch_fleet.contract import PRIORITIES
 from primarch_fleet.lane_health import heartbeat_key
-from primarch_fleet.queues import SEPARATOR
+from primarch_fleet.queues import PAUSED_QUEUES_KEY, SEPARATOR
 from primarch_fleet.redis_support import patient_async
 from scheduler.local_promotion import LocalPromotion
 from tasks import services
@@ -214,6 +214,20 @@ def test_nothing_is_promoted_without_a_realtime_worker(
     store.delete(heartbeat_key("realtime"))
     promote(config, fleet, valkey_url)
     assert set(waiting(store, QUEUE)) == {ticket.id}
+
+
+def test_a_request_is_promoted_out_of_a_paused_queue_and_not_into_one(
+    fleet: Fleet, config: FleetConfig, store: redis.Redis, valkey_url: str
+) -> None:
+    ticket = fleet.submit(question(8))
+    sort(store)
+    store.sadd(PAUSED_QUEUES_KEY, QUEUE, "realtime")
+    promote(config, fleet, valkey_url)
+    assert set(waiting(store, QUEUE)) == {ticket.id}
+    store.srem(PAUSED_QUEUES_KEY, "realtime")
+    promote(config, fleet, valkey_url)
+    assert set(waiting(store, "realtime")) == {ticket.id}
+    assert not waiting(store, QUEUE)
 
 
 def test_max_latency_counts_from_submit(

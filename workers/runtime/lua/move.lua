@@ -6,13 +6,16 @@
 -- KEYS[4]  mark: string, exists if the task is cancelled
 -- ARGV[1]  message: string, the message as it waits
 -- ARGV[2]  moved: string, the message for the other queue
--- Returns 1, or 0 if the message does not wait any more, its task is cancelled, or no worker serves
--- the other queue; nothing has changed then.
+-- Returns 1, or 0 if the message does not wait any more, its task is cancelled, or the other queue is
+-- paused or has no worker; nothing has changed then.
 
 local tenant = tenant_of(ARGV[1])
 local sorted = tenants_list(KEYS[1], tenant)
 
 if redis.call('EXISTS', KEYS[3]) == 0 or redis.call('EXISTS', KEYS[4]) == 1 then
+  return 0
+end
+if is_paused(queue_of(KEYS[2])) then
   return 0
 end
 local queue = queue_of(KEYS[1])

@@ -10,8 +10,9 @@
 -- ARGV[5...] tags: string, one for each message to take, unique to this fetch; at most `free`
 -- The arguments after the tags are the script's own. A script returns `done()`: {list, tenant,
 -- message, task id, cancelled, list, ...}, where cancelled is '1' if the task must not start, else
--- ''; the first message is leased under the first tag, and so on. A last '1' says that messages stay
--- which the worker may not take now.
+-- ''; the first message is leased under the first tag, and so on. After the messages follow '1' if
+-- messages stay which the worker may not take now, and the JSON ["queue", ...] of the paused queues
+-- that have messages; each only if it says something.
 
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
 local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
@@ -22,6 +23,7 @@ local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(
 local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
 local time = redis.call('TIME')
 local reply, offered_lists = {}, {}
+local paused = {} -- set: the paused queues that have messages
 local REPLY_FIELDS = 5 -- of each message
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
@@ -276,6 +278,10 @@ local function offer_in_turn(list, max_passed_over, offer)
     last = last + 1
   end
   local ring, turn = redis.call('LRANGE', turns_of(list), 0, last), 1
+  if ring[1] and is_paused(queue_of(list)) then
+    paused[queue_of(list)] = true
+    ring = {}
+  end
   local passed_over, skipped_by_tenant = 0, {}
   while wanted() > 0 and passed_over < max_passed_over and ring[turn] do
     local tenant = ring[turn]
@@ -305,6 +311,13 @@ local function done()
       reply[#reply + 1] = '1'
       break
     end
+  end
+  local names = {}
+  for queue in pairs(paused) do
+    names[#names + 1] = queue
+  end
+  if names[1] then
+    reply[#reply + 1] = cjson.encode(names)
   end
   return reply
 end
