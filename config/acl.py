@@ -38,6 +38,7 @@ from primarch_fleet.lane_health import (
     workers_key,
 )
 from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.queues import PAUSED_QUEUES_KEY
 from primarch_fleet.redis_url import normalized
 from primarch_fleet.streaming import stream_key
 
@@ -106,6 +107,7 @@ def _producer(queues: Sequence[str]) -> str:
             _selector("+exists", _keys("%R~", [heartbeat_key("*")])),
             _selector("+hvals", _keys("%R~", [throughput_key("*"), PERIODIC_RUNS_KEY])),
             _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
+            _selector("+smembers", _keys("%R~", [PAUSED_QUEUES_KEY])),
             # Groups and chords, by Celery itself.
             _selector("+set +setex +expire +publish", f"~{_GROUP} &{_GROUP}"),
         )

@@ -208,9 +208,9 @@ class LaneSection(Section):
     #: Most requests in one of the lane's queues; on the batch lane, in its queue and in batches.
     #: Without it, as many as fit in Redis.
     max_queued: int | None = Field(None, gt=0)
-    #: What happens to a request while no worker serves its queue (on the local lane, its model):
-    #: `keep` it in the queue until a worker starts, or `refuse` it. Choose `keep` where workers are
-    #: scaled down to none, since queued requests start one.
+    #: What happens to a request while no worker serves its queue (on the local lane, its model), or
+    #: the queue is paused: `keep` it in the queue until a worker takes it, or `refuse` it. Choose
+    #: `keep` where workers are scaled down to none, since queued requests start one.
     without_worker: Literal["keep", "refuse"] = "keep"
     #: Seconds after which a refused producer may retry. A full lane whose workers report their
     #: throughput tells an estimate instead.

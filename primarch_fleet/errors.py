@@ -112,7 +112,7 @@ class LaneFull(FleetBusy):
 
 
 class LaneUnavailable(FleetBusy):
-    """No worker serves the lane; nothing was enqueued: submit again later, or start a worker."""
+    """No worker serves the lane, or it is paused; nothing was enqueued: submit again later."""
 
 
 class TenantLimited(FleetBusy):

@@ -13,7 +13,7 @@ import redis
 
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE
-from primarch_fleet.queues import QueueDepth, count_waiting
+from primarch_fleet.queues import PAUSED_QUEUES_KEY, QueueDepth, count_waiting
 from primarch_fleet.redis_support import ScriptPipeline, is_not_permitted
 
 #: Seconds for which a producer uses a snapshot. It adds its own messages, but does not see those of
@@ -65,6 +65,8 @@ class LaneHealth:
     queued: Counter[str] = field(default_factory=Counter)
     #: The queues that no worker serves.
     unserved: frozenset[str] = frozenset()
+    #: The queues from which no worker takes requests, because an operator has paused them.
+    paused: frozenset[str] = frozenset()
     #: Whether a periodic task of the batch lane is overdue: beat, or the worker of its queue, is
     #: gone.
     batch_overdue: bool = False
@@ -105,7 +107,7 @@ class LaneMonitor:
         self._lock = threading.Lock()
         self._snapshot = LaneHealth()
         self._expires_at = float("-inf")
-        self._may_read_messages = True
+        self._may_read_messages = self._may_read_paused = True
 
     def snapshot(self, catalogue: Catalogue, requested: Set[str] = ANY_LANE) -> LaneHealth | None:
         """Return the current health; None if nothing depends on it.
@@ -136,14 +138,20 @@ class LaneMonitor:
             self._snapshot.queued.update(queues)
 
     def _read_permitted(self, catalogue: Catalogue) -> LaneHealth:
-        """Read the health; without the age of messages for a user who may not read them."""
+        """Read the health, without what the user may not read.
+
+        That is the age of messages, and with the rules of an older version also the paused queues.
+        """
         try:
             return self._read(catalogue)
         except redis.ResponseError as error:
-            if not (is_not_permitted(error) and self._may_read_messages):
+            if not (is_not_permitted(error) and self._may_read_paused):
                 raise
-            self._may_read_messages = False
-            return self._read(catalogue)
+            if self._may_read_messages:
+                self._may_read_messages = False
+            else:
+                self._may_read_paused = False
+            return self._read_permitted(catalogue)
 
     def _read(self, catalogue: Catalogue) -> LaneHealth:
         queues = catalogue.queues
@@ -155,7 +163,10 @@ class LaneMonitor:
             pipe.commands.exists(heartbeat_key(queue))
             pipe.commands.hvals(throughput_key(queue))
             count_waiting(pipe, queue, read_messages=self._may_read_messages)
+        if self._may_read_paused:
+            pipe.commands.smembers(PAUSED_QUEUES_KEY)
         now, parked, runs, *replies = pipe.execute()
+        paused = replies.pop() if self._may_read_paused else ()
 
         queued: Counter[str] = Counter()
         unserved: set[str] = set()
@@ -178,6 +189,7 @@ class LaneMonitor:
         return LaneHealth(
             queued=queued,
             unserved=frozenset(unserved),
+            paused=frozenset(paused),
             batch_overdue=catalogue.heartbeats
             and any(overdue_seconds(run, now[0]) for run in runs),
             rates=rates,

@@ -1,4 +1,4 @@
-"""What is wrong with a lane for a request: it is full, unserved, slow, or too short."""
+"""What is wrong with a lane for a request: it is full, paused, unserved, slow, or too short."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class Severity(IntEnum):
     OK = 0
     SLOW = 1
     UNSERVED = 2
+    #: Worse than UNSERVED: a worker may start by itself, and an operator must end a pause.
+    PAUSED = 3
     #: By estimate, the prompt is longer than the lane's models take.
-    TOO_SHORT = 3
+    TOO_SHORT = 4
     #: The lane rejects requests.
-    CLOSED = 4
+    CLOSED = 5
 
 
 class LaneProblem(NamedTuple):
@@ -61,6 +63,7 @@ class LaneConditions:
             self._full(lane, queue),
             self._too_short(lane),
             self._unserved(lane, queue),
+            self._paused(lane, queue),
             self._slow(queue),
             key=lambda problem: problem.severity,
         )
@@ -102,12 +105,24 @@ class LaneConditions:
             missing, detail = "beat", "its periodic tasks do not run"
         else:
             return LaneProblem()
+        return self._not_served(lane, Severity.UNSERVED, f"without {missing}", detail)
+
+    def _paused(self, lane: Lane, queue: str) -> LaneProblem:
+        if queue not in self.health.paused:
+            return LaneProblem()
+        detail = f"workers take no requests from {queue!r} until an operator resumes it"
+        return self._not_served(lane, Severity.PAUSED, "paused", detail)
+
+    def _not_served(
+        self, lane: Lane, severity: Severity, description: str, detail: str
+    ) -> LaneProblem:
+        """The problem of a lane whose requests no worker takes; closed if fleet.yaml says so."""
         retry_after = self.catalogue.needs_worker.get(lane)
         if retry_after is None:
-            return LaneProblem(Severity.UNSERVED, f"without {missing}")
-        message = f"lane: {lane} is without {missing}: {detail}"
+            return LaneProblem(severity, description)
+        message = f"lane: {lane} is {description}: {detail}"
         refusal = LaneUnavailable.until(message, retry_after)
-        return LaneProblem(Severity.CLOSED, f"without {missing}", refusal)
+        return LaneProblem(Severity.CLOSED, description, refusal)
 
     def _slow(self, queue: str) -> LaneProblem:
         """Whether the request would wait too long.

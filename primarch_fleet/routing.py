@@ -64,10 +64,10 @@ def route(
 ) -> LaneDecision:
     """Choose the lane of a request, and estimate its cost there.
 
-    A lane is skipped if another lane can serve the request and this one is full, has no worker, has
-    a longer queue than the request can wait for, or does not take so long a prompt; the reason says
-    so. If every lane has such a problem, the least bad one is taken: its queue keeps the request.
-    A lane that the request names is taken in any state, unless the lane is closed.
+    A lane is skipped if another lane can serve the request and this one is full, is paused, has no
+    worker, has a longer queue than the request can wait for, or does not take so long a prompt; the
+    reason says so. If every lane has such a problem, the least bad one is taken: its queue keeps
+    the request. A lane that the request names is taken in any state, unless the lane is closed.
 
     A batch takes up to its completion window, so no state of the other lanes moves a request to the
     batch lane, unless the request allows so much time: by `cost_preference="cost"`, or by a
@@ -82,7 +82,8 @@ def route(
             RequestTooLarge, and CostCapExceeded if no fallback lane is cheaper than the cap.
         DeadlineExceeded: The deadline has passed at `now`.
         LaneFull: Every lane that can serve the request is closed, and the preferred one is full.
-        LaneUnavailable: Every such lane is closed, and the preferred one has no worker.
+        LaneUnavailable: Every such lane is closed, and the preferred one has no worker or
+            is paused.
     """
     assessment = _Assessment.of(request, catalogue, now, health or LaneHealth())
     lane, reason = assessment.choose()

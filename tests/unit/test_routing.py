@@ -262,6 +262,10 @@ def waited(seconds: float | None, **rates: float) -> LaneHealth:
     return replace(waiting(1, **rates), oldest_wait_seconds={"local": seconds})
 
 
+def paused(*queues: str, unserved: Iterable[str] = ()) -> LaneHealth:
+    return replace(waiting(0, 0, unserved), paused=frozenset(queues))
+
+
 #: 20 of 30 messages have a low priority; the workers answer one request per second.
 LOW_WAITS = replace(
     waiting(30, local=1.0), lower_priority={("local", "normal"): 20, ("local", "low"): 0}
@@ -304,12 +308,30 @@ SOON = {"deadline": NOW + timedelta(seconds=20)}
             "realtime",
             "realtime is slow: about 40 s to wait, 20 s are left",
         ),
+        # Paused lanes.
+        ({}, paused("local"), "realtime", "no cheaper lane fits; local is paused"),
+        (
+            {},
+            paused("local", unserved=ALL),
+            "realtime",
+            "local is paused; realtime is without a worker",
+        ),
+        (
+            {},
+            paused("realtime", unserved={"local"}),
+            "local",
+            "hosted here; local is without a worker",
+        ),
+        ({}, paused(*ALL), "local", "hosted here; local is paused"),
+        ({"priority": "high"}, paused("realtime"), "local", "; realtime is paused"),
+        ({"cost_preference": "cost"}, paused("realtime", "local"), "batch", "patient"),
+        ({"lane": "local"}, paused("local"), "local", "asked for"),
         # A lane that the request names is taken in any state.
         ({"lane": "local"}, waiting(0, 0, {"local"}), "local", "asked for"),
         ({"lane": "local", **SOON}, waiting(30, local=1.0), "local", "asked for"),
     ],
 )
-def test_auto_skips_lanes_that_are_slow_or_have_no_worker(
+def test_auto_skips_lanes_that_are_slow_or_paused_or_have_no_worker(
     fields: dict[str, Any], health: LaneHealth, lane: Lane, reason: str
 ) -> None:
     choice = decide(request(**fields), CATALOGUE, health)
@@ -354,6 +376,15 @@ def test_a_lane_that_needs_a_worker_is_closed_without_a_worker() -> None:
     assert decide(request(), strict, alone).reason.endswith("local is without a worker")
     with pytest.raises(LaneUnavailable):
         decide(request("hosted"), strict, alone)
+
+
+def test_a_lane_that_needs_a_worker_is_closed_while_it_is_paused() -> None:
+    strict = with_(needs_worker={"local": 3.0})
+    why = r"lane: local is paused: .* until an operator resumes it; try again in 3.0 s"
+    with pytest.raises(LaneUnavailable, match=why) as refused:
+        decide(request(lane="local"), strict, paused("local"))
+    assert refused.value.retry_after == 3.0
+    assert decide(request(), strict, paused("local")).reason.endswith("local is paused")
 
 
 def test_a_batch_lane_whose_periodic_tasks_are_overdue_counts_as_one_without_a_worker() -> None:

@@ -19,7 +19,9 @@ from primarch_fleet.lane_health import (
     LaneMonitor,
     heartbeat_key,
 )
+from primarch_fleet.queues import PAUSED_QUEUES_KEY, priority_lists
 from tests.support.lane_limits import OFFERS, PRICE, publish
+from tests.support.workers import eventually
 from workers.observability.heartbeat import Heartbeat
 
 PRODUCERS = 32
@@ -124,6 +126,17 @@ def test_auto_skips_a_lane_without_a_worker(fleet: Fleet, store: redis.Redis) ->
     assert ticket.reason == "no cheaper lane fits; local is without a worker"
     assert fleet.submit(request(lane="local")).lane == "local"
     assert 0 < int(store.ttl(heartbeat_key("batch"))) <= 20
+
+
+def test_auto_skips_a_paused_lane_until_it_is_resumed(fleet: Fleet, store: redis.Redis) -> None:
+    publish(store, heartbeats=True)
+    Heartbeat(store, lambda: {"realtime", "local.m", "batch"}).beat()
+    store.sadd(PAUSED_QUEUES_KEY, "local.m")
+    assert fleet.submit(request()).reason == "no cheaper lane fits; local is paused"
+    named = fleet.submit(request(lane="local"))
+    assert store.llen(priority_lists(named.queue)[1]) == 1
+    store.srem(PAUSED_QUEUES_KEY, "local.m")
+    eventually(lambda: fleet.submit(request()).reason == "hosted here")
 
 
 def test_concurrent_producers_never_exceed_the_tenants_concurrency(

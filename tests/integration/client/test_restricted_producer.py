@@ -17,6 +17,7 @@ from primarch_fleet.budgets import ledger_keys
 from primarch_fleet.errors import ResultExpired
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.queues import PAUSED_QUEUES_KEY
 from primarch_fleet.redis_support import is_not_permitted
 from tests.support.producer import CATALOGUE, DONE, finish, request
 from tests.support.redis_server import DURABLE, RedisServer
@@ -91,6 +92,27 @@ def test_a_producer_whose_user_an_older_version_has_made_may_use_idempotency_key
     with Fleet(f"redis://older:w@{address}") as fleet:
         keyed = request(idempotency_key="older")
         assert fleet.submit(keyed) == fleet.submit(keyed)
+
+
+@pytest.mark.parametrize("user", ["producer", "older", "admin"])
+def test_a_producer_sees_paused_queues_and_works_without_if_an_older_version_has_made_its_user(
+    user: str, server: Server
+) -> None:
+    newest = acl.rules(QUEUES)["producer"]
+    older = newest.replace(f"(-@all +smembers %R~{PAUSED_QUEUES_KEY})", "")
+    assert older != newest
+    admin: Any = server.admin
+    admin.execute_command("ACL", "SETUSER", "older", "reset", "on", ">w", *_split(older))
+    admin.sadd(PAUSED_QUEUES_KEY, "realtime")
+    address = server.urls["producer"].rpartition("@")[2]
+    urls = server.urls | {"older": f"redis://older:w@{address}"}
+    catalogue = CATALOGUE.model_copy(update={"heartbeats": True})
+    with redis.Redis.from_url(urls[user], decode_responses=True) as client:
+        monitor = LaneMonitor(client)
+        health = monitor.snapshot(catalogue)
+        assert health is not None
+        assert health.paused == (frozenset() if user == "older" else {"realtime"})
+        admin.srem(PAUSED_QUEUES_KEY, "realtime")
 
 
 def _split(rules: str) -> list[str]:
@@ -183,6 +205,8 @@ HOSTILE = [
     ("DEL", "fleet:catalogue"),
     ("SET", "fleet:alive:realtime", "1"),
     ("HSET", "fleet:rates:realtime", "x", "9 9"),
+    ("SADD", PAUSED_QUEUES_KEY, "realtime"),
+    ("SREM", PAUSED_QUEUES_KEY, "realtime"),
     ("SADD", "_kombu.binding.realtime", "x"),
     ("GET", "fleet:hash_key"),
     ("SET", "fleet:cancelled:others", "waiting"),
