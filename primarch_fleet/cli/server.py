@@ -25,9 +25,9 @@ COMMANDS = {
     "deployments": "show the health of the realtime lane's deployments",
     "cancel": "cancel requests of any lane, or one batch",
     "dead": "list, show, replay or drop dead letters",
-    "pause": "create no new batches until `resume`",
-    "drain": "the same, and wait until the live batches have ended",
-    "resume": "create batches again, and try accounts that their providers refused",
+    "pause": "pause queues or, without a name, batch creation until `resume`",
+    "drain": "pause batch creation, and wait until the live batches have ended",
+    "resume": "resume queues or, without a name, batch creation and accounts that were refused",
     "webhook": "receive providers' webhooks",
     "check-config": "check fleet.yaml before anything starts",
 }

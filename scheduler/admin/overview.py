@@ -13,6 +13,7 @@ import redis
 from rich.console import Group as Stack
 from rich.text import Text
 
+from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.redis_url import masked
 from scheduler.admin.queues import QueueStatus, as_json, queues_table, read_queues
 from scheduler.admin.status import LaneStatus, duration
@@ -30,6 +31,11 @@ class Overview:
     queues: list[QueueStatus]
     batch: LaneStatus
     dead_letters: int
+
+    @property
+    def paused_queues(self) -> list[str]:
+        """The queues from which workers take no requests; batch creation is not among them."""
+        return [one.queue for one in self.queues if one.paused and one.queue != BATCH_QUEUE]
 
     def problems(self) -> Iterator[str]:
         """Yield what an operator should look at."""
@@ -51,6 +57,7 @@ class Overview:
             "queues": as_json(self.queues),
             "live_batches": len(self.batch.jobs),
             "paused": self.batch.drained,
+            "paused_queues": self.paused_queues,
             "dead_letters": self.dead_letters,
             "problems": list(self.problems()),
         }
@@ -66,6 +73,9 @@ class Overview:
             "batch creation": state,
             "dead letters": str(self.dead_letters),
         }
+        if paused := self.paused_queues:
+            command = f"`fleet resume {' '.join(paused)}`"
+            lines["paused queues"] = f"{', '.join(paused)}; {command} continues"
         width = max(map(len, lines))
         texts = [Text(f"{name:<{width}}  {value}") for name, value in lines.items()]
         problems = [Text(problem, "red") for problem in self.problems()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import redis
@@ -15,8 +15,10 @@ from rich.text import Text
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.lane_health import PARKED_REQUESTS_KEY, LaneHealth, LaneMonitor, workers_key
-from primarch_fleet.queues import QueueDepth, count_waiting
+from primarch_fleet.queues import PAUSED_QUEUES_KEY, QueueDepth, count_waiting
 from scheduler.admin.status import duration
+from scheduler.store.keys import PAUSES
+from scheduler.store.pauses import WHOLE_LANE, Pause
 from workers.observability.heartbeat import EXPIRY_SECONDS
 
 
@@ -35,6 +37,9 @@ class QueueStatus:
     workers: int
     #: Requests per second that they answer at full load; None if it is not known.
     requests_per_second: float | None
+    #: Whether an operator has paused it: no worker takes its requests. On the batch lane they are
+    #: parked, and no batch is created.
+    paused: bool
 
     @property
     def is_unserved(self) -> bool:
@@ -68,13 +73,25 @@ def read_queues(client: redis.Redis) -> list[QueueStatus]:
     parked = client.hlen(PARKED_REQUESTS_KEY)
     offers = (offer for model in catalogue.models.values() for offer in model.lanes.values())
     depth = QueueDepth.from_reply(count_waiting(client, SCHEDULER_QUEUE))
+    health = replace(health, paused=_paused(client, now[0]))
     statuses = [
         _status(client, queue, health, now, parked if queue == BATCH_QUEUE else 0)
         for queue in sorted({offer.queue for offer in offers})
     ]
     oldest = depth.oldest_wait_seconds(now)
     workers = _count_workers(client, SCHEDULER_QUEUE, now)
-    return [*statuses, QueueStatus(SCHEDULER_QUEUE, depth.depth, oldest, 0, workers, None)]
+    is_paused = SCHEDULER_QUEUE in health.paused
+    scheduler = QueueStatus(SCHEDULER_QUEUE, depth.depth, oldest, 0, workers, None, is_paused)
+    return [*statuses, scheduler]
+
+
+def _paused(client: redis.Redis, now: int) -> frozenset[str]:
+    """The queues that an operator has paused, and that of the batch lane without new batches."""
+    text = client.hget(PAUSES, WHOLE_LANE)
+    paused = {str(queue) for queue in client.smembers(PAUSED_QUEUES_KEY)}
+    if text and Pause.model_validate_json(text).until > now:
+        paused.add(BATCH_QUEUE)
+    return frozenset(paused)
 
 
 def _status(
@@ -87,6 +104,7 @@ def _status(
         parked=parked,
         workers=_count_workers(client, queue, now),
         requests_per_second=health.rates.get(queue),
+        paused=queue in health.paused,
     )
 
 
@@ -124,7 +142,7 @@ def as_json(statuses: Iterable[QueueStatus] | Iterable[WorkerStatus]) -> list[di
 
 def queues_table(statuses: Iterable[QueueStatus]) -> Table:
     """Return the queues as a table for a terminal."""
-    table = _table("queue", "waiting", "oldest", "parked", "workers", "requests/s")
+    table = _table("queue", "waiting", "oldest", "parked", "workers", "requests/s", "state")
     for status in statuses:
         rate = status.requests_per_second
         table.add_row(
@@ -134,6 +152,7 @@ def queues_table(statuses: Iterable[QueueStatus]) -> Table:
             str(status.parked or ""),
             str(status.workers),
             "" if rate is None else f"{rate:.1f}",
+            "paused" if status.paused else "",
         )
     return table
 

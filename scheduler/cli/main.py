@@ -35,21 +35,20 @@ from scheduler.admin.status import read_status
 from scheduler.cli.check_config import add_options as add_check_options
 from scheduler.cli.check_config import check_config
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
+from scheduler.cli.pause import add_options as add_pause_options
+from scheduler.cli.pause import pause, pause_batches, resume
 from scheduler.cli.reload import add_options as add_reload_options
 from scheduler.cli.reload import reload
 from scheduler.cli.scale import add_options as add_scale_options
 from scheduler.cli.scale import scale
 from scheduler.cli.terminal import print_report
 from scheduler.cli.views import queues, status, workers
-from scheduler.store.pauses import WHOLE_LANE, Pause
 from scheduler.store.store import Store
 
 #: For a batch worker to answer.
 REPLY_TIMEOUT_SECONDS = 60.0
 #: Between two reads of the live batches by `drain`.
 FOLLOW_INTERVAL_SECONDS = 1.0
-#: End of the pause that `drain` sets, in Unix seconds: the year 2100.
-UNTIL_RESUMED = 4_102_444_800.0
 #: Length of a cost report without `--from`.
 DEFAULT_REPORT_DAYS = 30
 
@@ -110,20 +109,8 @@ def cancel(options: argparse.Namespace) -> int:
 
 def drain(options: argparse.Namespace) -> int:
     """Pause batch creation and wait until the live batches have ended."""
-    pause(options)
+    with_store(pause_batches)
     return 0 if options.no_wait else with_store(_wait_for_live_batches)
-
-
-def pause(_: argparse.Namespace) -> int:
-    """Pause batch creation until `resume`; live batches end as always."""
-    with_store(lambda store: store.pauses.set(WHOLE_LANE, Pause(until=UNTIL_RESUMED)))
-    return report("batch creation paused; run `resume` to continue", 0)
-
-
-def resume(_: argparse.Namespace) -> int:
-    """Resume batch creation after `drain`, and of accounts that their providers refused."""
-    accounts = with_store(_end_pauses)
-    return report(", ".join(["batch creation resumed", *accounts]), 0)
 
 
 def dead_letters(options: argparse.Namespace) -> int:
@@ -238,17 +225,6 @@ def _cancel_batch(prefix: str) -> int:
     return report(f"{intent}: {problem or 'cancelled at its provider'}", 1 if problem else 0)
 
 
-async def _end_pauses(store: Store) -> list[str]:
-    """End the pauses of the lane and of all accounts; return these accounts."""
-    accounts = sorted(await store.pauses.accounts())
-    for name in (WHOLE_LANE, *accounts):
-        await store.pauses.set(name, Pause())
-    for progress in await store.live_jobs():
-        if progress.job.group.provider in accounts:
-            await store.make_due(progress.job.intent)
-    return accounts
-
-
 async def _wait_for_live_batches(store: Store) -> int:
     shown = ""
     while jobs := await store.live_jobs():
@@ -302,8 +278,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     drain_command.add_argument(
         "--no-wait", action="store_true", help="do not wait for the live batches"
     )
-    add(pause)
-    add(resume)
+    for pause_or_resume in (pause, resume):
+        add_pause_options(add(pause_or_resume))
     check_command = add(check_config)
     add_check_options(check_command)
     _add_json_option(check_command)
