@@ -150,6 +150,7 @@ def _flower(queues: Sequence[str], events: str, control: str) -> str:
             _selector("+zcount", _keys("%R~", [workers_key("*")])),
             _selector("+zscore +zrangebylex", _keys("%R~", [OPEN_KEY, LEASED_TASKS])),
             _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
+            _selector("+smembers +hget", _keys("%R~", [PAUSED_QUEUES_KEY, "fleet:batch:pauses"])),
             _selector("+zrange +hmget +smembers", _keys("%R~", _JOBS)),
             _selector("+@list +@set +@sortedset +del +exists +eval +evalsha", _keys("~", replies)),
             _selector(

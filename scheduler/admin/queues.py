@@ -15,10 +15,9 @@ from rich.text import Text
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.lane_health import PARKED_REQUESTS_KEY, LaneHealth, LaneMonitor, workers_key
-from primarch_fleet.queues import PAUSED_QUEUES_KEY, QueueDepth, count_waiting
+from primarch_fleet.queues import QueueDepth, count_waiting
 from scheduler.admin.status import duration
-from scheduler.store.keys import PAUSES
-from scheduler.store.pauses import WHOLE_LANE, Pause
+from scheduler.paused_queues import read_paused_queues
 from workers.observability.heartbeat import EXPIRY_SECONDS
 
 
@@ -73,7 +72,7 @@ def read_queues(client: redis.Redis) -> list[QueueStatus]:
     parked = client.hlen(PARKED_REQUESTS_KEY)
     offers = (offer for model in catalogue.models.values() for offer in model.lanes.values())
     depth = QueueDepth.from_reply(count_waiting(client, SCHEDULER_QUEUE))
-    health = replace(health, paused=_paused(client, now[0]))
+    health = replace(health, paused=read_paused_queues(client))
     statuses = [
         _status(client, queue, health, now, parked if queue == BATCH_QUEUE else 0)
         for queue in sorted({offer.queue for offer in offers})
@@ -83,15 +82,6 @@ def read_queues(client: redis.Redis) -> list[QueueStatus]:
     is_paused = SCHEDULER_QUEUE in health.paused
     scheduler = QueueStatus(SCHEDULER_QUEUE, depth.depth, oldest, 0, workers, None, is_paused)
     return [*statuses, scheduler]
-
-
-def _paused(client: redis.Redis, now: int) -> frozenset[str]:
-    """The queues that an operator has paused, and that of the batch lane without new batches."""
-    text = client.hget(PAUSES, WHOLE_LANE)
-    paused = {str(queue) for queue in client.smembers(PAUSED_QUEUES_KEY)}
-    if text and Pause.model_validate_json(text).until > now:
-        paused.add(BATCH_QUEUE)
-    return frozenset(paused)
 
 
 def _status(

@@ -20,6 +20,7 @@ from scheduler.fleet_metrics.batches import (
 )
 from scheduler.fleet_metrics.budgets import BudgetCollector
 from scheduler.fleet_metrics.dead_letters import DeadLetterCollector
+from scheduler.fleet_metrics.paused_queues import PausedQueues
 from scheduler.fleet_metrics.queues import QueueDepthCollector, queue_lanes
 from scheduler.fleet_metrics.redis_server import RedisServer
 
@@ -35,9 +36,10 @@ target = Gauge(
 
 def register(config: FleetConfig, url: str) -> None:
     """Let this process export what is in the Redis at a URL, and the targets. Call it once."""
-    client = once(url, TIMEOUT_SECONDS)
+    client, lanes = once(url, TIMEOUT_SECONDS), queue_lanes(config)
     for collector in (
-        QueueDepthCollector(client, queue_lanes(config)),
+        QueueDepthCollector(client, lanes),
+        PausedQueues(client, lanes),
         DeadLetterCollector(client),
         BudgetCollector(Ledger(client), config.catalogue().tenants),
         AccountHealth(client),

@@ -72,7 +72,7 @@ def test_queues_are_counted_once_and_also_without_a_worker(tmp_path: Path) -> No
 SHARED = (
     *("primarch_queue_depth", "primarch_queue_oldest_wait_seconds", "primarch_queue_workers"),
     *("primarch_dead_letters_kept", "primarch_batch_parked_requests", "primarch_target"),
-    "primarch_batch_since_run_seconds",
+    *("primarch_batch_since_run_seconds", "primarch_queue_paused"),
 )
 
 

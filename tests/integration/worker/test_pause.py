@@ -18,6 +18,7 @@ from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import PAUSED_QUEUES_KEY, purge
+from scheduler.fleet_metrics.paused_queues import PausedQueues
 from tests.support.batch_cli import _scheduler
 from tests.support.lane_limits import PRICE, publish
 from tests.support.workers import StartWorker, Worker, eventually
@@ -206,8 +207,8 @@ def test_resume_without_a_name_says_which_queues_stay_paused(
 
 
 @pytest.mark.usefixtures("two_engines")
-def test_status_and_queues_show_what_is_paused_and_status_calls_it_no_problem(
-    valkey_url: str,
+def test_status_queues_and_metrics_show_what_is_paused_and_status_calls_it_no_problem(
+    store: redis.Redis, valkey_url: str
 ) -> None:
     operate(valkey_url, "pause", "batch", "local.b", "realtime")
     table, report = (_scheduler(valkey_url, "queues", *more) for more in ((), ("--json",)))
@@ -217,6 +218,8 @@ def test_status_and_queues_show_what_is_paused_and_status_calls_it_no_problem(
     assert [line.split()[0] for line in table.stdout.splitlines() if "paused" in line] == [
         *("batch", "local.b", "realtime")
     ]
+    [gauge] = PausedQueues(store, dict.fromkeys(expected, "local")).collect()
+    assert {one.labels["queue"]: one.value for one in gauge.samples} == expected
     text, report = (_scheduler(valkey_url, "status", *more) for more in ((), ("--json",)))
     seen = json.loads(report.stdout)
     assert (seen["paused"], seen["paused_queues"]) == (True, ["local.b", "realtime"])
