@@ -127,8 +127,12 @@ def test_a_running_request_ends_and_a_paused_worker_fetches_once_a_second(
         fleet.result(running, TIMEOUT_SECONDS)
         wait_for_fetches(store)
         started_at, before = time.monotonic(), passed_over(store)
-        while passed_over(store) < before + 4:  # pushes make no fetch due
+
+        def fetched_after_push() -> bool:  # a push makes no fetch due
             waiting.append(fleet.submit(question("local")))
+            return passed_over(store) >= before + 4
+
+        eventually(fetched_after_push)
         assert time.monotonic() - started_at > 2.5
         assert_waiting(store, fleet, waiting)
         purge(store, LOCAL)
