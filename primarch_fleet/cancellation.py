@@ -129,7 +129,7 @@ def is_known(client: redis.Redis, backend: Any, task_id: str) -> bool:
     """
     if _is_indexed(client, backend, task_id):
         return True
-    if is_registered(task_id) or not has_message(client, _queues(client), task_id):
+    if is_registered(task_id) or not has_message(client, queues(client), task_id):
         # Once more, after the search: a worker may have taken the message meanwhile.
         return _is_indexed(client, backend, task_id)
     return True
@@ -152,7 +152,8 @@ def _indexed(client: redis.Redis, backend: Any, task_ids: Sequence[str]) -> list
     return [one for one, at, leased, result in found if at is not None or leased or result]
 
 
-def _queues(client: redis.Redis) -> list[str]:
+def queues(client: redis.Redis) -> list[str]:
+    """Return the queues of the catalogue, or those that every fleet has."""
     try:
         return Catalogue.fetch(client).queues
     except NoCatalogue:
@@ -183,15 +184,20 @@ class Canceller:
                 raise ResultTimeout(f"not cancelled within {timeout} s; it is not started again")
             delay = min(2 * delay, MAX_POLL_SECONDS)
 
-    def cancel_many(self, task_ids: Sequence[str], timeout: float) -> list[bool | FleetError]:
+    def cancel_many(
+        self, task_ids: Sequence[str], timeout: float, *, known: bool = False
+    ) -> list[bool | FleetError]:
         """Cancel tasks as `Fleet.cancel_many` does: the outcome of each, or its error.
 
         Those that wait or are parked are cancelled in a few round trips, and need no thread.
+
+        Args:
+            known: Whether the caller has just seen the tasks: no queue is searched for their ids.
         """
         deadline = time.monotonic() + timeout
         outcomes: dict[str, bool | FleetError] = {}
         for ids in chunks(dict.fromkeys(task_ids), CANCELLED_TASKS):
-            outcomes |= self._cancel_together(ids, deadline)
+            outcomes |= self._cancel_together(ids, deadline, known)
 
         def cancel(task_id: str) -> bool | FleetError:
             try:
@@ -204,17 +210,19 @@ class Canceller:
             outcomes |= zip(rest, threads.map(cancel, rest), strict=True)
         return [outcomes[one] for one in task_ids]
 
-    def _cancel_together(self, ids: list[str], deadline: float) -> dict[str, bool | FleetError]:
+    def _cancel_together(
+        self, ids: list[str], deadline: float, known: bool
+    ) -> dict[str, bool | FleetError]:
         """Cancel tasks that wait or are parked; return these only."""
         backend, pipe = self._app.backend, ScriptPipeline(self._redis)
         try:
-            known = _indexed(self._redis, backend, ids)
-            for task_id in known:
+            tasks = ids if known else _indexed(self._redis, backend, ids)
+            for task_id in tasks:
                 _CANCEL.run(pipe, *_arguments(backend, task_id))
-            found = [_decoded(reply) for reply in pipe.execute()] if known else []
+            found = [_decoded(reply) for reply in pipe.execute()] if tasks else []
         except NoPermissionError:
             return {}
-        replies = dict(zip(known, found, strict=True))
+        replies = dict(zip(tasks, found, strict=True))
         for task_id, reply in replies.items():
             if reply.payer:
                 self._ledger.refund(reply.payer, task_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -38,6 +38,9 @@ _FIND_TASK = LuaScript.load(TURNS, _LUA / "find_task.lua")
 _SEARCHED_MESSAGES = 200
 #: Replies of lua/queue/find_task.lua.
 _FOUND, _HAS_MORE = 1, -1
+_READ_PART = LuaScript.load(TURNS, _LUA / "read_part.lua")
+#: Bytes of messages after which one script ends its reply.
+_PART_BYTES = 1_000_000
 _COUNT_WAITING = LuaScript.load(TURNS, HEADERS, _LUA / "count_waiting.lua")
 
 
@@ -107,15 +110,42 @@ def has_message(client: redis.Redis, queues: Iterable[str], task_id: str) -> boo
     if _lists_have_message(client, lists, task_id):
         return True
     # Afterwards: messages move in this direction.
+    return _lists_have_message(client, _tenants_lists(client, lists), task_id)
+
+
+def waiting_messages(client: redis.Redis, queue: str) -> Iterator[bytes]:
+    """Yield the messages that wait in a queue, in no order, with a megabyte or so in a round trip.
+
+    A message that waits all the time is yielded at least once, also if workers sort it by tenant
+    meanwhile.
+
+    Args:
+        client: Must not decode responses: a message may be any text.
+    """
+    lists = priority_lists(queue)
+    yield from _messages(client, lists)
+    # Afterwards: messages move in this direction.
+    yield from _messages(client, _tenants_lists(client, lists))
+
+
+def _messages(client: redis.Redis, lists: list[str]) -> Iterator[bytes]:
+    for name in lists:
+        start = 0
+        while part := _READ_PART.run(client, [name], [start, _PART_BYTES]):
+            yield from part
+            start += len(part)  # messages are pushed before this place, and taken after it
+
+
+def _tenants_lists(client: redis.Redis, lists: list[str]) -> list[str]:
+    """The lists of messages that workers have sorted by tenant."""
     pipe = client.pipeline(transaction=False)
     for name in lists:
         pipe.lrange(turns_list(name), 0, -1)
-    tenants = [
+    return [
         f"{turns_list(name)}{SEPARATOR}{_text(tenant)}"
         for name, tenants in zip(lists, pipe.execute(), strict=True)
         for tenant in tenants
     ]
-    return _lists_have_message(client, tenants, task_id)
 
 
 def _lists_have_message(client: redis.Redis, lists: list[str], task_id: str) -> bool:

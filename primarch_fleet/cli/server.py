@@ -23,7 +23,7 @@ COMMANDS = {
     "batches": "show live batches and waiting requests",
     "costs": "show costs and savings of all lanes",
     "deployments": "show the health of the realtime lane's deployments",
-    "cancel": "cancel requests of any lane, or one batch",
+    "cancel": "cancel requests of any lane, by id or filter, or one batch",
     "dead": "list, show, replay or drop dead letters",
     "pause": "pause queues or, without a name, batch creation until `resume`",
     "drain": "pause batch creation, and wait until the live batches have ended",

@@ -17,7 +17,6 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
-from itertools import starmap
 from typing import NoReturn
 
 import redis
@@ -26,12 +25,12 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.cli.terminal import report
-from primarch_fleet.errors import UnknownRequest
-from primarch_fleet.results import call_scheduler
 from scheduler.admin import dead_letters as letters
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status
+from scheduler.cli.cancel import add_options as add_cancel_options
+from scheduler.cli.cancel import cancel
 from scheduler.cli.check_config import add_options as add_check_options
 from scheduler.cli.check_config import check_config
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
@@ -45,8 +44,6 @@ from scheduler.cli.terminal import print_report
 from scheduler.cli.views import queues, status, workers
 from scheduler.store.store import Store
 
-#: For a batch worker to answer.
-REPLY_TIMEOUT_SECONDS = 60.0
 #: Between two reads of the live batches by `drain`.
 FOLLOW_INTERVAL_SECONDS = 1.0
 #: Length of a cost report without `--from`.
@@ -98,13 +95,6 @@ def deployments(options: argparse.Namespace) -> int:
     statuses = with_redis(lambda client: read_deployments(client, configured))
     print_report(as_json(statuses) if options.json else as_table(statuses))
     return 0
-
-
-def cancel(options: argparse.Namespace) -> int:
-    """Cancel requests of any lane, or one batch."""
-    if bool(options.ids) == bool(options.batch):
-        return report("cancel: give either request ids or --batch INTENT", 2)
-    return _cancel_batch(options.batch) if options.batch else _cancel_requests(options.ids)
 
 
 def drain(options: argparse.Namespace) -> int:
@@ -196,35 +186,6 @@ def webhook(options: argparse.Namespace) -> int:
     return 0
 
 
-def _cancel_requests(ids: list[str]) -> int:
-    with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
-        outcomes = fleet.cancel_many(ids, REPLY_TIMEOUT_SECONDS, return_exceptions=True)
-    return max(starmap(_report_cancel, zip(ids, outcomes, strict=True)))
-
-
-def _report_cancel(task_id: str, outcome: bool | FleetError) -> int:
-    """Say what became of a request; return the exit code."""
-    if isinstance(outcome, UnknownRequest):
-        return report(f"{task_id}: unknown; no worker starts a request with this id", 2)
-    if isinstance(outcome, FleetError):
-        return report(f"{task_id}: {outcome}", 1)
-    if not outcome:
-        return report(f"{task_id}: already has its result", 1)
-    return report(f"{task_id}: cancelled", 0)
-
-
-def _cancel_batch(prefix: str) -> int:
-    lane = with_store(read_status)
-    intents = [progress.job.intent for progress in lane.jobs]
-    matching = [intent for intent in intents if intent.startswith(prefix)]
-    if len(matching) != 1:
-        return report(f"{prefix}: {len(matching)} live batches have an intent with this prefix", 2)
-    (intent,) = matching
-    with Fleet(redis_url(), timeout=REDIS_TIMEOUT_SECONDS) as fleet:
-        problem = call_scheduler(fleet.app, "scheduler.cancel_batch", intent, REPLY_TIMEOUT_SECONDS)
-    return report(f"{intent}: {problem or 'cancelled at its provider'}", 1 if problem else 0)
-
-
 async def _wait_for_live_batches(store: Store) -> int:
     shown = ""
     while jobs := await store.live_jobs():
@@ -269,11 +230,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--limit", type=int, default=letters.LISTED, help="of the list; default: %(default)s"
     )
     _add_json_option(letters_command)
-    cancel_command = add(cancel)
-    cancel_command.add_argument("ids", nargs="*", metavar="ID", help="task or ticket id")
-    cancel_command.add_argument(
-        "--batch", metavar="INTENT", help="a live batch, by its intent or the start of it"
-    )
+    add_cancel_options(add(cancel))
     drain_command = add(drain)
     drain_command.add_argument(
         "--no-wait", action="store_true", help="do not wait for the live batches"
