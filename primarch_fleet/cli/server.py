@@ -25,6 +25,7 @@ COMMANDS = {
     "deployments": "show the health of the realtime lane's deployments",
     "cancel": "cancel requests of any lane, by id or filter, or one batch",
     "dead": "list, show, replay or drop dead letters",
+    "retry": "run requests again that became dead letters, by id or filter",
     "pause": "pause queues or, without a name, batch creation until `resume`",
     "drain": "pause batch creation, and wait until the live batches have ended",
     "resume": "resume queues or, without a name, batch creation and accounts that were refused",

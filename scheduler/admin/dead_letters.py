@@ -1,6 +1,7 @@
 """Dead letters for operators: list, show, replay and drop them.
 
-A dead letter's id is a hash of its text. Lists have no message: it holds a prompt.
+A dead letter's id is a hash of its text; that of its task names it, too. Lists have no message: it
+holds a prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from primarch_fleet.contract import LANES
 from primarch_fleet.errors import FleetError
+from scheduler.admin.request_labels import RequestLabels, labels_of
 from workers.runtime.dead_letters import LETTER_KEYS, task_request
 from workers.runtime.lease_entry import DELIVERIES
 from workers.runtime.scripts import REPLAY
@@ -52,6 +55,11 @@ class Letter:
     task_id: str
     task: str
     bytes: int
+    #: Of the request, as far as the message can be read.
+    tenant: str
+    model: str
+    #: Of the queue; that of the task for another queue.
+    lane: str
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,9 @@ class LetterFilter:
     kind: str | None = None
     queue: str | None = None
     task: str | None = None
+    tenant: str | None = None
+    lane: str | None = None
+    model: str | None = None
 
     def matches(self, letter: Letter) -> bool:
         """Return whether a dead letter has these values."""
@@ -80,19 +91,30 @@ class _Entry:
 
     def letter(self) -> Letter:
         request = task_request(str(self.fields["message"]))
+        labels = _UNREADABLE if request is None else labels_of(request)
+        queue = str(self.fields["queue"])
+        lane = queue.partition(".")[0]
         at = datetime.fromtimestamp(float(self.fields["at"]), UTC)
         return Letter(
             id=self.id,
             at=at.isoformat(timespec="seconds"),
             kind=str(self.fields["kind"]),
-            queue=str(self.fields["queue"]),
+            queue=queue,
             error=str(self.fields["error"]),
             task_id="" if request is None else str(request.id),
             task="" if request is None else str(getattr(request, "task", "")),
             bytes=len(self.text),
+            tenant=labels.tenant,
+            model=labels.model,
+            lane=lane if lane in LANES else labels.lane,
         )
 
+    def is_meant(self, letter_id: str) -> bool:
+        """Whether an id is the dead letter's, or that of its task."""
+        return self.id == letter_id or self.letter().task_id == letter_id
 
+
+_UNREADABLE = RequestLabels("", "", "", "")
 EVERY_LETTER = LetterFilter()
 
 
@@ -164,9 +186,12 @@ class DeadLetters:
 
     async def _find(self, letter_id: str) -> _Entry:
         async for entry in self._entries():
-            if entry.id == letter_id:
+            if entry.is_meant(letter_id):
                 return entry
-        raise NoSuchLetter(f"{letter_id}: no such dead letter")
+        raise NoSuchLetter(
+            f"{letter_id}: no such dead letter. A request that failed otherwise is not kept, "
+            "because its prompt is not: its producer submits it again"
+        )
 
     async def _entries(self) -> AsyncIterator[_Entry]:
         """Yield the dead letters, newest first."""

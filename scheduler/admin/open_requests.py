@@ -14,17 +14,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
-from urllib.parse import unquote
 
 import redis
 from celery import states
 from celery.app.task import Context
 
-from primarch_fleet import protocol
 from primarch_fleet.cancellation import LEASED_TASKS, queues
-from primarch_fleet.contract import BATCH_QUEUE, LANES
+from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.queues import SEPARATOR, waiting_messages
-from primarch_fleet.requests.base import Request
+from scheduler.admin.request_labels import DEFAULT_TENANT, labels_of
 from scheduler.store import keys
 from workers.runtime.dead_letters import task_request
 from workers.runtime.lease_entry import parts
@@ -50,7 +48,7 @@ class OpenRequest:
     queue: str
     tenant: str
     model: str
-    user: str | None
+    user: str
 
 
 @dataclass(frozen=True)
@@ -170,35 +168,9 @@ def _of_message(text: str, queue: str) -> Iterator[OpenRequest]:
 
 def _of_task(task: Context, queue: str) -> Iterator[OpenRequest]:
     """Yield the request of a task, if it is a task of a lane."""
-    lane = str(getattr(task, "task", "")).partition(".")[0]
-    if lane in LANES:
-        wire = _wire_form(task)
-        yield OpenRequest(
-            task_id=str(task.id),
-            lane=lane,
-            queue=queue,
-            tenant=str(wire.get("tenant_id") or _header_tenant(task) or _DEFAULT_TENANT),
-            model=str(wire.get("model", "")),
-            user=wire.get("user_id"),
-        )
-
-
-def _wire_form(task: Context) -> dict[str, Any]:
-    """The task's only argument, positional or by name; empty if it is no object."""
-    args, kwargs = task.args or (), task.kwargs or {}
-    try:
-        wire = next(iter([*args, *kwargs.values()]), None)
-    except (TypeError, AttributeError):  # a malformed message, which becomes a dead letter
-        wire = None
-    return wire if isinstance(wire, dict) else {}
-
-
-def _header_tenant(task: Context) -> str:
-    header = getattr(task, protocol.TENANT, None)
-    return unquote(header) if isinstance(header, str) else ""
-
-
-_DEFAULT_TENANT = Request.model_fields["tenant_id"].default
+    lane, tenant, model, user = labels_of(task)
+    if lane:
+        yield OpenRequest(str(task.id), lane, queue, tenant or DEFAULT_TENANT, model, user)
 
 
 def _is_final(stored: bytes) -> bool:

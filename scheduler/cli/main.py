@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import NoReturn
 
@@ -25,7 +25,6 @@ from config.fleet import fleet_config
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.cli.terminal import report
-from scheduler.admin import dead_letters as letters
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status
@@ -34,6 +33,8 @@ from scheduler.cli.cancel import cancel
 from scheduler.cli.check_config import add_options as add_check_options
 from scheduler.cli.check_config import check_config
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis, with_store
+from scheduler.cli.dead_letters import add_options as add_letter_options
+from scheduler.cli.dead_letters import add_retry_options, dead_letters, retry
 from scheduler.cli.pause import add_options as add_pause_options
 from scheduler.cli.pause import pause, pause_batches, resume
 from scheduler.cli.reload import add_options as add_reload_options
@@ -103,70 +104,6 @@ def drain(options: argparse.Namespace) -> int:
     return 0 if options.no_wait else with_store(_wait_for_live_batches)
 
 
-def dead_letters(options: argparse.Namespace) -> int:
-    """List, show, replay or drop dead letters. Only `show` prints a message, with its prompt."""
-    where = letters.LetterFilter(options.kind, options.queue, options.task)
-    has_filter = options.all or where != letters.EVERY_LETTER
-    if options.verb == "list":
-        if options.ids:
-            return report("dead-letters: list takes no id, but --kind, --queue or --task", 2)
-        return with_redis(lambda client: _list_letters(letters.DeadLetters(client), where, options))
-    if bool(options.ids) == has_filter:
-        return report("dead-letters: give ids, or --kind, --queue, --task or --all", 2)
-    act = LETTER_VERBS[options.verb]
-    return with_redis(lambda client: _each_letter(letters.DeadLetters(client), where, options, act))
-
-
-async def _list_letters(
-    store: letters.DeadLetters, where: letters.LetterFilter, options: argparse.Namespace
-) -> int:
-    newest = await store.list(options.limit, where)
-    print_report(letters.as_json(newest) if options.json else letters.as_table(newest))
-    return 0
-
-
-async def _each_letter(
-    store: letters.DeadLetters,
-    where: letters.LetterFilter,
-    options: argparse.Namespace,
-    act: LetterVerb,
-) -> int:
-    """Do the same to each dead letter; the status of the worst."""
-    ids = options.ids or [letter.id for letter in await store.list(None, where)]
-    statuses = [0]
-    for letter_id in ids:
-        try:
-            await act(store, letter_id)
-        except letters.NoSuchLetter as error:
-            statuses.append(report(str(error), 2))
-        except letters.NotReplayable as error:
-            statuses.append(report(str(error), 1))
-    return max(statuses)
-
-
-async def _show_letter(store: letters.DeadLetters, letter_id: str) -> None:
-    print_report(await store.show(letter_id))
-
-
-async def _replay_letter(store: letters.DeadLetters, letter_id: str) -> None:
-    letter = await store.replay(letter_id)
-    report(f"{letter.id}: task {letter.task_id} is in its queue again", 0)
-
-
-async def _drop_letter(store: letters.DeadLetters, letter_id: str) -> None:
-    letter = await store.drop(letter_id)
-    report(f"{letter.id}: dropped", 0)
-
-
-LetterVerb = Callable[[letters.DeadLetters, str], Awaitable[None]]
-#: What `dead-letters VERB` does to a dead letter.
-LETTER_VERBS: dict[str, LetterVerb] = {
-    "show": _show_letter,
-    "replay": _replay_letter,
-    "drop": _drop_letter,
-}
-
-
 def webhook(options: argparse.Namespace) -> int:
     """Serve providers' webhooks at /webhooks/<provider>."""
     from scheduler.admin import webhook as server  # noqa: PLC0415 - imports an SDK, which is slow
@@ -204,7 +141,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(run: Callable[[argparse.Namespace], int], *aliases: str) -> argparse.ArgumentParser:
         name = run.__name__.replace("_", "-")
@@ -219,17 +156,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     _add_costs_options(add(costs))
     _add_json_option(add(deployments))
     letters_command = add(dead_letters, "dead")
-    letters_command.add_argument("verb", choices=["list", *LETTER_VERBS])
-    letters_command.add_argument("ids", nargs="*", metavar="ID", help="a letter's, from the list")
-    for name in ("kind", "queue", "task"):
-        letters_command.add_argument(
-            f"--{name}", help=f"those with this {name}, as the list has it"
-        )
-    letters_command.add_argument("--all", action="store_true", help="all dead letters")
-    letters_command.add_argument(
-        "--limit", type=int, default=letters.LISTED, help="of the list; default: %(default)s"
-    )
+    add_letter_options(letters_command)
     _add_json_option(letters_command)
+    add_retry_options(add(retry))
     add_cancel_options(add(cancel))
     drain_command = add(drain)
     drain_command.add_argument(

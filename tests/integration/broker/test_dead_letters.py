@@ -43,10 +43,10 @@ async def letters(valkey_url: str, leases: Leases) -> AsyncIterator[DeadLetters]
         yield DeadLetters(client)
 
 
-def message(**properties: Any) -> str:
-    body = base64.b64encode(json.dumps([[PROMPT], {}, {}]).encode()).decode()
-    headers = {"id": "id", "task": "batch.complete"}
-    properties = {"correlation_id": "id", "fleet_deliveries": 5, **properties}
+def message(request: object = PROMPT, task_id: str = "id", **properties: Any) -> str:
+    body = base64.b64encode(json.dumps([[request], {}, {}]).encode()).decode()
+    headers = {"id": task_id, "task": "batch.complete"}
+    properties = {"correlation_id": task_id, "fleet_deliveries": 5, **properties}
     return json.dumps({"body": body, "headers": headers, "properties": properties})
 
 
@@ -178,18 +178,58 @@ async def test_a_broadcast_that_each_worker_refuses_is_one_dead_letter(
     assert [letter.kind for letter in await letters.list()] == ["broadcast"]
 
 
+def command(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scheduler", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"FLEET_REDIS_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+async def test_a_retry_replays_those_of_a_tenant_a_model_and_a_lane(
+    store: redis.Redis, leases: Leases, letters: DeadLetters, valkey_url: str
+) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = command(valkey_url, *arguments)
+        assert PROMPT not in result.stdout + result.stderr
+        return result.returncode, result.stderr
+
+    for tenant in ("one", "two"):
+        for model in ("small", "large"):
+            asked = {"model": model, "tenant_id": tenant, "messages": PROMPT}
+            bury(store, leases, message(asked, f"{tenant}-{model}"))
+    bury(store, leases, message())
+    bury(store, leases, "{nonsense", kind="malformed")
+    listed = command(valkey_url, "dead", "list", "--json", "--tenant", "two")
+    found = {
+        (one["task_id"], one["tenant"], one["model"], one["lane"])
+        for one in json.loads(listed.stdout)["dead_letters"]
+    }
+    assert found == {(f"two-{model}", "two", model, "batch") for model in ("small", "large")}
+
+    assert run("retry", "--tenant", "three") == (0, "no dead letter matches\n")
+    assert run("retry", "--tenant", "one", "--lane", "realtime") == (0, "no dead letter matches\n")
+    code, text = run("retry", "--tenant", "one", "--model", "small")
+    assert (code, text.partition(": ")[2]) == (0, "task one-small is in its queue again\n")
+    assert run("retry", "two-large")[0] == 0, "by the task's id"
+    waiting = [json.loads(text)["headers"]["id"] for text in store.lrange(QUEUE, 0, -1)]
+    assert waiting == ["two-large", "one-small"]
+    code, text = run("retry", "two-large")
+    assert (code, "its producer submits it again" in text) == (2, True)
+    assert run("retry")[0] == run("retry", "x", "--all")[0] == 2
+    assert run("dead", "drop", "--lane", "batch", "--model", "small")[0] == 0
+    kept = [(one.tenant, one.model, one.lane) for one in await letters.list()]
+    assert kept == [("", "", "batch"), ("", "", "batch"), ("one", "large", "batch")]
+
+
 async def test_the_command_lists_shows_replays_and_drops(
     store: redis.Redis, leases: Leases, letters: DeadLetters, valkey_url: str
 ) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "scheduler", "dead-letters", *arguments],
-            cwd=REPOSITORY,
-            env=os.environ | {"FLEET_REDIS_URL": valkey_url},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return command(valkey_url, "dead-letters", *arguments)
 
     def bury_both() -> None:
         bury(store, leases)
