@@ -143,11 +143,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(run: Callable[[argparse.Namespace], int], *aliases: str) -> argparse.ArgumentParser:
-        name = run.__name__.replace("_", "-")
-        command = commands.add_parser(
-            name, aliases=aliases, help=run.__doc__, description=run.__doc__
-        )
+    def add(run: Callable[[argparse.Namespace], int], name: str = "") -> argparse.ArgumentParser:
+        name = name or run.__name__.replace("_", "-")
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         command.set_defaults(run=run)
         return command
 
@@ -155,9 +153,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         _add_json_option(add(view))
     _add_costs_options(add(costs))
     _add_json_option(add(deployments))
-    letters_command = add(dead_letters, "dead")
-    add_letter_options(letters_command)
-    _add_json_option(letters_command)
+    for name in (
+        "dead",
+        "dead-letters",
+    ):  # no alias: argparse would name the other one in its texts
+        letters_command = add(dead_letters, name)
+        add_letter_options(letters_command)
+        _add_json_option(letters_command)
     add_retry_options(add(retry))
     add_cancel_options(add(cancel))
     drain_command = add(drain)

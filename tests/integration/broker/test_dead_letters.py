@@ -225,6 +225,13 @@ async def test_a_retry_replays_those_of_a_tenant_a_model_and_a_lane(
     assert kept == [("", "", "batch"), ("", "", "batch"), ("one", "large", "batch")]
 
 
+def test_help_and_errors_name_the_command_that_was_typed(valkey_url: str) -> None:
+    for name in ("dead", "dead-letters"):
+        assert f" {name} [-h]" in command(valkey_url, name, "--help").stdout
+        assert command(valkey_url, name, "drop").stderr.startswith(f"{name}: give either ids")
+        assert f" {name}: error: " in command(valkey_url, name, "explode").stderr
+
+
 async def test_the_command_lists_shows_replays_and_drops(
     store: redis.Redis, leases: Leases, letters: DeadLetters, valkey_url: str
 ) -> None:
