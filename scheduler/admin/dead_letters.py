@@ -32,6 +32,8 @@ PAGE = 50
 #: Dead letters that a list shows by default.
 LISTED = 20
 ID_LENGTH = 12
+#: The kind of a message whose task no worker of its queue knew: it may be replayed in vain.
+UNKNOWN_TASK = "unknown_task"
 
 
 class NoSuchLetter(FleetError):

@@ -108,6 +108,14 @@ async def _show_letter(store: letters.DeadLetters, letter_id: str) -> None:
 async def _replay_letter(store: letters.DeadLetters, letter_id: str) -> None:
     letter = await store.replay(letter_id)
     report(f"{letter.id}: task {letter.task_id} is in its queue again", 0)
+    if letter.kind == letters.UNKNOWN_TASK:
+        report(
+            f"{letter.id}: no worker of the queue {letter.queue} knew {letter.task}. If its "
+            "workers still do not know the task, the message becomes a dead letter again: start "
+            "workers whose code has the task, or correct the name at the producer and drop the "
+            "dead letter",
+            0,
+        )
 
 
 async def _drop_letter(store: letters.DeadLetters, letter_id: str) -> None:

@@ -225,6 +225,16 @@ async def test_a_retry_replays_those_of_a_tenant_a_model_and_a_lane(
     assert kept == [("", "", "batch"), ("", "", "batch"), ("one", "large", "batch")]
 
 
+async def test_a_replay_says_what_to_do_about_a_task_that_no_worker_knew(
+    store: redis.Redis, leases: Leases, letters: DeadLetters, valkey_url: str
+) -> None:
+    bury(store, leases, kind="unknown_task")
+    said = command(valkey_url, "dead", "replay", "--all")
+    assert (said.returncode, store.llen(QUEUE)) == (0, 1)
+    assert f"no worker of the queue {QUEUE} knew batch.complete" in said.stderr
+    assert "becomes a dead letter again" in said.stderr
+
+
 def test_help_and_errors_name_the_command_that_was_typed(valkey_url: str) -> None:
     for name in ("dead", "dead-letters"):
         assert f" {name} [-h]" in command(valkey_url, name, "--help").stdout
