@@ -16,7 +16,7 @@ from primarch_fleet.errors import ConfigError
 #: What each command does; its options are in the module.
 COMMANDS = {
     "status": "show the fleet at a glance, and what is wrong with it",
-    "queues": "show what waits in each queue, and how fast it is served",
+    "queues": "show what waits in each queue, and its workers' capacity",
     "workers": "show the workers that answer",
     "scale": "change how many workers of a lane `make up` runs, while it runs",
     "reload": "give the fleet that `make up` runs the present fleet.yaml",

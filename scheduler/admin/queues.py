@@ -34,7 +34,7 @@ class QueueStatus:
     parked: int
     #: Workers that serve the queue.
     workers: int
-    #: Requests per second that they answer at full load; None if it is not known.
+    #: Capacity, not what they answer now: requests per second at full load; None if not known.
     requests_per_second: float | None
     #: Whether an operator has paused it: no worker takes its requests. On the batch lane they are
     #: parked, and no batch is created.
@@ -132,7 +132,9 @@ def as_json(statuses: Iterable[QueueStatus] | Iterable[WorkerStatus]) -> list[di
 
 def queues_table(statuses: Iterable[QueueStatus]) -> Table:
     """Return the queues as a table for a terminal."""
-    table = _table("queue", "waiting", "oldest", "parked", "workers", "requests/s", "state")
+    table = _table(
+        "queue", "waiting", "oldest", "parked", "workers", "capacity (requests/s)", "state"
+    )
     for status in statuses:
         rate = status.requests_per_second
         table.add_row(

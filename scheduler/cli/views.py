@@ -35,7 +35,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def queues(options: argparse.Namespace) -> int:
-    """Show what waits in each queue, and how fast it is served."""
+    """Show what waits in each queue, and how many requests a second its workers can answer."""
     with once(redis_url(), REDIS_TIMEOUT_SECONDS) as client:
         found = queue_views.read_queues(client)
     as_json = {"queues": queue_views.as_json(found)}
