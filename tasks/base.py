@@ -78,8 +78,15 @@ class PrivateRequest(Request):
         self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
 
     def maybe_expire(self) -> Literal[True] | None:
-        """Return whether the message has expired by the server's time; if so, revoke it."""
-        if self.expires is None or CLOCK.timestamp() <= self.expires.timestamp():
+        """Return whether the message has expired by the server's time; if so, revoke it.
+
+        A message that was cancelled before, or has expired before, has this outcome already.
+        """
+        if (
+            self.expires is None
+            or self.id in revoked
+            or CLOCK.timestamp() <= self.expires.timestamp()
+        ):
             return None
         revoked.add(self.id)
         return True

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.signals import task_failure
+from celery.app.task import Context
+from celery.signals import task_failure, task_revoked
 from prometheus_client import Counter
 
 from primarch_fleet.contract import LANES, Lane
-from primarch_fleet.errors import Cancelled, FleetError
+from primarch_fleet.errors import Cancelled, DeadlineExceeded, FleetError
 from tasks import services
 
 #: The model of a request that names none of the catalogue's. A producer's names would make a series
@@ -17,8 +18,9 @@ OTHER_MODEL = "other"
 
 failures_total = Counter(
     "primarch_request_failures_total",
-    "Requests that failed, by lane, requested model ('other' if the fleet does not have it), "
-    "provider of the last call (empty if none was called) and error code",
+    "Requests that failed, also by a deadline that passed in a queue, by lane, requested model "
+    "('other' if the fleet does not have it), provider of the last call (empty if none was called) "
+    "and error code",
     ["lane", "model", "provider", "code"],
 )
 
@@ -44,6 +46,14 @@ def model_label(model: object) -> str:
     catalogue = services.current().catalogue
     known = catalogue is not None and isinstance(model, str) and model in catalogue.models
     return str(model) if known else OTHER_MODEL
+
+
+@task_revoked.connect
+def _count_expired(sender: Any, request: Context, expired: bool, **_: object) -> None:
+    """Count a request whose deadline passed in a queue: its task does not run, so it cannot."""
+    lane = str(sender.name).partition(".")[0]
+    if expired and lane in LANES:
+        count_failure(lane, model_of(next(iter(request.args or ()), None)), DeadlineExceeded())
 
 
 @task_failure.connect

@@ -2,15 +2,18 @@
 
 import time
 import urllib.request
+import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 from prometheus_client.parser import text_string_to_metric_families
 
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
-from primarch_fleet.errors import ContentPolicyViolation
+from primarch_fleet.errors import ContentPolicyViolation, UnknownRequest
 from primarch_fleet.protocol import SUBMITTED_AT
 from tests.acceptance.conftest import Up, running
 from tests.support.workers import eventually
@@ -103,6 +106,34 @@ def test_failures_are_counted_by_lane_model_provider_and_code(
     eventually(
         lambda: value(up, f"{lane}-1", "primarch_request_failures_total", **labels) == counted + 2
     )
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
+def test_a_request_whose_deadline_passes_in_the_queue_is_counted_once_and_no_cancelled_one(
+    up: Up, plain_app: Celery, lane: str
+) -> None:
+    model = "smollm2-135m" if lane == "local" else "gpt-4o-mini"
+    labels = {"lane": lane, "model": model, "provider": "", "code": "deadline_exceeded"}
+
+    def expire(task_id: str) -> None:
+        task = plain_app.send_task(
+            f"{lane}.complete",
+            [{"model": model}],
+            task_id=task_id,
+            queue=QUEUES[lane],
+            expires=datetime.now(UTC) - timedelta(seconds=1),
+        )
+        with pytest.raises(TaskRevokedError):
+            task.get(timeout=30)
+
+    before = value(up, f"{lane}-1", "primarch_request_failures_total", **labels)
+    cancelled = str(uuid.uuid4())
+    with Fleet(up.url) as fleet, pytest.raises(UnknownRequest):
+        fleet.cancel(cancelled)
+    expire(cancelled)
+    expire(str(uuid.uuid4()))
+    eventually(lambda: value(up, f"{lane}-1", "primarch_request_failures_total", **labels) > before)
+    assert value(up, f"{lane}-1", "primarch_request_failures_total", **labels) == before + 1
 
 
 @pytest.mark.parametrize("lane", ["realtime", "local", "batch"])
