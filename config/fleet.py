@@ -30,7 +30,14 @@ from config.settings import settings
 from config.targets import Targets
 from config.tenants import Tenant
 from config.yaml_file import YamlFile
-from primarch_fleet.catalogue import Catalogue, Costs, LaneLimits, Model, Offer
+from primarch_fleet.catalogue import (
+    Catalogue,
+    CatalogueDeployment,
+    Costs,
+    LaneLimits,
+    Model,
+    Offer,
+)
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.prices import Rates
@@ -261,6 +268,12 @@ class FleetConfig(Section):
             },
             extra_headers=self.requests.extra_headers,
             share_prefix_cache=self.requests.share_prefix_cache,
+            deployments=tuple(
+                CatalogueDeployment(
+                    id=one.id, model=one.model, account=one.provider, region=one.region
+                )
+                for one in self.deployments
+            ),
         )
 
     def _models(self) -> dict[str, Model]:

@@ -101,6 +101,18 @@ class Model(_Priced):
     list_price: Rates
 
 
+class CatalogueDeployment(BaseModel):
+    """A deployment of the realtime lane: one account that serves one model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    #: The name that producers use.
+    model: str
+    account: str
+    region: str | None = None
+
+
 class Limits(BaseModel):
     """The limits of a tenant; amounts are nano-dollars, None is no limit."""
 
@@ -171,6 +183,8 @@ class Catalogue(BaseModel):
     extra_headers: tuple[str, ...] = ()
     #: Whether tenants share the prefix caches of engines.
     share_prefix_cache: bool = False
+    #: For operators; None if workers of an older version have published the catalogue.
+    deployments: tuple[CatalogueDeployment, ...] | None = None
 
     def limits(self, tenant_id: str) -> Limits | None:
         """Return a tenant's limits; None for a tenant whose spending is not counted."""

@@ -10,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from config.provider import Deployment
+from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, CatalogueDeployment
 from primarch_fleet.deployment_health import CHECKS_KEY, Health, read_health
+from primarch_fleet.errors import ConfigError
 from workers.realtime.measurements import Calls, Measurements
 
 UNKNOWN = Health(0, "not checked", None)
@@ -34,12 +35,12 @@ class DeploymentStatus:
     mean_seconds: float | None
 
     @classmethod
-    def of(cls, deployment: Deployment, health: Health, calls: Calls) -> DeploymentStatus:
+    def of(cls, deployment: CatalogueDeployment, health: Health, calls: Calls) -> DeploymentStatus:
         """Combine what is known of a deployment."""
         return cls(
             deployment=deployment.id,
             model=deployment.model,
-            account=deployment.provider,
+            account=deployment.account,
             region=deployment.region,
             healthy=not health.is_unhealthy,
             reason=health.reason,
@@ -50,15 +51,26 @@ class DeploymentStatus:
         )
 
 
-async def read_deployments(client: Redis, deployments: list[Deployment]) -> list[DeploymentStatus]:
-    """Read the status of the deployments from what the realtime workers share."""
+async def read_deployments(client: Redis) -> list[DeploymentStatus]:
+    """Read the deployments, and their status, from what the workers have published.
+
+    Raises:
+        NoCatalogue: No worker has ever started at this broker.
+        ConfigError: The workers are of a version that does not publish its deployments.
+    """
     measurements, untyped = Measurements(client), _untyped(client)
+    deployments = Catalogue.parse(await untyped.get(CATALOGUE_KEY)).deployments
+    if deployments is None:
+        raise ConfigError(
+            "deployments: the running workers are of an older version, which does not publish its "
+            "deployments; restart them with this version"
+        )
     await measurements.exchange()
     checks = read_health(await untyped.hgetall(CHECKS_KEY))
     return [
         DeploymentStatus.of(
             deployment,
-            checks.get(deployment.provider, UNKNOWN),
+            checks.get(deployment.account, UNKNOWN),
             measurements.calls.get(deployment.id, Calls()),
         )
         for deployment in deployments

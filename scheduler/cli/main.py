@@ -92,8 +92,7 @@ def costs(options: argparse.Namespace) -> int:
 
 def deployments(options: argparse.Namespace) -> int:
     """Show the health and the last calls of the realtime lane's deployments."""
-    configured = fleet_config().deployments
-    statuses = with_redis(lambda client: read_deployments(client, configured))
+    statuses = with_redis(read_deployments)
     print_report(as_json(statuses) if options.json else as_table(statuses))
     return 0
 

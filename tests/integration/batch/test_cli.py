@@ -21,6 +21,7 @@ import pytest
 import redis
 import yaml
 
+from config.fleet import load
 from primarch_fleet import AsyncFleet, Fleet, Progress, Ticket, errors
 from scheduler.fleet_metrics.accounts import AccountHealth
 from scheduler.store.pauses import WHOLE_LANE
@@ -288,12 +289,15 @@ def test_a_webhook_server_that_cannot_start_reports_why_in_one_line() -> None:
             assert "Traceback" not in result.stderr
 
 
-def test_deployments_shows_health_and_calls(store: redis.Redis, valkey_url: str) -> None:
+def test_deployments_shows_those_of_the_running_workers_with_health_and_calls(
+    store: redis.Redis, valkey_url: str
+) -> None:
+    load(REPOSITORY / "config" / "fleet.yaml").catalogue().publish(store)
     down = json.dumps({"failures": 2, "reason": "HTTP 503", "seconds": None})
     store.hset("fleet:health_checks", "openai", down)
     bucket = int(store.time()[0]) // 30
     store.hset("fleet:deployment_calls", f"{bucket}:openai-gpt-4o", "4 1 6000")
-    env = {"FLEET_CONFIG": str(REPOSITORY / "config" / "fleet.yaml")}
+    env = {"FLEET_CONFIG": "/no/such/file.yaml"}  # this terminal's says nothing of the fleet
     report = _scheduler(valkey_url, "deployments", "--json", **env)
     gpt_4o, *others = json.loads(report.stdout)["deployments"]
     assert gpt_4o == {
