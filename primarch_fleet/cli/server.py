@@ -20,6 +20,7 @@ COMMANDS = {
     "workers": "show the workers that answer",
     "scale": "change how many workers of a lane `make up` runs, while it runs",
     "reload": "give the fleet that `make up` runs the present fleet.yaml",
+    "stop": "stop the fleet that `make up` runs, as Ctrl-C does",
     "batches": "show live batches and waiting requests",
     "costs": "show costs and savings of all lanes",
     "deployments": "show the health of the realtime lane's deployments",
@@ -33,7 +34,7 @@ COMMANDS = {
     "check-config": "check fleet.yaml before anything starts",
 }
 #: Commands that need no address of a Redis.
-_WITHOUT_REDIS = ("check-config", "reload", "scale")
+_WITHOUT_REDIS = ("check-config", "reload", "scale", "stop")
 _MODULE = "scheduler.cli.main"
 
 

@@ -41,6 +41,7 @@ from scheduler.cli.reload import add_options as add_reload_options
 from scheduler.cli.reload import reload
 from scheduler.cli.scale import add_options as add_scale_options
 from scheduler.cli.scale import scale
+from scheduler.cli.stop import stop
 from scheduler.cli.terminal import print_report
 from scheduler.cli.views import queues, status, workers
 from scheduler.store.store import Store
@@ -170,6 +171,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     check_command = add(check_config)
     add_check_options(check_command)
     _add_json_option(check_command)
+    add(stop)
     scale_command = add(scale)
     add_scale_options(scale_command)
     _add_json_option(scale_command)

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
@@ -54,6 +55,34 @@ def test_requests_interrupted_by_ctrl_c_finish_after_a_restart(tmp_path: Path) -
     assert stopped(folder)
 
 
+def test_fleet_stop_ends_the_fleet_of_the_data_folder_as_ctrl_c_does(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+
+    def stop() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "primarch_fleet", "stop"]
+        env = os.environ | {"FLEET_DATA_DIR": str(folder)}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    with running(folder, "--local", "0", "--batch", "0") as up:
+        up.simulate({"delay": 2.0})
+        root = up.addresses["simulated provider"].removesuffix("/v1")
+        with Fleet(up.url) as fleet:
+            ticket = fleet.submit(requests(1)[0])
+            eventually(lambda: stats(root)["max_in_flight"])
+            first = stop()
+        assert (first.returncode, up.process.wait(10), processes_of(folder)) == (0, 0, [])
+        assert first.stderr == (
+            f"Stopping the fleet on {folder}: its workers drain.\n"
+            f"The fleet on {folder} has stopped.\n"
+        )
+    second = stop()
+    assert (second.returncode, "FLEET_DATA_DIR" in second.stderr) == (1, True)
+    assert "Traceback" not in second.stderr
+    nothing = ("--realtime", "0", "--local", "0", "--batch", "0")
+    with running(folder, *nothing) as up, Fleet(up.url) as fleet:
+        assert fleet.status(ticket) == "SUCCESS", "the call had time to end"
+
+
 def test_a_batch_that_its_provider_lost_during_a_restart_is_created_again(
     tmp_path: Path,
 ) -> None:
@@ -72,8 +101,14 @@ def test_a_batch_that_its_provider_lost_during_a_restart_is_created_again(
 
 def batches_created(root: str) -> int:
     """The number of batches that a simulated provider has created."""
+    return int(stats(root)["batches_created"])
+
+
+def stats(root: str) -> dict[str, Any]:
+    """The counters of a simulated provider."""
     with urllib.request.urlopen(f"{root}/simulator/stats") as response:
-        return int(json.load(response)["batches_created"])
+        counters: dict[str, Any] = json.load(response)
+        return counters
 
 
 def test_killed_workers_are_restarted_and_their_requests_finish(tmp_path: Path) -> None:

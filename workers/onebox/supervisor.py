@@ -58,7 +58,7 @@ class WorkerProcess(NamedTuple):
 
 
 class Supervisor:
-    """Changes the workers of a running fleet.
+    """Changes the workers of a running fleet, and stops it.
 
     Each method raises ConfigError if no fleet runs on the data folder, or if supervisord refuses.
     """
@@ -120,7 +120,11 @@ class Supervisor:
         """Return the name by which supervisord knows a process: it has the group of a worker."""
         return f"{WORKERS_GROUP}:{name}" if name in self.workers() else name
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def shut_down(self) -> None:
+        """Begin to stop all processes, as a signal does; nothing to do if that has begun."""
+        self._call("supervisor.shutdown", harmless=Faults.SHUTDOWN_STATE)
+
+    def _call(self, method: str, *arguments: Any, harmless: int | None = None) -> Any:
         try:
             return getattr(self._proxy, method)(*arguments)
         except (FileNotFoundError, ConnectionError, http.client.HTTPException):
@@ -130,6 +134,6 @@ class Supervisor:
         except OSError as error:
             raise ConfigError(f"{self._data_dir / SOCKET}: {error.strerror}") from None
         except xmlrpc.client.Fault as fault:
-            if fault.faultCode in _NOTHING_TO_DO:
+            if fault.faultCode in _NOTHING_TO_DO or fault.faultCode == harmless:
                 return None
             raise ConfigError(f"supervisord refuses {method}: {fault.faultString}") from None

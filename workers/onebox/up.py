@@ -58,6 +58,7 @@ from workers.onebox.simulated import (
     names,
     write_files,
 )
+from workers.onebox.stopping import FLEET_LOCK
 from workers.onebox.supervisor import SOCKET, socket_sections
 from workers.onebox.worker_group import WORKERS_GROUP
 
@@ -246,7 +247,7 @@ def lock(data_dir: Path) -> bool:
     status = data_dir.stat()
     if status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX:
         data_dir.chmod(0o700)
-    handle = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR)
+    handle = os.open(data_dir / FLEET_LOCK, os.O_CREAT | os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -322,7 +323,7 @@ def _count(text: str) -> int:
 def _announce(plan: Plan, login: FlowerLogin | None) -> None:
     starting = (process for process in plan.processes if process.autostart)
     names = [process.name for process in starting if process.name != READY]
-    print(f"Starting the fleet: {', '.join(names)}. Ctrl-C stops it.")
+    print(f"Starting the fleet: {', '.join(names)}. Ctrl-C or `fleet stop` stops it.")
     print(f"Logs: {plan.log_dir}/<process>.log")
     if plan.simulation_reason:
         print(f"Simulated: {plan.simulated} ({plan.simulation_reason}).")

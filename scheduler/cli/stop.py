@@ -1,0 +1,16 @@
+"""The command `fleet stop`."""
+
+from __future__ import annotations
+
+import argparse
+
+from primarch_fleet.cli.terminal import report
+from scheduler.cli.scale import data_dir
+from workers.onebox.stopping import stop as stop_fleet
+
+
+def stop(_: argparse.Namespace) -> int:
+    """Stop the fleet that `make up` runs, as Ctrl-C in its terminal does; return when it ended."""
+    folder = data_dir()
+    stop_fleet(folder, lambda sentence: report(sentence, 0))
+    return report(f"The fleet on {folder} has stopped.", 0)
