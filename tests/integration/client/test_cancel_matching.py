@@ -84,6 +84,20 @@ def test_a_tenants_requests_are_cancelled_wherever_they_are_and_those_of_others_
     assert words(valkey_url, "--tenant", "staying") == f"{found} cancelled\n"
 
 
+def test_requests_that_a_worker_takes_and_answers_meanwhile_are_cancelled_or_ended(
+    lanes: MortalFleet, valkey_url: str
+) -> None:
+    lanes.simulator.profile = Profile(latency=Latency(mean=0.2))
+    tickets = lanes.fleet.submit_many([lanes.question("realtime", "leaving")] * 400)
+    assert " cancelled\n" in words(valkey_url, "--tenant", "leaving")
+    progress = lanes.fleet.progress(tickets)
+    assert (progress.done, progress.total) == (400, 400)
+    assert progress.failed > 0, "some were cancelled"
+    outcomes = lanes.fleet.results(tickets, TIMEOUT_SECONDS, return_exceptions=True)
+    cancelled = [one for one in outcomes if isinstance(one, errors.Cancelled)]
+    assert len(cancelled) == progress.failed
+
+
 def test_a_worker_that_does_not_answer_makes_the_command_fail_and_name_the_request(
     fleet: Fleet, server: redis.Redis, valkey_url: str
 ) -> None:
