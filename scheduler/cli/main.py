@@ -153,10 +153,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         _add_json_option(add(view))
     _add_costs_options(add(costs))
     _add_json_option(add(deployments))
-    for name in (
-        "dead",
-        "dead-letters",
-    ):  # no alias: argparse would name the other one in its texts
+    # Two commands, no alias: argparse would name the other one in its texts.
+    for name in ("dead", "dead-letters"):
         letters_command = add(dead_letters, name)
         add_letter_options(letters_command)
         _add_json_option(letters_command)
