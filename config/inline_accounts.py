@@ -45,6 +45,8 @@ def with_accounts(file: Values) -> Values:
     Raises:
         ValueError: The provider of a model cannot be told; the error names the deployment.
     """
+    if not _has_known_form(file):
+        return file
     providers, deployments = dict(file.get("providers") or {}), []
     for index, deployment in enumerate(file.get("deployments") or ()):
         if not _is_inline(deployment):
@@ -56,6 +58,12 @@ def with_accounts(file: Values) -> Values:
             raise ValueError(f"deployments.{index}.litellm_params.{error}") from None
         deployments.append(separated)
     return {**file, "providers": providers, "deployments": deployments}
+
+
+def _has_known_form(file: Values) -> bool:
+    """Whether the sections are a map and a list; the check of the file names those that are not."""
+    providers, deployments = file.get("providers"), file.get("deployments")
+    return isinstance(providers, dict | None) and isinstance(deployments, list | None)
 
 
 def _params(deployment: Values) -> Any:
@@ -73,7 +81,10 @@ def _is_inline(deployment: Any) -> bool:
 
 def _separate(deployment: Values) -> tuple[str, Values, Values]:
     """Return the account's name, the account, and the deployment that refers to it."""
-    params, info = dict(_params(deployment)), dict(deployment.get("model_info") or {})
+    params, info = dict(_params(deployment)), deployment.get("model_info") or {}
+    if not isinstance(info, dict):
+        raise ValueError("model: model_info must be a map")
+    info = dict(info)
     provider, upstream = split_model(params.pop("model"), params.pop("custom_llm_provider", None))
     info |= {name: params.pop(name) for name in list(params) if is_price(name)}
     account_names = known_names("account_params") | ACCOUNT_PARAMS

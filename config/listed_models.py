@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple, get_args
 
@@ -106,14 +106,19 @@ def find_listed(
         info: LiteLLM's `model_info` of the deployment.
     """
     values = dict(ChainMap(*map(dict, reversed(params))))
-    regions = [values[name] for name in _REGIONS if isinstance(values.get(name), str)]
+    base_models = [info.get("base_model"), values.get("base_model")]
     entry = find_entry(
         provider,
         upstream,
-        base_model=info.get("base_model") or values.get("base_model"),
-        region=next(iter(regions), None),
+        base_model=_first_text(base_models),
+        region=_first_text(values.get(name) for name in _REGIONS),
     )
     return _with_own(entry, provider, info)
+
+
+def _first_text(values: Iterable[Any]) -> str | None:
+    """The first text; the check of the file refuses values that must be texts and are none."""
+    return next((value for value in values if value and isinstance(value, str)), None)
 
 
 def _with_own(entry: Entry | None, provider: str, info: Mapping[str, Any]) -> Entry | None:

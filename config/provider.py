@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from config.key_variables import environment_key, needs_key_variable
 from config.litellm_params import (
@@ -185,6 +185,13 @@ class Deployment(Priced):
             raise ValueError("params: another name of litellm_params; write only one of them")
         rest = {name: value for name, value in data.items() if name != "params"}
         return {**rest, "litellm_params": data["params"]}
+
+    @field_validator("model_info")
+    @classmethod
+    def _check_base_model(cls, info: Values) -> Values:
+        if not isinstance(info.get("base_model"), str | None):
+            raise ValueError("base_model: write the name of a model")
+        return info
 
     @property
     def tags(self) -> list[str]:

@@ -60,7 +60,9 @@ class LaneStatus:
     def as_tables(self) -> Stack:
         """The report as tables for a terminal."""
         tables = [self._jobs_table(), self._waiting_table()]
-        notes = ["Batch creation is paused; run `resume` to continue.\n"] if self.drained else []
+        notes = (
+            ["Batch creation is paused; run `fleet resume` to continue.\n"] if self.drained else []
+        )
         notes += [
             f"{task} is overdue for {duration(seconds)}: is beat running, and a batch worker?\n"
             for task, seconds in self.overdue.items()

@@ -44,7 +44,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 async def pause_batches(store: Store) -> None:
     """Create no new batch until `resume`."""
     await store.pauses.set(WHOLE_LANE, Pause(until=UNTIL_RESUMED))
-    report("batch creation paused; run `resume` to continue", 0)
+    report("batch creation paused; run `fleet resume` to continue", 0)
 
 
 async def _pause(client: Redis, names: list[str]) -> int:
@@ -55,7 +55,7 @@ async def _pause(client: Redis, names: list[str]) -> int:
         await pause_batches(Store(client))
     if paused := _named(queues, names):
         await _set_of(client).sadd(PAUSED_QUEUES_KEY, *paused)
-        report(f"paused: {', '.join(paused)}; run `resume {' '.join(paused)}` to continue", 0)
+        report(f"paused: {', '.join(paused)}; run `fleet resume {' '.join(paused)}` to continue", 0)
     return 0
 
 
@@ -70,7 +70,10 @@ async def _resume(client: Redis, names: list[str]) -> int:
         await _set_of(client).srem(PAUSED_QUEUES_KEY, *resumed)
         report(f"resumed: {', '.join(resumed)}", 0)
     if not names and (paused := sorted(await _set_of(client).smembers(PAUSED_QUEUES_KEY))):
-        report(f"still paused: {', '.join(paused)}; run `resume {' '.join(paused)}` to continue", 0)
+        report(
+            f"still paused: {', '.join(paused)}; run `fleet resume {' '.join(paused)}` to continue",
+            0,
+        )
     return 0
 
 

@@ -99,7 +99,7 @@ async def test_drain_pauses_batch_creation_and_waits_for_the_live_batches(
         assert "first" in (await b.completion(first)).text
         assert (second.state, b.batches_created()) == ("PARKED", 1)
         assert json.loads((await scheduler(b, "batches", "--json")).stdout)["drained"] is True
-        assert "run `resume`" in (await scheduler(b, "batches")).stdout
+        assert "run `fleet resume`" in (await scheduler(b, "batches")).stdout
         assert (await scheduler(b, "resume")).returncode == 0
         assert (await b.scheduler.store.pauses.get(WHOLE_LANE)).until == 0
         await b.until_idle()

@@ -93,7 +93,7 @@ def test_a_paused_queue_keeps_its_requests_over_a_restart_of_its_worker_until_it
         with start_lane(lane):
             done = fleet.submit(question(lane))
             fleet.result(done, TIMEOUT_SECONDS)
-            said = f"paused: {queue}; run `resume {queue}` to continue\n"
+            said = f"paused: {queue}; run `fleet resume {queue}` to continue\n"
             assert operate(valkey_url, "pause", lane) == (0, said)
             tickets = fleet.submit_many([question(lane)] * 3)
             wait_for_fetches(store)
@@ -189,7 +189,7 @@ def test_an_unknown_name_changes_nothing_and_the_names_are_told(
 def test_batch_creation_is_paused_by_its_name_and_without_a_name_before_any_worker_starts(
     name: tuple[str, ...], store: redis.Redis, valkey_url: str
 ) -> None:
-    said = "batch creation paused; run `resume` to continue\n"
+    said = "batch creation paused; run `fleet resume` to continue\n"
     assert operate(valkey_url, "pause", *name) == (0, said)
     assert not store.exists(PAUSED_QUEUES_KEY)
     assert json.loads(_scheduler(valkey_url, "batches", "--json").stdout)["drained"] is True
@@ -205,7 +205,7 @@ def test_resume_without_a_name_says_which_queues_stay_paused(
     assert operate(valkey_url, "resume") == (
         0,
         "batch creation resumed\n"
-        "still paused: local.b, realtime; run `resume local.b realtime` to continue\n",
+        "still paused: local.b, realtime; run `fleet resume local.b realtime` to continue\n",
     )
     assert store.smembers(PAUSED_QUEUES_KEY) == {"local.b", "realtime"}
 
