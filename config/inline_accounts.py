@@ -8,6 +8,7 @@ from typing import Any
 
 from config.litellm_params import is_price, known_names
 from config.price_list import price_list
+from config.references import with_values
 from config.section import Values
 
 #: Between the provider's name and the account's mark, in the name of an inline account.
@@ -48,15 +49,14 @@ def with_accounts(file: Values) -> Values:
     if not _has_known_form(file):
         return file
     providers, deployments = dict(file.get("providers") or {}), []
-    for index, deployment in enumerate(file.get("deployments") or ()):
-        if not _is_inline(deployment):
-            deployments.append(deployment)
-            continue
+    for index, written in enumerate(file.get("deployments") or ()):
         try:
-            name, providers[name], separated = _separate(deployment)
+            deployment = with_values(written) if isinstance(written, dict) else written
+            if _is_inline(deployment):
+                name, providers[name], deployment = _separate(deployment)
         except ValueError as error:
-            raise ValueError(f"deployments.{index}.litellm_params.{error}") from None
-        deployments.append(separated)
+            raise ValueError(f"deployments.{index}.{error}") from None
+        deployments.append(deployment)
     return {**file, "providers": providers, "deployments": deployments}
 
 
@@ -122,7 +122,7 @@ def split_model(model: str, custom_llm_provider: str | None = None) -> tuple[str
         return prefix, rest
     if provider := _listed_provider(model):
         return provider, model
-    raise ValueError(f"model: write the provider before it: <provider>/{model}")
+    raise ValueError(f"litellm_params.model: write the provider before it: <provider>/{model}")
 
 
 def _listed_provider(model: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
@@ -10,10 +9,10 @@ from decimal import Decimal
 from typing import Any, NamedTuple, get_args
 
 from config.listed_rates import listed_rates
-from config.litellm_params import ENVIRONMENT_PREFIX
 from config.price import DEFAULT_DISCOUNT
 from config.price_list import OWN_HARDWARE, Entry, find_entry
 from config.provider import Deployment, Provider
+from config.references import text_of
 from config.section import Values
 from primarch_fleet.contract import ModelKind
 from primarch_fleet.prices import Rates
@@ -111,7 +110,7 @@ def find_listed(
         provider,
         upstream,
         base_model=_first_text(base_models),
-        region=_first_text(values.get(name) for name in _REGIONS),
+        region=_first_text(text_of(values.get(name)) for name in _REGIONS),
     )
     return _with_own(entry, provider, info)
 
@@ -166,13 +165,10 @@ def listing(provider: str, entry: Entry | None, info: Mapping[str, Any]) -> List
 def _region_factor(entry: Entry, params: Mapping[str, Any], provider: Provider) -> Decimal:
     """What the region of a deployment multiplies all prices of tokens by."""
     # https://cloud.google.com/vertex-ai/generative-ai/pricing: all but the global endpoint.
-    if params.get("vertex_location", "global") != "global":
+    if text_of(params.get("vertex_location", "global")) != "global":
         factor = entry.get("regional_endpoint_uplift_multiplier")
     else:
         # https://platform.openai.com/docs/guides/your-data: the host names the region.
-        address = str(params.get("api_base") or provider.api_base)
-        if address.startswith(ENVIRONMENT_PREFIX):
-            address = os.environ.get(address.removeprefix(ENVIRONMENT_PREFIX), "")
-        match = _OPENAI_REGION.match(address)
+        match = _OPENAI_REGION.match(text_of(params.get("api_base") or provider.api_base))
         factor = match and entry.get(f"regional_processing_uplift_multiplier_{match[1]}")
     return Decimal(str(factor or 1))

@@ -27,6 +27,7 @@ from config.litellm_params import (
 )
 from config.proxy_entry import FREE, inline_entry
 from config.proxy_routing import MODULE_ROUTING, ROUTING, routing_section
+from config.references import with_values
 from config.routing import ROUTER_SETTINGS
 from config.section import Values, merge
 from config.wildcards import expanded
@@ -85,6 +86,8 @@ LIMITS = frozenset({"rpm", "tpm"})
 ENTRY_KEYS = frozenset({"litellm_params", "model_info", "model_name"}) | LIMITS
 #: A name of one of these sections has no meaning in another, and is no mistake of spelling.
 SETTINGS: tuple[NameKind, ...] = ("router_settings", "litellm_settings", "general_settings")
+#: The setting of the Router with parameters for each entry.
+DEFAULT_PARAMS = "default_litellm_params"
 #: What replaces a setting that has no meaning here.
 REPLACEMENTS = {
     "litellm_settings.cache": "requests ask for cached answers by cache_ttl",
@@ -196,9 +199,9 @@ class _Conversion:
         self._settings("general_settings", frozenset())
         router = self._settings(
             "router_settings",
-            ROUTING | ROUTER_SETTINGS | {"default_fallbacks", "default_litellm_params"},
+            ROUTING | ROUTER_SETTINGS | {"default_fallbacks", DEFAULT_PARAMS},
         )
-        defaults = router.pop("default_litellm_params", None) or {}
+        defaults = router.pop(DEFAULT_PARAMS, None) or {}
         if "drop_params" in module:
             defaults = {"drop_params": module["drop_params"], **defaults}
         aliases = router.get("model_group_alias") or module.get("model_group_alias") or {}
@@ -228,7 +231,12 @@ class _Conversion:
         """The settings of a section that are used here, with the environment's values."""
         settings = self._section(section, dict)
         self._check(settings, f"{section}.", section, used)  # type: ignore[arg-type]
-        return {name: resolve(value) for name, value in settings.items() if name in used}
+        return {
+            # Workers resolve parameters of accounts.
+            name: value if name == DEFAULT_PARAMS else resolve(value)
+            for name, value in settings.items()
+            if name in used
+        }
 
     def _check(self, settings: Values, path: str, kind: NameKind, used: frozenset[str]) -> None:
         """Refuse unknown names, and record those that have no meaning here."""
@@ -246,7 +254,7 @@ class _Conversion:
 
     def _deployments(self, defaults: Values, aliases: Iterable[str]) -> Iterator[Values]:
         ids: dict[str, int] = {}
-        for index, entry in expanded(self._section("model_list", list), aliases):
+        for index, entry in expanded(list(self._entries()), aliases):
             path = f"model_list.{index}"
             try:
                 deployment = self._deployment(entry, defaults, path)
@@ -259,6 +267,14 @@ class _Conversion:
                 continue
             ids[deployment["id"]] = count = ids.get(deployment["id"], 0) + 1
             yield deployment if count == 1 else {**deployment, "id": f"{deployment['id']}-{count}"}
+
+    def _entries(self) -> Iterator[Any]:
+        """Yield the entries of `model_list` with the environment's values in their names."""
+        for index, entry in enumerate(self._section("model_list", list)):
+            try:
+                yield with_values(entry) if isinstance(entry, dict) else entry
+            except ValueError as error:
+                raise ValueError(f"model_list.{index}.{error}") from None
 
     def _deployment(self, entry: Any, defaults: Values, path: str) -> Values:
         if not isinstance(entry, dict) or not isinstance(entry.get("litellm_params"), dict):
@@ -302,7 +318,7 @@ class _Conversion:
         if name is None:
             return params
         for credential in self._section("credential_list", list):
-            if credential.get("credential_name") == name:
+            if resolve(credential.get("credential_name")) == name:
                 own = {key: params[key] for key in params if key != "litellm_credential_name"}
                 return {**(credential.get("credential_values") or {}), **own}
         raise ValueError(

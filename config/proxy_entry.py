@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from config.inline_accounts import split_model
 from config.listed_models import find_listed, listing
-from config.litellm_params import ENVIRONMENT_PREFIX, is_price
+from config.litellm_params import is_price
 from config.price_list import Entry
+from config.references import text_of
 from config.section import Values
 
 #: Providers that stand for any server with some API.
@@ -44,19 +44,14 @@ def inline_entry(deployment: Values) -> InlineEntry:
     prices = {name: value for name, value in params.items() if is_price(name)}
     info = {**deployment["model_info"], **prices}
     model = str(params.get("model") or "")
-    try:
-        provider, upstream = split_model(model, params.get("custom_llm_provider"))
-    except ValueError as error:
-        raise ValueError(f"litellm_params.{error}") from None
+    provider, upstream = split_model(model, params.get("custom_llm_provider"))
     listed = find_listed(provider, upstream, params, info=info)
     unpriced = not prices and listing(provider, listed, info).rates is None
-    private = provider in ANY_SERVER and _is_private(str(params.get("api_base") or ""))
+    private = provider in ANY_SERVER and _is_private(text_of(params.get("api_base")))
     return InlineEntry(listed, unpriced and private)
 
 
 def _is_private(address: str) -> bool:
-    if address.startswith(ENVIRONMENT_PREFIX):
-        address = os.environ.get(address.removeprefix(ENVIRONMENT_PREFIX), "")
     host = urlsplit(address).hostname or ""
     try:
         return not ipaddress.ip_address(host).is_global

@@ -7,6 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from config.fleet import FleetConfig
+from config.listed_rates import listed_rates
+from config.price import DEFAULT_DISCOUNT
+from config.price_list import price_list
 from primarch_fleet.prices import Rates, TokenRates, max_cost_nanousd
 from primarch_fleet.usage import Usage
 
@@ -153,9 +156,42 @@ def test_a_region_with_a_surcharge_multiplies_the_prices_of_tokens() -> None:
     assert rates("gpt-6-luna", litellm_params=host).base.input == base * Decimal("1.1")
 
 
+@pytest.mark.parametrize("location", ["global", "europe-west1"])
+def test_a_region_may_be_a_variable(monkeypatch: pytest.MonkeyPatch, location: str) -> None:
+    monkeypatch.setenv("A_LOCATION", location)
+    name = "vertex_ai/gemini-3.5-flash"
+    written, referred = (
+        rates(name, provider="vertex_ai", litellm_params={"vertex_location": value})
+        for value in (location, "os.environ/A_LOCATION")
+    )
+    assert referred == written
+
+
+def test_a_price_of_a_region_counts_if_the_region_is_a_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("A_REGION", "sa-east-1")
+    model, params = "meta.llama3-70b-instruct-v1:0", {"aws_region_name": "os.environ/A_REGION"}
+    regional = rates(model, provider="bedrock", litellm_params=params)
+    assert regional == listed_rates(price_list()[f"bedrock/sa-east-1/{model}"], DEFAULT_DISCOUNT)
+
+
 def test_a_name_of_your_choice_has_the_price_of_its_base_model() -> None:
     info = {"base_model": "azure/gpt-4o"}
     assert some(rates("mine", provider="azure", model_info=info).base, "input") == [2.5]
+
+
+def test_a_price_that_is_null_is_the_one_of_the_list() -> None:
+    nulls = {"input_cost_per_token": None, "output_cost_per_token": None}
+    assert rates("gpt-4o", model_info=nulls) == rates("gpt-4o")
+
+
+def test_names_and_prices_may_be_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_BASE_MODEL", "azure/gpt-4o")
+    monkeypatch.setenv("A_PRICE", "3e-6")
+    info = {"base_model": "os.environ/A_BASE_MODEL", "input_cost_per_token": "os.environ/A_PRICE"}
+    mine = rates("mine", provider="azure", model_info=info)
+    assert some(mine.base, "input", "output") == [3, 10]
 
 
 def test_an_own_bill_counts_for_providers_that_report_it_unless_there_is_a_price() -> None:

@@ -92,6 +92,18 @@ def test_a_file_with_an_account_of_each_kind_is_served_as_it_stands(
         ({"model_list": [entry(litellm_credential_name="c")]}, "c is not in credential_list"),
         ({"model_list": {}}, "model_list: must be a list"),
         ({"router_settings": {"timeout": "os.environ/NOT_SET_HERE"}}, "NOT_SET_HERE is not set"),
+        (
+            {"model_list": [entry(name="os.environ/NOT_SET_HERE")]},
+            r"model_list\.0\.model_name: NOT_SET_HERE is not set",
+        ),
+        (
+            {"model_list": [entry(model="os.environ/NOT_SET_HERE")]},
+            r"model_list\.0\.litellm_params\.model: NOT_SET_HERE is not set",
+        ),
+        (
+            {"model_list": [entry(input_cost_per_token="cheap")]},
+            r"model_list\.0\.litellm_params\.input_cost_per_token: must be a number",
+        ),
         ({"include": ["gone.yaml"]}, r"gone\.yaml"),
         ({"include": "other.yaml"}, "include: must be a list"),
         ({"router_settings": {"fallbacks": [{"m": ["gone"]}]}}, "unknown model: gone, m"),
@@ -282,6 +294,71 @@ def test_variables_of_a_proxy_file_are_set_before_its_values_are_read(
     assert os.environ["A_PROXY_API_KEY"] == "hunter2-key"
     assert "hunter2" not in str(fleet.model_dump(mode="json"))
     assert "hunter2-key" in fleet.secrets()
+
+
+def test_names_and_prices_may_be_variables(monkeypatch: pytest.MonkeyPatch, loaded: Any) -> None:
+    values = {
+        "A_NAME": "served",
+        "AN_ID": "first",
+        "A_MODEL": "azure/mine",
+        "A_BASE_MODEL": "azure/gpt-4o",
+        "A_PRICE": "0.000003",
+        "A_CREDENTIAL": "shared",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    one = entry(
+        "os.environ/A_NAME",
+        model="os.environ/A_MODEL",
+        litellm_credential_name="os.environ/A_CREDENTIAL",
+        input_cost_per_token="os.environ/A_PRICE",
+    )
+    one["model_info"] = {"id": "os.environ/AN_ID", "base_model": "os.environ/A_BASE_MODEL"}
+    credential = {
+        "credential_name": "os.environ/A_CREDENTIAL",
+        "credential_values": {"api_key": "os.environ/A_KEY", "api_version": "2025-01-01"},
+    }
+    fleet = loaded({"model_list": [one], "credential_list": [credential]})
+    [served] = fleet.deployments
+    assert (served.id, served.model, served.upstream) == ("first", "served", "mine")
+    account = fleet.providers[served.provider]
+    assert account.litellm_provider == "azure"
+    assert account.litellm_params.values()["api_key"] == "os.environ/A_KEY"
+    base = fleet.rates(served).base
+    assert (float(base.input), float(base.output)) == (3, 10)
+
+
+def test_a_default_secret_stays_a_variable(loaded: Any) -> None:
+    defaults = {"api_key": "os.environ/A_KEY", "timeout": 3}
+    proxy = {
+        "model_list": [entry()],
+        "router_settings": {"default_litellm_params": defaults},
+    }
+    [account] = loaded(proxy).providers.values()
+    assert account.litellm_params.values()["api_key"] == "os.environ/A_KEY"
+
+
+@pytest.mark.parametrize("where", ["model_info", "litellm_params"])
+@pytest.mark.parametrize(
+    "nulls",
+    [
+        {"input_cost_per_token": None},
+        {"input_cost_per_token": None, "output_cost_per_token": None},
+        {"cache_read_input_token_cost": None, "mode": None},
+    ],
+)
+def test_a_price_that_is_null_is_the_one_of_the_list(
+    loaded: Any, where: str, nulls: dict[str, None]
+) -> None:
+    params = {"model": "openai/gpt-4o", "api_key": "none"}
+    plain: dict[str, Any] = {"model_name": "m", "litellm_params": params}
+    nulls = {name: nulls[name] for name in nulls if where == "model_info" or "cost" in name}
+    entries = [plain, {**plain, where: {**plain.get(where, {}), **nulls}}]
+    fleet = loaded({"model_list": entries})
+    listed, served = fleet.deployments
+    assert fleet.rates(served) == fleet.rates(listed)
+    assert not fleet.rates(served).is_zero
+    assert served.kind == "chat"
 
 
 def test_limits_beside_the_parameters_count_as_in_litellm(loaded: Any) -> None:
