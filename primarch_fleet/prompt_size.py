@@ -150,6 +150,9 @@ class PromptSize:
 
     def _add_object(self, value: Mapping[str, Any]) -> None:
         for key, item in value.items():
+            add_medium = MEDIA_KEYS.get(key)
+            if add_medium is not None and add_medium(self, value):
+                continue
             self.keeps_cache |= key in CACHE_LIFETIMES
             self._add_text(key)
             self.text_bytes += KEY_OVERHEAD
@@ -178,6 +181,13 @@ def measure(body: Mapping[str, Any]) -> PromptSize:
     return size
 
 
+def with_pictures(texts: Any) -> Any:
+    """Return the inputs of an embedding with a part for each that is the data URL of a picture."""
+    if isinstance(texts, str):
+        return {"type": "image_url", "image_url": texts} if _is_picture(texts) else texts
+    return list(map(with_pictures, texts)) if isinstance(texts, list) else texts
+
+
 # The functions below count a content part. They return False for a part that is text after all.
 
 
@@ -186,6 +196,21 @@ def _add_image(size: PromptSize, part: Mapping[str, Any]) -> bool:
     detail = source.get("detail") if isinstance(source, Mapping) else part.get("detail")
     size.images.append(str(detail))
     return True
+
+
+def _add_untyped_image(size: PromptSize, part: Mapping[str, Any]) -> bool:
+    source = part["image_url"]
+    address = source.get("url") if isinstance(source, Mapping) else source
+    return isinstance(address, str) and _add_image(size, part)
+
+
+def _add_spoken(size: PromptSize, message: Mapping[str, Any]) -> bool:
+    """Count what a model said before, with its transcript."""
+    sound = message["audio"]
+    if not isinstance(sound, Mapping) or not isinstance(sound.get("data"), str):
+        return False
+    size.add(sound.get("transcript") or "")
+    return _add_audio(size, {"input_audio": sound})
 
 
 def _add_audio(size: PromptSize, part: Mapping[str, Any]) -> bool:
@@ -213,6 +238,8 @@ def _add_file(size: PromptSize, part: Mapping[str, Any]) -> bool:
     data = source.get("file_data") or source.get("data")
     if not isinstance(data, str):
         return _add_unknown_length(size, part)
+    if _is_picture(data):
+        return _add_image(size, part)
     size.file_bytes += _decoded_bytes(data)
     return True
 
@@ -220,6 +247,11 @@ def _add_file(size: PromptSize, part: Mapping[str, Any]) -> bool:
 def _add_unknown_length(size: PromptSize, _: Mapping[str, Any]) -> bool:
     size.unknown_lengths += 1
     return True
+
+
+def _is_picture(text: str) -> bool:
+    """Whether a text is the data URL of a picture."""
+    return text.startswith("data:image/")
 
 
 def _decoded_bytes(data: str) -> int:
@@ -232,6 +264,9 @@ MEDIA: dict[str, Callable[[PromptSize, Mapping[str, Any]], bool]] = {
     "image_url": _add_image,
     "input_image": _add_image,
     "image": _add_image,
+    "image_embeds": _add_image,
+    "image_generation_call": _add_image,
+    "computer_screenshot": _add_image,
     "input_audio": _add_audio,
     "audio_url": _add_audio,
     "file": _add_file,
@@ -240,4 +275,11 @@ MEDIA: dict[str, Callable[[PromptSize, Mapping[str, Any]], bool]] = {
     "video_url": _add_unknown_length,
     "input_video": _add_unknown_length,
     "video": _add_unknown_length,
+    "audio_embeds": _add_unknown_length,
+}
+#: How to count a medium in an object of another type, or without one, by its key: a part of vLLM,
+#: a mask of a tool, a message of the assistant.
+MEDIA_KEYS: dict[str, Callable[[PromptSize, Mapping[str, Any]], bool]] = {
+    "image_url": _add_untyped_image,
+    "audio": _add_spoken,
 }

@@ -22,7 +22,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.lane_problems import LaneConditions, Severity
-from primarch_fleet.prompt_size import PromptSize, measure
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 from primarch_fleet.requests.base import PROVIDER_NAMES
 from primarch_fleet.requests.defaults import is_default
@@ -176,7 +176,7 @@ class _Assessment:
         }
         if max_wait_seconds < catalogue.completion_window:
             eligible.discard("batch")
-        prompt = measure(body)
+        prompt = request.prompt_size()
         return cls(
             request=request,
             prompt=prompt,

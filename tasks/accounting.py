@@ -23,7 +23,6 @@ from primarch_fleet.errors import (
     FleetError,
     FleetUnavailable,
 )
-from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from tasks.usage_meter import UsageMeter
 
@@ -147,7 +146,7 @@ class Accountant:
         limits, model = self._catalogue.limits(request.tenant_id), self._model(lane, request)
         if model is None:
             return []
-        estimate = estimates.estimate(request, measure(request.body()), model, lane, limits)
+        estimate = estimates.estimate(request, request.prompt_size(), model, lane, limits)
         estimates.check_cost(request, estimate.expected_cost, lane, limits)
         return [] if limits is None else [ReservationRequest(task_id, estimate.max_cost)]
 

@@ -12,8 +12,6 @@ from primarch_fleet.usage import Usage, parse_usage
 
 #: Fields of a message without generated text.
 _NOT_TEXT = ("role", "annotations", "audio")
-#: The item of a response with a picture.
-_PICTURE_CALL = "image_generation_call"
 #: Tokens of speech for a character of its transcript: 20 tokens a second, as OpenAI counts
 #: (https://platform.openai.com/docs/guides/realtime-costs), at about 15 characters a second.
 _TOKENS_PER_SPOKEN_CHARACTER = 4 / 3
@@ -81,14 +79,7 @@ def _written(body: Mapping[str, Any]) -> list[Any]:
         for name, value in message.items()
         if value and name not in _NOT_TEXT
     ]
-    return [*parts, *map(_without_result, body.get("output") or ())]
-
-
-def _without_result(item: Any) -> Any:
-    """An item of a response; a picture without its data."""
-    if isinstance(item, dict) and item.get("type") == _PICTURE_CALL:
-        return {"type": "image_url", "image_url": {}}
-    return item
+    return [*parts, *(body.get("output") or ())]
 
 
 def _speech_tokens(body: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from primarch_fleet.contract import FailedAttempt
 from primarch_fleet.errors import ProviderUnavailable
 from primarch_fleet.prices import Rates, cost_nanousd
-from primarch_fleet.prompt_size import CHARACTERS_PER_TOKEN, MediaTokens, measure
+from primarch_fleet.prompt_size import CHARACTERS_PER_TOKEN, MediaTokens
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import OUTPUT_KINDS, Usage
 from tasks.answer_usage import prompt_usage
@@ -162,5 +162,5 @@ def _estimated_usage(call: ProviderCall, request: Request, answered: Usage | Non
         nothing: dict[str, Any] = dict.fromkeys((*OUTPUT_KINDS, "web_searches", "maps_searches"), 0)
         prompt = replace(answered, **nothing)
     else:
-        prompt = prompt_usage(measure(request.body()).expected(call.media))
+        prompt = prompt_usage(request.prompt_size().expected(call.media))
     return replace(prompt, text_output_tokens=call.output_tokens)

@@ -24,6 +24,7 @@ from pydantic import (
 from primarch_fleet.contract import SCHEMA_VERSION, Lane, ModelKind
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.money import NANOS_PER_MICRO
+from primarch_fleet.prompt_size import PromptSize, measure
 from primarch_fleet.requests.plain import plain_arguments
 from primarch_fleet.requests.refused import refused_argument, refused_keys
 from primarch_fleet.server_clock import CLOCK
@@ -205,6 +206,10 @@ class Request(BaseModel):
         return {
             PROVIDER_NAMES.get(key, key): value for key, value in wire.items() if value is not None
         }
+
+    def prompt_size(self) -> PromptSize:
+        """Return what the prompt consists of, as providers count it."""
+        return measure(self.body())
 
     def fingerprint(self) -> str:
         """Return a hash of what is asked: the kind of request, the model and the parameters.

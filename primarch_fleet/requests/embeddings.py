@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from primarch_fleet.prompt_size import PromptSize, measure, with_pictures
 from primarch_fleet.requests.base import Count, Request
 
 
@@ -41,6 +42,10 @@ class EmbeddingRequest(Request):
             for index, item in enumerate(body.get("data") or ())
         ]
         return {"object": "list", "model": ""} | body | {"data": data}
+
+    def prompt_size(self) -> PromptSize:
+        """Return what the inputs consist of. The data URL of a picture is a picture."""
+        return measure({**self.body(), "input": with_pictures(self.input)})
 
     @property
     def input_count(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from primarch_fleet.answers import form_of
-from primarch_fleet.prompt_size import CHARACTERS_PER_TOKEN, MediaTokens, measure
+from primarch_fleet.prompt_size import CHARACTERS_PER_TOKEN, MediaTokens
 from primarch_fleet.requests import EmbeddingRequest, ModerationRequest, Request, ResponsesRequest
 from primarch_fleet.usage import Usage
 
@@ -103,7 +103,7 @@ def _response(model: str, text: str, input_tokens: int, output_tokens: int) -> d
 
 def usage_of(request: Request, text: str) -> Usage:
     """Return the tokens of a request and of a text, as the fleet estimates them."""
-    tokens = measure(request.body()).expected(MediaTokens()).total
+    tokens = request.prompt_size().expected(MediaTokens()).total
     output = len(text) // CHARACTERS_PER_TOKEN + 1 if text else 0
     return Usage(text_input_tokens=tokens, text_output_tokens=output)
 

@@ -18,7 +18,6 @@ from primarch_fleet.errors import (
     RequestTooLarge,
     UnknownModel,
 )
-from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from scheduler.completion import accounting
 from scheduler.model import jsonl
@@ -110,7 +109,7 @@ class ParkingStore:
         return record._replace(parked=parked)
 
     def _size(self, request: Request, deployment: Deployment) -> RequestSize:
-        prompt = measure(request.body())  # raises for text that cannot be encoded
+        prompt = request.prompt_size()  # raises for text that cannot be encoded
         try:
             line_bytes = len(self._lines.encode(deployment.id, LONGEST_CUSTOM_ID, request))
         except Untranslatable as error:

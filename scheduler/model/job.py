@@ -12,7 +12,7 @@ from primarch_fleet.blobs import BlobRef
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import RequestFailed
 from primarch_fleet.prices import Rates
-from primarch_fleet.prompt_size import PromptSize, measure
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import REQUESTS, Request
 
 #: Request types by the names of the batch lane's tasks.
@@ -214,7 +214,7 @@ class ParkedRequest(BaseModel):
         """Return the size of the prompt; a prompt that is stored elsewhere counts as text."""
         if self.body_ref is not None:
             return PromptSize(characters=self.body_ref.size, text_bytes=self.body_ref.size)
-        return measure(self.parse().body())
+        return self.parse().prompt_size()
 
     def value(self, outcome: Completion | RequestFailed) -> dict[str, Any] | Exception:
         """Return what the task returns or raises for an outcome."""

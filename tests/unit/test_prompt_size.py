@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.media_tokens import media_tokens
+from primarch_fleet import EmbeddingRequest, ResponsesRequest
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.prompt_size import MediaTokens, measure
 
@@ -46,6 +47,9 @@ def audio(audio_format: str) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": LARGE, "format": audio_format}}
 
 
+PICTURE = f"data:image/png;base64,{LARGE}"
+
+
 def anthropic(kind: str, **source: str) -> dict[str, Any]:
     return {"type": kind, "source": source}
 
@@ -73,6 +77,14 @@ def anthropic(kind: str, **source: str) -> dict[str, Any]:
         ({"type": "input_file", "file_url": "https://example.com"}, 50_000, 50_000),
         (anthropic("document", type="base64", data=LARGE), 187_500, 1_500_000),
         (anthropic("document", type="url", url="https://example.com"), 50_000, 50_000),
+        (anthropic("document", type="url", url=PICTURE), 50_000, 50_000),
+        ({"type": "file", "file": {"file_data": PICTURE}}, 1000, 1000),
+        ({"type": "input_file", "file_data": PICTURE}, 1000, 1000),
+        ({"type": "image_generation_call", "id": "i", "result": LARGE}, 1000, 1000),
+        ({"type": "computer_screenshot", "image_url": PICTURE}, 1000, 1000),
+        ({"type": "computer_screenshot", "file_id": "file-1"}, 1000, 1000),
+        ({"type": "image_embeds", "image_embeds": LARGE}, 1000, 1000),
+        ({"type": "audio_embeds", "audio_embeds": LARGE}, 50_000, 50_000),
         ({"type": "video_url", "video_url": {"url": "https://example.com"}}, 50_000, 50_000),
     ],
 )
@@ -93,6 +105,43 @@ def test_text_counts_by_its_length_in_every_form(part: Any) -> None:
     expected, bound = tokens_of(part)
     assert expected == pytest.approx(250_000, abs=20)
     assert bound == pytest.approx(1_000_000, abs=60)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"image_url": {"url": PICTURE}},
+        {"image_url": PICTURE},
+        {"type": "image_generation", "input_image_mask": {"image_url": PICTURE}},
+    ],
+)
+def test_a_picture_without_a_type_counts_as_one(part: dict[str, Any]) -> None:
+    size = measure(body(part))
+    assert (len(size.images), size.characters < 200) == (1, True)
+
+
+def test_a_schema_with_a_property_of_a_medium_s_name_is_text() -> None:
+    schema = {"properties": {"image_url": {"type": "string"}, "audio": {"type": "string"}}}
+    size = measure({"tools": [{"type": "function", "function": {"parameters": schema}}]})
+    assert (size.images, size.max_audio_seconds) == ([], 0)
+
+
+def test_what_a_model_said_counts_as_sound() -> None:
+    said = {"id": "audio-1", "data": LARGE, "transcript": "Hello!", "expires_at": 1}
+    size = measure({"messages": [{"role": "assistant", "audio": said}]})
+    assert size.expected(MEDIA).total < 3000
+    assert size.bound(MEDIA).audio == 10_001
+    assert size.characters > len("Hello!")
+
+
+@pytest.mark.parametrize("value", [PICTURE, [PICTURE]])
+def test_a_picture_to_embed_counts_as_one_and_a_text_as_text(value: Any) -> None:
+    embedding = EmbeddingRequest(model="m", input=value).prompt_size()
+    assert (len(embedding.images), embedding.characters < 100) == (1, True)
+    response = ResponsesRequest(model="m", input=PICTURE).prompt_size()
+    assert (response.images, response.characters > len(LARGE)) == ([], True)
+    numbers = EmbeddingRequest(model="m", input=[[1, 2], [3]]).prompt_size()
+    assert numbers.token_ids == 3
 
 
 def test_data_of_an_unknown_kind_counts_as_text() -> None:

@@ -20,7 +20,6 @@ from primarch_fleet.errors import (
     InvalidRequest,
     RequestFailed,
 )
-from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import parse_usage
 from tasks.answer_usage import usage_of
@@ -184,7 +183,7 @@ class LocalServer:
             simulated=self._engine.simulated,
         )
         media = self._config.media_tokens
-        usage = usage_of(answer.body, lambda: measure(request.body()), media)
+        usage = usage_of(answer.body, request.prompt_size, media)
         UsageMeter.current().answer(usage)
         facts = AnswerFacts(
             model=answer.body["model"],

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from config.fleet import FleetConfig
 from config.provider import Deployment
 from config.routing import MeasuredWeights
-from primarch_fleet.prompt_size import PromptSize, measure
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 from workers.realtime.measurements import Calls
 
@@ -78,7 +78,7 @@ class DeploymentChoice:
         candidates = _keep(listed, lambda id_: id_ not in left_out)
         candidates = _keep(candidates, lambda id_: id_ not in self._observed.unhealthy)
         if model in self._lengths_differ:
-            candidates = self._long_enough(candidates, measure(request.body()))
+            candidates = self._long_enough(candidates, request.prompt_size())
         if self._nearest_region:
             candidates = self._nearest(candidates)
         return self._weighted(candidates, self._weights) if self._weights else candidates

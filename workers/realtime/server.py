@@ -16,7 +16,6 @@ from config.provider import Deployment
 from config.settings import settings
 from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
-from primarch_fleet.prompt_size import measure
 from primarch_fleet.requests import Request, RoutingStrategy
 from tasks.answer_usage import usage_of
 from tasks.privacy import Privacy
@@ -270,7 +269,7 @@ class RealtimeServer:
         asked = self._config.routing.resolve_alias(request.model)
         if self._storing_deployment(request) is not None:
             attempts.models.discard(answer.hidden["model_id"])  # it was called by its id
-        usage = usage_of(body, lambda: measure(request.body()), deployment.media)
+        usage = usage_of(body, request.prompt_size, deployment.media)
         attempts.meter.answer(usage)
         facts = AnswerFacts(
             model=body.get("model") or deployment.upstream,
