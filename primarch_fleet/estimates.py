@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,9 +15,12 @@ from primarch_fleet.prompt_size import MediaTokens, PromptSize, Tokens
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import Usage, asked_surcharges
 
-#: Beginnings of the types of tools that search, at OpenAI and at Anthropic (`max_uses`):
-#: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool
-_WEB_SEARCH_TOOLS = ("web_search", "google_search")
+#: Tools that search, by their type at OpenAI, Anthropic (with a date) and OpenRouter, or by their
+#: key at Gemini, in either spelling: https://ai.google.dev/gemini-api/docs/google-search
+_WEB_SEARCH_TOOL = re.compile(r"(openrouter:)?(enterprise)?(web|google)search")
+_MAPS_SEARCH_TOOL = re.compile("googlemaps")
+#: OpenRouter's plugin that searches: https://openrouter.ai/docs/guides/features/plugins/web-search
+_WEB_PLUGIN = "web"
 
 
 class Estimate(NamedTuple):
@@ -94,21 +98,37 @@ def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: 
         image_input_tokens=tokens.image,
         text_output_tokens=0 if speaks else output_tokens,
         audio_output_tokens=output_tokens if speaks else 0,
-        web_searches=_web_searches(request),
+        web_searches=_tool_searches(request, _WEB_SEARCH_TOOL) + _asked_searches(request),
+        maps_searches=_tool_searches(request, _MAPS_SEARCH_TOOL),
         surcharges=asked_surcharges(request.extra_body or {}),
     )
 
 
-def _web_searches(request: Request) -> int:
-    """The searches that a request asks for: as many as each tool allows, or one without a limit."""
-    tools = getattr(request, "tools", None) or ()
+def _tool_searches(request: Request, kind: re.Pattern[str]) -> int:
+    """The searches by tools of a kind: as many as each of them allows, or one without a limit."""
     limits = [
+        # Anthropic's name of the limit:
+        # https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool
         tool.get("max_uses")
-        for tool in tools
-        if str(tool.get("type")).startswith(_WEB_SEARCH_TOOLS)
+        for tool in getattr(request, "tools", None) or ()
+        if any(kind.match(name.replace("_", "").lower()) for name in (str(tool.get("type")), *tool))
     ]
-    counts = [max(1, limit) if isinstance(limit, int) else 1 for limit in limits]
-    return sum(counts) + (getattr(request, "web_search_options", None) is not None)
+    return sum(max(1, limit) if isinstance(limit, int) else 1 for limit in limits)
+
+
+def _asked_searches(request: Request) -> int:
+    """The searches that a request asks for without a tool, one for each way."""
+    parameters = request.extra_body or {}
+    plugins = parameters.get("plugins")
+    plugins = plugins if isinstance(plugins, list) else []
+    return sum(
+        [
+            getattr(request, "web_search_options", None) is not None,
+            # https://docs.x.ai/docs/guides/live-search
+            bool(parameters.get("search_parameters")),
+            any(isinstance(one, dict) and one.get("id") == _WEB_PLUGIN for one in plugins),
+        ]
+    )
 
 
 def check_cost(request: Request, expected_cost: int, lane: Lane, limits: Limits | None) -> None:

@@ -226,12 +226,28 @@ def test_the_reservation_has_the_surcharges_that_the_provider_may_take(
         ({"web_search_options": {}}, 1),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}]}, 3),
         ({"tools": [{"type": "web_search"}, {"type": "function", "function": {"name": "f"}}]}, 1),
+        ({"tools": [{"type": "web_search_preview_2025_03_11"}]}, 1),
+        ({"tools": [{"googleSearch": {}}]}, 1),
+        ({"tools": [{"google_search": {}}]}, 1),
+        ({"tools": [{"type": "google_search", "google_search": {}}]}, 1),
+        ({"tools": [{"googleSearchRetrieval": {}}]}, 1),
+        ({"tools": [{"enterpriseWebSearch": {}}]}, 1),
+        ({"tools": [{"enterprise_web_search": {}}, {"urlContext": {}}]}, 1),
+        ({"tools": [{"type": "openrouter:web_search"}]}, 1),
+        ({"tools": [{"type": "function", "function": {"name": "google_search"}}]}, 0),
+        ({"tools": [{"googleMaps": {}}]}, 2),  # a search of maps costs twice as much
+        ({"tools": [{"google_maps": {}}, {"googleSearch": {}}]}, 3),
+        ({"extra_body": {"plugins": [{"id": "web", "max_results": 3}]}}, 1),
+        ({"extra_body": {"plugins": [{"id": "file-parser"}]}}, 0),
+        ({"extra_body": {"search_parameters": {"mode": "on"}}}, 1),
     ],
 )
 def test_the_reservation_has_the_fees_of_the_searches_that_are_asked_for(
     fields: dict[str, Any], searches: int
 ) -> None:
-    price = PRICE.model_copy(update={"fees": Fees(web_search=Decimal("0.01"))})
+    price = PRICE.model_copy(
+        update={"fees": Fees(web_search=Decimal("0.01"), maps_search=Decimal("0.02"))}
+    )
     served = Model(kind="chat", lanes={"realtime": Offer(queue="q", price=price)}, list_price=price)
     bound = estimate(request(**fields), PromptSize(), served, "realtime")
     assert bound.max_cost == searches * 10_000_000
