@@ -55,7 +55,7 @@ def listed_rates(entry: Entry, discount: Decimal) -> Rates | None:
         tiers={
             tier: _steps(entry, f"_{tier}")
             for tier in _TIERS
-            if f"{_KEYS['input']}_{tier}" in entry
+            if any(key.endswith(f"_{tier}") for key in entry)
         },
         batch=_batch_steps(entry, standard, discount),
         fees=_fees(entry),

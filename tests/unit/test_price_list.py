@@ -115,6 +115,13 @@ def test_entry_when_the_model_is_of_another_provider_or_unknown_is_none() -> Non
             21_250_000,
         ),
         ("openai", "gpt-5", Usage(1000, text_output_tokens=1000), {"tier": "flex"}, 5_625_000),
+        (
+            "azure",
+            "gpt-6-astra",
+            Usage(300_000, text_output_tokens=500),
+            {"tier": "flex"},
+            3_018_750_000,
+        ),
         ("xai", "grok-4.20", Usage(1000, web_searches=2), {}, 1_250_000 + 10_000_000),
         ("openai", "text-embedding-3-small", Usage(9), {}, 180),
         ("openai", "text-embedding-3-small", Usage(9), {"batch": True}, 90),
@@ -157,6 +164,18 @@ def test_tier_when_the_list_has_only_some_of_its_rates_takes_the_ordinary_ones()
     assert numbers(short.input, short.output, short.rate("cached_input")) == (2, 10, 0.1)
     assert numbers(short.rate("reasoning"), long.input) == (20, 3)
     assert long.from_tokens == 200_001
+
+
+def test_tier_when_the_list_has_it_for_long_prompts_alone_is_one() -> None:
+    price = rates(
+        {
+            "input_cost_per_token": 2e-6,
+            "input_cost_per_token_above_200k_tokens": 4e-6,
+            "input_cost_per_token_above_200k_tokens_flex": 3e-6,
+        }
+    )
+    assert [float(step.input) for step in price.tiers["flex"]] == [2, 3]
+    assert set(price.tiers) == {"flex"}
 
 
 def test_tier_when_it_has_an_output_price_includes_its_reasoning() -> None:
