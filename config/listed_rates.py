@@ -16,6 +16,7 @@ _KEYS = {
     "cached_input": "cache_read_input_token_cost",
     "cached_audio_input": "cache_read_input_audio_token_cost",
     "cached_image_input": "cache_read_input_image_token_cost",
+    "explicit_cached_input": "explicit_cache_read_input_token_cost",
     "cache_write": "cache_creation_input_token_cost",
     "cache_write_1h": "cache_creation_input_token_cost_above_1hr",
     "cache_write_12h": "cache_creation_input_token_cost_above_12hr",

@@ -28,6 +28,8 @@ class TokenPrices(Section):
     cached_audio_input: Rate | None = None
     #: Cached tokens of pictures. Without it, `cached_input`.
     cached_image_input: Rate | None = None
+    #: Cached tokens that the request marked for the cache, at Qwen. Without it, `cached_input`.
+    explicit_cached_input: Rate | None = None
     #: Tokens that the provider writes to its cache.
     cache_write: Rate | None = None
     #: Tokens that the provider writes to its cache for an hour. Without it, `cache_write`.

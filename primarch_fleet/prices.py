@@ -30,6 +30,7 @@ FALLBACKS = {
     "cached_input": "input",
     "cached_audio_input": "cached_input",
     "cached_image_input": "cached_input",
+    "explicit_cached_input": "cached_input",
     "cache_write": "input",
     "cache_write_1h": "cache_write",
     "cache_write_12h": "cache_write",
@@ -63,6 +64,7 @@ class TokenRates(BaseModel):
     cached_input: Rate | None = None
     cached_audio_input: Rate | None = None
     cached_image_input: Rate | None = None
+    explicit_cached_input: Rate | None = None
     #: Tokens that the provider writes to its cache, by how long it keeps them.
     cache_write: Rate | None = None
     cache_write_1h: Rate | None = None

@@ -20,6 +20,8 @@ class Usage:
     cached_input_tokens: int = 0
     cached_audio_input_tokens: int = 0
     cached_image_input_tokens: int = 0
+    #: The same of text that the request marked for the cache, where that has a price of its own.
+    explicit_cached_input_tokens: int = 0
     #: Written to the provider's cache, by how long it keeps them; without a time, minutes.
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0
@@ -133,6 +135,8 @@ def parse_usage(usage: object, service_tier: object = None) -> Usage | None:
 
 class _CacheCounts(NamedTuple):
     read: int
+    #: Whether what was read is what the request marked for the cache.
+    is_explicit: bool
     read_audio: int
     read_image: int
     written: int
@@ -144,20 +148,21 @@ class _CacheCounts(NamedTuple):
         return self.read + self.written + self.written_1h + self.written_12h
 
 
-_NO_CACHE = _CacheCounts(0, 0, 0, 0, 0, 0)
+_NO_CACHE = _CacheCounts(0, False, 0, 0, 0, 0, 0)
 
 
 def _cache_counts(usage: Mapping[str, Any], details: Mapping[str, Any]) -> _CacheCounts:
     # https://docs.claude.com/en/docs/build-with-claude/prompt-caching, DeepSeek's and Moonshot's
-    # API references; LiteLLM and OpenAI put the same counts into the details of the prompt.
+    # API references; LiteLLM, OpenAI and Qwen put the same counts into the details of the prompt.
+    # https://help.aliyun.com/en/model-studio/context-cache has Qwen's `cache_type`.
     read = _first(details, "cached_tokens") or _first(
         usage, "cache_read_input_tokens", "prompt_cache_hit_tokens", "cached_tokens"
     )
-    written = _first(details, "cache_write_tokens", "cache_creation_tokens") or _first(
-        usage, "cache_creation_input_tokens"
-    )
+    written = _first(
+        details, "cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens"
+    ) or _first(usage, "cache_creation_input_tokens")
     by_lifetime = _details(usage, "cache_creation") or _details(
-        details, "cache_creation_token_details"
+        details, "cache_creation_token_details", "cache_creation"
     )
     if not (read or written or by_lifetime):
         return _NO_CACHE
@@ -167,6 +172,7 @@ def _cache_counts(usage: Mapping[str, Any], details: Mapping[str, Any]) -> _Cach
     by_kind = _details(details, "cached_tokens_details")
     return _CacheCounts(
         read=read,
+        is_explicit=details.get("cache_type") == "ephemeral",
         read_audio=_first(by_kind, "audio_tokens"),
         read_image=_first(by_kind, "image_tokens"),
         written=max(minutes, written - hour - half_day),
@@ -199,6 +205,7 @@ def _input_kinds(prompt: int, cache: _CacheCounts, details: Mapping[str, Any]) -
     kinds = {
         "cached_audio_input_tokens": read.take(cache.read_audio),
         "cached_image_input_tokens": read.take(cache.read_image),
+        "explicit_cached_input_tokens": read.take(cache.is_explicit * read.tokens),
         "cached_input_tokens": read.tokens,
         "cache_write_12h_tokens": left.take(cache.written_12h),
         "cache_write_1h_tokens": left.take(cache.written_1h),

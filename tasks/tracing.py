@@ -190,7 +190,9 @@ def answer_attributes(completion: Completion) -> dict[str, Any]:
         "gen_ai.response.time_to_first_chunk": receipt.time_to_first_token,
         "gen_ai.usage.input_tokens": usage.input_tokens,
         "gen_ai.usage.output_tokens": usage.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": usage.cached_input_tokens,
+        "gen_ai.usage.cache_read.input_tokens": (
+            usage.cached_input_tokens + usage.explicit_cached_input_tokens
+        ),
         "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
     }
     return {name: value for name, value in attributes.items() if value}

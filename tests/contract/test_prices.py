@@ -26,6 +26,7 @@ def random_usage(dice: random.Random) -> dict[str, Any]:
     cached = dice.choice([0, dice.randint(0, prompt)])
     written = dice.choice([0, dice.randint(0, prompt - cached)])
     audio = dice.choice([0, dice.randint(0, prompt - cached - written)])
+    explicit = dice.choice([{}, {"cache_type": "ephemeral"}])
     output = dice.randint(1, 5000)
     reasoning = dice.choice([0, dice.randint(0, output)])
     hour = dice.choice([0, written // 2])
@@ -35,6 +36,7 @@ def random_usage(dice: random.Random) -> dict[str, Any]:
         "total_tokens": prompt + output,
         "prompt_tokens_details": {
             "cached_tokens": cached,
+            **explicit,
             "audio_tokens": audio,
             "cache_creation_tokens": written,
             "cache_creation_token_details": {

@@ -122,6 +122,18 @@ def test_entry_when_the_model_is_of_another_provider_or_unknown_is_none() -> Non
             {"tier": "flex"},
             3_018_750_000,
         ),
+        (
+            "dashscope",
+            "qwen3.7-max",
+            Usage(
+                71,
+                explicit_cached_input_tokens=2048,
+                cache_write_tokens=900,
+                text_output_tokens=104,
+            ),
+            {},
+            4_282_000,
+        ),
         ("xai", "grok-4.20", Usage(1000, web_searches=2), {}, 1_250_000 + 10_000_000),
         ("openai", "text-embedding-3-small", Usage(9), {}, 180),
         ("openai", "text-embedding-3-small", Usage(9), {"batch": True}, 90),

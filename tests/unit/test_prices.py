@@ -97,9 +97,9 @@ def test_cost_when_the_provider_reports_kinds_of_tokens_is_exact(row: str) -> No
 def test_kinds_without_a_rate_of_their_own_cost_the_plain_rate() -> None:
     one_of_each: dict[str, Any] = dict.fromkeys(INPUT_KINDS + OUTPUT_KINDS, 1)
     usage = Usage(**one_of_each)
-    assert cost_nanousd(rates(input="1", output="100"), usage) == 10 * 1000 + 5 * 100_000
+    assert cost_nanousd(rates(input="1", output="100"), usage) == 11 * 1000 + 5 * 100_000
     own = rates(input="1", output="100", cached_input="2", cache_write="3")
-    assert cost_nanousd(own, usage) == (4 * 1 + 3 * 2 + 3 * 3) * 1000 + 5 * 100_000
+    assert cost_nanousd(own, usage) == (4 * 1 + 4 * 2 + 3 * 3) * 1000 + 5 * 100_000
 
 
 def test_half_a_nano_dollar_is_rounded_up_once() -> None:

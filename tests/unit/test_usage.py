@@ -159,6 +159,29 @@ def test_deepseek_and_moonshot_names_of_cached_tokens_are_known() -> None:
         assert parsed(prompt_tokens=10, **{name: 4})["cached_input_tokens"] == 4
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"cache_creation_input_tokens": 900},
+        {"cache_creation": {"ephemeral_5m_input_tokens": 900}, "cache_creation_input_tokens": 900},
+    ],
+)
+def test_qwen_usage_when_the_request_marked_what_is_cached_has_a_kind_of_its_own(
+    written: dict[str, Any],
+) -> None:
+    details = {"cached_tokens": 2048, "cache_type": "ephemeral", **written}
+    tokens = {"prompt_tokens": 3019, "completion_tokens": 104, "total_tokens": 3123}
+    usage = parsed(**tokens, prompt_tokens_details=details)
+    assert usage == {
+        "text_input_tokens": 71,
+        "explicit_cached_input_tokens": 2048,
+        "cache_write_tokens": 900,
+        "text_output_tokens": 104,
+    }
+    implicit = parsed(**tokens, prompt_tokens_details={"cached_tokens": 2048})
+    assert implicit["cached_input_tokens"] == 2048
+
+
 def test_searches_when_the_usage_has_them_are_counted() -> None:
     tools = {"server_tool_use": {"web_search_requests": 2}}
     assert parsed(input_tokens=1, **tools)["web_searches"] == 2
