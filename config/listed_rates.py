@@ -129,6 +129,8 @@ def _with_defaults(entry: Entry, found: dict[str, Decimal], from_tokens: int) ->
     # A model that only makes pictures has a price for pictures, and none for text.
     if not rates.get("output") and "image_output" in rates:
         rates["output"] = rates["image_output"]
+    if _image_fee(entry):
+        rates["image_input"] = Decimal(0)
     return TokenRates(**rates, from_tokens=from_tokens)
 
 
@@ -152,8 +154,15 @@ def _fees(entry: Entry) -> Fees:
         web_search=_exact(search or _SEARCH_FEES.get(entry["litellm_provider"]) or 0),
         maps_search=_exact(entry.get("google_maps_grounding_cost_per_query") or 0),
         # https://ai.google.dev/gemini-api/docs/pricing: Gemini 2.x counts prompts, 3.x searches.
+        image=_image_fee(entry),
         search_once=google and entry.get("web_search_billing_unit", "per_prompt") == "per_prompt",
     )
+
+
+def _image_fee(entry: Entry) -> Decimal:
+    """The fee for a picture to embed, in place of its tokens. Other models count by tokens."""
+    fee = entry.get("input_cost_per_image") if entry.get("mode") == "embedding" else None
+    return _exact(fee or 0)
 
 
 def _surcharges(entry: Entry) -> dict[str, Decimal]:

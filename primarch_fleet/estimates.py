@@ -100,6 +100,7 @@ def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: 
         audio_output_tokens=output_tokens if speaks else 0,
         web_searches=_tool_searches(request, _WEB_SEARCH_TOOL) + _asked_searches(request),
         maps_searches=_tool_searches(request, _MAPS_SEARCH_TOOL),
+        images=tokens.images,
         surcharges=asked_surcharges(request.extra_body or {}),
     )
 

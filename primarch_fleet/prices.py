@@ -109,6 +109,8 @@ class Fees(BaseModel):
     web_search: Rate = Decimal(0)
     maps_search: Rate = Decimal(0)
     search_once: bool = False
+    #: One picture that the provider counts as such and not by its tokens.
+    image: Rate = Decimal(0)
 
 
 #: Rates by length of the prompt: ascending `from_tokens`, the first of them 0.
@@ -199,7 +201,7 @@ class ExactRates(NamedTuple):
     tiers: dict[str, tuple[_Step, ...]]
     #: Units of a nano-dollar.
     units: int
-    #: Nano-dollars of a request, of a search of the web and of one of maps.
+    #: Nano-dollars of a request, of a search of the web and of one of maps, and of a picture.
     fees: tuple[int, ...]
 
     @classmethod
@@ -220,7 +222,12 @@ class ExactRates(NamedTuple):
             units=units,
             fees=tuple(
                 int(fee * NANOS_PER_DOLLAR)
-                for fee in (rates.fees.request, rates.fees.web_search, rates.fees.maps_search)
+                for fee in (
+                    rates.fees.request,
+                    rates.fees.web_search,
+                    rates.fees.maps_search,
+                    rates.fees.image,
+                )
             ),
         )
 
@@ -309,8 +316,8 @@ def _step(steps: tuple[_Step, ...], input_tokens: int) -> _Step:
 
 
 def _fees_nanousd(rates: Rates, usage: Usage) -> int:
-    request, web_search, maps_search = rates.exact.fees
+    request, web_search, maps_search, image = rates.exact.fees
     web, maps = usage.web_searches, usage.maps_searches
     if rates.fees.search_once:
         web, maps = min(web, 1), min(maps, 1)
-    return request + web * web_search + maps * maps_search
+    return request + web * web_search + maps * maps_search + usage.images * image

@@ -78,6 +78,8 @@ class Tokens(NamedTuple):
     total: int
     audio: int
     image: int
+    #: The number of pictures.
+    images: int
 
 
 @dataclass
@@ -116,7 +118,8 @@ class PromptSize:
         files, image = int(self.file_bytes * media.file_byte), self._image_tokens(media)
         total = self.text_bytes + self.token_ids + audio + files + image
         limit = total if context_length is None else min(total, context_length)
-        return Tokens(limit, min(audio, limit), min(image, limit - min(audio, limit)))
+        audio = min(audio, limit)
+        return Tokens(limit, audio, min(image, limit - audio), len(self.images))
 
     def expected(self, media: MediaTokens) -> Tokens:
         """Return the number of tokens to expect at a model."""
@@ -126,7 +129,8 @@ class PromptSize:
         audio += self.unknown_lengths * media.unknown_length
         files = int(self.file_bytes * media.file_byte * EXPECTED_FILE_SHARE)
         image = self._image_tokens(media)
-        return Tokens(text + self.token_ids + audio + files + image, audio, image)
+        total = text + self.token_ids + audio + files + image
+        return Tokens(total, audio, image, len(self.images))
 
     def _image_tokens(self, media: MediaTokens) -> int:
         return sum(map(media.image_tokens, self.images))

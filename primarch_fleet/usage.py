@@ -37,6 +37,8 @@ class Usage:
     #: Searches that the provider made for the answer, each at a fee.
     web_searches: int = 0
     maps_searches: int = 0
+    #: Pictures that the provider counts one by one, each at a fee: those of embeddings.
+    images: int = 0
     #: The tier that served the request, in the provider's words; None if the answer has none.
     service_tier: str | None = None
     #: What else the provider says of how it served the request: a region, `fast`.
@@ -118,7 +120,8 @@ def parse_usage(usage: object, service_tier: object = None) -> Usage | None:
         output = total - prompt
     elif not total and reasoning > output:
         output += reasoning
-    if not prompt and not output:
+    images = _first(prompt_details, "image_count")
+    if not (prompt or output or images):
         return None
     tier = service_tier if isinstance(service_tier, str) and service_tier else None
     tier = tier or usage.get("service_tier")
@@ -128,6 +131,7 @@ def parse_usage(usage: object, service_tier: object = None) -> Usage | None:
         **kinds,
         web_searches=_web_searches(usage, prompt_details),
         maps_searches=_first(prompt_details, "google_maps_grounding_requests"),
+        images=images,
         service_tier=tier.lower() if isinstance(tier, str) and tier else None,
         surcharges=_surcharges(usage),
     )
@@ -201,6 +205,10 @@ def _cache_is_beside_prompt(
 
 def _input_kinds(prompt: int, cache: _CacheCounts, details: Mapping[str, Any]) -> dict[str, int]:
     left = _Remainder(prompt)
+    # As in LiteLLM: tokens beside counted pictures are theirs, unless the details have the text's.
+    image_tokens = _first(details, "image_tokens") - cache.read_image
+    if _first(details, "image_count"):
+        image_tokens = max(image_tokens, prompt - _first(details, "text_tokens"))
     read = _Remainder(left.take(cache.read))
     kinds = {
         "cached_audio_input_tokens": read.take(cache.read_audio),
@@ -212,7 +220,7 @@ def _input_kinds(prompt: int, cache: _CacheCounts, details: Mapping[str, Any]) -
         "cache_write_tokens": left.take(cache.written),
         # The details count the cached tokens of a kind, too.
         "audio_input_tokens": left.take(_first(details, "audio_tokens") - cache.read_audio),
-        "image_input_tokens": left.take(_first(details, "image_tokens") - cache.read_image),
+        "image_input_tokens": left.take(image_tokens),
         "video_input_tokens": left.take(_first(details, "video_tokens")),
     }
     return {"text_input_tokens": left.tokens, **kinds}

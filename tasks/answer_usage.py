@@ -34,7 +34,7 @@ def usage_of(
     usage = parse_usage(body.get("usage"), tier)
     if usage is None:
         usage = Usage(service_tier=tier.lower() if isinstance(tier, str) else None)
-    if not usage.input_tokens:
+    if not (usage.input_tokens or usage.images):
         usage = _with_prompt(usage, prompt().expected(media))
     if not usage.output_tokens:
         usage = _with_answer(usage, body, media)
@@ -48,6 +48,7 @@ def _with_prompt(usage: Usage, prompt: Tokens) -> Usage:
         text_input_tokens=prompt.total - prompt.audio - prompt.image,
         audio_input_tokens=prompt.audio,
         image_input_tokens=prompt.image,
+        images=prompt.images,
         estimated=True,
     )
 

@@ -104,3 +104,30 @@ def test_cost_when_usages_are_random_is_the_one_of_litellm(
     # With a tier, LiteLLM ignores that of Fireworks, and the long prompts' price of writes for 1 h.
     different = [line for line in different if "fireworks_ai" not in line]
     assert len(different) <= (0 if tier is None else len(entries) // 100), different
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"image_count": 3},
+        {"image_count": 2, "image_tokens": 2, "text_tokens": 254},
+        None,
+    ],
+)
+def test_cost_of_pictures_to_embed_is_the_one_of_litellm(details: dict[str, int] | None) -> None:
+    usage = {
+        "prompt_tokens": 256,
+        "completion_tokens": 0,
+        "total_tokens": 256,
+        "prompt_tokens_details": details,
+    }
+    different, count = [], 0
+    for name, entry in price_list().items():
+        # A model without a price for tokens is refused at start.
+        prices = {"input_cost_per_image", "input_cost_per_token"}
+        if entry.get("mode") == "embedding" and prices <= entry.keys():
+            provider, count = provider_of(entry), count + 1
+            ours = our_nanousd(name, provider, usage, None)
+            theirs = litellm_nanousd(name, provider, usage, None)
+            different += [] if ours == theirs else [f"{name}: {ours}, LiteLLM {theirs}"]
+    assert (different, count > 3) == ([], True)

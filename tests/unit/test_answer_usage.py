@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from primarch_fleet import EmbeddingRequest
 from primarch_fleet.prompt_size import MediaTokens, PromptSize, measure
 from primarch_fleet.usage import Usage
 from tasks.answer_usage import usage_of
@@ -51,6 +52,17 @@ def test_without_tokens_the_usage_is_estimated_from_the_texts(usage: dict[str, A
 def test_an_embedding_without_usage_has_no_output_tokens() -> None:
     estimated = estimate({"data": [{"embedding": [0.1]}]}, {"model": "m", "input": TEXT})
     assert (estimated.input_tokens > 300, estimated.output_tokens) == (True, 0)
+
+
+def test_an_embedding_whose_pictures_are_counted_is_not_estimated() -> None:
+    reported = {"prompt_tokens": 0, "prompt_tokens_details": {"image_count": 1}}
+    assert usage_of({"data": [], "usage": reported}, never, MEDIA) == Usage(images=1)
+
+
+def test_an_estimate_of_an_embedding_counts_its_pictures() -> None:
+    picture = EmbeddingRequest(model="m", input="data:image/png;base64,AAAA").prompt_size()
+    estimated = usage_of({"data": []}, lambda: picture, MEDIA)
+    assert (estimated.images, estimated.image_input_tokens) == (1, 1000)
 
 
 def test_all_choices_reasoning_and_tool_calls_count() -> None:

@@ -156,7 +156,7 @@ def test_token_ids_count_one_token_each() -> None:
 
 def test_no_prompt_counts_more_than_the_context() -> None:
     size = measure(body(audio("mp3"), LARGE))
-    assert size.bound(MEDIA, 4000) == (4000, 4000, 0)
+    assert size.bound(MEDIA, 4000) == (4000, 4000, 0, 0)
     assert size.bound(MEDIA, 2_000_000).audio == 7501
 
 

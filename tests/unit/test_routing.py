@@ -253,6 +253,19 @@ def test_the_reservation_has_the_fees_of_the_searches_that_are_asked_for(
     assert bound.max_cost == searches * 10_000_000
 
 
+def test_the_reservation_has_the_fees_of_the_pictures_to_embed() -> None:
+    price = Rates(
+        standard=(TokenRates(input="1", image_input="0"),), fees=Fees(image=Decimal("0.00006"))
+    )
+    served = Model(
+        kind="embedding", lanes={"realtime": Offer(queue="q", price=price)}, list_price=price
+    )
+    asked = EmbeddingRequest(model="m", input=["data:image/png;base64,AAAA"] * 3)
+    prompt = asked.prompt_size()
+    bound = estimate(asked, prompt, served, "realtime")
+    assert bound.max_cost == 3 * 60_000 + prompt.text_bytes * 1000
+
+
 def test_the_reservation_of_a_prompt_has_no_bound_below_a_step_of_the_prices() -> None:
     long = TokenRates(input="4", output="8", from_tokens=200_001)
     price = Rates(standard=(PRICE.base, long))

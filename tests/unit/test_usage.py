@@ -190,6 +190,21 @@ def test_searches_when_the_usage_has_them_are_counted() -> None:
     assert (usage["web_searches"], usage["maps_searches"]) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "details", "expected"),
+    [
+        (0, {}, {}),
+        (256, {}, {"image_input_tokens": 256}),
+        (30, {"text_tokens": 28}, {"text_input_tokens": 28, "image_input_tokens": 2}),
+    ],
+)
+def test_pictures_that_are_counted_have_the_tokens_beside_them(
+    prompt: int, details: dict[str, int], expected: dict[str, int]
+) -> None:
+    usage = parsed(prompt_tokens=prompt, prompt_tokens_details={"image_count": 2, **details})
+    assert usage == {"images": 2, **expected}
+
+
 def test_service_tier_when_the_answer_names_it_wins_over_the_usage() -> None:
     usage = {"prompt_tokens": 1, "service_tier": "standard", "inference_geo": "us"}
     result = parse_usage(usage, "priority")

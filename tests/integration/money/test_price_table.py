@@ -28,6 +28,14 @@ from workers.onebox.simulator.server import Simulator
 TIMEOUT_SECONDS = 60.0
 OPENAI = ("gpt-4o", "gpt-5", "gpt-audio", "text-embedding-3-small")
 CLAUDE = "claude-sonnet-4-5"
+#: The prices of Qwen 3.7 Max at DashScope, behind a server with OpenAI's API.
+QWEN = {
+    "input_cost_per_token": 2.5e-6,
+    "cache_read_input_token_cost": 5e-7,
+    "explicit_cache_read_input_token_cost": 2.5e-7,
+    "cache_creation_input_token_cost": 3.125e-6,
+    "output_cost_per_token": 7.5e-6,
+}
 CONFIG: dict[str, Any] = {
     "providers": {
         name: {
@@ -54,6 +62,13 @@ CONFIG: dict[str, Any] = {
             "model": "routed",
             "provider": "openrouter",
             "upstream": "openai/gpt-4o",
+        },
+        {
+            "id": "qwen",
+            "model": "qwen",
+            "provider": "openai",
+            "upstream": "qwen",
+            "model_info": QWEN,
         },
         {
             "id": "thinker",
@@ -160,6 +175,21 @@ ROWS = {
         90,
         fields={"lane": "batch"},
     ),
+    "explicit cache": Row(
+        "qwen",
+        {
+            "prompt_tokens": 3019,
+            "prompt_tokens_details": {
+                "cached_tokens": 2048,
+                "cache_creation_input_tokens": 900,
+                "cache_type": "ephemeral",
+            },
+            "completion_tokens": 104,
+            "total_tokens": 3123,
+        },
+        4_282_000,
+        kinds={"explicit_cached_input_tokens": 2048, "cache_write_tokens": 900},
+    ),
     "bill of the provider": Row("routed", THOUSAND | {"cost": 0.0042}, 4_200_000),
     "reasoning apart": Row(
         "thinker",
@@ -214,7 +244,8 @@ def scripts() -> list[Script]:
 @pytest.fixture(scope="module")
 def providers() -> Iterator[dict[str, Simulator]]:
     models = {name: Model(kind="embedding" if "embed" in name else "chat") for name in OPENAI}
-    models |= {name: Model() for name in ("a-model-of-no-list", CLAUDE, "openai/gpt-4o")}
+    others = ("a-model-of-no-list", "openai/gpt-4o", "qwen", CLAUDE)
+    models |= {name: Model() for name in others}
     profile = Profile(models=models, batch=BatchProfile())
     with (
         Simulator(profile) as openai,
