@@ -45,6 +45,7 @@ BEDROCK = {
     "usage": {"inputTokens": 3, "outputTokens": 2, "totalTokens": 5},
     "metrics": {"latencyMs": 1},
 }
+TITAN = {"embedding": [0.25, 0.5], "inputTextTokenCount": 0}
 GEMINI = {
     "candidates": [
         {
@@ -71,6 +72,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/chat/completions": OPENAI,
     "/v1/messages": ANTHROPIC,
     "/converse": BEDROCK,
+    "/invoke": TITAN,
     ":generateContent": GEMINI,
     "/api/chat": OLLAMA,
     "/token": TOKEN,

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 from config.settings import ROOT
-from primarch_fleet import Completion, CompletionRequest, Fleet
+from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, Fleet
 from tests.support.account_stub import ACCESS_TOKEN, ANSWER, AccountStub, Sent
 from tests.support.workers import StartWorker, Worker
 
@@ -89,6 +89,11 @@ class Accounts:
         assert completion.text == ANSWER
         assert len(sent) == 1, sent
         return sent[0], completion
+
+    def embed(self, model: str, value: str) -> Completion:
+        """Embed one value."""
+        request = EmbeddingRequest(model=model, input=value, lane="realtime")
+        return self._fleet.result(self._fleet.submit(request), timeout=TIMEOUT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +226,11 @@ def test_parameters_of_litellm_change_what_is_sent(accounts: Accounts) -> None:
     assert sent.body["logit_bias"] == {"5": 1}
     assert not sent.body.keys() & {"seed", "temperature", "max_tokens"}
     assert accounts.ask("ollama")[0].body["options"]["num_ctx"] == 8192
+
+
+def test_a_picture_to_embed_costs_the_price_of_one_picture(accounts: Accounts) -> None:
+    receipt = accounts.embed("pictures", f"data:image/png;base64,{'A' * 400_000}").receipt
+    assert (receipt.cost_nanousd, receipt.usage.images, receipt.estimated) == (60_000, 1, False)
 
 
 def test_bedrock_is_called_with_a_signature_of_the_environments_credentials(
