@@ -388,7 +388,11 @@ def load(path: Path) -> FleetConfig:
     if found := [file.report(*problem) for problem in contradictions(config)]:
         raise ConfigError("\n".join(found))
     for name, value in config.environment_variables.items():
-        os.environ.setdefault(name, str(resolve(value)))
+        try:
+            os.environ.setdefault(name, str(resolve(value)))
+        except ConfigError as error:
+            place = ("environment_variables", name)
+            raise ConfigError(file.report(place, str(error))) from None
     return config
 
 

@@ -178,5 +178,9 @@ def _per_million(value: float | str) -> Decimal:
     return Decimal(f"{_exact(value).scaleb(6):f}")
 
 
-def _exact(value: float | str) -> Decimal:
-    return Decimal(f"{float(value):.{_DIGITS}g}")
+def _exact(value: Any) -> Decimal:
+    """The price as the list has it. Raises ValueError for one that is no number."""
+    try:
+        return Decimal(f"{float(value):.{_DIGITS}g}")
+    except (TypeError, ValueError):
+        raise ValueError(f"a price must be a number of dollars, not {value!r:.60}") from None
