@@ -44,9 +44,10 @@ def _nested(error: Mapping[str, object]) -> Iterator[object]:
     https://openrouter.ai/docs/api/reference/errors-and-debugging
     """
     yield from (error[name] for name in ("error", "innererror") if error.get(name))
-    details, metadata = error.get("details"), error.get("metadata")
-    if isinstance(details, list):
-        yield from (detail for detail in details if isinstance(detail, Mapping))
+    metadata = error.get("metadata")
+    for inner in (error.get("errors"), error.get("details")):  # `errors` is IBM's
+        if isinstance(inner, list):
+            yield from (item for item in inner if isinstance(item, Mapping))
     raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
     if isinstance(raw, str):
         try:

@@ -118,7 +118,7 @@ CODES: dict[Reason, str] = {
     "model_context_window_exceeded exceed_context_size_error",
     Reason.CONTENT_POLICY: "content_policy_violation content_filter responsibleaipolicyviolation "
     "content_filter_error moderation_blocked policy_violation cyber_policy data_inspection_failed "
-    "image_content_policy_violation",
+    "image_content_policy_violation content_moderation",
     Reason.MODEL_NOT_FOUND: "model_not_found deploymentnotfound model_not_available "
     "model_decommissioned model_deprecated invalid_model not_found_error not_found "
     "resourcenotfoundexception notfounderror model_terms_required",
@@ -138,7 +138,8 @@ CODES: dict[Reason, str] = {
     "exceeded_current_quota insufficient_balance insufficient_funds insufficient_credits "
     "credit_limit credit_balance_exhausted usage_limit_reached terminal_quota_exhausted "
     "outofcallvolumequota servicequotaexceededexception billing_disabled arrearage "
-    "accountoverdueerror payment_required access_terminated",
+    "accountoverdueerror payment_required access_terminated budget_exceeded not_enough_balance "
+    "token_quota_reached allocationquota.freetieronly",
     Reason.RATE_LIMIT: "rate_limit_exceeded rate_limit_error rate_limit_reached ratelimitreached "
     "ratelimiterror resource_exhausted throttlingexception throttling toomanyrequestsexception "
     "too_many_requests requestlimitexceeded requests tokens tokens_per_min requests_per_min "
@@ -172,6 +173,17 @@ REQUEST_CODES = re.compile(
     r"|_(max|min)_(length|value)$"
 )
 
+#: Parts of messages, in lower case, that mean BILLING whatever the code is: Google sends them with
+#: the code of a rate limit, Groq and Bedrock with that of a permission. Sources:
+#: https://ai.google.dev/gemini-api/docs/billing (credits, spending cap)
+#: https://console.groq.com/docs/spend-limits
+#: https://docs.aws.amazon.com/bedrock/latest/userguide/model-access.html
+SPENT_WORDS = (
+    "prepayment credits are depleted",
+    "monthly spending cap",
+    "spend limit reached",
+    "invalid_payment_instrument",
+)
 #: Parts of messages, in lower case, for errors without a code of their own. The first that a
 #: message has decides. Sources, besides those above:
 #: the issue kaibo#169 (a batch whose input file is gone)
@@ -193,7 +205,12 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "account is not active, please check your billing",
             "your account is in good standing",
             "used all available credits",
-            "specified api usage limits",
+            "api usage limits",
+            "monthly spending limit",
+            "budget has been exceeded",
+            "key limit exceeded",
+            "doesn't have any credits",
+            "account balance is insufficient",
             "requires billing",
             "enable billing",
             "out of call volume quota",
@@ -209,6 +226,15 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "invalid subscription key",
             "no auth credentials found",
             "the security token included in the request is",
+            # of those who sign in before the call: Google, AWS, Azure, LiteLLM
+            "invalid_grant",
+            "default credentials were not found",
+            "vertex credentials file",
+            "the config profile (",
+            "aadsts",
+            "no key is set",
+            "missing gemini api key",
+            "missing credentials. please pass",
         ),
     ),
     (
@@ -237,6 +263,12 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "exceeds the maximum number of tokens allowed",
             "tokens, limit is",
             "exceeds the context window",
+            "exceeds the context length",
+            "exceeded max context length",
+            "prompt exceeds max length",
+            "tokens) exceeds the maximum allowed length",
+            "loaded with context length of only",
+            "prompt token count",
             "context length is only",
             "maximum prompt length",
             "maximum input length is",
@@ -260,6 +292,8 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "flagged as potentially violating",
             "your input was flagged",
             "content exists risk",
+            "content violates usage guidelines",
+            "potentially unsafe or sensitive content",
         ),
     ),
     (
@@ -268,6 +302,7 @@ WORDS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
             "does not exist or you do not have access to it",
             "model not exist",
             "model identifier is invalid",
+            "with on-demand throughput",
             "is not a valid model id",
         ),
     ),
@@ -322,8 +357,9 @@ def classify(
 ) -> Fault:
     """Return what an error means. The most specific part of it decides.
 
-    First a code that names one reason, then the message, then the status. An error that nothing
-    matches is UNKNOWN, which is the provider's fault: retries are bounded.
+    First words that mean a lack of money, then a code that names one reason, then the message, then
+    the status. An error that nothing matches is UNKNOWN, which is the provider's fault: retries are
+    bounded.
 
     Args:
         status: The HTTP status; None where there is none, 0 for a line that got none.
@@ -343,6 +379,8 @@ def classify(
 
 
 def _reason(status: int | None, codes: tuple[str, ...], text: str) -> Reason:
+    if any(part in text for part in SPENT_WORDS):
+        return Reason.BILLING
     names = [_plain(code) for code in codes]
     for name in map(_joined, names):
         if name in _REASON_OF_CODE:

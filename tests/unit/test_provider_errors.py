@@ -47,6 +47,12 @@ def vllm(code: int, kind: str, message: str) -> Any:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
+def xai(message: str) -> Any:
+    return {"code": "The caller does not have permission", "error": message}
+
+
+#: A LiteLLM proxy's.
+BUDGET = openai("429", "Budget has been exceeded! Current cost: 1.0", "budget_exceeded")
 QUOTA_TEXT = "You exceeded your current quota, please check your plan and billing details."
 LENGTH_TEXT = (
     "This model's maximum context length is 2048 tokens. However, your prompt contains 3000 tokens."
@@ -208,6 +214,52 @@ ANSWERS: list[tuple[int, Any, Reason]] = [
     (400, openai(None, "Range of input length should be [1, 30720]"), CONTEXT),
     (400, vllm(400, "BadRequestError", "the model's context length is only 9 tokens"), CONTEXT),
     (400, "Current length is 9 while limit is 8", CONTEXT),
+    (400, {"error": "prompt too long; exceeded max context length by 4 tokens"}, CONTEXT),
+    (400, {"error": "the input length exceeds the context length"}, CONTEXT),
+    (400, {"error": {"code": "1261", "message": "Prompt exceeds max length"}}, CONTEXT),
+    (
+        400,
+        vllm(400, "BadRequestError", "Input length (9 tokens) exceeds the maximum allowed length"),
+        CONTEXT,
+    ),
+    (400, openai(None, "The user's name exceeds the maximum allowed length"), INVALID),
+    (400, {"error": "The model is loaded with context length of only 9 tokens."}, CONTEXT),
+    (
+        400,
+        {"error_code": "BAD_REQUEST", "message": "prompt token count (9) cannot exceed 8."},
+        CONTEXT,
+    ),
+    (403, xai("Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO"), POLICY),
+    (400, openai("1301", "System detected potentially unsafe or sensitive content"), POLICY),
+    (422, openai("content_moderation", "Input flagged"), POLICY),
+    (400, aws("ValidationException", "Model x with on-demand throughput is not supported."), MODEL),
+    # A lack of money, in all its forms
+    (
+        400,
+        anthropic("invalid_request_error", "You reached your specified workspace API usage limits"),
+        BILLING,
+    ),
+    (429, google(429, "RESOURCE_EXHAUSTED", "Your prepayment credits are depleted."), BILLING),
+    (429, google(429, "RESOURCE_EXHAUSTED", "It has exceeded its monthly spending cap."), BILLING),
+    (412, openai("PRECONDITION_FAILED", "possibly due to the monthly spending limit"), BILLING),
+    (400, openai("blocked_api_access", "Blocked: spend limit reached."), BILLING),
+    (403, aws("AccessDeniedException", "denied due to INVALID_PAYMENT_INSTRUMENT:x"), BILLING),
+    (403, {"error": {"message": "Key limit exceeded (total limit)", "code": 403}}, BILLING),
+    (403, xai("Your newly created team doesn't have any credits or licenses yet."), BILLING),
+    (403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "m"}, BILLING),
+    (403, {"code": 30001, "message": "Sorry, your account balance is insufficient"}, BILLING),
+    (403, openai("AllocationQuota.FreeTierOnly", "The free tier is exhausted."), BILLING),
+    (403, {"errors": [{"code": "token_quota_reached", "message": "m"}]}, BILLING),
+    *((status, BUDGET, BILLING) for status in (400, 422, 429)),
+    # Keys that fail before the call
+    (500, "('invalid_grant: Invalid JWT Signature.', {'error': 'invalid_grant'})", KEY),
+    (500, "Your default credentials were not found. To set up", KEY),
+    (500, "Unable to load the vertex credentials file.", KEY),
+    (500, "The config profile (x) could not be found", KEY),
+    (500, "AADSTS7000215: Invalid client secret provided.", KEY),
+    (500, "Missing Gemini API key. Set the GEMINI_API_KEY", KEY),
+    (500, "A call is made, but no key is set either in the environment variables", KEY),
+    (500, "Missing credentials. Please pass an `api_key`", KEY),
 ]
 
 
