@@ -28,7 +28,6 @@ REASONS: dict[type[BaseException], Reason] = {
     litellm.ContentPolicyViolationError: Reason.CONTENT_POLICY,
     litellm.UnsupportedParamsError: Reason.INVALID_REQUEST,
     litellm.Timeout: Reason.TIMEOUT,
-    litellm.APIConnectionError: Reason.UNAVAILABLE,
     httpx.TransportError: Reason.UNAVAILABLE,
     RouterRateLimitError: Reason.RATE_LIMIT,
 }
@@ -53,8 +52,11 @@ ROUTED: dict[Reason, type[Exception]] = {
         (Reason.CREDENTIALS, Reason.PERMISSION, Reason.BILLING), litellm.AuthenticationError
     ),
 }
+#: What LiteLLM's translation of a request raises, which makes an APIConnectionError of it.
+UNTRANSLATED = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
 #: The attribute in which an error carries what it means.
 _FAULT = "fleet_fault"
+_PREFIX = "litellm.APIConnectionError: "
 
 
 class UnrepeatedTimeout(litellm.Timeout):
@@ -101,6 +103,20 @@ def with_fault(error: Exception, fault: Fault) -> Exception:
     if not is_right:
         routed = _in_place_of(error, kind, fault)
     return mark(routed, fault)
+
+
+def mark_untranslated(error: Exception) -> None:
+    """Say in the error of a call that was never made that the request is at fault, if it is.
+
+    LiteLLM reports a request that it cannot translate for the provider as a broken connection.
+    """
+    if not isinstance(error, litellm.APIConnectionError):
+        return
+    fault, cause = fault_of(error), error.__cause__ or error.__context__
+    if fault.reason is Reason.UNAVAILABLE and isinstance(cause, UNTRANSLATED):
+        why = f"{type(cause).__name__}: {fault.message.removeprefix(_PREFIX)}"
+        text = f"LiteLLM cannot translate the request for {error.llm_provider or 'the provider'}"
+        mark(error, Fault(Reason.INVALID_REQUEST, f"{text}: {why}"))
 
 
 def mark(error: Exception, fault: Fault) -> Exception:
@@ -156,9 +172,14 @@ def _read_fault(error: BaseException) -> Fault:
         if base in REASONS:
             return Fault(REASONS[base], message)
     status = getattr(error, "status_code", None)
-    if not isinstance(status, int):  # no provider's: LiteLLM refuses the call
-        return Fault(Reason.INVALID_REQUEST, message)
-    return classify(status, _error_object(error, message), message=message)
+    if isinstance(status, int):
+        return classify(status, _error_object(error, message), message=message)
+    # Not the provider's answer: LiteLLM refuses the call, or cannot sign in.
+    fault = classify(None, None, message=message)
+    if fault.reason is not Reason.UNKNOWN:
+        return fault
+    is_broken = any(isinstance(cause, OSError) for cause in causes(error))
+    return Fault(Reason.UNAVAILABLE if is_broken else Reason.INVALID_REQUEST, fault.message)
 
 
 def _error_object(error: BaseException, message: str) -> Mapping[str, Any]:

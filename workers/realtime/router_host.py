@@ -18,7 +18,13 @@ from tasks.provider_errors import Category
 from workers.realtime.accounts import Accounts
 from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns
-from workers.realtime.errors import UnrepeatedTimeout, fault_of, mark, with_fault
+from workers.realtime.errors import (
+    UnrepeatedTimeout,
+    fault_of,
+    mark,
+    mark_untranslated,
+    with_fault,
+)
 from workers.realtime.finish_reasons import CheckedChunks, error_of, failure_of
 from workers.realtime.flex_tier import FlexTier
 
@@ -78,8 +84,10 @@ class RouterHost(PythonHost):
             raise_if_cancelled()
             attempts = Attempts.current()
             deployment_id, started = arguments["model_info"]["id"], time.perf_counter()
+            calls = 0
             if attempts is not None:
                 arguments |= attempts.timeouts(arguments)
+                calls = attempts.count
             try:
                 answer = await self.flex_tier.call(endpoint, arguments)
                 seconds = time.perf_counter() - started
@@ -88,6 +96,8 @@ class RouterHost(PythonHost):
                     attempts.record_stream(answer)
                 await self._check(answer, deployment_id, attempts)
             except Exception as error:
+                if attempts is not None and attempts.count == calls:
+                    mark_untranslated(error)
                 self.on_call(deployment_id, time.perf_counter() - started, error)
                 failure = self._failure(deployment_id, error)
                 if failure is error:
