@@ -60,6 +60,8 @@ _DEFAULTS: Body = {"id": "", "object": "chat.completion", "created": 0, "model":
 NULLABLE_FIELDS = ("content", "refusal")
 #: A message with one of these has no content; some servers send an empty text.
 _WITHOUT_CONTENT = frozenset({"tool_calls", "function_call", "refusal", "audio"})
+#: The arguments of a whole call that has none, as OpenAI sends them; some servers send "".
+NO_ARGUMENTS = "{}"
 #: Where LiteLLM puts what OpenAI's types do not have.
 _LITELLM_FIELD = "provider_specific_fields"
 _NATIVE = "native_finish_reason"
@@ -82,6 +84,9 @@ def normalized(body: Body) -> Body:
         calls = message.get("tool_calls") or ()
         for number, call in enumerate(calls):
             _normalize_tool_call(call, f"call_{choice['index']}_{number}")
+            function = call.get("function")
+            if function is not None and choice["finish_reason"] not in _CUT:
+                function["arguments"] = function["arguments"] or NO_ARGUMENTS
         for block in message.get("thinking_blocks") or ():
             block.pop("index", None)
         if not message.get("content") and not _WITHOUT_CONTENT.isdisjoint(message):

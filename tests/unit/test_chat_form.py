@@ -63,6 +63,15 @@ def test_nulls_and_empty_lists_are_left_out() -> None:
     assert message_of(message) == PLAIN
 
 
+@pytest.mark.parametrize("arguments", ["", None, {}])
+def test_a_whole_call_without_arguments_has_an_empty_object(arguments: Any) -> None:
+    calls = [{"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+    message = {"content": None, "tool_calls": calls}
+    assert message_of(copy.deepcopy(message))["tool_calls"][0]["function"]["arguments"] == "{}"
+    cut = normalized(answer(message, finish_reason="length"))["choices"][0]["message"]
+    assert cut["tool_calls"][0]["function"]["arguments"] == ("" if arguments != {} else "{}")
+
+
 def test_tool_calls_have_ids_types_and_texts() -> None:
     calls = [{"index": 0, "function": {"name": "f", "arguments": {"a": 1}}, "type": None}]
     message = message_of({"role": "assistant", "content": "", "tool_calls": calls})

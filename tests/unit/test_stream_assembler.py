@@ -282,6 +282,9 @@ def meaning(body: Any) -> Any:
     for choice in completion.choices:
         choice.message.content = choice.message.content or None
         choice.message.refusal = choice.message.refusal or None
+        for call in choice.message.tool_calls or ():
+            if call.type == "function":
+                call.function.arguments = call.function.arguments or "{}"
     return completion.model_dump(
         exclude_none=True,
         exclude={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -216,9 +217,14 @@ def test_embeddings_are_of_openais_type(
     assert [item.index for item in parsed.data] == [0, 1]
 
 
-def test_claudes_thinking_is_the_same_streamed_or_not(store: redis.Redis, valkey_url: str) -> None:
+@pytest.mark.parametrize("arguments", [{"a": 1}, {}])
+def test_claudes_thinking_is_the_same_streamed_or_not(
+    store: redis.Redis, valkey_url: str, arguments: dict[str, Any]
+) -> None:
+    """Of a call without arguments, Claude streams none."""
     thinking = {"type": "thinking", "thinking": "let me see", "signature": "s"}
-    call = {"type": "tool_use", "id": "call-f", "name": "f", "input": {"a": 1}}
+    call = {"type": "tool_use", "id": "call-f", "name": "f", "input": arguments}
+    function = {"name": "f", "arguments": json.dumps(arguments)}
     content = [thinking, {"type": "text", "text": "so it is"}, call]
     fleet = CONFIG.model_dump()
     fleet["providers"]["simulated"]["litellm_provider"] = "anthropic"
@@ -237,6 +243,6 @@ def test_claudes_thinking_is_the_same_streamed_or_not(store: redis.Redis, valkey
             "refusal": None,
             "reasoning_content": "let me see",
             "thinking_blocks": [thinking],
-            "tool_calls": [CALLS[0]],
+            "tool_calls": [CALLS[0] | {"function": function}],
         }
     assert whole.body["usage"]["prompt_tokens"] == streamed.body["usage"]["prompt_tokens"]

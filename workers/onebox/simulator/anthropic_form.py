@@ -99,7 +99,7 @@ def _block_events(block: JsonObject) -> Iterator[JsonObject]:
         opened["signature"] = ""
     yield {"type": "content_block_start", "content_block": opened}
     value = block.get(field, "")
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value) if value else ""
     for piece in PIECE.findall(text):
         yield {"type": "content_block_delta", "delta": {"type": kind, name: piece}}
     if "signature" in block:
