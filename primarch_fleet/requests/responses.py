@@ -93,6 +93,12 @@ class ResponsesRequest(Request):
         except ValueError as error:
             raise ValueError(f"text_format: {error}") from None
 
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _are_flat(cls, tools: object) -> object:
+        """Accept functions in a chat's form, as `openai.pydantic_function_tool` returns them."""
+        return [_flat(tool) for tool in tools] if isinstance(tools, list | tuple) else tools
+
     @field_validator("text", mode="before")
     @classmethod
     def _is_no_class(cls, value: object) -> object:
@@ -161,6 +167,14 @@ class ResponsesRequest(Request):
 
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None
+
+
+def _flat(tool: Any) -> Any:
+    """A function in the form of a response; any other tool as it is. A chat's is not strict."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or tool.get("type") != "function":
+        return tool
+    return {"type": "function", **function, "strict": function.get("strict") or False}
 
 
 def _without_nulls(counts: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from openai import NOT_GIVEN, omit
+from openai import NOT_GIVEN, omit, pydantic_function_tool
 from openai.resources.chat.completions import AsyncCompletions
 from openai.resources.embeddings import AsyncEmbeddings
 from openai.resources.moderations import AsyncModerations
@@ -218,6 +218,7 @@ class Answer(BaseModel):
 
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CHAT_FUNCTION = {"type": "function", "function": {"name": "f"}}
 ANSWER = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 OUTPUT = {
     **{"id": "1", "type": "message", "role": "assistant", "status": "completed"},
@@ -257,6 +258,17 @@ OUTPUT = {
         ),
         (EmbeddingRequest, {"input": ("a", "b")}, {"input": ["a", "b"]}),
         (EmbeddingRequest, {"input": ((1, 2), [3])}, {"input": [[1, 2], [3]]}),
+        (
+            ResponsesRequest,
+            {"tools": [pydantic_function_tool(Answer), {"type": "web_search"}, CHAT_FUNCTION]},
+            {
+                "tools": [
+                    {"type": "function", **pydantic_function_tool(Answer)["function"]},
+                    {"type": "web_search"},
+                    {"type": "function", "name": "f", "strict": False},
+                ]
+            },
+        ),
         (
             ResponsesRequest,
             {
