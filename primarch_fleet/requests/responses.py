@@ -35,8 +35,8 @@ class ResponsesRequest(Request):
     verb, endpoint = "respond", RESPONSES_ENDPOINT
     router_method, kinds = "aresponses", ("responses", "chat")
 
-    #: A text, or messages and other items.
-    input: Annotated[str | Sequence[JsonMapping], Field(min_length=1, repr=False)]
+    #: A text, or messages and other items. Only a request with one of STORED_STATE may omit it.
+    input: Annotated[str | Sequence[JsonMapping] | None, Field(repr=False)] = None
     background: bool | None = None
     context_management: Sequence[JsonMapping] | None = None
     #: The id of a conversation that the account has stored. Realtime lane.
@@ -107,6 +107,16 @@ class ResponsesRequest(Request):
         return value
 
     @model_validator(mode="after")
+    def _needs_input(self) -> Self:
+        if not self.input and (self.input is not None or not any(map(self._has, STORED_STATE))):
+            raise ValueError(
+                'input: pass a text, or a list such as [{"role": "user", "content": "Hello"}]; '
+                f"only a request with {', '.join(STORED_STATE[:-1])} or {STORED_STATE[-1]} may "
+                "omit it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_background(self) -> Self:
         if self.background:
             raise ValueError(
@@ -159,7 +169,8 @@ class ResponsesRequest(Request):
             shared: Whether tenants share an engine's prefix cache; else no two tenants have a hash
                 in common.
         """
-        items = [self.input] if isinstance(self.input, str) else [dict(item) for item in self.input]
+        given = self.input or ()
+        items = [given] if isinstance(given, str) else [dict(item) for item in given]
         before = sum(1 for _ in takewhile(_is_not_of_user, items))
         common = ["" if shared else self.tenant_id, list(self.tools or ()), self.instructions]
         heads: list[list[Any]] = [items[: before + 1], *([[]] if self.instructions else [])]

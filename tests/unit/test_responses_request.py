@@ -76,7 +76,10 @@ def test_a_batch_without_the_endpoint_is_refused_by_name_and_passed_over() -> No
         ({"background": True}, "background: every request runs in the background"),
         ({"stream": True, "lane": "batch"}, "batch cannot stream"),
         ({"max_cost_nanousd": 5}, "max_output_tokens"),
-        ({"input": []}, "input"),
+        ({"input": None}, "input: pass a text"),
+        ({"input": ""}, "input: pass a text"),
+        ({"input": []}, "input: pass a text"),
+        ({"input": "", "prompt": {"id": "pmpt_1"}}, "input: pass a text"),
         ({"extra_body": {"instructions": "x"}}, "set the field instructions"),
         ({"messages": []}, "messages"),
     ],
@@ -87,8 +90,9 @@ def test_a_wrong_field_is_refused_by_name(fields: dict[str, Any], why: str) -> N
 
 
 def test_the_prefix_ends_with_the_first_message_of_the_user() -> None:
-    first = respond(input=[{"role": "developer", "content": "Be brief."}, MESSAGE])
-    later = respond(input=[*first.input, {"role": "assistant", "content": "Hi"}, MESSAGE])
+    opening = [{"role": "developer", "content": "Be brief."}, MESSAGE]
+    first = respond(input=opening)
+    later = respond(input=[*opening, {"role": "assistant", "content": "Hi"}, MESSAGE])
     assert first.prefixes() == later.prefixes()
     assert len(respond(instructions="Be brief.").prefixes()) == 2
     assert respond().prefixes() != respond(tenant_id="other").prefixes()

@@ -113,7 +113,9 @@ class ProviderCalls:
             )
         current = _Current.of(self, request)
         self._current.set(current)
-        return _arguments(current.body)
+        # LiteLLM demands the argument, also of a request without an input.
+        no_input = {"input": None} if request.verb == "respond" else {}
+        return no_input | _arguments(current.body)
 
     @classmethod
     async def fit_current(cls, call: Json) -> Json | None:

@@ -7,8 +7,10 @@ into a chat, and leaves out what a chat does not have without a word.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, wraps
+from typing import Any
 
+from litellm.llms.base_llm.responses.transformation import BaseResponsesAPIConfig
 from litellm.responses.litellm_completion_transformation.transformation import (
     LiteLLMCompletionResponsesConfig,
 )
@@ -23,6 +25,26 @@ ARGUMENTS = frozenset(ResponsesAPIRequestParams.__annotations__)
 REFUSED_FOR_UNKNOWN_MODELS = frozenset({"reasoning"})
 #: Parameters that LiteLLM's translation has only with the database of its proxy server.
 NEEDS_DATABASE = frozenset({"previous_response_id"})
+
+
+def omit_missing_inputs() -> None:
+    """Have LiteLLM send no `input` for a request without one; calling this again changes nothing.
+
+    A request that names a stored prompt or conversation may have none. LiteLLM would send null.
+    """
+    config: Any = BaseResponsesAPIConfig
+    normalize = config.normalize_responses_api_request_dict
+    if hasattr(normalize, "__wrapped__"):
+        return
+
+    @wraps(normalize)
+    def without_null(data: dict[str, Any]) -> dict[str, Any]:
+        body: dict[str, Any] = normalize(data)
+        if body.get("input", "") is None:
+            del body["input"]
+        return body
+
+    config.normalize_responses_api_request_dict = staticmethod(without_null)
 
 
 @cache

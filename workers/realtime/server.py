@@ -34,6 +34,7 @@ from workers.realtime.finish_reasons import keep_native_reasons
 from workers.realtime.flex_tier import allow_flex_tier
 from workers.realtime.missing_usage import accept_missing_usages
 from workers.realtime.provider_call import ProviderCalls
+from workers.realtime.responses_parameters import omit_missing_inputs
 from workers.realtime.router import (
     RouterAnswer,
     answer_of,
@@ -323,6 +324,7 @@ def _configure_litellm(config: FleetConfig) -> None:
     litellm.suppress_debug_info = True
     keep_native_reasons()
     accept_missing_usages()
+    omit_missing_inputs()
     # The OpenAI client for embeddings would wait for a Retry-After; the Router does the retries.
     litellm.DEFAULT_MAX_RETRIES = 0  # type: ignore[attr-defined]
     for callback in (ATTEMPT_LOGGER, CHOICE_HOOK):

@@ -125,6 +125,18 @@ def test_each_parameter_reaches_the_provider(simulator: Simulator, valkey_url: s
     assert sent == {"model": "big-1", "input": "Say hello.", "top_k": 5} | expected
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["conversation", "prompt"])
+def test_a_request_with_stored_state_may_have_no_input(
+    simulator: Simulator, valkey_url: str, name: str, stream: bool
+) -> None:
+    stored = {name: parameters.RESPONSE[name]}
+    [answer] = serve(valkey_url, ResponsesRequest(model="big", stream=stream, **stored))
+    Response.model_validate(answer.body)
+    [sent] = [request["body"] for request in simulator.requests()]
+    assert sent == {"model": "big-1", "stream": stream} | stored
+
+
 def test_a_response_is_continued_at_the_deployment_that_stored_it(
     simulator: Simulator, valkey_url: str
 ) -> None:

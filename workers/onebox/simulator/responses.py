@@ -12,6 +12,8 @@ from workers.onebox.simulator.prompt import CacheUse
 from workers.onebox.simulator.stream import PIECE
 from workers.onebox.simulator.tokens import Usage
 
+#: Fields that may stand for an input.
+_STORED = ("previous_response_id", "conversation", "prompt")
 _MIN_OUTPUT_TOKENS, _MAX_OUTPUT_TOKENS = 1, 1_000_000
 #: The parameters that a chat has under the same name.
 _SAME = ("model", "temperature", "top_p", "service_tier", "stream", "parallel_tool_calls")
@@ -172,6 +174,8 @@ def _messages(body: JsonObject) -> Iterator[JsonObject]:
     if instructions := optional(body, "instructions", str):
         yield {"role": "developer", "content": instructions}
     items = body.get("input")
+    if "input" not in body and any(body.get(name) for name in _STORED):
+        items = "(stored)"
     if items is None:
         raise missing("input")
     if isinstance(items, str):
