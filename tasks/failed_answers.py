@@ -35,7 +35,7 @@ def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
     if body.get("object") == "response":
         failed = body.get("status") in ("failed", "cancelled")
         return failed_generation(f"the response is {body['status']}") if failed else None
-    if not (body.get("choices") or body.keys() & OTHER_OUTPUT):
+    if not any(body.get(name) for name in ("choices", *OTHER_OUTPUT)):
         return failed_generation("it is empty")
     return next(map(_fault_of_finish, _failures(body)), None)
 

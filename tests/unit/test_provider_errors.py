@@ -374,6 +374,7 @@ def chat(finish_reason: Any, **fields: Any) -> dict[str, Any]:
         {"object": "response", "status": "failed", "error": {"code": "server_error"}},
         {"error": {"message": "no"}},
         {"object": "chat.completion", "choices": []},
+        {"object": "list", "data": []},
         {"code": "x", "message": "no answer at all"},
         chat("rate_limit_exceeded"),
         chat("context_length_exceeded"),
@@ -413,7 +414,7 @@ def test_an_error_in_an_answer_is_classified_like_any_other(
         *map(chat, ("model_length", "MODEL_ARMOR", "token_limit", "repetition", "FINISHED")),
         chat(None),
         chat("stop", native_finish_reason="completed"),
-        {"object": "list", "data": []},
+        {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}]},
         {"object": "response", "status": "completed", "error": None},
         {
             "object": "response",

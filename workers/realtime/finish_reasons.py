@@ -64,7 +64,8 @@ def failure_of(answer: Any) -> Fault | None:
         answer: An object of LiteLLM or of the openai SDK.
     """
     choices = getattr(answer, "choices", None)
-    if not choices and getattr(answer, "object", None) == "chat.completion":
+    output = {"chat.completion": "choices", "list": "data"}.get(getattr(answer, "object", ""))
+    if output and not getattr(answer, output, None):
         return fault_in_answer({})
     for choice in choices or ():
         reason = choice.finish_reason

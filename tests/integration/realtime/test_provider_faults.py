@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from config.fleet import FleetConfig
-from primarch_fleet import ResponsesRequest, errors
+from primarch_fleet import EmbeddingRequest, ResponsesRequest, errors
 from tests.support.realtime_fixture import (
     Ask,
     ask_server,
@@ -125,6 +125,14 @@ def test_an_answer_with_status_200_that_is_none_is_answered_by_the_fallback(
     [answer] = ask(chat(stream=script.chunks is not None), config=WITH_SMALL)
     assert answer.receipt.deployment == "small-1"
     assert answer.receipt.fallback_reason == "big-1: provider_unavailable"
+
+
+def test_an_embedding_answer_without_data_is_a_retryable_failure(
+    ask: Ask, simulator: Simulator
+) -> None:
+    simulator.script(Script(body={"object": "list", "model": "vectors-1", "data": []}))
+    with pytest.raises(errors.ProviderUnavailable, match="it is empty"):
+        ask(EmbeddingRequest(model="vectors", input="Hello"))
 
 
 @pytest.mark.parametrize(
