@@ -1,14 +1,16 @@
-"""What the openai SDK takes for JSON, as JSON: its objects, tuples, numbers as keys."""
+"""What the openai SDK takes for JSON, as JSON: its objects, iterables, numbers as keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, KeysView, Mapping, ValuesView
 from typing import Any
 
 from pydantic import BaseModel
 
 #: Types of the openai SDK that stand for an argument that is not given.
 _NOT_GIVEN = frozenset({"NotGiven", "Omit"})
+#: What the openai SDK takes for a list: it asks for an Iterable. No file, which is one too.
+_LISTS = (list, tuple, Generator, KeysView, ValuesView, map, filter, range)
 
 
 def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
     if isinstance(value, Mapping):
         return {_key(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, _LISTS):
         return [_plain(item) for item in value]
     return value
 

@@ -219,11 +219,17 @@ class Answer(BaseModel):
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 CHAT_FUNCTION = {"type": "function", "function": {"name": "f"}}
+FLAT_FUNCTION = {"type": "function", "name": "f", "strict": False}
+USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 OUTPUT = {
     **{"id": "1", "type": "message", "role": "assistant", "status": "completed"},
     "content": [{"type": "output_text", "text": "hi", "annotations": []}],
 }
+
+
+def iter_once(*items: Any) -> Iterator[Any]:
+    yield from items
 
 
 @pytest.mark.parametrize(
@@ -256,6 +262,13 @@ OUTPUT = {
             {"extra_body": {"stop_token_ids": (1, 2), "schema": Answer(number=1)}},
             {"stop_token_ids": [1, 2], "schema": {"number": 1}},
         ),
+        (CompletionRequest, {"messages": {1: USER}.values()}, {"messages": [USER]}),
+        (CompletionRequest, {"messages": (one for one in [USER])}, {"messages": [USER]}),
+        (CompletionRequest, {"tools": map(dict, [CHAT_FUNCTION])}, {"tools": [CHAT_FUNCTION]}),
+        (ResponsesRequest, {"input": {1: USER}.values()}, {"input": [USER]}),
+        (ResponsesRequest, {"tools": iter_once(CHAT_FUNCTION)}, {"tools": [FLAT_FUNCTION]}),
+        (EmbeddingRequest, {"input": filter(None, ["a", "b"])}, {"input": ["a", "b"]}),
+        (EmbeddingRequest, {"input": range(2)}, {"input": [0, 1]}),
         (EmbeddingRequest, {"input": ("a", "b")}, {"input": ["a", "b"]}),
         (EmbeddingRequest, {"input": ((1, 2), [3])}, {"input": [[1, 2], [3]]}),
         (
@@ -265,7 +278,7 @@ OUTPUT = {
                 "tools": [
                     {"type": "function", **pydantic_function_tool(Answer)["function"]},
                     {"type": "web_search"},
-                    {"type": "function", "name": "f", "strict": False},
+                    FLAT_FUNCTION,
                 ]
             },
         ),
