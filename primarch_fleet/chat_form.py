@@ -52,7 +52,7 @@ FINISH_REASONS = {
     for name in names
 }
 #: https://platform.openai.com/docs/api-reference/chat/object (service_tier)
-SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority"})
+SERVICE_TIERS = frozenset({"auto", "default", "flex", "scale", "priority", "fast"})
 #: The finish reasons of a choice that is not whole.
 _CUT = frozenset({"length", "content_filter"})
 _DEFAULTS: Body = {"id": "", "object": "chat.completion", "created": 0, "model": "", "choices": []}

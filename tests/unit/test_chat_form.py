@@ -1,7 +1,7 @@
 """The one form of chat answers, from the forms of servers and of LiteLLM."""
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from openai.types import CreateEmbeddingResponse
@@ -9,7 +9,7 @@ from openai.types.chat import ChatCompletion
 
 import workers.realtime  # noqa: F401 - LiteLLM stays offline
 from primarch_fleet import CompletionRequest, EmbeddingRequest
-from primarch_fleet.chat_form import FINISH_REASONS, normalized, normalized_chunk
+from primarch_fleet.chat_form import FINISH_REASONS, SERVICE_TIERS, normalized, normalized_chunk
 
 
 def answer(message: dict[str, Any], **choice: Any) -> dict[str, Any]:
@@ -125,6 +125,11 @@ def test_known_finish_reasons_are_those_of_litellm() -> None:
     assert ours.items() <= theirs.items()
     # The others are failures that LiteLLM takes for "stop".
     assert {theirs[name] for name in theirs.keys() - ours.keys()} == {"stop"}
+
+
+def test_each_service_tier_of_openai_stays() -> None:
+    [hint, _] = get_args(ChatCompletion.model_fields["service_tier"].annotation)
+    assert set(get_args(hint)) == SERVICE_TIERS
 
 
 @pytest.mark.parametrize(
