@@ -11,6 +11,7 @@ from pydantic import (
     JsonValue,
     PlainSerializer,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     computed_field,
     model_validator,
@@ -23,7 +24,7 @@ from primarch_fleet.money import NANOS_PER_MICRO, to_micros, to_usd
 from primarch_fleet.usage import Usage
 from primarch_fleet.validation import explain
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T")
 
 #: Version of this contract. A worker rejects requests of a newer version.
 SCHEMA_VERSION: Literal[1] = 1
@@ -193,9 +194,9 @@ class Completion(BaseModel):
     body: dict[str, Any] = {}
     body_ref: BlobRef | None = None
     receipt: Receipt
-    _answer_type: type[BaseModel] | None = PrivateAttr(None)
+    _answer_type: type[Any] | None = PrivateAttr(None)
 
-    def expect(self, answer_type: type[BaseModel] | None) -> Self:
+    def expect(self, answer_type: type[Any] | None) -> Self:
         """Set the class of `parsed`, and return the completion."""
         self._answer_type = answer_type
         return self
@@ -232,7 +233,7 @@ class Completion(BaseModel):
         if cut := form.cut_reason(body):
             raise InvalidAnswer(f"the answer is cut: {cut}")
         try:
-            return answer_type.model_validate_json(text)
+            return TypeAdapter(answer_type).validate_json(text)
         except ValidationError as error:
             name = answer_type.__name__
             raise InvalidAnswer(f"the answer is not of the type {name}: {explain(error)}") from None

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel
-
 from primarch_fleet import protocol, routing
 from primarch_fleet.budgets import ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Limits
@@ -38,7 +36,7 @@ class Ticket:
     reason: str
     queue: str
     #: The class of the answer, if the request was given one. It makes no other ticket.
-    answer_type: type[BaseModel] | None = field(default=None, compare=False, repr=False)
+    answer_type: type[Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def task_id(ticket: Ticket | str) -> str:
     return ticket if isinstance(ticket, str) else ticket.id
 
 
-def answer_type(ticket: Ticket | str) -> type[BaseModel] | None:
+def answer_type(ticket: Ticket | str) -> type[Any] | None:
     """Return the class that the request of a ticket asked for, if the ticket knows it."""
     return None if isinstance(ticket, str) else ticket.answer_type
 

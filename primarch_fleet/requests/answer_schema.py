@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
+from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 Schema = dict[str, Any]
@@ -26,9 +27,9 @@ def json_schema_of(value: object) -> object:
     """
     if not isinstance(value, type):
         return value
-    if not issubclass(value, BaseModel):
+    if not _is_model(value):
         raise ValueError(
-            "pass a subclass of pydantic.BaseModel, or its schema: "
+            "pass a subclass of pydantic.BaseModel or a pydantic dataclass, or its schema: "
             '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}}'
         )
     name = _NOT_IN_NAMES.sub("_", value.__name__)[:_MAX_NAME_LENGTH]
@@ -36,17 +37,22 @@ def json_schema_of(value: object) -> object:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def text_format_of(model: type) -> dict[str, Any]:
+def text_format_of(model: object) -> dict[str, Any]:
     """Return the `text.format` of a class, for the Responses API.
 
     Raises:
         ValueError: The class has no JSON schema.
     """
+    if not (isinstance(model, type) and _is_model(model)):
+        raise ValueError(
+            "pass a subclass of pydantic.BaseModel or a pydantic dataclass; "
+            "a schema belongs in text.format"
+        )
     response_format: Any = json_schema_of(model)
     return {"type": response_format["type"], **response_format["json_schema"]}
 
 
-def strict_schema(model: type[BaseModel]) -> Schema:
+def strict_schema(model: type) -> Schema:
     """Return the schema of a class in the form that `strict` needs.
 
     Objects have no other properties, all properties are required, and a reference stands alone.
@@ -55,7 +61,7 @@ def strict_schema(model: type[BaseModel]) -> Schema:
         ValueError: A field has no JSON schema.
     """
     try:
-        schema = model.model_json_schema()
+        schema = TypeAdapter(model).json_schema()
         return _strict(schema, schema)
     except PydanticInvalidForJsonSchema as error:
         raise ValueError(f"{model.__name__} has no JSON schema: {error.message}") from None
@@ -63,6 +69,10 @@ def strict_schema(model: type[BaseModel]) -> Schema:
         raise ValueError(
             f"{model.__name__} contains itself in a field with a description: leave that out"
         ) from None
+
+
+def _is_model(value: type) -> bool:
+    return issubclass(value, BaseModel) or is_pydantic_dataclass(value)
 
 
 def _strict(schema: Schema, root: Schema) -> Schema:

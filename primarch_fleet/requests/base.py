@@ -128,7 +128,7 @@ class Request(BaseModel):
     #: the realtime lane.
     extra_headers: Annotated[dict[HeaderName, HeaderValue] | None, Field(repr=False)] = None
     schema_version: Literal[1] = SCHEMA_VERSION
-    _answer_type: type[BaseModel] | None = PrivateAttr(None)
+    _answer_type: type[Any] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _batch_cannot_stream(self) -> Self:
@@ -221,11 +221,11 @@ class Request(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
-    def answer_type(self) -> type[BaseModel] | None:
+    def answer_type(self) -> type[Any] | None:
         """The class of the answer, which does not travel with the request; None without one."""
         return self._answer_type
 
-    def expect(self, answer_type: type[BaseModel] | None) -> Self:
+    def expect(self, answer_type: type[Any] | None) -> Self:
         """Set the class of the answer, and return the request. The body stays as it is."""
         self._answer_type = answer_type
         return self

@@ -55,9 +55,9 @@ ChatMessage = Annotated[
 ]
 
 
-#: OpenAI's object, or a pydantic class, which becomes that object.
+#: OpenAI's object, or a pydantic class or dataclass, which becomes that object.
 ResponseFormat = Annotated[
-    Mapping[str, object] | type[BaseModel],
+    Mapping[str, object] | type[Any],
     GetPydanticSchema(lambda _, handler: handler(JsonObject)),
     BeforeValidator(json_schema_of),
 ]

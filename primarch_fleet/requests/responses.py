@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from primarch_fleet.contract import Lane
 from primarch_fleet.requests.answer_schema import text_format_of
@@ -68,9 +68,9 @@ class ResponsesRequest(Request):
     stream_options: JsonMapping | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     text: Annotated[JsonMapping | None, Field(repr=False)] = None
-    #: A pydantic class, which is sent as its JSON schema in `text.format`, as the openai SDK does;
-    #: then `Completion.parsed` is an instance of it. The class itself stays here.
-    text_format: Annotated[type[BaseModel] | None, Field(exclude=True)] = None
+    #: A pydantic class or dataclass, which is sent as its JSON schema in `text.format`, as the
+    #: openai SDK does; then `Completion.parsed` is an instance of it. The class itself stays here.
+    text_format: Annotated[type[Any] | None, Field(exclude=True)] = None
     tool_choice: str | JsonMapping | None = None
     tools: Sequence[JsonMapping] | None = None
     top_logprobs: int | None = None
@@ -82,9 +82,7 @@ class ResponsesRequest(Request):
     @classmethod
     def _send_schema(cls, data: dict[str, Any]) -> dict[str, Any]:
         answer_type, text = data.get("text_format"), data.get("text") or {}
-        if not isinstance(answer_type, type) or not issubclass(answer_type, BaseModel):
-            return data  # which the field refuses
-        if not isinstance(text, Mapping):
+        if answer_type is None or not isinstance(text, Mapping):
             return data
         if "format" in text:
             raise ValueError("text_format: text.format is another one; leave one of them out")

@@ -11,6 +11,7 @@ import pytest
 from openai.lib._parsing._completions import type_to_response_format_param
 from openai.lib._parsing._responses import type_to_text_format_param
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from primarch_fleet import Completion, CompletionRequest, ResponsesRequest
 from primarch_fleet.errors import InvalidAnswer, InvalidRequest
@@ -52,6 +53,14 @@ class Open(BaseModel):
     counts: dict[str, int]
 
 
+@dataclass
+class Point:
+    """A dataclass of pydantic, with a description."""
+
+    x: Annotated[int, Field(description="Its place")]
+    color: Color | None = None
+
+
 T = TypeVar("T")
 
 
@@ -59,7 +68,7 @@ class Page(BaseModel, Generic[T]):
     items: list[T]
 
 
-def sent(model: type[BaseModel]) -> Any:
+def sent(model: type[Any]) -> Any:
     request = CompletionRequest(
         model="m", messages=[{"role": "user", "content": "x"}], response_format=model
     )
@@ -69,13 +78,13 @@ def sent(model: type[BaseModel]) -> Any:
     return request.body()["response_format"]
 
 
-@pytest.mark.parametrize("model", [Answer, Shape, Tree, Open])
-def test_a_class_is_sent_as_the_openai_sdk_sends_it(model: type[BaseModel]) -> None:
+@pytest.mark.parametrize("model", [Answer, Shape, Tree, Open, Point])
+def test_a_class_is_sent_as_the_openai_sdk_sends_it(model: type[Any]) -> None:
     assert sent(model) == type_to_response_format_param(model)
 
 
-@pytest.mark.parametrize("model", [Answer, Shape, Tree, Open])
-def test_a_response_sends_a_class_as_the_openai_sdk_does(model: type[BaseModel]) -> None:
+@pytest.mark.parametrize("model", [Answer, Shape, Tree, Open, Point])
+def test_a_response_sends_a_class_as_the_openai_sdk_does(model: type[Any]) -> None:
     text = {"verbosity": "low"}
     request = ResponsesRequest(model="m", input="x", text=text, text_format=model)
     wire = json.loads(json.dumps(request.to_wire()))
@@ -111,7 +120,7 @@ class Unknown(BaseModel):
 
 
 @pytest.mark.parametrize("model", [Endless, Unknown])
-def test_a_class_that_has_no_strict_schema_is_an_error(model: type[BaseModel]) -> None:
+def test_a_class_that_has_no_strict_schema_is_an_error(model: type[Any]) -> None:
     with pytest.raises(InvalidRequest, match=rf"^response_format: {model.__name__} (has|contains)"):
         sent(model)
     with pytest.raises(InvalidRequest, match=rf"text_format: {model.__name__} (has|contains)"):
@@ -126,6 +135,11 @@ def completion(content: str | None, reason: str = "stop", **message: Any) -> Com
 def test_an_answer_is_parsed() -> None:
     assert completion('{"number": 4}').parse(Answer) == Answer(number=4)
     assert completion('{"number": 4}').parsed is None, "the class is not known"
+
+
+def test_an_answer_is_parsed_as_a_dataclass() -> None:
+    point = completion('{"x": 4, "color": "red"}').expect(Point).parsed
+    assert point == Point(x=4, color=Color.RED)
 
 
 def test_a_refusal_and_tool_calls_have_nothing_to_parse() -> None:
