@@ -43,6 +43,19 @@ CHAT: dict[str, Any] = {
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
+CUSTOM = {"type": "custom", "custom": {"name": "write"}}
+#: A tool of each type of OpenAI's chats, and choices among them that LiteLLM's check does not know.
+ANY_TOOLS: list[dict[str, Any]] = [*CHAT["tools"], CUSTOM]
+OWN_TOOL_CHOICES: list[dict[str, Any]] = [
+    CUSTOM,
+    {
+        "type": "allowed_tools",
+        "allowed_tools": {
+            "mode": "auto",
+            "tools": [{"type": "function", "function": {"name": "look"}}],
+        },
+    },
+]
 #: The fields of ResponsesRequest that the openai SDK has, besides model and input.
 RESPONSE: dict[str, Any] = {
     "background": False,

@@ -305,6 +305,18 @@ def test_a_parameter_that_litellm_would_leave_out_reaches_servers_with_openais_a
     assert translated(VLLM, user="u-1").body["user"] == "u-1"
 
 
+@pytest.mark.parametrize("choice", parameters.OWN_TOOL_CHOICES, ids=lambda one: one["type"])
+def test_a_tool_choice_that_litellm_does_not_know_is_in_the_line_or_refused(
+    choice: dict[str, Any],
+) -> None:
+    for target in (GPT_4O, GPT_5, ("azure", "gpt-4o"), VLLM):
+        body = translated(target, tools=parameters.ANY_TOOLS, tool_choice=choice).body
+        assert body["tool_choice"] == choice
+    for target in (CLAUDE, GEMINI):
+        error = refused(target, tools=[tool("t")], tool_choice=choice)
+        assert error.startswith(f"tool_choice of type {choice['type']}: not supported by")
+
+
 def test_an_argument_of_litellm_is_no_parameter() -> None:
     assert "roles" in refused(CLAUDE, extra_body={"roles": {"user": 1}})
 

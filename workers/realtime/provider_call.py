@@ -182,11 +182,17 @@ class ProviderCalls:
         """Add what OpenAI's API does not have, to the body or as arguments of LiteLLM."""
         request, metadata = current.request, current.body.get("metadata")
         extra = {**(request.extra_body or {}), **self._privacy.fields(request, provider)}
-        if _goes_into_body(request, provider, call):
+        has_own_choice = request.verb == "complete" and _is_own_choice(call.get("tool_choice"))
+        has_chats = call["model_info"].get("mode") != "responses"
+        if _goes_into_body(request, provider, call) and (has_chats or not has_own_choice):
             own = {} if metadata is None else {"metadata": metadata}
+            if has_own_choice:
+                own["tool_choice"] = call.pop("tool_choice")
             call["extra_body"] = {**(call.get("extra_body") or {}), **extra, **own}
             return
         refused = [f"extra_body.{name}" for name in extra if is_litellm_owned_kwarg(name)]
+        if has_own_choice:
+            refused.append(f"tool_choice of type {call['tool_choice'].get('type')}")
         if metadata is not None:
             refused.append("provider_metadata")
         if refused:
@@ -254,6 +260,13 @@ def _goes_into_body(request: Request, provider: str, call: Json) -> bool:
     if request.verb == "respond":
         return responses_parameters.has_responses(provider, call["model"])
     return request.verb != "embed" and provider in OPENAI_BODY
+
+
+def _is_own_choice(choice: Any) -> bool:
+    """Whether a chat's `tool_choice` is an object of OpenAI's API that LiteLLM does not know."""
+    if not isinstance(choice, dict) or choice.get("function") is not None:
+        return False
+    return choice.get("type") not in ("auto", "none", "required")
 
 
 def _kinds(request: Request, body: Json) -> tuple[tuple[str, Any], ...]:

@@ -26,6 +26,8 @@ MODELS = {
     "claude": ("anthropic", "claude-sonnet-4-5", ""),
     "tolerant": ("anthropic", "claude-sonnet-4-5", ""),
     "gemini": ("gemini", "gemini-2.5-flash", ""),
+    "azure": ("azure", "gpt-4o", ""),
+    "pro": ("openai", "gpt-5-pro", "/v1"),
     "vectors": ("openai", "Qwen3-Embedding", "/v1"),
     "vllm-vectors": ("hosted_vllm", "e5", "/v1"),
     "nim-vectors": ("nvidia_nim", "nv-embedqa-e5-v5", "/v1"),
@@ -43,16 +45,17 @@ def open_stub() -> Iterator[ProviderStub]:
 
 
 def config(**sections: Any) -> FleetConfig:
-    def account(name: str) -> dict[str, str]:
+    def account(name: str) -> dict[str, Any]:
         provider, _, path = MODELS[name]
         return {
             "litellm_provider": provider,
             "api_key": "os.environ/TEST_STUB_KEY",
             "api_base": f"os.environ/TEST_STUB{path.replace('/', '_')}",
+            "litellm_params": {"api_version": "2025-04-01-preview"} if provider == "azure" else {},
         }
 
     def deployment(name: str) -> dict[str, Any]:
-        kind = "embedding" if "vectors" in name else "chat"
+        kind = "embedding" if "vectors" in name else "responses" if name == "pro" else "chat"
         model = {"id": name, "model": name, "provider": name, "upstream": MODELS[name][1]}
         params = {"drop_params": True} if name == "tolerant" else {}
         price = {"input": "1", "output": "1"}
@@ -199,6 +202,26 @@ def test_what_a_provider_cannot_do_is_refused_by_name_and_not_sent(
     (error,) = lane.errors(chat(model, **fields))
     assert all(name in str(error) for name in names), error
     assert not error.retryable
+    assert stub.calls == []
+
+
+@pytest.mark.parametrize("choice", parameters.OWN_TOOL_CHOICES, ids=lambda one: one["type"])
+def test_a_tool_choice_of_openai_s_api_reaches_servers_that_speak_it(
+    lane: Lane, choice: dict[str, Any]
+) -> None:
+    models = ("gpt", "azure", "vllm")
+    bodies = lane.bodies(*(chat(m, tools=parameters.ANY_TOOLS, tool_choice=choice) for m in models))
+    assert [body["tool_choice"] for body in bodies] == [choice] * len(models)
+
+
+@pytest.mark.parametrize("model", ["claude", "gemini", "pro"])
+def test_a_tool_choice_that_litellm_does_not_know_is_refused_by_its_type(
+    lane: Lane, stub: ProviderStub, model: str
+) -> None:
+    for choice in parameters.OWN_TOOL_CHOICES:
+        (error,) = lane.errors(chat(model, tools=parameters.CHAT["tools"], tool_choice=choice))
+        assert f"tool_choice of type {choice['type']}: not supported by" in str(error)
+        assert not error.retryable
     assert stub.calls == []
 
 
