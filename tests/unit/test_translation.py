@@ -305,6 +305,12 @@ def test_a_parameter_that_litellm_would_leave_out_reaches_servers_with_openais_a
     assert translated(VLLM, user="u-1").body["user"] == "u-1"
 
 
+def test_web_search_without_options_is_in_the_line() -> None:
+    (search,) = translated(CLAUDE, web_search_options={}).body["tools"]
+    assert search["type"] == "web_search_20250305"
+    assert "googleSearch" in str(translated(GEMINI, web_search_options={}).body)
+
+
 @pytest.mark.parametrize("choice", parameters.OWN_TOOL_CHOICES, ids=lambda one: one["type"])
 def test_a_tool_choice_that_litellm_does_not_know_is_in_the_line_or_refused(
     choice: dict[str, Any],

@@ -28,6 +28,9 @@ MODELS = {
     "gemini": ("gemini", "gemini-2.5-flash", ""),
     "azure": ("azure", "gpt-4o", ""),
     "pro": ("openai", "gpt-5-pro", "/v1"),
+    "search": ("openai", "gpt-4o-search-preview", "/v1"),
+    "openrouter": ("openrouter", "anthropic/claude-sonnet-4.5", "/v1"),
+    "mistral": ("mistral", "mistral-large-latest", "/v1"),
     "vectors": ("openai", "Qwen3-Embedding", "/v1"),
     "vllm-vectors": ("hosted_vllm", "e5", "/v1"),
     "nim-vectors": ("nvidia_nim", "nv-embedqa-e5-v5", "/v1"),
@@ -201,6 +204,23 @@ def test_what_a_provider_cannot_do_is_refused_by_name_and_not_sent(
 ) -> None:
     (error,) = lane.errors(chat(model, **fields))
     assert all(name in str(error) for name in names), error
+    assert not error.retryable
+    assert stub.calls == []
+
+
+def test_web_search_without_options_is_sent(lane: Lane) -> None:
+    models = ("claude", "gemini", "openrouter", "search")
+    claude, gemini, *openai = lane.bodies(*(chat(m, web_search_options={}) for m in models))
+    assert [tool["type"] for tool in claude["tools"]] == ["web_search_20250305"]
+    assert gemini["tools"] == [{"googleSearch": {}}]
+    assert [body["web_search_options"] for body in openai] == [{}, {}]
+
+
+def test_web_search_without_options_is_refused_by_name_where_there_is_none(
+    lane: Lane, stub: ProviderStub
+) -> None:
+    (error,) = lane.errors(chat("mistral", web_search_options={}))
+    assert "web_search_options" in str(error)
     assert not error.retryable
     assert stub.calls == []
 
