@@ -259,7 +259,15 @@ def test_an_error_does_not_repeat_the_conversation() -> None:
 
 
 def test_an_unsupported_type_of_tool_is_refused() -> None:
-    assert "Unsupported tool type" in refused(CLAUDE, tools=[{"type": "astrology"}])
+    error = refused(CLAUDE, tools=[{"type": "astrology"}])
+    assert error.startswith("tools of type astrology: not supported by anthropic")
+
+
+@pytest.mark.parametrize("target", [CLAUDE, GEMINI])
+def test_a_tool_that_would_be_left_out_of_the_line_is_refused(target: tuple[str, str]) -> None:
+    for tools in (parameters.ANY_TOOLS, parameters.ANY_TOOLS[1:]):
+        error = refused(target, tools=tools)
+        assert error.startswith("tools of type custom: not supported by")
 
 
 def test_a_schema_names_the_beta_feature_that_it_needs() -> None:
@@ -315,7 +323,7 @@ def test_web_search_without_options_is_in_the_line() -> None:
 def test_a_tool_choice_that_litellm_does_not_know_is_in_the_line_or_refused(
     choice: dict[str, Any],
 ) -> None:
-    for target in (GPT_4O, GPT_5, ("azure", "gpt-4o"), VLLM):
+    for target in (GPT_4O, GPT_5, ("azure", "gpt-4o")):
         body = translated(target, tools=parameters.ANY_TOOLS, tool_choice=choice).body
         assert body["tool_choice"] == choice
     for target in (CLAUDE, GEMINI):

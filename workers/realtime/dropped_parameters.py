@@ -44,6 +44,10 @@ SAMPLE_PARTS: Mapping[str, tuple[Json, str]] = {
         _PDF,
     ),
 }
+#: What errors call tools that are functions.
+FUNCTIONS = "tools of type function"
+#: Parameters of a chat that are about its tools.
+ABOUT_TOOLS = {"tools", "web_search_options", "tool_choice", "parallel_tool_calls"}
 _TEXT: Json = {"type": "text", "text": "sample"}
 _USER: Json = {"role": "user", "content": "x"}
 _CALL: Json = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -63,9 +67,16 @@ def kind_of_value(name: str, value: Any) -> Any:
         if name not in FREE_TEXT:
             return value
         return "@" in value, any(map(str.isalpha, value))  # mail addresses and telephone numbers
+    if name == "tools":
+        return tuple(sorted(set(map(tool_type, value))))
     if isinstance(value, dict):
         return value.get("type")
     return value if isinstance(value, bool) else type(value).__name__
+
+
+def tool_type(tool: Json) -> str:
+    """Return the type of a tool; where a provider's own tool has no type, its keys."""
+    return str(tool.get("type") or ", ".join(sorted(tool)))
 
 
 def may_be_left_out(name: str, value: Any) -> bool:
@@ -97,6 +108,44 @@ def dropped_parameters(call_type: CallTypes, call: Json, names: Sequence[str]) -
         for name in suspects
         if _request(call_type, _without(whole, name)) == sent
         and _request(call_type, _with(base, whole, name)) == empty
+    )
+
+
+def dropped_tools(call: Json, tools: Mapping[str, Json]) -> frozenset[str]:
+    """Return the tools of a chat that LiteLLM leaves out or cannot translate. Blocks for it.
+
+    One tool can displace another, so each is left out of the whole in turn.
+
+    Args:
+        call: The arguments of LiteLLM's function without messages.
+        tools: By what an error calls them, the arguments that a tool of each type makes; none for
+            a tool that is known to be left out.
+
+    Returns:
+        What an error calls the tools.
+    """
+    if tools.keys() <= {FUNCTIONS}:
+        return frozenset()
+    base = {name: value for name, value in call.items() if name not in ABOUT_TOOLS}
+
+    def sent(*names: str) -> Json | None:
+        arguments = [tools[name] for name in names]
+        own = {name: value for one in arguments for name, value in one.items() if value is not None}
+        every = [tool for one in arguments for tool in one.get("tools") or ()]
+        body = _request(
+            CallTypes.completion, {**base, **own, **({"tools": every} if every else {})}
+        )
+        return body and {name: value for name, value in body.items() if value != []}
+
+    whole, empty = sent(*tools), sent()
+    alone = {name: sent(name) for name in tools}
+    if whole is None:  # LiteLLM says by itself what is wrong with a function
+        broken = {name for name in tools if alone[name] is None and name != FUNCTIONS}
+        return frozenset(name for name in tools if name in broken or not tools[name])
+    return frozenset(
+        name if alone[name] == empty else f"{name} beside the other tools"
+        for name in tools
+        if sent(*(other for other in tools if other != name)) == whole
     )
 
 

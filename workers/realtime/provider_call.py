@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import litellm
@@ -20,15 +20,17 @@ from litellm.exceptions import UnsupportedParamsError
 from litellm.types.utils import CallTypes, is_litellm_owned_kwarg
 
 from primarch_fleet.errors import InvalidRequest
-from primarch_fleet.requests import Request
+from primarch_fleet.requests import Request, ResponsesRequest
 from primarch_fleet.requests.defaults import is_default
 from tasks.privacy import Privacy
 from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
     dropped_parameters,
     dropped_parts,
+    dropped_tools,
     kind_of_value,
     may_be_left_out,
+    tool_type,
 )
 
 logger = logging.getLogger(__name__)
@@ -56,10 +58,14 @@ MAX_PROBE_THREADS = 2
 
 
 class Drops(NamedTuple):
-    """What LiteLLM would leave out of a call: names of parameters, and types of message parts."""
+    """What LiteLLM would leave out of a call."""
 
+    #: Names.
     parameters: frozenset[str] = frozenset()
+    #: Types of parts of messages.
     parts: frozenset[str] = frozenset()
+    #: What errors call the tools.
+    tools: frozenset[str] = frozenset()
 
 
 class _Current(NamedTuple):
@@ -182,6 +188,10 @@ class ProviderCalls:
         """Add what OpenAI's API does not have, to the body or as arguments of LiteLLM."""
         request, metadata = current.request, current.body.get("metadata")
         extra = {**(request.extra_body or {}), **self._privacy.fields(request, provider)}
+        choice = call.get("tool_choice")
+        if provider == "hosted_vllm" and isinstance(choice, dict) and choice.get("custom"):
+            # LiteLLM makes functions of the custom tools.
+            call["tool_choice"] = {"type": "function", "function": choice["custom"]}
         has_own_choice = request.verb == "complete" and _is_own_choice(call.get("tool_choice"))
         has_chats = call["model_info"].get("mode") != "responses"
         if _goes_into_body(request, provider, call) and (has_chats or not has_own_choice):
@@ -221,11 +231,10 @@ class ProviderCalls:
 
     def _finder(self, current: _Current, call: Json, names: list[str]) -> Callable[[], Drops]:
         """The search for what LiteLLM drops; it blocks."""
+        arguments = {name: call[name] for name in call.keys() - NOT_FOR_PROBES}
         if current.request.verb == "respond":
             own = [name for name in names if name in current.body]
-            provider, model = self._provider(call), call["model"]
-            return lambda: Drops(responses_parameters.dropped(provider, model, own))
-        arguments = {name: call[name] for name in call.keys() - NOT_FOR_PROBES}
+            return partial(_find_response_drops, self._provider(call), arguments, own)
         call_type = CALL_TYPES[current.request.verb]
         return partial(_find_drops, call_type, arguments, names, current.parts)
 
@@ -233,12 +242,13 @@ class ProviderCalls:
         """Put what LiteLLM would drop into `extra_body`, or refuse it."""
         request, provider = current.request, self._provider(call)
         if call.get("drop_params") or litellm.drop_params:
-            current.dropped[call["model_info"].get("id")] += sorted(drops.parameters)
+            of_tools = {tool.partition(" ")[0] for tool in drops.tools}
+            current.dropped[call["model_info"].get("id")] += sorted(drops.parameters | of_tools)
             return
         can_move = _goes_into_body(request, provider, call)
         moved = {name for name in drops.parameters if can_move and name in current.body}
         refused = [
-            *sorted(drops.parameters - moved),
+            *sorted((drops.parameters - moved) | drops.tools),
             *(f"messages: parts of type {kind}" for kind in sorted(drops.parts)),
         ]
         if refused:
@@ -279,18 +289,51 @@ def _kinds(request: Request, body: Json) -> tuple[tuple[str, Any], ...]:
     )
 
 
+def _none_if_unknown(find: Callable[..., Drops]) -> Callable[..., Drops]:
+    """Make a search find no drops where they cannot be found out, which fails no request."""
+
+    @wraps(find)
+    def found(*args: Any) -> Drops:
+        try:
+            return find(*args)
+        except Exception as error:
+            logger.warning(
+                "cannot tell what LiteLLM drops: %s",
+                type(error).__name__,
+                extra={"action": "drops_unknown"},
+            )
+            return Drops()
+
+    return found
+
+
+@_none_if_unknown
 def _find_drops(call_type: CallTypes, call: Json, names: list[str], parts: Parts) -> Drops:
-    """The drops of a call; none if they cannot be found out, which fails no request."""
-    try:
-        return Drops(dropped_parameters(call_type, call, names), dropped_parts(call, parts))
-    except Exception as error:
-        logger.warning(
-            "cannot tell what LiteLLM drops for %s: %s",
-            call["model"],
-            type(error).__name__,
-            extra={"action": "drops_unknown"},
-        )
-        return Drops()
+    tools = {
+        f"tools of type {tool_type(tool)}": {"tools": [tool]} for tool in call.get("tools", ())
+    }
+    if "web_search_options" in names and "web_search_options" in call:
+        tools["web_search_options"] = {"web_search_options": call["web_search_options"]}
+    return Drops(
+        dropped_parameters(call_type, call, names),
+        dropped_parts(call, parts),
+        dropped_tools(call, tools) if call_type is CallTypes.completion else frozenset(),
+    )
+
+
+@_none_if_unknown
+def _find_response_drops(provider: str, call: Json, names: list[str]) -> Drops:
+    model = call["model"]
+    dropped = responses_parameters.dropped(provider, model, names)
+    if responses_parameters.has_responses(provider, model) or "tools" not in names:
+        return Drops(dropped)
+    tools = responses_parameters.chat_tools(provider, model, call["tools"])
+    choice = call["tool_choice"] if "tool_choice" in names else "auto"
+    if choice != "auto" and responses_parameters.drops_tool_choice(choice, tools.values()):
+        dropped |= {"tool_choice"}
+    parameters = ResponsesRequest.model_fields.keys() | {"extra_body"}
+    account = {name: call[name] for name in call.keys() - (parameters - {"model"})}
+    return Drops(dropped, tools=dropped_tools(account, tools))
 
 
 def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:

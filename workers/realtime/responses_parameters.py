@@ -6,10 +6,11 @@ into a chat, and leaves out what a chat does not have without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache, wraps
 from typing import Any
 
+from litellm import get_supported_openai_params
 from litellm.llms.base_llm.responses.transformation import BaseResponsesAPIConfig
 from litellm.responses.litellm_completion_transformation.transformation import (
     LiteLLMCompletionResponsesConfig,
@@ -18,6 +19,7 @@ from litellm.types.llms.openai import ResponsesAPIRequestParams
 from litellm.utils import ProviderConfigManager
 
 from config.price_list import find_entry
+from workers.realtime.dropped_parameters import tool_type
 
 #: What LiteLLM's function for responses has an argument for. It leaves out everything else.
 ARGUMENTS = frozenset(ResponsesAPIRequestParams.__annotations__)
@@ -25,6 +27,20 @@ ARGUMENTS = frozenset(ResponsesAPIRequestParams.__annotations__)
 REFUSED_FOR_UNKNOWN_MODELS = frozenset({"reasoning"})
 #: Parameters that LiteLLM's translation has only with the database of its proxy server.
 NEEDS_DATABASE = frozenset({"previous_response_id"})
+#: Tools that OpenAI runs, with the providers for which LiteLLM translates them. In a chat for other
+#: providers it drops some, and hands on others as they are.
+HOSTED_TOOLS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("apply_patch", "code_interpreter", "computer", "computer_use"), ()),
+    **dict.fromkeys(("computer_use_preview", "file_search", "image_generation"), ()),
+    **dict.fromkeys(("local_shell", "programmatic_tool_calling", "shell"), ()),
+    **dict.fromkeys(("web_search_2025_08_26", "web_search_preview_2025_03_11"), ()),
+    **dict.fromkeys(("mcp", "tool_search"), ("anthropic",)),
+}
+_tools_of_chat = (
+    LiteLLMCompletionResponsesConfig.transform_responses_api_tools_to_chat_completion_tools
+)
+#: Types of `tool_choice` that LiteLLM translates.
+TOOL_CHOICES = frozenset({"auto", "none", "required", "any", "tool", "function", "custom"})
 
 
 def omit_missing_inputs() -> None:
@@ -62,6 +78,40 @@ def dropped(provider: str, model: str, names: Iterable[str]) -> frozenset[str]:
         names: The parameters that the request has.
     """
     return frozenset(names) - _handed_on(provider, model)
+
+
+def chat_tools(provider: str, model: str, tools: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Return the arguments that LiteLLM makes of tools for a chat, by what errors call the tools.
+
+    Args:
+        provider: LiteLLM's name of the provider, which has no Responses API.
+        model: The provider's name of the model.
+        tools: The tools of a request.
+    """
+    supported = get_supported_openai_params(model, custom_llm_provider=provider)
+    arguments: dict[str, dict[str, Any]] = {}
+    for tool in tools:
+        kind = tool_type(tool)
+        made: dict[str, Any] = {}
+        if provider in HOSTED_TOOLS.get(kind, (provider,)):
+            own, search = _tools_of_chat([tool])
+            has_search = supported is None or "web_search_options" in supported
+            made = {"tools": own} if own else {}
+            made |= {"web_search_options": search} if search is not None and has_search else {}
+        arguments[f"tools of type {kind}"] = made
+    return arguments
+
+
+def drops_tool_choice(choice: Any, arguments: Iterable[dict[str, Any]]) -> bool:
+    """Return whether LiteLLM leaves out a `tool_choice`, or refuses it with its content.
+
+    Args:
+        choice: The value.
+        arguments: The arguments that LiteLLM makes of the tools.
+    """
+    if isinstance(choice, dict) and choice.get("type") not in TOOL_CHOICES:
+        return True
+    return bool(arguments) and not any("tools" in made for made in arguments)
 
 
 @cache

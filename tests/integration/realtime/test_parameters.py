@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from config.fleet import FleetConfig
-from primarch_fleet import CompletionRequest, EmbeddingRequest
+from primarch_fleet import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from primarch_fleet.errors import FleetError
 from primarch_fleet.requests import Request
 from tests.support import parameters
@@ -31,6 +31,9 @@ MODELS = {
     "search": ("openai", "gpt-4o-search-preview", "/v1"),
     "openrouter": ("openrouter", "anthropic/claude-sonnet-4.5", "/v1"),
     "mistral": ("mistral", "mistral-large-latest", "/v1"),
+    "groq": ("groq", "llama-3.1-8b-instant", "/v1"),
+    "deepseek": ("deepseek", "deepseek-chat", "/v1"),
+    "ollama": ("ollama_chat", "llama3", ""),
     "vectors": ("openai", "Qwen3-Embedding", "/v1"),
     "vllm-vectors": ("hosted_vllm", "e5", "/v1"),
     "nim-vectors": ("nvidia_nim", "nv-embedqa-e5-v5", "/v1"),
@@ -208,6 +211,128 @@ def test_what_a_provider_cannot_do_is_refused_by_name_and_not_sent(
     assert stub.calls == []
 
 
+FUNCTION, CUSTOM = parameters.ANY_TOOLS
+GOOGLE: dict[str, Any] = {"googleSearch": {}}
+BESIDE = " beside the other tools"
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "refused"),
+    [
+        ("gemini", {"tools": [CUSTOM]}, "tools of type custom"),
+        ("gemini", {"tools": [FUNCTION, CUSTOM]}, "tools of type custom"),
+        ("gemini", {"tools": [FUNCTION, GOOGLE]}, f"tools of type googleSearch{BESIDE}"),
+        (
+            "gemini",
+            {"tools": [FUNCTION], "web_search_options": {}},
+            f"web_search_options{BESIDE}",
+        ),
+        ("gemini", {"tools": [{"type": "mcp", "server_label": "a"}]}, "tools of type mcp"),
+        ("claude", {"tools": [CUSTOM]}, "tools of type custom"),
+        (
+            "claude",
+            {"tools": [FUNCTION, CUSTOM], "tool_choice": "required"},
+            "tools of type custom",
+        ),
+    ],
+    ids=str,
+)
+def test_a_tool_that_would_be_left_out_is_refused_by_its_type(
+    lane: Lane, stub: ProviderStub, model: str, fields: dict[str, Any], refused: str
+) -> None:
+    (error,) = lane.errors(chat(model, **fields))
+    assert str(error).startswith(f"litellm.UnsupportedParamsError: {refused}: not supported by")
+    assert not error.retryable
+    assert stub.calls == []
+
+
+def test_tools_that_a_provider_has_are_sent_together(lane: Lane) -> None:
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    claude, options, google, gpt, vllm = lane.bodies(
+        chat("claude", tools=[FUNCTION, search]),
+        chat("claude", tools=[FUNCTION], web_search_options={}),
+        chat("gemini", tools=[GOOGLE]),
+        chat("gpt", tools=parameters.ANY_TOOLS),
+        chat("vllm", tools=parameters.ANY_TOOLS, tool_choice=CUSTOM),
+    )
+    for body in (claude, options):
+        assert [tool["name"] for tool in body["tools"]] == ["look", "web_search"]
+    assert google["tools"] == [GOOGLE]
+    assert gpt["tools"] == parameters.ANY_TOOLS
+    assert [tool["function"]["name"] for tool in vllm["tools"]] == ["look", "write"]
+    assert vllm["tool_choice"] == {"type": "function", "function": {"name": "write"}}
+
+
+RESPONSE_FUNCTION = parameters.RESPONSE["tools"][0]
+SEARCH = {"type": "web_search"}
+
+
+def respond(model: str, *tools: dict[str, Any], **fields: Any) -> ResponsesRequest:
+    return ResponsesRequest(model=model, input="hello", tools=tools, **fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "beside"),
+    [
+        *(
+            (model, "image_generation", "")
+            for model in ("claude", "gemini", "deepseek", "groq", "ollama")
+        ),
+        *((model, "code_interpreter", "") for model in ("claude", "gemini", "mistral")),
+        *((model, "mcp", "") for model in ("gemini", "deepseek", "groq", "ollama")),
+        *((model, "web_search", "") for model in ("groq", "mistral", "ollama")),
+        ("gemini", "web_search", BESIDE),
+        ("claude", "file_search", ""),
+        ("claude", "astrology", ""),
+    ],
+)
+def test_a_tool_of_a_response_that_a_chat_does_not_have_is_refused_by_its_type(
+    lane: Lane, stub: ProviderStub, model: str, kind: str, beside: str
+) -> None:
+    tools = [{"type": kind}, *([RESPONSE_FUNCTION] if beside else [])]
+    for request in (respond(model, *tools), respond(model, RESPONSE_FUNCTION, *tools)):
+        (error,) = lane.errors(request)
+        assert f"tools of type {kind}{beside}: not supported by" in str(error)
+        assert not error.retryable
+    assert stub.calls == []
+
+
+@pytest.mark.parametrize(
+    ("model", "choice"),
+    [
+        ("claude", SEARCH),
+        ("claude", "required"),
+        ("gemini", {"type": "allowed_tools", "mode": "auto", "tools": []}),
+    ],
+    ids=str,
+)
+def test_a_choice_of_a_tool_that_a_chat_does_not_have_is_refused_by_name(
+    lane: Lane, stub: ProviderStub, model: str, choice: Any
+) -> None:
+    (error,) = lane.errors(respond(model, SEARCH, tool_choice=choice))
+    assert "tool_choice: not supported by" in str(error)
+    assert stub.calls == []
+
+
+def test_tools_of_a_response_that_a_chat_has_are_sent(lane: Lane) -> None:
+    custom = {"type": "custom", "name": "write"}
+    server = {"type": "mcp", "server_label": "a", "server_url": "https://a.example/mcp"}
+    own = {"type": "bash_20250124", "name": "bash"}
+    both, bash, mcp, google, groq = lane.bodies(
+        respond("claude", RESPONSE_FUNCTION, SEARCH),
+        respond("claude", own),
+        respond("claude", server),
+        respond("gemini", SEARCH),
+        respond("groq", RESPONSE_FUNCTION, custom, tool_choice={"type": "custom", "name": "write"}),
+    )
+    assert [tool["name"] for tool in both["tools"]] == ["look", "web_search"]
+    assert bash["tools"] == [own]
+    assert [one["name"] for one in mcp["mcp_servers"]] == ["a"]
+    assert google["tools"] == [GOOGLE]
+    assert [tool["function"]["name"] for tool in groq["tools"]] == ["look", "write"]
+    assert groq["tool_choice"]["function"] == {"name": "write"}
+
+
 def test_web_search_without_options_is_sent(lane: Lane) -> None:
     models = ("claude", "gemini", "openrouter", "search")
     claude, gemini, *openai = lane.bodies(*(chat(m, web_search_options={}) for m in models))
@@ -229,7 +354,7 @@ def test_web_search_without_options_is_refused_by_name_where_there_is_none(
 def test_a_tool_choice_of_openai_s_api_reaches_servers_that_speak_it(
     lane: Lane, choice: dict[str, Any]
 ) -> None:
-    models = ("gpt", "azure", "vllm")
+    models = ("gpt", "azure") if choice == CUSTOM else ("gpt", "azure", "vllm")
     bodies = lane.bodies(*(chat(m, tools=parameters.ANY_TOOLS, tool_choice=choice) for m in models))
     assert [body["tool_choice"] for body in bodies] == [choice] * len(models)
 
