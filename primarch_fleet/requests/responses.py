@@ -136,10 +136,19 @@ class ResponsesRequest(Request):
         for tool in self.tools or ():
             if tool.get("type") != "function":
                 lanes["local"] = f"tools: the local lane runs functions only, no {tool.get('type')}"
-        for name in filter(self._has, STORED_STATE):
+        stored = [
+            *filter(self._has, STORED_STATE),
+            *(["item_reference"] if self.references() else []),
+        ]
+        for name in stored:
             why = f"{name}: it is stored in one account, which only the realtime lane finds again"
             lanes |= {"local": why, "batch": why}
         return lanes
+
+    def references(self) -> list[Mapping[str, Any]]:
+        """Return the items of the input that name an item which a provider stores."""
+        items = () if isinstance(self.input, str) else self.input
+        return [item for item in items if _is_reference(item)]
 
     @classmethod
     def normalized(cls, body: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +197,12 @@ def _flat(tool: Any) -> Any:
 
 def _without_nulls(counts: dict[str, Any]) -> dict[str, Any]:
     return {name: count for name, count in counts.items() if count is not None}
+
+
+def _is_reference(item: Mapping[str, Any]) -> bool:
+    # OpenAI's API takes an id alone for a reference; a message may leave out its type too.
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item)
 
 
 def _is_not_of_user(item: Any) -> bool:

@@ -48,6 +48,8 @@ def lane_of(request: ResponsesRequest, *batch: str) -> str:
         ({"previous_response_id": "resp_1"}, "batch", "only the realtime lane finds"),
         ({"conversation": "conv_1"}, "batch", "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "local", "prompt"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "batch", "item_reference"),
+        ({"input": [{"id": "msg_1"}]}, "local", "item_reference"),
         ({"store": True}, "local", "store"),
         ({"tools": [{"type": "web_search"}]}, "local", "web_search"),
         ({"tags": ["eu"]}, "batch", "tags"),

@@ -245,6 +245,13 @@ def test_a_message_part_that_would_be_left_out_is_refused() -> None:
     assert "type document" in refused(GEMINI, parts({"type": "document", "source": {}}))
 
 
+@pytest.mark.parametrize("target", [CLAUDE, GEMINI])
+def test_a_turn_that_would_be_left_out_of_the_line_is_refused(target: tuple[str, str]) -> None:
+    for field, value in {"refusal": SECRET, "audio": {"id": "a1"}}.items():
+        turn = {"role": "assistant", "content": None, field: value}
+        assert refused(target, turn, parts()).startswith(f"messages: {field}: not supported by")
+
+
 @pytest.mark.parametrize(
     "image", ["http://inside.example/1.png", {"url": "http://inside.example/1.png"}]
 )

@@ -39,10 +39,17 @@ SAMPLE_PARTS: Mapping[str, tuple[Json, str]] = {
         {"file": {"file_data": f"data:application/pdf;base64,{_PDF}", "filename": "a.pdf"}},
         _PDF,
     ),
+    "file with file_id": ({"type": "file", "file": {"file_id": "file-sample"}}, "file-sample"),
     "document": (
         {"source": {"type": "base64", "media_type": "application/pdf", "data": _PDF}},
         _PDF,
     ),
+}
+#: Fields of an assistant's message that can stand in place of its content, and what of them a
+#: provider gets.
+SAMPLE_FIELDS: Mapping[str, tuple[Json, str]] = {
+    "refusal": ({"refusal": "I refuse"}, "I refuse"),
+    "audio": ({"audio": {"id": "audio_sample"}}, "audio_sample"),
 }
 #: What errors call tools that are functions.
 FUNCTIONS = "tools of type function"
@@ -149,21 +156,35 @@ def dropped_tools(call: Json, tools: Mapping[str, Json]) -> frozenset[str]:
     )
 
 
+def part_kind(part: Json) -> str:
+    """Return what the fate of a part of a message depends on: its type, and how a file is named."""
+    file = part.get("file") if part["type"] == "file" else None
+    by_id = isinstance(file, dict) and file.get("file_id") and not file.get("file_data")
+    return "file with file_id" if by_id else str(part["type"])
+
+
 def dropped_parts(call: Json, parts: Mapping[tuple[str, str], Json]) -> frozenset[str]:
-    """Return the types of message parts that LiteLLM leaves out. Blocks for it.
+    """Return what errors call the parts and fields of messages that LiteLLM leaves out. Blocks.
 
     Args:
-        parts: A part of each type, by the role of its message and the type.
+        parts: By the role of its message and its kind, a part of each kind; a field of
+            SAMPLE_FIELDS by its name.
     """
     return frozenset(
-        kind for (role, kind), part in parts.items() if _drops_part(call, role, kind, part)
+        f"messages: {kind}" if kind in SAMPLE_FIELDS else f"messages: parts of type {kind}"
+        for (role, kind), part in parts.items()
+        if _drops_part(call, role, kind, part)
     )
 
 
 def _drops_part(call: Json, role: str, kind: str, part: Json) -> bool:
-    fields, data = SAMPLE_PARTS.get(kind, (part, ""))
-    content = [_TEXT, {**fields, "type": kind}]
-    with_part = _request(CallTypes.completion, call, _conversation(role, content))
+    field, data = SAMPLE_FIELDS.get(kind, ({}, ""))
+    if field:
+        conversation = [_USER, {"role": role, "content": None, **field}, _USER]
+    else:
+        fields, data = SAMPLE_PARTS.get(kind, (part, ""))
+        conversation = _conversation(role, [_TEXT, {"type": kind, **fields}])
+    with_part = _request(CallTypes.completion, call, conversation)
     if with_part is None:
         return False
     if data:

@@ -25,11 +25,13 @@ from primarch_fleet.requests.defaults import is_default
 from tasks.privacy import Privacy
 from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
+    SAMPLE_FIELDS,
     dropped_parameters,
     dropped_parts,
     dropped_tools,
     kind_of_value,
     may_be_left_out,
+    part_kind,
     tool_type,
 )
 
@@ -62,10 +64,8 @@ class Drops(NamedTuple):
 
     #: Names.
     parameters: frozenset[str] = frozenset()
-    #: Types of parts of messages.
-    parts: frozenset[str] = frozenset()
-    #: What errors call the tools.
-    tools: frozenset[str] = frozenset()
+    #: What errors call the tools, and the parts of the prompt.
+    others: frozenset[str] = frozenset()
 
 
 class _Current(NamedTuple):
@@ -234,7 +234,8 @@ class ProviderCalls:
         arguments = {name: call[name] for name in call.keys() - NOT_FOR_PROBES}
         if current.request.verb == "respond":
             own = [name for name in names if name in current.body]
-            return partial(_find_response_drops, self._provider(call), arguments, own)
+            provider = self._provider(call)
+            return partial(_find_response_drops, provider, arguments, own, current.parts)
         call_type = CALL_TYPES[current.request.verb]
         return partial(_find_drops, call_type, arguments, names, current.parts)
 
@@ -242,15 +243,12 @@ class ProviderCalls:
         """Put what LiteLLM would drop into `extra_body`, or refuse it."""
         request, provider = current.request, self._provider(call)
         if call.get("drop_params") or litellm.drop_params:
-            of_tools = {tool.partition(" ")[0] for tool in drops.tools}
-            current.dropped[call["model_info"].get("id")] += sorted(drops.parameters | of_tools)
+            parameters = {name.partition(" ")[0].rstrip(":") for name in drops.others}
+            current.dropped[call["model_info"].get("id")] += sorted(drops.parameters | parameters)
             return
         can_move = _goes_into_body(request, provider, call)
         moved = {name for name in drops.parameters if can_move and name in current.body}
-        refused = [
-            *sorted((drops.parameters - moved) | drops.tools),
-            *(f"messages: parts of type {kind}" for kind in sorted(drops.parts)),
-        ]
+        refused = sorted((drops.parameters - moved) | drops.others)
         if refused:
             raise _unsupported(refused, provider, call)
         if moved:
@@ -314,35 +312,42 @@ def _find_drops(call_type: CallTypes, call: Json, names: list[str], parts: Parts
     }
     if "web_search_options" in names and "web_search_options" in call:
         tools["web_search_options"] = {"web_search_options": call["web_search_options"]}
-    return Drops(
-        dropped_parameters(call_type, call, names),
-        dropped_parts(call, parts),
-        dropped_tools(call, tools) if call_type is CallTypes.completion else frozenset(),
-    )
+    dropped = dropped_parameters(call_type, call, names)
+    if call_type is not CallTypes.completion:
+        return Drops(dropped)
+    return Drops(dropped, dropped_parts(call, parts) | dropped_tools(call, tools))
 
 
 @_none_if_unknown
-def _find_response_drops(provider: str, call: Json, names: list[str]) -> Drops:
+def _find_response_drops(provider: str, call: Json, names: list[str], parts: Parts) -> Drops:
     model = call["model"]
     dropped = responses_parameters.dropped(provider, model, names)
-    if responses_parameters.has_responses(provider, model) or "tools" not in names:
+    if responses_parameters.has_responses(provider, model):
         return Drops(dropped)
+    items = frozenset(f"input: items of type {kind}" for _, kind in parts)
+    if "tools" not in names:
+        return Drops(dropped, items)
     tools = responses_parameters.chat_tools(provider, model, call["tools"])
     choice = call["tool_choice"] if "tool_choice" in names else "auto"
     if choice != "auto" and responses_parameters.drops_tool_choice(choice, tools.values()):
         dropped |= {"tool_choice"}
     parameters = ResponsesRequest.model_fields.keys() | {"extra_body"}
     account = {name: call[name] for name in call.keys() - (parameters - {"model"})}
-    return Drops(dropped, tools=dropped_tools(account, tools))
+    return Drops(dropped, items | dropped_tools(account, tools))
 
 
 def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:
-    """The parts of messages that are not text, by role and type."""
+    """What of a prompt LiteLLM may drop: by role and kind, parts of messages, and references."""
+    if isinstance(request, ResponsesRequest) and request.references():
+        yield ("", "item_reference"), {}
     for message in getattr(request, "messages", ()):
-        content = message.get("content")
+        role, content = str(message["role"]), message.get("content")
         for part in content if isinstance(content, list) else ():
             if _is_special(part):
-                yield (str(message["role"]), str(part["type"])), part
+                yield (role, part_kind(part)), part
+        for name in SAMPLE_FIELDS:
+            if role == "assistant" and message.get(name):
+                yield (role, name), {}
 
 
 def _is_special(part: Any) -> bool:

@@ -396,6 +396,56 @@ def test_a_part_of_a_message_that_claude_cannot_read_is_refused_by_name(
     assert stub.calls == []
 
 
+REFUSED = {"role": "assistant", "content": None, "refusal": "I cannot"}
+SPOKEN = {"role": "assistant", "audio": {"id": "audio_1"}}
+
+
+@pytest.mark.parametrize("model", ["claude", "gemini", "mistral", "ollama"])
+@pytest.mark.parametrize("message", [REFUSED, SPOKEN], ids=lambda one: sorted(one)[-1])
+def test_a_turn_of_the_assistant_that_would_be_left_out_is_refused_by_name(
+    lane: Lane, stub: ProviderStub, model: str, message: dict[str, Any]
+) -> None:
+    (error,) = lane.errors(chat(model, messages=[*HELLO, message, *HELLO]))
+    field = "refusal" if message is REFUSED else "audio"
+    assert f"messages: {field}: not supported by" in str(error)
+    assert not error.retryable
+    assert stub.calls == []
+
+
+def test_a_refusal_and_a_spoken_turn_are_sent_where_the_provider_has_them(lane: Lane) -> None:
+    said = {"role": "assistant", "content": "hi", "refusal": None, "audio": None}
+    gpt, claude = lane.bodies(
+        chat("gpt", messages=[*HELLO, REFUSED, SPOKEN, *HELLO]),
+        chat("claude", messages=[*HELLO, said, *HELLO]),
+    )
+    refused, spoken = gpt["messages"][1:3]
+    assert (refused["refusal"], spoken["audio"]) == ("I cannot", {"id": "audio_1"})
+    assert len(claude["messages"]) == 3
+
+
+def test_a_file_that_has_only_an_id_is_refused_where_it_would_be_left_out(
+    lane: Lane, stub: ProviderStub
+) -> None:
+    part = {"type": "file", "file": {"file_id": "file-1"}}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]
+    (error,) = lane.errors(chat("ollama", messages=messages))
+    assert "messages: parts of type file with file_id: not supported by ollama_chat" in str(error)
+    assert stub.calls == []
+    (sent,) = lane.bodies(chat("gpt", messages=messages))
+    assert sent["messages"] == messages
+
+
+@pytest.mark.parametrize("model", ["claude", "gemini", "ollama"])
+def test_a_reference_to_a_stored_item_is_refused_where_nothing_is_stored(
+    lane: Lane, stub: ProviderStub, model: str
+) -> None:
+    for reference in ({"type": "item_reference", "id": "msg_1"}, {"id": "msg_1"}):
+        items = [*HELLO, reference]
+        (error,) = lane.errors(ResponsesRequest(model=model, input=items))
+        assert "input: items of type item_reference: not supported by" in str(error)
+    assert stub.calls == []
+
+
 def test_parts_that_a_provider_reads_are_sent(lane: Lane) -> None:
     parts: list[dict[str, Any]] = [{"type": "text", "text": "?"}, PICTURE]
     claude, gpt = lane.bodies(
