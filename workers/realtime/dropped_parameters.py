@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from litellm.types.utils import CallTypes
@@ -45,16 +45,16 @@ SAMPLE_PARTS: Mapping[str, tuple[Json, str]] = {
         _PDF,
     ),
 }
-#: Fields of an assistant's message that can stand in place of its content, and what of them a
-#: provider gets.
-SAMPLE_FIELDS: Mapping[str, tuple[Json, str]] = {
-    "refusal": ({"refusal": "I refuse"}, "I refuse"),
-    "audio": ({"audio": {"id": "audio_sample"}}, "audio_sample"),
+#: Fields of an assistant's message that can stand in place of its content, with samples, and what
+#: of a sample a provider gets.
+SAMPLE_FIELDS: Mapping[str, tuple[Any, str]] = {
+    "refusal": ("I refuse", "I refuse"),
+    "audio": ({"id": "audio_sample"}, "audio_sample"),
 }
 #: What errors call tools that are functions.
 FUNCTIONS = "tools of type function"
-#: Parameters of a chat that are about its tools.
-ABOUT_TOOLS = {"tools", "web_search_options", "tool_choice", "parallel_tool_calls"}
+#: Parameters of a chat that mean nothing without its `tools`.
+NEED_TOOLS = {"tool_choice", "parallel_tool_calls"}
 _TEXT: Json = {"type": "text", "text": "sample"}
 _USER: Json = {"role": "user", "content": "x"}
 _CALL: Json = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -133,7 +133,8 @@ def dropped_tools(call: Json, tools: Mapping[str, Json]) -> frozenset[str]:
     """
     if tools.keys() <= {FUNCTIONS}:
         return frozenset()
-    base = {name: value for name, value in call.items() if name not in ABOUT_TOOLS}
+    about_tools = {"tools", "web_search_options", *NEED_TOOLS}
+    base = {name: value for name, value in call.items() if name not in about_tools}
 
     def sent(*names: str) -> Json | None:
         arguments = [tools[name] for name in names]
@@ -164,27 +165,34 @@ def part_kind(part: Json) -> str:
 
 
 def dropped_parts(call: Json, parts: Mapping[tuple[str, str], Json]) -> frozenset[str]:
-    """Return what errors call the parts and fields of messages that LiteLLM leaves out. Blocks.
+    """Return what errors call the parts of messages that LiteLLM leaves out. Blocks for it.
 
     Args:
-        parts: By the role of its message and its kind, a part of each kind; a field of
-            SAMPLE_FIELDS by its name.
+        parts: By the role of its message and its kind, a part of each kind.
     """
     return frozenset(
-        f"messages: {kind}" if kind in SAMPLE_FIELDS else f"messages: parts of type {kind}"
+        f"messages: parts of type {kind}"
         for (role, kind), part in parts.items()
         if _drops_part(call, role, kind, part)
     )
 
 
+def dropped_fields(call: Json, names: Iterable[str]) -> frozenset[str]:
+    """Return what errors call those of SAMPLE_FIELDS that LiteLLM leaves out. Blocks for it."""
+    dropped = set()
+    for name in names:
+        sample, data = SAMPLE_FIELDS[name]
+        message = {"role": "assistant", "content": None, name: sample}
+        body = _request(CallTypes.completion, call, [_USER, message, _USER])
+        if body is not None and data not in json.dumps(body, default=str):
+            dropped.add(f"messages: {name}")
+    return frozenset(dropped)
+
+
 def _drops_part(call: Json, role: str, kind: str, part: Json) -> bool:
-    field, data = SAMPLE_FIELDS.get(kind, ({}, ""))
-    if field:
-        conversation = [_USER, {"role": role, "content": None, **field}, _USER]
-    else:
-        fields, data = SAMPLE_PARTS.get(kind, (part, ""))
-        conversation = _conversation(role, [_TEXT, {"type": kind, **fields}])
-    with_part = _request(CallTypes.completion, call, conversation)
+    fields, data = SAMPLE_PARTS.get(kind, (part, ""))
+    content = [_TEXT, {"type": kind, **fields}]
+    with_part = _request(CallTypes.completion, call, _conversation(role, content))
     if with_part is None:
         return False
     if data:

@@ -25,7 +25,9 @@ from primarch_fleet.requests.defaults import is_default
 from tasks.privacy import Privacy
 from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
+    NEED_TOOLS,
     SAMPLE_FIELDS,
+    dropped_fields,
     dropped_parameters,
     dropped_parts,
     dropped_tools,
@@ -38,8 +40,11 @@ from workers.realtime.dropped_parameters import (
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
-#: Parts of messages, by the role of the message and the type of the part.
+#: Parts of messages, by the role of the message and the kind of the part; and what else of a prompt
+#: LiteLLM may drop, by FIELD or ITEM and its name.
 Parts = dict[tuple[str, str], Json]
+#: In place of a role: a field of a message, and an item that is no message.
+FIELD, ITEM = "field", "item"
 
 #: Providers that get OpenAI's body: LiteLLM hands on what is in `extra_body`.
 OPENAI_BODY = {"openai", "azure", "text-completion-openai", *openai_compatible_providers}
@@ -64,7 +69,7 @@ class Drops(NamedTuple):
 
     #: Names.
     parameters: frozenset[str] = frozenset()
-    #: What errors call the tools, and the parts of the prompt.
+    #: What errors call the tools and the parts of the prompt; the name of their field is first.
     others: frozenset[str] = frozenset()
 
 
@@ -242,13 +247,17 @@ class ProviderCalls:
     def _handle_drops(self, current: _Current, call: Json, drops: Drops) -> None:
         """Put what LiteLLM would drop into `extra_body`, or refuse it."""
         request, provider = current.request, self._provider(call)
+        others = {name: name.partition(" ")[0].rstrip(":") for name in drops.others}
+        dropped = drops.parameters | set(others.values())
         if call.get("drop_params") or litellm.drop_params:
-            parameters = {name.partition(" ")[0].rstrip(":") for name in drops.others}
-            current.dropped[call["model_info"].get("id")] += sorted(drops.parameters | parameters)
+            current.dropped[call["model_info"].get("id")] += sorted(dropped)
             return
         can_move = _goes_into_body(request, provider, call)
-        moved = {name for name in drops.parameters if can_move and name in current.body}
-        refused = sorted((drops.parameters - moved) | drops.others)
+        moved = dropped & (current.body.keys() - NO_PARAMETERS) if can_move else set()
+        if "tools" in moved:
+            moved |= NEED_TOOLS & call.keys()
+        own = {name for name, parameter in others.items() if parameter not in moved}
+        refused = sorted((drops.parameters - moved) | own)
         if refused:
             raise _unsupported(refused, provider, call)
         if moved:
@@ -315,7 +324,10 @@ def _find_drops(call_type: CallTypes, call: Json, names: list[str], parts: Parts
     dropped = dropped_parameters(call_type, call, names)
     if call_type is not CallTypes.completion:
         return Drops(dropped)
-    return Drops(dropped, dropped_parts(call, parts) | dropped_tools(call, tools))
+    fields = [name for role, name in parts if role == FIELD]
+    content = {key: part for key, part in parts.items() if key[0] != FIELD}
+    prompt = dropped_parts(call, content) | dropped_fields(call, fields)
+    return Drops(dropped, prompt | dropped_tools(call, tools))
 
 
 @_none_if_unknown
@@ -339,7 +351,7 @@ def _find_response_drops(provider: str, call: Json, names: list[str], parts: Par
 def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:
     """What of a prompt LiteLLM may drop: by role and kind, parts of messages, and references."""
     if isinstance(request, ResponsesRequest) and request.references():
-        yield ("", "item_reference"), {}
+        yield (ITEM, "item_reference"), {}
     for message in getattr(request, "messages", ()):
         role, content = str(message["role"]), message.get("content")
         for part in content if isinstance(content, list) else ():
@@ -347,7 +359,7 @@ def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:
                 yield (role, part_kind(part)), part
         for name in SAMPLE_FIELDS:
             if role == "assistant" and message.get(name):
-                yield (role, name), {}
+                yield (FIELD, name), {}
 
 
 def _is_special(part: Any) -> bool:

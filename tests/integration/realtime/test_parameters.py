@@ -248,17 +248,19 @@ def test_a_tool_that_would_be_left_out_is_refused_by_its_type(
 
 def test_tools_that_a_provider_has_are_sent_together(lane: Lane) -> None:
     search = {"type": "web_search_20250305", "name": "web_search"}
-    claude, options, google, gpt, vllm = lane.bodies(
+    claude, options, google, gpt, vllm, deepseek = lane.bodies(
         chat("claude", tools=[FUNCTION, search]),
         chat("claude", tools=[FUNCTION], web_search_options={}),
         chat("gemini", tools=[GOOGLE]),
         chat("gpt", tools=parameters.ANY_TOOLS),
         chat("vllm", tools=parameters.ANY_TOOLS, tool_choice=CUSTOM),
+        chat("deepseek", tools=parameters.ANY_TOOLS, tool_choice="required"),
     )
     for body in (claude, options):
         assert [tool["name"] for tool in body["tools"]] == ["look", "web_search"]
     assert google["tools"] == [GOOGLE]
-    assert gpt["tools"] == parameters.ANY_TOOLS
+    assert gpt["tools"] == deepseek["tools"] == parameters.ANY_TOOLS
+    assert deepseek["tool_choice"] == "required"
     assert [tool["function"]["name"] for tool in vllm["tools"]] == ["look", "write"]
     assert vllm["tool_choice"] == {"type": "function", "function": {"name": "write"}}
 
@@ -414,10 +416,13 @@ def test_a_turn_of_the_assistant_that_would_be_left_out_is_refused_by_name(
 
 def test_a_refusal_and_a_spoken_turn_are_sent_where_the_provider_has_them(lane: Lane) -> None:
     said = {"role": "assistant", "content": "hi", "refusal": None, "audio": None}
-    gpt, claude = lane.bodies(
+    part = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}]}
+    gpt, claude, groq = lane.bodies(
         chat("gpt", messages=[*HELLO, REFUSED, SPOKEN, *HELLO]),
         chat("claude", messages=[*HELLO, said, *HELLO]),
+        chat("groq", messages=[*HELLO, part, *HELLO]),
     )
+    assert groq["messages"][1] == part
     refused, spoken = gpt["messages"][1:3]
     assert (refused["refusal"], spoken["audio"]) == ("I cannot", {"id": "audio_1"})
     assert len(claude["messages"]) == 3
