@@ -147,7 +147,7 @@ class ResponsesRequest(Request):
 
     def references(self) -> list[Mapping[str, Any]]:
         """Return the items of the input that name an item which a provider stores."""
-        items = () if isinstance(self.input, str) else self.input
+        items = () if isinstance(self.input, str) else self.input or ()
         return [item for item in items if _is_reference(item)]
 
     @classmethod

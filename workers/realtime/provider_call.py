@@ -41,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 #: Parts of messages, by the role of the message and the kind of the part; and what else of a prompt
-#: LiteLLM may drop, by FIELD or ITEM and its name.
+#: LiteLLM may drop, by FIELD and its name or as `responses_parameters.special_items` has it.
 Parts = dict[tuple[str, str], Json]
-#: In place of a role: a field of a message, and an item that is no message.
-FIELD, ITEM = "field", "item"
+#: In place of a role: a field of a message.
+FIELD = "field"
 
 #: Providers that get OpenAI's body: LiteLLM hands on what is in `extra_body`.
 OPENAI_BODY = {"openai", "azure", "text-completion-openai", *openai_compatible_providers}
@@ -336,22 +336,22 @@ def _find_response_drops(provider: str, call: Json, names: list[str], parts: Par
     dropped = responses_parameters.dropped(provider, model, names)
     if responses_parameters.has_responses(provider, model):
         return Drops(dropped)
-    items = frozenset(f"input: items of type {kind}" for _, kind in parts)
+    parameters = ResponsesRequest.model_fields.keys() | {"extra_body"}
+    chat = {name: call[name] for name in call.keys() - (parameters - {"model"})}
+    items = responses_parameters.dropped_items(chat, parts)
     if "tools" not in names:
         return Drops(dropped, items)
     tools = responses_parameters.chat_tools(provider, model, call["tools"])
     choice = call["tool_choice"] if "tool_choice" in names else "auto"
     if choice != "auto" and responses_parameters.drops_tool_choice(choice, tools.values()):
         dropped |= {"tool_choice"}
-    parameters = ResponsesRequest.model_fields.keys() | {"extra_body"}
-    account = {name: call[name] for name in call.keys() - (parameters - {"model"})}
-    return Drops(dropped, items | dropped_tools(account, tools))
+    return Drops(dropped, items | dropped_tools(chat, tools))
 
 
 def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:
     """What of a prompt LiteLLM may drop: by role and kind, parts of messages, and references."""
-    if isinstance(request, ResponsesRequest) and request.references():
-        yield (ITEM, "item_reference"), {}
+    if isinstance(request, ResponsesRequest):
+        yield from responses_parameters.special_items(request)
     for message in getattr(request, "messages", ()):
         role, content = str(message["role"]), message.get("content")
         for part in content if isinstance(content, list) else ():

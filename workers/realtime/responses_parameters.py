@@ -6,7 +6,7 @@ into a chat, and leaves out what a chat does not have without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, wraps
 from typing import Any
 
@@ -19,7 +19,10 @@ from litellm.types.llms.openai import ResponsesAPIRequestParams
 from litellm.utils import ProviderConfigManager
 
 from config.price_list import find_entry
-from workers.realtime.dropped_parameters import tool_type
+from primarch_fleet.requests import ResponsesRequest
+from workers.realtime.dropped_parameters import dropped_parts, part_kind, tool_type
+
+Json = dict[str, Any]
 
 #: What LiteLLM's function for responses has an argument for. It leaves out everything else.
 ARGUMENTS = frozenset(ResponsesAPIRequestParams.__annotations__)
@@ -36,6 +39,13 @@ HOSTED_TOOLS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("web_search_2025_08_26", "web_search_preview_2025_03_11"), ()),
     **dict.fromkeys(("mcp", "tool_search"), ("anthropic",)),
 }
+#: In place of a role: an item that is no message.
+ITEM = "item"
+#: Types of items that LiteLLM has in each chat, or that only their own provider can read.
+CHAT_ITEMS = ("compaction", "function_call", "function_call_output", "reasoning")
+#: Types of parts that are text in each chat.
+TEXT_PARTS = ("input_text", "output_text", "refusal", "summary_text", "text")
+_messages_of_chat: Any = LiteLLMCompletionResponsesConfig.transform_responses_api_input_to_messages
 _tools_of_chat = (
     LiteLLMCompletionResponsesConfig.transform_responses_api_tools_to_chat_completion_tools
 )
@@ -112,6 +122,54 @@ def drops_tool_choice(choice: Any, arguments: Iterable[dict[str, Any]]) -> bool:
     if isinstance(choice, dict) and choice.get("type") not in TOOL_CHOICES:
         return True
     return bool(arguments) and not any("tools" in made for made in arguments)
+
+
+def special_items(request: ResponsesRequest) -> Iterator[tuple[tuple[str, str], Json]]:
+    """Yield what of an input a chat may not have.
+
+    Yields:
+        Items that are no messages by ITEM and their type, parts of messages by the role and what
+        their fate depends on; and the item or part itself.
+    """
+    references = request.references()
+    for item in () if isinstance(request.input, str) else map(dict, request.input):
+        kind = "item_reference" if item in references else item.get("type") or "message"
+        if kind not in ("message", *CHAT_ITEMS):
+            yield (ITEM, str(kind)), item
+        content = item.get("content") if kind == "message" else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") not in TEXT_PARTS:
+                by_id = part.get("file_id") and not part.get("file_data")
+                suffix = " with file_id" if by_id else ""
+                yield (str(item.get("role")), f"{part.get('type')}{suffix}"), part
+
+
+def dropped_items(call: Json, items: Mapping[tuple[str, str], Json]) -> frozenset[str]:
+    """Return what errors call the items and parts that a chat would not have. Blocks for LiteLLM.
+
+    Args:
+        call: The arguments of LiteLLM's function for chats without messages.
+        items: What `special_items` yields.
+    """
+    return frozenset(
+        f"input: {'items' if role == ITEM else 'parts'} of type {kind}"
+        for (role, kind), item in items.items()
+        if (_is_lost(item) if role == ITEM else _drops_part(call, role, item))
+    )
+
+
+def _is_lost(item: Json) -> bool:
+    alone: Json = {"role": "user", "content": "x"}
+    return len(_messages_of_chat([alone, item], {})) == 1
+
+
+def _drops_part(call: Json, role: str, part: Json) -> bool:
+    text: Json = {"type": "input_text", "text": "x"}
+    (message,) = _messages_of_chat([{"role": role, "content": [text, part]}], {})
+    of_chat: Json = dict(message)["content"][-1]
+    if of_chat.get("image_url") and not part.get("image_url"):
+        return True  # of a picture's file_id, LiteLLM makes an address without text
+    return bool(dropped_parts(call, {(role, part_kind(of_chat)): of_chat}))
 
 
 @cache

@@ -398,6 +398,55 @@ def test_a_part_of_a_message_that_claude_cannot_read_is_refused_by_name(
     assert stub.calls == []
 
 
+IMAGE = {"type": "input_image", "file_id": "file-1"}
+FILE = {"type": "input_file", "file_id": "file-1"}
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "kind"),
+    [
+        ("claude", {**AUDIO}, "input_audio"),
+        ("gemini", IMAGE, "input_image with file_id"),
+        ("ollama", FILE, "input_file with file_id"),
+    ],
+    ids=str,
+)
+def test_a_part_of_a_response_that_a_chat_would_lose_is_refused_by_its_type(
+    lane: Lane, stub: ProviderStub, model: str, part: dict[str, Any], kind: str
+) -> None:
+    content = [{"type": "input_text", "text": "What is this?"}, part]
+    request = ResponsesRequest(model=model, input=[{"role": "user", "content": content}])
+    (error,) = lane.errors(request)
+    assert f"input: parts of type {kind}: not supported by" in str(error)
+    assert stub.calls == []
+
+
+@pytest.mark.parametrize("kind", ["code_interpreter_call", "mcp_call", "image_generation_call"])
+def test_an_item_of_a_response_that_a_chat_would_lose_is_refused_by_its_type(
+    lane: Lane, stub: ProviderStub, kind: str
+) -> None:
+    items = [*HELLO, {"type": kind, "id": "i_1", "status": "completed"}]
+    (error,) = lane.errors(ResponsesRequest(model="claude", input=items))
+    assert f"input: items of type {kind}: not supported by anthropic" in str(error)
+    assert stub.calls == []
+
+
+def test_items_and_parts_of_a_response_that_a_chat_has_are_sent(lane: Lane) -> None:
+    text = {"type": "input_text", "text": "What is this?"}
+    picture = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}
+    said = {"type": "refusal", "refusal": "I cannot"}
+    items: list[dict[str, Any]] = [
+        {"role": "user", "content": [text, picture, FILE]},
+        {"type": "message", "role": "assistant", "content": [said]},
+        {"type": "custom_tool_call", "call_id": "c", "name": "write", "input": "a"},
+        {"type": "custom_tool_call_output", "call_id": "c", "output": "b"},
+    ]
+    (claude,) = lane.bodies(ResponsesRequest(model="claude", input=items))
+    asked, answered, _ = claude["messages"]
+    assert [part["type"] for part in asked["content"]] == ["text", "image", "container_upload"]
+    assert [part["type"] for part in answered["content"]] == ["text", "tool_use"]
+
+
 REFUSED = {"role": "assistant", "content": None, "refusal": "I cannot"}
 SPOKEN = {"role": "assistant", "audio": {"id": "audio_1"}}
 
