@@ -338,6 +338,12 @@ def test_a_tool_choice_that_litellm_does_not_know_is_in_the_line_or_refused(
         assert error.startswith(f"tool_choice of type {choice['type']}: not supported by")
 
 
+def test_each_stop_sequence_is_in_the_line() -> None:
+    stop = ["a", "b", "c", "d", "e"]
+    assert translated(CLAUDE, stop=stop).body["stop_sequences"] == stop
+    assert translated(VLLM, stop=stop).body["stop"] == stop
+
+
 def test_an_argument_of_litellm_is_no_parameter() -> None:
     assert "roles" in refused(CLAUDE, extra_body={"roles": {"user": 1}})
 

@@ -104,6 +104,7 @@ class ProviderCalls:
     _current: ContextVar[_Current] = ContextVar("provider_call")
 
     def __init__(self, privacy: Privacy, allowed_headers: tuple[str, ...]) -> None:
+        litellm.disable_stop_sequence_limit = True  # else it leaves out the fifth of `stop`
         self._privacy = privacy
         self._allowed_headers = set(allowed_headers)
         self._providers: dict[tuple[str | None, ...], str] = {}

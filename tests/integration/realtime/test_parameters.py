@@ -173,6 +173,12 @@ def test_what_litellm_would_drop_reaches_a_vllm_server(lane: Lane) -> None:
     assert body["thinking"] == {"type": "enabled", "budget_tokens": 9}
 
 
+def test_each_stop_sequence_reaches_the_provider(lane: Lane) -> None:
+    stop = ["a", "b", "c", "d", "e"]
+    vllm, claude = lane.bodies(*(chat(model, stop=stop) for model in ("vllm", "claude")))
+    assert vllm["stop"] == claude["stop_sequences"] == stop
+
+
 def test_extra_body_reaches_claude_as_its_own_parameters(lane: Lane) -> None:
     thinking = {"type": "enabled", "budget_tokens": 1024}
     extra = {"thinking": thinking, "top_k": 5, "cache_control": {"type": "ephemeral"}}
