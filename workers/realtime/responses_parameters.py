@@ -132,7 +132,8 @@ def special_items(request: ResponsesRequest) -> Iterator[tuple[tuple[str, str], 
         their fate depends on; and the item or part itself.
     """
     references = request.references()
-    for item in () if isinstance(request.input, str) else map(dict, request.input):
+    items = () if isinstance(request.input, str) else request.input or ()
+    for item in map(dict, items):
         kind = "item_reference" if item in references else item.get("type") or "message"
         if kind not in ("message", *CHAT_ITEMS):
             yield (ITEM, str(kind)), item
