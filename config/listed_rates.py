@@ -179,7 +179,7 @@ def _per_million(value: float | str) -> Decimal:
 
 
 def _exact(value: Any) -> Decimal:
-    """The price as the list has it. Raises ValueError for one that is no number."""
+    """The price as the list has it. Raises ValueError for a value that is no number."""
     try:
         return Decimal(f"{float(value):.{_DIGITS}g}")
     except (TypeError, ValueError):
