@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import Any, Self
 
 import httpx
+from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 from litellm import exceptions as litellm
 from litellm.types.router import RouterErrors, RouterRateLimitError
 
@@ -54,6 +55,8 @@ ROUTED: dict[Reason, type[Exception]] = {
 }
 #: What LiteLLM's translation of a request raises, which makes an APIConnectionError of it.
 UNTRANSLATED = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+#: What a sign-in raises that does not reach the provider: Azure's library hides the OSError.
+BROKEN_CONNECTIONS = (OSError, ServiceRequestError, ServiceResponseError)
 #: The attribute in which an error carries what it means.
 _FAULT = "fleet_fault"
 _PREFIX = "litellm.APIConnectionError: "
@@ -178,7 +181,7 @@ def _read_fault(error: BaseException) -> Fault:
     fault = classify(None, None, message=message)
     if fault.reason is not Reason.UNKNOWN:
         return fault
-    is_broken = any(isinstance(cause, OSError) for cause in causes(error))
+    is_broken = any(isinstance(cause, BROKEN_CONNECTIONS) for cause in causes(error))
     return Fault(Reason.UNAVAILABLE if is_broken else Reason.INVALID_REQUEST, fault.message)
 
 

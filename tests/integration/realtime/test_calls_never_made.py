@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.core.exceptions import ServiceRequestError
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -98,10 +99,11 @@ def test_a_provider_that_cannot_be_reached_is_unavailable(
     assert answer.receipt.fallback_reason == "big-1: provider_unavailable"
 
 
-def test_a_sign_in_that_cannot_reach_the_provider_is_its_fault() -> None:
+@pytest.mark.parametrize("cause", [ConnectionRefusedError(), ServiceRequestError("refused")])
+def test_a_sign_in_that_cannot_reach_the_provider_is_its_fault(cause: Exception) -> None:
     """Azure's library raises errors of its own, which LiteLLM passes on without a status."""
     error = RuntimeError("Authentication failed: the connection broke")
-    error.__cause__ = ConnectionRefusedError()
+    error.__cause__ = cause
     assert type(translate(error)) is errors.ProviderUnavailable
     assert type(translate(RuntimeError("AADSTS7000215: bad"))) is errors.AuthenticationFailed
 
