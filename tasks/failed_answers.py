@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from primarch_fleet.chat_form import FINISH_REASONS
-from tasks.provider_errors import Category, Fault, Reason, classify
+from tasks.failure_reasons import Category, Reason
+from tasks.provider_errors import Fault, classify
 
 #: What a provider says of a failed generation beside a finish reason that hides it.
 #: https://openrouter.ai/docs/api/reference/overview (native_finish_reason)

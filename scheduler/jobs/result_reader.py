@@ -26,7 +26,7 @@ from scheduler.providers import result_lines
 from scheduler.providers.base import BatchProvider, ProviderBatch
 from scheduler.providers.errors import BatchFault, refused_requests
 from scheduler.providers.result_lines import BadLine, ResultLine
-from tasks.provider_errors import Category, Reason
+from tasks.failure_reasons import Category, Reason
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, ProviderBatc
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
-from tasks.provider_errors import Category, Reason
+from tasks.failure_reasons import Category, Reason
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from scheduler.providers.errors import (
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
 from scheduler.translation.translator import Untranslatable
-from tasks.provider_errors import Fault, Reason
+from tasks.failure_reasons import Reason
+from tasks.provider_errors import Fault
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from scheduler.model.outcomes import LineHeld, LineOutcome, LineRefused, LineRetry
-from tasks.provider_errors import Category, Fault, Reason, Source, classify
+from tasks.failure_reasons import Category, Reason
+from tasks.provider_errors import Fault, Source, classify
 from tasks.redaction import without_secrets
 
 #: Statuses below 500 after which it is unknown whether the call took effect.

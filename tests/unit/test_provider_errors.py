@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from primarch_fleet import errors
-from tasks import provider_errors
 from tasks.failed_answers import fault_in_answer
-from tasks.provider_errors import Category, Reason, Source, classify
+from tasks.failure_reasons import MEANINGS, Category, Reason
+from tasks.provider_error_tables import CODES
+from tasks.provider_errors import Source, classify
 
 INVALID, CONTEXT, POLICY = Reason.INVALID_REQUEST, Reason.CONTEXT_WINDOW, Reason.CONTENT_POLICY
 MODEL, KEY, PERMISSION = Reason.MODEL_NOT_FOUND, Reason.CREDENTIALS, Reason.PERMISSION
@@ -330,8 +331,8 @@ def test_a_reason_has_a_category_and_an_error(
 
 
 def test_every_reason_but_unknown_has_a_meaning_and_a_code_has_one_reason() -> None:
-    assert set(provider_errors.MEANINGS) == set(Reason)
-    codes = [code for text in provider_errors.CODES.values() for code in text.split()]
+    assert set(MEANINGS) == set(Reason)
+    codes = [code for text in CODES.values() for code in text.split()]
     assert len(codes) == len(set(codes))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from config.fleet import FleetConfig
-from tasks.provider_errors import Fault, Reason
+from tasks.failure_reasons import Reason
+from tasks.provider_errors import Fault
 from workers.observability import metrics
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.errors import retry_after

@@ -8,7 +8,9 @@ from typing import Any
 
 from litellm.router import Router
 
-from tasks.provider_errors import STATUSES, Category, Fault
+from tasks.failure_reasons import Category
+from tasks.provider_error_tables import STATUSES
+from tasks.provider_errors import Fault
 from workers.realtime.errors import (
     RETRY_LATER_REASONS,
     all_cooling_down,

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from config.fleet import FleetConfig
 from primarch_fleet import redis_support
-from tasks.provider_errors import Category
+from tasks.failure_reasons import Category
 from workers.realtime.errors import fault_of
 from workers.realtime.health_checks import HealthChecks
 from workers.realtime.measurements import Calls, Measurements

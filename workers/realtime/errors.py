@@ -19,7 +19,8 @@ from litellm import exceptions as litellm
 from litellm.types.router import RouterErrors, RouterRateLimitError
 
 from primarch_fleet import errors
-from tasks.provider_errors import Category, Fault, Reason, classify
+from tasks.failure_reasons import Category, Reason
+from tasks.provider_errors import Fault, classify
 from tasks.redaction import without_secrets
 from workers.realtime.refusals import causes
 

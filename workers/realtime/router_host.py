@@ -14,7 +14,7 @@ from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.router_python_host import PythonHost
 
 from primarch_fleet.requests import REQUESTS
-from tasks.provider_errors import Category
+from tasks.failure_reasons import Category
 from workers.realtime.accounts import Accounts
 from workers.realtime.attempts import Attempts
 from workers.realtime.cooldowns import Cooldowns

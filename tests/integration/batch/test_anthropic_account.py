@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
-from tasks.provider_errors import Reason
+from tasks.failure_reasons import Reason
 from tests.support.batch_accounts import account
 from tests.support.batch_fixture import profile
 from workers.onebox.simulator.anthropic import AnthropicApp

@@ -15,7 +15,7 @@ from primarch_fleet import errors
 from scheduler.providers.accounts import open_accounts
 from scheduler.providers.base import BatchFingerprint, find_batches
 from scheduler.providers.errors import ProviderRefused
-from tasks.provider_errors import Reason
+from tasks.failure_reasons import Reason
 from tasks.receipts import RequestMetadata
 from tests.support.batch_accounts import CLASSIC, KEY, account, dialect, entry
 from tests.support.batch_fixture import Dialect, OpenBench, chat, fleet_app, open_bench, profile

@@ -46,7 +46,8 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest, ResponsesRequest
 from primarch_fleet.validation import Location, explain
-from tasks.provider_errors import Reason, classify
+from tasks.failure_reasons import Reason
+from tasks.provider_errors import classify
 from workers.local.engines.base import Answer
 from workers.local.engines.process_guard import KillOnParentExit
 from workers.local.engines.stderr_tail import StderrTail
