@@ -26,7 +26,7 @@ from workers.realtime.errors import translate
 
 __all__ = ["ask_server", "open_provider"]  # fixtures
 
-CUSTOM_TOOL = [{"type": "custom", "custom": {"name": "f"}}]
+BROKEN_TOOL = [{"type": "function"}]
 PRICE = {"input": "1", "output": "1"}
 BEDROCK = "bedrock/anthropic.claude-3-haiku-20240307-v1:0"
 VERTEX = {
@@ -79,7 +79,7 @@ def test_a_request_that_litellm_cannot_translate_is_at_fault_itself(
 ) -> None:
     config = fleet(claude(simulator.url))
     with pytest.raises(errors.ProviderError, match=r"cannot translate .*'function'") as caught:
-        ask(chat(tools=CUSTOM_TOOL, stream=stream), config=config)
+        ask(chat(tools=BROKEN_TOOL, stream=stream), config=config)
     assert type(caught.value) is errors.ProviderError
     assert not caught.value.retryable
     assert simulator.requests() == []

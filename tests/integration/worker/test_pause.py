@@ -119,8 +119,9 @@ def test_a_running_request_ends_and_a_paused_worker_fetches_once_a_second(
     start_lane: StartLane, store: redis.Redis, valkey_url: str
 ) -> None:
     with start_lane("local"), Fleet(valkey_url) as fleet:
-        long = question("local").model_copy(update={"max_tokens": 200})
-        running = fleet.submit(long)
+        # An engine answers with as many words.
+        words = [{"role": "user", "content": "word " * 900}]
+        running = fleet.submit(question("local").model_copy(update={"messages": words}))
         eventually(lambda: store.hlen(LEASES_KEY) == 1)
         store.sadd(PAUSED_QUEUES_KEY, LOCAL)
         waiting = [fleet.submit(question("local"))]
