@@ -6,7 +6,7 @@ import argparse
 
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.contract import LANES, Lane
-from scheduler.cli.scale import data_dir
+from scheduler.cli.data_folder import data_dir
 from scheduler.cli.terminal import print_report
 from workers.onebox.reloading import reload as reload_fleet
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
-from pathlib import Path
 
-from config.settings import settings
-from primarch_fleet.cli.address import DATA_DIR
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.contract import LANES, Lane
 from primarch_fleet.errors import ConfigError
+from scheduler.cli.data_folder import data_dir
 from scheduler.cli.terminal import print_report
 from workers.onebox.lane_workers import worker_count
 from workers.onebox.scaling import scale as scale_fleet
@@ -50,9 +47,3 @@ def _lane_count(text: str) -> tuple[Lane, int]:
     raise argparse.ArgumentTypeError(
         f"{text!r} names no lane: write {', '.join(f'{lane}=1' for lane in LANES)}"
     )
-
-
-def data_dir() -> Path:
-    """Return the data folder of the fleet: FLEET_DATA_DIR, or of this folder or the checkout."""
-    here = Path(os.environ.get("FLEET_DATA_DIR") or DATA_DIR)
-    return (here if here.is_dir() else settings().data_dir).resolve()

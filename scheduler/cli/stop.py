@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from primarch_fleet.cli.terminal import report
-from scheduler.cli.scale import data_dir
+from scheduler.cli.data_folder import data_dir
 from workers.onebox.stopping import stop as stop_fleet
 
 

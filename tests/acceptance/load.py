@@ -1,15 +1,18 @@
-"""Load on a fleet that `make up` runs, and what became of it."""
+"""Commands and load for a fleet that `make up` runs, and what became of them."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
 from primarch_fleet.outgoing import Ticket
@@ -21,6 +24,21 @@ MODELS: dict[Lane, str] = {"realtime": "gpt-4o-mini", "local": "smollm2-135m"}
 def environment(folder: Path) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("FLEET_")}
     return env | {"FLEET_DATA_DIR": str(folder)}
+
+
+def command(*arguments: str) -> list[str]:
+    """The command `fleet` with arguments."""
+    return [sys.executable, "-m", "primarch_fleet", *arguments]
+
+
+def run_command(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run `fleet` with arguments for the fleet on a data folder."""
+    result = subprocess.run(
+        command(*arguments), cwd=ROOT, env=environment(folder), capture_output=True, text=True
+    )
+    assert result.returncode == status, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
 
 
 class Load(threading.Thread):

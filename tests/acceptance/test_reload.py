@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import yaml
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from tests.acceptance.conftest import Up, running
-from tests.acceptance.load import Load, calls_by_text, environment
+from tests.acceptance.load import Load, calls_by_text, command, environment, run_command
 from tests.support.workers import eventually
 
 WORKERS = ("realtime-1", "local-1", "batch-1")
@@ -35,20 +34,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def up(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     with running(tmp_path_factory.mktemp("up") / "data", FLEET_CONFIG=str(config)) as up:
         yield up
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "primarch_fleet", "reload", *arguments]
-
-
-def reload(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `fleet reload` for the fleet on a data folder."""
-    result = subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(folder), capture_output=True, text=True
-    )
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
 
 
 def pids(up: Up) -> dict[str, int]:
@@ -75,7 +60,7 @@ def test_a_new_model_is_served_after_a_reload_under_load(up: Up, config: Path) -
     with Fleet(up.url) as fleet:
         load = Load(fleet, pause_seconds=0.05)
         load.start()
-        restarted = json.loads(reload(up.folder, "--json").stdout)["restarted"]
+        restarted = json.loads(run_command(up.folder, "reload", "--json").stdout)["restarted"]
         eventually(lambda: len(load.tickets) >= 100)
         load.stop()
         for ticket in load.tickets:
@@ -91,7 +76,7 @@ def test_a_new_model_is_served_after_a_reload_under_load(up: Up, config: Path) -
 
 def test_only_the_named_lanes_start_again(up: Up) -> None:
     before = pids(up)
-    said = reload(up.folder, "batch").stderr
+    said = run_command(up.folder, "reload", "batch").stderr
     changed = {name for name, pid in pids(up).items() if pid != before[name]}
     assert changed == {"batch-1"}
     assert said.splitlines() == [
@@ -112,7 +97,7 @@ def test_a_configuration_that_cannot_be_reloaded_restarts_nothing(
     valid, before = config.read_text(), pids(up)
     change(config, **sections)
     try:
-        refused = reload(up.folder, status=1).stderr
+        refused = run_command(up.folder, "reload", status=1).stderr
     finally:
         config.write_text(valid)
     assert words in refused
@@ -122,12 +107,12 @@ def test_a_configuration_that_cannot_be_reloaded_restarts_nothing(
 
 def test_a_command_that_is_killed_leaves_a_fleet_that_runs(up: Up) -> None:
     before = up.pid("batch-1")
-    killed = subprocess.Popen(command(), cwd=ROOT, env=environment(up.folder))
+    killed = subprocess.Popen(command("reload"), cwd=ROOT, env=environment(up.folder))
     eventually(lambda: not psutil.pid_exists(before))
     killed.kill()
     killed.wait()
     eventually(lambda: answer(up, WORKERS))
-    reload(up.folder)
+    run_command(up.folder, "reload")
 
 
 def answer(up: Up, workers: tuple[str, ...]) -> bool:
@@ -139,6 +124,6 @@ def answer(up: Up, workers: tuple[str, ...]) -> bool:
 def test_nonsense_is_refused(up: Up, tmp_path: Path) -> None:
     assert (
         "'gpu' is no lane: write realtime, local, batch"
-        in reload(up.folder, "gpu", status=2).stderr
+        in run_command(up.folder, "reload", "gpu", status=2).stderr
     )
-    assert "no fleet of `make up` runs on" in reload(tmp_path, status=1).stderr
+    assert "no fleet of `make up` runs on" in run_command(tmp_path, "reload", status=1).stderr

@@ -23,22 +23,8 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
 from tests.acceptance.conftest import Up, processes_of, running
-from tests.acceptance.load import MODELS, Load, calls_by_text, environment
+from tests.acceptance.load import MODELS, Load, calls_by_text, command, environment, run_command
 from tests.support.workers import eventually
-
-
-def scale(folder: Path, *counts: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `fleet scale` for the fleet on a data folder."""
-    result = subprocess.run(
-        command(*counts), cwd=ROOT, env=environment(folder), capture_output=True, text=True
-    )
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "primarch_fleet", "scale", *arguments]
 
 
 def addresses(up: Up) -> dict[str, str]:
@@ -81,7 +67,7 @@ def test_lanes_scale_under_load_and_each_request_runs_once(up: Up) -> None:
         load = Load(fleet, pause_seconds=0.05)
         load.start()
         for counts in (["realtime=4"], ["local=0"], ["local=1", "realtime=1"]):
-            scale(up.folder, *counts)
+            run_command(up.folder, "scale", *counts)
         eventually(lambda: len(load.tickets) >= 300, 60)
         load.stop()
         answers = [fleet.result(ticket, timeout=60) for ticket in load.tickets]
@@ -97,7 +83,7 @@ def test_lanes_scale_under_load_and_each_request_runs_once(up: Up) -> None:
 
 def test_the_views_follow(up: Up) -> None:
     before = addresses(up)
-    scaled = json.loads(scale(up.folder, "realtime=2", "batch=1", "--json").stdout)
+    scaled = json.loads(run_command(up.folder, "scale", "realtime=2", "batch=1", "--json").stdout)
     assert scaled == {
         "workers": {"realtime": 2, "batch": 1},
         "started": ["batch-1", "realtime-2"],
@@ -113,23 +99,23 @@ def test_the_views_follow(up: Up) -> None:
     assert targets(up).keys() == {*workers(up), "the fleet"}
     for process, target in targets(up).items():
         assert addresses(up)[f"metrics of {process}"] == f"http://{target}/metrics"
-    said = scale(up.folder, "realtime=1", "batch=0").stderr
+    said = run_command(up.folder, "scale", "realtime=1", "batch=0").stderr
     eventually(lambda: not beat_runs(up))
     assert "realtime: 1 worker processes; realtime-2 stops\n" in said
     assert addresses(up) == before
     assert workers(up) == {"realtime-1", "local-1"}
     assert targets(up).keys() == {*workers(up), "the fleet"}
-    assert "nothing to do" in scale(up.folder, "realtime=1").stderr
+    assert "nothing to do" in run_command(up.folder, "scale", "realtime=1").stderr
 
 
 def test_a_request_with_defaults_waits_for_a_lane_that_is_scaled_to_none(up: Up) -> None:
     """The batch lane, which takes a day at a real provider, runs and would take it."""
-    scale(up.folder, "realtime=0", "batch=1")
+    run_command(up.folder, "scale", "realtime=0", "batch=1")
     message = {"role": "user", "content": "no hurry was asked for, and no batch"}
     with Fleet(up.url) as fleet:
         ticket = fleet.submit(CompletionRequest(model=MODELS["realtime"], messages=[message]))
         assert (ticket.lane, "without a worker" in ticket.reason) == ("realtime", True)
-        scale(up.folder, "realtime=1", "batch=0")
+        run_command(up.folder, "scale", "realtime=1", "batch=0")
         assert fleet.result(ticket, timeout=60).receipt.lane == "realtime"
 
 
@@ -151,20 +137,24 @@ def test_make_up_beside_a_running_fleet_scales_it(up: Up) -> None:
 
 def test_a_command_that_is_killed_leaves_a_fleet_that_the_next_one_scales(up: Up) -> None:
     for _ in range(3):
-        killed = subprocess.Popen(command("realtime=3"), cwd=ROOT, env=environment(up.folder))
+        killed = subprocess.Popen(
+            command("scale", "realtime=3"), cwd=ROOT, env=environment(up.folder)
+        )
         eventually((up.folder / "logs" / "realtime-3.log").exists)
         killed.kill()
         killed.wait()
-        scale(up.folder, "realtime=1")
+        run_command(up.folder, "scale", "realtime=1")
         assert workers(up) == {"realtime-1", "local-1"}
         assert "metrics of realtime-3" not in addresses(up)
         (up.folder / "logs" / "realtime-3.log").unlink()
 
 
 def test_a_worker_that_dies_while_its_lane_shrinks_does_not_come_back(up: Up) -> None:
-    scale(up.folder, "realtime=2")
+    run_command(up.folder, "scale", "realtime=2")
     pid = up.pid("realtime-2")
-    shrinking = subprocess.Popen(command("realtime=1"), cwd=ROOT, env=environment(up.folder))
+    shrinking = subprocess.Popen(
+        command("scale", "realtime=1"), cwd=ROOT, env=environment(up.folder)
+    )
     os.kill(pid, signal.SIGKILL)
     assert shrinking.wait(60) == 0
     assert workers(up) == {"realtime-1", "local-1"}
@@ -175,13 +165,13 @@ def test_a_worker_that_does_not_start_is_named_and_starts_once_it_can(up: Up) ->
     valid = config.read_text()
     config.write_text("deployments: no list\n")
     try:
-        refused = scale(up.folder, "realtime=2", status=1)
+        refused = run_command(up.folder, "scale", "realtime=2", status=1)
     finally:
         config.write_text(valid)
     assert f"realtime-2 does not start; its log: {up.folder}/logs/realtime-2.log" in refused.stderr
     with Fleet(up.url) as fleet:
         eventually(lambda: "realtime-2" in str(fleet.app.control.ping(timeout=0.5)), 60)
-    scale(up.folder, "realtime=1")
+    run_command(up.folder, "scale", "realtime=1")
     assert workers(up) == {"realtime-1", "local-1"}
 
 
@@ -196,13 +186,13 @@ def test_a_worker_that_does_not_start_is_named_and_starts_once_it_can(up: Up) ->
     ],
 )
 def test_nonsense_is_refused_with_what_to_write(up: Up, counts: list[str], words: str) -> None:
-    assert words in scale(up.folder, *counts, status=2).stderr
+    assert words in run_command(up.folder, "scale", *counts, status=2).stderr
 
 
 def test_a_second_command_waits_for_nothing_and_says_why(up: Up) -> None:
     with (up.folder / "scale.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = scale(up.folder, "realtime=2", status=1)
+        refused = run_command(up.folder, "scale", "realtime=2", status=1)
     assert "another command scales or reloads this fleet" in refused.stderr
 
 
@@ -213,10 +203,10 @@ def test_only_the_user_of_the_fleet_can_reach_its_supervisor(up: Up) -> None:
 
 def test_without_a_running_fleet_the_command_says_so(tmp_path: Path) -> None:
     words = "no fleet of `make up` runs on"
-    assert words in scale(tmp_path, "realtime=2", status=1).stderr
+    assert words in run_command(tmp_path, "scale", "realtime=2", status=1).stderr
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "supervisor.sock"))
-    assert words in scale(tmp_path, "realtime=2", status=1).stderr
+    assert words in run_command(tmp_path, "scale", "realtime=2", status=1).stderr
 
 
 def test_a_fleet_whose_supervisor_was_killed_starts_again_on_its_ports(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from config.fleet import load
 from primarch_fleet.contract import LANES, Lane
 from primarch_fleet.errors import ConfigError
 from workers.onebox.processes import CONFIGURE, STOP_MARGIN_SECONDS
-from workers.onebox.running_fleet import RunningFleet, alone
+from workers.onebox.running_fleet import RunningFleet, changing
 from workers.onebox.scaling import lane_of
 from workers.onebox.simulated import PROFILE_FILE
-from workers.onebox.supervisor import POLL_SECONDS, Supervisor
+from workers.onebox.supervisor import POLL_SECONDS
 
 #: Processes besides workers that read fleet.yaml.
 SERVICES = ("beat", "flower")
@@ -48,12 +48,7 @@ def reload(
             process does not start: those after it have the earlier configuration.
         FleetUnavailable: The broker did not answer.
     """
-    supervisor = Supervisor(data_dir)
-    supervisor.workers()  # it runs
-    with alone(data_dir):
-        fleet = RunningFleet(data_dir, supervisor)
-        fleet.wait_until_stopped()
-        supervisor.update()  # forgets what a killed `fleet scale` has stopped
+    with changing(data_dir) as fleet:
         restarted = []
         for name in [*_changed_simulator(fleet), *_workers(fleet, lanes), *SERVICES]:
             if _restart(fleet, name):

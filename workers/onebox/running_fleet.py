@@ -24,25 +24,6 @@ _PING_TIMEOUT_SECONDS = 0.5
 _MAX_STARTS = 3
 
 
-@contextmanager
-def alone(data_dir: Path) -> Iterator[None]:
-    """Lock the fleet against other commands that change it, until this process ends at most."""
-    try:
-        handle = os.open(data_dir / "scale.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{data_dir}: {error.strerror}") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                "another command scales or reloads this fleet: wait until it has ended"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
 class RunningFleet:
     """A fleet by its files and its supervisord.
 
@@ -98,3 +79,40 @@ class RunningFleet:
 def _read(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(path.read_text())
     return values
+
+
+@contextmanager
+def changing(data_dir: Path) -> Iterator[RunningFleet]:
+    """Yield the fleet that runs on a data folder, which no other command changes meanwhile.
+
+    What a killed command has stopped is forgotten.
+
+    Raises:
+        ConfigError: No fleet runs there, it still starts, or another command changes it.
+    """
+    supervisor = Supervisor(data_dir)
+    supervisor.workers()  # it runs
+    with _alone(data_dir):
+        fleet = RunningFleet(data_dir, supervisor)
+        fleet.wait_until_stopped()
+        supervisor.update()
+        yield fleet
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Lock the fleet against other commands that change it, until this process ends at most."""
+    try:
+        handle = os.open(data_dir / "scale.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{data_dir}: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                "another command scales or reloads this fleet: wait until it has ended"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

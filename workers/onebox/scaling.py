@@ -21,8 +21,7 @@ from workers.onebox.lane_workers import LaneWorker, lane_workers
 from workers.onebox.ports import Ports, metrics_address
 from workers.onebox.private_file import write_private
 from workers.onebox.processes import program
-from workers.onebox.running_fleet import RunningFleet, alone
-from workers.onebox.supervisor import Supervisor
+from workers.onebox.running_fleet import RunningFleet, changing
 from workers.onebox.worker_group import WORKERS_GROUP
 
 
@@ -66,18 +65,13 @@ def scale(
             has too few GPUs, or a worker does not start.
         FleetUnavailable: The broker did not answer.
     """
-    supervisor = Supervisor(data_dir)
-    supervisor.workers()  # it runs
-    with alone(data_dir):
-        fleet = RunningFleet(data_dir, supervisor)
-        fleet.wait_until_stopped()
-        supervisor.update()  # forgets what a killed command has stopped
+    with changing(data_dir) as fleet:
         scaled = _Scaling(fleet).change(counts)
         for sentence in scaled.sentences():
             say(sentence)
         fleet.wait_until_ready(set(scaled.started))
         fleet.wait_until_stopped(scaled.stopped)
-        supervisor.update()
+        fleet.supervisor.update()
     return scaled
 
 
