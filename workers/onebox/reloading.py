@@ -7,7 +7,7 @@ fleet that runs, in which some processes have the earlier configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from configparser import RawConfigParser
 from pathlib import Path
 
@@ -49,22 +49,23 @@ def reload(
         FleetUnavailable: The broker did not answer.
     """
     with changing(data_dir) as fleet:
+        workers = _workers(fleet, lanes)
+        simulator = ["simulator"] if _configure(fleet) else []
         restarted = []
-        for name in [*_changed_simulator(fleet), *_workers(fleet, lanes), *SERVICES]:
+        for name in [*simulator, *workers, *SERVICES]:
             if _restart(fleet, name):
                 say(f"{name} has started again")
                 restarted.append(name)
     return restarted
 
 
-def _changed_simulator(fleet: RunningFleet) -> Iterator[str]:
-    """Check fleet.yaml; yield the simulator's process if its profile has changed."""
+def _configure(fleet: RunningFleet) -> bool:
+    """Check fleet.yaml and write the files from it; return whether the simulator's has changed."""
     profile = fleet.data_dir / PROFILE_FILE
-    before = profile.read_text() if profile.exists() else ""
+    before = profile.read_text() if profile.exists() else None
     if found := fleet.supervisor.run(CONFIGURE).strip():
         raise ConfigError(found)
-    if profile.exists() and profile.read_text() != before:
-        yield "simulator"
+    return before is not None and profile.read_text() != before
 
 
 def _workers(fleet: RunningFleet, lanes: Collection[Lane]) -> list[str]:
