@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from config.agents_config import RoutingOrchestration
+from config.api import Api
 from config.batch import Batch
 from config.contradictions import contradictions
 from config.endpoints import batch_endpoints, endpoints
@@ -73,6 +74,8 @@ class FleetConfig(Section):
     requests: RequestPolicy = RequestPolicy()
     #: Figures that alerts and reports measure against.
     targets: Targets = Targets()
+    #: The HTTP API of `fleet serve`.
+    api: Api = Api()
     #: The fleet's policy in one place, in the format of the Primarch agents. It overrides the other
     #: sections when the file is loaded.
     routing_orchestration: RoutingOrchestration | None = None

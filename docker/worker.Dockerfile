@@ -9,6 +9,7 @@ COPY config config
 COPY tasks tasks
 COPY workers workers
 COPY scheduler scheduler
+COPY api api
 USER fleet
 ENV FLEET_DATA_DIR=/data \
     FLEET_METRICS_HOST=0.0.0.0 \

@@ -16,7 +16,9 @@ from config.settings import ROOT
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 #: Pages that may name paths of earlier versions.
 HISTORY = {ROOT / "CHANGELOG.md", ROOT / "docs" / "design" / "names.md"}
-FOLDERS = "primarch_fleet|config|tasks|workers|scheduler|tests|docker|docs|examples|requirements"
+FOLDERS = (
+    "primarch_fleet|config|tasks|workers|scheduler|api|tests|docker|docs|examples|requirements"
+)
 
 
 def main() -> int:

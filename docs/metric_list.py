@@ -19,6 +19,7 @@ METRIC_CALLS = {
 #: Which process serves the metrics that a file declares; the first match counts.
 SERVED_BY = {
     "scheduler/admin/webhook.py": "The webhook receiver",
+    "api/": "The HTTP API",
     "scheduler/fleet_metrics/": "Flower",
     "scheduler/": "Batch workers, besides those of every worker",
     "": "Every worker",
@@ -37,7 +38,7 @@ class Metric(NamedTuple):
 def declared_metrics() -> dict[str, list[Metric]]:
     """Return all metrics by what serves them."""
     found: dict[str, list[Metric]] = {title: [] for title in reversed(SERVED_BY.values())}
-    for package in ("primarch_fleet", "tasks", "workers", "scheduler"):
+    for package in ("primarch_fleet", "tasks", "workers", "scheduler", "api"):
         for path in sorted((ROOT / package).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
             title = next(text for start, text in SERVED_BY.items() if name.startswith(start))

@@ -36,6 +36,7 @@ CHECKED = (
     "examples",
     "primarch_fleet",
     "scheduler",
+    "api",
     "tasks",
     "tests",
     "workers",

@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, overload
 from primarch_fleet import arguments, protocol, redis_support, tracing
 from primarch_fleet.broker import MAX_READERS, Broker
 from primarch_fleet.budgets import Budget
+from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet
 from primarch_fleet.completions import (
     Collected,
@@ -89,6 +90,11 @@ class AsyncFleet:
     def _check_open(self) -> None:
         if self._is_closed:
             raise ClientClosed
+
+    async def catalogue(self) -> Catalogue:
+        """Return the models, prices and limits of the fleet; see `Fleet.catalogue`."""
+        self._check_open()
+        return await asyncio.to_thread(self._fleet.catalogue)
 
     async def submit(self, request: Request) -> Ticket:
         """Check a request and enqueue it on its lane; see `Fleet.submit`.

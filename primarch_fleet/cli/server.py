@@ -31,11 +31,14 @@ COMMANDS = {
     "drain": "pause batch creation, and wait until the live batches have ended",
     "resume": "resume queues or, without a name, batch creation and accounts that were refused",
     "webhook": "receive providers' webhooks",
+    "serve": "serve an OpenAI-compatible HTTP API",
+    "key": "make a key of that API",
     "check-config": "check fleet.yaml before anything starts",
 }
 #: Commands that need no address of a Redis.
-_WITHOUT_REDIS = ("check-config", "reload", "scale", "stop")
-_MODULE = "scheduler.cli.main"
+_WITHOUT_REDIS = ("check-config", "key", "reload", "scale", "stop")
+#: Where the commands are.
+_MODULES = dict.fromkeys(COMMANDS, "scheduler.cli.main") | {"serve": "api.cli", "key": "api.cli"}
 
 
 def run(arguments: list[str]) -> None:
@@ -44,8 +47,8 @@ def run(arguments: list[str]) -> None:
     Raises:
         ConfigError: The fleet's packages are not installed, or no fleet is found.
     """
-    folder = Path(primarch_fleet.__file__).parent.parent
-    if not folder.joinpath(*_MODULE.split(".")).with_suffix(".py").exists():
+    folder, module = Path(primarch_fleet.__file__).parent.parent, _MODULES[arguments[0]]
+    if not folder.joinpath(*module.split(".")).with_suffix(".py").exists():
         raise ConfigError(
             "this command needs the fleet's own packages, which no wheel has: run it in a checkout "
             "(`.venv/bin/fleet` after `make up`) or in an image of the fleet"
@@ -53,4 +56,4 @@ def run(arguments: list[str]) -> None:
     asks_for_help = {"-h", "--help"} & set(arguments)
     if arguments[0] not in _WITHOUT_REDIS and not asks_for_help:
         os.environ["FLEET_REDIS_URL"] = find_fleet()
-    importlib.import_module(_MODULE).main(arguments, "fleet")
+    importlib.import_module(module).main(arguments, "fleet")

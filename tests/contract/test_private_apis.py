@@ -14,7 +14,7 @@ from tests.contract.private_apis import PAGE, is_installed, libraries, page, use
 
 #: A private name, but not a method of NamedTuple.
 PRIVATE = re.compile(r"_(?!_|(asdict|fields|make|replace)$)")
-PACKAGES = ["primarch_fleet", "config", "tasks", "workers", "scheduler"]
+PACKAGES = ["primarch_fleet", "config", "tasks", "workers", "scheduler", "api"]
 
 
 @pytest.mark.parametrize(

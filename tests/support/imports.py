@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from config.settings import ROOT
 
 #: Each may import itself and what stands before it.
-ORDER = ["primarch_fleet", "config", "tasks", "workers", "scheduler"]
+ORDER = ["primarch_fleet", "config", "tasks", "workers", "scheduler", "api"]
 
 
 def imports(package: str) -> Iterator[tuple[str, str]]:

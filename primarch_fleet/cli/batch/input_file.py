@@ -20,16 +20,13 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.outgoing import idempotent_task_id
 from primarch_fleet.requests import REQUESTS, Request
-from primarch_fleet.requests.base import PROVIDER_NAMES
+from primarch_fleet.requests.openai_body import arguments_of
 from primarch_fleet.validation import LONE_SURROGATE
 
 #: Bytes of the longest line that is read: OpenAI's limit of a whole file.
 MAX_LINE_BYTES = 200 * 2**20
 #: The request classes by `url`.
 _KINDS = {kind.endpoint: kind for kind in REQUESTS.values()}
-#: Names of OpenAI's body by the field of a request that has another name.
-_FIELDS = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
-_ROUTING_FIELDS = set(Request.model_fields) - {"model"}
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def _request(values: dict[str, Any], custom_id: str, options: RunOptions) -> Req
     if not isinstance(body, dict):
         raise InvalidRequest(f"body: must be an object with the parameters of {kind.endpoint}")
     return kind(
-        **_arguments(kind, body),
+        **arguments_of(kind, body, "body."),
         lane=options.lane,
         tenant_id=options.tenant_id,
         priority="low",  # after what a service asks meanwhile
@@ -174,18 +171,6 @@ def _kind(url: Any) -> type[Request]:
         hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(_KINDS)}"
         raise InvalidRequest(f"url: {url!r} is not served; {hint}")
     return kind
-
-
-def _arguments(kind: type[Request], body: dict[str, Any]) -> dict[str, Any]:
-    """A body as arguments of its request; parameters that OpenAI does not have are `extra_body`."""
-    arguments: dict[str, Any] = {}
-    others: dict[str, Any] = {}
-    for name, value in body.items():
-        field = _FIELDS.get(name, name)
-        if field in _ROUTING_FIELDS:
-            raise InvalidRequest(f"body.{name}: no parameter of {kind.endpoint}; remove it")
-        (arguments if field in kind.model_fields else others)[field] = value
-    return arguments | ({"extra_body": others} if others else {})
 
 
 def _key(custom_id: str, endpoint: str, body: dict[str, Any], options: RunOptions) -> str:

@@ -1,0 +1,29 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from starlette.responses import Response
+
+from api.answering import answer, data, stream, wants_receipt
+from api.call import Call
+from api.requests import request_of
+from api.routing_headers import RECEIPT_KEY
+from primarch_fleet import AsyncStream, CompletionRequest
+
+
+async def create(call: Call) -> Response:
+    """Answer a chat, at once or as a stream of `chat.completion.chunk`."""
+    request = await request_of(call, CompletionRequest, await call.json())
+    if not request.streams:
+        return await answer(call, request)
+
+    async def end(chunks: AsyncStream) -> AsyncIterator[bytes]:
+        if wants_receipt(call):
+            completion = await chunks.result()
+            receipt = completion.receipt.model_dump(mode="json")
+            yield data({"object": "chat.completion.chunk", "choices": [], RECEIPT_KEY: receipt})
+        yield b"data: [DONE]\n\n"
+
+    return await stream(call, request, data, end)

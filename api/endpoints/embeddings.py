@@ -1,0 +1,15 @@
+"""`POST /v1/embeddings`."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from api.answering import answer
+from api.call import Call
+from api.requests import request_of
+from primarch_fleet import EmbeddingRequest
+
+
+async def create(call: Call) -> Response:
+    """Answer with the embeddings of the inputs."""
+    return await answer(call, await request_of(call, EmbeddingRequest, await call.json()))

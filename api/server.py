@@ -1,0 +1,86 @@
+"""The HTTP API as a process, with limits for clients that are slow or too many."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+
+from api.app import build_app
+from api.keys import KeyFile
+from api.protocol import TimedProtocol
+from api.services import Services
+from config.settings import redis_url, settings
+from primarch_fleet import AsyncFleet
+from primarch_fleet.errors import ConfigError
+from primarch_fleet.redis_support import once_async
+
+#: After which a broker that does not answer is an error.
+TIMEOUT_SECONDS = 5.0
+#: Seconds for which an idle connection stays open: longer than a balancer's, 60 s in AWS and nginx.
+KEEPALIVE_SECONDS = 75
+#: Connections that wait to be accepted.
+_BACKLOG = 2048
+
+
+def run(host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, as `server_config` does."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    config = server_config(host, port, KeyFile(settings().config), redis_url())
+    uvicorn.Server(config).run()
+
+
+def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.Config:
+    """Return uvicorn's configuration.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        key_file: Has the keys.
+        url: The fleet's Redis.
+
+    Raises:
+        ConfigError: Without keys, the address can be reached from other machines.
+    """
+    section = key_file.section()
+    if not section.keys and not _is_loopback(host):
+        raise ConfigError(
+            f"serve: without api.keys in fleet.yaml, --host {host} would let everybody in: make a "
+            "key with `fleet key`, or listen on 127.0.0.1"
+        )
+
+    @asynccontextmanager
+    async def open_services() -> AsyncIterator[Services]:
+        client = once_async(url, TIMEOUT_SECONDS, text=False)
+        async with AsyncFleet(url, timeout=TIMEOUT_SECONDS) as fleet:
+            try:
+                yield Services(fleet, client, key_file, settings().result_ttl)
+            finally:
+                await client.aclose()
+
+    return uvicorn.Config(
+        build_app(open_services),
+        host=host,
+        port=port,
+        http=TimedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=_BACKLOG,
+        limit_concurrency=section.max_connections,
+        timeout_keep_alive=KEEPALIVE_SECONDS,
+        timeout_graceful_shutdown=int(settings().drain_timeout),
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
