@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -14,106 +15,121 @@ from api.call import Call, ClientGone
 from api.errors import ApiError
 from api.receipt_headers import receipt_headers, ticket_headers
 from api.routing_headers import RECEIPT_HEADER, RECEIPT_KEY
-from primarch_fleet import AsyncFleet, AsyncStream, Chunk, Ticket
+from primarch_fleet import AsyncFleet, AsyncStream, Ticket
 from primarch_fleet.errors import FleetError, ResultTimeout
 from primarch_fleet.requests import Request
 
 logger = logging.getLogger(__name__)
 
+Body = dict[str, Any]
+Parts = AsyncIterator[bytes]
 #: Seconds without a chunk after which a comment tells client and proxies that the stream lives.
 KEEPALIVE_SECONDS = 15.0
 #: Seconds that a cancelled request has to stop.
 _CANCEL_SECONDS = 30.0
 _KEEPALIVE = b": keep-alive\n\n"
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+#: nginx passes events on one by one.
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 #: Cancels that are under way; asyncio itself keeps no task alive.
 _cancels: set[asyncio.Task[None]] = set()
 
 
-async def answer(call: Call, request: Request) -> Response:
-    """Submit a request, wait for its answer and return it.
+async def _nothing(_: AsyncStream) -> Parts:
+    if False:
+        yield b""
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How an endpoint writes a stream of server-sent events."""
+
+    #: Encodes a chunk.
+    chunk: Callable[[Body], bytes]
+    #: Encodes an error after the first chunk.
+    failure: Callable[[FleetError], bytes]
+    #: What follows the last chunk.
+    end: Callable[[AsyncStream], Parts] = _nothing
+
+
+async def answer(
+    call: Call, request: Request, ticket: Ticket, shaped: Callable[[Body], Body] = lambda body: body
+) -> Response:
+    """Wait for the answer of a request that was submitted, and return it.
 
     If the client goes away first, or the answer takes too long, the request is cancelled; with an
     `Idempotency-Key` it continues, for the client that asks again.
 
+    Args:
+        shaped: Makes the body for the client of the answer's body.
+
     Raises:
-        FleetError: The request was refused, or failed.
+        FleetError: The request has failed.
+        ClientGone: The client has closed the connection.
     """
-    fleet = call.services.fleet
-    ticket = await fleet.submit(request)
-    timeout_seconds = call.services.config.answer_timeout
+    fleet, timeout_seconds = call.services.fleet, call.services.config.answer_timeout
     try:
         completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
     except (ClientGone, ResultTimeout):
-        if request.idempotency_key is None:
-            cancel_later(fleet, ticket)
+        _abandon(fleet, request, ticket)
         raise
-    body = completion.body
+    body = shaped(completion.body)
     if wants_receipt(call):
         body = body | {RECEIPT_KEY: completion.receipt.model_dump(mode="json")}
     return JSONResponse(body, headers=receipt_headers(ticket, completion.receipt))
 
 
-async def stream(
-    call: Call,
-    request: Request,
-    event: Callable[[dict[str, Any]], bytes],
-    end: Callable[[AsyncStream], AsyncIterator[bytes]],
-) -> Response:
-    """Submit a request and return its stream as server-sent events.
+async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm) -> Response:
+    """Return the stream of a request that was submitted, as server-sent events.
 
-    An error before the first chunk is the answer's status; a later one is an event.
-
-    Args:
-        event: Encodes a chunk.
-        end: What follows the last chunk.
+    An error before the first chunk is the status of the answer; a later error is an event. The
+    request is cancelled as `answer` does.
 
     Raises:
-        FleetError: The request was refused, or failed before its first chunk.
+        FleetError: The request has failed before its first chunk.
+        ClientGone: The client has closed the connection before.
     """
     fleet = call.services.fleet
-    ticket = await fleet.submit(request)
     chunks = await fleet.stream(ticket, timeout=call.services.config.answer_timeout)
     try:
-        first = await call.until_disconnected(_next(chunks))
+        first = await call.until_disconnected(anext(chunks, None))
     except (ClientGone, ResultTimeout):
-        if request.idempotency_key is None:
-            cancel_later(fleet, ticket)
+        _abandon(fleet, request, ticket)
         raise
-    is_kept = request.idempotency_key is not None
 
-    async def events() -> AsyncIterator[bytes]:
+    async def events() -> Parts:
         is_read = False
         try:
-            async for part in sent(chunks, first, event):
+            if first is not None:
+                yield form.chunk(first.body)
+            async for part in kept_alive(chunks, form.chunk):
                 yield part
-            async for part in end(chunks):
+            async for part in form.end(chunks):
                 yield part
             is_read = True
         except FleetError as error:
             is_read = True
-            yield data(ApiError.of(error).envelope())
+            yield form.failure(error)
         finally:
-            # Before the end, only if the client has gone: Starlette closes the generator then.
-            if not is_read and not is_kept:
-                cancel_later(fleet, ticket)
+            if not is_read:  # the client has gone: Starlette closes the generator
+                _abandon(fleet, request, ticket)
 
-    headers = _HEADERS | ticket_headers(ticket)
-    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)
+    return event_stream(events(), ticket_headers(ticket))
 
 
-async def sent(
-    chunks: AsyncStream, first: Chunk | None, event: Callable[[dict[str, Any]], bytes]
-) -> AsyncIterator[bytes]:
-    """Return the events of chunks, and a comment whenever none came for KEEPALIVE_SECONDS."""
-    if first is None:
-        return
-    yield event(first.body)
-    waiting: asyncio.Future[Chunk | None] | None = None
+def event_stream(events: Parts, headers: dict[str, str]) -> Response:
+    """Return an answer of server-sent events."""
+    return StreamingResponse(
+        events, media_type="text/event-stream", headers=_STREAM_HEADERS | headers
+    )
+
+
+async def kept_alive(chunks: AsyncStream, encode: Callable[[Body], bytes]) -> Parts:
+    """Return the encoded chunks, and a comment whenever none came for KEEPALIVE_SECONDS."""
+    waiting: asyncio.Future[Any] | None = None
     try:
         while True:
-            waiting = waiting or asyncio.ensure_future(_next(chunks))
+            waiting = waiting or asyncio.ensure_future(anext(chunks, None))
             done, _ = await asyncio.wait({waiting}, timeout=KEEPALIVE_SECONDS)
             if not done:
                 yield _KEEPALIVE
@@ -121,15 +137,10 @@ async def sent(
             chunk, waiting = waiting.result(), None
             if chunk is None:
                 return
-            yield event(chunk.body)
+            yield encode(chunk.body)
     finally:
         if waiting is not None:
             waiting.cancel()
-
-
-async def _next(chunks: AsyncStream) -> Chunk | None:
-    """The next chunk; None after the last one."""
-    return await anext(chunks, None)
 
 
 def wants_receipt(call: Call) -> bool:
@@ -137,16 +148,14 @@ def wants_receipt(call: Call) -> bool:
     return call.headers.get(RECEIPT_HEADER, "").lower() in ("body", "true", "1")
 
 
-def data(value: dict[str, Any]) -> bytes:
+def data(value: Body) -> bytes:
     """Encode a server-sent event without a name."""
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
-def cancel_later(fleet: AsyncFleet, ticket: Ticket | str) -> None:
-    """Cancel a request for which no client waits, without waiting for it."""
-    task = asyncio.create_task(_cancel(fleet, ticket))
-    _cancels.add(task)
-    task.add_done_callback(_cancels.discard)
+def failure(error: FleetError) -> bytes:
+    """Encode an error as the event that OpenAI's SDKs raise."""
+    return data(ApiError.of(error).envelope())
 
 
 async def cancels_done(wait: Callable[[set[asyncio.Task[None]]], Awaitable[Any]]) -> None:
@@ -155,13 +164,22 @@ async def cancels_done(wait: Callable[[set[asyncio.Task[None]]], Awaitable[Any]]
         await wait(set(_cancels))
 
 
-async def _cancel(fleet: AsyncFleet, ticket: Ticket | str) -> None:
+def _abandon(fleet: AsyncFleet, request: Request, ticket: Ticket) -> None:
+    """Cancel a request that no client waits for, without waiting for it."""
+    if request.idempotency_key is not None:
+        return
+    task = asyncio.create_task(_cancel(fleet, ticket))
+    _cancels.add(task)
+    task.add_done_callback(_cancels.discard)
+
+
+async def _cancel(fleet: AsyncFleet, ticket: Ticket) -> None:
     try:
         await fleet.cancel(ticket, _CANCEL_SECONDS)
     except FleetError as error:
         logger.warning(
             "%s: not cancelled after its client left: %s",
-            ticket if isinstance(ticket, str) else ticket.id,
+            ticket.id,
             error,
             extra={"action": "cancel_failed"},
         )

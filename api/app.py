@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from api.answering import cancels_done
 from api.call import endpoint
-from api.endpoints import chat, embeddings, health, models, moderations
+from api.endpoints import chat, embeddings, health, models, moderations, responses
 from api.errors import ApiError
 from api.metrics import Measured
 from api.services import Services
@@ -59,6 +59,16 @@ def _routes() -> list[Route]:
         Route("/v1/chat/completions", endpoint("caller", chat.create), methods=["POST"]),
         Route("/v1/embeddings", endpoint("caller", embeddings.create), methods=["POST"]),
         Route("/v1/moderations", endpoint("caller", moderations.create), methods=["POST"]),
+        Route("/v1/responses", endpoint("caller", responses.create), methods=["POST"]),
+        Route("/v1/responses/{response_id}", endpoint("caller", responses.retrieve)),
+        Route(
+            "/v1/responses/{response_id}", endpoint("caller", responses.delete), methods=["DELETE"]
+        ),
+        Route(
+            "/v1/responses/{response_id}/cancel",
+            endpoint("caller", responses.cancel),
+            methods=["POST"],
+        ),
         Route("/v1/models", endpoint("caller", models.list_models)),
         Route("/v1/models/{model:path}", endpoint("caller", models.retrieve)),
         Route("/healthz", health.healthz),

@@ -12,4 +12,5 @@ from primarch_fleet import EmbeddingRequest
 
 async def create(call: Call) -> Response:
     """Answer with the embeddings of the inputs."""
-    return await answer(call, await request_of(call, EmbeddingRequest, await call.json()))
+    request = await request_of(call, EmbeddingRequest, await call.json())
+    return await answer(call, request, await call.services.fleet.submit(request))

@@ -12,4 +12,5 @@ from primarch_fleet import ModerationRequest
 
 async def create(call: Call) -> Response:
     """Answer whether the inputs violate a policy."""
-    return await answer(call, await request_of(call, ModerationRequest, await call.json()))
+    request = await request_of(call, ModerationRequest, await call.json())
+    return await answer(call, request, await call.services.fleet.submit(request))
