@@ -63,7 +63,7 @@ def new_key() -> tuple[str, str]:
 
 def key_hash(key: str) -> str:
     """Return the hash of a key, as fleet.yaml has it."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()
 
 
 class Keys:

@@ -27,10 +27,15 @@ SEND_SECONDS = 60.0
 
 
 class Measured:
-    """Counts the calls of an ASGI application."""
+    """Counts the calls of an ASGI application, and ends those whose client reads nothing.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    Args:
+        app: The application.
+        send_seconds: Seconds that a client has to take the next part of an answer.
+    """
+
+    def __init__(self, app: ASGIApp, send_seconds: float = SEND_SECONDS) -> None:
+        self._app, self._send_seconds = app, send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a call."""
@@ -46,7 +51,7 @@ class Measured:
                 status = str(message["status"])
                 call_seconds.labels(_route(scope)).observe(time.monotonic() - started_at)
             # A client that reads nothing would hold its connection, and the answer, without limit.
-            async with asyncio.timeout(SEND_SECONDS):
+            async with asyncio.timeout(self._send_seconds):
                 await send(message)
 
         open_calls.inc()

@@ -7,13 +7,12 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-#: Seconds from the first byte of a call, or from the connection, to the end of its headers.
-HEADER_SECONDS = 10.0
-
 
 class TimedProtocol(H11Protocol):
     """uvicorn's protocol, which by itself waits without limit for the rest of a head."""
 
+    #: Seconds from the first byte of a call, or from the connection, to the end of its headers.
+    head_seconds = 60.0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -35,7 +34,7 @@ class TimedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        self._head_timer = self.loop.call_later(self.head_seconds, self._too_slow)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -45,3 +44,8 @@ class TimedProtocol(H11Protocol):
     def _too_slow(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def timed_protocol(seconds: float) -> type[TimedProtocol]:
+    """Return the protocol with this time for the head of a call."""
+    return type("Protocol", (TimedProtocol,), {"head_seconds": seconds})

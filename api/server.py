@@ -11,7 +11,7 @@ import uvicorn
 
 from api.app import build_app
 from api.keys import KeyFile
-from api.protocol import TimedProtocol
+from api.protocol import timed_protocol
 from api.services import Services
 from config.settings import redis_url, settings
 from primarch_fleet import AsyncFleet
@@ -65,7 +65,7 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         build_app(open_services),
         host=host,
         port=port,
-        http=TimedProtocol,
+        http=timed_protocol(section.upload_timeout),
         ws="none",
         lifespan="on",
         log_config=None,

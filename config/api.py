@@ -59,7 +59,7 @@ class Api(Section):
     #: Seconds for which a call waits for its answer. A request without an `Idempotency-Key` is
     #: cancelled then.
     answer_timeout: float = Field(600.0, gt=0)
-    #: Seconds that a client has to send a whole call.
+    #: Seconds that a client has to send the head of a call, and again its body.
     upload_timeout: float = Field(60.0, gt=0)
     #: Most bytes of an uploaded file: the limit of OpenAI's batch files.
     max_file_bytes: int = Field(200 * 2**20, gt=0)

@@ -73,7 +73,7 @@ async def cancel(call: Call) -> Response:
 
 
 async def delete(call: Call) -> Response:
-    """Forget a response. One that runs goes on."""
+    """Forget a response. A request that runs goes on."""
     record = await _found(call)
     await _store(call).remove(record)
     return JSONResponse({"id": record.id, "object": "response", "deleted": True})

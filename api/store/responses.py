@@ -1,4 +1,4 @@
-"""Which responses belong to whom: a record for each, as long as its answer may be asked for.
+"""Which tenant a response belongs to: a record for each, as long as its answer is kept.
 
 fleet:api:response:<id>   JSON of a ResponseRecord, a string with a TTL
 """
