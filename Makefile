@@ -7,6 +7,8 @@ AIMOCK := .aimock
 NEXT   := .venv-next
 OLDEST := .venv-oldest
 AUDIT  := .venv-audit
+# Clients for Node.js, which tests need where npm is installed.
+NODE   := $(if $(shell command -v npm),tests/node/node_modules/.package-lock.json)
 BIN    := $(VENV)/bin
 UV     := $(BIN)/python -m uv
 # Processes of a lane, for make up. Beside a fleet that runs they scale it.
@@ -47,7 +49,7 @@ run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, t
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C, or scales the one that runs: make up REALTIME=4 LOCAL=1 BATCH=1
 	@exec $(BIN)/python -m workers.onebox.up $(if $(REALTIME),--realtime $(REALTIME)) $(if $(LOCAL),--local $(LOCAL)) $(if $(BATCH),--batch $(BATCH)) $(if $(FLOWER_PORT),--flower-port $(FLOWER_PORT))
 
-test: $(VENV)/.dev  ## all tests, against real processes; one lane or subject: make test LANE=batch
+test: $(VENV)/.dev $(NODE)  ## all tests, against real processes; one lane or subject: make test LANE=batch
 	$(PYTEST) $(PARALLEL) $(if $(LANE),tests/integration/$(LANE)) $(ARGS)
 
 fuzz: $(VENV)/.dev  ## malformed messages to real workers of each lane; ARGS="--messages 100000 --seed 1"
@@ -68,7 +70,7 @@ docs: $(VENV)/.dev  ## the documentation as a site, in site/; warnings are error
 	$(BIN)/python -m docs.reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-coverage: $(VENV)/.dev  ## the tests with branch coverage, below the floor of pyproject.toml an error; ARGS="tests/unit"
+coverage: $(VENV)/.dev $(NODE)  ## the tests with branch coverage, below the floor of pyproject.toml an error; ARGS="tests/unit"
 	$(PYTEST) $(PARALLEL) --cov --cov-report=term:skip-covered $(ARGS)
 
 mutants: $(VENV)/.dev  ## mutate the pure modules and list what no unit test notices; ARGS="primarch_fleet.money*"
@@ -169,7 +171,7 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## remove the environments and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) $(OLDEST) $(AUDIT) .fleet site mutants
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) $(OLDEST) $(AUDIT) tests/node/node_modules .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
@@ -189,6 +191,10 @@ $(VENV)/.fleet: requirements/fleet.lock $(VENV)/bin/uv | $(BIN)/fleet
 $(VENV)/.dev: requirements/dev.lock $(VENV)/bin/uv | $(BIN)/fleet
 	$(INSTALL) $(BIN)/python -r requirements/dev.lock
 	@touch $@ $(VENV)/.fleet
+
+tests/node/node_modules/.package-lock.json: tests/node/package-lock.json
+	npm ci --prefix tests/node --no-audit --no-fund --loglevel=error
+	@touch $@
 
 # The lock file names packages by hash, and no index.
 $(AIMOCK)/.installed: tests/aimock/package-lock.json
