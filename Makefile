@@ -47,7 +47,7 @@ run: $(VENV)/.fleet  ## 60 sample requests through the three lanes, one table, t
 	@$(BIN)/python -m workers.onebox.demo
 
 up: $(VENV)/.fleet  ## the fleet on this machine until Ctrl-C, or scales the one that runs: make up REALTIME=4 LOCAL=1 BATCH=1
-	@exec $(BIN)/python -m workers.onebox.up $(if $(REALTIME),--realtime $(REALTIME)) $(if $(LOCAL),--local $(LOCAL)) $(if $(BATCH),--batch $(BATCH)) $(if $(FLOWER_PORT),--flower-port $(FLOWER_PORT))
+	@exec $(BIN)/python -m workers.onebox.up $(if $(REALTIME),--realtime $(REALTIME)) $(if $(LOCAL),--local $(LOCAL)) $(if $(BATCH),--batch $(BATCH)) $(if $(FLOWER_PORT),--flower-port $(FLOWER_PORT)) $(if $(API_PORT),--api-port $(API_PORT))
 
 test: $(VENV)/.dev $(NODE)  ## all tests, against real processes; one lane or subject: make test LANE=batch
 	$(PYTEST) $(PARALLEL) $(if $(LANE),tests/integration/$(LANE)) $(ARGS)

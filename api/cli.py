@@ -14,10 +14,9 @@ import click
 
 from api import server
 from api.keys import new_key
+from config.api import DEFAULT_PORT
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.errors import FleetError
-
-DEFAULT_PORT = 8700
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m api") -> NoReturn:

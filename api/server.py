@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import uvicorn
+from prometheus_client import start_http_server
 
 from api.app import build_app
 from api.keys import KeyFile
@@ -18,6 +19,8 @@ from primarch_fleet import AsyncFleet
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
 
+logger = logging.getLogger(__name__)
+
 #: After which a broker that does not answer is an error.
 TIMEOUT_SECONDS = 5.0
 #: Seconds for which an idle connection stays open: longer than a balancer's, 60 s in AWS and nginx.
@@ -27,9 +30,18 @@ _BACKLOG = 2048
 
 
 def run(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError, as `server_config` does."""
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, as `server_config` does.
+
+    Metrics are also served at FLEET_METRICS_HOST and FLEET_METRICS_PORT, as those of workers are.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     config = server_config(host, port, KeyFile(settings().config), redis_url())
+    metrics, _ = start_http_server(settings().metrics_port, settings().metrics_host)
+    logger.info(
+        "metrics at http://%s:%s/metrics",
+        *metrics.server_address[:2],
+        extra={"action": "metrics_listening"},
+    )
     uvicorn.Server(config).run()
 
 

@@ -9,6 +9,8 @@ from pydantic import AwareDatetime, Field, model_validator
 from config.section import Section
 from primarch_fleet.contract import Lane
 
+#: Where `fleet serve` and `make up` serve the API on this machine.
+DEFAULT_PORT = 8700
 #: The hash of a key: SHA-256 in hex digits. `fleet key` prints a new key and its hash.
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 #: `caller` sends requests. `reader` may also see the page and the metrics, `operator` may also act

@@ -133,6 +133,8 @@ def _files() -> Iterator[Path]:
         path = ROOT / name
         for found in sorted(path.rglob("*")) if path.is_dir() else [path]:
             relative = found.relative_to(ROOT)
+            if "node_modules" in relative.parts:
+                continue
             if found.suffix in (".md", ".py", ".lua") and relative.as_posix() not in EXCLUDED:
                 yield relative
 

@@ -25,7 +25,7 @@ from celery import Celery
 from config.settings import ROOT
 
 #: Another fleet that starts at the same time would choose the same port.
-NO_SHARED_PORT = ["--flower-port", "0"]
+NO_SHARED_PORT = ["--flower-port", "0", "--api-port", "0"]
 
 
 @dataclass

