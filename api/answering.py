@@ -25,14 +25,18 @@ Body = dict[str, Any]
 Parts = AsyncIterator[bytes]
 #: Seconds without a chunk after which a comment tells client and proxies that the stream lives.
 KEEPALIVE_SECONDS = 15.0
-#: Seconds that a cancelled request has to stop.
-_CANCEL_SECONDS = 30.0
+#: Seconds that a request has to stop after its client left. It is marked as cancelled at once; only
+#: the wait for its worker ends.
+_CANCEL_SECONDS = 1.0
+#: Cancels at the same time: each needs a thread, and calls need threads too.
+_MAX_CANCELS = 16
 _KEEPALIVE = b": keep-alive\n\n"
 #: nginx passes events on one by one.
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 #: Cancels that are under way; asyncio itself keeps no task alive.
 _cancels: set[asyncio.Task[None]] = set()
+_cancel_slots = asyncio.Semaphore(_MAX_CANCELS)
 
 
 async def _nothing(_: AsyncStream) -> Parts:
@@ -175,7 +179,10 @@ def _abandon(fleet: AsyncFleet, request: Request, ticket: Ticket) -> None:
 
 async def _cancel(fleet: AsyncFleet, ticket: Ticket) -> None:
     try:
-        await fleet.cancel(ticket, _CANCEL_SECONDS)
+        async with _cancel_slots:
+            await fleet.cancel(ticket, _CANCEL_SECONDS)
+    except ResultTimeout:
+        pass  # its worker stops it later, or is dead
     except FleetError as error:
         logger.warning(
             "%s: not cancelled after its client left: %s",

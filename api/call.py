@@ -53,7 +53,7 @@ class Call:
             ApiError: Status 400, 408 or 413: the body is no JSON object, did not come in time, or
                 is larger than the fleet takes.
         """
-        catalogue = await self.services.fleet.catalogue()
+        catalogue = await self.services.catalogue.get()
         text = await self._body(catalogue.max_request_bytes)
         try:
             values = json.loads(text)

@@ -13,7 +13,7 @@ from prometheus_client import start_http_server
 from api.app import build_app
 from api.keys import KeyFile
 from api.protocol import timed_protocol
-from api.services import Services
+from api.services import CatalogueReader, Services
 from config.settings import redis_url, settings
 from primarch_fleet import AsyncFleet
 from primarch_fleet.errors import ConfigError
@@ -69,7 +69,8 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         client = once_async(url, TIMEOUT_SECONDS, text=False)
         async with AsyncFleet(url, timeout=TIMEOUT_SECONDS) as fleet:
             try:
-                yield Services(fleet, client, key_file, settings().result_ttl)
+                reader = CatalogueReader(fleet)
+                yield Services(fleet, client, key_file, reader, settings().result_ttl)
             finally:
                 await client.aclose()
 

@@ -16,7 +16,7 @@ _UNKNOWN_TIME = 0
 
 async def list_models(call: Call) -> Response:
     """List the models."""
-    catalogue = await call.services.fleet.catalogue()
+    catalogue = await call.services.catalogue.get()
     listed = [
         _object(name, model)
         for name, model in sorted(catalogue.models.items())
@@ -28,7 +28,7 @@ async def list_models(call: Call) -> Response:
 async def retrieve(call: Call) -> Response:
     """Show a model."""
     name = call.request.path_params["model"]
-    catalogue = await call.services.fleet.catalogue()
+    catalogue = await call.services.catalogue.get()
     model = catalogue.models.get(name)
     if model is None or not call.caller.may_use(name):
         message = f"The model {name[:100]!r} does not exist"
