@@ -57,6 +57,8 @@ _COUNTED = (
     *("fleet:dead_letters", "fleet:dead_letter_counts", ledger_keys("*")[0]),
     *(CHECKS_KEY, PERIODIC_RUNS_KEY, "fleet:batch:reserved"),
 )
+#: Keys and channels of the HTTP API: api/store/.
+API_KEYS = "fleet:api:*"
 #: The jobs of the batch lane, its groups, and since when each request waits, without the requests:
 #: scheduler/store/keys.py.
 _JOBS = ("fleet:batch:jobs", "fleet:batch:job:*", "fleet:batch:groups", "fleet:batch:waiting:*")
@@ -75,6 +77,7 @@ def rules(queues: Sequence[str], database: int = 0) -> dict[str, str]:
     events, control = f"/{database}.celeryev/*", f"/{database}.celery.pidbox"
     return {
         "producer": _producer(queues),
+        "api": _api(queues),
         # Links of a task may go to any queue, and keys of LiteLLM's Router have no common prefix.
         "worker": _TRUSTED,
         "scheduler": _TRUSTED,
@@ -110,6 +113,17 @@ def _producer(queues: Sequence[str]) -> str:
             _selector("+smembers", _keys("%R~", [PAUSED_QUEUES_KEY])),
             # Groups and chords, by Celery itself.
             _selector("+set +setex +expire +publish", f"~{_GROUP} &{_GROUP}"),
+        )
+    )
+
+
+def _api(queues: Sequence[str]) -> str:
+    """What a producer does, and what the HTTP API stores; its page needs the user `operator`."""
+    return " ".join(
+        (
+            _producer(queues),
+            _selector("+@all -@admin -@dangerous", f"~{API_KEYS} &{API_KEYS}"),
+            _selector("+zrangebylex", _keys("%R~", [LEASED_TASKS])),
         )
     )
 

@@ -89,7 +89,7 @@ async def sides(url: str, address: str) -> AsyncIterator[dict[str, Ask]]:
 
 
 async def capacity(ask: Ask) -> float:
-    """Calls a second that CAPACITY_CALLERS callers get answered."""
+    """Answers a second for CAPACITY_CALLERS at the same time."""
     end = time.perf_counter() + ROUND_SECONDS
 
     async def caller() -> int:

@@ -1,0 +1,74 @@
+"""`fleet serve` with the Redis user `api` of config/acl.py."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from config import acl
+from primarch_fleet.budgets import ledger_keys
+from tests.support.api_server import BETA, ApiServer, api_server, fleet_yaml
+from tests.support.producer import CATALOGUE
+from tests.support.redis_server import DURABLE, RedisServer
+
+QUEUES = ("realtime", "batch", "scheduler")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("restricted_api")
+
+
+@pytest.fixture(scope="module")
+def urls(folder: Path) -> Iterator[dict[str, str]]:
+    server = RedisServer(folder / "redis", DURABLE | {"aclfile": f"{folder}/acl/users.acl"})
+    acl.write(folder / "acl", server.url, QUEUES)
+    server.start()
+    try:
+        yield {
+            file.stem: file.read_text().strip().partition("=")[2]
+            for file in (folder / "acl").glob("*.env")
+        }
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def restricted(folder: Path, urls: dict[str, str]) -> Iterator[ApiServer]:
+    with redis.Redis.from_url(urls["admin"], decode_responses=True) as admin:
+        CATALOGUE.publish(admin)
+    with api_server(urls["api"], folder, fleet_yaml(folder / "fleet.yaml")) as server:
+        yield server
+
+
+def test_requests_are_sent_and_shown_to_their_tenant(restricted: ApiServer) -> None:
+    with restricted.client() as client, restricted.client(BETA) as other:
+        assert [model.id for model in client.models.list()] == ["m"]
+        created = client.responses.create(model="m", input="hi", background=True)
+        assert client.responses.retrieve(created.id).status == "queued"
+        with pytest.raises(openai.NotFoundError):
+            other.responses.retrieve(created.id)
+        client.responses.delete(created.id)
+    assert "NOPERM" not in restricted.log.read_text()
+
+
+def test_the_user_touches_nothing_else(restricted: ApiServer, urls: dict[str, str]) -> None:
+    day = ledger_keys("acme")[0]
+    with redis.Redis.from_url(urls["api"]) as client:
+        for command in (
+            ("GET", day),
+            ("HGETALL", day),
+            ("SET", "fleet:catalogue", "x"),
+            ("DEL", "fleet:leases"),
+            ("KEYS", "*"),
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+            ("PUBLISH", "/0.celery.pidbox", "x"),
+        ):
+            with pytest.raises(NoPermissionError):
+                client.execute_command(*command)
+        client.execute_command("SET", "fleet:api:test", "1")
+        client.execute_command("DEL", "fleet:api:test")
