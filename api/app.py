@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from api.answering import cancels_done
 from api.call import endpoint
-from api.endpoints import chat, embeddings, health, models, moderations, responses
+from api.endpoints import batches, chat, embeddings, files, health, models, moderations, responses
 from api.errors import ApiError
 from api.metrics import Measured
 from api.services import Services
@@ -69,11 +69,27 @@ def _routes() -> list[Route]:
             endpoint("caller", responses.cancel),
             methods=["POST"],
         ),
+        *_file_routes(),
         Route("/v1/models", endpoint("caller", models.list_models)),
         Route("/v1/models/{model:path}", endpoint("caller", models.retrieve)),
         Route("/healthz", health.healthz),
         Route("/readyz", health.readyz),
         Route("/metrics", endpoint("reader", health.metrics)),
+    ]
+
+
+def _file_routes() -> list[Route]:
+    file, batch = "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+    return [
+        Route("/v1/files", endpoint("caller", files.create), methods=["POST"]),
+        Route("/v1/files", endpoint("caller", files.list_files)),
+        Route(file, endpoint("caller", files.retrieve)),
+        Route(file, endpoint("caller", files.delete), methods=["DELETE"]),
+        Route(f"{file}/content", endpoint("caller", files.content)),
+        Route("/v1/batches", endpoint("caller", batches.create), methods=["POST"]),
+        Route("/v1/batches", endpoint("caller", batches.list_batches)),
+        Route(batch, endpoint("caller", batches.retrieve)),
+        Route(f"{batch}/cancel", endpoint("caller", batches.cancel), methods=["POST"]),
     ]
 
 

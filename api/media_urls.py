@@ -32,11 +32,28 @@ async def check_media_urls(body: dict[str, Any]) -> None:
     Raises:
         ApiError: Status 400; the message names the host.
     """
-    for name in ("messages", "input"):
-        hosts = {_host(url) for url in _urls(body.get(name))} - {None}
-        for host in hosts:
-            if not await _is_public(str(host)):
-                raise _refused(f"{name}: the URL's host {str(host)[:100]!r} is no public address")
+    await check_hosts(media_hosts(body))
+
+
+def media_hosts(body: dict[str, Any]) -> set[str]:
+    """Return the hosts of a prompt's URLs.
+
+    Raises:
+        ApiError: Status 400: a URL is neither http(s) nor a data URL.
+    """
+    urls = (url for name in ("messages", "input") for url in _urls(body.get(name)))
+    return {host for url in urls if (host := _host(url)) is not None}
+
+
+async def check_hosts(hosts: set[str]) -> None:
+    """Refuse hosts without a public address.
+
+    Raises:
+        ApiError: Status 400; the message names the host.
+    """
+    for host in hosts:
+        if not await _is_public(host):
+            raise _refused(f"the URL's host {host[:100]!r} is no public address")
 
 
 def _urls(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from api.call import Call
 from api.errors import NO_RETRY, ApiError
+from api.keys import Caller
 from api.media_urls import check_media_urls
 from api.routing_headers import routing_fields
 from primarch_fleet.contract import LANES
@@ -32,7 +33,7 @@ async def request_of(
     model = body.get("model")
     if isinstance(model, str) and not call.caller.may_use(model):
         raise _forbidden(f"this key may not use the model {model[:100]!r}", "model")
-    routing["lane"] = _lane(call, routing.get("lane", "auto"))
+    routing["lane"] = allowed_lane(call.caller, routing.get("lane", "auto"))
     if is_awaited:
         routing = _awaited(call, routing)
     await check_media_urls(body)
@@ -57,9 +58,13 @@ def _awaited(call: Call, routing: dict[str, Any]) -> dict[str, Any]:
     return routing
 
 
-def _lane(call: Call, lane: Any) -> Any:
-    """The lane of a request: a key with lanes takes its first lane where the call names none."""
-    allowed = call.caller.lanes
+def allowed_lane(caller: Caller, lane: Any) -> Any:
+    """Return the lane of a request: the key's first lane where it has some and the call none.
+
+    Raises:
+        ApiError: Status 403: the key may not use the lane.
+    """
+    allowed = caller.lanes
     if lane == "auto" and set(allowed) != set(LANES):
         return allowed[0]
     if lane in LANES and lane not in allowed:

@@ -11,6 +11,7 @@ import uvicorn
 from prometheus_client import start_http_server
 
 from api.app import build_app
+from api.batches.runner import BatchRunner
 from api.keys import KeyFile
 from api.protocol import timed_protocol
 from api.services import CatalogueReader, Services
@@ -70,7 +71,9 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         async with AsyncFleet(url, timeout=TIMEOUT_SECONDS) as fleet:
             try:
                 reader = CatalogueReader(fleet)
-                yield Services(fleet, client, key_file, reader, settings().result_ttl)
+                services = Services(fleet, client, key_file, reader, settings().result_ttl)
+                async with BatchRunner(services, url):
+                    yield services
             finally:
                 await client.aclose()
 

@@ -22,7 +22,9 @@
     └── RequestFailed            stored by a worker as the result of the task
         ├── BudgetExceeded       also raised by submit, which has then enqueued nothing
         ├── Cancelled
+        │   └── BatchCancelled
         ├── DeadlineExceeded
+        │   └── BatchExpired
         ├── EngineError
         ├── BatchError
         ├── StreamInterrupted    raised by a reader; result() has, or will have, the answer
@@ -163,8 +165,16 @@ class Cancelled(RequestFailed):
     """The request was cancelled before it was answered."""
 
 
+class BatchCancelled(Cancelled):
+    """The batch was cancelled before this request was answered."""
+
+
 class DeadlineExceeded(RequestFailed):
     """The request's deadline passed before it was answered."""
+
+
+class BatchExpired(DeadlineExceeded):
+    """The batch's completion window ended before this request was answered."""
 
 
 class EngineError(RequestFailed):

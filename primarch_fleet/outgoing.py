@@ -126,7 +126,7 @@ class OutgoingMessage:
             size_bytes=decision.size_bytes,
             limits=decision.limits,
             reservation=_reservation(task_id, decision),
-            idempotency_key=request.idempotency_key and f"fleet:idempotency:{task_id}",
+            idempotency_key=request.idempotency_key and idempotency_record(task_id),
             fingerprint=request.fingerprint() if request.idempotency_key else "",
             fallback=fallback,
         )
@@ -145,6 +145,11 @@ def answer_type(ticket: Ticket | str) -> type[Any] | None:
 def idempotent_task_id(tenant_id: str, idempotency_key: str) -> str:
     """Return the task id of every request of a tenant with an idempotency key."""
     return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, f"{tenant_id}\n{idempotency_key}"))
+
+
+def idempotency_record(task_id: str) -> str:
+    """Return the Redis key that exists once a request with an idempotency key was submitted."""
+    return f"fleet:idempotency:{task_id}"
 
 
 def is_registered(task_id: str) -> bool:

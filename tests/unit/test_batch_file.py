@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from primarch_fleet.cli.batch.input_file import Line, RunOptions, count_lines, read_lines
-from primarch_fleet.cli.batch.output_file import (
+from primarch_fleet.batch_file.input_file import Line, RunOptions, count_lines, read_lines
+from primarch_fleet.batch_file.output_file import (
     ErrorFile,
     OutputFile,
     default_error_path,

@@ -14,17 +14,17 @@ from typing import Any
 import click
 
 from primarch_fleet import Fleet
-from primarch_fleet.cli.address import find_fleet
-from primarch_fleet.cli.batch.estimate import Estimate, estimate_run, sample_step
-from primarch_fleet.cli.batch.input_file import RunOptions, count_lines, identity, read_lines
-from primarch_fleet.cli.batch.output_file import (
+from primarch_fleet.batch_file.input_file import RunOptions, count_lines, identity, read_lines
+from primarch_fleet.batch_file.output_file import (
     ErrorFile,
     OutputFile,
     default_error_path,
     same_file,
 )
-from primarch_fleet.cli.batch.run import BatchRun
-from primarch_fleet.cli.batch.stored_results import StoredResults
+from primarch_fleet.batch_file.run import LARGE_WINDOW, SMALL_WINDOW, BatchRun, default_window
+from primarch_fleet.batch_file.stored_results import StoredResults
+from primarch_fleet.cli.address import find_fleet
+from primarch_fleet.cli.batch.estimate import Estimate, estimate_run, sample_step
 from primarch_fleet.cli.terminal import ProgressDisplay, print_json, report
 from primarch_fleet.contract import LANES
 from primarch_fleet.errors import FleetError
@@ -33,9 +33,6 @@ from primarch_fleet.money import to_dollars
 from primarch_fleet.redis_support import once
 from primarch_fleet.results import reachable
 
-#: The most requests that a run has in the fleet: on lanes whose requests are collected first, all
-#: of a file of OpenAI's largest size; elsewhere, as many as keep some workers busy.
-LARGE_WINDOW, SMALL_WINDOW = 50_000, 2_000
 #: After which a broker that does not answer is an error.
 TIMEOUT_SECONDS = 10.0
 
@@ -210,8 +207,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
 
 
 def _window(options: argparse.Namespace) -> int:
-    is_collected = options.lane in ("batch", "auto")
-    return options.window or (LARGE_WINDOW if is_collected else SMALL_WINDOW)
+    return options.window or default_window(options.lane)
 
 
 def _positive(text: str) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from primarch_fleet.batch_file.input_file import Line
 from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.cli.batch.input_file import Line
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import FleetError
 from primarch_fleet.lane_health import LaneHealth

@@ -9,6 +9,7 @@ import redis
 from celery import Celery
 from celery.states import READY_STATES
 
+from primarch_fleet.outgoing import idempotency_record
 from primarch_fleet.progress import STATUS_PREFIX_BYTES
 from primarch_fleet.results import reachable
 from primarch_fleet.streaming import decode_result
@@ -48,6 +49,19 @@ class StoredResults:
             for task_id, text in zip(chunk, texts, strict=True):
                 if (outcome := decode_result(self._backend, text)) is not None:
                     yield task_id, outcome
+
+    def asked(self, task_ids: Sequence[str]) -> list[str]:
+        """Return the tasks of requests that were submitted, with an idempotency key, before.
+
+        Raises:
+            FleetUnavailable: The broker did not answer.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        for task_id in task_ids:
+            pipe.exists(idempotency_record(task_id))
+        with reachable():
+            found = pipe.execute() if task_ids else []
+        return [one for one, is_known in zip(task_ids, found, strict=True) if is_known]
 
     def _ended(self, task_ids: Sequence[str]) -> list[str]:
         pipe = self._redis.pipeline(transaction=False)

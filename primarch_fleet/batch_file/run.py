@@ -13,12 +13,15 @@ from itertools import islice
 from typing import Any
 
 from primarch_fleet import Fleet, protocol
-from primarch_fleet.cli.batch.input_file import Line, identity
-from primarch_fleet.cli.batch.output_file import ErrorFile, OutputFile
-from primarch_fleet.cli.batch.stored_results import StoredResults
+from primarch_fleet.batch_file.input_file import Line, identity
+from primarch_fleet.batch_file.output_file import ErrorFile, OutputFile
+from primarch_fleet.batch_file.stored_results import StoredResults
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import BudgetExceeded, FleetBusy, FleetError, FleetUnavailable
+from primarch_fleet.errors import BudgetExceeded, Cancelled, FleetBusy, FleetError, FleetUnavailable
 
+#: The most requests that a run has in the fleet: on lanes whose requests are collected first, all
+#: of a file of OpenAI's largest size; elsewhere, as many as keep some workers busy.
+LARGE_WINDOW, SMALL_WINDOW = 50_000, 2_000
 #: Most lines that are submitted together, and their bytes, unless one alone is larger.
 CHUNK_LINES, CHUNK_BYTES = 200, 4 * 2**20
 #: Bounds of the pause between two reads of all awaited results.
@@ -27,8 +30,15 @@ MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 10.0
 PAUSE_FACTOR = 10
 #: Seconds until a line is submitted again for which the tenant's budget had no room.
 BUDGET_RETRY_SECONDS = 5.0
+#: Seconds that workers have to stop the requests of a chunk, when a run is ended early.
+CANCEL_SECONDS = 30.0
 #: Seconds between two attempts to reach the broker, and for which it may be unreachable.
 RECONNECT_SECONDS, MAX_OUTAGE_SECONDS = 1.0, 600.0
+
+
+def default_window(lane: str) -> int:
+    """Return the most requests that a run on a lane has in the fleet."""
+    return LARGE_WINDOW if lane in ("batch", "auto") else SMALL_WINDOW
 
 
 @dataclass
@@ -42,6 +52,11 @@ class Totals:
     kept: int = 0
     cost_nanousd: int = 0
     saving_nanousd: int = 0
+    #: Tokens of this run's answers.
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,47 @@ class BatchRun:
             self.errors.flush()
             show()
             self.sleep(self._pause_seconds())
+
+    def end(self, reason: FleetError) -> None:
+        """End a run that `run` has not finished: nothing of it is left in the fleet.
+
+        Requests in the fleet are cancelled, also those that an earlier run of these lines has
+        submitted. Answers that are there are written; each other line is an error.
+
+        Args:
+            reason: The error of lines that are cancelled or were not submitted.
+
+        Raises:
+            FleetUnavailable: The broker did not answer. A new run of the same lines can be ended.
+            OSError: A file could not be read or written.
+        """
+        for lines in self._unfinished():
+            self._cancel(lines)
+            for task_id, outcome in self.results.read(list(lines)):
+                self._finish(task_id, lines.pop(task_id), outcome, reason)
+            for task_id, line in lines.items():
+                self.errors.write(line.number, line.custom_id, task_id, reason)
+        self.output.flush()
+        self.errors.flush()
+
+    def _unfinished(self) -> Iterator[dict[str, _Pending]]:
+        """The lines without an answer or an error, in chunks, by the ids of their tasks."""
+        pending = iter(list(self._pending))
+        while chunk := list(islice(pending, CHUNK_LINES)):
+            yield {task_id: self._pending.pop(task_id) for task_id in chunk}
+        lines, self._backlog = self._backlog.lines, _Backlog()
+        while not self._is_read or lines:
+            yield {
+                line.task_id: _Pending(line.number, str(line.custom_id))
+                for line in lines
+                if self._is_to_ask(line)
+            }
+            lines = self._next_lines()
+            self._is_read = not lines
+
+    def _cancel(self, lines: dict[str, _Pending]) -> None:
+        if asked := self.results.asked(list(lines)):
+            self.fleet.cancel_many(asked, CANCEL_SECONDS, return_exceptions=True)
 
     def _is_finished(self) -> bool:
         return self._is_read and not self._pending and not self._backlog.lines
@@ -230,10 +286,14 @@ class BatchRun:
         pause = PAUSE_FACTOR * (ended_at - started_at)
         self._collect_at = ended_at + min(max(pause, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
 
-    def _finish(self, task_id: str, line: _Pending, outcome: Any) -> None:
+    def _finish(
+        self, task_id: str, line: _Pending, outcome: Any, cancelled: FleetError | None = None
+    ) -> None:
+        """Write the outcome of a line; `cancelled` is the error of a cancelled one."""
         try:
             completion = protocol.completion_or_raise(outcome).fetched()
-        except FleetError as error:
+        except FleetError as found:
+            error = cancelled if cancelled and isinstance(found, Cancelled) else found
             self.errors.write(line.number, line.custom_id, task_id, error)
             return
         self.output.write(line.custom_id, task_id, completion)
@@ -244,6 +304,10 @@ class BatchRun:
         self.totals.answered += 1
         self.totals.cost_nanousd += receipt.cost_nanousd + receipt.failed_cost_nanousd
         self.totals.saving_nanousd += receipt.saving_nanousd
+        self.totals.input_tokens += receipt.input_tokens
+        self.totals.cached_tokens += receipt.usage.cached_input_tokens
+        self.totals.output_tokens += receipt.output_tokens
+        self.totals.reasoning_tokens += receipt.usage.reasoning_tokens
 
     def _unreachable(self, error: FleetUnavailable) -> None:
         """Count an outage. Raises the error if the outage is too long."""

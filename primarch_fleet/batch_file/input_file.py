@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,10 @@ class RunOptions:
     #: The name of the input file and of the run: the same line of another one is asked again.
     file_name: str = ""
     run: str = ""
+    #: The only `url` that lines may have; None permits each.
+    endpoint: str | None = None
+    #: More fields of all requests, by name.
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Line:
     custom_id: str | None
     request: Request | None = None
     error: InvalidRequest | None = None
+    #: The kind of error, in the words of OpenAI's `errors` of a batch; empty without an error.
+    error_kind: str = ""
 
     @property
     def task_id(self) -> str:
@@ -109,16 +115,20 @@ def _skip_line(file: Any, text: bytes) -> None:
 
 def _parse(number: int, text: bytes, options: RunOptions, seen: set[bytes]) -> Line:
     custom_id = None
+    kind = "invalid_json_line"
     try:
         values = _object(text)
+        kind = "missing_required_parameter"
         custom_id = _custom_id(values)
-        mark = identity(custom_id)
-        if mark in seen:
-            raise InvalidRequest(f"custom_id: {custom_id!r} is on an earlier line too")
-        seen.add(mark)
-        return Line(number, len(text), custom_id, _request(values, custom_id, options))
+        kind = "duplicate_custom_id"
+        _check_first(custom_id, seen)
+        kind = "invalid_url"
+        request_class = _kind(values.get("url"), options.endpoint)
+        kind = "invalid_request"
+        request = _request(values, request_class, custom_id, options)
     except InvalidRequest as error:
-        return Line(number, len(text), custom_id, error=error)
+        return Line(number, len(text), custom_id, error=error, error_kind=kind)
+    return Line(number, len(text), custom_id, request)
 
 
 def _object(text: bytes) -> dict[str, Any]:
@@ -145,23 +155,31 @@ def _custom_id(values: dict[str, Any]) -> str:
     return custom_id
 
 
-def _request(values: dict[str, Any], custom_id: str, options: RunOptions) -> Request:
+def _check_first(custom_id: str, seen: set[bytes]) -> None:
+    mark = identity(custom_id)
+    if mark in seen:
+        raise InvalidRequest(f"custom_id: {custom_id!r} is on an earlier line too")
+    seen.add(mark)
+
+
+def _request(
+    values: dict[str, Any], kind: type[Request], custom_id: str, options: RunOptions
+) -> Request:
     if values.get("method") != "POST":
         raise InvalidRequest("method: must be POST")
-    kind = _kind(values.get("url"))
     body = values.get("body")
     if not isinstance(body, dict):
         raise InvalidRequest(f"body: must be an object with the parameters of {kind.endpoint}")
-    return kind(
-        **arguments_of(kind, body, "body."),
-        lane=options.lane,
-        tenant_id=options.tenant_id,
-        priority="low",  # after what a service asks meanwhile
-        idempotency_key=_key(custom_id, kind.endpoint, body, options),
-    )
+    routing = {
+        "lane": options.lane,
+        "tenant_id": options.tenant_id,
+        "priority": "low",  # after what a service asks meanwhile
+        "idempotency_key": _key(custom_id, kind.endpoint, body, options),
+    }
+    return kind(**arguments_of(kind, body, "body."), **routing | options.fields)
 
 
-def _kind(url: Any) -> type[Request]:
+def _kind(url: Any, endpoint: str | None) -> type[Request]:
     """The kind of request of a `url`. Azure writes it without `/v1`."""
     if not isinstance(url, str):
         raise InvalidRequest(f"url: missing; write one of {', '.join(_KINDS)}")
@@ -169,7 +187,9 @@ def _kind(url: Any) -> type[Request]:
     if kind is None:
         near = difflib.get_close_matches(url, _KINDS, 1)
         hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(_KINDS)}"
-        raise InvalidRequest(f"url: {url!r} is not served; {hint}")
+        raise InvalidRequest(f"url: {url[:100]!r} is not served; {hint}")
+    if endpoint not in (None, kind.endpoint):
+        raise InvalidRequest(f"url: {url!r} is not the endpoint of the batch, {endpoint}")
     return kind
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from primarch_fleet.cli.batch.input_file import identity
+from primarch_fleet.batch_file.input_file import identity
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError, InvalidRequest
 

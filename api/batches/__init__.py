@@ -1,0 +1,1 @@
+"""Batches of `/v1/batches`, run by the processes of `fleet serve`."""
