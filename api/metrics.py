@@ -22,6 +22,13 @@ call_seconds = Histogram(
 )
 open_calls = Gauge("primarch_api_open_calls", "HTTP calls without a complete answer")
 
+webhooks_total = Counter(
+    "primarch_api_webhooks_total",
+    "Webhooks to callers, by result: delivered, failed (sent again later), given_up, dropped (the "
+    "outbox is full), removed (fleet.yaml has the receiver no more)",
+    ["result"],
+)
+
 #: Seconds that a client has to take the next part of an answer.
 SEND_SECONDS = 60.0
 

@@ -15,7 +15,9 @@ from api.batches.runner import BatchRunner
 from api.keys import KeyFile
 from api.protocol import timed_protocol
 from api.services import CatalogueReader, Services
+from api.webhooks.sender import WebhookSender
 from config.settings import redis_url, settings
+from config.webhook_secrets import read_secrets
 from primarch_fleet import AsyncFleet
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
@@ -56,9 +58,12 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         url: The fleet's Redis.
 
     Raises:
-        ConfigError: Without keys, the address can be reached from other machines.
+        ConfigError: Without keys, the address can be reached from other machines; or the secret of
+            a webhook is missing.
     """
     section = key_file.section()
+    for webhook in section.webhooks:
+        read_secrets(webhook.secret, f"the webhook of the tenant {webhook.tenant}")
     if not section.keys and not _is_loopback(host):
         raise ConfigError(
             f"serve: without api.keys in fleet.yaml, --host {host} would let everybody in: make a "
@@ -72,7 +77,7 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
             try:
                 reader = CatalogueReader(fleet)
                 services = Services(fleet, client, key_file, reader, settings().result_ttl)
-                async with BatchRunner(services, url):
+                async with BatchRunner(services, url), WebhookSender(services):
                     yield services
             finally:
                 await client.aclose()

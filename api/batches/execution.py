@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from api.keys import Caller
 from api.media_urls import check_hosts
 from api.store.batches import Batch, BatchStore, Claim, Counts, End
 from api.store.files import FileStore, Upload, UploadLost
+from config.api import Webhook
 from primarch_fleet import Fleet
 from primarch_fleet.batch_file.input_file import RunOptions, read_lines
 from primarch_fleet.batch_file.output_file import ErrorFile, OutputFile
@@ -58,6 +59,8 @@ class Tools:
     #: A client with replies in bytes, for threads.
     redis: redis.Redis
     executor: Executor
+    #: The webhooks of the configuration, as it is now.
+    webhooks: Callable[[], Sequence[Webhook]]
 
 
 class Execution:
@@ -198,7 +201,8 @@ class Execution:
         return uploads
 
     async def _write_end(self, end: End) -> None:
-        if not await self._tools.batches.end(self._claim, self._batch.spec, end):
+        spec, webhooks = self._batch.spec, self._tools.webhooks()
+        if not await self._tools.batches.end(self._claim, spec, end, webhooks):
             for upload in end.files.values():
                 await self._tools.files.discard(upload)
             raise BatchLost

@@ -71,6 +71,7 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
             self._resources.enter_context(Fleet(self._url, timeout=_TIMEOUT_SECONDS)),
             self._resources.enter_context(once(self._url, _TIMEOUT_SECONDS, text=False)),
             ThreadPoolExecutor(MAX_RUNS, "batch"),
+            lambda: self._services.config.webhooks,
         )
         self._claiming = asyncio.create_task(self._claim_all())
         return self
@@ -153,5 +154,6 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
         reply = await self._tools.batches.renew(claim, RETRY_SECONDS)
         if reply is not None and reply[1] > batch.expires_at + _LATE_SECONDS:
             error = {"code": "internal_error", "message": why, "line": None, "param": None}
-            await self._tools.batches.end(claim, batch.spec, End("failed", errors=[error]))
+            end = End("failed", errors=[error])
+            await self._tools.batches.end(claim, batch.spec, end, self._tools.webhooks())
             ended_total.labels("failed").inc()

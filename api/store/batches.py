@@ -19,12 +19,15 @@ import json
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from api.store.files import LUA, FileStore, Upload, expiry_key, file_key, files_key, parts_key
 from api.store.pages import Page, PageQuery, read_page
+from api.store.webhooks import DUE as DUE_WEBHOOKS
+from api.store.webhooks import WEBHOOKS, Kind, count_dropped, waiting
+from config.api import Webhook
 from primarch_fleet.redis_support import LuaScript
 
 ID_PREFIX = "batch_"
@@ -47,7 +50,7 @@ _CREATE = LuaScript.load(LUA / "create_batch.lua")
 _CLAIM = LuaScript.load(LUA / "claim_batch.lua")
 _RENEW = LuaScript.load(LUA / "renew_batch.lua")
 _CANCEL = LuaScript.load(LUA / "cancel_batch.lua")
-_END = LuaScript.load(LUA / "publish_file.lua", LUA / "end_batch.lua")
+_END = LuaScript.load(LUA / "publish_file.lua", LUA / "outbox.lua", LUA / "end_batch.lua")
 #: The times of OpenAI's batch object, and its other fields that are missing until they are known.
 _TIMES = [
     "created_at",
@@ -266,22 +269,32 @@ class BatchStore:
         pipe.hdel(_OWNERS, claim.member)
         await pipe.execute()
 
-    async def end(self, claim: Claim, spec: BatchSpec, end: End) -> bool:
-        """End a batch and make its files visible, in one step.
+    async def end(
+        self, claim: Claim, spec: BatchSpec, end: End, webhooks: Sequence[Webhook] = ()
+    ) -> bool:
+        """End a batch, make its files visible and enqueue its webhooks, in one step.
+
+        Args:
+            webhooks: Those of the configuration.
 
         Returns:
             False if another process has the batch; nothing has changed then.
         """
         keys = [_DUE, _OWNERS, _batch_key(claim.batch_id), file_key(spec.input_file_id)]
-        keys += [files_key(claim.tenant), expiry_key(claim.tenant)]
+        keys += [files_key(claim.tenant), expiry_key(claim.tenant), WEBHOOKS, DUE_WEBHOOKS]
         for upload in end.files.values():
             keys += [file_key(upload.id), parts_key(upload.id)]
         kept = self._files.result_seconds
         times = [kept, min(spec.output_seconds or kept, kept), self._files.list_seconds]
         files = [[upload.id, upload.fields()] for upload in end.files.values()]
         arguments = [claim.member, claim.token, *times, end.status]
-        arguments += [json.dumps(end.fields()), json.dumps(files)]
-        return bool(await _END.run(self._redis, keys, arguments))
+        kind = cast(Kind, f"batch.{end.status}")
+        told = waiting(webhooks, claim.tenant, kind, claim.batch_id)
+        entries = [text for entry in told for text in entry]
+        arguments += [json.dumps(end.fields()), json.dumps(files), json.dumps(entries)]
+        is_ended, dropped = await _END.run(self._redis, keys, arguments)
+        count_dropped(dropped)
+        return bool(is_ended)
 
 
 def _batch_id(tenant: str, idempotency_key: str | None) -> str:

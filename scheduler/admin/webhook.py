@@ -8,12 +8,9 @@ continues without it. So a forged, repeated or lost event does no harm.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,8 +22,8 @@ from prometheus_client import Counter, start_http_server
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config.fleet import FleetConfig
-from config.litellm_params import ENVIRONMENT_PREFIX
 from config.settings import settings
+from config.webhook_secrets import read_secrets
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import ConfigError, FleetUnavailable
 from primarch_fleet.results import reachable
@@ -39,8 +36,6 @@ MAX_WEBHOOK_BYTES = 64 * 1024
 #: Largest difference between an event's timestamp and our clock. It also bounds the replay of an
 #: event: https://platform.openai.com/docs/guides/webhooks asks for five minutes.
 TIMESTAMP_TOLERANCE_SECONDS = 300
-#: A secret is this prefix and base64.
-KEY_PREFIX = "whsec_"
 #: Lifetime of a poll message; by then beat has sent another one.
 POLL_EXPIRY_SECONDS = 60
 
@@ -172,28 +167,12 @@ def webhook_secrets(config: FleetConfig) -> dict[str, str]:
             the text names it.
     """
     variables = {name: provider.webhook_secret for name, provider in config.providers.items()}
-    secrets = {name: _read_secret(name, value) for name, value in variables.items() if value}
+    secrets = {
+        name: " ".join(read_secrets(value, name)) for name, value in variables.items() if value
+    }
     if not secrets:
         raise ConfigError("providers: set the webhook_secret of at least one provider")
     return secrets
-
-
-def _read_secret(provider: str, reference: str) -> str:
-    variable = reference.removeprefix(ENVIRONMENT_PREFIX)
-    secrets = os.environ.get(variable, "").split()
-    if not secrets:
-        raise ConfigError(f"{variable}: not set; it must hold the webhook_secret of {provider}")
-    if not all(map(_is_secret, secrets)):
-        raise ConfigError(f"{variable}: a webhook secret must be {KEY_PREFIX} and base64")
-    return " ".join(secrets)
-
-
-def _is_secret(text: str) -> bool:
-    key = b""
-    with suppress(ValueError):
-        key = base64.b64decode(text.removeprefix(KEY_PREFIX), validate=True)
-    # A signature with an empty key proves nothing.
-    return bool(key) and text.startswith(KEY_PREFIX)
 
 
 async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:

@@ -1,5 +1,6 @@
 """`fleet serve` with the Redis user `api` of config/acl.py."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from config import acl
+from primarch_fleet import Fleet
 from primarch_fleet.budgets import ledger_keys
+from tests.support.api_batches import ended, line, lines, read, start
 from tests.support.api_server import BETA, ApiServer, api_server, fleet_yaml
-from tests.support.producer import CATALOGUE
+from tests.support.producer import CATALOGUE, finish
 from tests.support.redis_server import DURABLE, RedisServer
+from tests.support.workers import eventually
 
 QUEUES = ("realtime", "batch", "scheduler")
 
@@ -52,6 +56,24 @@ def test_requests_are_sent_and_shown_to_their_tenant(restricted: ApiServer) -> N
         with pytest.raises(openai.NotFoundError):
             other.responses.retrieve(created.id)
         client.responses.delete(created.id)
+    assert "NOPERM" not in restricted.log.read_text()
+
+
+def test_a_batch_is_run_and_its_files_are_the_tenants(
+    restricted: ApiServer, urls: dict[str, str]
+) -> None:
+    with (
+        redis.Redis.from_url(urls["admin"], decode_responses=True) as admin,
+        Fleet(urls["admin"]) as fleet,
+        restricted.client() as client,
+    ):
+        content = lines([line("1", model="m")])
+        batch = start(client, content, metadata={"x-fleet-lane": "realtime"})
+        message = eventually(lambda: admin.rpop("realtime\x06\x166"))
+        finish(fleet, json.loads(message)["headers"]["id"])
+        batch = ended(client, batch)
+        assert sorted(read(client, batch.output_file_id)) == ["1"]
+        assert client.files.delete(str(batch.output_file_id)).deleted
     assert "NOPERM" not in restricted.log.read_text()
 
 

@@ -1,0 +1,1 @@
+"""Webhooks to callers: signed, repeated, and given up after days."""
