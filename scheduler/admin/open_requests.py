@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import redis
 from celery import states
 from celery.app.task import Context
 
 from primarch_fleet.cancellation import LEASED_TASKS, queues
+from primarch_fleet.completions import chunks
 from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.queues import SEPARATOR, waiting_messages
 from scheduler.admin.request_labels import DEFAULT_TENANT, labels_of
@@ -28,6 +30,10 @@ from workers.runtime.dead_letters import task_request
 from workers.runtime.lease_entry import parts
 from workers.runtime.leases import LEASES_KEY
 
+#: "waiting": its message is in a queue. "running": a worker has it, or keeps it until its time.
+#: "parked": the batch lane has it, in a batch or not.
+State = Literal["waiting", "running", "parked"]
+STATES: tuple[State, ...] = get_args(State)
 #: All places are read so often: a request that moves back behind a reader is found the next time.
 PASSES = 2
 #: Requests of one part that `find` yields.
@@ -49,6 +55,7 @@ class OpenRequest:
     tenant: str
     model: str
     user: str
+    state: State
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class RequestFilter:
     model: str | None = None
     queue: str | None = None
     user: str | None = None
+    state: str | None = None
 
     def matches(self, request: OpenRequest) -> bool:
         """Return whether a request has these values."""
@@ -71,6 +79,14 @@ class RequestFilter:
         return not any(value is not None for value in vars(self).values())
 
 
+class FoundRequests(NamedTuple):
+    """Open requests that match a filter."""
+
+    requests: list[OpenRequest]
+    #: False if there was no time to read all.
+    is_complete: bool
+
+
 class OpenRequests:
     """The open requests of a fleet.
 
@@ -79,9 +95,11 @@ class OpenRequests:
         backend: Celery's result backend, which knows the key of a result.
     """
 
-    def __init__(self, client: redis.Redis, backend: Any) -> None:
+    def __init__(
+        self, client: redis.Redis, backend: Any, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._redis: Any = client  # redis-py types each command for its sync and async clients
-        self._backend = backend
+        self._backend, self._clock = backend, clock
 
     def find(self, where: RequestFilter) -> Iterator[list[OpenRequest]]:
         """Yield the open requests that match, each once, in parts of at most PART_REQUESTS.
@@ -99,6 +117,24 @@ class OpenRequests:
                 if is_open := [new[task_id] for task_id in self._open(list(new))]:
                     yield is_open
 
+    def read(self, where: RequestFilter, seconds: float) -> FoundRequests:
+        """Return the open requests that match, of those that can be read in so many seconds."""
+        ends_at = self._clock() + seconds
+        matching: dict[str, OpenRequest] = {}
+        is_complete = True
+        for request in self._requests(where):
+            if self._clock() >= ends_at:
+                is_complete = False
+                break
+            if where.matches(request):
+                matching.setdefault(request.task_id, request)
+        is_open = [
+            matching[task_id]
+            for ids in chunks(matching, PART_REQUESTS)
+            for task_id in self._open(ids)
+        ]
+        return FoundRequests(is_open, is_complete)
+
     def _open(self, task_ids: list[str]) -> list[str]:
         """Those of the tasks that have no outcome: a cancelled one's message may still wait."""
         pipe = self._redis.pipeline(transaction=False)
@@ -113,13 +149,13 @@ class OpenRequests:
     def _requests(self, where: RequestFilter) -> Iterator[OpenRequest]:
         for queue in [where.queue] if where.queue else queues(self._redis):
             for message in waiting_messages(self._redis, queue):
-                yield from _of_message(message.decode(errors="replace"), queue)
+                yield from _of_message(message.decode(errors="replace"), queue, "waiting")
         for entry in self._leases():
             text, name = parts(entry)
-            yield from _of_message(text, name.partition(SEPARATOR)[0])
+            yield from _of_message(text, name.partition(SEPARATOR)[0], "running")
         for record in self._parked():
             context = Context(json.loads(record)["context"])
-            yield from _of_task(context, BATCH_QUEUE)
+            yield from _of_task(context, BATCH_QUEUE, "parked")
 
     def _leases(self) -> Iterator[bytes]:
         """Yield the messages that workers hold, as entries of the hash of leases."""
@@ -159,18 +195,18 @@ def _parts(sizes: Iterable[tuple[bytes, int]]) -> Iterator[list[bytes]]:
         yield part
 
 
-def _of_message(text: str, queue: str) -> Iterator[OpenRequest]:
+def _of_message(text: str, queue: str, state: State) -> Iterator[OpenRequest]:
     """Yield the request of a message; nothing for a message of another kind."""
     task = task_request(text)
     if task is not None:
-        yield from _of_task(task, queue)
+        yield from _of_task(task, queue, state)
 
 
-def _of_task(task: Context, queue: str) -> Iterator[OpenRequest]:
+def _of_task(task: Context, queue: str, state: State) -> Iterator[OpenRequest]:
     """Yield the request of a task, if it is a task of a lane."""
     lane, tenant, model, user = labels_of(task)
     if lane:
-        yield OpenRequest(str(task.id), lane, queue, tenant or DEFAULT_TENANT, model, user)
+        yield OpenRequest(str(task.id), lane, queue, tenant or DEFAULT_TENANT, model, user, state)
 
 
 def _is_final(stored: bytes) -> bool:

@@ -102,13 +102,19 @@ def _count_workers(client: redis.Redis, queue: str, now: tuple[int, int]) -> int
     return client.zcount(workers_key(queue), now[0] - EXPIRY_SECONDS, "+inf")
 
 
-def read_workers(app: Celery, timeout_seconds: float) -> list[WorkerStatus]:
+def read_workers(
+    app: Celery, timeout_seconds: float, expected: int | None = None
+) -> list[WorkerStatus]:
     """Ask all workers for their state; a worker that does not answer in time is not in the list.
+
+    Args:
+        timeout_seconds: For each of three questions.
+        expected: After so many answers, no more are awaited. None waits until the timeout.
 
     Raises:
         kombu.exceptions.OperationalError: The broker did not answer.
     """
-    inspect = app.control.inspect(timeout=timeout_seconds)
+    inspect = app.control.inspect(timeout=timeout_seconds, limit=expected)
     stats = cast(dict[str, Any], inspect.stats() or {})
     queues = cast(dict[str, Any], inspect.active_queues() or {})
     active = cast(dict[str, Any], inspect.active() or {})
@@ -123,6 +129,15 @@ def read_workers(app: Celery, timeout_seconds: float) -> list[WorkerStatus]:
         )
         for name, state in sorted(stats.items())
     ]
+
+
+def count_workers(client: redis.Redis) -> int:
+    """Count the workers of all queues by their heartbeats. Raises NoCatalogue, redis.RedisError."""
+    oldest = client.time()[0] - EXPIRY_SECONDS
+    pipe = client.pipeline(transaction=False)
+    for queue in {*Catalogue.fetch(client).queues, SCHEDULER_QUEUE}:
+        pipe.zrangebyscore(workers_key(queue), oldest, "+inf")
+    return len({worker for workers in pipe.execute() for worker in workers})
 
 
 def as_json(statuses: Iterable[QueueStatus] | Iterable[WorkerStatus]) -> list[dict[str, Any]]:

@@ -12,16 +12,16 @@ from primarch_fleet.budgets import Ledger
 from primarch_fleet.cancellation import Canceller
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.contract import LANES
-from primarch_fleet.errors import ResultTimeout, UnknownRequest
+from primarch_fleet.errors import UnknownRequest
 from primarch_fleet.redis_support import once
 from primarch_fleet.results import call_scheduler, reachable
-from scheduler.admin.open_requests import OpenRequest, OpenRequests, RequestFilter, by_lane
+from scheduler.admin.cancelling import Cancellation, counted
+from scheduler.admin.open_requests import STATES, OpenRequests, RequestFilter, by_lane
 from scheduler.admin.status import read_status
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_store
 
-#: For the workers that have the requests, or a batch worker, to answer; by default, and after some
-#: have not.
-REPLY_TIMEOUT_SECONDS, LATER_TIMEOUT_SECONDS = 60.0, 1.0
+#: For the workers that have the requests, or a batch worker, to answer.
+REPLY_TIMEOUT_SECONDS = 60.0
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -38,23 +38,26 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="for the workers that have the requests to answer; default: %(default)g",
     )
     filters = command.add_argument_group(
-        "filters", "every open request that matches all that are given, in any state"
+        "filters", "every open request that matches all that are given"
     )
     filters.add_argument("--tenant", metavar="ID", help="requests of this tenant")
     filters.add_argument("--lane", choices=LANES, help="requests on this lane")
     filters.add_argument("--model", metavar="NAME", help="requests that name this model")
     filters.add_argument("--queue", metavar="NAME", help="requests that were sent to this queue")
     filters.add_argument("--user", metavar="ID", help="requests with this user_id")
+    filters.add_argument("--state", choices=STATES, help="requests in this state")
     filters.add_argument("--dry-run", action="store_true", help="only count what matches")
 
 
 def cancel(options: argparse.Namespace) -> int:
     """Cancel requests of any lane, by id or by filter, or one batch."""
-    where = RequestFilter(options.tenant, options.lane, options.model, options.queue, options.user)
+    where = RequestFilter(
+        options.tenant, options.lane, options.model, options.queue, options.user, options.state
+    )
     if [bool(options.ids), bool(options.batch), not where.is_empty].count(True) != 1:
         return report(
             "cancel: give either request ids, or --batch INTENT, or filters: "
-            "--tenant, --lane, --model, --queue, --user",
+            "--tenant, --lane, --model, --queue, --user, --state",
             2,
         )
     if options.dry_run and where.is_empty:
@@ -75,66 +78,28 @@ def _cancel_matching(where: RequestFilter, options: argparse.Namespace) -> int:
         reachable(),
     ):
         canceller = Canceller(fleet.app, client, Ledger(client))
-        found = OpenRequests(reader, fleet.app.backend)
-        counts = _Counts(options.timeout)
-        for part in found.find(where):
-            counts.matching += by_lane(part)
+        matching, done = Counter[str](), Cancellation(options.timeout)
+        for part in OpenRequests(reader, fleet.app.backend).find(where):
+            matching += by_lane(part)
             if not options.dry_run:
-                counts.cancel(canceller, part)
-    return counts.report_dry_run() if options.dry_run else counts.report()
+                for task_id, error in done.cancel(canceller, part).items():
+                    report(f"{task_id}: {error}", 1)
+    if not matching:
+        return report("no open request matches", 0)
+    if options.dry_run:
+        return report(f"{counted(matching)} match; nothing is cancelled", 0)
+    return _report(done)
 
 
-class _Counts:
-    """What became of the requests that match."""
-
-    def __init__(self, timeout: float) -> None:
-        #: By lane.
-        self.matching: Counter[str] = Counter()
-        self.cancelled: Counter[str] = Counter()
-        self.ended = self.failed = 0
-        self._timeout = timeout
-
-    def cancel(self, canceller: Canceller, part: list[OpenRequest]) -> None:
-        """Cancel requests and count them."""
-        ids = [request.task_id for request in part]
-        outcomes = canceller.cancel_many(ids, self._timeout, known=True)
-        if any(isinstance(outcome, ResultTimeout) for outcome in outcomes):
-            # No thousand parts must wait for them.
-            self._timeout = min(self._timeout, LATER_TIMEOUT_SECONDS)
-        for request, outcome in zip(part, outcomes, strict=True):
-            if outcome is True:
-                self.cancelled[request.lane] += 1
-            elif isinstance(outcome, FleetError) and not isinstance(outcome, UnknownRequest):
-                self.failed += 1
-                report(f"{request.task_id}: {outcome}", 1)
-            else:  # also a request that has ended and whose result is not kept
-                self.ended += 1
-
-    def report_dry_run(self) -> int:
-        """Say what matches; return the exit status."""
-        if not self.matching:
-            return report("no open request matches", 0)
-        return report(f"{_by_lane(self.matching)} match; nothing is cancelled", 0)
-
-    def report(self) -> int:
-        """Say what was cancelled; return the exit status."""
-        if not self.matching:
-            return report("no open request matches", 0)
-        report(f"{_by_lane(self.cancelled)} cancelled", 0)
-        if self.ended:
-            report(f"{self.ended} had ended meanwhile", 0)
-        if self.failed:
-            text = "not confirmed as cancelled; none of them is started again. Repeat the command"
-            return report(f"{self.failed} {text}", 1)
-        return 0
-
-
-def _by_lane(counts: Counter[str]) -> str:
-    """Write counts as `3 open requests (realtime 2, batch 1)`."""
-    lanes = ", ".join(f"{lane} {counts[lane]}" for lane in LANES if counts[lane])
-    total = counts.total()
-    text = f"{total} open request{'' if total == 1 else 's'}"
-    return f"{text} ({lanes})" if lanes else text
+def _report(done: Cancellation) -> int:
+    """Say what was cancelled; return the exit status."""
+    report(f"{counted(done.cancelled)} cancelled", 0)
+    if done.ended:
+        report(f"{done.ended} had ended meanwhile", 0)
+    if done.failed:
+        text = "not confirmed as cancelled; none of them is started again. Repeat the command"
+        return report(f"{done.failed} {text}", 1)
+    return 0
 
 
 def _cancel_requests(ids: list[str], timeout: float) -> int:

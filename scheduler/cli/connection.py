@@ -17,16 +17,23 @@ REDIS_TIMEOUT_SECONDS = 5.0
 T = TypeVar("T")
 
 
-def with_store(use: Callable[[Store], Awaitable[T]]) -> T:
-    """Call `use` with the store of the batch lane. Raises ConfigError without FLEET_REDIS_URL."""
-    return with_redis(lambda client: use(Store(client)))
+def with_store(use: Callable[[Store], Awaitable[T]], url: str | None = None) -> T:
+    """Call `use` with the store of the batch lane; as `with_redis`."""
+    return with_redis(lambda client: use(Store(client)), url)
 
 
-def with_redis(use: Callable[[Redis], Awaitable[T]]) -> T:
-    """Call `use` with the fleet's Redis. Raises ConfigError without FLEET_REDIS_URL."""
+def with_redis(use: Callable[[Redis], Awaitable[T]], url: str | None = None) -> T:
+    """Call `use` with the fleet's Redis, on an event loop of its own.
+
+    Args:
+        url: Of the Redis; None takes FLEET_REDIS_URL.
+
+    Raises:
+        ConfigError: There is neither.
+    """
 
     async def run() -> T:
-        client = once_async(redis_url(), REDIS_TIMEOUT_SECONDS)
+        client = once_async(url or redis_url(), REDIS_TIMEOUT_SECONDS)
         try:
             return await use(client)
         finally:

@@ -100,7 +100,7 @@ def deployments(options: argparse.Namespace) -> int:
 
 def drain(options: argparse.Namespace) -> int:
     """Pause batch creation and wait until the live batches have ended."""
-    with_store(pause_batches)
+    with_redis(pause_batches)
     return 0 if options.no_wait else with_store(_wait_for_live_batches)
 
 

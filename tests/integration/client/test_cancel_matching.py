@@ -73,6 +73,9 @@ def test_a_tenants_requests_are_cancelled_wherever_they_are_and_those_of_others_
     found = "4 open requests (realtime 1, local 1, batch 2)"
     dry_run = words(valkey_url, "--tenant", "leaving", "--dry-run")
     assert dry_run == f"{found} match; nothing is cancelled\n"
+    for state, lane in {"running": "realtime 1", "waiting": "local 1", "parked": "batch 2"}.items():
+        dry_run = words(valkey_url, "--tenant", "leaving", "--state", state, "--dry-run")
+        assert f"({lane}) match" in dry_run
     assert words(valkey_url, "--tenant", "leaving") == f"{found} cancelled\n"
     for tickets in (live, running, waiting, parked):
         with pytest.raises(errors.Cancelled):
@@ -136,6 +139,8 @@ def test_all_filters_that_are_given_must_match(
     assert count("--tenant", "two", "--user", "ann", "--queue", "batch") == 1
     assert count("--tenant", "two", "--queue", "scheduler") == 0
     assert count("--model", "m") == 8
+    assert count("--model", "m", "--state", "waiting") == 8
+    assert count("--model", "m", "--state", "running") == 0
     assert count("--tenant", "of Celery", "--model", "other") == 1
     assert count("--queue", "elsewhere") == 1
     text = words(valkey_url, "--model", "other", "--queue", "realtime")
