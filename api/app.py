@@ -15,7 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import page
 from api.answering import cancels_done
+from api.browsers import BrowserCheck
 from api.call import endpoint
 from api.endpoints import batches, chat, embeddings, files, health, models, moderations, responses
 from api.errors import ApiError
@@ -48,7 +50,7 @@ def build_app(open_services: Open) -> Starlette:
 
     return Starlette(
         routes=_routes(),
-        middleware=[Middleware(Measured)],
+        middleware=[Middleware(Measured), Middleware(BrowserCheck)],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
         lifespan=lifespan,
     )
@@ -75,6 +77,7 @@ def _routes() -> list[Route]:
         Route("/healthz", health.healthz),
         Route("/readyz", health.readyz),
         Route("/metrics", endpoint("reader", health.metrics)),
+        *page.ROUTES,
     ]
 
 

@@ -54,7 +54,7 @@ class Call:
                 is larger than the fleet takes.
         """
         catalogue = await self.services.catalogue.get()
-        text = await self._body(catalogue.max_request_bytes)
+        text = await self.body(catalogue.max_request_bytes)
         try:
             values = json.loads(text)
         except (ValueError, RecursionError):
@@ -86,7 +86,8 @@ class Call:
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
-    async def _body(self, max_bytes: int) -> bytes:
+    async def body(self, max_bytes: int) -> bytes:
+        """Return the body. Raises ApiError, status 408 or 413, if it is too slow or too large."""
         timeout_seconds = self.services.config.upload_timeout
         declared = self.request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > max_bytes:
@@ -119,35 +120,38 @@ def too_slow(seconds: float) -> ApiError:
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-def endpoint(role: Role, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler of Starlette that checks the key and answers errors in OpenAI's envelope.
+def endpoint(
+    role: Role, handler: Handler, refuse: Callable[[ApiError], Response] = ApiError.response
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return a handler of Starlette that checks the key and answers errors.
 
     Args:
         role: What the caller must have.
         handler: Called with the call of an accepted caller.
+        refuse: Returns the answer for an error, by default in OpenAI's envelope.
     """
 
     @functools.wraps(handler)
     async def handle(request: Request) -> Response:
         services: Services = request.app.state.services
         try:
-            caller = services.keys.caller(_key_of(request))
+            caller = services.keys.caller(key_of(request))
             if not caller.may(role):
                 message = f"this key is no key of a {role}"
                 raise ApiError(403, "insufficient_permissions", message, headers=NO_RETRY)
             return await handler(Call(request, services, caller))
         except ApiError as error:
-            return error.response()
+            return refuse(error)
         except FleetError as error:
-            return ApiError.of(error).response()
+            return refuse(ApiError.of(error))
         except (ClientGone, ClientDisconnect):
             return Response(status_code=CLIENT_CLOSED)
 
     return handle
 
 
-def _key_of(request: Request) -> str | None:
-    """The key of `Authorization: Bearer KEY`; of a browser, the password of `Basic`."""
+def key_of(request: Request) -> str | None:
+    """Return the key of `Authorization: Bearer KEY`; of a browser, the password of `Basic`."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()

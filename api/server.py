@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from prometheus_client import start_http_server
 
 from api.app import build_app
 from api.batches.runner import BatchRunner
+from api.browsers import is_loopback
 from api.keys import KeyFile
 from api.protocol import timed_protocol
 from api.services import CatalogueReader, Services
@@ -64,7 +64,7 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
     section = key_file.section()
     for webhook in section.webhooks:
         read_secrets(webhook.secret, f"the webhook of the tenant {webhook.tenant}")
-    if not section.keys and not _is_loopback(host):
+    if not section.keys and not is_loopback(host):
         raise ConfigError(
             f"serve: without api.keys in fleet.yaml, --host {host} would let everybody in: make a "
             "key with `fleet key`, or listen on 127.0.0.1"
@@ -76,7 +76,7 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         async with AsyncFleet(url, timeout=TIMEOUT_SECONDS) as fleet:
             try:
                 reader = CatalogueReader(fleet)
-                services = Services(fleet, client, key_file, reader, settings().result_ttl)
+                services = Services(fleet, url, client, key_file, reader, settings().result_ttl)
                 async with BatchRunner(services, url), WebhookSender(services):
                     yield services
             finally:
@@ -98,10 +98,3 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         timeout_keep_alive=KEEPALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings().drain_timeout),
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

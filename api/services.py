@@ -42,6 +42,8 @@ class Services:
     """The record that every call gets."""
 
     fleet: AsyncFleet
+    #: Of the fleet's Redis.
+    url: str
     #: Replies in bytes.
     redis: Any
     key_file: KeyFile

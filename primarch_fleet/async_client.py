@@ -14,6 +14,8 @@ from collections.abc import (
 )
 from typing import Any, Literal, Self, overload
 
+from celery import Celery
+
 from primarch_fleet import arguments, protocol, redis_support, tracing
 from primarch_fleet.broker import MAX_READERS, Broker
 from primarch_fleet.budgets import Budget
@@ -86,6 +88,12 @@ class AsyncFleet:
         await self._submits.close()
         await self._disconnect()
         await asyncio.to_thread(self._fleet.close)
+
+    @property
+    def app(self) -> Celery:
+        """The Celery app of the client; see `Fleet.app`. Its calls block."""
+        self._check_open()
+        return self._fleet.app
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -58,8 +58,8 @@ class Browser:
         return reply["result"].get("value")
 
     def text(self) -> str:
-        """The text of the page. `innerText` would break words of tables."""
-        return str(self.run("document.body.textContent"))
+        """The text of the page, "" while it loads. `innerText` would break words of tables."""
+        return str(self.run("document.body?.textContent ?? ''"))
 
     def source(self) -> str:
         """The whole page, as it is now."""
@@ -102,6 +102,15 @@ class Browser:
         assert "error" not in reply, reply
         result: dict[str, Any] = reply["result"]
         return result
+
+
+def show(browser: Browser, scheme: str, width: int, height: int = 900) -> None:
+    """Let a browser prefer "light" or "dark", in a window of so many pixels without scroll bars."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.send("Emulation.setEmulatedMedia", features=[feature])
+    browser.send("Emulation.setScrollbarsHidden", hidden=True)
+    size = {"width": width, "height": height}
+    browser.send("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
 
 
 @contextmanager
