@@ -15,6 +15,7 @@ from api.browsers import is_loopback
 from api.keys import KeyFile
 from api.protocol import timed_protocol
 from api.services import CatalogueReader, Services
+from api.webhooks.response_watcher import ResponseWatcher
 from api.webhooks.sender import WebhookSender
 from config.settings import redis_url, settings
 from config.webhook_secrets import read_secrets
@@ -77,7 +78,8 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
             try:
                 reader = CatalogueReader(fleet)
                 services = Services(fleet, url, client, key_file, reader, settings().result_ttl)
-                async with BatchRunner(services, url), WebhookSender(services):
+                runner, watcher = BatchRunner(services, url), ResponseWatcher(services)
+                async with runner, watcher, WebhookSender(services):
                     yield services
             finally:
                 await client.aclose()

@@ -42,7 +42,12 @@ def read_progress(client: redis.Redis, backend: Any, tickets: Iterable[Ticket | 
     pipe = client.pipeline(transaction=False)
     for ticket in tickets:
         pipe.getrange(backend.get_key_for_task(task_id(ticket)), 0, STATUS_PREFIX_BYTES - 1)
-    matches = [_STATUS.match(prefix) for prefix in pipe.execute()]
-    states = [match[1] for match in matches if match]
+    states = [state_of(prefix) for prefix in pipe.execute()]
     failed = sum(state in FAILED for state in states)
-    return Progress(failed + states.count(SUCCEEDED), len(matches), failed)
+    return Progress(failed + states.count(SUCCEEDED), len(states), failed)
+
+
+def state_of(prefix: str) -> str | None:
+    """Return the Celery state in the first STATUS_PREFIX_BYTES of a result; None without one."""
+    match = _STATUS.match(prefix)
+    return match and match[1]

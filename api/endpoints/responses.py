@@ -15,6 +15,7 @@ from api.receipt_headers import ticket_headers
 from api.requests import request_of
 from api.response_objects import Body, EventWriter, answered, failed, unfinished
 from api.store.responses import ID_PREFIX, ResponseRecord, ResponseStore
+from api.webhooks.response_watcher import watch
 from primarch_fleet import AsyncStream, ResponsesRequest, Ticket
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.errors import FleetError, ResultExpired, StreamInterrupted, UnknownRequest
@@ -38,6 +39,8 @@ async def create(call: Call) -> Response:
     record = _record(call, request, ticket, is_background, previous)
     if is_kept:
         await _store(call).put(record)
+    if is_background:
+        await watch(call.services, record.tenant, record.id)
     if request.streams:
         return await _stream(call, record, ticket, request)
     if is_background:

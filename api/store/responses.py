@@ -41,6 +41,11 @@ def response_id(task_id: str) -> str:
     return ID_PREFIX + uuid.UUID(task_id).hex
 
 
+def task_id_of(response_id: str) -> str:
+    """Return the id of the task that makes a response."""
+    return str(uuid.UUID(response_id.removeprefix(ID_PREFIX)))
+
+
 class ResponseStore:
     """The records.
 

@@ -18,14 +18,15 @@ from prometheus_client.registry import REGISTRY
 from api.keys import KeyFile
 from api.server import server_config
 from api.services import CatalogueReader, Services
+from api.store.responses import task_id_of
 from api.store.webhooks import Outbox, enqueue
 from api.webhooks.sender import MAX_SENDS_OF_TENANT, WebhookSender
-from primarch_fleet import AsyncFleet, Fleet
+from primarch_fleet import AsyncFleet, Fleet, errors
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
 from tests.support.api_batches import ended, line, lines, start
 from tests.support.api_server import OPERATOR, ApiServer, api_server, fleet_yaml
-from tests.support.producer import CATALOGUE, finish
+from tests.support.producer import CATALOGUE, DONE, finish
 from tests.support.webhook_target import Target, webhook_target
 from tests.support.workers import eventually
 
@@ -182,7 +183,7 @@ async def sending(
     client = once_async(url, text=False)
     try:
         async with AsyncFleet(url) as fleet:
-            services = Services(fleet, client, keys, CatalogueReader(fleet), 3_600)
+            services = Services(fleet, url, client, keys, CatalogueReader(fleet), 3_600)
             async with WebhookSender(services, pauses):
                 yield Sending(services)
     finally:
@@ -232,6 +233,7 @@ async def test_a_receiver_that_does_not_answer_holds_no_other_tenants_events(
                 await one.enqueue("a", f"resp_{number}")
             await one.enqueue("b c", "resp_b")
             await one.until(lambda: other.received)
+            await one.until(lambda: len(target.received) >= MAX_SENDS_OF_TENANT)
             assert len(target.received) == MAX_SENDS_OF_TENANT
 
 
@@ -286,4 +288,36 @@ def test_a_receiver_that_was_removed_gets_nothing_more(
         eventually(lambda: len(target.received) == 1)
         yaml_of(tmp_path)
         eventually(lambda: store.zcard(DUE) == 0)
+    assert len(target.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [
+        ({"id": "x", "status": "completed"}, "response.completed"),
+        ({"id": "x", "status": "incomplete"}, "response.incomplete"),
+        (errors.ProviderUnavailable("down"), "response.failed"),
+        (errors.Cancelled(), "response.cancelled"),
+    ],
+)
+def test_a_background_response_that_ends_is_told(
+    valkey_url: str, tmp_path: Path, target: Target, outcome: Any, kind: str
+) -> None:
+    receiver = {"tenant": "alpha", "url": target.url}
+    with (
+        Fleet(valkey_url) as fleet,
+        serving(valkey_url, tmp_path, receiver) as server,
+        server.client() as client,
+        server.client(OPERATOR) as other,
+    ):
+        other.responses.create(model="m", input="hi", background=True)  # without a webhook
+        created = client.responses.create(model="m", input="hi", background=True)
+        if isinstance(outcome, dict):
+            answer = DONE.model_copy(update={"body": outcome}).to_wire()
+            finish(fleet, task_id_of(created.id), answer)
+        else:
+            finish(fleet, task_id_of(created.id), outcome, "FAILURE")
+        eventually(lambda: target.received)
+    event = unwrapped(target)
+    assert (event.type, event.data.id) == (kind, created.id)
     assert len(target.received) == 1
