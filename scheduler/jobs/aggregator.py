@@ -40,6 +40,8 @@ class Aggregator:
         self._completer = completer
         self._withdrawal = withdrawal
         self._run_job = run_job
+        # Runs that overlap would share the requests of one full batch between two jobs.
+        self._creating = asyncio.Lock()
 
     async def aggregate(self, recoveries: Mapping[str, Recovery]) -> None:
         """Resume interrupted withdrawals, then handle every group.
@@ -73,6 +75,10 @@ class Aggregator:
         while recovery is None and (job := await self._create_job(group)) is not None:
             await self._run_job(job)
 
+    async def _create_job(self, group: RequestGroup) -> Job | None:
+        async with self._creating:
+            return await self._create_due_job(group)
+
     async def _promote(self, group: RequestGroup) -> None:
         now, backlog = await self._store.now(), await self._store.backlog(group)
         promotion = promote(backlog, self._config.batch, now)
@@ -80,7 +86,7 @@ class Aggregator:
             requests = await self._store.with_deadline_until(group, promotion.until)
             await self._withdrawal.promote(requests, group, promotion.reason)
 
-    async def _create_job(self, group: RequestGroup) -> Job | None:
+    async def _create_due_job(self, group: RequestGroup) -> Job | None:
         backlog = await self._store.backlog(group)
         if not backlog.requests:
             return None

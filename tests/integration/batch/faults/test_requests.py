@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 
 from primarch_fleet import errors
+from scheduler.store import jobs
 from tests.support.batch_fixture import OpenBench, chat, embedding, profile
 from workers.onebox.simulator.profile import Fault
 
@@ -157,6 +158,17 @@ async def test_fault_15_an_empty_group_creates_no_job(
         await b.scheduler.lane.aggregate()
         assert b.calls("files.create") == {"200": 1}
         monkeypatch.undo()
+        await b.until_idle()
+        await b.settled(results, batches=1)
+
+
+async def test_runs_that_overlap_create_one_job_of_a_full_batch(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "CHUNK", 1)
+    async with opened() as b:
+        results = await b.send(*(chat(f"{number}") for number in range(4)))
+        await asyncio.gather(b.scheduler.lane.aggregate(), b.scheduler.lane.aggregate())
         await b.until_idle()
         await b.settled(results, batches=1)
 
