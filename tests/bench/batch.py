@@ -4,7 +4,8 @@ Real processes: a Valkey server, the provider simulator, one batch worker, beat,
 stages run one after the other, so that each is measured alone: all requests are enqueued before the
 worker starts, and one batch takes them all once the last request is parked. The provider's own time
 is not counted. Each stage has a bound: pipelined writes of the same number of values of the stage's
-size to the same Valkey server, after the fleet has stopped.
+size to the same Valkey server, after the fleet has stopped. Beside it are the CPU times of the
+processes for each request: they do not depend on what else the machine does.
 
 Afterwards every request must have one result, from one batch, the receipts must add up to what the
 provider charged and to what the lane paid, and no process of the fleet may have used more than 400
@@ -35,7 +36,7 @@ from typing import NamedTuple
 from config.settings import ROOT
 from primarch_fleet import Completion
 from scheduler.model.jsonl import request_id
-from tests.bench.batch_lane import Lane, Memory
+from tests.bench.batch_lane import Lane, Watch
 from tests.bench.batch_producer import MODEL, prompt
 
 #: Resident bytes that no process of the fleet may exceed, and the processes that are not its own.
@@ -60,6 +61,8 @@ class Stage(NamedTuple):
     name: str
     seconds: float
     bytes: int
+    #: Seconds of CPU by process.
+    cpu_seconds: dict[str, float]
 
 
 class Run:
@@ -67,32 +70,46 @@ class Run:
 
     def __init__(self, lane: Lane, count: int) -> None:
         self._lane, self._redis, self._count = lane, lane.redis, count
+        self._cpu_seconds: dict[str, float] = {}
 
     def stages(self) -> Iterator[Stage]:
         """Yield each stage when it is finished."""
-        seconds = self._lane.produce()
-        self._began = time.time()
-        yield Stage("submit", seconds, _mean(self._redis.lrange(QUEUE, 0, SAMPLE - 1)))
+        self._since_last()
+        seconds, cpu_seconds = self._lane.produce()
+        cpu = {"producer": cpu_seconds, **self._since_last()}
+        yield Stage("submit", seconds, _mean(self._redis.lrange(QUEUE, 0, SAMPLE - 1)), cpu)
         with self._lane.scheduler():
             started = self._when(lambda: self._parked() > 0)
+            self._since_last()
             parked = self._when(lambda: self._parked() == self._count, self._parked)
             records = self._redis.hrandfield(REQUESTS, SAMPLE, withvalues=True)
-            yield Stage("park", parked - started, _mean(records[1::2]))
+            cpu = self._since_last()
+            yield Stage("park", parked - started, _mean(records[1::2]), cpu)
             yield from self._job_stages()
-        self._ended = time.time()
 
     def _job_stages(self) -> Iterator[Stage]:
         self._when(lambda: self._redis.zcard(JOBS) > 0)
         [intent] = self._redis.zrange(JOBS, 0, -1)
         self._job = JOB + intent
         created = self._when(lambda: self._field("requests") == str(self._count))
-        yield Stage("create job", created - float(self._field("created_at")), len(request_id("")))
+        seconds, cpu = created - float(self._field("created_at")), self._since_last()
+        yield Stage("create job", seconds, len(request_id("")), cpu)
         written = self._when(partial(self._reached, "SUBMITTING"))
-        yield Stage("write, upload", written - created, self._lane.file_size() // self._count)
+        size, cpu = self._lane.file_size() // self._count, self._since_last()
+        yield Stage("write, upload", written - created, size, cpu)
         drained = self._when(partial(self._reached, "DRAINING"))
+        self._since_last()
         done = self._when(partial(self._reached, "DONE"), self._parked)
+        cpu = self._since_last()
         sample = [RESULT + task_id for task_id in self._lane.ids()[:SAMPLE]]
-        yield Stage("complete", done - drained, _mean(self._redis.mget(sample)))
+        yield Stage("complete", done - drained, _mean(self._redis.mget(sample)), cpu)
+
+    def _since_last(self) -> dict[str, float]:
+        """The seconds of CPU of each process since the last call."""
+        before, self._cpu_seconds = self._cpu_seconds, self._lane.cpu_seconds()
+        return {
+            name: seconds - before.get(name, 0.0) for name, seconds in self._cpu_seconds.items()
+        }
 
     def problems(self) -> list[str]:
         """Return what is wrong; nothing if every request was answered and paid once."""
@@ -139,7 +156,9 @@ class Run:
             if progress() != seen:
                 seen, deadline = progress(), time.monotonic() + STALLED_SECONDS
             if time.monotonic() > deadline:
-                raise TimeoutError(self._lane.log("worker").read_text()[-4000:])
+                jobs = [self._redis.hgetall(JOB + one) for one in self._redis.zrange(JOBS, 0, -1)]
+                log = self._lane.log("worker").read_text()[-4000:]
+                raise TimeoutError(f"{self._parked()} are parked, {jobs}: {log}")
             time.sleep(POLL_SECONDS)
         return time.time()
 
@@ -166,7 +185,7 @@ def _written(lane: Lane, count: int, size: int) -> float:
     return count / seconds
 
 
-def autobatcher(lane: Lane, count: int, memory: Memory) -> None:
+def autobatcher(lane: Lane, count: int, watch: Watch) -> None:
     if not AUTOBATCHER.exists():
         print("autobatcher is not installed: make bench-batch")
         return
@@ -181,7 +200,7 @@ def autobatcher(lane: Lane, count: int, memory: Memory) -> None:
         print(f"autobatcher failed: {done.stderr[-2000:]}")
         return
     measured = json.loads(done.stdout)
-    memory.max_bytes["autobatcher"] = measured["bytes"]
+    watch.max_bytes["autobatcher"] = measured["bytes"]
     print(
         f"autobatcher, {count} calls to answers in one process: {measured['seconds']:.1f} s, "
         f"{count / measured['seconds']:.0f} requests/s with the provider's time"
@@ -193,11 +212,17 @@ def report(stages: list[Stage], bounds: dict[int, float], count: int, whole: flo
         rate, limit = count / stage.seconds, bounds[stage.bytes]
         print(
             f"{stage.name:>14}: {stage.seconds:7.2f} s {rate:8.0f} requests/s, bound {limit:7.0f} "
-            f"({stage.bytes} bytes each), ratio {rate / limit:.3f}"
+            f"({stage.bytes} bytes each), ratio {rate / limit:.3f}; {_cpu(stage, count)}"
         )
     seconds = sum(stage.seconds for stage in stages)
     print(f"    all stages: {seconds:7.2f} s {count / seconds:8.0f} requests/s")
     print(f"    whole run: {whole:8.2f} s {count / whole:8.0f} requests/s (provider, starts)")
+
+
+def _cpu(stage: Stage, count: int) -> str:
+    """The microseconds of CPU for each request, by process."""
+    each = {name: seconds * 1e6 / count for name, seconds in stage.cpu_seconds.items()}
+    return ", ".join(f"{name} {micros:.0f} µs" for name, micros in each.items() if micros >= 1)
 
 
 def report_memory(max_bytes: dict[str, int]) -> bool:
@@ -216,8 +241,8 @@ def report_memory(max_bytes: dict[str, int]) -> bool:
 
 def measure(folder: Path, count: int) -> bool:
     """Run everything; return whether there was no problem."""
-    with Memory() as memory:
-        lane = Lane(folder, count, memory)
+    with Watch() as watch:
+        lane = Lane(folder, count, watch)
         with lane.open():
             run, started = Run(lane, count), time.perf_counter()
             stages = list(run.stages())
@@ -226,10 +251,10 @@ def measure(folder: Path, count: int) -> bool:
             bounds = {stage.bytes: bound(lane, count, stage.bytes) for stage in stages}
             print(f"{count} requests, one batch worker, {os.cpu_count()} cores")
             report(stages, bounds, count, whole)
-            autobatcher(lane, count, memory)
+            autobatcher(lane, count, watch)
     for problem in problems:
         print(f"wrong: {problem}")
-    return report_memory(memory.max_bytes) and not problems
+    return report_memory(watch.max_bytes) and not problems
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Starts the batch lane's processes for benchmarks, and watches their memory."""
+"""Starts the batch lane's processes for benchmarks, and watches their memory and CPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}
 POLL_SECONDS = 0.1
 
 
-class Memory(threading.Thread):
-    """Records the peak of resident memory of processes, by their names."""
+class Watch(threading.Thread):
+    """Records the peak of resident memory and the CPU time of processes, by their names."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -38,7 +38,16 @@ class Memory(threading.Thread):
         #: In bytes.
         self.max_bytes: dict[str, int] = {}
 
-    def __enter__(self) -> Memory:
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU time of each process that runs, since its start."""
+        seconds: dict[str, float] = {}
+        for name, watched in list(self._watched.items()):
+            with suppress(psutil.NoSuchProcess):
+                times = watched.cpu_times()
+                seconds[name] = times.user + times.system
+        return seconds
+
+    def __enter__(self) -> Watch:
         self.start()
         return self
 
@@ -66,8 +75,8 @@ class Lane:
         count: Requests of the only batch, which is created once all are parked.
     """
 
-    def __init__(self, folder: Path, count: int, memory: Memory) -> None:
-        self._folder, self._count, self._memory = folder, count, memory
+    def __init__(self, folder: Path, count: int, watch: Watch) -> None:
+        self._folder, self._count, self._watch = folder, count, watch
         self._ids = folder / "ids"
         self._env: dict[str, str] = {}
 
@@ -84,7 +93,7 @@ class Lane:
             self.base = wait_for("listening on", self.log("simulator")).split()[-1]
             self.url = valkey.url
             self.redis: Any = redis.Redis.from_url(self.url, decode_responses=True)
-            self._memory.watch("Valkey", self.redis.info("server")["process_id"])
+            self._watch.watch("Valkey", self.redis.info("server")["process_id"])
             config.catalogue().publish(self.redis)
             self._env = {
                 "FLEET_REDIS_URL": self.url,
@@ -97,9 +106,9 @@ class Lane:
 
     @contextmanager
     def started(self, name: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a process during the block, and watch its memory."""
+        """Run a process during the block, and watch it."""
         with process([*command], self.log(name), **self._env) as child:
-            self._memory.watch(name, child.pid)
+            self._watch.watch(name, child.pid)
             yield child
 
     @contextmanager
@@ -111,13 +120,18 @@ class Lane:
         ):
             yield
 
-    def produce(self) -> float:
-        """Enqueue all requests; return the seconds. Raises RuntimeError."""
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU time of each running process."""
+        return self._watch.cpu_seconds()
+
+    def produce(self) -> tuple[float, float]:
+        """Enqueue all requests; return the seconds, and those of CPU. Raises RuntimeError."""
         log, arguments = self.log("producer"), (self.url, str(self._count), str(self._ids))
         with self.started("producer", "tests.bench.batch_producer", *arguments) as child:
             if child.wait():
                 raise RuntimeError(log.read_text())
-        return float(log.read_text())
+        seconds, cpu_seconds = map(float, log.read_text().split())
+        return seconds, cpu_seconds
 
     def ids(self) -> list[str]:
         """Return the ids of the enqueued tasks."""
