@@ -5,7 +5,8 @@ Workers publish it in Redis, producers read it.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
 
 import redis
 from pydantic import (
@@ -83,10 +84,16 @@ class Offer(_Priced):
     #: The tags of each deployment on the realtime lane; None if they are not known.
     tags: tuple[tuple[str, ...], ...] | None = None
 
-    @property
+    @cached_property
     def costs(self) -> tuple[Costs, ...]:
         """Everything that a request may cost; the offer's own comes first."""
         return (Costs(price=self.price, media=self.media), *self.other_costs)
+
+    def __copy__(self) -> Self:
+        # `model_copy` changes fields of the copy afterwards.
+        copied = super().__copy__()
+        copied.__dict__.pop("costs", None)
+        return copied
 
 
 class Model(_Priced):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from primarch_fleet.catalogue import Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
 from primarch_fleet.money import format_dollars
 from primarch_fleet.prices import max_cost_nanousd
-from primarch_fleet.prompt_size import MediaTokens, PromptSize, Tokens
+from primarch_fleet.prompt_size import PromptSize, Tokens
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import Usage, asked_surcharges
 
@@ -48,23 +47,17 @@ def estimate(
     """
     offer = model.lanes[lane]
     expected_output, max_output = _output_tokens(request, offer, limits)
-
-    def most(count: Callable[[MediaTokens], Tokens], output_tokens: int) -> int:
-        tier = getattr(request, "service_tier", None)
-        usages = [
-            _usage(request, prompt, count(costs.media), output_tokens) for costs in offer.costs
-        ]
-        return max(
-            max_cost_nanousd([costs.price], usage, tier=tier)
-            for costs, usage in zip(offer.costs, usages, strict=True)
-        )
-
-    expected_tokens = prompt.expected(offer.media).total + expected_output
-    return Estimate(
-        expected_cost=most(prompt.expected, expected_output),
-        max_cost=most(lambda media: prompt.bound(media, _context_length(offer)), max_output),
-        tokens=None if lane == "batch" else expected_tokens,
-    )
+    context_length, tier = _context_length(offer), getattr(request, "service_tier", None)
+    services = _services(request)
+    expected_cost = max_cost = 0
+    for costs in offer.costs:
+        expected = _usage(request, prompt, prompt.expected(costs.media), expected_output, services)
+        bound = prompt.bound(costs.media, context_length)
+        most = _usage(request, prompt, bound, max_output, services)
+        expected_cost = max(expected_cost, max_cost_nanousd([costs.price], expected, tier=tier))
+        max_cost = max(max_cost, max_cost_nanousd([costs.price], most, tier=tier))
+    tokens = None if lane == "batch" else prompt.expected(offer.media).total + expected_output
+    return Estimate(expected_cost, max_cost, tokens)
 
 
 def _output_tokens(request: Request, offer: Offer, limits: Limits | None) -> tuple[int, int]:
@@ -87,7 +80,22 @@ def _context_length(offer: Offer) -> int | None:
     return None if known is None or max(steps) > known else known
 
 
-def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: int) -> Usage:
+def _services(request: Request) -> dict[str, Any]:
+    """What a request may cost besides its tokens, as fields of Usage."""
+    return {
+        "web_searches": _tool_searches(request, _WEB_SEARCH_TOOL) + _asked_searches(request),
+        "maps_searches": _tool_searches(request, _MAPS_SEARCH_TOOL),
+        "surcharges": asked_surcharges(request.extra_body or {}),
+    }
+
+
+def _usage(
+    request: Request,
+    prompt: PromptSize,
+    tokens: Tokens,
+    output_tokens: int,
+    services: dict[str, Any],
+) -> Usage:
     """The tokens of a request by what is known of them: the rest may be of any kind."""
     text = tokens.total - tokens.audio - tokens.image
     speaks = "audio" in (getattr(request, "modalities", None) or ())
@@ -98,10 +106,8 @@ def _usage(request: Request, prompt: PromptSize, tokens: Tokens, output_tokens: 
         image_input_tokens=tokens.image,
         text_output_tokens=0 if speaks else output_tokens,
         audio_output_tokens=output_tokens if speaks else 0,
-        web_searches=_tool_searches(request, _WEB_SEARCH_TOOL) + _asked_searches(request),
-        maps_searches=_tool_searches(request, _MAPS_SEARCH_TOOL),
         images=tokens.images,
-        surcharges=asked_surcharges(request.extra_body or {}),
+        **services,
     )
 
 

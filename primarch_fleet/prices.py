@@ -284,17 +284,16 @@ def max_cost_nanousd(rates: Iterable[Rates], usage: Usage, *, tier: str | None =
         usage: Bounds of the tokens that the request may take.
         tier: The service tier that the request asks for.
     """
-    names = {None, _AUTO_TIER if tier == "auto" else tier}
+    names = (None,) if tier is None else (None, _AUTO_TIER if tier == "auto" else tier)
     return max(
-        _max_cost_nanousd(rate, rate.exact.steps(name), usage) for rate in rates for name in names
+        [_max_cost_nanousd(rate, rate.exact.steps(name), usage) for rate in rates for name in names]
     )
 
 
 def _max_cost_nanousd(rates: Rates, steps: tuple[_Step, ...], usage: Usage) -> int:
-    step = _step(steps, usage.input_tokens)
-    numerator, denominator = _with_surcharges(
-        sum(map(mul, token_counts(usage), step.dearest)), rates, usage
-    )
+    counts = token_counts(usage)
+    step = _step(steps, sum(counts[: len(INPUT_KINDS)]))
+    numerator, denominator = _with_surcharges(sum(map(mul, counts, step.dearest)), rates, usage)
     return -(-numerator // denominator) + _fees_nanousd(rates, usage)
 
 
