@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from primarch_fleet.errors import InvalidRequest
@@ -51,15 +51,15 @@ def check_request(request: object, name: str = "request") -> None:
     raise TypeError(f"{name}: {_A_REQUEST}, not {_kind(request)}{example}")
 
 
-def checked_requests(requests: object) -> list[Request]:
-    """Return requests as a list.
+def each_request(requests: object) -> Iterator[Request]:
+    """Return an iterator over requests, which checks each.
 
     Raises:
-        TypeError: The argument is no iterable of requests; the message has the place of the first
-            item that is no request.
+        TypeError: The argument is no iterable of requests; in the iteration, an item is no request:
+            the message has its place.
     """
     single = (Request, Mapping, str, bytes)
-    return _checked(requests, single, "requests: pass a list of requests", check_request)
+    return _each(requests, single, "requests: pass a list of requests", check_request)
 
 
 def check_ticket(ticket: object, name: str = "ticket") -> None:
@@ -84,7 +84,7 @@ def checked_tickets(tickets: object) -> list[Ticket | str]:
         InvalidRequest: An id is empty.
     """
     single = (Ticket, str, bytes, Request)
-    return _checked(tickets, single, "tickets: pass a list of tickets or ids", check_ticket)
+    return list(_each(tickets, single, "tickets: pass a list of tickets or ids", check_ticket))
 
 
 def check_to_stream(source: object) -> None:
@@ -107,10 +107,10 @@ def check_text(value: object, name: str) -> None:
         raise TypeError(f"{name}: pass a text, not {_kind(value)}")
 
 
-def _checked(
+def _each(
     values: object, single: tuple[type, ...], advice: str, check: Callable[[object, str], None]
-) -> list[Any]:
-    """Return values as a list, each checked under its place.
+) -> Iterator[Any]:
+    """Return an iterator over values that checks each under its place.
 
     Args:
         values: The argument.
@@ -120,11 +120,14 @@ def _checked(
     """
     if isinstance(values, single) or not isinstance(values, Iterable):
         raise TypeError(f"{advice}, not {_kind(values)}")
-    found = list(values)
-    name = advice.partition(":")[0]
-    for place, value in enumerate(found):
-        check(value, f"{name}[{place}]")
-    return found
+    name, found = advice.partition(":")[0], values
+
+    def checked() -> Iterator[Any]:
+        for place, value in enumerate(found):
+            check(value, f"{name}[{place}]")
+            yield value
+
+    return checked()
 
 
 def _kind(value: object) -> str:

@@ -119,7 +119,7 @@ class AsyncFleet:
         """Enqueue all requests or none; see `Fleet.submit_many`."""
         self._check_open()
         return await asyncio.to_thread(
-            self._fleet.submit_many, arguments.checked_requests(requests)
+            self._fleet.submit_many, list(arguments.each_request(requests))
         )
 
     async def budget(self, tenant_id: str) -> Budget:

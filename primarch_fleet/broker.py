@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ class Broker(ABC):
         """Return the catalogue."""
 
     @abstractmethod
-    def submit(self, requests: Sequence[TracedRequest], path: str = "") -> list[Ticket]:
+    def submit(self, requests: Iterable[TracedRequest], path: str = "") -> list[Ticket]:
         """Submit all requests or none.
 
         Args:
@@ -138,7 +138,7 @@ class RedisBroker(Broker):
         """Return the published catalogue."""
         return self._submitter.catalogue()
 
-    def submit(self, requests: Sequence[TracedRequest], path: str = "") -> list[Ticket]:
+    def submit(self, requests: Iterable[TracedRequest], path: str = "") -> list[Ticket]:
         """Check, reserve and push."""
         return self._submitter.submit(requests, path)
 

@@ -128,7 +128,7 @@ class Fleet:
             TypeError: An item is no request; the message has its place.
         """
         self._check_open()
-        checked = arguments.checked_requests(requests)
+        checked = arguments.each_request(requests)
         with tracing.submission() as submission:
             tickets = self.broker.submit(submission.trace(checked), "requests[{}].")
             return submission.sent(tickets)

@@ -39,16 +39,16 @@ class Ticket:
     answer_type: type[Any] | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """A message before it is published."""
+    """A message before it is published. It is small: a submit holds all of its messages."""
 
-    request: Request
     ticket: Ticket
-    #: The arguments of Celery's `send_task`.
+    tenant_id: str
+    #: The arguments of Celery's `send_task`, without the id and the arguments of the task.
     options: dict[str, Any]
-    #: Size of the request's wire form as JSON.
-    size_bytes: int
+    #: The request's wire form, as JSON: the only argument of the task.
+    argument: str
     #: The tenant's limits; None for a tenant whose spending is not counted.
     limits: Limits | None
     #: The amounts to reserve before the message is published, if spending is counted.
@@ -77,28 +77,24 @@ class OutgoingMessage:
         """
         request = traced.request
         try:
-            body = request.to_wire()
-            decision = routing.route(request, body, catalogue, now, health)
+            decision = routing.route(request, request.to_wire(), catalogue, now, health)
         except (InvalidRequest, DeadlineExceeded) as error:
             raise type(error)(f"{path}{error}") from None
         common = {
-            "args": [body],
-            "task_id": _task_id(request),
             "priority": PRIORITIES[request.priority],
             "expires": request.deadline,
             "argsrepr": protocol.HIDDEN_ARGUMENTS,
-            "headers": traced.headers,
+            "headers": {**traced.headers, protocol.SUBMITTED_AT: now.timestamp()},
         }
-        return cls._encode(request, decision, common, now)
+        return cls._encode(request, _task_id(request), decision, common)
 
     @classmethod
     def _encode(
-        cls, request: Request, decision: LaneDecision, common: dict[str, Any], now: datetime
+        cls, request: Request, task_id: str, decision: LaneDecision, common: dict[str, Any]
     ) -> OutgoingMessage:
         """The message of a decision; `common` are the options that do not depend on the lane."""
         headers = {
             **common["headers"],
-            protocol.SUBMITTED_AT: now.timestamp(),
             protocol.LANE_REASON: decision.reason,
             protocol.TENANT: protocol.tenant_header(request.tenant_id),
         }
@@ -115,15 +111,14 @@ class OutgoingMessage:
         }
         fallback = None
         if decision.fallback is not None:
-            fallback = cls._encode(request, decision.fallback, common, now)
-        task_id = common["task_id"]
+            fallback = cls._encode(request, task_id, decision.fallback, common)
         return cls(
-            request=request,
             ticket=Ticket(
                 task_id, decision.lane, decision.reason, decision.queue, request.answer_type
             ),
+            tenant_id=request.tenant_id,
             options=common | lane_options,
-            size_bytes=decision.size_bytes,
+            argument=decision.text,
             limits=decision.limits,
             reservation=_reservation(task_id, decision),
             idempotency_key=request.idempotency_key and idempotency_record(task_id),

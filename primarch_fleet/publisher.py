@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 #: Bytes of messages that one script pushes, unless the first message alone is larger: Redis does
 #: nothing else meanwhile.
 MAX_PUSH_BYTES = 2**20
+#: Messages that are encoded before the first of them is pushed: a submit may have 100,000.
+ENCODED_AT_ONCE = 500
 #: Fraction of Redis's memory, if that is limited, above which nothing is pushed. The rest is for
 #: the results of waiting requests, which cannot be stored once the memory is full.
 MAX_MEMORY_FRACTION = 0.95
@@ -193,8 +195,7 @@ class Publisher:
         return True
 
     def _encoded(self, messages: Sequence[OutgoingMessage]) -> _Step:
-        texts = self._encoder.encode(message.options for message in messages)
-        return list(zip(messages, texts, strict=True))
+        return list(zip(messages, self._encoder.encode(messages), strict=True))
 
     @contextmanager
     def _reserved(
@@ -217,7 +218,7 @@ class Publisher:
 
     def _push(self, messages: Sequence[OutgoingMessage]) -> None:
         """Push messages; the memory is checked before the first step only, so that all are sent."""
-        steps = _steps(self._encoded(messages))
+        steps = self._steps(messages)
         repeated: list[OutgoingMessage] = []
         for step in islice(steps, 1):
             with refused_if_full():
@@ -225,6 +226,20 @@ class Publisher:
         for step in steps:
             repeated += self._push_step(step, "")
         self._new(repeated)  # after all others are pushed, and reserved for
+
+    def _steps(self, messages: Sequence[OutgoingMessage]) -> Iterator[_Step]:
+        """Encode messages, in steps of at most MAX_PUSH_BYTES or of one message."""
+        step: _Step = []
+        size = 0
+        for start in range(0, len(messages), ENCODED_AT_ONCE):
+            for message in self._encoded(messages[start : start + ENCODED_AT_ONCE]):
+                if step and size + len(message[1].text) > MAX_PUSH_BYTES:
+                    yield step
+                    step, size = [], 0
+                step.append(message)
+                size += len(message[1].text)
+        if step:
+            yield step
 
     def _push_step(self, step: _Step, max_memory: float | str) -> list[OutgoingMessage]:
         """Push a step without the messages that another submit pushes meanwhile; return these."""
@@ -241,15 +256,14 @@ def _by_tenant(messages: Iterable[OutgoingMessage]) -> list[_TenantReservation]:
     reservations: dict[str, _TenantReservation] = {}
     for message in messages:
         if message.limits is not None:
-            tenant_id = message.request.tenant_id
-            empty = _TenantReservation(tenant_id, message.limits, [])
-            reservations.setdefault(tenant_id, empty).requests.append(message.reservation)
+            empty = _TenantReservation(message.tenant_id, message.limits, [])
+            reservations.setdefault(message.tenant_id, empty).requests.append(message.reservation)
     return list(reservations.values())
 
 
 def _fit_one_step(messages: Iterable[OutgoingMessage]) -> bool:
     """Whether messages have no fallback and are small enough for one script."""
-    size_bytes = sum(message.size_bytes for message in messages)
+    size_bytes = sum(len(message.argument) for message in messages)
     return size_bytes <= MAX_PUSH_BYTES and not any(message.fallback for message in messages)
 
 
@@ -258,20 +272,6 @@ def _granted_message(message: OutgoingMessage, granted: dict[str, Reservation]) 
     if message.fallback is not None and reservation is not None and reservation.is_fallback:
         return message.fallback
     return message
-
-
-def _steps(messages: _Step) -> Iterator[_Step]:
-    """Split messages into steps of at most MAX_PUSH_BYTES, or of one message."""
-    step: _Step = []
-    size = 0
-    for message in messages:
-        if step and size + len(message[1].text) > MAX_PUSH_BYTES:
-            yield step
-            step, size = [], 0
-        step.append(message)
-        size += len(message[1].text)
-    if step:
-        yield step
 
 
 def _push_arguments(step: _Step) -> tuple[list[str], list[Any]]:

@@ -41,8 +41,8 @@ class LaneDecision:
     queue: str
     #: The tenant's limits; None for a tenant whose spending is not counted.
     limits: Limits | None
-    #: Size of the request's wire form as JSON.
-    size_bytes: int
+    #: The request's wire form as JSON.
+    text: str
     estimate: estimates.Estimate
     #: Unix seconds at which the realtime lane serves the request instead of the local lane, if it
     #: still waits then; None for never.
@@ -85,9 +85,10 @@ def route(
         LaneUnavailable: Every such lane is closed, and the preferred one has no worker or
             is paused.
     """
-    assessment = _Assessment.of(request, catalogue, now, health or LaneHealth())
+    assessment = _Assessment.of(request, body, catalogue, now, health or LaneHealth())
     lane, reason = assessment.choose()
-    size_bytes = protocol.wire_size_bytes(body)
+    text = protocol.wire_json(body)
+    size_bytes = protocol.wire_size_bytes(text)
     if size_bytes > catalogue.max_request_bytes:
         raise RequestTooLarge(
             f"request: {size_bytes} bytes of JSON, the limit is {catalogue.max_request_bytes}"
@@ -97,9 +98,9 @@ def route(
     if fallback_lane is not None and fallback_lane != lane:
         with suppress(CostCapExceeded):
             degraded = f"over budget: degraded to {fallback_lane}"
-            fallback = assessment.decide(fallback_lane, degraded, size_bytes)
+            fallback = assessment.decide(fallback_lane, degraded, text)
     try:
-        return assessment.decide(lane, reason, size_bytes, fallback)
+        return assessment.decide(lane, reason, text, fallback)
     except CostCapExceeded:
         if fallback is None:
             raise
@@ -125,11 +126,11 @@ def longer_lane(
         update={"models": {request.model: model.model_copy(update={"lanes": lanes})}}
     )
     try:
-        assessment = _Assessment.of(request, others, now, LaneHealth())
+        assessment = _Assessment.of(request, body, others, now, LaneHealth())
         lane, _ = assessment.choose()
         if assessment.conditions.problem(lane).severity is not Severity.OK:
             return None
-        return assessment.decide(lane, f"{refused_by} is too short", protocol.wire_size_bytes(body))
+        return assessment.decide(lane, f"{refused_by} is too short", protocol.wire_json(body))
     except (InvalidRequest, DeadlineExceeded):
         return None
 
@@ -154,7 +155,12 @@ class _Assessment:
 
     @classmethod
     def of(
-        cls, request: Request, catalogue: Catalogue, now: datetime, health: LaneHealth
+        cls,
+        request: Request,
+        wire: dict[str, Any],
+        catalogue: Catalogue,
+        now: datetime,
+        health: LaneHealth,
     ) -> _Assessment:
         """Raises DeadlineExceeded and InvalidRequest, as `route` does."""
         seconds_left = request.time_left(now)
@@ -167,7 +173,7 @@ class _Assessment:
         _check_headers(request, catalogue)
         time_limits = [limit for limit in (request.max_latency, seconds_left) if limit is not None]
         max_wait_seconds = min(time_limits, default=float("inf"))
-        body = request.body()
+        body = request.body(wire)
         unsupported = {**_unsupported(request, body, model, catalogue), **request.unsupported()}
         eligible = {
             lane
@@ -176,7 +182,7 @@ class _Assessment:
         }
         if max_wait_seconds < catalogue.completion_window:
             eligible.discard("batch")
-        prompt = request.prompt_size()
+        prompt = request.prompt_size(body)
         return cls(
             request=request,
             prompt=prompt,
@@ -254,7 +260,7 @@ class _Assessment:
         return lane
 
     def decide(
-        self, lane: Lane, reason: str, size_bytes: int, fallback: LaneDecision | None = None
+        self, lane: Lane, reason: str, text: str, fallback: LaneDecision | None = None
     ) -> LaneDecision:
         """Raises CostCapExceeded."""
         estimate = estimates.estimate(self.request, self.prompt, self.model, lane, self.limits)
@@ -268,7 +274,7 @@ class _Assessment:
         if lane == "local":
             prefixes = self.request.prefixes(shared=self.catalogue.share_prefix_cache)
         return LaneDecision(
-            *(lane, reason, queue, self.limits, size_bytes, estimate, promote_at, fallback),
+            *(lane, reason, queue, self.limits, text, estimate, promote_at, fallback),
             prefixes=tuple(prefixes),
             service_tier=FLEX if lane == "realtime" and self._may_use_flex() else None,
         )

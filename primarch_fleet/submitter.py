@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ from celery import Celery
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
 from primarch_fleet.errors import UnknownModel
-from primarch_fleet.lane_health import LaneMonitor
+from primarch_fleet.lane_health import LaneHealth, LaneMonitor
 from primarch_fleet.outgoing import OutgoingMessage, Ticket
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.requests import Request
@@ -55,17 +56,14 @@ class Submitter:
             self._catalogue_expires_at = time.monotonic() + CATALOGUE_TTL_SECONDS
         return self._catalogue
 
-    def submit(self, requests: Sequence[TracedRequest], path: str = "") -> list[Ticket]:
+    def submit(self, requests: Iterable[TracedRequest], path: str = "") -> list[Ticket]:
         """Submit all requests or none, as `Fleet.submit` and `Fleet.submit_many` do.
 
         Args:
+            requests: Each is forgotten once its message is built.
             path: What precedes the name of a wrong field in a message, with the request's place.
         """
-        try:
-            messages = self._build(requests, path)
-        except UnknownModel:  # it may be newer than the catalogue
-            self._catalogue_expires_at = 0.0
-            messages = self._build(requests, path)
+        messages = self._build(requests, path)
         with reachable():
             published = self._publisher.publish(messages)
             self._lanes.record_sent(message.ticket.queue for message in published)
@@ -84,23 +82,29 @@ class Submitter:
         self._server_clock.measure(read_time)
         return Catalogue.parse(replies[1])
 
-    def _build(self, requests: Sequence[TracedRequest], path: str) -> list[OutgoingMessage]:
+    def _build(self, requests: Iterable[TracedRequest], path: str) -> list[OutgoingMessage]:
         """Route and encode requests; each one counts in its queue for the next ones."""
         catalogue, now = self.catalogue(), self._clock()
-        with reachable():
-            health = self._lanes.snapshot(catalogue, {request.lane for request, _ in requests})
+        health: LaneHealth | None = None
+        queued: Counter[str] = Counter()
         messages = []
         for place, (request, headers) in enumerate(requests):
-            message = OutgoingMessage.build(
-                TracedRequest(self._translated(request), headers),
-                catalogue,
-                now,
-                health,
-                path=path.format(place),
-            )
+            if health is None:
+                with reachable():
+                    health = self._lanes.snapshot(catalogue, {request.lane})
+                if health is not None:
+                    health.queued.update(queued)
+                    queued = health.queued
+            traced = TracedRequest(self._translated(request), headers)
+            where = path.format(place)
+            try:
+                message = OutgoingMessage.build(traced, catalogue, now, health, path=where)
+            except UnknownModel:  # it may be newer than the catalogue
+                self._catalogue_expires_at = 0.0
+                catalogue = self.catalogue()
+                message = OutgoingMessage.build(traced, catalogue, now, health, path=where)
             messages.append(message)
-            if health is not None:
-                health.queued[message.ticket.queue] += 1
+            queued[message.ticket.queue] += 1
         return messages
 
     def _translated(self, request: Request) -> Request:

@@ -58,9 +58,9 @@ class Submission:
         #: The headers by which the messages of the submit carry its trace.
         self.headers: dict[str, str] = {}
 
-    def trace(self, requests: Iterable[Request]) -> list[TracedRequest]:
-        """Return requests with the headers of the submit."""
-        return [TracedRequest(request, self.headers) for request in requests]
+    def trace(self, requests: Iterable[Request]) -> Iterator[TracedRequest]:
+        """Yield requests with the headers of the submit."""
+        return (TracedRequest(request, self.headers) for request in requests)
 
     def sent(self, tickets: list[Ticket]) -> list[Ticket]:
         """Record where the messages of the submit went, and return their tickets."""

@@ -196,20 +196,31 @@ class Request(BaseModel):
         """Return the JSON form, which is the only argument of the Celery task."""
         return self.model_dump(mode="json", exclude_unset=True)
 
-    def body(self) -> dict[str, Any]:
-        """Return the request body for the provider: `openai_body` and `extra_body` in one."""
-        return {**self.openai_body(), **(self.extra_body or {})}
+    def body(self, wire: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the request body for the provider: `openai_body` and `extra_body` in one.
 
-    def openai_body(self) -> dict[str, Any]:
-        """Return the fields of OpenAI's API, with its names and without nulls."""
-        wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
+        Args:
+            wire: The request's wire form, if the caller has it.
+        """
+        return {**self.openai_body(wire), **(self.extra_body or {})}
+
+    def openai_body(self, wire: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the fields of OpenAI's API, with its names and without nulls; see `body`."""
+        if wire is None:
+            wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
         return {
-            PROVIDER_NAMES.get(key, key): value for key, value in wire.items() if value is not None
+            PROVIDER_NAMES.get(key, key): value
+            for key, value in wire.items()
+            if value is not None and key not in _ROUTING_FIELDS
         }
 
-    def prompt_size(self) -> PromptSize:
-        """Return what the prompt consists of, as providers count it."""
-        return measure(self.body())
+    def prompt_size(self, body: Mapping[str, Any] | None = None) -> PromptSize:
+        """Return what the prompt consists of, as providers count it.
+
+        Args:
+            body: The request's body, if the caller has it.
+        """
+        return measure(self.body() if body is None else body)
 
     def fingerprint(self) -> str:
         """Return a hash of what is asked: the kind of request, the model and the parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -43,9 +44,10 @@ class EmbeddingRequest(Request):
         ]
         return {"object": "list", "model": ""} | body | {"data": data}
 
-    def prompt_size(self) -> PromptSize:
+    def prompt_size(self, body: Mapping[str, Any] | None = None) -> PromptSize:
         """Return what the inputs consist of. The data URL of a picture is a picture."""
-        return measure({**self.body(), "input": with_pictures(self.input)})
+        body = self.body() if body is None else body
+        return measure({**body, "input": with_pictures(self.input)})
 
     @property
     def input_count(self) -> int:

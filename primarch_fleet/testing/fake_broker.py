@@ -7,7 +7,7 @@ import concurrent.futures
 import json
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -98,8 +98,13 @@ class FakeBroker(Broker):
         self.script(answer)
 
     @property
-    def messages(self) -> list[OutgoingMessage]:
+    def requests(self) -> list[Request]:
         """What was enqueued, in this order."""
+        return [task.request for task in self._tasks.values()]
+
+    @property
+    def messages(self) -> list[OutgoingMessage]:
+        """Their messages."""
         return [task.message for task in self._tasks.values()]
 
     @property
@@ -134,7 +139,7 @@ class FakeBroker(Broker):
             chosen = [self._task(task_id(one)) for one in tickets] or list(self._tasks.values())
             for task in chosen:
                 if task.is_held:
-                    self._finish(task, self._choose(task.message.request))
+                    self._finish(task, self._choose(task.request))
 
     # What clients call.
 
@@ -142,23 +147,29 @@ class FakeBroker(Broker):
         """Return the given catalogue, or that of the models that were requested."""
         if self._given_catalogue is not None:
             return self._given_catalogue
-        return _catalogue([message.request for message in self.messages])
+        return _catalogue(self.requests)
 
-    def submit(self, requests: Sequence[TracedRequest], path: str = "") -> list[Ticket]:
+    def submit(self, requests: Iterable[TracedRequest], path: str = "") -> list[Ticket]:
         """Check all requests, then enqueue and answer them."""
-        now = self._clock()
+        now, sent = self._clock(), list(requests)
         messages = [
             OutgoingMessage.build(one, self._catalogue(one.request), now, path=path.format(place))
-            for place, one in enumerate(requests)
+            for place, one in enumerate(sent)
         ]
         with self._changed:
             new = self._new(messages)
-            answers = [None if self._is_holding else self._choose(one.request) for one in new]
+            by_id = {
+                message.ticket.id: one.request
+                for message, one in reversed([*zip(messages, sent, strict=True)])
+            }
+            asked = [by_id[message.ticket.id] for message in new]
+            answers = [None if self._is_holding else self._choose(request) for request in asked]
             for answer in answers:
                 if isinstance(answer, SUBMIT_ERRORS):
                     raise answer
-            for message, answer in zip(new, answers, strict=True):
-                task = FakeTask(message, self._rates(message), is_held=answer is None)
+            for request, message, answer in zip(asked, new, answers, strict=True):
+                rates = self._rates(request, message)
+                task = FakeTask(request, message, rates, is_held=answer is None)
                 self._tasks[message.ticket.id] = task
                 if answer is not None:
                     self._finish(task, answer)
@@ -169,7 +180,7 @@ class FakeBroker(Broker):
         counted = [
             task
             for task in self._tasks.values()
-            if task.message.limits is not None and task.message.request.tenant_id == tenant_id
+            if task.message.limits is not None and task.request.tenant_id == tenant_id
         ]
         spent = sum(
             (one.outcome or {}).get("receipt", {}).get("cost_nanousd", 0) for one in counted
@@ -290,8 +301,8 @@ class FakeBroker(Broker):
     def _catalogue(self, request: Request) -> Catalogue:
         return self._given_catalogue or _catalogue([request])
 
-    def _rates(self, message: OutgoingMessage) -> tuple[Rates, Rates]:
-        model = self._catalogue(message.request).model(message.request.model)
+    def _rates(self, request: Request, message: OutgoingMessage) -> tuple[Rates, Rates]:
+        model = self._catalogue(request).model(request.model)
         return model.lanes[message.ticket.lane].price, model.list_price
 
     def _task(self, task_id: str) -> FakeTask:
@@ -317,7 +328,7 @@ class FakeBroker(Broker):
 
     def _finish(self, task: FakeTask, answer: Chosen) -> None:
         task.is_held = False
-        request, ticket = task.message.request, task.message.ticket
+        request, ticket = task.request, task.message.ticket
         if isinstance(answer, ResultTimeout):
             task.is_lost = True
         elif isinstance(answer, FleetError):

@@ -46,7 +46,7 @@ class Script:
 
         A repeated idempotency key enqueues nothing.
         """
-        return [message.request for message in self.broker.messages]
+        return self.broker.requests
 
     @property
     def tickets(self) -> list[Ticket]:

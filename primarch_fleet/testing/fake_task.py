@@ -13,6 +13,7 @@ from primarch_fleet.contract import Completion
 from primarch_fleet.errors import Cancelled, DeadlineExceeded
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.prices import Rates
+from primarch_fleet.requests import Request
 from primarch_fleet.streaming import CHUNK, ENDED, OK, OPENED
 from primarch_fleet.testing.fake_bodies import chunks
 
@@ -24,6 +25,7 @@ _REVOKED = (Cancelled.code, DeadlineExceeded.code)
 class FakeTask:
     """A submitted request and its outcome."""
 
+    request: Request
     message: OutgoingMessage
     #: The price of its lane, and the list price.
     rates: tuple[Rates, Rates]
@@ -52,11 +54,11 @@ class FakeTask:
             return states.SUCCESS
         if outcome["error"]["code"] in _REVOKED:
             return states.REVOKED
-        return states.SUCCESS if self.message.request.return_exceptions else states.FAILURE
+        return states.SUCCESS if self.request.return_exceptions else states.FAILURE
 
     def answer(self, completion: Completion) -> None:
         """Make a completion the outcome; the numbers of the stream's entries are their places."""
-        request = self.message.request
+        request = self.request
         if request.streams:
             texts = [json.dumps(chunk) for chunk in chunks(request, completion.body)]
             fields = [{OPENED: ""}, *({CHUNK: text} for text in texts), {ENDED: OK}]

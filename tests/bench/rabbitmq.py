@@ -123,7 +123,12 @@ class TwoSystems:
         if self._redis.exists(message.idempotency_key):
             return
         self._ledger.reserve(TENANT, message.limits, [message.reservation])
-        self._app.send_task(**message.options | {"queue": QUEUE}, producer=self._producer)
+        self._app.send_task(
+            **message.options | {"queue": QUEUE},
+            args=[json.loads(message.argument)],
+            task_id=message.ticket.id,
+            producer=self._producer,
+        )
         self._redis.set(message.idempotency_key, message.ticket.id, ex=IDEMPOTENCY_TTL_SECONDS)
 
     def waiting(self) -> set[str]:

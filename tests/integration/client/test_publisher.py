@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from celery.signals import after_task_publish, before_task_publish
 
 from primarch_fleet import Catalogue, CompletionRequest, Fleet, Rates, Ticket
@@ -18,8 +23,10 @@ from primarch_fleet.contract import PRIORITIES, Lane
 from primarch_fleet.encoder import MessageEncoder
 from primarch_fleet.errors import FleetUnavailable, LaneFull
 from primarch_fleet.lane_health import ANY_LANE, LaneMonitor
+from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.publisher import MAX_MEMORY_FRACTION, MAX_PUSH_BYTES
 from primarch_fleet.queues import priority_lists
+from primarch_fleet.tracing import TracedRequest
 from tests.support.relay import relay
 
 PRICE = Rates(input="1", output="2")
@@ -89,24 +96,46 @@ def memory(store: redis.Redis, share: float, policy: str = "noeviction") -> Iter
 def test_an_encoded_message_equals_the_message_that_celery_sends(
     fleet: Fleet, store: redis.Redis, priority: str
 ) -> None:
-    options: dict[str, Any] = {
-        "name": "realtime.complete",
-        "args": [{"text": "ü"}],
-        "task_id": "a",
-        "queue": "realtime",
-        "priority": PRIORITIES[priority],
-        "expires": 60,
-        "headers": {"fleet_tenant": "t"},
-    }
-    fleet.app.send_task(**options)
+    asked = request(priority=priority, deadline=datetime.now(UTC) + timedelta(minutes=1))
+    built = OutgoingMessage.build(TracedRequest(asked), fleet.catalogue(), datetime.now(UTC))
+    argument = json.loads(built.argument)
+    assert argument == asked.to_wire()
+    fleet.app.send_task(**built.options, args=[argument], task_id=built.ticket.id)
     [name] = [key for key in priority_lists("realtime") if store.exists(key)]
-    [encoded] = MessageEncoder(fleet.app).encode([options])
-    assert encoded.list_key == name
-    sent, written = json.loads(store.lindex(name, 0) or ""), json.loads(encoded.text)
-    for message in (sent, written):  # without the values that differ each time
-        del message["properties"]["delivery_tag"], message["headers"]["expires"]
-        message["properties"]["expiration"] = round(float(message["properties"]["expiration"]), -3)
-    assert written == sent
+    sent = _without_moments(str(store.lindex(name, 0)))
+    encoder = MessageEncoder(fleet.app)
+    other = replace(built, ticket=replace(built.ticket, id="other"))
+    for encoded in (*encoder.encode([built]), encoder.encode([other, built])[1]):
+        assert encoded.list_key == name
+        assert _without_moments(encoded.text) == sent
+
+
+def _without_moments(text: str) -> Any:
+    """A message without what differs each time."""
+    message = json.loads(text)
+    del message["properties"]["delivery_tag"], message["headers"]["expires"]
+    message["properties"]["expiration"] = round(float(message["properties"]["expiration"]), -3)
+    return message
+
+
+def test_messages_that_are_encoded_together_have_their_own_ids_and_arguments(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    texts = ["one", "two", "ü \u2028", "four"]
+    lanes: list[Any] = ["batch", "realtime", "batch", "batch"]
+    tickets = fleet.submit_many(
+        request(messages=[{"role": "user", "content": text}], lane=lane)
+        for text, lane in zip(texts, lanes, strict=True)
+    )
+    stored = [*waiting(store), *waiting(store, "batch")]
+    found = {message["headers"]["id"]: message for message in stored}
+    assert len({message["properties"]["delivery_tag"] for message in found.values()}) == 4
+    for text, lane, ticket in zip(texts, lanes, tickets, strict=True):
+        message = found[ticket.id]
+        (argument,), _, _ = json.loads(base64.b64decode(message["body"]))
+        assert argument["messages"][0]["content"] == text
+        assert message["headers"]["task"] == f"{lane}.complete"
+        assert message["headers"]["root_id"] == message["properties"]["correlation_id"] == ticket.id
 
 
 def test_celerys_signals_fire_and_may_add_headers(fleet: Fleet, store: redis.Redis) -> None:
@@ -127,6 +156,37 @@ def test_celerys_signals_fire_and_may_add_headers(fleet: Fleet, store: redis.Red
         after_task_publish.disconnect(note)
     assert waiting(store)[0]["headers"]["traceparent"] == "00-1-2-01"
     assert published == ["realtime.complete"]
+
+
+def test_each_of_many_messages_fires_celerys_signals(fleet: Fleet, store: redis.Redis) -> None:
+    numbers = count()
+
+    def trace(headers: dict[str, Any], **_: Any) -> None:
+        headers["number"] = next(numbers)
+
+    before_task_publish.connect(trace)
+    try:
+        fleet.submit_many([request(), request()])
+    finally:
+        before_task_publish.disconnect(trace)
+    assert [one["headers"]["number"] for one in waiting(store)] == [0, 1]
+
+
+def test_many_requests_are_children_of_the_task_that_submits_them(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    with Celery(set_as_current=False) as app:
+        children = []
+
+        @app.task(bind=True)
+        def submits(task: Any) -> None:
+            children.extend(fleet.submit_many([request(), request()]))
+            assert [child.id for child in task.request.children] == [one.id for one in children]
+
+        parent = submits.apply(task_id="parent")
+        parent.get()
+    assert {one["headers"]["parent_id"] for one in waiting(store)} == {"parent"}
+    assert {one["headers"]["root_id"] for one in waiting(store)} == {"parent"}
 
 
 def test_a_signal_handler_may_submit(fleet: Fleet, store: redis.Redis) -> None:
