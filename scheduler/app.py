@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 PERIODIC_TASKS = ("scheduler.aggregate", "scheduler.poll")
 #: Seconds without a run after which such a task is overdue, unless its interval is long.
 OVERDUE_SECONDS = 60.0
+#: Messages of one fetch: they are parked together.
+FETCH_LIMIT = 100
 
 # LiteLLM reads it on import. A batch worker translates whatever producers send: it must not fetch
 # the addresses in it.
@@ -115,6 +117,7 @@ async def start(shared: Services) -> BatchPipeline:
 
 app = lane_worker("batch", [BATCH_QUEUE, SCHEDULER_QUEUE], start)
 app.conf.worker_consumer = "scheduler.intake.consumer:IntakeConsumer"
+app.conf.broker_transport_options |= {"fetch_limit": FETCH_LIMIT}
 
 
 @celeryd_init.connect

@@ -15,17 +15,17 @@ from tasks.accounting import DroppedAnswer
 UNSENT = "unsent"
 
 
-async def reserve(parked: Iterable[ParkedRequest]) -> Mapping[str, FleetError]:
+async def reserve(requests: Mapping[str, Request]) -> Mapping[str, FleetError]:
     """Reserve what requests can cost on the batch lane. May be repeated.
+
+    Args:
+        requests: By task id.
 
     Returns:
         The refusals, by task id.
     """
     accountant = services.current().accountant
-    if accountant is None:
-        return {}
-    requests: dict[str, Request] = {request.context["id"]: request.parse() for request in parked}
-    return await accountant.reserve_many("batch", requests)
+    return {} if accountant is None else await accountant.reserve_many("batch", requests)
 
 
 async def settle(run: str, costs: Iterable[tuple[ParkedRequest, int]]) -> None:

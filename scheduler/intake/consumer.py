@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Bounds the size of a Redis pipeline.
 MAX_PARKED_AT_ONCE = 500
+#: Events of one message; Celery's own limit is 24.
+MAX_EVENTS_AT_ONCE = 200
 
 
 class IntakeConsumer(LeasedConsumer):
@@ -41,6 +43,11 @@ class IntakeConsumer(LeasedConsumer):
         self._arrived: list[Request] = []
         self._parking: set[Request] = set()
         self._is_parking = False
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Do as the leased consumer does; events of many messages go in one message."""
+        super().register_with_event_loop(hub)
+        self.event_dispatcher.buffer_limit = MAX_EVENTS_AT_ONCE
 
     def receive(self, request: Request) -> None:
         """Park a request of the batch lane, together with others; run other tasks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery.exceptions import Reject
 
@@ -32,6 +32,18 @@ from scheduler.translation.translator import Untranslatable
 LONGEST_CUSTOM_ID = jsonl.custom_id(jsonl.request_id(""), 9999)
 
 
+class NewRequest(NamedTuple):
+    """A request that is about to be parked."""
+
+    request: Request
+    record: ParkedRecord
+
+    @property
+    def task_id(self) -> str:
+        """The id of its task."""
+        return str(self.record.parked.context["id"])
+
+
 class ParkingStore:
     """The `DeferralStore` of a batch worker.
 
@@ -47,8 +59,8 @@ class ParkingStore:
         self._config = config
         self._loop = asyncio.get_running_loop()
 
-    def record(self, request: Request, context: dict[str, Any]) -> ParkedRecord:
-        """Make the record of a request.
+    def record(self, request: Request, context: dict[str, Any]) -> NewRequest:
+        """Make the record of a request, for `park`.
 
         Raises:
             UnknownModel: No deployment serves the model in batches.
@@ -66,9 +78,10 @@ class ParkingStore:
         group = RequestGroup(deployment.provider, endpoint, deployment.model, window)
         size = self._size(request, deployment)
         parked = ParkedRequest(context=context, parked_at=0.0)  # `park` sets the time
-        return ParkedRecord(jsonl.request_id(context["id"]), parked, group, size)
+        request_id = jsonl.request_id(context["id"])
+        return NewRequest(request, ParkedRecord(request_id, parked, group, size))
 
-    def park(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
+    def park(self, records: Sequence[NewRequest]) -> Mapping[str, FleetError]:
         """Reserve budgets and store the records; known records stay as they are.
 
         The number of round trips depends on the number of tenants, not of records.
@@ -85,9 +98,9 @@ class ParkingStore:
         except CancelledError:
             raise Reject("the worker is stopping", requeue=True) from None
 
-    async def _park(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
-        now, refused = await self._store.now(), await self._reserve(records)
-        accepted = [record for record in records if record.parked.context["id"] not in refused]
+    async def _park(self, requests: Sequence[NewRequest]) -> Mapping[str, FleetError]:
+        now, refused = await self._store.now(), await self._reserve(requests)
+        accepted = [one.record for one in requests if one.task_id not in refused]
         stored = await asyncio.gather(*(self._with_blob(record, now) for record in accepted))
         outcomes = zip(stored, await self._store.park(stored), strict=True)
         out = {record.request for record, outcome in outcomes if outcome is ParkOutcome.CANCELLED}
@@ -96,10 +109,11 @@ class ParkingStore:
         await accounting.settle(accounting.UNSENT, [(parked, 0) for parked in cancelled])
         return {**refused, **{parked.context["id"]: Cancelled() for parked in cancelled}}
 
-    async def _reserve(self, records: Sequence[ParkedRecord]) -> Mapping[str, FleetError]:
-        known = await self._store.known([record.request for record in records])
-        new = [record.parked for record in records if record.request not in known]
-        return await accounting.reserve(new)
+    async def _reserve(self, requests: Sequence[NewRequest]) -> Mapping[str, FleetError]:
+        known = await self._store.known([one.record.request for one in requests])
+        return await accounting.reserve(
+            {one.task_id: one.request for one in requests if one.record.request not in known}
+        )
 
     async def _with_blob(self, record: ParkedRecord, now: float) -> ParkedRecord:
         """The record with its time; a large body is stored outside of Redis."""

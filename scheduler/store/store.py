@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -44,8 +46,12 @@ from scheduler.store.server import Server
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
 COMPLETION_GUARD_SECONDS = 60
+#: Most requests of one call of a script.
+SCRIPT_SIZE = 50
 #: Most requests with a near deadline that one pass handles.
 MAX_URGENT_REQUESTS = 100
 #: Searches for a request that is being moved, and seconds between two of them.
@@ -88,13 +94,21 @@ class Store(JobStore):
             What became of each request.
         """
         pipe = ScriptPipeline(self._redis)
-        for request, parked, group, size in records:
-            mark = mark_key(parked.context["id"])
-            own_keys = [keys.REQUESTS, keys.GROUPS, keys.outcome(request), mark]
-            entry = " ".join(map(str, size))
-            args = [request, parked.model_dump_json(), parked.parked_at, str(group), entry]
-            SCRIPTS["park"].run(pipe, [*backlog_keys(group), *own_keys], args)
-        return [ParkOutcome(outcome) for outcome in await pipe.execute()]
+        by_kind: defaultdict[tuple[RequestGroup, float], list[ParkedRecord]] = defaultdict(list)
+        for record in records:
+            by_kind[record.group, record.parked.parked_at].append(record)
+        ordered = []
+        for (group, parked_at), same in by_kind.items():
+            for part in _parts(same):
+                touched = [*backlog_keys(group), keys.REQUESTS, keys.GROUPS]
+                args = [parked_at, str(group)]
+                for request, parked, _, size in part:
+                    touched += [keys.outcome(request), mark_key(parked.context["id"])]
+                    args += [request, parked.model_dump_json(), " ".join(map(str, size))]
+                SCRIPTS["park"].run(pipe, touched, args)
+                ordered += [record.request for record in part]
+        replies = dict(zip(ordered, chain.from_iterable(await pipe.execute()), strict=True))
+        return [ParkOutcome(replies[record.request]) for record in records]
 
     async def load(
         self, requests: Sequence[str]
@@ -125,11 +139,11 @@ class Store(JobStore):
     async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
         """Claim the completion of requests, until `finish` or for COMPLETION_GUARD_SECONDS."""
         pipe = ScriptPipeline(self._redis)
-        for request in requests:
-            own_keys = [keys.outcome(request), keys.WITHDRAWALS]
-            args = [request, COMPLETION_GUARD_SECONDS]
-            SCRIPTS["begin_completion"].run(pipe, own_keys, args)
-        return dict(zip(requests, map(CompletionOwner, await pipe.execute()), strict=True))
+        for part in _parts(requests):
+            touched = [keys.WITHDRAWALS, *map(keys.outcome, part)]
+            SCRIPTS["begin_completion"].run(pipe, touched, [COMPLETION_GUARD_SECONDS, *part])
+        owners = map(CompletionOwner, chain.from_iterable(await pipe.execute()))
+        return dict(zip(requests, owners, strict=True))
 
     async def begin_finish(self) -> LuaScript:
         """Return what `finish` needs; call it before anything of a completion is written.
@@ -162,10 +176,11 @@ class Store(JobStore):
         """
         script = script or await self.begin_finish()
         pipe = self._redis.pipeline(transaction=False)
-        for request in requests:
-            pipe.execute_command(*script.command(*_finish_call(request, outcome, location)))
+        for part in _parts(requests):
+            pipe.execute_command(*script.command(*_finish_call(part, outcome, location)))
         try:
-            for request, done in zip(requests, await pipe.execute(), strict=True):
+            left = chain.from_iterable(await pipe.execute())
+            for request, done in zip(requests, left, strict=True):
                 if not done:
                     await self._find_and_finish(request, outcome, location, script)
         except NoScriptError:
@@ -175,8 +190,9 @@ class Store(JobStore):
         self, request: str, outcome: RequestOutcome, expected: Location, script: LuaScript
     ) -> None:
         async for location in self._locations(request, expected):
-            call = script.command(*_finish_call(request, outcome, location))
-            if await self._redis.execute_command(*call):
+            call = script.command(*_finish_call([request], outcome, location))
+            [has_left] = await self._redis.execute_command(*call)
+            if has_left:
                 return
 
     async def withdraw(
@@ -306,13 +322,18 @@ class Store(JobStore):
         return list(requests)
 
 
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Split what one script handles: Redis does nothing else meanwhile."""
+    return (items[start : start + SCRIPT_SIZE] for start in range(0, len(items), SCRIPT_SIZE))
+
+
 def _finish_call(
-    request: str, outcome: RequestOutcome, location: Location
+    requests: Sequence[str], outcome: RequestOutcome, location: Location
 ) -> tuple[list[str], list[Any]]:
     """Keys and arguments of lua/finish.lua."""
     touched = [
         *backlog_keys(location.group),
-        *(keys.REQUESTS, *keys.ATTEMPTS, keys.WITHDRAWALS),
-        *(keys.outcome(request), keys.members(location.intent)),
+        *(keys.REQUESTS, *keys.ATTEMPTS, keys.WITHDRAWALS, keys.members(location.intent)),
+        *map(keys.outcome, requests),
     ]
-    return touched, [request, outcome, keys.OUTCOME_TTL_SECONDS]
+    return touched, [outcome, keys.OUTCOME_TTL_SECONDS, *requests]

@@ -1,32 +1,34 @@
--- Removes a completed request from the lane and remembers its outcome.
+-- Removes completed requests from the lane and remembers their outcome.
 -- KEYS[1]  to KEYS[4]: see backlog.lua
 -- KEYS[5]  requests: hash, request id -> record
 -- KEYS[6]  failures: hash, request id -> failed attempts
 -- KEYS[7]  expiries: hash, request id -> batches that ended before it was executed
 -- KEYS[8]  holds: hash, request id -> refusals of the account
 -- KEYS[9]  withdrawals: hash, request id -> decision
--- KEYS[10] outcome: string, exists once the request's completion began
--- KEYS[11] members: zset, request id -> its line; of the job that the request may be in
--- ARGV[1]  id: the request's
--- ARGV[2]  outcome: what KEYS[10] stores
--- ARGV[3]  ttl: seconds to remember it
--- Returns 1 when it has left the lane; 0 when it is in another group or job, then nothing changed.
+-- KEYS[10] members: zset, request id -> its line; of the job that the requests may be in
+-- KEYS[...] outcomes: string, of each request; it exists once the request's completion began
+-- ARGV[1]  outcome: what KEYS[...] store
+-- ARGV[2]  ttl: seconds to remember it
+-- ARGV[...] ids: the requests'
+-- Returns for each request 1 when it has left the lane; 0 when it is in another group or job, then
+-- nothing has changed for it.
 
-local id, outcome, ttl = unpack(ARGV)
+local outcome, ttl, left = ARGV[1], ARGV[2], {}
 
-if redis.call('HEXISTS', KEYS[5], id) == 0 then
-  return 1
+for i = 1, #ARGV - 2 do
+  local id = ARGV[2 + i]
+  if redis.call('HEXISTS', KEYS[5], id) == 0 then
+    left[i] = 1
+  elseif redis.call('ZREM', KEYS[10], id) == 1
+    or redis.call('HDEL', KEYS[9], id) == 1
+    or remove_from_backlog(id) then
+    for k = 4, 8 do
+      redis.call('HDEL', KEYS[k], id)
+    end
+    redis.call('SET', KEYS[10 + i], outcome, 'EX', ttl)
+    left[i] = 1
+  else
+    left[i] = 0
+  end
 end
-local removed = remove_from_backlog(id)
-  or redis.call('HDEL', KEYS[9], id) == 1
-  or redis.call('ZREM', KEYS[11], id) == 1
-if not removed then
-  return 0
-end
-redis.call('HDEL', KEYS[4], id)
-redis.call('HDEL', KEYS[5], id)
-redis.call('HDEL', KEYS[6], id)
-redis.call('HDEL', KEYS[7], id)
-redis.call('HDEL', KEYS[8], id)
-redis.call('SET', KEYS[10], outcome, 'EX', ttl)
-return 1
+return left

@@ -1,29 +1,45 @@
--- Adds a request to its group's backlog, unless the lane knows it already.
+-- Adds requests to their group's backlog, unless the lane knows them already.
 -- KEYS[1]  to KEYS[4]: see backlog.lua
 -- KEYS[5]  requests: hash, request id -> record
 -- KEYS[6]  groups: set, groups that ever had a request
--- KEYS[7]  outcome: string, exists once the request's completion began
--- KEYS[8]  mark: string, exists if the request's task is cancelled
--- ARGV[1]  id: the request's
--- ARGV[2]  record: JSON
--- ARGV[3]  now: Unix seconds
--- ARGV[4]  group: JSON, as stored in KEYS[6]
--- ARGV[5]  size: as stored in KEYS[4]
--- Returns 'parked'; 'known' when it waits, is in a job or was completed; 'cancelled' when it may not
--- be parked any more.
+-- KEYS[...] for each request:
+--   outcome: string, exists once the request's completion began
+--   mark: string, exists if the request's task is cancelled
+-- ARGV[1]  now: Unix seconds
+-- ARGV[2]  group: JSON, as stored in KEYS[6]
+-- ARGV[...] for each request:
+--   id: the request's
+--   record: JSON
+--   size: as stored in KEYS[4]
+-- Returns for each request 'parked'; 'known' when it waits, is in a job or was completed;
+-- 'cancelled' when it may not be parked any more.
 
-local id, record, now, group, size = unpack(ARGV)
+local now, group = ARGV[1], ARGV[2]
+local outcomes, bytes, inputs, tokens = {}, 0, 0, 0
 
-if redis.call('EXISTS', KEYS[7]) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1 then
-  return 'known'
-end
-if redis.call('EXISTS', KEYS[8]) == 1 then
-  return 'cancelled'
-end
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('ZREM', KEYS[1], '')
-redis.call('HSET', KEYS[5], id, record)
-redis.call('SADD', KEYS[6], group)
-redis.call('HSET', KEYS[4], id, size)
-add_to_backlog(id, now)
-return 'parked'
+for i = 1, (#ARGV - 2) / 3 do
+  local outcome, mark = KEYS[5 + 2 * i], KEYS[6 + 2 * i]
+  local id, record, size = ARGV[3 * i], ARGV[1 + 3 * i], ARGV[2 + 3 * i]
+  if redis.call('EXISTS', outcome) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1 then
+    outcomes[i] = 'known'
+  elseif redis.call('EXISTS', mark) == 1 then
+    outcomes[i] = 'cancelled'
+  else
+    redis.call('HSET', KEYS[5], id, record)
+    redis.call('HSET', KEYS[4], id, size)
+    local b, n, t, deadline = string.match(size, '(%S+) (%S+) (%S+) (%S+)')
+    redis.call('ZADD', KEYS[1], now, id)
+    if tonumber(deadline) > 0 then
+      redis.call('ZADD', KEYS[2], deadline, id)
+    end
+    bytes, inputs, tokens = bytes + b, inputs + n, tokens + t
+    outcomes[i] = 'parked'
+  end
+end
+if inputs > 0 then
+  redis.call('SADD', KEYS[6], group)
+  add_to_totals(1, bytes, inputs, tokens)
+end
+return outcomes
