@@ -7,6 +7,7 @@ chains, groups, chords, errbacks and signals work as for any task.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -88,6 +89,11 @@ class CeleryReplay:
             shown = event_text.of_result(outcome)
             return self._event("task-succeeded", context, result=shown, runtime=runtime)
         return self._event("task-failed", context, exception=repr(info.retval), traceback="")
+
+    def stored_together(self) -> AbstractContextManager[None]:
+        """Store the results of the block's completions together; see the result backend."""
+        together: AbstractContextManager[None] = self._app.backend.stored_together()  # type: ignore[attr-defined]
+        return together
 
     def publish_events(self, events: list[Any]) -> None:
         """Publish the events of completions in one message. A broker error is only logged."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -201,16 +201,21 @@ class Completer:
         return set(errors)
 
     def _replay_some(
-        self, requests: Iterable[tuple[str, PreparedCompletion]]
+        self, requests: Sequence[tuple[str, PreparedCompletion]]
     ) -> dict[str, Exception]:
         """Complete tasks one after another; the errors by request."""
-        errors, events = {}, []
-        for request, (parked, outcome, runtime, _) in requests:
-            try:
-                value = parked.value(outcome)
-                events.append(self._replay.complete(parked.context, value, runtime))
-            except Exception as error:
-                errors[request] = error
+        errors: dict[str, Exception] = {}
+        events = []
+        try:
+            with self._replay.stored_together():
+                for request, (parked, outcome, runtime, _) in requests:
+                    try:
+                        value = parked.value(outcome)
+                        events.append(self._replay.complete(parked.context, value, runtime))
+                    except Exception as error:
+                        errors[request] = error
+        except Exception as error:  # some of their results are not stored
+            return {request: error for request, _ in requests} | errors
         self._replay.publish_events(events)
         return errors
 

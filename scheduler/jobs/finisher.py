@@ -28,7 +28,7 @@ from tasks.provider_errors import Fault
 logger = logging.getLogger(__name__)
 
 #: Requests whose outcomes are applied together, in a few round trips.
-CHUNK = 100
+CHUNK = 200
 #: Batches of a request that may end before it was executed.
 MAX_EXPIRIES = 3
 #: Refusals for too many enqueued tokens after which a request that is alone in its batch fails.

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 #: Reasons for which an account refuses all of its requests, or one of them.
 ACCESS_REASONS = frozenset({Reason.CREDENTIALS, Reason.PERMISSION})
 #: Most lines in memory, and most bytes of them unless one line is larger.
-CHUNK, CHUNK_BYTES = 100, 4_000_000
+CHUNK, CHUNK_BYTES = 200, 4_000_000
 
 
 @dataclass

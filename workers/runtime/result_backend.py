@@ -7,8 +7,10 @@ its backend.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
@@ -24,6 +26,26 @@ from workers.runtime.scripts import ANNOUNCE, STORE
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
 UNFINISHED_TTL_SECONDS = 3 * 86_400
+#: States that one script stores: Redis does nothing else meanwhile.
+ANNOUNCED_AT_ONCE = 50
+
+
+class _Result(NamedTuple):
+    """A result that is stored at the end of a block."""
+
+    keys: list[Any]
+    args: list[Any]
+    #: Where the script cannot store it.
+    store_as_celery: Callable[[], Any]
+
+
+#: The results of the tasks of this thread, within `stored_together`.
+_collected: ContextVar[list[_Result] | None] = ContextVar("collected", default=None)
+
+
+def _is_awaited(request: Any) -> bool:
+    """Whether other tasks follow a task, or wait for it."""
+    return bool(request.callbacks or request.chain or request.group or request.chord)
 
 
 class WorkerResultBackend(PrimaryBackend):
@@ -61,8 +83,10 @@ class WorkerResultBackend(PrimaryBackend):
 
     def _announce(self, encoded_states: list[tuple[Any, Any]]) -> None:
         pipeline = ScriptPipeline(self.client)
-        for key, text in encoded_states:
-            ANNOUNCE.run(pipeline, [key, key], [text, UNFINISHED_TTL_SECONDS])
+        for start in range(0, len(encoded_states), ANNOUNCED_AT_ONCE):
+            part = encoded_states[start : start + ANNOUNCED_AT_ONCE]
+            texts = [text for _, text in part]
+            ANNOUNCE.run(pipeline, [key for key, _ in part], [UNFINISHED_TTL_SECONDS, *texts])
         pipeline.execute()
 
     def _encoded(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
@@ -89,13 +113,46 @@ class WorkerResultBackend(PrimaryBackend):
         args = [text, expires or 0, COMPLETED_MARK_TTL_SECONDS if was_run else "", task_id]
         if state in states.PROPAGATE_STATES:
             args += ledger_keys("")
-        if len(text) <= self._MAX_STR_VALUE_SIZE and (
-            self.ensure(STORE.run, (self.client, keys, args)) >= 0
-        ):
-            return result
-        return super()._store_result(  # type: ignore[misc]
-            task_id, result, state, traceback=traceback, request=request, **kwargs
+        store_as_celery = functools.partial(
+            super()._store_result,  # type: ignore[misc]
+            task_id,
+            result,
+            state,
+            traceback=traceback,
+            request=request,
+            **kwargs,
         )
+        if len(text) > self._MAX_STR_VALUE_SIZE:
+            return store_as_celery()
+        collected = _collected.get()
+        if collected is not None and state == states.SUCCESS and not _is_awaited(request):
+            collected.append(_Result(keys, args, store_as_celery))
+        elif self.ensure(STORE.run, (self.client, keys, args)) < 0:
+            return store_as_celery()
+        return result
+
+    @contextmanager
+    def stored_together(self) -> Iterator[None]:
+        """Store the results of the block's tasks at its end, in one round trip.
+
+        Those of tasks with links, in a group or in a chord, and failures, are stored at once: the
+        tasks that follow read them. Applies to the tasks of this thread.
+        """
+        results: list[_Result] = []
+        token = _collected.set(results)
+        try:
+            yield
+        finally:
+            _collected.reset(token)
+        self.ensure(self._store_many, (results,))
+
+    def _store_many(self, results: list[_Result]) -> None:
+        pipeline = ScriptPipeline(self.client)
+        for result in results:
+            STORE.run(pipeline, result.keys, result.args)
+        for result, stored in zip(results, pipeline.execute(), strict=True):
+            if stored < 0:
+                result.store_as_celery()
 
     def mark_as_revoked(
         self,

@@ -127,6 +127,23 @@ def test_a_state_is_announced_only_if_none_is_stored(
     assert int(store.ttl(key(task_id))) > 86_400, "longer than the longest batch"
 
 
+def test_results_are_stored_together_unless_other_tasks_read_them(
+    app: Celery, store: redis.Redis
+) -> None:
+    plain, other, linked, failed = (str(uuid.uuid4()) for _ in range(4))
+    store.set(key(other), json.dumps({"result": None, "status": "PENDING"}))  # not in Celery's form
+    with app.backend.stored_together():  # type: ignore[attr-defined]
+        app.backend.mark_as_done(plain, 1, Context(id=plain))
+        app.backend.mark_as_done(other, 2, Context(id=other))
+        app.backend.mark_as_done(linked, 3, Context(id=linked, callbacks=["next"]))
+        app.backend.mark_as_failure(failed, ValueError("no"), request=Context(id=failed))
+        assert store.get(key(plain)) is None
+        assert stored(store, other)["status"] == "PENDING"
+        assert stored(store, linked)["result"] == 3
+        assert stored(store, failed)["status"] == "FAILURE"
+    assert [stored(store, one)["result"] for one in (plain, other)] == [1, 2]
+
+
 @pytest.mark.parametrize("state", ["STARTED", "RETRY"])
 def test_the_state_of_an_unfinished_task_outlives_results(
     app: Celery, store: redis.Redis, task_id: str, state: str

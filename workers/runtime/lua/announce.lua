@@ -1,18 +1,15 @@
--- Store a task's state and publish it, unless a state is stored already.
--- KEYS[1]  state: string, the state, as Celery stores it
--- KEYS[2]  channel: of the same name, where subscribers wait for the result
--- ARGV[1]  state: string, the encoded state
--- ARGV[2]  TTL: seconds for which it is stored; 0 for no limit
+-- Store the states of tasks and publish them, unless states are stored already.
+-- KEYS[...] states: string, the state of each task, as Celery stores it; channels have the same names,
+--           where subscribers wait for the results
+-- ARGV[1]  TTL: seconds for which they are stored
+-- ARGV[...] states: string, the encoded states
 -- Returns nothing.
 
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  return
+for i, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 0 then
+    -- A server out of memory allows this write, and then also those that follow it in the script.
+    redis.call('DEL', key)
+    redis.call('SET', key, ARGV[1 + i], 'EX', ARGV[1])
+    redis.call('PUBLISH', key, ARGV[1 + i])
+  end
 end
--- A server out of memory allows this write, and then also those that follow it in the script.
-redis.call('DEL', KEYS[1])
-if tonumber(ARGV[2]) > 0 then
-  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-else
-  redis.call('SET', KEYS[1], ARGV[1])
-end
-redis.call('PUBLISH', KEYS[2], ARGV[1])
