@@ -17,6 +17,7 @@ reserved. Each change is one atomic script:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,8 @@ MAX_CONCURRENCY_SECONDS = 3_600
 CONCURRENCY_RETRY_SECONDS = 1.0
 #: Seconds for which a settled run is remembered: longer than any call is repeated.
 SETTLED_TTL_SECONDS = 3 * 86_400
+#: Runs that one script settles: Redis does nothing else meanwhile.
+SETTLED_AT_ONCE = 50
 #: Days for which the ledger keeps a period.
 KEPT_DAYS = 62
 
@@ -169,11 +172,14 @@ class _LedgerScripts:
         return _RESERVE.run(self._redis, ledger_keys(tenant_id), args)
 
     def _run_settle(
-        self, tenant_id: str, task_id: str, run: str, cost: int, client: Any = None
+        self, tenant_id: str, runs: Iterable[tuple[str, str, int]], client: Any = None
     ) -> Any:
-        settled_key = f"fleet:budget:settled:{task_id}:{run}"
-        args = [_optional(self._now()), task_id, cost, SETTLED_TTL_SECONDS]
-        return _SETTLE.run(client or self._redis, [*ledger_keys(tenant_id), settled_key], args)
+        """Settle runs of one tenant: of each the task, the run and the cost."""
+        keys, args = ledger_keys(tenant_id), [_optional(self._now()), SETTLED_TTL_SECONDS]
+        for task_id, run, cost in runs:
+            keys.append(f"fleet:budget:settled:{task_id}:{run}")
+            args += [task_id, cost]
+        return _SETTLE.run(client or self._redis, keys, args)
 
     def _read_ledger(self, tenant_id: str) -> Any:
         return self._redis.pipeline(transaction=False).time().hgetall(ledger_keys(tenant_id)[0])
@@ -225,7 +231,8 @@ class Ledger(_LedgerScripts):
         Returns:
             False if the run was counted before; nothing has changed then.
         """
-        return bool(self._run_settle(tenant_id, task_id, run, cost))
+        [is_new] = self._run_settle(tenant_id, [(task_id, run, cost)])
+        return bool(is_new)
 
     def refund(self, tenant_id: str, task_id: str) -> None:
         """Remove a task's reservation, if there is one: the task will not run."""
@@ -255,13 +262,18 @@ class AsyncLedger(_LedgerScripts):
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
         """Settle as `Ledger.settle` does."""
-        return bool(await self._run_settle(tenant_id, task_id, run, cost))
+        [is_new] = await self._run_settle(tenant_id, [(task_id, run, cost)])
+        return bool(is_new)
 
     async def settle_many(self, runs: Iterable[tuple[str, str, str, int]]) -> None:
         """Call `settle` with each tuple of arguments, in one round trip."""
+        by_tenant: defaultdict[str, list[tuple[str, str, int]]] = defaultdict(list)
+        for tenant_id, task_id, run, cost in runs:
+            by_tenant[tenant_id].append((task_id, run, cost))
         pipe = ScriptPipeline(self._redis)
-        for run in runs:
-            self._run_settle(*run, client=pipe)
+        for tenant_id, own in by_tenant.items():
+            for start in range(0, len(own), SETTLED_AT_ONCE):
+                self._run_settle(tenant_id, own[start : start + SETTLED_AT_ONCE], pipe)
         await pipe.execute()
 
     async def refund(self, tenant_id: str, task_id: str) -> None:

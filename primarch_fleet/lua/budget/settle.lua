@@ -1,21 +1,27 @@
--- Count the cost of a run of a task, once for each run, and remove the task's reservation.
--- The cost counts on the day of the reservation; without a reservation, today.
+-- Count the costs of runs of one tenant's tasks, once for each run, and remove the tasks' reservations.
+-- A cost counts on the day of the reservation; without a reservation, today.
 -- Keys and clock: ledger.lua.
--- KEYS[6]  settled: string, exists once this run of the task is counted
--- ARGV[2]  task: string, the task's id
--- ARGV[3]  cost: nano-dollars; a run without a cost is not remembered
--- ARGV[4]  TTL: seconds for which the run is remembered
--- Returns 1, or 0 if the run was counted before; nothing has changed then.
+-- KEYS[...] settled: string, of each run; it exists once the run is counted; from 6 on
+-- ARGV[2]  TTL: seconds for which a run is remembered
+-- ARGV[...] for each run:
+--   task: string, the task's id
+--   cost: nano-dollars; a run without a cost is not remembered
+-- Returns for each run 1, or 0 if it was counted before; nothing has changed for it then.
 
-local cost = tonumber(ARGV[3])
+local counted = {}
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('ZREM', KEYS[3], '')
-if cost > 0 and not redis.call('SET', KEYS[6], ARGV[3], 'EX', ARGV[4], 'NX') then
-  return 0
+for i = 1, #KEYS - 5 do
+  local task, cost = ARGV[1 + 2 * i], tonumber(ARGV[2 + 2 * i])
+  if cost > 0 and not redis.call('SET', KEYS[5 + i], ARGV[2 + 2 * i], 'EX', ARGV[2], 'NX') then
+    counted[i] = 0
+  else
+    local day = release(task) or date(clock(ARGV[1]))
+    if cost > 0 then
+      add(day, 'spent', cost)
+    end
+    counted[i] = 1
+  end
 end
-local day = release(ARGV[2]) or date(clock(ARGV[1]))
-if cost > 0 then
-  add(day, 'spent', cost)
-end
-return 1
+return counted
