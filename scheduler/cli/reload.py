@@ -8,11 +8,12 @@ from primarch_fleet.cli.terminal import report
 from primarch_fleet.contract import LANES, Lane
 from scheduler.cli.data_folder import data_dir
 from scheduler.cli.terminal import print_report
-from workers.onebox.reloading import reload as reload_fleet
 
 
 def reload(options: argparse.Namespace) -> int:
     """Give the fleet that `make up` runs the present fleet.yaml. Nothing is lost."""
+    from workers.onebox.reloading import reload as reload_fleet  # noqa: PLC0415 - slow to import
+
     lanes = options.lanes or LANES
     restarted = reload_fleet(data_dir(), lanes, lambda sentence: report(sentence, 0))
     if options.json:

@@ -10,12 +10,12 @@ from primarch_fleet.contract import LANES, Lane
 from primarch_fleet.errors import ConfigError
 from scheduler.cli.data_folder import data_dir
 from scheduler.cli.terminal import print_report
-from workers.onebox.lane_workers import worker_count
-from workers.onebox.scaling import scale as scale_fleet
 
 
 def scale(options: argparse.Namespace) -> int:
     """Change how many workers of a lane `make up` runs, while it runs. Nothing is lost."""
+    from workers.onebox.scaling import scale as scale_fleet  # noqa: PLC0415 - slow to import
+
     counts: dict[Lane, int] = dict(options.counts)
     if len(counts) < len(options.counts):
         return report("scale: name each lane once", 2)
@@ -37,6 +37,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def _lane_count(text: str) -> tuple[Lane, int]:
+    from workers.onebox.lane_workers import worker_count  # noqa: PLC0415 - slow to import
+
     name, _, count = text.partition("=")
     for lane in LANES:
         if lane == name:
