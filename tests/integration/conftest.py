@@ -89,7 +89,7 @@ def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> S
     ) -> Iterator[Worker]:
         python = os.environ.get("FLEET_TEST_WORKER_PYTHON", sys.executable)
         command = [python, "-m", "celery", "-A", app, "worker", "-n", f"{name}@test"]
-        command += ["-l", "INFO", "--without-mingle", *args]
+        command += ["-l", "INFO", *args]
         command += [] if concurrency is None else ["-c", str(concurrency)]
         env = {**os.environ, "FLEET_TEST_URL": valkey_url, **(env or {})}
         worker = Worker(f"{name}@test", valkey_url, logs / f"{name}.log", command, env)

@@ -1,4 +1,4 @@
-"""Options of `celery worker`: those that this fleet refuses, each with its reason, and a default.
+"""Options of `celery worker`: those that this fleet refuses, each with its reason, and defaults.
 
 Importing this module connects both to every worker of the process.
 """
@@ -68,3 +68,5 @@ def set_defaults(sender: Any, **_: object) -> None:
     """Set what the command line left out."""
     if sender.options.get("heartbeat_interval") is None:
         sender.options["heartbeat_interval"] = EVENT_HEARTBEAT_SECONDS
+    # It asks other workers what was revoked, and takes nothing for a second at each connection.
+    sender.options["without_mingle"] = True  # revoke.py keeps that in Redis

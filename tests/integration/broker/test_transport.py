@@ -5,6 +5,7 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 from kombu import Connection
 
 from primarch_fleet.cancellation import LEASED_TASKS
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, redis_server
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime import fetch_command
@@ -71,6 +72,24 @@ def test_no_task_runs_twice_when_the_server_is_killed_and_restarted(
         assert runs(store) == Counter([result.id for result in short + long])
         assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
         assert worker.process.poll() is None
+
+
+def test_a_worker_finds_its_server_again_soon_after_many_attempts(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        start_worker("patient", env={"FLEET_TEST_URL": server.url}, wait=False) as worker,
+    ):
+        eventually(lambda: "ready." in worker.log.read_text(), TIMEOUT)
+        server.kill()
+        attempts = "Cannot connect to"
+        eventually(lambda: worker.log.read_text().count(attempts) >= 8, 20)  # Celery: 56 s
+        server.start()
+        producer = Producer(server.url)
+        with producer.app:
+            assert producer.send("add", 2, 3).get(timeout=5) == 5
+        assert "mingle" not in worker.log.read_text()
 
 
 def test_no_task_runs_twice_when_connections_are_cut(
@@ -358,6 +377,23 @@ def test_leases_are_renewed_on_a_server_that_is_out_of_memory(
     assert (store.zscore(RENEWALS_KEY, "tag") or 0) > 1
 
 
+def test_messages_of_a_dead_worker_go_back_on_a_server_that_is_out_of_memory(
+    leases: Leases, store: redis.Redis
+) -> None:
+    store.lpush("queue", json.dumps(message("id")))
+    fetch(store, "tag")
+    with store.pipeline() as transaction:
+        transaction.zadd(RENEWALS_KEY, {"tag": 1})
+        transaction.hset(SWEEPS_KEY, mapping={"last": store.time()[0]})
+        transaction.config_set("maxmemory", 1)
+        transaction.execute()
+    try:
+        leases.sweep()
+        assert fetch(store, "again")
+    finally:
+        store.config_set("maxmemory", 0)
+
+
 def test_a_process_that_lost_a_lease_can_neither_renew_nor_end_the_next_one(
     leases: Leases, store: redis.Redis
 ) -> None:
@@ -452,7 +488,10 @@ class Sweeps(NamedTuple):
         (Sweeps(last=-1, outage_end=-20, outage_seconds=100), -100 - 57, False),
         (Sweeps(last=-1, outage_end=-20, outage_seconds=100), -100 - 63, True),
         (Sweeps(last=-31, outage_end=-50, outage_seconds=100), -131 - 57, False),
-        (Sweeps(last=-1, outage_end=-62, outage_seconds=100), -63, True),
+        # Live workers have renewed their leases since then.
+        (Sweeps(last=-1, outage_end=-32, outage_seconds=100), -63, True),
+        (Sweeps(last=-1, outage_end=-28, outage_seconds=100), -63, False),
+        (Sweeps(last=-31, outage_end=-62, outage_seconds=100), -31 - 63, True),
     ],
 )
 def test_the_seconds_of_an_outage_of_redis_do_not_count_for_a_lease(
