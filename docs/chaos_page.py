@@ -23,9 +23,18 @@ INTRODUCTION = (
     "writes down each call, each charge and each batch. The account at the end compares this "
     "journal with those of the producers and with what is left in Redis. Requests that were sent "
     "in the seconds that a roll-back took from Redis count as forgotten: `appendfsync everysec` "
-    "promises no more. The redelivery times include the outages of Redis itself, which are a large "
-    "part of a run. The seed is printed: "
+    "promises no more. The seed is printed: "
     '`ARGS="--seed N"` draws the same faults and requests again, at other moments.'
+)
+REDELIVERY = (
+    "A redelivery lasts from the SIGKILL of the process that ran a request to its next start. In a "
+    "run Redis often does not answer, and often both workers of a lane are killed, stopped, "
+    "starting or separated from Redis. So there are three figures. The first has all of it. The "
+    "second leaves out the seconds in which Redis could deliver nothing. The last is what the "
+    "fleet itself takes: it begins with the last fault that took the message from a process, "
+    "counts the visibility timeout and, after that, the seconds in which a worker of the lane was "
+    "ready, running and connected. What a worker needs to connect again counts too. Requests that "
+    "Redis forgot, so that their producers sent them again, are left out."
 )
 STOCK = (
     '"Stock" is Celery with `acks_late`, `reject_on_worker_lost`, the same visibility timeout, the '
@@ -44,7 +53,9 @@ def page(generated: str, grid: Grid) -> str:
     """
     sides = json.loads(RESULTS.read_text())
     names = list(next(iter(sides.values()))["figures"])
-    figures = [(name, *(_text(side["figures"][name]) for side in sides.values())) for name in names]
+    figures = [
+        (name, *(_text(side["figures"].get(name)) for side in sides.values())) for name in names
+    ]
     runs = [
         f"{name}: {side['date']}, seed {side['seed']}, {side['figures']['faults']} faults in "
         f"{side['seconds']} s, {side['machine']}, visibility timeout "
@@ -59,6 +70,7 @@ def page(generated: str, grid: Grid) -> str:
                 INTRODUCTION,
                 "\n".join(f"- {run}" for run in runs),
                 grid(("", *sides), figures),
+                REDELIVERY,
                 STOCK,
                 "## The faults",
                 "How often each fault struck the fleet, how many requests were under way at these "

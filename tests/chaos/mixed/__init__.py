@@ -11,6 +11,9 @@
     network       a relay between some processes and Redis
     faults        what is done to the processes, to Redis and to the network
     account       compares what was promised, what happened, and what was billed
+    redelivery    how long the requests of killed processes waited
+    serving       when workers could serve
+    periods       periods of time
     fleet, stock  the sides: the fleet, and stock Celery under the same faults
     report        the tables
 """

@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.mixed.journal import Event, read
+from tests.chaos.mixed.redelivery import Redeliveries, Redelivery
+from tests.chaos.mixed.serving import Serving, when
 from tests.chaos.mixed.workload import KINDS
 
 CANCELLED = "Cancelled"
 #: Seconds before the copy of Redis's files and after its end that count as rolled back too: a
 #: reply was on its way.
 ROLL_BACK_MARGIN = 0.5
-#: The faults during which no message can be delivered again.
-OUTAGES = frozenset(
-    {
-        "SIGKILL of Redis, then its start",
-        "SIGSTOP of Redis, then SIGCONT",
-        "Redis rolled back by two seconds",
-        "Redis out of memory (maxmemory)",
-    }
-)
 #: The follow-ups of each kind: their name, and whether they are sent after a success.
 FOLLOW_UPS = (
     ("link", "chaos.linked", True),
@@ -61,6 +54,8 @@ class Request:
     #: (time, key of the process) of each call, and (id, nano-dollars, kind) of each charge.
     calls: list[tuple[float, str]] = field(default_factory=list)
     charges: list[tuple[str, int, str]] = field(default_factory=list)
+    #: (time, key of the process) of each delivery of its message.
+    received: list[tuple[float, str]] = field(default_factory=list)
     #: When batches with it were ordered.
     ordered: list[float] = field(default_factory=list)
     streamed: tuple[bool, bool, str] | None = None
@@ -94,6 +89,11 @@ class Events:
         for name in ("provider", "engine"):
             for event in read(folder / f"{name}.jsonl"):
                 self._of_provider(event)
+        self.workers = list(read(folder / "workers.jsonl"))
+        by_id = {one.task_id: one for one in self.requests.values() if one.task_id}
+        for event in self.workers:
+            if event["event"] == "received" and event["id"] in by_id:
+                by_id[event["id"]].received.append((event["at"], event["key"]))
 
     def _request(self, marker: str) -> Request:
         if marker not in self.requests:  # a part of a chord, whose lane ends its marker
@@ -286,31 +286,16 @@ class Account:
                     wrong.append(one)
         return wrong
 
-    def redelivery_seconds(self, *, outages: bool) -> list[float]:
-        """Seconds from the kill of the process that ran a request to its next start, sorted.
-
-        Args:
-            outages: Whether the seconds count in which Redis does not answer or has no memory.
-        """
-        kills = {e["key"]: e["at"] for e in self._events.harness if e["event"] == "killed"}
-        seconds = []
-        for one in self.requests:
-            calls = sorted(one.calls)
-            for (first, key), (second, _) in itertools.pairwise(calls):
-                if first < kills.get(key, 0) < second:
-                    away = 0.0 if outages else self._outage_seconds(kills[key], second)
-                    seconds.append(second - kills[key] - away)
-        return sorted(seconds)
-
-    def _outage_seconds(self, start: float, end: float) -> float:
-        """For how long Redis does not answer, or has no memory, between two times."""
-        seconds, last = 0.0, start
-        for event in sorted(self._events.harness, key=lambda event: event.get("started", 0.0)):
-            if event["event"] == "fault" and event["name"] in OUTAGES:
-                first = max(event["started"], last)
-                last = max(last, min(event["at"], end))
-                seconds += max(0.0, last - first)
-        return seconds
+    def redeliveries(self) -> Redeliveries:
+        """Return how messages of killed processes came to their next start."""
+        kills = when(self._events.harness, "killed")
+        redeliveries = [
+            Redelivery(first, kills[first], second, one.received, self._is_forgotten(one))
+            for one in self.requests
+            for (at, first), (second, _) in itertools.pairwise(sorted(one.calls))
+            if at < kills.get(first, 0) < second
+        ]
+        return Redeliveries(redeliveries, Serving(self._events.harness, self._events.workers))
 
     def by_fault(self) -> dict[str, tuple[int, int, int]]:
         """By the name of a fault: how often it struck, requests under way then, those lost."""

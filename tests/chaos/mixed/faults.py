@@ -12,10 +12,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import redis
 
@@ -40,8 +40,8 @@ class Site:
     journal: Journal
     numbers: random.Random
     network: Network
+    #: Held by a fault of the network, and of Redis itself: there is one of each at a time.
     network_lock: threading.Lock = field(default_factory=threading.Lock)
-    #: Held by a fault of Redis itself: there is one at a time.
     redis_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def process(self) -> Process:
@@ -66,6 +66,10 @@ class Fault(ABC):
     weight: ClassVar[int] = 1
     #: Whether it strikes Redis itself.
     of_redis: ClassVar[bool] = False
+
+    def alone(self, site: Site) -> AbstractContextManager[Any]:
+        """Hold off the faults that must not strike at the same time."""
+        return nullcontext()
 
     @abstractmethod
     def strike(self, site: Site) -> str:
@@ -107,10 +111,12 @@ class Freeze(Fault):
     def strike(self, site: Site) -> str:
         process, seconds = site.process(), site.numbers.uniform(*self.SECONDS)
         struck = process.key
+        site.journal.write("stopped", key=struck)
         process.send(signal.SIGSTOP)
         time.sleep(seconds)
         if process.key == struck:
             process.send(signal.SIGCONT)
+            site.journal.write("continued", key=struck)
         return f"{struck} for {seconds:.1f} s"
 
 
@@ -151,7 +157,15 @@ class CutNetwork(Fault):
         return "second of each role"
 
 
-class SilentNetwork(Fault):
+class NetworkFault(Fault):
+    """A fault of the network that lasts."""
+
+    def alone(self, site: Site) -> AbstractContextManager[Any]:
+        """Hold off the others of this kind."""
+        return site.network_lock
+
+
+class SilentNetwork(NetworkFault):
     """Nothing passes between half of the processes and Redis; their connections stay open."""
 
     name, weight = "network silent, connections open", 2
@@ -159,14 +173,13 @@ class SilentNetwork(Fault):
 
     def strike(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
-        with site.network_lock:
-            site.network.silence(True)
-            time.sleep(seconds)
-            site.network.silence(False)
+        site.network.silence(True)
+        time.sleep(seconds)
+        site.network.silence(False)
         return f"for {seconds:.1f} s"
 
 
-class LostReplies(Fault):
+class LostReplies(NetworkFault):
     """Redis executes the commands of half of the processes, and they get no replies."""
 
     name, weight = "replies of Redis lost", 2
@@ -174,10 +187,9 @@ class LostReplies(Fault):
 
     def strike(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
-        with site.network_lock:
-            site.network.lose_replies(True)
-            time.sleep(seconds)
-            site.network.lose_replies(False)
+        site.network.lose_replies(True)
+        time.sleep(seconds)
+        site.network.lose_replies(False)
         return f"for {seconds:.1f} s"
 
 
@@ -186,13 +198,9 @@ class RedisFault(Fault):
 
     of_redis = True
 
-    def strike(self, site: Site) -> str:
-        with site.redis_lock:
-            return self.strike_redis(site)
-
-    @abstractmethod
-    def strike_redis(self, site: Site) -> str:
-        """Do it while no other fault strikes Redis."""
+    def alone(self, site: Site) -> AbstractContextManager[Any]:
+        """Hold off the others of this kind."""
+        return site.redis_lock
 
 
 class KillRedis(RedisFault):
@@ -200,7 +208,7 @@ class KillRedis(RedisFault):
 
     name, weight = "SIGKILL of Redis, then its start", 1
 
-    def strike_redis(self, site: Site) -> str:
+    def strike(self, site: Site) -> str:
         site.server.kill()
         time.sleep(site.numbers.uniform(0, 1))
         site.server.start()
@@ -213,7 +221,7 @@ class FreezeRedis(RedisFault):
     name, weight = "SIGSTOP of Redis, then SIGCONT", 1
     SECONDS = (0.5, 4.0)
 
-    def strike_redis(self, site: Site) -> str:
+    def strike(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
         site.server.freeze()
         time.sleep(seconds)
@@ -227,7 +235,7 @@ class RollBack(RedisFault):
     name, weight = "Redis rolled back by two seconds", 1
     SECONDS = 2.0
 
-    def strike_redis(self, site: Site) -> str:
+    def strike(self, site: Site) -> str:
         copy = site.folder / "earlier"
         before = time.monotonic()
         site.server.save_files(copy)
@@ -243,7 +251,7 @@ class FillMemory(RedisFault):
     name, weight = "Redis out of memory (maxmemory)", 1
     SECONDS = (1.0, 4.0)
 
-    def strike_redis(self, site: Site) -> str:
+    def strike(self, site: Site) -> str:
         seconds = site.numbers.uniform(*self.SECONDS)
         with site.client() as client:
             used = int(client.info("memory")["used_memory"])
@@ -307,10 +315,11 @@ class Storm:
 
     def _strike(self, fault: Fault) -> None:
         journal = self._site.journal
-        started = time.monotonic()
         try:
-            target = fault.strike(self._site)
-            journal.write("fault", name=fault.name, target=target, started=started)
+            with fault.alone(self._site):
+                started = time.monotonic()
+                target = fault.strike(self._site)
+                journal.write("fault", name=fault.name, target=target, started=started)
         except redis.RedisError as error:  # another fault has struck Redis first
             journal.write("missed", name=fault.name, error=type(error).__name__)
         except Exception as error:

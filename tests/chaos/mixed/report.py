@@ -28,8 +28,8 @@ def figures(outcome: Outcome) -> Figures:
     outcomes = account.outcomes()
     succeeded, cancelled, open_ = (outcomes.pop(name, 0) for name in ("ok", CANCELLED, "none"))
     repeated, nano = account.repeated_calls()
-    seconds = account.redelivery_seconds(outages=True)
-    without = account.redelivery_seconds(outages=False)
+    redeliveries = account.redeliveries()
+    seconds = redeliveries.seconds()
     streams = account.streams()
     return {
         "faults": outcome.faults.total(),
@@ -56,7 +56,10 @@ def figures(outcome: Outcome) -> Figures:
         "redelivered after a SIGKILL": len(seconds),
         "redelivery p50 in seconds": percentile(seconds, 0.5),
         "redelivery p99 in seconds": percentile(seconds, 0.99),
-        "redelivery p99 without outages of Redis": percentile(without, 0.99),
+        "redelivery p99 without outages of Redis": percentile(redeliveries.without_outages(), 0.99),
+        "redelivery p99 while a worker of the lane could serve": percentile(
+            redeliveries.while_served(), 0.99
+        ),
     }
 
 
@@ -76,9 +79,9 @@ def as_json(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 def print_table(sides: Mapping[str, Figures]) -> None:
     """Print the figures of all sides beside each other."""
     names = next(iter(sides.values()))
-    print(f"{'':44}" + "".join(f"{side:>12}" for side in sides))
+    print(f"{'':54}" + "".join(f"{side:>12}" for side in sides))
     for name in names:
-        print(f"{name:44}" + "".join(f"{_text(one[name]):>12}" for one in sides.values()))
+        print(f"{name:54}" + "".join(f"{_text(one[name]):>12}" for one in sides.values()))
 
 
 def print_problems(name: str, outcome: Outcome) -> None:

@@ -7,7 +7,8 @@ orders, one line of JSON each, and answers with lines:
     {"pid": 7}                              its process
     {"ended": 7, "status": -9}              a process has ended; negative for a signal
 
-A process runs `python -m <command>`, and its wall clock is that of its clock file (clock.c).
+A process runs `python -m <command>`, and its wall clock is that of its clock file (clock.c). A
+Celery worker writes down when it is ready, and each message that it receives.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ import signal
 import sys
 import threading
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
+
+from celery.signals import task_received, worker_ready
+
+from tests.chaos.mixed.journal import Journal
 
 #: What the processes import first, without the fleet's own modules: these read the environment.
 LIBRARIES = (
@@ -74,6 +80,7 @@ def become(order: dict[str, Any]) -> NoReturn:
     if order["clock"]:
         ctypes.CDLL(None).chaos_clock(order["clock"].encode())
     sys.argv = list(order["command"])
+    write_down_receipts(order["env"])
     gc.unfreeze()
     try:
         runpy.run_module(order["command"][0], run_name="__main__", alter_sys=True)
@@ -85,6 +92,20 @@ def become(order: dict[str, Any]) -> NoReturn:
         traceback.print_exc()
         _exit(1)
     _exit(0)
+
+
+def write_down_receipts(env: dict[str, str]) -> None:
+    """Let a Celery worker, if the process becomes one, write down when it is ready and receives."""
+    journal, key = Journal(Path(env["CHAOS_FOLDER"]) / "workers.jsonl"), env["CHAOS_KEY"]
+
+    def ready(**_: object) -> None:
+        journal.write("ready", key=key)
+
+    def received(request: Any, **_: object) -> None:
+        journal.write("received", key=key, id=request.id)
+
+    worker_ready.connect(ready, weak=False)
+    task_received.connect(received, weak=False)
 
 
 def _exit(code: Any) -> NoReturn:

@@ -142,35 +142,129 @@ def test_a_receipt_is_the_charge_of_its_answer(tmp_path: Path) -> None:
     assert list(account.problems()) == ["receipts that are not the charge"]
 
 
-def test_redelivery_is_timed_from_the_kill_of_the_process_that_ran_the_request(
+# Redeliveries: local1.1 has the request and is killed at 0, local2.2 starts it at 20.
+
+
+class Redelivered(Journals):
+    """The journals of a request that is redelivered after 20 s, with times from the kill."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, lane="local")
+        self._start = time.monotonic()
+        self.harness("killed", key="local1.1")
+        for at, key in [(-1, "local1.1"), (20, "local2.2")]:
+            self.provider("call", key=key, at=self._start + at)
+        self.worker("ready", "local1.2", 4)
+        self.worker("ready", "local2.1", -9)
+        self.worker("ready", "realtime1.1", -9)
+
+    def worker(self, event: str, key: str, at: float, **fields: Any) -> None:
+        self._write("workers", event, key=key, at=self._start + at, **fields)
+
+    def strike(self, event: str, key: str, at: float) -> None:
+        self.harness(event, key=key, at=self._start + at)
+
+    def fault(self, name: str, first: float, last: float) -> None:
+        times = {"started": self._start + first, "at": self._start + last}
+        self.harness("fault", name=name, target="", **times)
+
+    def seconds(self) -> tuple[int, int, int]:
+        """All seconds, those without outages, and those while a worker of the lane could serve."""
+        found = self.account().redeliveries()
+        ((all_,), (without,), served) = (
+            found.seconds(),
+            found.without_outages(),
+            found.while_served(),
+        )
+        return round(all_), round(without), round(served[0]) if served else -1
+
+
+def test_a_redelivery_is_timed_from_the_kill_of_the_process_that_ran_the_request(
     tmp_path: Path,
 ) -> None:
-    journals = Journals(tmp_path)
-    journals.provider("call", key="worker1.1")
-    journals.harness("killed", key="worker2.1")
-    journals.harness("killed", key="worker1.1")
-    journals.provider("call", key="worker2.2")
-    account = journals.account()
-    (seconds,) = account.redelivery_seconds(outages=True)
-    assert account.redelivery_seconds(outages=False) == [seconds]
-    assert 0 < seconds < 5
+    journals = Redelivered(tmp_path)
+    assert journals.seconds() == (20, 20, 20)
+    journals.strike("killed", "local2.1", 3)
+    assert journals.seconds() == (20, 20, 20), "another process had the request"
 
 
-def test_the_redelivery_without_outages_counts_each_moment_of_them_once(tmp_path: Path) -> None:
-    journals = Journals(tmp_path)
-    start = time.monotonic()
-    journals.provider("call", key="worker1.1")
-    journals.harness("killed", key="worker1.1")
-    for name, first, last in [
-        ("SIGSTOP of Redis, then SIGCONT", -10, 20),
-        ("Redis out of memory (maxmemory)", 10, 30),
-        ("SIGSTOP of a process, then SIGCONT", 0, 100),
-        ("SIGKILL of Redis, then its start", 90, 200),
-    ]:
-        journals.harness("fault", name=name, target="", started=start + first, at=start + last)
-    journals.provider("call", key="worker2.1", at=start + 100)
-    (seconds,) = journals.account().redelivery_seconds(outages=False)
-    assert abs(seconds - 60) < 1
+def test_each_moment_of_an_outage_of_redis_counts_once(tmp_path: Path) -> None:
+    journals = Redelivered(tmp_path)
+    journals.fault("SIGSTOP of Redis, then SIGCONT", -2, 4)
+    journals.fault("Redis out of memory (maxmemory)", 2, 6)
+    journals.fault("SIGSTOP of a process, then SIGCONT", 0, 20)
+    journals.fault("SIGKILL of Redis, then its start", 18, 40)
+    assert journals.seconds() == (20, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("strikes", "served"),
+    [
+        ([], 20),
+        ([("killed", "local2.1", 1)], 20),  # local1.2 is ready before the lease expires
+        ([("killed", "local1.2", 8)], 20),  # local2.1 serves
+        ([("killed", "local2.1", 1), ("killed", "local1.2", 8)], 8),
+        ([("killed", "local2.1", 1), ("terminated", "local1.2", 8)], 8),
+        ([("exit", "local2.1", 1), ("exit", "local1.2", 4.5)], 5),
+        # Before the lease expires, no worker is needed.
+        (
+            [
+                ("stopped", "local2.1", 0),
+                ("stopped", "local1.2", 4.5),
+                ("continued", "local1.2", 5),
+            ],
+            20,
+        ),
+        (
+            [("stopped", "local2.1", 0), ("stopped", "local1.2", 9), ("continued", "local1.2", 12)],
+            17,
+        ),
+        ([("stopped", "local1.2", 9), ("continued", "local1.2", 12)], 20),
+    ],
+)
+def test_seconds_without_a_worker_that_could_serve_do_not_count_once_the_lease_has_expired(
+    tmp_path: Path, strikes: list[tuple[str, str, float]], served: int
+) -> None:
+    journals = Redelivered(tmp_path)
+    for strike in strikes:
+        journals.strike(*strike)
+    assert journals.seconds() == (20, 20, served)
+
+
+def test_the_network_separates_the_second_process_of_each_role(tmp_path: Path) -> None:
+    journals = Redelivered(tmp_path)
+    journals.fault("network silent, connections open", 7, 11)
+    assert journals.seconds() == (20, 20, 20)
+    journals.strike("killed", "local1.2", 4.5)
+    assert journals.seconds() == (20, 20, 16)
+
+
+def test_a_lease_expires_later_by_the_outages_that_it_met(tmp_path: Path) -> None:
+    journals = Redelivered(tmp_path)
+    journals.fault("SIGSTOP of Redis, then SIGCONT", 2, 5)
+    journals.fault("SIGKILL of Redis, then its start", 7, 8)  # so it expires at 9
+    for key in ("local1.2", "local2.1"):
+        journals.strike("stopped", key, 4.5)
+        journals.strike("continued", key, 11)
+    assert journals.seconds() == (20, 16, 14)
+
+
+@pytest.mark.parametrize("event", ["killed", "stopped"])
+def test_a_process_that_a_fault_strikes_before_it_starts_the_request_begins_another_redelivery(
+    tmp_path: Path, event: str
+) -> None:
+    journals = Redelivered(tmp_path)
+    journals.producer("sent", id="i")
+    journals.worker("received", "local2.1", 6, id="i")
+    journals.strike(event, "local2.1", 7)
+    assert journals.seconds() == (20, 20, 13)
+
+
+def test_a_request_that_redis_forgot_was_not_redelivered_by_the_fleet(tmp_path: Path) -> None:
+    journals = Redelivered(tmp_path)
+    journals.producer("sent", id="i")
+    journals.harness("rolled_back", since=0)
+    assert journals.seconds() == (20, 20, -1)
 
 
 def test_an_end_that_no_signal_explains_is_a_problem(tmp_path: Path) -> None:
