@@ -27,6 +27,7 @@ from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.local_promotion import LocalPromotion
+from scheduler.lost_reservations import LostReservations
 from scheduler.pipeline import BatchPipeline
 from scheduler.providers.accounts import open_accounts
 from scheduler.store.blobs import BlobStore
@@ -62,6 +63,7 @@ class BatchServices(Services):
     pipeline: BatchPipeline
     operations: Operations
     promotion: LocalPromotion
+    lost_reservations: LostReservations
 
     @classmethod
     def current(cls) -> BatchServices:
@@ -102,6 +104,9 @@ async def start(shared: Services) -> BatchPipeline:
     client_of_bytes = patient_async(redis_url(), text=False)
     promotion = LocalPromotion(client_of_bytes, config.engines, app.backend)
     event_loop.at_stop(promotion.close)
+    catalogue = config.catalogue()
+    lost_reservations = LostReservations(patient_async(redis_url()), catalogue.tenants)
+    event_loop.at_stop(lost_reservations.close)
     shared = replace(shared, deferral_store=ParkingStore(store, blobs, lines, config))
     services.install(
         BatchServices(
@@ -110,6 +115,7 @@ async def start(shared: Services) -> BatchPipeline:
             pipeline=pipeline,
             operations=Operations(store, accounts, pipeline.withdrawal),
             promotion=promotion,
+            lost_reservations=lost_reservations,
         )
     )
     return pipeline
@@ -180,6 +186,12 @@ async def promote(task: Task[Any, Any]) -> None:
 async def sweep_bodies(task: Task[Any, Any]) -> None:
     """Delete bodies outside of Redis that are no longer needed."""
     await BatchServices.current().pipeline.sweep_bodies()
+
+
+@app.task(name="scheduler.sweep_reservations", bind=True, ignore_result=True, send_events=False)
+async def sweep_reservations(task: Task[Any, Any]) -> None:
+    """Remove what is reserved for tasks that are nowhere any more."""
+    await BatchServices.current().lost_reservations.release()
 
 
 @app.task(name="scheduler.cancel", bind=True, send_events=False)

@@ -34,7 +34,7 @@ MEASURE_INTERVAL_SECONDS = 30.0
 ALIVE_FILE = "beat-alive"
 #: The shortest lifetime of a periodic message.
 MIN_EXPIRY_SECONDS = 5.0
-#: Seconds between two sweeps of the bodies that are stored outside of Redis.
+#: Seconds between two sweeps of the bodies that are stored outside of Redis, and of reservations.
 SWEEP_INTERVAL_SECONDS = 30.0
 #: Seconds between two searches of the local lane for requests whose deadline is near.
 PROMOTE_INTERVAL_SECONDS = 1.0
@@ -63,6 +63,7 @@ app.conf.beat_schedule = {
         "scheduler.poll": _interval,
         "scheduler.promote": PROMOTE_INTERVAL_SECONDS,
         "scheduler.sweep_bodies": SWEEP_INTERVAL_SECONDS,
+        "scheduler.sweep_reservations": SWEEP_INTERVAL_SECONDS,
     }.items()
 }
 

@@ -14,7 +14,10 @@ from tests.support.closed_backends import closed_backends
 
 #: A queue that no worker reads.
 _RECORDED = "recorded"
-SILENT_TASKS = {f"scheduler.{name}" for name in ("aggregate", "poll", "promote", "sweep_bodies")}
+SILENT_TASKS = {
+    f"scheduler.{name}"
+    for name in ("aggregate", "poll", "promote", "sweep_bodies", "sweep_reservations")
+}
 
 
 def _request(model: str, **fields: Any) -> dict[str, Any]:

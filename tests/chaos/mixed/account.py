@@ -318,14 +318,9 @@ class Account:
         return [event for event in exits if not event["expected"]]
 
     def _left_reserved(self) -> list[Any]:
-        """Requests, or ids of unsure requests, that money is still reserved for.
-
-        Not those that Redis forgot, whose worker then reserved: these reservations expire.
-        """
+        """Requests, or ids of unsure requests, that money is still reserved for."""
         known = {one.task_id: one for one in self.requests if one.task_id}
-        forgotten = {one.task_id for one in known.values() if self.met_roll_back(one)}
-        left = [task_id for task_id in self.rest.reserved_for if task_id not in forgotten]
-        return [known.get(task_id, task_id) for task_id in left]
+        return [known.get(task_id, task_id) for task_id in self.rest.reserved_for]
 
     def problems(self) -> dict[str, list[str]]:
         """What must not be, with examples; empty if all promises were kept."""
