@@ -11,7 +11,7 @@ _MESSAGE = _LUA / "message.lua"
 _QUEUE = (TURNS, PLACEHOLDERS, _MESSAGE, _LUA / "queue.lua")
 _LEASE = _LUA / "lease.lua"
 _LETTERS = _LUA / "dead_letters.lua"
-_TAKE = (*_QUEUE, HEADERS, _LUA / "take.lua")
+_TAKE = (*_QUEUE, HEADERS, _LUA / "deadline.lua", _LUA / "take.lua")
 
 FETCH = LuaScript.load(*_TAKE, _LUA / "fetch.lua")
 FETCH_NEAR = LuaScript.load(*_TAKE, _LUA / "fetch_near.lua")

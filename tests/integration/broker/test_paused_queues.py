@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support.affinity_queue import AFFINITY_KEYS, LIMITS
 from tests.support.clock import Clock
 from tests.support.tenants_queue import message
 from tests.support.turning_hub import TurningHub
+from tests.support.workers import eventually
 from workers.runtime import fetch_command
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.fetch_command import Affinity, FetchCommand, FetchReply
@@ -75,6 +77,46 @@ def test_no_message_of_a_paused_queue_is_taken_until_it_is_resumed(
     store.srem(PAUSED_QUEUES_KEY, QUEUE)
     reply = run(store, command(QUEUE))
     assert (names(reply), reply.paused) == (waiting, frozenset())
+
+
+def deadline(store: redis.Redis, seconds: float, zone: timezone = UTC) -> dict[str, str]:
+    """The header of a message whose deadline is so many seconds from now."""
+    return {"expires": datetime.fromtimestamp(store.time()[0] + seconds, zone).isoformat()}
+
+
+@pytest.mark.parametrize("command", [fetch, fetch_near])
+def test_requests_whose_deadline_has_passed_are_taken_to_end_during_the_pause(
+    command: Callable[[str], FetchCommand], store: redis.Redis
+) -> None:
+    kolkata, east = timezone(timedelta(hours=5, minutes=30)), timezone(timedelta(hours=-9))
+    malformed: list[Any] = [None, "", "soon", "2026-13-45T99:99:99", 7, []]
+    headers: list[dict[str, Any]] = [
+        *(deadline(store, -5, zone) for zone in (UTC, kolkata, east)),
+        *(deadline(store, 60, zone) for zone in (UTC, kolkata, east)),
+        *({"expires": value} for value in malformed),
+        {"expires": None, "stamps": deadline(store, -5)},
+        {"fleet_x": f'"expires": "{deadline(store, -5)["expires"]}"'},
+    ]
+    for number, header in enumerate(headers):
+        text = json.loads(message(str(number), f"tenant {number % 3}"))
+        store.lpush(LISTS[number % 4], json.dumps(text | {"headers": text["headers"] | header}))
+    store.sadd(PAUSED_QUEUES_KEY, QUEUE)
+    reply = run(store, command(QUEUE))
+    assert (names(reply), reply.paused) == ({"0", "1", "2"}, frozenset({QUEUE}))
+    assert store.hlen(LEASES_KEY) == 3
+    assert depth(store, QUEUE) == sum(map(store.llen, LISTS)) == len(headers) - 3
+    assert not run(store, command(QUEUE)).messages
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+def test_deadlines_are_found_among_many_waiting_requests(store: redis.Redis, size: int) -> None:
+    count = 2000 if size == 10 else 30
+    texts = [json.loads(message("x" * size, "t")) for _ in range(count)]
+    texts[count // 3]["headers"] |= deadline(store, -5)
+    store.lpush(LISTS[1], *map(json.dumps, texts))
+    store.sadd(PAUSED_QUEUES_KEY, QUEUE)
+    eventually(lambda: run(store, fetch(QUEUE)).messages, 20)
+    assert depth(store, QUEUE) == count - 1
 
 
 def test_other_queues_of_the_worker_are_served(store: redis.Redis) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,23 @@ def test_a_running_request_ends_and_a_paused_worker_fetches_once_a_second(
             with pytest.raises(errors.Cancelled):
                 fleet.result(ticket, TIMEOUT_SECONDS)
         assert store.sismember(PAUSED_QUEUES_KEY, LOCAL)
+
+
+@pytest.mark.parametrize("lane", ["realtime", "local"])
+def test_a_request_whose_deadline_passes_fails_during_the_pause(
+    lane: Lane, start_lane: StartLane, store: redis.Redis, valkey_url: str
+) -> None:
+    with start_lane(lane), Fleet(valkey_url) as fleet:
+        fleet.result(fleet.submit(question(lane)), TIMEOUT_SECONDS)
+        store.sadd(PAUSED_QUEUES_KEY, QUEUES[lane])
+        waiting = fleet.submit(question(lane))
+        deadline = datetime.now(UTC) + timedelta(seconds=1.5)
+        late = fleet.submit(question(lane).model_copy(update={"deadline": deadline}))
+        with pytest.raises(errors.DeadlineExceeded):
+            fleet.result(late, TIMEOUT_SECONDS)
+        eventually(lambda: not store.exists(LEASES_KEY))
+        assert_waiting(store, fleet, [waiting])
+        assert store.sismember(PAUSED_QUEUES_KEY, QUEUES[lane])
 
 
 # The commands, without workers.

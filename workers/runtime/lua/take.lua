@@ -1,5 +1,5 @@
 -- Functions by which a worker takes messages: which tenants may use its slots, and in which order.
--- The fetch scripts start with it. Follows queue.lua and headers.lua.
+-- The fetch scripts start with it. Follows queue.lua, headers.lua and deadline.lua.
 -- KEYS[1]    leases: hash, lease tag -> '[message, "", list it came from]'
 -- KEYS[2]    renewals: zset, lease tag by the Unix seconds of its last renewal
 -- ARGV[1]    free: number, free slots of the worker, the reserved ones included
@@ -17,6 +17,8 @@
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
 local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
 local sorted_count = 0 -- by this script
+-- What one fetch reads of a list of a paused queue at most, and messages that it reads at once.
+local MAX_PAUSED, MAX_PAUSED_BYTES, PAUSED_PART = 100, 2 ^ 20, 10
 local CANCELLED_TTL_SECONDS = 90 * 86400 -- as that of primarch_fleet/cancellation.py
 
 local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(ARGV[3])
@@ -232,6 +234,30 @@ local function take(list, tenant, message, skipped)
   lease(list, tenant, message)
 end
 
+-- Take messages of a paused list whose deadline has passed: their tasks only end. Where a tenant has
+-- many, the time chooses those that a fetch reads.
+local function take_overdue(list)
+  local ring = redis.call('LRANGE', turns_of(list), 0, -1)
+  local left, bytes = MAX_PAUSED, 0
+  for n = 1, #ring do
+    local tenant = ring[(n + time[2]) % #ring + 1]
+    local source = tenants_list(list, tenant)
+    local parts = math.ceil(redis.call('LLEN', source) / PAUSED_PART)
+    for part = 1, parts do
+      local first = (part + time[2]) % parts * PAUSED_PART
+      for _, message in ipairs(redis.call('LRANGE', source, first, first + PAUSED_PART - 1)) do
+        left, bytes = left - 1, bytes + #message
+        if wanted() > 0 and is_overdue(message, tonumber(time[1])) then
+          take(list, tenant, message)
+        end
+      end
+      if left <= 0 or bytes > MAX_PAUSED_BYTES then
+        return
+      end
+    end
+  end
+end
+
 -- The task of a message; nil if it names none.
 local function task_of(message)
   local _, last = string.find(message, '"task"', 1, true)
@@ -280,6 +306,7 @@ local function offer_in_turn(list, max_passed_over, offer)
   local ring, turn = redis.call('LRANGE', turns_of(list), 0, last), 1
   if ring[1] and is_paused(queue_of(list)) then
     paused[queue_of(list)] = true
+    take_overdue(list)
     ring = {}
   end
   local passed_over, skipped_by_tenant = 0, {}
