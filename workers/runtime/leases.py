@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import redis
 from celery.app.task import Context
 
-from primarch_fleet.cancellation import LEASED_TASKS, mark_key
+from primarch_fleet.cancellation import mark_key
 from primarch_fleet.redis_support import ScriptPipeline
+from workers.runtime.acknowledger import Acknowledger
 from workers.runtime.dead_letters import (
     LETTER_KEYS,
     DeadLetter,
@@ -102,6 +103,7 @@ class Leases:
             return
         self._started = True
         self.connect(client, settings)
+        self._attempt(self._acknowledger.look)
         # Two threads, so that `on_dead_letter` cannot delay a renewal.
         for action, wait in ((self.renew, self._renew_now.wait), (self.sweep, self._stopped.wait)):
             threading.Thread(target=self._repeat, args=(action, wait), daemon=True).start()
@@ -109,6 +111,7 @@ class Leases:
     def connect(self, client: redis.Redis, settings: LeaseSettings) -> None:
         """Use this client, without threads: `renew` and `sweep` are left to the caller."""
         self._client, self._settings = client, settings
+        self._acknowledger = Acknowledger(client, LEASE_KEYS)
 
     def __len__(self) -> int:
         """Leases that Redis counts as this process's, with acknowledgements not sent yet."""
@@ -305,18 +308,16 @@ class Leases:
 
     def _send_acks(self) -> None:
         with self._lock:
-            tags = list(self._acked)
-            tasks = [f"{lease.task_id}\0{tag}" for tag, lease in self._acked.items()]
-        if not tags:
+            tasks = {tag: lease.task_id for tag, lease in self._acked.items()}
+        if not tasks:
             return
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.hdel(LEASES_KEY, *tags)
-            pipe.zrem(RENEWALS_KEY, *tags)
-            pipe.zrem(LEASED_TASKS, *tasks)
-            pipe.execute()
+        forgotten = self._acknowledger.send(tasks, self.tags())
         with self._lock:
-            for tag in tags:
+            for tag in tasks:
                 del self._acked[tag]
+        if forgotten:
+            _log(logging.WARNING, "outcomes_forgotten", "%d task(s) run again", len(forgotten))
+            self.abandon(*forgotten)
 
     def _renew_tracked(self) -> None:
         with self._lock:
@@ -333,8 +334,7 @@ class Leases:
             for tag in lost_tags:
                 del self._tracked[tag]
         if lost_tags:
-            text = "Lost the leases of %d message(s) to other workers"
-            _log(logging.ERROR, "leases_lost", text, len(lost_tags))
+            _log(logging.ERROR, "leases_lost", "Lost %d lease(s) to other workers", len(lost_tags))
 
     def _confirm(self, tags: Set[str], at: float) -> None:
         with self._lock:

@@ -377,6 +377,50 @@ def test_leases_are_renewed_on_a_server_that_is_out_of_memory(
     assert (store.zscore(RENEWALS_KEY, "tag") or 0) > 1
 
 
+def test_a_message_whose_outcome_redis_has_forgotten_goes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server(tmp_path / "redis") as server, server.client() as store:
+        leases = Leases()
+        pool = redis.BlockingConnectionPool.from_url(server.url, max_connections=2)
+        leases.start(redis.Redis(connection_pool=pool), SETTINGS)
+        for name in ("stored", "forgotten", "later"):
+            headers = {"id": name, "task": "t"}
+            store.lpush("queue", json.dumps(message(name) | {"headers": headers}))
+            fetch(store, name)
+            leases.track(name, task_id=name)
+        for name in ("stored", "later"):
+            store.set(f"celery-task-meta-{name}", '{"status": "SUCCESS", "result": 1}')
+        server.stop()
+        server.start()  # as after a roll-back: the outcome of "forgotten" is not there
+        for name in ("stored", "forgotten"):
+            leases.ack(name)
+        leases.renew()
+        assert store.hkeys(LEASES_KEY) == ["later"]
+        assert store.zrange(LEASED_TASKS, 0, -1) == ["later\0later"]
+        text = json.loads(fetch(store, "again"))
+        assert text["headers"]["id"] == "forgotten"
+        assert text["properties"]["fleet_deliveries"] == 0
+        store.delete("celery-task-meta-later")
+        leases.ack("later")
+        leases.renew()
+        assert json.loads(fetch(store, "third"))["headers"]["id"] == "later"
+        assert "outcomes_forgotten" in {getattr(one, "action", "") for one in caplog.records}
+        leases.release_all()
+
+
+def test_a_message_without_an_outcome_is_acknowledged_on_a_server_that_forgot_its_scripts(
+    leases: Leases, store: redis.Redis
+) -> None:
+    for name in ("first", "second"):
+        store.lpush("queue", json.dumps(message(name)))
+        fetch(store, name)
+        leases.track(name, task_id=name)
+        leases.ack(name)
+        store.script_flush()
+    eventually(lambda: nothing_leased(store))
+
+
 def test_messages_of_a_dead_worker_go_back_on_a_server_that_is_out_of_memory(
     leases: Leases, store: redis.Redis
 ) -> None:
