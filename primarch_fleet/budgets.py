@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntFlag, StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import redis
 import redis.asyncio
@@ -153,6 +153,22 @@ class Reservation(NamedTuple):
     is_fallback: bool
     #: False if the task held a reservation before.
     is_new: bool
+
+
+class Reserved(NamedTuple):
+    """What a task has in the budget of a tenant."""
+
+    tenant_id: str
+    #: Nano-dollars.
+    amount: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Decode `<nano-dollars> <day> <tenant>`; None for an empty text."""
+        if not text:
+            return None
+        amount, _, tenant_id = text.split(" ", 2)
+        return cls(tenant_id, int(amount))
 
 
 class _LedgerScripts:

@@ -31,6 +31,9 @@ TENANT = "fleet_tenant"
 DEADLINE = "fleet_deadline"
 #: Message header of the realtime lane: a service tier that the fleet chose for the request.
 SERVICE_TIER = "fleet_service_tier"
+#: What a task has in a tenant's budget. A worker adds it to each message that it fetches, and
+#: replaces what a producer sends under this name.
+RESERVED = "fleet_reserved"
 #: What logs and Flower show instead of the prompt.
 HIDDEN_ARGUMENTS = "<hidden>"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 from collections import defaultdict
@@ -24,6 +23,8 @@ from primarch_fleet.errors import (
     FleetUnavailable,
 )
 from primarch_fleet.requests import Request
+from tasks.grouped_calls import GroupedCalls
+from tasks.receipts import RequestMetadata
 from tasks.usage_meter import UsageMeter
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,10 @@ class DroppedAnswer(NamedTuple):
     answer_id: str
 
 
+#: A run's tenant, task, id and cost in nano-dollars.
+Settlement = tuple[str, str, str, int]
+
+
 class Accountant:
     """The worker's side of budgets. Use it on one loop.
 
@@ -85,7 +90,7 @@ class Accountant:
         self._ledger = ledger
         self._catalogue = catalogue
         self._on_unanswered = on_unanswered
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settlements = GroupedCalls(self.settle_many)
 
     @classmethod
     def connect(
@@ -97,7 +102,7 @@ class Accountant:
 
     async def close(self) -> None:
         """Finish the settlements under way and close the connections."""
-        await asyncio.gather(*self._settling)
+        await self._settlements.close()
         await self._ledger.close()
 
     async def reserve(self, lane: Lane, request: Request, task_id: str) -> None:
@@ -179,7 +184,7 @@ class Accountant:
         """
         await self.settle_many([(tenant_id, task_id, run, cost)])
 
-    async def settle_many(self, settlements: Iterable[tuple[str, str, str, int]]) -> None:
+    async def settle_many(self, settlements: Iterable[Settlement]) -> None:
         """Settle many runs in one round trip, each by the arguments of `settle`.
 
         An error of Redis is logged: these costs are not counted.
@@ -189,6 +194,8 @@ class Accountant:
             for settlement in settlements
             if self._catalogue.limits(settlement[0]) is not None
         ]
+        if not limited:
+            return
         try:
             await self._ledger.settle_many(limited)
         except redis.RedisError as error:
@@ -214,9 +221,15 @@ class Accountant:
 
     @asynccontextmanager
     async def run(
-        self, lane: Lane, request: Request, task_id: str, meter: UsageMeter | None = None
+        self,
+        lane: Lane,
+        request: Request,
+        metadata: RequestMetadata,
+        meter: UsageMeter | None = None,
     ) -> AsyncIterator[RunCost]:
         """Reserve before the block and settle after it, with the cost that the block sets.
+
+        Nothing is reserved where the task's own reservation suffices, as that of a producer does.
 
         The calls that gave no answer count too, however the run ends: see
         `UsageMeter.failed_attempts`.
@@ -224,22 +237,28 @@ class Accountant:
         Args:
             meter: Counts the calls of the block; by default, a new one.
         """
-        await self.reserve(lane, request, task_id)
-        run_cost, meter = RunCost(), meter or UsageMeter()
+        await self._ensure_reserved(lane, request, metadata)
+        task_id, run_cost, meter = metadata.task_id, RunCost(), meter or UsageMeter()
         token = meter.activate()
         try:
             yield run_cost
         finally:
             meter.deactivate(token)
             cost = run_cost.cost + self._count_unanswered(lane, request, task_id, meter)
-            await self._settle_shielded(request.tenant_id, task_id, cost)
+            run = uuid.uuid4().hex
+            # Even if the task is cancelled in the meantime.
+            await self._settlements.add((request.tenant_id, task_id, run, cost))
 
-    async def _settle_shielded(self, tenant_id: str, task_id: str, cost: int) -> None:
-        """Settle, even if the task is cancelled in the meantime."""
-        settling = asyncio.create_task(self.settle(tenant_id, task_id, uuid.uuid4().hex, cost))
-        self._settling.add(settling)
-        settling.add_done_callback(self._settling.discard)
-        await asyncio.shield(settling)
+    async def _ensure_reserved(
+        self, lane: Lane, request: Request, metadata: RequestMetadata
+    ) -> None:
+        """Reserve, unless the task had enough in the tenant's budget when it was fetched."""
+        had, tenant_id = metadata.reserved, request.tenant_id
+        available = had.amount if had is not None and had.tenant_id == tenant_id else -1
+        requests = self._reservation_requests(lane, request, metadata.task_id)
+        missing = [one for one in requests if one.amount > available]
+        for error in (await self._reserve_for_tenant(tenant_id, missing)).values():
+            raise error
 
     def _count_unanswered(
         self, lane: Lane, request: Request, task_id: str, meter: UsageMeter

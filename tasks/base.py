@@ -21,7 +21,7 @@ from celery.worker.request import Request
 from celery.worker.state import revoked
 
 from primarch_fleet.errors import FleetError
-from primarch_fleet.protocol import HIDDEN_ARGUMENTS
+from primarch_fleet.protocol import HIDDEN_ARGUMENTS, RESERVED
 from primarch_fleet.server_clock import CLOCK
 from tasks import event_text
 from tasks.message_check import check_message
@@ -75,7 +75,11 @@ class PrivateRequest(Request):
         self.received_at = time.monotonic()
         self._argsrepr = event_text.of_arguments(str(self.name), args, kwargs)
         self._kwargsrepr = HIDDEN_ARGUMENTS
-        self._request_dict |= {"argsrepr": self._argsrepr, "kwargsrepr": HIDDEN_ARGUMENTS}  # type: ignore[attr-defined]
+        self._request_dict |= {  # type: ignore[attr-defined]
+            "argsrepr": self._argsrepr,
+            "kwargsrepr": HIDDEN_ARGUMENTS,
+            RESERVED: message.properties.pop(RESERVED, None),
+        }
 
     def maybe_expire(self) -> Literal[True] | None:
         """Return whether the message has expired by the server's time; if so, revoke it.

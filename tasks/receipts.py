@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from primarch_fleet import protocol
+from primarch_fleet.budgets import Reserved
 from primarch_fleet.contract import FailedAttempt, Lane, Receipt
 from primarch_fleet.prices import Rates, cost_nanousd
 from primarch_fleet.requests import Request
@@ -26,6 +27,8 @@ class RequestMetadata:
     queue_wait: float | None
     #: A service tier that the fleet chose for the request.
     service_tier: str | None = None
+    #: What the task had in a tenant's budget when its message was fetched.
+    reserved: Reserved | None = None
 
     @classmethod
     def of(cls, context: Any, received_at: float | None = None) -> Self:
@@ -46,6 +49,7 @@ class RequestMetadata:
             if submitted_at is None
             else max(0.0, received_at - float(submitted_at)),
             service_tier=context.get(protocol.SERVICE_TIER),
+            reserved=context.get(protocol.RESERVED),
         )
 
     def receipt_fields(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ async def _accounted(
     accountant = services.current().accountant
     if accountant is None:
         return await _in_time(lane, request, metadata)
-    async with accountant.run(lane, request, metadata.task_id, meter) as run:
+    async with accountant.run(lane, request, metadata, meter) as run:
         completion = await _in_time(lane, request, metadata)
         run.cost = completion.receipt.cost_nanousd
         return completion

@@ -48,15 +48,16 @@ class Lane:
     def __init__(self, accountant: Accountant) -> None:
         self.accountant = accountant
 
-    async def serve(self, request: Request) -> dict[str, Any]:
-        task: Any = SimpleNamespace(request=Context())
+    async def serve(self, request: Request, **fields: Any) -> dict[str, Any]:
+        """Run the task; `fields` are those of its message beside the request."""
+        task: Any = SimpleNamespace(request=Context(fields))
         return await serving.serve("realtime", task, type(request), request.to_wire())
 
     async def at_the_provider(
-        self, request: CompletionRequest, simulator: Simulator
+        self, request: CompletionRequest, simulator: Simulator, **fields: Any
     ) -> asyncio.Task[dict[str, Any]]:
         """Start to serve a request; return its run once the provider has received the request."""
-        running = asyncio.create_task(self.serve(request))
+        running = asyncio.create_task(self.serve(request, **fields))
         while not simulator.stats()["max_in_flight"]:  # noqa: ASYNC110 - the simulator sends no event
             await asyncio.sleep(0.02)
         return running

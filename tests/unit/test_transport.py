@@ -364,8 +364,9 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
     monkeypatch.setattr(transport, "LEASES", leases)
     given_back: list[str] = []
     server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
+    fetched = Fetched("list", "t", "text", "id", False, None)
     deliveries = [
-        SimpleNamespace(tag=tag, queue=queue, fetched=Fetched("list", "t", "text", "id", False))
+        SimpleNamespace(tag=tag, queue=queue, fetched=fetched)
         for tag, queue in (
             ("none", "unleased"),
             ("one", "queue"),

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
+from primarch_fleet.budgets import Reserved
 from primarch_fleet.redis_support import LuaScript
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.prefix_affinity import AffinityLimits
@@ -40,6 +41,8 @@ class Fetched(NamedTuple):
     task_id: str
     #: Whether the task is cancelled and must not start.
     is_cancelled: bool
+    #: What the task has in a tenant's budget.
+    reserved: Reserved | None
 
 
 class FetchReply(NamedTuple):
@@ -118,8 +121,8 @@ def read_reply(reply: Sequence[bytes | str]) -> FetchReply:
     count = len(texts) // size
     columns = (texts[start : count * size : size] for start in range(size))
     messages = [
-        Fetched(source, tenant, text, task_id, bool(mark))
-        for source, tenant, text, task_id, mark in zip(*columns, strict=True)
+        Fetched(source, tenant, text, task_id, bool(mark), Reserved.parse(reserved))
+        for source, tenant, text, task_id, mark, reserved in zip(*columns, strict=True)
     ]
     rest = texts[count * size :]
     paused = rest.pop() if rest and rest[-1] != _STAY else "[]"

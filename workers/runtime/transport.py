@@ -54,6 +54,7 @@ from redis.exceptions import NoScriptError
 
 from primarch_fleet import redis_support
 from primarch_fleet.celery_redis import PrimaryChannel
+from primarch_fleet.protocol import RESERVED
 from primarch_fleet.redis_url import normalized
 from workers.runtime import fetch_command, prefix_affinity
 from workers.runtime.dead_letters import Undeliverable
@@ -320,6 +321,7 @@ class Channel(PrimaryChannel):
         try:
             message = json.loads(fetched.text)
             message["properties"]["delivery_tag"] = tag
+            message["properties"][RESERVED] = fetched.reserved  # whatever the producer says
             if fetched.is_cancelled:  # Celery drops the message of a revoked task
                 worker_state.revoked.add(fetched.task_id)
             self.connection._deliver(message, queue)

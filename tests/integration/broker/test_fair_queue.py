@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from primarch_fleet import CompletionRequest, Fleet
+from primarch_fleet.budgets import Ledger, ReservationRequest, Reserved, payer_key
 from primarch_fleet.cancellation import LEASED_TASKS
+from primarch_fleet.catalogue import Limits
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
@@ -129,6 +131,16 @@ def test_plain_messages_take_turns_with_the_tenants_of_the_client(
     ]
     assert queue.tenants == [*("a", "b", "") * 3]
     assert queue.count() == 2 * MAX_SORTED + 6 - 9
+
+
+def test_a_fetch_says_what_a_task_has_in_a_budget_for_another_day(store: redis.Redis) -> None:
+    requests = [ReservationRequest("kept", 70), ReservationRequest("ending", 80)]
+    Ledger(store).reserve("a tenant", Limits(), requests)
+    store.expire(payer_key("ending"), 86_400)
+    names = ("kept", "ending", "none")
+    store.lpush(LATER, *(message(name, "t") for name in names))
+    reserved = [one.reserved for one in fetch_from(store, LATER, tags=names)]
+    assert reserved == [Reserved("a tenant", 70), None, None]
 
 
 def test_messages_without_a_tenant_take_turns_as_one_tenant(queue: Queue) -> None:

@@ -13,12 +13,14 @@ from redis.asyncio import Redis
 
 from primarch_fleet import errors, streaming
 from primarch_fleet.answers import form_of
+from primarch_fleet.budgets import Reserved
 from primarch_fleet.money import to_usd
 from tasks import services
 from tasks.response_cache import ResponseCache
 from tests.support.accounting_fixture import (
     HANGS,
     TASK,
+    TENANT,
     Lane,
     cancelled,
     estimate,
@@ -211,7 +213,7 @@ def test_a_second_cancellation_does_not_interrupt_the_settlement(
     async def body(lane: Lane) -> None:
         running = await lane.at_the_provider(request, simulator)
         running.cancel()
-        while not lane.accountant._settling:  # noqa: ASYNC110 - the simulator sends no event
+        while not lane.accountant._settlements._sending.locked():  # noqa: ASYNC110 - the simulator sends no event
             await asyncio.sleep(0)
         await cancelled(running)
 
@@ -220,6 +222,47 @@ def test_a_second_cancellation_does_not_interrupt_the_settlement(
         estimate(request, 0),
         0,
     )
+
+
+@pytest.mark.parametrize(("tenant_id", "missing"), [(TENANT, 0), (TENANT, 1), ("other", 0)])
+def test_a_run_reserves_only_where_the_reservation_of_its_message_is_too_small(
+    simulator: Simulator,
+    store: redis.Redis,
+    valkey_url: str,
+    tenant_id: str,
+    missing: int,
+) -> None:
+    """The ledger is empty here, so what it holds during the call is the run's own reservation."""
+    simulator.profile = HANGS
+    request = chat(max_tokens=50)
+    reserved = Reserved(tenant_id, max_cost(request) - missing)
+
+    async def body(lane: Lane) -> int:
+        running = await lane.at_the_provider(request, simulator, fleet_reserved=reserved)
+        held = spending(store).reserved_nanousd
+        await cancelled(running)
+        return held
+
+    suffices = (tenant_id, missing) == (TENANT, 0)
+    assert run(valkey_url, body) == (0 if suffices else max_cost(request))
+    assert spending(store).reserved_nanousd == 0
+
+
+def test_runs_that_end_together_settle_together(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    costs = [(TENANT, f"task-{i}", "run", 10**i) for i in range(8)]
+
+    async def body(lane: Lane) -> int:
+        await lane.accountant.settle(TENANT, TASK, "run", 0)  # opens the connection
+        before: Any = store.info("stats")["total_reads_processed"]
+        await asyncio.gather(*(lane.accountant._settlements.add(cost) for cost in costs))
+        after: Any = store.info("stats")["total_reads_processed"]
+        return int(after - before)
+
+    reads = run(valkey_url, body)
+    assert spending(store).spent_nanousd == 11_111_111
+    assert reads <= 3  # with that of `store.info`
 
 
 def test_reserve_many_reserves_what_fits_in_order(

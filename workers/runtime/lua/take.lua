@@ -9,10 +9,11 @@
 -- ARGV[4]    tag count: number of the lease tags that follow
 -- ARGV[5...] tags: string, one for each message to take, unique to this fetch; at most `free`
 -- The arguments after the tags are the script's own. A script returns `done()`: {list, tenant,
--- message, task id, cancelled, list, ...}, where cancelled is '1' if the task must not start, else
--- ''; the first message is leased under the first tag, and so on. After the messages follow '1' if
--- messages stay which the worker may not take now, and the JSON ["queue", ...] of the paused queues
--- that have messages; each only if it says something.
+-- message, task id, cancelled, reserved, list, ...}. cancelled is '1' if the task must not start, else
+-- ''. reserved is what the task has in its tenant's budget, '<nano-dollars> <day> <tenant>', or '' if it
+-- has nothing or not for another day. The first message is leased under the first tag, and so on. After
+-- the messages follow '1' if messages stay which the worker may not take now, and the JSON ["queue",
+-- ...] of the paused queues that have messages; each only if it says something.
 
 -- What one fetch sorts of a list at most: a few milliseconds of the server's time.
 local MAX_SORTED, MAX_SORTED_BYTES = 500, 2 ^ 22
@@ -20,13 +21,16 @@ local sorted_count = 0 -- by this script
 -- What one fetch reads of a list of a paused queue at most, and messages that it reads at once.
 local MAX_PAUSED, MAX_PAUSED_BYTES, PAUSED_PART = 100, 2 ^ 20, 10
 local CANCELLED_TTL_SECONDS = 90 * 86400 -- as that of primarch_fleet/cancellation.py
+-- Reservations: budget/ledger.lua. A task may run on a reservation that lasts so many seconds.
+local PAYER, RESERVATIONS = 'fleet:budget:payer:', 'fleet:budget:open_nanousd:'
+local MIN_RESERVED_SECONDS = 86400
 
 local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(ARGV[3])
 local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
 local time = redis.call('TIME')
 local reply, offered_lists = {}, {}
 local paused = {} -- set: the paused queues that have messages
-local REPLY_FIELDS = 5 -- of each message
+local REPLY_FIELDS = 6 -- of each message
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('HDEL', KEYS[1], '')
@@ -36,9 +40,19 @@ local function wanted()
   return tag_count - #reply / REPLY_FIELDS
 end
 
+local function reserved_for(task)
+  local payer = task ~= '' and redis.call('GET', PAYER .. task)
+  local reservation = payer and redis.call('HGET', RESERVATIONS .. payer, task)
+  if reservation and redis.call('TTL', PAYER .. task) > MIN_RESERVED_SECONDS then
+    return reservation .. ' ' .. payer
+  end
+  return ''
+end
+
 local function add_to_reply(list, tenant, message, task)
   local cancelled = task ~= '' and redis.call('EXISTS', CANCELLED .. task) == 1
-  for _, field in ipairs({ list, tenant, message, task, cancelled and '1' or '' }) do
+  local fields = { list, tenant, message, task, cancelled and '1' or '', reserved_for(task) }
+  for _, field in ipairs(fields) do
     reply[#reply + 1] = field
   end
 end
