@@ -1,14 +1,13 @@
 """The base class of the fleet's tasks: their bodies are `async def`, their arguments private.
 
 Celery calls a task synchronously. A bridge around the body gives it to the runner of the calling
-thread, which a worker pool sets; without a runner it calls `asyncio.run` (eager mode, the solo and
+context, which a worker pool sets; without a runner it calls `asyncio.run` (eager mode, the solo and
 prefork pools, a direct call).
 """
 
 import asyncio
 import functools
 import inspect
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -29,9 +28,12 @@ from tasks.message_check import check_message
 Body = Callable[[], Coroutine[Any, Any, Any]]
 Runner = Callable[[Body], Any]
 
-# Thread-local, not a context variable: the body must not inherit it on the loop's thread, where
-# waiting for a nested body would block the loop that has to run it.
-_thread = threading.local()
+# What runs the bodies of tasks. A body does not inherit it: waiting for a nested body would block
+# the loop that has to run it.
+_runner: ContextVar[Runner | None] = ContextVar("runner", default=None)
+
+# The text of the last result, for its event.
+_result_text: ContextVar[str] = ContextVar("result_text", default=HIDDEN_ARGUMENTS)
 
 # The running task's name and request: Celery keeps requests by thread, the body runs on another.
 _running: ContextVar[tuple[str, Context] | None] = ContextVar("running_task", default=None)
@@ -39,21 +41,25 @@ _running: ContextVar[tuple[str, Context] | None] = ContextVar("running_task", de
 
 @contextmanager
 def runner(run: Runner) -> Iterator[None]:
-    """Within the block, run the bodies of tasks that this thread calls with `run`.
+    """Within the block, run the bodies of tasks that its thread or greenlet calls with `run`.
 
     Args:
         run: Takes a function that creates the coroutine, and must call it on the thread that runs
             the coroutine. Returns the coroutine's result or raises its exception.
     """
-    _thread.run = run
+    token = _runner.set(run)
     try:
         yield
     finally:
-        del _thread.run
+        _runner.reset(token)
 
 
 def _run_here(body: Body) -> Any:
     return asyncio.run(body())
+
+
+#: The parts of a message that name other tasks.
+FOLLOWERS = ("callbacks", "errbacks", "chain", "chord")
 
 
 class PrivateRequest(Request):
@@ -69,6 +75,8 @@ class PrivateRequest(Request):
         super().__init__(message, *args, **options)
         args, kwargs, embed = self._payload  # type: ignore[attr-defined]
         check_message(self.request_dict, embed)
+        #: Whether other tasks are told of the end of this one: links, chains, chords, errbacks.
+        self.has_followers = any((embed or {}).get(name) for name in FOLLOWERS)
         if (eta := self.eta) is not None:  # Celery's timer follows the host's clock
             self._eta = CLOCK.to_host(eta)
         #: When the worker received the message, by `time.monotonic`.
@@ -98,7 +106,8 @@ class PrivateRequest(Request):
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Send an event as Celery does, which has no text for a result: that of `event_text`."""
         if type == "task-succeeded":
-            fields["result"] = vars(_thread).pop("result_text", HIDDEN_ARGUMENTS)
+            fields["result"] = _result_text.get()
+            _result_text.set(HIDDEN_ARGUMENTS)
         super().send_event(type, **fields)
 
     def info(self, safe: bool = False) -> Any:
@@ -121,6 +130,8 @@ class AsyncTask(Task):  # type: ignore[type-arg]
     resultrepr_maxsize = 0
     #: Expected errors, logged in one line without a traceback.
     throws = (FleetError,)
+    #: Whether the body is a coroutine.
+    is_async = False
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -128,6 +139,7 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         run = inspect.getattr_static(cls, "run")
         body = getattr(run, "__func__", run)
         if inspect.iscoroutinefunction(body):
+            cls.is_async = True
             bridge = cls._bridge(body, bound=body is run)
             cls.run = bridge if body is run else staticmethod(bridge)  # type: ignore[method-assign]
 
@@ -139,17 +151,19 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         def run(*args: Any, **kwargs: Any) -> Any:
             task = args[0] if bound else cls
             token = _running.set((task.name, task.request_stack.top))
+            run_body = _runner.get() or _run_here
+            hidden = _runner.set(None)
             try:
-                runner = getattr(_thread, "run", _run_here)
-                return runner(functools.partial(body, *args, **kwargs))
+                return run_body(functools.partial(body, *args, **kwargs))
             finally:
+                _runner.reset(hidden)
                 _running.reset(token)
 
         return run
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
-        """Keep the text of the result for the event, which Celery sends from the same thread."""
-        _thread.result_text = event_text.of_result(retval)
+        """Keep the text of the result for the event, which Celery sends in the same context."""
+        _result_text.set(event_text.of_result(retval))
 
     @property
     def request(self) -> Context:

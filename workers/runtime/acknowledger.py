@@ -31,11 +31,29 @@ class Acknowledger:
 
     def __init__(self, client: redis.Redis, lease_keys: tuple[str, str]) -> None:
         self._client, self._keys = client, [*lease_keys, LEASED_TASKS]
-        #: Of this process alone, so that no other process makes it known to a server.
-        self._script = LuaScript(f"{ACK.text}-- {uuid.uuid4().hex}\n", ACK.name)
+        self._script = self.new_script()
         self._run_id = ""
         #: Leases of before a change of the server: their outcomes may be forgotten.
         self._unsure: set[str] = set()
+
+    @staticmethod
+    def new_script() -> LuaScript:
+        """Return a copy of the script that no other caller makes known to a server."""
+        return LuaScript(f"{ACK.text}-- {uuid.uuid4().hex}\n", ACK.name)
+
+    def sure(self, tasks: Mapping[str, str]) -> dict[str, str]:
+        """Return the tasks, by lease tag, whose outcomes the server has not forgotten."""
+        return {tag: task for tag, task in tasks.items() if tag not in self._unsure}
+
+    def command(self, tasks: Mapping[str, str], script: LuaScript, *, check: bool) -> list[Any]:
+        """Return the command that ends leases; with `check`, those with a stored outcome only."""
+        pairs = [text for pair in tasks.items() for text in pair]
+        return [*script.command(self._keys, [int(check), *pairs])]
+
+    def check(self, leases: Set[str]) -> None:
+        """Find out whether the server has changed: outcomes of these leases may be forgotten."""
+        if self.look():
+            self._unsure |= leases
 
     def send(self, tasks: Mapping[str, str], held: Set[str]) -> list[str]:
         """End the leases of tasks that have ended.
@@ -51,13 +69,12 @@ class Acknowledger:
             redis.RedisError: The call may be repeated.
         """
         self._unsure &= {*tasks, *held}
-        sure = {tag: task for tag, task in tasks.items() if tag not in self._unsure}
+        sure = self.sure(tasks)
         try:
             if sure:
                 self._run(sure, check=False)
         except NoScriptError:
-            if self.look():
-                self._unsure |= {*tasks, *held}
+            self.check({*tasks, *held})
             return self.send(tasks, held)
         unsure = {tag: task for tag, task in tasks.items() if tag not in sure}
         return [tag.decode() for tag in self._run(unsure, check=True)] if unsure else []
@@ -79,7 +96,6 @@ class Acknowledger:
         return changed
 
     def _run(self, tasks: Mapping[str, str], *, check: bool) -> list[Any]:
-        pairs = [text for pair in tasks.items() for text in pair]
-        command = self._script.command(self._keys, [int(check), *pairs])
+        command = self.command(tasks, self._script, check=check)
         replies: list[Any] = self._client.execute_command(*command)  # type: ignore[no-untyped-call]
         return replies

@@ -10,6 +10,7 @@ transport.py.
 """
 
 import atexit
+import functools
 import logging
 from collections.abc import Callable, Iterator, Set
 from functools import partial
@@ -24,6 +25,8 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 
+from workers.runtime import task_greenlets
+from workers.runtime.completions import COMPLETIONS
 from workers.runtime.control_node import ControlNode
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fetch_timer import wake_hub
@@ -37,6 +40,8 @@ logger = logging.getLogger(__name__)
 RECONNECT_SECONDS = {"interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
 #: Seconds between two sendings of a worker's task events.
 EVENTS_INTERVAL_SECONDS = 0.25
+#: Task events that are sent before that, so that an outage fills no memory: about a minute's.
+MAX_BUFFERED_EVENTS = 50_000
 #: Seconds between two looks for messages without a holder.
 FORGOTTEN_INTERVAL_SECONDS = 5.0
 
@@ -199,6 +204,8 @@ class Consumer(CeleryConsumer):
     def register_with_event_loop(self, hub: Any) -> None:
         """Do as Celery does, and send the tasks' events every `EVENTS_INTERVAL_SECONDS`."""
         super().register_with_event_loop(hub)
+        # Only the hub sends: the thread of a task that ends may be that of the event loop.
+        self.event_dispatcher.buffer_limit = MAX_BUFFERED_EVENTS
         hub.call_repeatedly(EVENTS_INTERVAL_SECONDS, self._flush_events)
         hub.call_repeatedly(FORGOTTEN_INTERVAL_SECONDS, self.requeue_forgotten)
 
@@ -218,7 +225,8 @@ class Consumer(CeleryConsumer):
         was_full = 0 < self.qos.value <= len(LEASES)
         p(*args, **kwargs)
         if was_full:
-            self.hub.call_soon(wake_hub)
+            wake = functools.partial(self.hub.call_soon, wake_hub)
+            COMPLETIONS.after_acks(wake) if task_greenlets.is_inside() else wake()
 
     def call_soon(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Execute the rest of a control command on the hub. An error there ends no worker."""

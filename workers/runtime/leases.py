@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ import redis
 from celery.app.task import Context
 
 from primarch_fleet.cancellation import mark_key
-from primarch_fleet.redis_support import ScriptPipeline
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline
+from workers.runtime import task_greenlets
 from workers.runtime.acknowledger import Acknowledger
 from workers.runtime.dead_letters import (
     LETTER_KEYS,
@@ -147,9 +148,46 @@ class Leases:
         Does not wait for another thread that is sending acknowledgements: that thread sends this
         one too.
         """
+        self.end(tag)
+        self.flush_acks()
+
+    def end(self, tag: str) -> None:
+        """Make an acknowledgement ready: `flush_acks` or the next renewal sends it."""
         with self._lock:
             self._acked[tag] = self._tracked.pop(tag, _Lease())
+
+    def flush_acks(self) -> None:
+        """Send the acknowledgements that are ready, unless another thread is sending them."""
         self._attempt(self._flush_acks)
+
+    def add_acks(self, pipe: Any, script: LuaScript) -> list[str]:
+        """Add the acknowledgements that are ready to a pipeline; return their tags.
+
+        Those whose outcomes Redis may have forgotten are left for `flush_acks`. Call `acks_sent`
+        when the others have succeeded; another thread may send them too meanwhile.
+
+        Args:
+            script: `Acknowledger.new_script()`, of the caller.
+        """
+        with self._lock:
+            tasks = {tag: lease.task_id for tag, lease in self._acked.items()}
+        if sure := self._acknowledger.sure(tasks):
+            pipe.execute_command(*self._acknowledger.command(sure, script, check=False))
+        return list(sure)
+
+    def check_outcomes(self) -> None:
+        """Send the acknowledgements, after the server did not know a caller's script."""
+        with self._sending:
+            with self._lock:
+                acked = set(self._acked)
+            self._attempt(functools.partial(self._acknowledger.check, acked | self.tags()))
+        self.flush_acks()
+
+    def acks_sent(self, tags: Iterable[str]) -> None:
+        """Forget acknowledgements, which are in Redis now."""
+        with self._lock:
+            for tag in tags:
+                self._acked.pop(tag, None)
 
     @contextmanager
     def batched_acks(self) -> Iterator[None]:
@@ -289,7 +327,7 @@ class Leases:
     def _attempt(self, action: Callable[[], Any]) -> bool:
         """Call `action` and log its error; return whether it succeeded."""
         try:
-            action()
+            task_greenlets.off_loop(action)
         except DISCONNECTED as exc:
             _log(logging.WARNING, "lease_redis_unreachable", "Cannot reach Redis: %s", exc)
         except Exception:
@@ -314,7 +352,7 @@ class Leases:
         forgotten = self._acknowledger.send(tasks, self.tags())
         with self._lock:
             for tag in tasks:
-                del self._acked[tag]
+                self._acked.pop(tag, None)  # `acks_sent` may have been first
         if forgotten:
             _log(logging.WARNING, "outcomes_forgotten", "%d task(s) run again", len(forgotten))
             self.abandon(*forgotten)

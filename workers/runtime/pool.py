@@ -1,19 +1,21 @@
-"""The worker pool of `async def` tasks: one event loop per process, one thread per running task.
+"""The worker pool of `async def` tasks: one event loop per process, with a thread of its own.
 
 How a task runs:
 
 1. The consumer (consumer.py), on the main thread, receives a message and calls `apply_async`. The
-   pool makes a `PoolJob` and puts it in a queue.
-2. A pool thread takes the job and runs Celery's own tracer, unchanged: it calls the task, stores
-   the result, sends retries, chains and signals. So all of these are Celery's, and its blocking
-   calls to Redis do not hold up the event loop.
+   pool makes a `PoolJob`, which starts when fewer jobs run than the limit allows.
+2. The job runs Celery's own tracer, unchanged: it calls the task, stores the result, sends retries,
+   chains and signals. So all of these are Celery's. The tracer is synchronous: it runs in a
+   greenlet of the event loop (task_greenlets.py), or in a thread where it may block for something
+   else than the body and the result (`may_run_on_loop`).
 3. The tracer calls the task; tasks/base.py hands the coroutine to `PoolJob.run_body`. That starts
-   it on the process's event loop, which has a thread of its own, and blocks the pool thread until
-   the coroutine ends or a time limit passes.
-4. The job calls Celery back, which acknowledges the message (leases.py).
+   it on the process's event loop, and sets the greenlet aside, or blocks the thread, until the
+   coroutine ends or a time limit passes.
+4. The result is stored, and Celery acknowledges the message: in a greenlet, with the results and
+   acknowledgements of other tasks (completions.py).
 
 A revoke, a hard limit or a shutdown *claims* a job: it decides the outcome in place of the body,
-cancels the coroutine and frees the pool thread at once (`JobState`).
+cancels the coroutine and frees its place at once (`JobState`).
 
 The settings say `worker_pool = "workers.runtime.pool:TaskPool"`; `worker_concurrency` is the number
 of running tasks, `fleet_drain_timeout` the seconds that SIGTERM leaves them to finish.
@@ -28,6 +30,7 @@ import queue
 import threading
 import time
 import types
+from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -37,11 +40,12 @@ from typing import Any
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, Terminated
+from celery.utils.threads import USE_FAST_LOCALS  # type: ignore[attr-defined]
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from tasks.base import Body, runner
-from workers.runtime import event_loop, possession
+from tasks.base import Body, PrivateRequest, runner
+from workers.runtime import event_loop, possession, task_greenlets
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.leases import LEASES
 from workers.runtime.redis_errors import comes_from_message
@@ -93,6 +97,8 @@ class PoolJob:
         self.state = JobState.QUEUED
         # Reentrant: `on_accepted` claims the job if it was revoked in the meantime.
         self.lock = threading.RLock()
+        #: Whether the tracer runs in a greenlet of the loop; otherwise, in a thread.
+        self.on_loop = self.may_run_on_loop()
         self._loop = loop
         self._outcome: Future[Any] | None = None
         self._body: asyncio.Task[Any] | None = None
@@ -117,7 +123,7 @@ class PoolJob:
     def claim(self, *states: JobState) -> bool:
         """Take over the outcome and cancel the body; its thread is free at once.
 
-        Does not wait until the body has unwound.
+        Does not wait until the body has unwound, nor for a loop that is blocked.
 
         Args:
             states: Claim the job only in one of these; by default, QUEUED or RUNNING.
@@ -137,6 +143,22 @@ class PoolJob:
         """Return whether the outcome was taken over."""
         return self.state is JobState.CLAIMED
 
+    def may_run_on_loop(self) -> bool:
+        """Return whether the tracer makes no call that blocks, but those of task_greenlets.
+
+        So it publishes nothing, and needs no time limit, which holds while the loop is blocked.
+        """
+        request = self.request
+        task: Any = request.task if request is not None else None
+        return (
+            isinstance(request, PrivateRequest)
+            and not USE_FAST_LOCALS  # Celery's requests are by greenlet, unless this is set
+            and not request.has_followers
+            and task.is_async
+            and not getattr(task, "autoretry_for", ())
+            and self.soft_limit_seconds == self.hard_limit_seconds == math.inf
+        )
+
     def terminate(self, signal: object = None) -> None:
         """Report a job that was revoked before it was accepted; called by Celery."""
         if self.claim():
@@ -153,7 +175,10 @@ class PoolJob:
                 raise Ignore
             self.state = JobState.RUNNING  # a plain `def` task may run several bodies in turn
             self._outcome = asyncio.run_coroutine_threadsafe(self._on_loop(body), self._loop)
-        self._wait_within_limits(self._outcome)
+        if task_greenlets.is_inside():
+            task_greenlets.wait(asyncio.wrap_future(self._outcome))
+        else:
+            self._wait_within_limits(self._outcome)
         if possession.must_not_end(self.request, self.is_claimed):
             self.claim()
         if not self.end():
@@ -239,11 +264,11 @@ def _raised(exc: BaseException) -> ExceptionInfo:
 
 
 class TaskPool(BasePool):
-    """Celery's pool, with the event loop and the threads of the module's docstring.
+    """Celery's pool, with the event loop, greenlets and threads of the module's docstring.
 
     A soft limit raises SoftTimeLimitExceeded inside the coroutine. A hard limit stores
     TimeLimitExceeded, revoke(terminate=True) stores REVOKED: both acknowledge the message, cancel
-    the coroutine and free the thread at once. A plain `def` body cannot be interrupted and has no
+    the coroutine and free its place at once. A plain `def` body cannot be interrupted and has no
     time limits here.
 
     After SIGTERM, queued jobs do not start. Running jobs have `fleet_drain_timeout` seconds (30) to
@@ -254,13 +279,14 @@ class TaskPool(BasePool):
     signal_safe = False
 
     def on_start(self) -> None:
-        """Start the loop. Threads start with the first tasks."""
+        """Start the loop. Threads start with the first tasks that need one."""
         self.limit = max(1, self.limit)
         self.jobs: dict[int, PoolJob] = {}
         self._ids = itertools.count(1)
-        self._queued: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()
-        self._threads = 0  # changes under `_job_removed`
-        self._job_removed = threading.Condition()
+        self._waiting: deque[PoolJob] = deque()  # for a free place
+        self._queued: queue.SimpleQueue[PoolJob | None] = queue.SimpleQueue()  # for a thread
+        self._running = self._running_in_threads = self._threads = 0
+        self._job_removed = threading.Condition()  # of what changes by threads
         self._loop = event_loop.get()
 
     def on_apply(  # type: ignore[override]
@@ -272,12 +298,32 @@ class TaskPool(BasePool):
         call = functools.partial(target, *args, **(kwargs or {}))
         job = PoolJob(next(self._ids), call, options, self._loop)
         self.jobs[job.id] = job
-        self._queued.put(job)
-        self._add_threads()
+        self._waiting.append(job)
+        self._start_waiting()
         return job
 
+    def _start_waiting(self) -> None:
+        """Start the jobs that wait, as far as the limit allows."""
+        while job := self._next_to_start():
+            if job.on_loop:
+                self._loop.call_soon_threadsafe(
+                    task_greenlets.start, functools.partial(self._run_to_end, job)
+                )
+            else:
+                self._queued.put(job)
+                self._add_threads()
+
+    def _next_to_start(self) -> PoolJob | None:
+        with self._job_removed:
+            if not self._waiting or self._running >= self.limit:
+                return None
+            job = self._waiting.popleft()
+            self._running += 1
+            self._running_in_threads += not job.on_loop
+            return job
+
     def _add_threads(self) -> None:
-        while self._threads < min(len(self.jobs), self.limit):
+        while self._threads < min(self._running_in_threads, self.limit):
             # A daemon: a thread that cannot store its result must not keep the process from ending.
             name = f"task-{self._threads}"
             thread = threading.Thread(target=self._run_jobs, name=name, daemon=True)
@@ -296,11 +342,18 @@ class TaskPool(BasePool):
             job = self._queued.get()
             if job is None:  # wakes a thread that may be surplus
                 continue
-            try:
-                self._run(job)
-            except BaseException as exc:
-                self._end_without_outcome(job, exc)
-            self._remove(job)
+            self._run_to_end(job)
+
+    def _run_to_end(self, job: PoolJob) -> None:
+        try:
+            self._run(job)
+        except BaseException as exc:
+            task_greenlets.off_loop(functools.partial(self._end_without_outcome, job, exc))
+        with self._job_removed:
+            self._running -= 1
+            self._running_in_threads -= not job.on_loop
+        self._remove(job)
+        self._start_waiting()
 
     def _ends_surplus_thread(self) -> bool:
         """Return whether the calling thread must end, because the pool has become smaller."""
@@ -357,7 +410,7 @@ class TaskPool(BasePool):
         Once that outcome is stored, the task starts no call any more.
         """
         job = self.jobs.get(pid)
-        if job and job.claim():
+        if job and job.claim() and not task_greenlets.is_inside():
             is_cancelled = threading.Event()
             self._loop.call_soon_threadsafe(is_cancelled.set)  # after the cancellation of the body
             is_cancelled.wait(UNWIND_SECONDS)
@@ -387,16 +440,12 @@ class TaskPool(BasePool):
 
     def flush(self) -> None:
         """Drop the tasks that have not started: their messages are the consumer's to give back."""
-        jobs: list[PoolJob | None] = []
-        with suppress(queue.Empty):
-            while True:
-                jobs.append(self._queued.get_nowait())
+        with self._job_removed:
+            jobs = [job for job in self._waiting if job.request is not None]
+            self._waiting = deque(job for job in self._waiting if job.request is None)
         for job in jobs:
-            if job is None or job.request is None:
-                self._queued.put(job)
-            else:
-                job.claim(JobState.QUEUED)
-                self._remove(job)
+            job.claim(JobState.QUEUED)
+            self._remove(job)
 
     def requests(self) -> list[Request]:
         """Return the requests of all jobs, until Celery's callbacks at their end have returned."""
@@ -405,7 +454,7 @@ class TaskPool(BasePool):
     def grow(self, n: int = 1) -> None:
         """Allow `n` more running tasks."""
         self.limit += n
-        self._add_threads()
+        self._start_waiting()
 
     def shrink(self, n: int = 1) -> None:
         """Allow `n` fewer, but at least one. Running tasks go on; the consumer fetches fewer."""

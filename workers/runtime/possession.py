@@ -6,11 +6,13 @@ meanwhile, or may have dropped it because the task was cancelled.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
 from celery.worker.request import Request
 
+from workers.runtime import task_greenlets
 from workers.runtime.leases import LEASES
 from workers.runtime.redis_errors import REDIS_ERRORS
 
@@ -42,6 +44,16 @@ def _is_lost(
     if request is None or request.acknowledged:
         return False
     tag = request.message.delivery_tag
+    if LEASES.is_certain(tag):
+        return False
+    return task_greenlets.off_loop(
+        functools.partial(_ask_until_certain, request, tag, is_stopping, if_cancelled)
+    )
+
+
+def _ask_until_certain(
+    request: Request, tag: str, is_stopping: Callable[[], bool], if_cancelled: bool
+) -> bool:
     while not LEASES.is_certain(tag):
         try:
             is_held, is_cancelled = LEASES.ask(tag, request.id)

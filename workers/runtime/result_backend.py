@@ -7,7 +7,7 @@ its backend.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, m
 from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
+from workers.runtime import task_greenlets
+from workers.runtime.completions import COMPLETIONS
 from workers.runtime.scripts import ANNOUNCE, STORE
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
@@ -123,12 +125,12 @@ class WorkerResultBackend(PrimaryBackend):
             **kwargs,
         )
         if len(text) > self._MAX_STR_VALUE_SIZE:
-            return store_as_celery()
+            return task_greenlets.off_loop(store_as_celery)
         collected = _collected.get()
         if collected is not None and state == states.SUCCESS and not _is_awaited(request):
             collected.append(_Result(keys, args, store_as_celery))
-        elif self.ensure(STORE.run, (self.client, keys, args)) < 0:
-            return store_as_celery()
+        elif self._store(keys, args) < 0:
+            return task_greenlets.off_loop(store_as_celery)
         return result
 
     @contextmanager
@@ -153,6 +155,19 @@ class WorkerResultBackend(PrimaryBackend):
         for result, stored in zip(results, pipeline.execute(), strict=True):
             if stored < 0:
                 result.store_as_celery()
+
+    def _store(self, keys: Sequence[Any], args: Sequence[Any]) -> int:
+        """Return the reply of lua/store.lua, with the results of other tasks if on the loop."""
+        if task_greenlets.is_inside():
+            reply = COMPLETIONS.store(self.url, keys, args)
+            if reply is not None:
+                return reply
+        return int(self.ensure(STORE.run, (self.client, keys, args)))
+
+    def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
+        """Call `fun` and repeat it as Celery does; the event loop goes on meanwhile."""
+        ensure = super().ensure
+        return task_greenlets.off_loop(functools.partial(ensure, fun, args, **policy))
 
     def mark_as_revoked(
         self,

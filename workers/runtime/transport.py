@@ -56,7 +56,8 @@ from primarch_fleet import redis_support
 from primarch_fleet.celery_redis import PrimaryChannel
 from primarch_fleet.protocol import RESERVED
 from primarch_fleet.redis_url import normalized
-from workers.runtime import fetch_command, prefix_affinity
+from workers.runtime import fetch_command, prefix_affinity, task_greenlets
+from workers.runtime.completions import COMPLETIONS
 from workers.runtime.dead_letters import Undeliverable
 from workers.runtime.fair_share import FreeSlots, SlotReservation
 from workers.runtime.fetch_command import Affinity, FetchCommand, Fetched
@@ -87,14 +88,17 @@ class QoS(virtual.QoS):
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge the message, at the latest once Redis can be reached again."""
-        LEASES.ack(delivery_tag)
+        if task_greenlets.is_inside():
+            COMPLETIONS.ack(delivery_tag)
+        else:
+            LEASES.ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Drop the message, or put it at the end of its tenant's, as one more delivery."""
         if requeue:
             LEASES.requeue(delivery_tag)
         else:
-            LEASES.ack(delivery_tag)
+            self.ack(delivery_tag)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Do nothing: messages go back when the process ends, not when a channel closes."""

@@ -60,6 +60,28 @@ def test_one_worker_runs_five_hundred_bodies_at_once(
     eventually(lambda: nothing_leased(store))
 
 
+def test_only_a_task_that_may_block_the_loop_takes_a_thread(
+    start_worker: StartWorker, producer: Producer
+) -> None:
+    queue = {"queue": "threads"}
+    with start_worker("threads", args=("-Q", "threads")) as worker:
+
+        def threads() -> int:
+            replies = producer.app.control.inspect([worker.name]).stats() or {}
+            return int(replies[worker.name]["pool"]["threads"])
+
+        resting = [producer.send("rest", 60, **queue) for _ in range(4)]
+        assert producer.send("add", 1, 2, **queue).get(timeout=TIMEOUT) == 3
+        assert threads() == 0
+        link = producer.app.signature("tests.support.apps.pool_app.add", (3,), options=queue)
+        assert producer.send("add", 1, 2, link=link, **queue).get(timeout=TIMEOUT) == 3
+        assert threads() == 1
+        for result in resting:
+            result.revoke(terminate=True)
+            with pytest.raises(TaskRevokedError):
+                result.get(timeout=TIMEOUT)
+
+
 def test_a_plain_def_task_runs(worker: Worker, producer: Producer) -> None:
     assert producer.send("add_plainly", 2, 3).get(timeout=TIMEOUT) == 5
 
