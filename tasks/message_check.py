@@ -8,11 +8,13 @@ https://docs.celeryq.dev/en/stable/internals/protocol.html#version-2
 
 import threading
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from celery.app.task import Context
 from celery.exceptions import InvalidTaskError
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from kombu import compression, serialization
+from kombu.exceptions import SerializerNotInstalled
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 #: Characters of an id; those of Celery have 36.
 MAX_ID_LENGTH = 1024
@@ -21,6 +23,22 @@ MAX_ID_LENGTH = 1024
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
 Seconds = Annotated[float, Field(ge=0, le=threading.TIMEOUT_MAX, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _known_compression(name: str) -> str:
+    try:
+        compression.get_encoder(name)
+    except KeyError:
+        raise ValueError("unknown") from None
+    return name
+
+
+def _known_serializer(name: str) -> str:
+    try:
+        serialization.dumps("", serializer=name)
+    except SerializerNotInstalled:
+        raise ValueError("unknown") from None
+    return name
 
 
 def _without_underscore(name: str) -> str:
@@ -32,13 +50,24 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, alias_generator=_without_underscore)
 
 
+class Options(_Part):
+    """How a signature is published: after its task has run, so that an error is worth a call.
+
+    Celery repeats the publish after a KeyError, which kombu counts as a broken connection.
+    """
+
+    delivery_mode: int | Literal["transient", "persistent"] | None = None
+    compression: Annotated[str, AfterValidator(_known_compression)] | None = None
+    serializer: Annotated[str, AfterValidator(_known_serializer)] | None = None
+
+
 class Signature(_Part):
     """A link, errback, chord or part of a chain."""
 
     task: str
     args: list[Any] | None = None
     kwargs_: dict[str, Any] | None = None
-    options: dict[str, Any] | None = None
+    options: Options | None = None
     subtask_type: str | None = None
     immutable: bool | None = None
     chord_size: int | None = None

@@ -39,6 +39,7 @@ from workers.observability.server_check import check_server
 from workers.observability.throughput import Throughput
 from workers.runtime import (
     commands,  # noqa: F401 - registers our commands in place of Celery's
+    decompression,  # noqa: F401 - bounds kombu's
     event_loop,
     logs,  # noqa: F401 - protects the handlers that Celery sets up
     result_backend,

@@ -1,6 +1,7 @@
 """The leased transport, with real workers on a real server, through kills and restarts."""
 
 import base64
+import bz2
 import json
 import uuid
 from collections import Counter
@@ -180,6 +181,12 @@ def encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
+def linked(**options: str) -> str:
+    """The body of a task with a link that is published with these options."""
+    link = {"task": "tests.support.apps.pool_app.add", "options": options}
+    return encoded(json.dumps([[2, 3], {}, {"callbacks": [link]}]))
+
+
 ADD = {"task": "tests.support.apps.pool_app.add", "id": "ID"}
 BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "an_unknown_task": ({"headers": {"task": "unknown", "id": "ID"}}, "unknown_task"),
@@ -198,8 +205,33 @@ BAD_MESSAGES: dict[str, tuple[dict[str, Any], str | None]] = {
     "a_header_that_replaces_a_method": ({"headers": {**ADD, "get": 1}}, "invalid_task"),
     "a_chord_that_is_none": ({"body": encoded('[[2, 3], {}, {"chord": 5}]')}, "invalid_task"),
     "links_that_are_none": ({"body": encoded('[[2, 3], {}, {"callbacks": [{}]}]')}, "invalid_task"),
+    "a_link_of_an_unknown_compression": (
+        {"body": linked(compression="nonsense")},
+        "invalid_task",
+    ),
+    "a_link_of_an_unknown_serializer": ({"body": linked(serializer="nonsense")}, "invalid_task"),
+    "a_link_of_an_unknown_delivery": ({"body": linked(delivery_mode="nonsense")}, "invalid_task"),
     "a_deeply_nested_body": ({"body": encoded("[" * 9999 + "]" * 9999)}, "undecodable"),
 }
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+def test_a_compressed_message_is_processed(
+    worker: Worker, producer: Producer, compression: str
+) -> None:
+    assert producer.send("add", 2, 3, compression=compression).get(timeout=TIMEOUT) == 5
+
+
+def test_a_message_that_would_fill_the_memory_becomes_a_dead_letter(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    body = base64.b64encode(bz2.compress(b" " * 2**27)).decode()
+    bomb = message("bomb", headers={**ADD, "id": "bomb", "compression": "bzip2"}, body=body)
+    assert len(json.dumps(bomb)) < 1000
+    store.lpush("celery", json.dumps(bomb))
+    with pytest.raises(InvalidTaskError, match="larger than"):
+        producer.app.AsyncResult("bomb").get(timeout=TIMEOUT)
+    assert worker.process.poll() is None
 
 
 @pytest.mark.parametrize("name", BAD_MESSAGES)

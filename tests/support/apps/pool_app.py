@@ -20,6 +20,7 @@ from primarch_fleet import celery_redis
 from tasks.base import AsyncTask
 from workers.runtime import (
     commands,  # noqa: F401 - as in a lane's worker
+    decompression,  # noqa: F401 - the same
     result_backend,
     transport,
     worker_options,  # noqa: F401 - as in a lane's worker
