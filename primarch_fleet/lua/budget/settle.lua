@@ -3,9 +3,8 @@
 -- Keys and clock: ledger.lua.
 -- KEYS[...] settled: string, of each run; it exists once the run is counted; from 6 on
 -- ARGV[2]  TTL: seconds for which a run is remembered
--- ARGV[...] for each run:
---   task: string, the task's id
---   cost: nano-dollars; a run without a cost is not remembered
+-- ARGV[...] runs: two arguments for each, the id of its task and its nano-dollars; a run without a
+--           cost is not remembered
 -- Returns for each run 1, or 0 if it was counted before; nothing has changed for it then.
 
 local counted = {}

@@ -2,15 +2,11 @@
 -- KEYS[1]  to KEYS[4]: see backlog.lua
 -- KEYS[5]  requests: hash, request id -> record
 -- KEYS[6]  groups: set, groups that ever had a request
--- KEYS[...] for each request:
---   outcome: string, exists once the request's completion began
---   mark: string, exists if the request's task is cancelled
+-- KEYS[...] requests: two keys for each, its outcome, a string that exists once its completion began,
+--           and its mark, a string that exists if its task is cancelled
 -- ARGV[1]  now: Unix seconds
 -- ARGV[2]  group: JSON, as stored in KEYS[6]
--- ARGV[...] for each request:
---   id: the request's
---   record: JSON
---   size: as stored in KEYS[4]
+-- ARGV[...] requests: three arguments for each, its id, its record in JSON, and its size as KEYS[4] has it
 -- Returns for each request 'parked'; 'known' when it waits, is in a job or was completed;
 -- 'cancelled' when it may not be parked any more.
 
