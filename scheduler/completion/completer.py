@@ -23,10 +23,11 @@ from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
 from tasks.failures import count_failure, model_of
 from tasks.redaction import redacted, without_secrets
+from workers.runtime.result_backend import AWAITED_BY
 
 logger = logging.getLogger(__name__)
 
-#: Concurrent completions. Celery mostly waits for Redis in them.
+#: Concurrent completions of tasks that others await: Celery mostly waits for Redis in them.
 MAX_THREADS = 4
 NO_ATTEMPTS = AttemptCounts(0, 0)
 
@@ -44,6 +45,12 @@ class PreparedCompletion(NamedTuple):
     runtime: float
     #: Its completion, by the store's clock.
     now: float
+
+    @property
+    def is_stored_at_once(self) -> bool:
+        """Whether its result is not stored together with others; see the result backend."""
+        is_awaited = any(self.parked.context.get(name) for name in AWAITED_BY)
+        return is_awaited or not isinstance(self.outcome, Completion)
 
     @property
     def cost(self) -> int:
@@ -178,15 +185,25 @@ class Completer:
             return type(error)(without_secrets(str(error)))
 
     async def _replay_all(self, prepared: Mapping[str, PreparedCompletion]) -> set[str]:
-        """Complete tasks with Celery, on all threads; the requests whose completion failed.
+        """Complete tasks with Celery; return the requests whose completion failed.
+
+        Results that are stored together need one thread: threads that only compute take turns.
 
         Raises:
             redis.RedisError: The error of a completion; the other completions have ended.
         """
-        loop, requests = asyncio.get_running_loop(), list(prepared.items())
-        shares = [requests[thread::MAX_THREADS] for thread in range(MAX_THREADS)]
+        loop = asyncio.get_running_loop()
+        together: list[tuple[str, PreparedCompletion]] = []
+        at_once: list[tuple[str, PreparedCompletion]] = []
+        for item in prepared.items():
+            (at_once if item[1].is_stored_at_once else together).append(item)
+        shares = [together, *(at_once[thread::MAX_THREADS] for thread in range(MAX_THREADS))]
         results = await asyncio.gather(
-            *(loop.run_in_executor(self._threads, self._replay_some, share) for share in shares)
+            *(
+                loop.run_in_executor(self._threads, self._replay_some, share)
+                for share in shares
+                if share
+            )
         )
         errors = {request: error for result in results for request, error in result.items()}
         for request, error in errors.items():

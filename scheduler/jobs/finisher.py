@@ -78,7 +78,8 @@ class JobFinisher:
         answers: dict[str, dict[str, Any]] = {}
         errors: dict[str, RequestFailed] = {}
         retries: defaultdict[AttemptCounter, list[str]] = defaultdict(list)
-        attempts = await self._store.attempts(list(outcomes))
+        failed = [one for one, outcome in outcomes.items() if isinstance(outcome, LineRetry)]
+        attempts = await self._store.attempts(failed) if failed else {}
         for request, outcome in outcomes.items():
             if isinstance(outcome, LineAnswered):
                 answers[request] = outcome.body

@@ -30,6 +30,8 @@ from workers.runtime.scripts import ANNOUNCE, STORE
 UNFINISHED_TTL_SECONDS = 3 * 86_400
 #: States that one script stores: Redis does nothing else meanwhile.
 ANNOUNCED_AT_ONCE = 50
+#: The fields of a task's request by which other tasks follow it, or wait for it.
+AWAITED_BY = ("callbacks", "chain", "group", "chord")
 
 
 class _Result(NamedTuple):
@@ -46,8 +48,7 @@ _collected: ContextVar[list[_Result] | None] = ContextVar("collected", default=N
 
 
 def _is_awaited(request: Any) -> bool:
-    """Whether other tasks follow a task, or wait for it."""
-    return bool(request.callbacks or request.chain or request.group or request.chord)
+    return any(getattr(request, name) for name in AWAITED_BY)
 
 
 class WorkerResultBackend(PrimaryBackend):
