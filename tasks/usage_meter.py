@@ -33,6 +33,8 @@ class ProviderCall:
     provider: str
     #: The provider as traces name it: `gen_ai.provider.name`.
     system: str = ""
+    #: Whether LiteLLM's figure of the cost counts in place of the prices.
+    billed_by_litellm: bool = False
     #: The fleet's code of the error with which it ended.
     error: str = ProviderUnavailable.code
     #: True if it has an answer, whose cost is in the receipt.

@@ -297,6 +297,7 @@ class RealtimeServer:
             called.media,
             provider,
             provider_name(account.litellm_provider),
+            self._config.has_own_bill(called),
         )
 
     def _bill(self, deployment: Deployment, answer: RouterAnswer, request: Request) -> int | None:

@@ -1,9 +1,12 @@
 """The realtime lane's server: the real Router and the provider simulator over HTTP."""
 
+from queue import Queue
 from typing import Any
 
+import litellm
 import pytest
 from litellm import exceptions
+from litellm.integrations.custom_logger import CustomLogger
 from openai import OpenAIError
 from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
@@ -16,11 +19,13 @@ from tests.support.realtime_fixture import (
     ask_server,
     chat,
     config,
+    deployment,
     failing,
     open_provider,
     pair,
 )
 from workers.onebox.simulator.profile import Fault
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.errors import REASONS, translate
 
@@ -183,3 +188,21 @@ def test_every_error_of_litellm_is_translated() -> None:
     }
     assert untranslated == PROXY_ONLY
     assert type(translate(ValueError("x"))) is errors.ProviderError
+
+
+def test_litellms_callbacks_get_the_cost_by_the_fleets_prices(
+    ask: Ask, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiteLLM would compute it itself, without the price of cached tokens."""
+    costs = Queue[float]()
+
+    class Costs(CustomLogger):
+        async def async_log_success_event(self, kwargs: Any, *_: Any, **__: Any) -> None:
+            costs.put(kwargs["response_cost"])
+
+    monkeypatch.setattr(litellm, "callbacks", [*litellm.callbacks, Costs()])
+    simulator.script(Script(merge={"usage": {"prompt_tokens_details": {"cached_tokens": 4}}}))
+    price = {"input": "2", "output": "8", "cached_input": "0.5"}
+    [answer] = ask(chat(), config=config([deployment("big-1", price=price)]))
+    assert answer.receipt.usage.cached_input_tokens == 4
+    assert costs.get(timeout=10) == answer.receipt.cost_nanousd / 10**9
