@@ -78,8 +78,8 @@ class Completions:
         event_loop.at_stop(self._close)
 
     async def _close(self) -> None:
-        client, self._client = self._client, None
         await self._groups.close()
+        client, self._client = self._client, None
         await client.aclose()
 
     async def _send(self, group: list[_Result | None]) -> None:
