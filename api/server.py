@@ -78,7 +78,7 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
             try:
                 reader = CatalogueReader(fleet)
                 services = Services(fleet, url, client, key_file, reader, settings().result_ttl)
-                runner, watcher = BatchRunner(services, url), ResponseWatcher(services)
+                runner, watcher = BatchRunner(services), ResponseWatcher(services)
                 async with runner, watcher, WebhookSender(services):
                     yield services
             finally:

@@ -156,6 +156,7 @@ class Execution:
             run = BatchRun(tools.fleet, results, lines, output, errors, window, sleep=self._sleep)
             self._run = run
             with suppress(_LinesStopped):
+                self._check_stop()
                 run.run(self._check_stop)
             if self._is_left:
                 raise BatchLost

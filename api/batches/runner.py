@@ -52,11 +52,10 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
 
     Args:
         services: Of the process.
-        url: The fleet's Redis.
     """
 
-    def __init__(self, services: Services, url: str) -> None:
-        self._services, self._url = services, url
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._resources = ExitStack()
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._executions: set[Execution] = set()
@@ -64,12 +63,13 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
         self._tools: Any = None
 
     async def __aenter__(self) -> BatchRunner:
+        url = self._services.url
         files = FileStore(self._services.redis, self._services.result_seconds)
         self._tools = Tools(
             BatchStore(self._services.redis, files),
             files,
-            self._resources.enter_context(Fleet(self._url, timeout=_TIMEOUT_SECONDS)),
-            self._resources.enter_context(once(self._url, _TIMEOUT_SECONDS, text=False)),
+            self._resources.enter_context(Fleet(url, timeout=_TIMEOUT_SECONDS)),
+            self._resources.enter_context(once(url, _TIMEOUT_SECONDS, text=False)),
             ThreadPoolExecutor(MAX_RUNS, "batch"),
             lambda: self._services.config.webhooks,
         )
@@ -91,8 +91,10 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
     async def _claim_all(self) -> None:
         while True:
             claim = None
-            with suppress(redis.RedisError):
+            try:
                 claim = await self._claim()
+            except redis.RedisError as error:
+                logger.warning("batches: %s", error, extra={"action": "batch_claim_failed"})
             if claim is None:
                 await asyncio.sleep(CLAIM_SECONDS)
                 continue
@@ -135,7 +137,7 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
         except redis.RedisError:
             raise
         except Exception:
-            logger.exception("%s: failed", claim.batch_id, extra={"action": "batch_failed"})
+            logger.exception("%s: failed", claim.batch_id, extra={"action": "batch_run_failed"})
             await self._retry(claim, batch, "the server has failed; its log says why")
         else:
             ended_total.labels(end.status).inc()

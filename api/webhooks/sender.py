@@ -88,8 +88,10 @@ class WebhookSender(AbstractAsyncContextManager["WebhookSender"]):
         while True:
             delivery = None
             if len(self._sends) < MAX_SENDS:
-                with suppress(redis.RedisError):
+                try:
                     delivery = await self._outbox.claim(LEASE_SECONDS, self._busy())
+                except redis.RedisError as error:
+                    logger.warning("webhooks: %s", error, extra={"action": "webhook_claim_failed"})
             if delivery is None:
                 await asyncio.sleep(CLAIM_SECONDS)
                 continue

@@ -246,15 +246,42 @@ def test_a_cancelled_batch_keeps_its_answers_and_asks_no_more(
 def test_a_batch_that_is_cancelled_at_once_asks_nothing(
     running: BatchFleet, client: OpenAI
 ) -> None:
-    batch = start(client, lines([line("1")]))  # on the batch lane, where nothing is created now
+    realtime = {"x-fleet-lane": "realtime"}
+    batch = start(client, lines(line(str(number)) for number in range(3)), metadata=realtime)
     client.batches.cancel(batch.id)
     batch = ended(client, batch)
     assert (batch.status, batch.output_file_id) == ("cancelled", None)
-    assert read(client, batch.error_file_id)["1"]["error"]["code"] == "batch_cancelled"
+    errors = read(client, batch.error_file_id)
+    assert [one["error"]["code"] for one in errors.values()] == ["batch_cancelled"] * 3
+    assert running.simulator.requests() == []
+
+
+def test_a_batch_lane_request_of_a_cancelled_batch_is_not_paid(
+    running: BatchFleet, client: OpenAI
+) -> None:
+    batch = start(client, lines([line("1")]))  # nothing is created on the batch lane now
+
+    def runs() -> bool:
+        return client.batches.retrieve(batch.id).status == "in_progress"
+
+    eventually(runs)
+    client.batches.cancel(batch.id)
+    assert ended(client, batch).status == "cancelled"
     with running.ticking():
         other = ended(client, start(client, lines([line("2")])))
     assert other.status == "completed"
     assert running.simulator.invoice()["requests"] == 1
+
+
+def test_routing_fields_reach_each_line(running: BatchFleet, client: OpenAI) -> None:
+    past = {"x-fleet-lane": "realtime", "x-fleet-deadline": "2026-01-01T00:00:00Z"}
+    batch = ended(client, start(client, lines([line("1")]), metadata=past))
+    assert batch.output_file_id is None
+    assert read(client, batch.error_file_id)["1"]["error"]["code"] == "deadline_exceeded"
+    costly = {"x-fleet-lane": "realtime", "x-fleet-max-cost-usd": "0.000000001"}
+    batch = ended(client, start(client, lines([line("1")]), metadata=costly))
+    assert read(client, batch.error_file_id)["1"]["error"]["code"] == "cost_cap_exceeded"
+    assert running.simulator.requests() == []
 
 
 def test_lists_have_pages_the_newest_first(running: BatchFleet, server: ApiServer) -> None:
