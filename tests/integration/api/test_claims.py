@@ -52,11 +52,13 @@ async def test_a_busy_tenants_webhooks_hide_no_other_tenants(
     ]
     for number in range(MANY):
         await enqueue(client, webhooks, "a", "batch.completed", f"batch_{number}")
+    due = "fleet:api:due_webhooks"
+    store.zadd(due, dict.fromkeys((str(one) for one in store.zrange(due, 0, -1)), 1))
     await enqueue(client, webhooks, "b", "batch.completed", "batch_b")
     outbox = Outbox(client)
     claims = [await outbox.claim(30, ["a"]) for _ in range(4)]
     assert [one.object_id for one in claims if one] == ["batch_b"]
-    assert store.zcard("fleet:api:due_webhooks") == MANY + 1
+    assert store.zcard(due) == MANY + 1
 
 
 async def test_a_process_whose_lease_has_ended_cannot_end_the_batch(

@@ -116,6 +116,23 @@ def test_a_file_or_a_tenants_files_that_are_too_large_are_refused(
     upload(server.client(BETA), bytes(MAX_FILE_BYTES))
 
 
+def test_a_file_without_a_declared_size_is_refused_where_it_becomes_too_large(
+    server: ApiServer, client: OpenAI
+) -> None:
+    sent_bytes = 0
+
+    def body() -> Iterator[bytes]:
+        nonlocal sent_bytes
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        while sent_bytes < 20 * MAX_FILE_BYTES:
+            yield bytes(2**18)
+            sent_bytes += 2**18
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    assert form(server, headers, content=body()).status_code == 413
+    assert sent_bytes < 4 * MAX_FILE_BYTES
+
+
 def test_other_purposes_and_forms_say_what_to_send(client: OpenAI, server: ApiServer) -> None:
     for purpose in ("fine-tune", "assistants", "batch_output"):
         with pytest.raises(openai.BadRequestError, match="purpose 'batch' only"):
