@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m api") -> 
 
 def serve(options: argparse.Namespace) -> int:
     """Serve an OpenAI-compatible HTTP API until Ctrl-C or SIGTERM."""
-    server.run(options.host, options.port)
+    server.run(options.host, options.port, batches=options.batches)
     return 0
 
 
@@ -68,6 +68,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
         type=int,
         default=DEFAULT_PORT,
         help="default: %(default)s; 0 takes any free port",
+    )
+    serve_command.add_argument(
+        "--no-batches",
+        dest="batches",
+        action="store_false",
+        help="leave the batches of /v1/batches to other processes, for calls that cannot wait",
     )
     key_command = commands.add_parser("key", help=key.__doc__, description=key.__doc__)
     key_command.set_defaults(run=key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import uvicorn
 from prometheus_client import start_http_server
@@ -33,13 +33,13 @@ KEEPALIVE_SECONDS = 75
 _BACKLOG = 2048
 
 
-def run(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError, as `server_config` does.
+def run(host: str, port: int, *, batches: bool = True) -> None:
+    """Serve until SIGTERM or SIGINT. Arguments and errors are those of `server_config`.
 
     Metrics are also served at FLEET_METRICS_HOST and FLEET_METRICS_PORT, as those of workers are.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    config = server_config(host, port, KeyFile(settings().config), redis_url())
+    config = server_config(host, port, KeyFile(settings().config), redis_url(), batches=batches)
     metrics, _ = start_http_server(settings().metrics_port, settings().metrics_host)
     logger.info(
         "metrics at http://%s:%s/metrics",
@@ -49,7 +49,9 @@ def run(host: str, port: int) -> None:
     uvicorn.Server(config).run()
 
 
-def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.Config:
+def server_config(
+    host: str, port: int, key_file: KeyFile, url: str, *, batches: bool = True
+) -> uvicorn.Config:
     """Return uvicorn's configuration.
 
     Args:
@@ -57,6 +59,7 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
         port: Port to listen on; 0 takes a free one.
         key_file: Has the keys.
         url: The fleet's Redis.
+        batches: Whether this process runs batches of /v1/batches; another one has to, else.
 
     Raises:
         ConfigError: Without keys, the address can be reached from other machines; or the secret of
@@ -78,8 +81,8 @@ def server_config(host: str, port: int, key_file: KeyFile, url: str) -> uvicorn.
             try:
                 reader = CatalogueReader(fleet)
                 services = Services(fleet, url, client, key_file, reader, settings().result_ttl)
-                runner, watcher = BatchRunner(services), ResponseWatcher(services)
-                async with runner, watcher, WebhookSender(services):
+                runner = BatchRunner(services) if batches else nullcontext()
+                async with runner, ResponseWatcher(services), WebhookSender(services):
                     yield services
             finally:
                 await client.aclose()

@@ -72,13 +72,15 @@ def fleet_yaml(path: Path, *, keys: list[dict[str, Any]] = KEYS, **api: Any) -> 
 
 
 @contextmanager
-def api_server(url: str, folder: Path, config: Path | None, **env: str) -> Iterator[ApiServer]:
+def api_server(
+    url: str, folder: Path, config: Path | None, *options: str, **env: str
+) -> Iterator[ApiServer]:
     """Serve the fleet at a Redis; without a configuration, that of the checkout."""
     log = folder / f"serve-{len(list(folder.glob('serve-*')))}.log"
     variables = {"FLEET_REDIS_URL": url, **({"FLEET_CONFIG": str(config)} if config else {})}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api", "serve", "--port", "0"],
+            [sys.executable, "-m", "api", "serve", "--port", "0", *options],
             cwd=ROOT,
             env=os.environ | variables | env,
             stdout=out,

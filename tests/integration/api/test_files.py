@@ -16,6 +16,7 @@ import pytest
 import redis
 from openai import OpenAI
 
+from tests.support.api_batches import ended, start
 from tests.support.api_server import ALPHA, BETA, ApiServer, api_server, fleet_yaml
 from tests.support.producer import CATALOGUE
 from tests.support.workers import eventually
@@ -179,6 +180,16 @@ def test_a_client_that_sends_slowly_is_told_so(server: ApiServer, client: OpenAI
                 return 408
 
     assert asyncio.run(post()) == 408
+
+
+def test_a_process_without_batches_leaves_them_to_the_others(
+    valkey_url: str, client: OpenAI, tmp_path: Path
+) -> None:
+    path = fleet_yaml(tmp_path / "fleet.yaml")
+    with api_server(valkey_url, tmp_path, path, "--no-batches") as server:
+        batches = [start(server.client(), b"no json\n") for _ in range(8)]
+        assert {ended(client, batch).status for batch in batches} == {"failed"}
+        assert "batch_" not in server.log.read_text()
 
 
 def test_a_large_file_is_never_in_memory_as_a_whole(
