@@ -137,7 +137,7 @@ def endpoint(
         try:
             caller = services.keys.caller(key_of(request))
             if not caller.may(role):
-                message = f"this key is no key of a {role}"
+                message = f"this key does not have the role {role}"
                 raise ApiError(403, "insufficient_permissions", message, headers=NO_RETRY)
             return await handler(Call(request, services, caller))
         except ApiError as error:

@@ -68,14 +68,12 @@ async def show_message(call: Call) -> Response:
     except NoSuchLetter:
         raise ApiError(404, "not_found", "no such dead letter: replayed or dropped?") from None
     message = found.pop("message")
-    text = ""
-    if call.caller.sees_prompts:
-        text = message if isinstance(message, str) else json.dumps(message, indent=2)
+    text = message if isinstance(message, str) else json.dumps(message, indent=2)
     return await render(
         call,
         "dead_letter.html",
         letter=found,
-        text=text[:_MAX_MESSAGE],
+        text=text[:_MAX_MESSAGE] if call.caller.sees_prompts else None,
         more=max(0, len(text) - _MAX_MESSAGE),
     )
 

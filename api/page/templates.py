@@ -48,6 +48,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters |= {"span": span, "dollars": dollars, "exact": format_dollars}
     environment.globals |= {"style_url": style.URL, "clock": clock}
@@ -55,3 +56,6 @@ def _environment() -> Environment:
 
 
 TEMPLATES = _environment()
+# Compiled when the process starts: the first call would block the others for a quarter of a second.
+for _name in TEMPLATES.list_templates():
+    TEMPLATES.get_template(_name)

@@ -76,7 +76,6 @@ async def render(call: Call, name: str, *, refreshes: bool = False, **values: An
         path=call.request.url.path,
         key_name=call.caller.name,
         key_role=call.caller.role,
-        sees_prompts=call.caller.sees_prompts,
         may_act=call.caller.may("operator"),
         token=signer.sign(FORM),
         message=_message(call.request, signer),

@@ -38,6 +38,9 @@ STATES: tuple[State, ...] = get_args(State)
 PASSES = 2
 #: Requests of one part that `find` yields.
 PART_REQUESTS = 1_000
+#: So often, and so long, `read` leaves the interpreter to other threads, such as an event loop: it
+#: would take it back from them at each of their system calls, for 5 ms.
+YIELD_REQUESTS, YIELD_SECONDS = 20, 0.0001
 #: Fields of a hash in one round trip, and bytes of values after which a reply ends.
 MAX_FIELDS, MAX_REPLY_BYTES = 1_000, 1_000_000
 
@@ -118,11 +121,16 @@ class OpenRequests:
                     yield is_open
 
     def read(self, where: RequestFilter, seconds: float) -> FoundRequests:
-        """Return the open requests that match, of those that can be read in so many seconds."""
+        """Return the open requests that match, of those that can be read in so many seconds.
+
+        Other threads of the process run often meanwhile.
+        """
         ends_at = self._clock() + seconds
         matching: dict[str, OpenRequest] = {}
         is_complete = True
-        for request in self._requests(where):
+        for number, request in enumerate(self._requests(where)):
+            if number % YIELD_REQUESTS == 0:
+                time.sleep(YIELD_SECONDS)
             if self._clock() >= ends_at:
                 is_complete = False
                 break

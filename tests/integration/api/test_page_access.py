@@ -83,6 +83,7 @@ def test_a_reader_cannot_act_even_with_an_operators_token(
     token = served.page("operator").token()
     reply = served.page("reader").post(path, {"token": token, "name": "realtime", "all": "yes"})
     assert reply.status_code == 403
+    assert "does not have the role operator" in reply.text
     assert not server.exists(PAUSED_QUEUES_KEY)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from collections.abc import Iterator
@@ -187,3 +188,16 @@ def test_a_request_that_moves_back_behind_the_reader_is_found(
         leases.requeue("two")
         found += [one for part in parts for one in part]
     assert [one.task_id for one in found] == [first.id, second.id]
+
+
+def test_a_read_ends_when_its_time_is_over_and_says_so(
+    fleet: Fleet, server: redis.Redis, valkey_url: str
+) -> None:
+    fleet.submit_many([request()] * 3)
+    seconds = itertools.count()
+    with redis.Redis.from_url(valkey_url) as client:
+        reader = OpenRequests(client, fleet.app.backend, lambda: next(seconds))
+        first = reader.read(RequestFilter(), 2.5)
+        assert (len(first.requests), first.is_complete) == (2, False)
+        later = reader.read(RequestFilter(state="waiting"), 10)
+        assert (len(later.requests), later.is_complete) == (3, True)
