@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
+from redis.exceptions import ResponseError
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -15,6 +16,8 @@ from api.errors import ApiError
 from api.page.signing import Signer, read_signer
 from api.page.templates import TEMPLATES
 from config.api import Role
+from primarch_fleet.errors import FleetError
+from primarch_fleet.redis_support import is_not_permitted
 from primarch_fleet.results import reachable
 
 #: Seconds after which the browser loads a page again that nothing is chosen on.
@@ -35,6 +38,10 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+_NO_PERMISSION = (
+    "the Redis user of this process may not read the fleet: the page needs the user `operator` of "
+    "config/acl.py"
+)
 #: Makes a browser ask for a login: any name, and the key as the password.
 _LOGIN = {"www-authenticate": 'Basic realm="fleet"'}
 
@@ -48,8 +55,14 @@ def view(handler: Handler, role: Role = "reader") -> Callable[[Request], Awaitab
     """
 
     async def handle(call: Call) -> Response:
-        with reachable():
-            return await handler(call)
+        try:
+            with reachable():
+                return await handler(call)
+        except FleetError as error:
+            cause = error.__cause__
+            if isinstance(cause, ResponseError) and is_not_permitted(cause):
+                raise ApiError(503, "no_permission", _NO_PERMISSION) from None
+            raise
 
     answer = endpoint(role, handle, _error_page)
 

@@ -1,28 +1,20 @@
-"""`fleet serve` in a process of its own, and its page as the holders of keys see it."""
+"""The page of a `fleet serve` in a process of its own, as the holders of keys see it."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 
 from api.keys import new_key
-from config.settings import ROOT
-from tests.support.workers import eventually
+from tests.support.api_server import api_server, fleet_yaml
 
-#: `python -m api serve --port 0` says where it listens.
-_LISTENS = re.compile(r"Uvicorn running on (http://\S+)")
 _TOKEN = re.compile(r'name="token" value="([0-9a-f]+)"')
 #: Keys by name, without their secrets.
 KEYS: dict[str, dict[str, Any]] = {
@@ -78,15 +70,14 @@ def words(reply: httpx.Response) -> str:
     return " ".join(unescape(text).split())
 
 
-@dataclass
+@dataclass(frozen=True)
 class Server:
     """A running `fleet serve`."""
 
-    process: subprocess.Popen[bytes]
+    url: str
     log: Path
     #: By name.
     keys: dict[str, str]
-    url: str = field(default="")
 
     def page(self, key: str | None) -> Page:
         """The page as the key of this name sees it."""
@@ -95,7 +86,7 @@ class Server:
 
 @contextmanager
 def serving(
-    url: str, folder: Path, keys: Mapping[str, Mapping[str, Any]] = KEYS, **env: str
+    url: str, folder: Path, keys: Mapping[str, Mapping[str, Any]] = KEYS
 ) -> Iterator[Server]:
     """Run `fleet serve` on a free port.
 
@@ -108,31 +99,8 @@ def serving(
     entries = [
         {"name": name, "sha256": secrets[name][1], **values} for name, values in keys.items()
     ]
-    shipped = Path(env.get("FLEET_CONFIG", ROOT / "config" / "fleet.yaml")).read_text()
-    config = folder / "fleet-with-keys.yaml"
-    config.write_text(shipped + yaml.safe_dump({"api": {"keys": entries}}))
-    log = folder / "serve.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "api", "serve", "--port", "0"],
-            cwd=ROOT,
-            env=os.environ | env | {"FLEET_REDIS_URL": url, "FLEET_CONFIG": str(config)},
-            stdout=out,
-            stderr=subprocess.STDOUT,
+    config = fleet_yaml(folder / "fleet-with-keys.yaml", keys=entries)
+    with api_server(url, folder, config) as server:
+        yield Server(
+            server.root, server.log, {name: secret for name, (secret, _) in secrets.items()}
         )
-    server = Server(process, log, {name: secret for name, (secret, _) in secrets.items()})
-
-    def address() -> str | None:
-        assert process.poll() is None, log.read_text()
-        found = _LISTENS.search(log.read_text())
-        return found and found[1]
-
-    try:
-        server.url = eventually(address)
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        finally:
-            process.kill()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 import redis
@@ -13,7 +14,7 @@ from config import acl
 from primarch_fleet import Fleet
 from primarch_fleet.budgets import ledger_keys
 from tests.support.api_batches import ended, line, lines, read, start
-from tests.support.api_server import BETA, ApiServer, api_server, fleet_yaml
+from tests.support.api_server import BETA, READER, ApiServer, api_server, fleet_yaml
 from tests.support.producer import CATALOGUE, finish
 from tests.support.redis_server import DURABLE, RedisServer
 from tests.support.workers import eventually
@@ -94,3 +95,16 @@ def test_the_user_touches_nothing_else(restricted: ApiServer, urls: dict[str, st
                 client.execute_command(*command)
         client.execute_command("SET", "fleet:api:test", "1")
         client.execute_command("DEL", "fleet:api:test")
+
+
+def test_the_page_needs_the_user_operator_and_says_so(
+    restricted: ApiServer, urls: dict[str, str], folder: Path
+) -> None:
+    for path in ("", "/requests", "/batches", "/dead-letters"):
+        refused = httpx.get(restricted.root + path, auth=("any", READER))
+        assert refused.status_code == 503
+        assert "the page needs the user `operator`" in refused.text
+    with api_server(urls["operator"], folder, folder / "fleet.yaml") as server:
+        for path in ("", "/requests", "/batches", "/dead-letters"):
+            assert httpx.get(server.root + path, auth=("any", READER)).status_code == 200
+        assert "NOPERM" not in server.log.read_text()
