@@ -232,9 +232,9 @@ class LuaScript:
         name, script = ("EVAL", self.text) if by_text else ("EVALSHA", self.sha)
         return (name, script, len(keys), *keys, *args)
 
-    async def load_into(self, client: redis.asyncio.Redis) -> None:
-        """Make the script known to the server, until that ends."""
-        await client.script_load(self.text)
+    def load_into(self, client: Client) -> Any:
+        """Make the script known to the server, until that ends; awaitable on asyncio."""
+        return client.script_load(self.text)
 
     @overload
     def run(self, client: redis.Redis, keys: Sequence[Any], args: Iterable[Any] = ()) -> Any: ...

@@ -41,7 +41,7 @@ def queries(panel: dict[str, Any]) -> list[str]:
 def test_the_dashboard_has_a_fixed_address_and_its_rows() -> None:
     assert DASHBOARD["uid"] == "primarch-fleet"
     rows = [panel["title"] for panel in PANELS if panel["type"] == "row"]
-    assert rows == ["Overview", "Lanes", "Money", "Batches", "Engines"]
+    assert rows == ["Overview", "Lanes", "Money", "Batches", "Engines", "HTTP API"]
     assert {panel["type"] for panel in PANELS} <= TYPES
     assert len({panel["id"] for panel in PANELS}) == len(PANELS)
     assert len(QUERIED) == len(PANELS) - len(rows)

@@ -84,7 +84,7 @@ class Acknowledger:
 
         A user who may not ask which server it is gets False.
         """
-        self._client.script_load(self._script.text)
+        self._script.load_into(self._client)
         try:
             run_id = str(self._client.info("server")["run_id"])
         except redis.ResponseError:

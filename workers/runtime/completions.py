@@ -90,7 +90,7 @@ class Completions:
         calls, self._after_acks = self._after_acks, []
         try:
             if not self._is_script_known:
-                await self._client.script_load(self._script.text)
+                await self._script.load_into(self._client)
                 self._is_script_known = True
             tags = LEASES.add_acks(pipeline.commands, self._script)
             replies = await pipeline.execute()
