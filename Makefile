@@ -38,7 +38,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-re
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench bench-check wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -77,8 +77,11 @@ mutants: $(VENV)/.dev  ## mutate the pure modules and list what no unit test not
 	$(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
-bench: $(VENV)/.dev  ## the realtime lane against the bare Router
-	$(BIN)/python -m tests.bench.realtime --rounds 5
+bench: $(VENV)/.dev  ## the realtime lane beside the bare Router, OpenAI's SDK and plain Celery; ARGS="--rounds 7 --save"
+	$(BIN)/python -m tests.bench.realtime $(ARGS)
+
+bench-check: $(VENV)/.dev  ## the realtime lane against the bare Router, and an error if it is slower than in tests/bench/realtime.json
+	$(BIN)/python -m tests.bench.realtime --check $(ARGS)
 
 bench-batch: $(VENV)/.dev $(AUTOBATCHER)/.done  ## the batch lane stage by stage; ARGS="--requests 5000"
 	$(BIN)/python -m tests.bench.batch $(ARGS)
