@@ -38,7 +38,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-re
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench bench-check wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-fairness bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench bench-check wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-api bench-fairness bench-capacity bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -98,10 +98,16 @@ bench-before: $(VENV)/.dev  ## direct calls against the fleet, beside the publis
 bench-invoice: $(VENV)/.dev  ## the fleet's accounts beside the providers' invoices; ARGS="--requests 300"
 	$(BIN)/python -m tests.bench.invoice $(ARGS)
 
+bench-api: $(VENV)/.dev  ## what the HTTP API adds to a call, and 500 streams in one process
+	$(BIN)/python -m tests.bench.api $(ARGS)
+
 bench-fairness: $(VENV)/.dev  ## what a burst of one tenant costs the others; ARGS="--rounds 6 --tenants 4"
 	$(BIN)/python -m tests.bench.fairness $(ARGS)
 
-bench-idle: $(VENV)/.dev  ## what an idle worker of each lane sends to Redis; ARGS="--seconds 60"
+bench-capacity: $(VENV)/.dev  ## what a realtime call costs a worker and Redis; ARGS="--workers 1 2 4"
+	$(BIN)/python -m tests.bench.capacity $(ARGS)
+
+bench-idle: $(VENV)/.dev  ## what idle workers cost Redis; ARGS="--seconds 60 --workers 100"
 	$(BIN)/python -m tests.bench.idle $(ARGS)
 
 bench-memory: $(VENV)/.dev  ## what a request holds in the memory of Redis, by its state
