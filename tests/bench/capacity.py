@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import psutil
 import redis
 
+from primarch_fleet import AsyncFleet, CompletionRequest
+from tests.bench.load import MESSAGES, MODEL
 from tests.bench.processes import process, wait_for, wait_for_worker
-from tests.bench.realtime import through_the_fleet
 from tests.support.connections import close_pools
 from tests.support.redis_server import redis_server
 
@@ -71,6 +72,16 @@ def measure(folder: Path, workers: int, calls: int, latency: float) -> Costs:
             (end - start) / (calls * workers) for start, end in zip(before, after, strict=True)
         )
     return Costs(workers, rate, worker * 1e6, server * 1e6, received, sent)
+
+
+async def through_the_fleet(url: str, calls: int) -> float:
+    """Calls a second, from the first submit to the last result."""
+    request = CompletionRequest(model=MODEL, messages=MESSAGES, lane="realtime")
+    async with AsyncFleet(url) as fleet:
+        started = time.perf_counter()
+        tickets = await fleet.submit_many([request] * calls)
+        await asyncio.gather(*(fleet.result(ticket) for ticket in tickets))
+        return calls / (time.perf_counter() - started)
 
 
 @contextmanager
