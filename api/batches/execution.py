@@ -15,13 +15,13 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import redis
 from starlette.datastructures import UploadFile
 
 from api.batches.validation import LineCheck
+from api.batches.work_folder import work_folder
 from api.keys import Caller
 from api.media_urls import check_hosts
 from api.store.batches import Batch, BatchStore, Claim, Counts, End
@@ -95,8 +95,8 @@ class Execution:
         """
         lease = asyncio.create_task(self._keep_lease())
         try:
-            with TemporaryDirectory(prefix="fleet-batch-") as folder:
-                end = await self._to_end(Path(folder))
+            with work_folder() as folder:
+                end = await self._to_end(folder)
                 await self._write_end(end)
                 return end
         finally:

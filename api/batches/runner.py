@@ -13,6 +13,7 @@ import redis
 from prometheus_client import Counter, Gauge
 
 from api.batches.execution import LEASE_SECONDS, BatchLost, Execution, Tools
+from api.batches.work_folder import remove_left_over
 from api.services import Services
 from api.store.batches import BatchStore, Claim, End
 from api.store.files import FileStore
@@ -63,6 +64,7 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
         self._tools: Any = None
 
     async def __aenter__(self) -> BatchRunner:
+        await asyncio.to_thread(remove_left_over)
         url = self._services.url
         files = FileStore(self._services.redis, self._services.result_seconds)
         self._tools = Tools(
