@@ -1,8 +1,9 @@
 // OpenAI's SDK for Node against `fleet serve`, changed in nothing but its base URL.
 import assert from "node:assert/strict";
 import test from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { zodResponseFormat, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
@@ -132,4 +133,37 @@ test("models are listed", async () => {
   const names = [];
   for await (const one of client.models.list()) names.push(one.id);
   assert.ok(names.includes(model));
+});
+
+test("a file of requests is answered as a batch", async () => {
+  const lines = ["one", "two"].map((custom_id) =>
+    JSON.stringify({
+      custom_id,
+      method: "POST",
+      url: "/v1/chat/completions",
+      body: { model, messages: [{ role: "user", content: custom_id }] },
+    }),
+  );
+  const file = await client.files.create({
+    file: await toFile(Buffer.from(lines.join("\n")), "in.jsonl"),
+    purpose: "batch",
+  });
+  let batch = await client.batches.create({
+    input_file_id: file.id,
+    endpoint: "/v1/chat/completions",
+    completion_window: "24h",
+    metadata: { "x-fleet-lane": "realtime" },
+  });
+  while (!batch.output_file_id && !batch.error_file_id && batch.status !== "failed") {
+    await sleep(100);
+    batch = await client.batches.retrieve(batch.id);
+  }
+  assert.equal(batch.status, "completed");
+  const text = await (await client.files.content(batch.output_file_id)).text();
+  const answers = text.trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual(answers.map((answer) => answer.custom_id).sort(), ["one", "two"]);
+  const listed = [];
+  for await (const one of client.batches.list({ limit: 1 })) listed.push(one.id);
+  assert.ok(listed.includes(batch.id));
+  await client.files.delete(file.id);
 });

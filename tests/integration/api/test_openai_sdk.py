@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from primarch_fleet import Fleet
 from tests.integration.api.conftest import Served
-from tests.support.api_server import BETA, NARROW
+from tests.support.api_server import ALPHA, BETA, NARROW
 from tests.support.workers import eventually
 from workers.onebox.simulator.script import Script
 
@@ -254,6 +254,17 @@ def test_the_sdk_retries_what_may_succeed_and_nothing_else(served: Served) -> No
     ):
         client.chat.completions.create(model=MODEL, messages=HELLO)
     assert len(seen) == 1
+
+
+def test_the_sdk_repeats_a_call_that_a_provider_has_failed(served: Served) -> None:
+    """The worker has tried it three times by then; the fourth call is the SDK's second try."""
+    served.simulator.reset()
+    served.simulator.script(Script(status=500, body={"error": {"message": "down"}}, times=3))
+    url = f"{served.server.root}/v1"
+    with openai.OpenAI(base_url=url, api_key=ALPHA, max_retries=1) as client:
+        answer = client.chat.completions.create(model=MODEL, messages=HELLO)
+    assert answer.choices[0].message.content == "Simulated answer to: Say hello."
+    assert len(_calls(served)) == 4
 
 
 def test_an_idempotency_key_is_answered_once(client: OpenAI, served: Served) -> None:
