@@ -15,15 +15,14 @@ from config.agents_config import RoutingOrchestration
 from config.api import Api
 from config.batch import Batch
 from config.contradictions import contradictions
-from config.endpoints import batch_endpoints, endpoints
 from config.engine import EngineConfig
 from config.engine_parameters import ENGINE_PARAMETERS
 from config.inline_accounts import with_accounts
 from config.listed_models import Listing, listing_of, with_listed_models
 from config.litellm_params import ambient_secrets, refuse_literal_secrets, resolve, secret_values
 from config.litellm_proxy import MODULE_SETTINGS, with_proxy_file
+from config.offers import models_of
 from config.provider import Deployment, Provider
-from config.provider_parameters import unsupported_parameters
 from config.requests import RequestPolicy
 from config.routing import LaneSection, Routing
 from config.section import Section, Values
@@ -34,12 +33,9 @@ from config.yaml_file import YamlFile
 from primarch_fleet.catalogue import (
     Catalogue,
     CatalogueDeployment,
-    Costs,
     LaneLimits,
-    Model,
-    Offer,
 )
-from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError, UnknownModel
 from primarch_fleet.prices import Rates
 from primarch_fleet.requests.base import JsonObject
@@ -246,7 +242,7 @@ class FleetConfig(Section):
     def catalogue(self) -> Catalogue:
         """Build what producers are told: no keys, no addresses."""
         return Catalogue(
-            models=self._models(),
+            models=models_of(self),
             completion_window=self.batch.window_seconds,
             max_request_bytes=self.max_request_bytes,
             tenants={name: tenant.limits() for name, tenant in self.tenants.items()},
@@ -279,77 +275,6 @@ class FleetConfig(Section):
             ),
         )
 
-    def _models(self) -> dict[str, Model]:
-        """All models. The first entry for a model and a lane sets the price there."""
-        models: dict[str, Model] = {}
-
-        def add(name: str, source: Deployment | EngineConfig, offers: dict[Lane, Offer]) -> None:
-            if name not in models:
-                models[name] = Model(kind=source.kind, lanes={}, list_price=self.list_price(name))
-            lanes = {**offers, **models[name].lanes}
-            models[name] = models[name].model_copy(update={"lanes": lanes})
-
-        for deployment in self.deployments:
-            offers: dict[Lane, Offer] = {"realtime": self._realtime_offer(deployment)}
-            if deployment.batch:
-                provider = self.providers[deployment.provider].litellm_provider
-                offers["batch"] = Offer(
-                    queue=BATCH_QUEUE,
-                    endpoints=batch_endpoints(deployment.kind, provider),
-                    price=self.rates(deployment).in_batches(),
-                    max_output_tokens=deployment.max_output_tokens,
-                    media=deployment.media,
-                    context_length=deployment.context_length,
-                    unsupported=self._unsupported([deployment]),
-                )
-            add(deployment.model, deployment, offers)
-        for engine in self.engines:
-            for name in engine.models:
-                add(name, engine, {"local": engine.offer()})
-        for alias, name in self.routing.model_group_alias.items():
-            model = models[name]
-            lanes = {lane: offer for lane, offer in model.lanes.items() if lane != "local"}
-            models.setdefault(alias, model.model_copy(update={"lanes": lanes}))
-        return models
-
-    def _realtime_offer(self, deployment: Deployment) -> Offer:
-        """A deployment's price, with the highest price and length of any that may answer for it."""
-        models = self.routing.possible_models(deployment.model)
-        possible = [other for other in self.deployments if other.model in models]
-        tags = {tuple(sorted(other.tags)) for other in self.deployments_of(deployment.model)}
-        return Offer(
-            queue=REALTIME_QUEUE,
-            endpoints=endpoints(deployment.kind),
-            price=self.rates(deployment),
-            other_costs=self._other_costs(deployment, possible),
-            max_output_tokens=_longest(other.max_output_tokens for other in possible),
-            media=deployment.media,
-            context_length=_longest(other.context_length for other in possible),
-            unsupported=self._unsupported(self.deployments_of(deployment.model)),
-            tags=tuple(sorted(tags)),
-        )
-
-    def _other_costs(
-        self, deployment: Deployment, possible: Iterable[Deployment]
-    ) -> tuple[Costs, ...]:
-        """The prices of the other deployments and fallbacks that may answer, where they differ."""
-        own, *others = (
-            Costs(price=self.rates(other), media=other.media) for other in (deployment, *possible)
-        )
-        distinct: list[Costs] = []
-        for costs in others:
-            if costs != own and costs not in distinct:
-                distinct.append(costs)
-        return tuple(distinct)
-
-    def _unsupported(self, deployments: list[Deployment]) -> tuple[str, ...]:
-        """The parameters that each of these deployments refuses."""
-        refused = [
-            unsupported_parameters(deployment, self.providers[deployment.provider])
-            for deployment in deployments
-        ]
-        return tuple(sorted(frozenset.intersection(*refused)))
-
 
 def _with_litellm_config(file: Values) -> Values:
     path = file.get("litellm_config")
@@ -361,12 +286,6 @@ def _with_litellm_config(file: Values) -> Values:
 
 def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in Counter(names).items() if count > 1}
-
-
-def _longest(lengths: Iterable[int | None]) -> int | None:
-    """The longest of the lengths; None if one of them is not known."""
-    known = list(lengths)
-    return None if None in known else max(filter(None, known))
 
 
 def _names(names: set[str]) -> str:

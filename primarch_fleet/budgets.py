@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntFlag, StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -32,6 +32,7 @@ from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded, FleetError, TenantLimited
 from primarch_fleet.money import format_dollars, to_micros
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
+from primarch_fleet.reservations import Reservation, ReservationRequest
 
 #: Seconds after which a reservation that is never settled is removed: longer than a request can
 #: exist. On the batch lane that is three windows of a day at most, and two days of waiting between.
@@ -131,44 +132,6 @@ class Budget:
 
     day: Spending
     month: Spending
-
-
-class ReservationRequest(NamedTuple):
-    """A task and the nano-dollars to reserve for it."""
-
-    task_id: str
-    amount: int
-    #: Reserved if `amount` does not fit; None for no such amount.
-    fallback: int | None = None
-    #: Tokens that a new task counts for in its tenant's rate, with `amount` and with `fallback`.
-    #: With None it counts neither for the rate nor for the concurrency.
-    tokens: tuple[int | None, int | None] = (None, None)
-
-
-class Reservation(NamedTuple):
-    """The reservation of a task."""
-
-    task_id: str
-    #: True if `fallback` was reserved instead of `amount`.
-    is_fallback: bool
-    #: False if the task held a reservation before.
-    is_new: bool
-
-
-class Reserved(NamedTuple):
-    """What a task has in the budget of a tenant."""
-
-    tenant_id: str
-    #: Nano-dollars.
-    amount: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        """Decode `<nano-dollars> <day> <tenant>`; None for an empty text."""
-        if not text:
-            return None
-        amount, _, tenant_id = text.split(" ", 2)
-        return cls(tenant_id, int(amount))
 
 
 class _LedgerScripts:

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from primarch_fleet import protocol, routing
-from primarch_fleet.budgets import ReservationRequest
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import PRIORITIES, Lane
 from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
 from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.requests import Request
+from primarch_fleet.reservations import ReservationRequest
 from primarch_fleet.routing import LaneDecision
 from primarch_fleet.tracing import TracedRequest
 

@@ -17,12 +17,13 @@ from celery import Celery
 from redis.exceptions import NoPermissionError
 
 from primarch_fleet import budgets
-from primarch_fleet.budgets import Ledger, Reservation, ReservationRequest
+from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.encoder import EncodedMessage, MessageEncoder
 from primarch_fleet.errors import BudgetExceeded, FleetBusy, IdempotencyConflict, LaneFull
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.reservations import Reservation, ReservationRequest
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import redis
 
 from primarch_fleet import estimates, redis_support
-from primarch_fleet.budgets import AsyncLedger, ReservationRequest
+from primarch_fleet.budgets import AsyncLedger
 from primarch_fleet.catalogue import Catalogue, Model
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
@@ -23,6 +23,7 @@ from primarch_fleet.errors import (
     FleetUnavailable,
 )
 from primarch_fleet.requests import Request
+from primarch_fleet.reservations import ReservationRequest
 from tasks.grouped_calls import GroupedCalls
 from tasks.receipts import RequestMetadata
 from tasks.usage_meter import UsageMeter

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from primarch_fleet import protocol
-from primarch_fleet.budgets import Reserved
 from primarch_fleet.contract import FailedAttempt, Lane, Receipt
 from primarch_fleet.prices import Rates, cost_nanousd
 from primarch_fleet.requests import Request
+from primarch_fleet.reservations import Reserved
 from primarch_fleet.server_clock import CLOCK
 from primarch_fleet.usage import Usage
 

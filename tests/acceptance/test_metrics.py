@@ -82,7 +82,7 @@ SHARED = (
 @pytest.mark.parametrize("name", SHARED)
 def test_a_figure_of_the_whole_fleet_comes_from_one_process(up: Up, name: str) -> None:
     processes = [place.removeprefix("metrics of ") for place in up.addresses if "metrics" in place]
-    assert len(processes) == 4
+    assert len(processes) == 5
     assert [process for process in processes if samples(up, process, name)] == ["the fleet"]
 
 

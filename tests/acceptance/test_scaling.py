@@ -96,7 +96,7 @@ def test_the_views_follow(up: Up) -> None:
             assert b"primarch_" in response.read()
     eventually(lambda: beat_runs(up))
     assert workers(up) == {"realtime-1", "realtime-2", "local-1", "batch-1"}
-    assert targets(up).keys() == {*workers(up), "the fleet"}
+    assert targets(up).keys() == {*workers(up), "the fleet", "the http api"}
     for process, target in targets(up).items():
         assert addresses(up)[f"metrics of {process}"] == f"http://{target}/metrics"
     said = run_command(up.folder, "scale", "realtime=1", "batch=0").stderr
@@ -104,7 +104,7 @@ def test_the_views_follow(up: Up) -> None:
     assert "realtime: 1 worker processes; realtime-2 stops\n" in said
     assert addresses(up) == before
     assert workers(up) == {"realtime-1", "local-1"}
-    assert targets(up).keys() == {*workers(up), "the fleet"}
+    assert targets(up).keys() == {*workers(up), "the fleet", "the http api"}
     assert "nothing to do" in run_command(up.folder, "scale", "realtime=1").stderr
 
 

@@ -12,10 +12,11 @@ import redis
 
 from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest, Spending
-from primarch_fleet.budgets import Ledger, ReservationRequest
+from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.prompt_size import MediaTokens, measure
 from primarch_fleet.requests import Request
+from primarch_fleet.reservations import ReservationRequest
 from tasks import services, serving
 from tasks.accounting import Accountant
 from tests.support.realtime_fixture import (

@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
-from primarch_fleet.budgets import Reserved
 from primarch_fleet.redis_support import LuaScript
+from primarch_fleet.reservations import Reserved
 from workers.runtime.fair_share import FreeSlots
 from workers.runtime.prefix_affinity import AffinityLimits
 from workers.runtime.scripts import FETCH, FETCH_NEAR

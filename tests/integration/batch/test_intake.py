@@ -10,9 +10,10 @@ import pytest
 import redis
 from celery import Celery, chain
 
-from primarch_fleet.budgets import Ledger, ReservationRequest
+from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded, InvalidRequest, UnknownModel
+from primarch_fleet.reservations import ReservationRequest
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import GROUPS, PREFIX, REQUESTS
 from tests.support.batch_fixture import chat

@@ -12,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.budgets import Ledger, ReservationRequest, Reserved, payer_key
+from primarch_fleet.budgets import Ledger, payer_key
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.lane_health import LaneMonitor
 from primarch_fleet.protocol import SUBMITTED_AT, TENANT, tenant_header
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
+from primarch_fleet.reservations import ReservationRequest, Reserved
 from scheduler.fleet_metrics.queues import QueueDepthCollector
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from primarch_fleet import CompletionRequest, Fleet
-from primarch_fleet.budgets import MAX_CONCURRENCY_SECONDS, Ledger, ReservationRequest
+from primarch_fleet.budgets import MAX_CONCURRENCY_SECONDS, Ledger
 from primarch_fleet.catalogue import CATALOGUE_KEY, LaneLimits, Limits, Model
 from primarch_fleet.errors import FleetError, InvalidRequest, LaneFull, TenantLimited
 from primarch_fleet.lane_health import (
@@ -20,6 +20,7 @@ from primarch_fleet.lane_health import (
     heartbeat_key,
 )
 from primarch_fleet.queues import PAUSED_QUEUES_KEY, priority_lists
+from primarch_fleet.reservations import ReservationRequest
 from tests.support.lane_limits import OFFERS, PRICE, publish
 from tests.support.workers import eventually
 from workers.observability.heartbeat import Heartbeat

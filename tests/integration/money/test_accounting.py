@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from primarch_fleet import errors, streaming
 from primarch_fleet.answers import form_of
-from primarch_fleet.budgets import Reserved
 from primarch_fleet.money import to_usd
+from primarch_fleet.reservations import Reserved
 from tasks import services
 from tasks.response_cache import ResponseCache
 from tests.support.accounting_fixture import (

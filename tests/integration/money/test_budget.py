@@ -11,16 +11,10 @@ import pytest
 import redis
 import redis.asyncio
 
-from primarch_fleet.budgets import (
-    KEPT_DAYS,
-    RESERVATION_TTL_SECONDS,
-    AsyncLedger,
-    Ledger,
-    Reservation,
-    ReservationRequest,
-)
+from primarch_fleet.budgets import KEPT_DAYS, RESERVATION_TTL_SECONDS, AsyncLedger, Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
+from primarch_fleet.reservations import Reservation, ReservationRequest
 from scheduler.fleet_metrics.budgets import BudgetCollector
 
 LIMITS = Limits(daily_budget_nanousd=100, monthly_budget_nanousd=250)

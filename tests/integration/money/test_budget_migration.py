@@ -6,9 +6,10 @@ import pytest
 import redis
 
 from primarch_fleet.budget_migration import migrate_budgets
-from primarch_fleet.budgets import KEPT_DAYS, Ledger, ReservationRequest
+from primarch_fleet.budgets import KEPT_DAYS, Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
+from primarch_fleet.reservations import ReservationRequest
 
 DAY, NOW = "2026-11-28", 1_795_860_000.0
 LIMITS = Limits(daily_budget_nanousd=1_000_000)

@@ -26,9 +26,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from primarch_fleet.budgets import Budget, Ledger, ReservationRequest
+from primarch_fleet.budgets import Budget, Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.errors import BudgetExceeded
+from primarch_fleet.reservations import ReservationRequest
 
 CLIENTS = 64
 TENANT = "t"

@@ -8,10 +8,11 @@ import pytest
 import redis
 from redis.asyncio import Redis
 
-from primarch_fleet.budgets import Ledger, ReservationRequest, payer_key
+from primarch_fleet.budgets import Ledger, payer_key
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.reservations import ReservationRequest
 from scheduler import lost_reservations
 from scheduler.lost_reservations import GRACE_SECONDS, LostReservations
 from scheduler.model.jsonl import request_id

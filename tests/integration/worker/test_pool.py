@@ -15,8 +15,9 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, T
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.support.workers import Producer, StartWorker, Worker, eventually
-from workers.runtime import event_loop, pool
+from workers.runtime import event_loop
 from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
+from workers.runtime.pool_job import PoolJob
 
 TIMEOUT = 30  # seconds; no result takes a tenth of it
 
@@ -228,10 +229,10 @@ def test_sigquit_cancels_at_once_and_returns_all_messages(
 # Jobs and the event loop without a worker.
 
 
-def new_job() -> pool.PoolJob:
+def new_job() -> PoolJob:
     names = ["callback", "accept_callback", "error_callback", "timeout_callback"]
     callbacks = dict.fromkeys(names, lambda *_: None)
-    return pool.PoolJob(1, lambda: None, callbacks, event_loop.get())
+    return PoolJob(1, lambda: None, callbacks, event_loop.get())
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendStoreError
 from celery.states import EXCEPTION_STATES
 
-from primarch_fleet.budgets import Ledger, ReservationRequest
+from primarch_fleet.budgets import Ledger
 from primarch_fleet.cancellation import COMPLETED, mark_key
 from primarch_fleet.catalogue import Limits
+from primarch_fleet.reservations import ReservationRequest
 from tests.support.closed_backends import closed_backends
 from tests.support.redis_server import RedisServer
 from tests.support.relay import Relay, relay
