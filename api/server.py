@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
@@ -46,6 +48,8 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
         *metrics.server_address[:2],
         extra={"action": "metrics_listening"},
     )
+    # uvicorn raises the signal that has stopped it once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.Server(config).run()
 
 

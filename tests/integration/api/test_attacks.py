@@ -336,6 +336,12 @@ def test_a_model_beyond_the_keys_scope_is_told_no_other_names(attacked: ApiServe
     assert "gpt" not in answer.text
 
 
+def test_a_server_that_is_told_to_stop_ends_as_a_success(valkey_url: str, tmp_path: Path) -> None:
+    with api_server(valkey_url, tmp_path, None) as server:
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+
+
 def test_without_keys_other_machines_are_not_served(valkey_url: str, tmp_path: Path) -> None:
     config = write_config(tmp_path / "fleet.yaml", keys=[])
     refused = subprocess.run(
