@@ -170,7 +170,8 @@ def test_a_worker_fetches_on_when_the_server_has_forgotten_the_script(
         assert worker.process.poll() is None
         eventually(lambda: not store.hlen(LEASES_KEY))
     assert Counter(store.lrange("runs", 0, -1)) == Counter(result.id for result in results)
-    assert "Traceback" not in worker.log.read_text()
+    # kombu warns if its own script, which it runs now and then, is forgotten at that moment.
+    assert ": ERROR/" not in worker.log.read_text()
 
 
 def test_a_worker_that_polls_sends_no_text(start_worker: StartWorker, store: redis.Redis) -> None:
