@@ -112,8 +112,8 @@ async def test_requests_of_every_kind_get_responses_in_openais_format(
 async def test_an_error_concerns_only_its_request_and_a_temporary_one_is_retried(
     anthropic: OpenBench, fault: dict[str, Any], outcome: Any, batches: int
 ) -> None:
-    async with anthropic(profile(Fault(scope="line", contains="bad", **fault))) as b:
-        results = await b.send(chat("good"), chat("bad"))
+    async with anthropic(profile(Fault(scope="line", contains="wrong", **fault))) as b:
+        results = await b.send(chat("good"), chat("wrong"))
         await b.until_idle()
         good, bad = await b.settled(results, batches=batches)
         assert (good.receipt.attempts, good.receipt.cost_nanousd > 0) == (1, True)

@@ -55,8 +55,8 @@ async def test_requests_get_responses_in_openais_format(gemini: OpenBench) -> No
 async def test_an_error_concerns_only_its_request_and_a_temporary_one_is_retried(
     gemini: OpenBench, fault: dict[str, Any], outcome: Any
 ) -> None:
-    async with gemini(profile(Fault(scope="line", contains="bad", **fault))) as b:
-        results = await b.send(chat("good"), chat("bad"))
+    async with gemini(profile(Fault(scope="line", contains="wrong", **fault))) as b:
+        results = await b.send(chat("good"), chat("wrong"))
         await b.until_idle()
         good, bad = await b.settled(results, batches=1 if outcome else 2)
         assert good.receipt.attempts == 1

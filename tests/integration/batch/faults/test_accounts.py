@@ -98,9 +98,9 @@ async def test_lines_refused_by_an_account_without_credit_do_not_delay_the_answe
 async def test_a_line_without_permission_fails_alone_in_a_batch_with_answers(
     opened: OpenBench,
 ) -> None:
-    refused = Fault(scope="line", contains="bad", status=403, message="Not for you.")
+    refused = Fault(scope="line", contains="wrong", status=403, message="Not for you.")
     async with opened(profile(refused)) as b:
-        results = await b.send(chat("good"), chat("bad"))
+        results = await b.send(chat("good"), chat("wrong"))
         await b.until_idle()
         good, bad = await b.settled(results, batches=1)
         assert good.receipt.attempts == 1
