@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ import redis
 import yaml
 from openai.types import Batch
 
-from primarch_fleet import Fleet
 from tests.support.api_server import KEYS, ApiServer, api_server
 from tests.support.batch_fixture import config, profile
 from tests.support.workers import StartWorker, Worker, eventually
@@ -38,8 +36,6 @@ ENGINE: dict[str, Any] = {
     "max_num_seqs": 32,
     "max_model_len": 2048,
 }
-#: Between two messages of each kind; and their lifetime, which is that of beat's messages.
-BEAT_SECONDS, EXPIRY_SECONDS = 0.2, 5.0
 
 
 @dataclass
@@ -71,25 +67,6 @@ class BatchFleet:
         """Run one more process of the API."""
         with api_server(self.url, self.folder, self.config) as server:
             yield server
-
-    @contextmanager
-    def ticking(self) -> Iterator[None]:
-        """Create and poll batches at the provider all the time."""
-        ended = threading.Event()
-
-        def tick() -> None:
-            with Fleet(self.url) as fleet:
-                while not ended.wait(BEAT_SECONDS):
-                    for name in ("scheduler.aggregate", "scheduler.poll"):
-                        fleet.app.send_task(name, queue="scheduler", expires=EXPIRY_SECONDS)
-
-        thread = threading.Thread(target=tick)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 @contextmanager

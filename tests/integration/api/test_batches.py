@@ -23,6 +23,7 @@ from tests.support.api_batches import (
     start,
 )
 from tests.support.api_server import BETA, NARROW, ApiServer
+from tests.support.scheduler_ticks import ticking
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.script import Script
 
@@ -81,7 +82,7 @@ def test_the_cookbooks_batch_example_runs_unchanged_but_for_the_address(
         endpoint="/v1/chat/completions",
         completion_window="24h",
     )
-    with running.ticking():
+    with ticking(running.url):
         batch_job = ended(client, batch_job)
     assert batch_job.status == "completed"
     assert batch_job.output_file_id is not None
@@ -109,7 +110,7 @@ def test_a_batch_takes_the_lane_that_its_metadata_names(
     )
     assert batch.expires_at == batch.created_at + 86_400
     assert batch.metadata == {"x-fleet-lane": lane, "job": "nightly"}
-    with running.ticking():
+    with ticking(running.url):
         batch = ended(client, batch)
     assert batch.status == "completed"
     counts = batch.request_counts
@@ -140,7 +141,7 @@ def test_a_batch_takes_the_lane_that_its_metadata_names(
 def test_each_endpoint_is_served(
     running: BatchFleet, client: OpenAI, url: str, body: dict[str, Any]
 ) -> None:
-    with running.ticking():
+    with ticking(running.url):
         batch = ended(client, start(client, lines([line("1", url=url, **body)]), url))
     assert batch.status == "completed"
     assert read(client, batch.output_file_id)["1"]["response"]["status_code"] == 200
@@ -268,7 +269,7 @@ def test_a_batch_lane_request_of_a_cancelled_batch_is_not_paid(
     eventually(runs)
     client.batches.cancel(batch.id)
     assert ended(client, batch).status == "cancelled"
-    with running.ticking():
+    with ticking(running.url):
         other = ended(client, start(client, lines([line("2")])))
     assert other.status == "completed"
     assert running.simulator.invoice()["requests"] == 1

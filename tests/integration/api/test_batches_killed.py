@@ -11,6 +11,7 @@ from openai import OpenAI
 
 from tests.support.api_batches import BatchFleet, batch_fleet, ended, line, lines, read, start
 from tests.support.api_server import ApiServer
+from tests.support.scheduler_ticks import ticking
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.script import Script
 
@@ -68,11 +69,11 @@ def test_every_line_is_asked_once_while_processes_are_killed(
         with running.serve() as second:
             eventually(lambda: asked(store) == LINES, RUN_SECONDS)
             kill(second, store)  # while it awaits answers
-        with running.serve() as third, running.ticking():
+        with running.serve() as third, ticking(running.url):
             eventually(lambda: done(third.client(), batch.id), RUN_SECONDS)
             kill(third, store)  # while some answers are there
             worker.kill()
-    with running.worker("batch"), running.ticking(), running.serve() as fourth:
+    with running.worker("batch"), ticking(running.url), running.serve() as fourth:
         client = fourth.client()
         batch = ended(client, batch, RUN_SECONDS)
         answers, errors = read(client, batch.output_file_id), read(client, batch.error_file_id)

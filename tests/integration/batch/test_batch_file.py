@@ -6,9 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ import pytest
 import redis
 import yaml
 
-from primarch_fleet import Fleet
 from primarch_fleet.answers import form_of
 from primarch_fleet.cli.batch.estimate import sample_step
 from tests.support.batch_file import BAD_LINES, run_batch, write_batch_file
 from tests.support.batch_fixture import config, profile
+from tests.support.scheduler_ticks import ticking
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator import Simulator
 
@@ -28,8 +26,6 @@ from workers.onebox.simulator import Simulator
 REQUESTS = int(os.environ.get("BATCH_FILE_LINES", "1000"))
 #: For a run of so many lines.
 RUN_SECONDS = 60 + REQUESTS / 20
-#: Between two messages of each kind; and their lifetime, which is that of beat's messages.
-BEAT_SECONDS, EXPIRY_SECONDS = 0.2, 5.0
 
 
 class Provider:
@@ -41,25 +37,6 @@ class Provider:
     def invoice(self) -> dict[str, Any]:
         invoice: dict[str, Any] = self.simulator.invoice()
         return invoice
-
-    @contextmanager
-    def ticking(self) -> Iterator[None]:
-        """Create and poll batches all the time; without it, requests stay parked."""
-        ended = threading.Event()
-
-        def tick() -> None:
-            with Fleet(self.url) as fleet:
-                while not ended.wait(BEAT_SECONDS):
-                    for name in ("scheduler.aggregate", "scheduler.poll"):
-                        fleet.app.send_task(name, queue="scheduler", expires=EXPIRY_SECONDS)
-
-        thread = threading.Thread(target=tick)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
 
 
 @pytest.fixture
@@ -111,7 +88,7 @@ def test_a_run_that_is_killed_three_times_ends_as_one_run_and_costs_as_much(
         custom_ids = write_batch_file(folder / "in.jsonl", REQUESTS)
     started = provider.invoice()
     with (
-        provider.ticking(),
+        ticking(provider.url),
         run_batch(provider.url, single, "--run", "single", "--json") as process,
     ):
         out, err = process.communicate(timeout=RUN_SECONDS)
@@ -132,7 +109,7 @@ def test_a_run_that_is_killed_three_times_ends_as_one_run_and_costs_as_much(
     kill_three_times(provider, store, killed)
     output = killed / "out.jsonl"
     for _ in ("the rest", "nothing"):
-        with provider.ticking(), run_batch(provider.url, killed) as process:
+        with ticking(provider.url), run_batch(provider.url, killed) as process:
             _, err = process.communicate(timeout=RUN_SECONDS)
         assert process.returncode == 1, err
         assert "continued" in err
@@ -160,7 +137,7 @@ def kill_three_times(provider: Provider, store: redis.Redis, folder: Path) -> No
         kill(process)
     first = asked()
     assert first < REQUESTS
-    with provider.ticking():
+    with ticking(provider.url):
         eventually(lambda: difference(provider.invoice(), before)["requests"] == first, RUN_SECONDS)
     with run_batch(provider.url, folder) as process:
         eventually(lambda: output.exists() and output.stat().st_size)

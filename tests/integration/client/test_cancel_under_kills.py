@@ -7,11 +7,9 @@ kills or stops more workers.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import get_args
@@ -21,6 +19,7 @@ import pytest
 from primarch_fleet import Ticket, errors
 from primarch_fleet.contract import Lane
 from tests.support.cancelling import APPS, MortalFleet
+from tests.support.scheduler_ticks import ticking
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
@@ -38,25 +37,6 @@ PROFILE = Profile(
     latency=Latency(mean=0.2, time_per_token=0.02),
     batch=BatchProfile(validating=0.1, in_progress=1.0, finalizing=0.1),
 )
-
-
-@contextmanager
-def ticking(fleet: MortalFleet) -> Iterator[None]:
-    """Beat's messages, in short intervals, during the block."""
-    stopped = threading.Event()
-
-    def tick() -> None:
-        while not stopped.wait(0.5):
-            for name in ("aggregate", "poll"):
-                fleet.fleet.app.send_task(f"scheduler.{name}", queue="scheduler", expires=5)
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def strike(fleet: MortalFleet, random: Random) -> None:
@@ -98,7 +78,7 @@ def test_no_cancelled_request_runs_whatever_dies(
         ThreadPoolExecutor(3 * REQUESTS_PER_LANE + 1) as threads,
     ):
         fleet.start(concurrency=3)
-        with ticking(fleet):
+        with ticking(valkey_url, 0.5):
             numbers = range(REQUESTS_PER_LANE)
             orders = [(lane, f"{lane}-{number}") for lane in get_args(Lane) for number in numbers]
             random.shuffle(orders)
