@@ -40,7 +40,7 @@ MAX_DEAD, DEAD_SECONDS = 1_000, 30 * 86_400
 #: Deliveries that one search for a due one looks at.
 _MAX_SCANNED = 1_000
 _ENQUEUE = LuaScript.load(LUA / "outbox.lua", LUA / "enqueue_webhooks.lua")
-_CLAIM = LuaScript.load(LUA / "claim_webhook.lua")
+_CLAIM = LuaScript.load(LUA / "due.lua", LUA / "claim_webhook.lua")
 
 
 class Waiting(NamedTuple):
