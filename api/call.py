@@ -8,13 +8,14 @@ import binascii
 import functools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Message
 
 from api.errors import NO_RETRY, ApiError
 from api.keys import Caller
@@ -88,21 +89,43 @@ class Call:
 
     async def body(self, max_bytes: int) -> bytes:
         """Return the body. Raises ApiError, status 408 or 413, if it is too slow or too large."""
-        timeout_seconds = self.services.config.upload_timeout
-        declared = self.request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > max_bytes:
+        async with self.upload_time():
+            return await self.limited(max_bytes).body()
+
+    def limited(self, max_bytes: int, overhead_bytes: int = 0) -> Request:
+        """Return the request; reading more of its body than this raises ApiError, status 413.
+
+        Args:
+            max_bytes: The limit that the error names.
+            overhead_bytes: What the body may have besides, as the boundaries of a form.
+
+        Raises:
+            ApiError: Status 413: the body is larger by the length that its head declares.
+        """
+        declared, most = self.request.headers.get("content-length", ""), max_bytes + overhead_bytes
+        if declared.isdecimal() and int(declared) > most:
             raise too_large(max_bytes)
-        parts, size_bytes = [], 0
+        received_bytes = 0
+
+        async def receive() -> Message:
+            nonlocal received_bytes
+            message = await self.request.receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > most:
+                raise too_large(max_bytes)
+            return message
+
+        return Request(self.request.scope, receive)
+
+    @asynccontextmanager
+    async def upload_time(self) -> AsyncIterator[None]:
+        """Raise ApiError, status 408, if the block takes longer than a client has for its body."""
+        seconds = self.services.config.upload_timeout
         try:
-            async with asyncio.timeout(timeout_seconds):
-                async for part in self.request.stream():
-                    size_bytes += len(part)
-                    if size_bytes > max_bytes:
-                        raise too_large(max_bytes)
-                    parts.append(part)
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError:
-            raise too_slow(timeout_seconds) from None
-        return b"".join(parts)
+            raise too_slow(seconds) from None
 
 
 def too_large(max_bytes: int) -> ApiError:

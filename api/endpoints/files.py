@@ -8,9 +8,7 @@ from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message
 
 from api.call import Call, too_large, too_slow
 from api.errors import NO_RETRY, ApiError, not_found
@@ -148,30 +146,14 @@ async def _stored(call: Call) -> StoredFile:
 
 async def _form(call: Call, max_file_bytes: int) -> FormData:
     """Read the form; a large file is on the disk then. Raises ApiError, status 400, 408 or 413."""
-    seconds, receive = call.services.config.upload_timeout, call.request.receive
-    declared = call.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_file_bytes + _FORM_BYTES:
-        raise too_large(max_file_bytes)
-    received_bytes = 0
-
-    async def limited() -> Message:
-        nonlocal received_bytes
-        message = await receive()
-        received_bytes += len(message.get("body", b""))
-        if received_bytes > max_file_bytes + _FORM_BYTES:
-            raise too_large(max_file_bytes)
-        return message
-
+    request = call.limited(max_file_bytes, _FORM_BYTES)
     if not call.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(400, "invalid_request", "send the file as multipart/form-data")
-    request = Request(call.request.scope, limited)
     try:
-        async with asyncio.timeout(seconds):
+        async with call.upload_time():
             return await request.form(
                 max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
             )
-    except TimeoutError:
-        raise too_slow(seconds) from None
     except HTTPException as error:  # the form is wrong
         raise ApiError(400, "invalid_request", f"the form is wrong: {error.detail}") from None
 
