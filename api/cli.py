@@ -15,8 +15,7 @@ import click
 from api import server
 from api.keys import new_key
 from config.api import DEFAULT_PORT
-from primarch_fleet.cli.terminal import report
-from primarch_fleet.errors import FleetError
+from primarch_fleet.cli.terminal import exit_status_of, report
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m api") -> NoReturn:
@@ -27,13 +26,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m api") -> 
         program: What the help calls this program.
     """
     options = _parser(program).parse_args(arguments)
-    try:
-        exit_status = options.run(options)
-    except KeyboardInterrupt:
-        exit_status = 130
-    except FleetError as error:
-        exit_status = report(str(error), 1)
-    sys.exit(exit_status)
+    sys.exit(exit_status_of(lambda: options.run(options)))
 
 
 def serve(options: argparse.Namespace) -> int:

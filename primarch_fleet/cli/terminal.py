@@ -1,4 +1,4 @@
-"""What commands print: reports for a person on stderr, and JSON on stdout."""
+"""What commands print, a report for a person on stderr and JSON on stdout, and how they exit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import click
+import redis
+
+from primarch_fleet.errors import FleetError
 
 #: Between two lines of progress where stderr is no terminal.
 LINE_INTERVAL_SECONDS = 10.0
@@ -19,6 +22,18 @@ def report(text: str, exit_status: int) -> int:
     """Print a line to stderr and return the exit status."""
     click.echo(text, err=True)
     return exit_status
+
+
+def exit_status_of(run: Callable[[], int]) -> int:
+    """Run a command; return its exit status, or that of what has stopped it, which is reported."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        return 130
+    except FleetError as error:
+        return report(str(error), 1)
+    except redis.RedisError as error:
+        return report(f"the broker did not answer: {error}", 1)
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -19,12 +19,10 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import NoReturn
 
-import redis
-
 from config.fleet import fleet_config
 from config.settings import redis_url
-from primarch_fleet import Fleet, FleetError
-from primarch_fleet.cli.terminal import report
+from primarch_fleet import Fleet
+from primarch_fleet.cli.terminal import exit_status_of, report
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.deployments import as_json, as_table, read_deployments
 from scheduler.admin.status import read_status
@@ -60,15 +58,7 @@ def main(arguments: list[str] | None = None, program: str = "python -m scheduler
         program: What the help calls this program.
     """
     options = _parser(program).parse_args(arguments)
-    try:
-        exit_status = options.run(options)
-    except KeyboardInterrupt:
-        exit_status = 130
-    except FleetError as error:
-        exit_status = report(str(error), 1)
-    except redis.RedisError as error:
-        exit_status = report(f"the broker did not answer: {error}", 1)
-    sys.exit(exit_status)
+    sys.exit(exit_status_of(lambda: options.run(options)))
 
 
 def batches(options: argparse.Namespace) -> int:
