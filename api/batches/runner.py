@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter as Counted
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack
 from typing import Any
 
 import redis
@@ -14,6 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from api.batches.execution import LEASE_SECONDS, BatchLost, Execution, Tools
 from api.batches.work_folder import remove_left_over
+from api.claiming import ClaimLoop, Most
 from api.services import Services
 from api.store.batches import BatchStore, Claim, End
 from api.store.files import FileStore
@@ -24,9 +24,7 @@ from primarch_fleet.redis_support import once
 logger = logging.getLogger(__name__)
 
 #: Batches that a process runs at the same time, and those of one tenant. A run mostly waits.
-MAX_RUNS, MAX_RUNS_OF_TENANT = 32, 8
-#: Seconds between two searches for a due batch.
-CLAIM_SECONDS = 1.0
+MOST = Most(32, 8)
 #: Seconds until any process tries a batch again that could not be continued.
 RETRY_SECONDS = 30.0
 #: Seconds after its window for which a batch that cannot be continued is tried.
@@ -58,9 +56,8 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
     def __init__(self, services: Services) -> None:
         self._services = services
         self._resources = ExitStack()
-        self._tasks: dict[asyncio.Task[None], str] = {}
         self._executions: set[Execution] = set()
-        self._claiming: asyncio.Task[None] | None = None
+        self._loop: ClaimLoop[Claim] | None = None
         self._tools: Any = None
 
     async def __aenter__(self) -> BatchRunner:
@@ -72,43 +69,22 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
             files,
             self._resources.enter_context(Fleet(url, timeout=_TIMEOUT_SECONDS)),
             self._resources.enter_context(once(url, _TIMEOUT_SECONDS, text=False)),
-            ThreadPoolExecutor(MAX_RUNS, "batch"),
+            ThreadPoolExecutor(MOST.of_all, "batch"),
             lambda: self._services.config.webhooks,
         )
-        self._claiming = asyncio.create_task(self._claim_all())
+        self._loop = ClaimLoop("batch", self._claim, self._execute, MOST)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._claiming is not None:
-            self._claiming.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._claiming
+        tasks = await self._loop.stop() if self._loop else set()
         for execution in self._executions:
             execution.leave()
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=_STOP_SECONDS)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_STOP_SECONDS)
         self._tools.executor.shutdown(wait=False, cancel_futures=True)
         self._resources.close()
 
-    async def _claim_all(self) -> None:
-        while True:
-            claim = None
-            try:
-                claim = await self._claim()
-            except redis.RedisError as error:
-                logger.warning("batches: %s", error, extra={"action": "batch_claim_failed"})
-            if claim is None:
-                await asyncio.sleep(CLAIM_SECONDS)
-                continue
-            task = asyncio.create_task(self._execute(claim))
-            self._tasks[task] = claim.tenant
-            task.add_done_callback(self._tasks.pop)
-
-    async def _claim(self) -> Claim | None:
-        if len(self._tasks) >= MAX_RUNS:
-            return None
-        runs = Counted(self._tasks.values())
-        busy = [tenant for tenant, count in runs.items() if count >= MAX_RUNS_OF_TENANT]
+    async def _claim(self, busy: list[str]) -> Claim | None:
         claim: Claim | None = await self._tools.batches.claim(LEASE_SECONDS, busy)
         return claim
 

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter as Counted
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 
 import aiohttp
 import redis
 
+from api.claiming import ClaimLoop, Most
 from api.metrics import webhooks_total
 from api.services import Services
 from api.store.webhooks import Delivery, Outbox
@@ -41,9 +41,7 @@ _JITTER = 0.1
 #: Seconds that a receiver has to answer, and for which a process has a delivery.
 ANSWER_SECONDS, LEASE_SECONDS = 15.0, 60.0
 #: Deliveries that a process sends at the same time, and those of one tenant.
-MAX_SENDS, MAX_SENDS_OF_TENANT = 16, 4
-#: Seconds between two searches for a due delivery.
-CLAIM_SECONDS = 1.0
+MOST = Most(16, 4)
 #: The status of a receiver that wants no more events.
 _GONE = 410
 
@@ -65,43 +63,26 @@ class WebhookSender(AbstractAsyncContextManager["WebhookSender"]):
     ) -> None:
         self._services, self._retry_seconds, self._wall = services, retry_seconds, wall
         self._outbox = Outbox(services.redis)
-        self._sends: dict[asyncio.Task[None], str] = {}
-        self._claiming: asyncio.Task[None] | None = None
+        self._loop: ClaimLoop[Delivery] | None = None
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> WebhookSender:
         self._http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(ANSWER_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
         )
-        self._claiming = asyncio.create_task(self._claim_all())
+        self._loop = ClaimLoop("webhook", self._claim, self._deliver, MOST)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = [*self._sends, *([self._claiming] if self._claiming else [])]
+        tasks = await self._loop.stop() if self._loop else set()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._http is not None:
             await self._http.close()
 
-    async def _claim_all(self) -> None:
-        while True:
-            delivery = None
-            if len(self._sends) < MAX_SENDS:
-                try:
-                    delivery = await self._outbox.claim(LEASE_SECONDS, self._busy())
-                except redis.RedisError as error:
-                    logger.warning("webhooks: %s", error, extra={"action": "webhook_claim_failed"})
-            if delivery is None:
-                await asyncio.sleep(CLAIM_SECONDS)
-                continue
-            task = asyncio.create_task(self._deliver(delivery))
-            self._sends[task] = delivery.tenant
-            task.add_done_callback(self._sends.pop)
-
-    def _busy(self) -> list[str]:
-        sends = Counted(self._sends.values())
-        return [tenant for tenant, count in sends.items() if count >= MAX_SENDS_OF_TENANT]
+    async def _claim(self, busy: list[str]) -> Delivery | None:
+        return await self._outbox.claim(LEASE_SECONDS, busy)
 
     async def _deliver(self, delivery: Delivery) -> None:
         with suppress(redis.RedisError):  # another attempt follows when the lease has ended

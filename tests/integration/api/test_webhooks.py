@@ -20,7 +20,7 @@ from api.server import server_config
 from api.services import CatalogueReader, Services
 from api.store.responses import task_id_of
 from api.store.webhooks import Outbox, enqueue
-from api.webhooks.sender import MAX_SENDS_OF_TENANT, WebhookSender
+from api.webhooks.sender import MOST, WebhookSender
 from primarch_fleet import AsyncFleet, Fleet, errors
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
@@ -233,8 +233,8 @@ async def test_a_receiver_that_does_not_answer_holds_no_other_tenants_events(
                 await one.enqueue("a", f"resp_{number}")
             await one.enqueue("b c", "resp_b")
             await one.until(lambda: other.received)
-            await one.until(lambda: len(target.received) >= MAX_SENDS_OF_TENANT)
-            assert len(target.received) == MAX_SENDS_OF_TENANT
+            await one.until(lambda: len(target.received) >= MOST.of_tenant)
+            assert len(target.received) == MOST.of_tenant
 
 
 @pytest.mark.anyio
