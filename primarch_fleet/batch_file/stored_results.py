@@ -10,14 +10,12 @@ from celery import Celery
 from celery.states import READY_STATES
 
 from primarch_fleet.outgoing import idempotency_record
-from primarch_fleet.progress import STATUS_PREFIX_BYTES
+from primarch_fleet.progress import STATUS_PREFIX_BYTES, state_of
 from primarch_fleet.results import reachable
 from primarch_fleet.streaming import decode_result
 
 #: Most results that are read together, and their bytes, unless one alone is larger.
 CHUNK_RESULTS, CHUNK_BYTES = 200, 4 * 2**20
-
-_READY = [f'"{state}"'.encode() for state in READY_STATES]
 
 
 class StoredResults:
@@ -72,7 +70,7 @@ class StoredResults:
         return [
             task_id
             for task_id, start in zip(task_ids, starts, strict=True)
-            if any(state in start for state in _READY)
+            if state_of(start.decode(errors="replace")) in READY_STATES
         ]
 
     def _adapt(self, size_bytes: int) -> None:
