@@ -43,7 +43,7 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
     """Looks at the watched responses while it is open, in one process at a time.
 
     An event is enqueued before its response is left alone, so a process that dies between the two
-    loses none. It has always the same id.
+    loses no event. The event of a response has always the same id.
     """
 
     def __init__(self, services: Services) -> None:
