@@ -302,7 +302,11 @@ class AsyncFleet:
             reply = await self._streams.xread(
                 {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
             )
-            return reply, None if reply else await self._streams.get(cursor.result_key)
+            if reply:
+                return reply, None
+            pipe = self._streams.pipeline(transaction=False)
+            cursor.read_outcome(pipe)
+            return None, cursor.stored_outcome(await pipe.execute())
 
 
 class AsyncStream(AsyncIterator[Chunk]):

@@ -173,7 +173,11 @@ class RedisBroker(Broker):
         reply = self._streams.xread(
             {cursor.key: cursor.after}, MAX_CHUNKS_PER_READ, cursor.block_milliseconds
         )
-        return reply, None if reply else self._streams.get(cursor.result_key)
+        if reply:
+            return reply, None
+        pipe = self._streams.pipeline(transaction=False)
+        cursor.read_outcome(pipe)
+        return None, cursor.stored_outcome(pipe.execute())
 
     def state(self, task_id: str) -> str:
         """Return the state of Celery's result."""

@@ -16,7 +16,7 @@ import redis
 from primarch_fleet import protocol, results
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultExpired, ResultTimeout
-from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_registered, task_id
+from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_expired, task_id
 from primarch_fleet.streaming import (
     RECONNECT_SECONDS,
     RECONNECT_TIMEOUT_SECONDS,
@@ -179,12 +179,11 @@ class ManyResults:
             self._check()
             pipe = self._redis.pipeline(transaction=False)
             ids = [task_id(self._waiting[key][0]) for key in keys]
-            # First: the outcome is stored in one step with the end of the membership.
             pipe.zmscore(OPEN_KEY, ids)
             pipe.mget(keys)
             submitted_at, texts = pipe.execute()
             for key, one, at, text in zip(keys, ids, submitted_at, texts, strict=True):
-                if text is None and at is None and is_registered(one):
+                if is_expired(one, at, text):
                     for ticket in self._waiting.pop(key):
                         yield Finished(ticket, ResultExpired())
                 else:

@@ -155,6 +155,20 @@ def is_registered(task_id: str) -> bool:
         return False
 
 
+def is_expired(task_id: str, submitted_at: Any, stored: Any) -> bool:
+    """Return whether a task has had its outcome, and that is not stored any more.
+
+    Nothing is known about tasks that were not submitted by this package, or with an idempotency
+    key: they never are.
+
+    Args:
+        submitted_at: The task's score in OPEN_KEY, read before `stored`: the outcome is stored in
+            one step with the end of the membership.
+        stored: The stored result, or whether there is one.
+    """
+    return not stored and submitted_at is None and is_registered(task_id)
+
+
 def _reservation(task_id: str, decision: LaneDecision) -> ReservationRequest:
     estimate, fallback = decision.estimate, decision.fallback
     if fallback is None:

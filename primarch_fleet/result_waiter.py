@@ -16,7 +16,7 @@ from celery import Celery
 from primarch_fleet import redis_support
 from primarch_fleet.completions import READ_RESULTS, SUBSCRIBED_CHANNELS, chunks
 from primarch_fleet.errors import ClientClosed, FleetError, ResultExpired
-from primarch_fleet.outgoing import OPEN_KEY, is_registered
+from primarch_fleet.outgoing import OPEN_KEY, is_expired
 from primarch_fleet.results import CHECK_SECONDS
 from primarch_fleet.streaming import decode_result
 
@@ -198,13 +198,13 @@ class ResultWaiter:
         return message
 
     async def _check(self, keys: Sequence[str]) -> None:
-        """Read awaited results; see `results.wait_for` and `results.check_stored`."""
+        """Read awaited results; see `results.wait_for`."""
         ids = [key.removeprefix(self._key_prefix) for key in keys]
         submitted_at = await self._redis.zmscore(OPEN_KEY, ids)
         texts = await self._redis.mget(keys)
         for key, one, at, text in zip(keys, ids, submitted_at, texts, strict=True):
             self._resolve(key, text)
-            if text is None and at is None and is_registered(one):
+            if is_expired(one, at, text):
                 self._fail(key, ResultExpired())
 
     async def _catch_up(self) -> None:

@@ -17,7 +17,7 @@ from redis.exceptions import NoPermissionError
 
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import FleetUnavailable, ResultExpired, ResultTimeout
-from primarch_fleet.outgoing import OPEN_KEY, is_registered
+from primarch_fleet.outgoing import OPEN_KEY, is_expired
 
 #: Seconds between two reads of a result that is awaited.
 CHECK_SECONDS = 5.0
@@ -88,16 +88,12 @@ def no_result(timeout: float | None) -> str:
 
 
 def check_stored(client: redis.Redis, result: AsyncResult[Any]) -> None:
-    """Raise ResultExpired if a task has had its outcome, and that is not stored any more.
-
-    Nothing is known about tasks that were not submitted by this package, or with an idempotency
-    key.
-    """
+    """Raise ResultExpired if a task has had its outcome, and that is not stored any more."""
     task_id = str(result.id)
-    if not is_registered(task_id) or client.zscore(OPEN_KEY, task_id) is not None:
-        return
-    # After the check above: the outcome is stored in one step with the end of the membership.
-    if not client.getrange(cast(Any, result.backend).get_key_for_task(task_id), 0, 0):
+    pipe = client.pipeline(transaction=False)
+    pipe.zscore(OPEN_KEY, task_id)
+    pipe.getrange(cast(Any, result.backend).get_key_for_task(task_id), 0, 0)
+    if is_expired(task_id, *pipe.execute()):
         raise ResultExpired
 
 

@@ -20,9 +20,9 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 from celery.states import READY_STATES, SUCCESS
@@ -33,10 +33,11 @@ from primarch_fleet.contract import Completion
 from primarch_fleet.errors import (
     FleetUnavailable,
     InvalidRequest,
+    ResultExpired,
     ResultTimeout,
     StreamInterrupted,
 )
-from primarch_fleet.outgoing import Ticket, task_id
+from primarch_fleet.outgoing import OPEN_KEY, Ticket, is_expired, task_id
 from primarch_fleet.requests import Request
 
 #: The only field of an entry, and the values of `ended`.
@@ -137,6 +138,7 @@ class StreamCursor:
         timeout: float | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._task_id = task_id
         self.key, self.result_key = stream_key(task_id), backend.get_key_for_task(task_id)
         self.after, self.ended = "0" if after is None else after, False
         self._run, self._number = (0, 0) if after is None else _parse_id(after)
@@ -178,6 +180,22 @@ class StreamCursor:
         failed = fields.get(ENDED) == FAILED
         self._read_seconds = FAILED_READ_SECONDS if failed else READ_SECONDS
         return chunks
+
+    def read_outcome(self, pipe: Any) -> None:
+        """Add the reads of the task's outcome to a pipeline of redis-py."""
+        pipe.zscore(OPEN_KEY, self._task_id)
+        pipe.get(self.result_key)
+
+    def stored_outcome(self, replies: Sequence[Any]) -> bytes | str | None:
+        """Return the stored result of the task, if there is one, from the replies to those reads.
+
+        Raises:
+            ResultExpired: The task has had its outcome, and that is not stored any more.
+        """
+        submitted_at, result = replies
+        if is_expired(self._task_id, submitted_at, result):
+            raise ResultExpired
+        return cast("bytes | str | None", result)
 
     def read_nothing(self, result: bytes | str | None) -> list[Chunk]:
         """Handle a read that returned no entry. Returns no chunks.
@@ -243,6 +261,7 @@ class Stream(Iterator[Chunk]):
         ResultTimeout: No chunk within `timeout`. Iterate again to continue waiting.
         FleetUnavailable: The broker was unreachable for `timeout` seconds, or for
             RECONNECT_TIMEOUT_SECONDS if `timeout` is None.
+        ResultExpired: The request has ended, and neither its stream nor its result is stored.
         StreamInterrupted: The chunks that were read do not belong to the final answer, because
             another worker has started it over; or the next chunks are no longer stored.
         FleetError: The task has failed; the same error that `Fleet.result` raises.

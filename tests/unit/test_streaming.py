@@ -105,6 +105,16 @@ def test_a_failed_task_raises_its_error_for_readers() -> None:
         reading().read_nothing(json.dumps({"status": "FAILURE", "result": failure}))
 
 
+def test_a_reader_of_a_task_without_outcome_and_result_is_told_so() -> None:
+    reader = reading()
+    assert reader.stored_outcome([b"1.5", None]) is None  # it is open
+    assert reader.stored_outcome([None, ANSWER]) == ANSWER
+    assert reader.stored_outcome([None, None]) is None  # of a task that another client submitted
+    registered = StreamCursor(BACKEND, "6f9619ff-8b86-8011-b42d-00cf4fc964ff", None, None)
+    with pytest.raises(errors.ResultExpired):
+        registered.stored_outcome([None, None])
+
+
 def test_a_result_without_the_end_of_its_stream_is_an_error_after_a_grace_period() -> None:
     clock = Clock()
     reader = reading(clock=clock)
