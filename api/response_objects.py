@@ -13,7 +13,7 @@ from typing import Any
 
 from api.errors import ApiError
 from api.store.responses import ResponseRecord
-from primarch_fleet.errors import Cancelled, FleetError
+from primarch_fleet.errors import Cancelled, FleetError, RequestFailed
 
 Body = dict[str, Any]
 #: What OpenAI's type requires of a response, for those without an answer.
@@ -46,7 +46,7 @@ def unfinished(record: ResponseRecord, status: str) -> Body:
     }
 
 
-def failed(record: ResponseRecord, error: FleetError) -> Body:
+def failed(record: ResponseRecord, error: RequestFailed) -> Body:
     """Return the response of a request that has failed, or that was cancelled."""
     if isinstance(error, Cancelled):
         return unfinished(record, "cancelled")
@@ -93,8 +93,22 @@ class EventWriter:
 
     def ended(self, body: Body) -> bytes:
         """Return the last event of a response whose chunks do not have it."""
+        return self._last({"type": f"response.{body['status']}", "response": body})
+
+    def failure(self, error: FleetError) -> bytes:
+        """Return the last event of a stream with an error.
+
+        The response of a request that has failed ends. Other errors are those of the reader, who
+        may ask for the stream again.
+        """
+        if isinstance(error, RequestFailed):
+            return self.ended(failed(self.record, error))
+        code = ApiError.of(error).code
+        return self._last({"type": "error", "code": code, "message": str(error), "param": None})
+
+    def _last(self, event: Body) -> bytes:
         self._number = max(self._number, self.after + 1)
-        return self._numbered({"type": f"response.{body['status']}", "response": body})
+        return self._numbered(event)
 
     def _numbered(self, event: Body) -> bytes:
         number, self._number = self._number, self._number + 1

@@ -18,7 +18,14 @@ from api.store.responses import ID_PREFIX, ResponseRecord, ResponseStore
 from api.webhooks.response_watcher import watch
 from primarch_fleet import AsyncStream, ResponsesRequest, Ticket
 from primarch_fleet.cancellation import LEASED_TASKS
-from primarch_fleet.errors import FleetError, ResultExpired, StreamInterrupted, UnknownRequest
+from primarch_fleet.errors import (
+    FleetError,
+    RequestFailed,
+    ResultExpired,
+    StreamInterrupted,
+    UnknownRequest,
+)
+from primarch_fleet.outgoing import OPEN_KEY, is_expired
 from primarch_fleet.requests import Request
 
 #: Seconds to read an answer that is there.
@@ -87,36 +94,37 @@ async def _stream(call: Call, record: ResponseRecord, ticket: Ticket, request: R
     if record.is_background:  # it goes on without a client
         chunks = await call.services.fleet.stream(ticket)
         return event_stream(_resumed(call, writer, chunks), ticket_headers(ticket))
-    form = StreamForm(writer.chunk, lambda error: writer.ended(failed(record, error)))
-    return await stream(call, request, ticket, form)
+    return await stream(call, request, ticket, StreamForm(writer.chunk, writer.failure))
 
 
 async def _resumed(call: Call, writer: EventWriter, chunks: AsyncStream) -> Parts:
     """All events of a background response that the reader does not have."""
     yield writer.opening()
     try:
-        async for part in kept_alive(chunks, writer.chunk):
-            yield part
-    except StreamInterrupted:  # the chunks are not kept as long as the answer
-        yield writer.ended(await _current(call, writer.record))
+        try:
+            async for part in kept_alive(chunks, writer.chunk):
+                yield part
+        except StreamInterrupted:  # the chunks are not kept as long as the answer
+            yield writer.ended(await _current(call, writer.record))
     except FleetError as error:
-        yield writer.ended(failed(writer.record, error))
+        yield writer.failure(error)
 
 
 async def _current(call: Call, record: ResponseRecord) -> Body:
-    """The response as it is now. Raises ApiError if its result is not kept any more."""
+    """The response as it is now. Raises FleetError if that cannot be read."""
     fleet = call.services.fleet
-    state = await fleet.status(record.task_id)
-    if state not in READY_STATES:
+    submitted_at = await call.services.redis.zscore(OPEN_KEY, record.task_id)
+    is_ready = await fleet.status(record.task_id) in READY_STATES
+    if is_expired(record.task_id, submitted_at, is_ready):
+        raise ResultExpired
+    if not is_ready:
         leased = await call.services.redis.zrangebylex(
             LEASED_TASKS, f"[{record.task_id}\0", f"({record.task_id}\1", 0, 1
         )
         return unfinished(record, "in_progress" if leased else "queued")
     try:
         return answered(record, (await fleet.result(record.task_id, _READ_SECONDS)).body)
-    except ResultExpired:
-        raise not_found("response", record.id) from None
-    except FleetError as error:
+    except RequestFailed as error:
         return failed(record, error)
 
 

@@ -17,7 +17,7 @@ from celery.states import READY_STATES
 from api.services import Services
 from api.store.responses import task_id_of
 from api.store.webhooks import Kind, enqueue
-from primarch_fleet.errors import Cancelled, FleetError, ResultExpired
+from primarch_fleet.errors import Cancelled, FleetError, RequestFailed, ResultExpired
 from primarch_fleet.progress import STATUS_PREFIX_BYTES, state_of
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,11 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
         members = [member.decode() for member in due]
         await self._redis.zadd(WATCHED, dict.fromkeys(members, seconds + LOOK_SECONDS), xx=True)
         for member in await self._ended(members):
-            await self._tell(member)
+            try:
+                await self._tell(member)
+            except FleetError as error:  # its result cannot be read now; it stays watched
+                action = {"action": "response_not_read"}
+                logger.warning("%s: %s", member.partition(" ")[0], error, extra=action)
         await self._redis.delete(_WATCHER)
 
     async def _ended(self, members: list[str]) -> list[str]:
@@ -110,6 +114,6 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
             return None
         except Cancelled:
             return "response.cancelled"
-        except FleetError:
+        except RequestFailed:
             return "response.failed"
         return "response.incomplete" if body.get("status") == "incomplete" else "response.completed"

@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+import redis
 from openai import OpenAI
 from openai.types.chat import (
     ChatCompletionMessageFunctionToolCall,
@@ -15,7 +16,9 @@ from openai.types.chat import (
 )
 from pydantic import BaseModel
 
+from api.store.responses import task_id_of
 from primarch_fleet import Fleet
+from primarch_fleet.streaming import stream_key
 from tests.integration.api.conftest import Served
 from tests.support.api_server import ALPHA, BETA, NARROW
 from tests.support.workers import eventually
@@ -197,6 +200,23 @@ def test_a_background_stream_is_resumed_from_any_event(client: OpenAI, served: S
         event.delta for event in [*first, *rest] if event.type == "response.output_text.delta"
     )
     assert text == rest[-1].response.output_text == "Simulated answer to: Say hello."
+
+
+def test_a_stream_whose_answer_has_expired_ends_with_an_error(
+    client: OpenAI, valkey_url: str
+) -> None:
+    stream = client.responses.create(model=MODEL, input="Say hello.", background=True, stream=True)
+    created, *_ = list(stream)
+    assert created.type == "response.created"
+    assert eventually(lambda: _ended(client, created.response.id)).status == "completed"
+    task_id = task_id_of(created.response.id)
+    with redis.Redis.from_url(valkey_url) as store:
+        assert store.delete(stream_key(task_id), f"celery-task-meta-{task_id}") == 2
+    *_, last = client.responses.retrieve(created.response.id, stream=True)
+    assert last.type == "error"
+    assert last.code == "result_expired"
+    with pytest.raises(openai.NotFoundError, match="not stored any more"):
+        client.responses.retrieve(created.response.id)
 
 
 def test_a_streamed_response_is_followed_by_the_sdks_helper(client: OpenAI) -> None:

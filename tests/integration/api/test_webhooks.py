@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from openai import InvalidWebhookSignatureError, OpenAI
+from openai import InternalServerError, InvalidWebhookSignatureError, OpenAI
 from prometheus_client.registry import REGISTRY
 
 from api.keys import KeyFile
@@ -22,6 +22,7 @@ from api.store.responses import task_id_of
 from api.store.webhooks import Outbox, enqueue
 from api.webhooks.sender import MOST, WebhookSender
 from primarch_fleet import AsyncFleet, Fleet, errors
+from primarch_fleet.blobs import BlobRef
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
 from tests.support.api_batches import ended, line, lines, start
@@ -321,3 +322,29 @@ def test_a_background_response_that_ends_is_told(
     event = unwrapped(target)
     assert (event.type, event.data.id) == (kind, created.id)
     assert len(target.received) == 1
+
+
+def test_a_response_whose_answer_cannot_be_read_yet_has_not_failed(
+    valkey_url: str, tmp_path: Path, target: Target
+) -> None:
+    path, body = tmp_path / "answer.json", b'{"id": "x", "status": "completed"}'
+    stored = BlobRef.for_data(path.as_uri(), body)
+    receiver = {"tenant": "alpha", "url": target.url}
+    with (
+        Fleet(valkey_url) as fleet,
+        serving(valkey_url, tmp_path, receiver) as server,
+        server.client() as client,
+    ):
+        unread, read = (
+            client.responses.create(model="m", input="hi", background=True) for _ in range(2)
+        )
+        for one, fields in ((unread, {"body_ref": stored}), (read, {"body": json.loads(body)})):
+            answer = DONE.model_copy(update=fields).to_wire()
+            finish(fleet, task_id_of(one.id), answer)
+        eventually(lambda: target.received)
+        with pytest.raises(InternalServerError, match="body_unavailable"):
+            client.responses.retrieve(unread.id)
+        path.write_bytes(body)
+        eventually(lambda: len(target.received) == 2)
+    assert [unwrapped(target, place).data.id for place in range(2)] == [read.id, unread.id]
+    assert unwrapped(target, 1).type == "response.completed"
