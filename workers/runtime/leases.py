@@ -24,16 +24,10 @@ from primarch_fleet.cancellation import mark_key
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from workers.runtime import task_greenlets
 from workers.runtime.acknowledger import Acknowledger
-from workers.runtime.dead_letters import (
-    LETTER_KEYS,
-    DeadLetter,
-    Undeliverable,
-    fail_task,
-    task_request,
-)
-from workers.runtime.lease_entry import next_delivery, parts
+from workers.runtime.dead_letters import LETTER_KEYS, DeadLetter, Undeliverable, fail_task
+from workers.runtime.lease_returns import LAST, NEXT, LeaseReturns
 from workers.runtime.redis_errors import DISCONNECTED
-from workers.runtime.scripts import DEAD_BROADCAST, DEAD_LETTER, EXPIRED, RELEASE, RENEW
+from workers.runtime.scripts import DEAD_BROADCAST, EXPIRED, RENEW
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +47,6 @@ MAX_EXPIRED_AT_ONCE = 100
 SECONDS_BROADCAST_IS_KNOWN = 60
 #: Expired leases of all Celery apps among which a sweep looks for those of older fleet workers.
 MAX_KOMBU_LEASES_READ = 1000
-
-_NEXT, _LAST = "next", "last"  # the message's new place among those of its tenant
 
 
 @dataclass(frozen=True)
@@ -113,6 +105,9 @@ class Leases:
         """Use this client, without threads: `renew` and `sweep` are left to the caller."""
         self._client, self._settings = client, settings
         self._acknowledger = Acknowledger(client, LEASE_KEYS)
+        self._returns = LeaseReturns(
+            client, LEASE_KEYS, settings.max_deliveries, self._report_dead_letter
+        )
 
     def __len__(self) -> int:
         """Leases that Redis counts as this process's, with acknowledgements not sent yet."""
@@ -202,7 +197,7 @@ class Leases:
     def requeue(self, tag: str) -> None:
         """Put the message at the end of its tenant's, and count this delivery."""
         self.forget(tag)
-        self._attempt(functools.partial(self._give_back, tag, _LAST, counts=True))
+        self._attempt(functools.partial(self._returns.give_back, tag, LAST, counts=True))
 
     def tags(self) -> Set[str]:
         """Return the leases that this process renews."""
@@ -261,7 +256,7 @@ class Leases:
     def dead_letter(self, tag: str, problem: Undeliverable) -> None:
         """Make the message of one of this process's leases a dead letter."""
         self.forget(tag)
-        self._attempt(functools.partial(self._make_dead_letter, tag, problem))
+        self._attempt(functools.partial(self._returns.make_dead_letter, tag, problem))
 
     def dead_broadcast(self, channel: str, message: str, error: Exception) -> None:
         """Keep a broadcast message that cannot be processed as a dead letter."""
@@ -287,7 +282,9 @@ class Leases:
             self._attempt(self._send_acks)
         for tag in (*self._abandoned, *reversed(tags)):
             counted = counts and tag in tags and tag not in waiting
-            if not self._attempt(functools.partial(self._give_back, tag, _NEXT, counts=counted)):
+            if not self._attempt(
+                functools.partial(self._returns.give_back, tag, NEXT, counts=counted)
+            ):
                 return
         if tags:
             _log(logging.WARNING, "messages_returned", "Put back %d message(s)", len(tags))
@@ -297,7 +294,7 @@ class Leases:
         self._renew_now.clear()
         self._flush_acks()
         for tag in list(itertools.islice(self._abandoned, MAX_RENEWED_AT_ONCE)):
-            self._give_back(tag, _NEXT, counts=False)
+            self._returns.give_back(tag, NEXT, counts=False)
             self._abandoned.pop(tag, None)
         self._renew_tracked()
         if self._abandoned:
@@ -312,7 +309,9 @@ class Leases:
         args = [timeout, MAX_KOMBU_LEASES_READ, MAX_EXPIRED_AT_ONCE]
         while expired := EXPIRED.run(self._client, _SWEPT_KEYS, args):
             taken = sum(
-                self._put_back(tag.decode(), entry, _NEXT, counts=True, unrenewed_seconds=timeout)
+                self._returns.put_back(
+                    tag.decode(), entry, NEXT, counts=True, unrenewed_seconds=timeout
+                )
                 for tag, entry in zip(expired[::2], expired[1::2], strict=True)
             )
             if not taken:  # other workers have put them back
@@ -379,17 +378,10 @@ class Leases:
             for tag in tags & self._tracked.keys():
                 self._tracked[tag] = self._tracked[tag]._replace(confirmed_at=at)
 
-    def _give_back(self, tag: str, place: str, *, counts: bool) -> None:
-        entry: Any = self._client.hget(LEASES_KEY, tag)
-        if entry is not None:
-            self._put_back(tag, entry, place, counts=counts)
-
-    def _make_dead_letter(self, tag: str, problem: Undeliverable) -> None:
-        entry: Any = self._client.hget(LEASES_KEY, tag)
-        if entry is not None:
-            message, queue = parts(entry)
-            letter = problem.dead_letter(queue, message)
-            self._store_dead_letter(tag, letter, problem.task_error())
+    def _report_dead_letter(
+        self, letter: DeadLetter, request: Context | None, error: Exception
+    ) -> None:
+        self.on_dead_letter(letter, request, error)
 
     def _keep_broadcast(self, channel: str, message: str, error: Exception) -> None:
         letter = Undeliverable("broadcast", error).dead_letter(channel, message)
@@ -397,37 +389,6 @@ class Leases:
         if DEAD_BROADCAST.run(self._client, [*LETTER_KEYS, letter.seen_key], args):
             text = "Dead letter: a message broadcast to %s cannot be processed: %s"
             _log(logging.ERROR, "broadcast_dead_lettered", text, channel, type(error).__name__)
-
-    def _put_back(
-        self, tag: str, entry: bytes, place: str, *, counts: bool, unrenewed_seconds: float = 0
-    ) -> bool:
-        """Put a message back in its queue, or make it a dead letter if it may not be delivered.
-
-        Args:
-            entry: Of the hash of leases: '[message, "", list it came from]'.
-            counts: Whether this was a delivery that counts.
-            unrenewed_seconds: Only if the lease was not renewed for so long.
-
-        Returns:
-            False if the lease has ended or was renewed; then nothing changes.
-        """
-        queue, message, problem = next_delivery(entry, counts, self._settings.max_deliveries)
-        if problem:
-            letter = problem.dead_letter(queue, message)
-            return self._store_dead_letter(tag, letter, problem.task_error(), unrenewed_seconds)
-        args = [tag, message, place, unrenewed_seconds]
-        return bool(RELEASE.run(self._client, [*LEASE_KEYS, queue], args))
-
-    def _store_dead_letter(
-        self, tag: str, letter: DeadLetter, error: Exception, unrenewed_seconds: float = 0
-    ) -> bool:
-        args = [*letter.script_args(), tag, unrenewed_seconds]
-        if not DEAD_LETTER.run(self._client, [*LETTER_KEYS, *LEASE_KEYS], args):
-            return False
-        text = "Dead letter from %s: %s"
-        _log(logging.ERROR, "message_dead_lettered", text, letter.queue, letter.kind)
-        self.on_dead_letter(letter, task_request(letter.message), error)
-        return True
 
 
 def _log(level: int, action: str, text: str, *args: object) -> None:
