@@ -34,7 +34,9 @@ REDELIVERY = (
     "fleet itself takes: it begins with the last fault that took the message from a process, "
     "counts the visibility timeout and, after that, the seconds in which a worker of the lane was "
     "ready, running and connected. What a worker needs to connect again counts too. Requests that "
-    "Redis forgot, so that their producers sent them again, are left out."
+    "Redis forgot, so that their producers sent them again, are left out. A dead letter is a "
+    "message whose worker died as often as `max_deliveries` allows: a request then fails with that "
+    "reason, and one of beat's messages is only missed."
 )
 STOCK = (
     '"Stock" is Celery with `acks_late`, `reject_on_worker_lost`, the same visibility timeout, the '
