@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 ENGINE := .venv-engine
 AUTOBATCHER := .venv-autobatcher
+PROXY  := .venv-proxy
 AIMOCK := .aimock
 NEXT   := .venv-next
 OLDEST := .venv-oldest
@@ -77,7 +78,7 @@ mutants: $(VENV)/.dev  ## mutate the pure modules and list what no unit test not
 	$(BIN)/mutmut run $(ARGS)
 	$(BIN)/mutmut results
 
-bench: $(VENV)/.dev  ## the realtime lane beside the bare Router, OpenAI's SDK and plain Celery; ARGS="--rounds 7 --save"
+bench: $(VENV)/.dev $(PROXY)/.done  ## the realtime lane beside the bare Router, OpenAI's SDK, LiteLLM's proxy and plain Celery; ARGS="--rounds 7 --save"
 	$(BIN)/python -m tests.bench.realtime $(ARGS)
 
 bench-check: $(VENV)/.dev  ## the realtime lane against the bare Router, and an error if it is slower than in tests/bench/realtime.json
@@ -177,10 +178,11 @@ lock: $(VENV)/bin/uv  ## rewrite the hashed lock files from pyproject.toml
 	$(UV) pip compile pyproject.toml --group fleet --group dev --group engine -c requirements/dev.lock $(LOCK) -o requirements/engine.lock
 	echo pip-audit==2.10.1 | $(UV) pip compile - $(LOCK) -o requirements/audit.lock
 	echo autobatcher==0.12.0 | $(UV) pip compile - $(LOCK) -o requirements/autobatcher.lock
+	$(UV) pip compile pyproject.toml --group proxy $(LOCK) -o requirements/proxy.lock
 LOCK = --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
 clean:  ## remove the environments and the data of the one-machine fleet
-	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(NEXT) $(OLDEST) $(AUDIT) tests/node/node_modules .fleet site mutants
+	rm -rf $(VENV) $(ENGINE) $(AIMOCK) $(AUTOBATCHER) $(PROXY) $(NEXT) $(OLDEST) $(AUDIT) tests/node/node_modules .fleet site mutants
 
 $(VENV)/bin/uv: requirements/bootstrap.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'
@@ -218,16 +220,11 @@ $(OLDEST)/.done: requirements/dev.lock requirements/oldest.lock $(VENV)/bin/uv
 	$(INSTALL) $(OLDEST)/bin/python -r requirements/oldest.lock
 	@touch $@
 
-# In an environment of its own: its dependencies are not those of the fleet.
-$(AUDIT)/.done: requirements/audit.lock $(VENV)/bin/uv
-	$(PYTHON) -m venv $(AUDIT)
-	$(INSTALL) $(AUDIT)/bin/python -r $<
-	@touch $@
-
-# The package that `make bench-batch` compares with; never in the fleet's own environment.
-$(AUTOBATCHER)/.done: requirements/autobatcher.lock $(VENV)/bin/uv
-	$(PYTHON) -m venv $(AUTOBATCHER)
-	$(INSTALL) $(AUTOBATCHER)/bin/python -r $<
+# Environments of their own: pip-audit, and what benchmarks compare with. Their dependencies are not
+# those of the fleet.
+$(AUDIT)/.done $(AUTOBATCHER)/.done $(PROXY)/.done: .venv-%/.done: requirements/%.lock $(VENV)/bin/uv
+	$(PYTHON) -m venv $(@D)
+	$(INSTALL) $(@D)/bin/python -r $<
 	@touch $@
 
 # pip's settings on this machine choose the build of torch, for CPU or CUDA.

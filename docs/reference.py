@@ -31,7 +31,7 @@ from config.fleet import FleetConfig
 from config.price import Price, TokenPrices
 from config.provider_parameters import UNSUPPORTED
 from config.settings import ROOT, Settings
-from docs import chaos_page
+from docs import chaos_page, realtime_page
 from docs.metric_list import declared_metrics
 from primarch_fleet import errors
 from primarch_fleet.requests import CompletionRequest, Request
@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
         "errors.md": error_table(),
         "parameters.md": parameters(),
         "chaos.md": chaos_page.page(GENERATED, _grid),
+        "realtime-benchmark.md": realtime_page.page(GENERATED, _grid),
+        "realtime-benchmark.svg": realtime_page.plot(),
         **dict(design_pages()),
     }
     stale = [name for name, text in pages.items() if _read(DOCS / name) != text]

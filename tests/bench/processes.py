@@ -16,10 +16,12 @@ from config.settings import ROOT
 
 
 @contextmanager
-def process(command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: list[str], log: Path, python: str = sys.executable, /, **env: str
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as out:
         child = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [python, "-m", *command],
             cwd=ROOT,
             env=os.environ | env,
             stdout=out,

@@ -1,8 +1,9 @@
 """The realtime lane beside others: `python -m tests.bench.realtime`.
 
-The same calls, to the same simulated provider, from four sides: through the fleet (a broker, one
+The same calls, to the same simulated provider, from five sides: through the fleet (a broker, one
 realtime worker process, its client), from the bare Router that the workers have, from OpenAI's SDK
-alone, and through plain Celery, whose prefork processes call `litellm.completion`. The rounds
+alone, through one process of LiteLLM's proxy, and through plain Celery, whose prefork processes
+call `litellm.completion`. The rounds
 alternate and all sides are warm. Every round starts all calls at once, and then 200 calls spread
 evenly, at half of the rate that the side has reached: their seconds above the provider's own are
 what the side adds.
@@ -43,7 +44,7 @@ SAVED = Path(__file__).with_suffix(".json")
 PREFORK_CALLS = 4
 #: Calls at half load.
 HALF_LOAD_CALLS = 200
-FLEET, ROUTER = "fleet", "Router"
+FLEET, ROUTER, PROXY = "fleet", "Router", "LiteLLM proxy"
 
 
 class Round(NamedTuple):
@@ -106,6 +107,7 @@ def bench(calls: int, latency: float, names: list[str]) -> Iterator[Bench]:
             FLEET: lambda: sides.fleet(url, folder / "worker.log", calls),
             ROUTER: lambda: sides.direct("router", folder / "router.log"),
             "openai SDK": lambda: sides.direct("openai", folder / "openai.log"),
+            PROXY: lambda: sides.proxy(base, folder),
             # In another database: both sides use Celery's names.
             "prefork": lambda: sides.prefork(url.removesuffix("0") + "1", folder / "prefork.log"),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 import psutil
 from celery import Celery
 from celery.result import AsyncResult, ResultSet
@@ -21,10 +23,14 @@ from celery.result import AsyncResult, ResultSet
 from config.settings import ROOT
 from primarch_fleet import AsyncFleet, CompletionRequest
 from tests.bench.load import MESSAGES, MODEL, Load, Timing, timed
-from tests.bench.processes import process, wait_for_worker
+from tests.bench.processes import process, wait_for, wait_for_worker
+from workers.onebox.ports import free_port
 
 #: Processes of the prefork worker, and so its calls in flight.
 PREFORK_PROCESSES = 32
+#: The environment of `make bench`, which has LiteLLM's proxy.
+PROXY_PYTHON = ROOT / ".venv-proxy" / "bin" / "python"
+PATH = "/v1/chat/completions"
 #: That a worker may take to start on a busy machine.
 START_SECONDS = 240
 
@@ -104,6 +110,38 @@ def fleet(url: str, log: Path, concurrency: int) -> Iterator[Side]:
         yield Side(
             lambda load: asyncio.run((paced if load.per_second else all_at_once)(load)), worker.pid
         )
+
+
+@contextmanager
+def proxy(provider: str, folder: Path) -> Iterator[Side]:
+    """Calls through one process of LiteLLM's proxy, without a database, by a plain HTTP client."""
+    deployment = {"model": f"openai/{MODEL}", "api_base": provider, "api_key": "x"}
+    models = {"model_list": [{"model_name": MODEL, "litellm_params": deployment}]}
+    key = "sk-" + secrets.token_hex(32)  # it does not start without one
+    config, log, port = folder / "proxy.yaml", folder / "proxy.log", free_port()
+    config.write_text(json.dumps(models))  # JSON is YAML
+    command = ["litellm.proxy.proxy_cli", "--config", str(config), "--telemetry", "False"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    root = f"http://127.0.0.1:{port}"
+
+    async def run(load: Load) -> Timing:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(root, connector=connector) as session:
+            body = {"model": MODEL, "messages": MESSAGES}
+            headers = {"authorization": f"Bearer {key}"}
+
+            async def call() -> None:
+                async with session.post(PATH, json=body, headers=headers) as response:
+                    response.raise_for_status()
+                    await response.json()
+
+            return await timed(call, load)
+
+    with process(
+        command, log, str(PROXY_PYTHON), LITELLM_LOG="ERROR", LITELLM_MASTER_KEY=key
+    ) as server:
+        wait_for("Proxy initialized with Config", log, START_SECONDS)
+        yield Side(lambda load: asyncio.run(run(load)), server.pid)
 
 
 @contextmanager
