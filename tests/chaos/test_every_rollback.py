@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -25,9 +25,6 @@ from tests.chaos.workload import NAMES, all_answered
 SEED, COUNT = "ROLLBACK_SEED", "ROLLBACKS"
 #: Moments that one test of `make test` tries.
 SAMPLED = 8
-#: Celery joins a chord with several commands: a roll-back between them can lose its body, if the
-#: process lives.
-WITHOUT_CHORD = [name for name in NAMES if not name.startswith("part-")]
 #: Steps after which a near roll-back happens.
 NEAR_STEPS = 6
 
@@ -50,9 +47,7 @@ def moments(points: int, seed: int) -> Iterator[RollBack]:
         yield RollBack(to, 0)
 
 
-def roll_back(
-    sandbox: Sandbox, names: Sequence[str], parked: Snapshot, moment: RollBack, dies: bool
-) -> list[str]:
+def roll_back(sandbox: Sandbox, parked: Snapshot, moment: RollBack, dies: bool) -> list[str]:
     """Roll the database back once in a batch's life; the problems in the end."""
     copies: list[Snapshot] = []
     pauses = {moment.to: lambda: copies.append(sandbox.snapshot())}
@@ -65,7 +60,7 @@ def roll_back(
         sandbox.roll_back(copies[0])
     problems = [] if dies or end.status == 0 else [f"exit {end.status}"]
     assert sandbox.run("schedule").status == 0
-    return problems + sandbox.problems(all_answered(names))
+    return problems + sandbox.problems(all_answered(NAMES))
 
 
 @pytest.mark.timeout(7200 if os.environ.get(COUNT) else 300)
@@ -74,8 +69,7 @@ def test_a_database_rolled_back_at_any_moment_orders_no_batch_twice_and_loses_no
     sandboxes: list[Sandbox], dies: bool
 ) -> None:
     seed = int(os.environ.get(SEED) or random.randrange(1_000_000))  # noqa: S311
-    names = NAMES if dies else WITHOUT_CHORD
-    parked = sandboxes[0].park(names)
+    parked = sandboxes[0].park(NAMES)
     for _ in range(2):  # Redis learns the scripts
         sandboxes[0].restore(parked)
         end: ProcessEnd = sandboxes[0].run("schedule", threads=1)
@@ -90,7 +84,7 @@ def test_a_database_rolled_back_at_any_moment_orders_no_batch_twice_and_loses_no
         return [
             f"{end.points[moment.to - 1]} <- {moment}: {'; '.join(problems)}"
             for moment in chosen[number :: len(sandboxes)]
-            if (problems := roll_back(sandbox, names, parked, moment, dies))
+            if (problems := roll_back(sandbox, parked, moment, dies))
         ]
 
     with ThreadPoolExecutor(len(sandboxes)) as threads:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 
@@ -21,6 +21,8 @@ class Relay:
         #: Set when a command has been swallowed.
         self.has_swallowed = threading.Event()
         self._command, self._commands_to_pass, self._replies_to_lose = b"", 0, 0
+        #: Called when a reply is lost, before the client notices.
+        self.on_loss: Callable[[], object] = lambda: None
 
     def lose_replies(self, command: bytes = b"", times: int = 1, after: int = 0) -> None:
         """Close the connection after the server has executed the command, so many times.
@@ -54,6 +56,7 @@ class Relay:
                 if self._replies_to_lose and self._command in data:
                     if self._commands_to_pass == 0:
                         loses_reply.set()
+                        self._replies_to_lose -= 1
                     self._commands_to_pass = max(self._commands_to_pass - 1, 0)
                 server.sendall(data)
 
@@ -63,7 +66,7 @@ class Relay:
         with suppress(OSError):
             while reply := server.recv(2**20):
                 if loses_reply.is_set():
-                    self._replies_to_lose -= 1
+                    self.on_loss()
                     break
                 client.sendall(reply)
         with suppress(OSError):

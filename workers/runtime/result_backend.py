@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
-from redis.backoff import ExponentialBackoff
-from redis.retry import Retry
 
 from primarch_fleet.budgets import ledger_keys
 from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
@@ -23,6 +21,7 @@ from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
 from workers.runtime import task_greenlets
+from workers.runtime.chords import ChordJoins
 from workers.runtime.completions import COMPLETIONS
 from workers.runtime.scripts import ANNOUNCE, STORE
 
@@ -197,46 +196,8 @@ class WorkerResultBackend(PrimaryBackend):
             self.ensure(functools.partial(self.client.set, mark, COMPLETED, **complete), ())
 
 
-class _ChordBackend(WorkerResultBackend):
-    """Joins chords, and repeats each command until Redis has answered.
-
-    Celery fails the chord if one of these commands fails.
-    """
-
-    retry_policy: dict[str, Any]
-    on_chord_part_return = PrimaryBackend.on_chord_part_return
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        policy = self.retry_policy
-        backoff = ExponentialBackoff(cap=policy["interval_max"], base=policy["interval_start"])
-        max_retries = policy["max_retries"]
-        self.connparams["retry"] = Retry(backoff, -1 if max_retries is None else max_retries)
-
-    @functools.cached_property
-    def _chord_part_return_script(self) -> Callable[..., list[Any]]:
-        """Celery's script, which counts a part and, for the last part, claims the body.
-
-        If the reply is lost, the repeated script finds the claim taken: by this same call, as the
-        token says.
-        """
-        script = super()._chord_part_return_script  # type: ignore[misc]
-
-        def count_part(keys: list[Any], args: list[Any], client: Any) -> list[Any]:
-            ready, added, size, is_claimed = script(keys=keys, args=args, client=client)
-            if size and not is_claimed and ready == int(size) + int(added or 0):
-                is_claimed = client.get(keys[-1]) == args[-1].encode()
-            return [ready, added, size, is_claimed]
-
-        return count_part
-
-    def _chord_publish_claim_expires(self, initial_expires: int, callback: Any) -> int:
-        """Return the seconds for which only one worker may publish a chord's body: of one attempt.
-
-        Celery's own value leaves time for every retry of the publish, which is hours with our
-        policy. If the worker died meanwhile, a repeated header task could not publish the body.
-        """
-        return initial_expires
+class _ChordBackend(ChordJoins, WorkerResultBackend):
+    """Joins chords."""
 
 
 def backend_url(url: str) -> str:

@@ -25,5 +25,7 @@ EXPIRED = LuaScript.load(_LUA / "outage.lua", _LUA / "adopt.lua", _LUA / "expire
 NEAR_DEADLINE = LuaScript.load(TURNS, HEADERS, _LUA / "near_deadline.lua")
 MOVE = LuaScript.load(*_QUEUE, _LUA / "move.lua")
 STORE = LuaScript.load(LEDGER_LUA, _LUA / "store.lua")
+CHORD_EXTEND = LuaScript.load(_LUA / "chord_extend.lua")
+CHORD_RELEASE = LuaScript.load(_LUA / "chord_release.lua")
 ANNOUNCE = LuaScript.load(_LUA / "announce.lua")
 OPEN_STREAM = LuaScript.load(_LUA / "open_stream.lua")

@@ -25,6 +25,7 @@ from tests.support.closed_backends import closed_backends
 from tests.support.redis_server import RedisServer
 from tests.support.relay import Relay, relay
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
+from workers.runtime.scripts import CHORD_EXTEND
 
 
 @contextmanager
@@ -333,6 +334,62 @@ def test_a_chords_body_is_published_once_whichever_reply_is_lost(
         assert store.get(key(message["headers"]["id"])) is None, "the body has not failed"
         number += 1
     assert number > 5, "the result and the commands that join the chord"
+
+
+def test_a_chords_body_is_published_whenever_redis_goes_back_to_before_its_last_part(
+    relayed: tuple[Celery, Relay], store: redis.Redis, valkey_url: str
+) -> None:
+    app, results = relayed
+    number = 0
+    with redis.Redis.from_url(valkey_url) as raw:
+        while number == 0 or results.all_lost:
+            group, body = str(uuid.uuid4()), app.signature("body", app=app, queue=f"body-{number}")
+            app.backend.set_chord_size(group, 2)
+            requests = [
+                Context(id=str(uuid.uuid4()), group=group, group_index=index, chord=dict(body))
+                for index in range(2)
+            ]
+            app.backend.mark_as_done(str(requests[0].id), 0, request=requests[0])
+            before = {one: raw.dump(one) for one in raw.scan_iter()}
+
+            def go_back(before: dict[bytes, Any] = before) -> None:
+                pipe = raw.pipeline().flushdb().script_flush()
+                for one, value in before.items():
+                    pipe.restore(one, 0, value)
+                pipe.execute()
+
+            results.on_loss = go_back
+            results.lose_replies(group.encode(), after=number)
+            app.backend.mark_as_done(str(requests[1].id), 1, request=requests[1])
+            (message,) = map(json.loads, store.lrange(f"body-{number}", 0, -1))
+            arguments, _, _ = json.loads(base64.b64decode(message["body"]))
+            assert arguments == [[0, 1]], f"after command {number}"
+            number += 1
+    assert number > 4, "the commands that join the chord"
+
+
+def test_a_claim_of_a_chords_body_is_prolonged_only_if_all_parts_are_counted(
+    store: redis.Redis,
+) -> None:
+    keys = ["claim", "size", "results", "added"]
+
+    def extend(token: str) -> Any:
+        return CHORD_EXTEND.run(store, keys, [token, 10])
+
+    assert extend("mine") == 0
+    store.set("size", 1)
+    store.set("added", 1)
+    store.zadd("results", {"part-1": 0})
+    assert extend("mine") == 0  # Celery's own script takes the claim here
+    assert not store.exists("claim")
+    store.zadd("results", {"part-2": 1})
+    assert extend("mine") == 1
+    assert 0 < store.ttl("claim") <= 10
+    assert extend("another's") == 0
+    assert store.get("claim") == "mine"
+    store.delete("results")
+    store.rpush("results", "part-1", "part-2")
+    assert extend("mine") == 1
 
 
 @pytest.mark.parametrize("stored_before", [False, True])
