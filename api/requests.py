@@ -65,6 +65,8 @@ def allowed_lane(caller: Caller, lane: Any) -> Any:
         ApiError: Status 403: the key may not use the lane.
     """
     allowed = caller.lanes
+    if not allowed:
+        raise _forbidden("this key may not use any lane", "lane")
     if lane == "auto" and set(allowed) != set(LANES):
         return allowed[0]
     if lane in LANES and lane not in allowed:

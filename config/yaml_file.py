@@ -17,6 +17,20 @@ from primarch_fleet.validation import Location, dotted_path, explanations
 #: The key that merges another mapping; it may stand there several times.
 _MERGE = "<<"
 _WORD = re.compile(r"[\w./:-]+")
+#: What PyYAML raises for a value that is none of its type, such as a 30th of February.
+_NO_VALUE = (ArithmeticError, AttributeError, LookupError, ValueError)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader, which says where a value is none of its type."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except _NO_VALUE:  # its message has the value, which may be a secret
+            kind = node.tag.rpartition(":")[2]
+            problem = f"not a valid {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
 class YamlFile:
@@ -34,9 +48,10 @@ class YamlFile:
         self._path = path
         try:
             text = path.read_text()
-            self._root = yaml.compose(text, yaml.SafeLoader)
+            self._root = yaml.compose(text, _Loader)
             #: As `yaml.safe_load` returns them.
-            self.values: Any = yaml.safe_load(text)
+            self.values: Any = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+            repeated = list(_repeated(self._root, ""))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
         except yaml.MarkedYAMLError as error:
@@ -45,7 +60,9 @@ class YamlFile:
             raise ConfigError(f"{path}{line}: no YAML: {error.problem}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: no YAML: {error}") from None
-        if repeated := list(_repeated(self._root, "")):
+        except RecursionError:  # an alias of what it stands in, or thousands of brackets
+            raise ConfigError(f"{path}: nested too deeply") from None
+        if repeated:
             raise ConfigError("\n".join(f"{path}:{line}: {text}" for line, text in repeated))
 
     def report(self, location: Location, message: str) -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from api.errors import ApiError
 from api.keys import ANYONE, KeyFile, Keys, key_hash, new_key
+from api.requests import allowed_lane
 from config.api import ApiKey
 from config.settings import ROOT
 from primarch_fleet.errors import ConfigError
@@ -61,6 +62,14 @@ def test_a_key_may_use_models_by_pattern() -> None:
     assert not caller.may_use("GPT-4o")
 
 
+def test_a_key_without_lanes_sends_no_request() -> None:
+    reader = keys(entry("one", role="reader", lanes=[])).caller("one")
+    for lane in ("auto", "realtime"):
+        with pytest.raises(ApiError) as refused:
+            allowed_lane(reader, lane)
+        assert refused.value.status == 403
+
+
 def test_without_keys_every_caller_is_an_operator() -> None:
     assert keys().caller(None) is ANYONE
 
@@ -79,7 +88,9 @@ def write(path: Path, *entries: ApiKey) -> None:
     path.write_text(yaml.safe_dump(values | {"api": {"keys": listed}}))
 
 
-def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(tmp_path: Path) -> None:
+def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path, seconds = tmp_path / "fleet.yaml", [0.0]
     write(path, entry("old"))
     file = KeyFile(path, lambda: seconds[0])
@@ -87,9 +98,12 @@ def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(tmp_path: 
     assert len(file.section().keys) == 1  # it is not read at each call
     seconds[0] += 60
     assert [key.name for key in file.section().keys] == ["old", "new"]
-    path.write_text("api: [")
-    seconds[0] += 60
-    assert len(file.section().keys) == 2
+    for wrong in ("api: [", "api: {keys: [{expires: 2027-02-30}]}", "api: &a [*a]", "\0"):
+        path.write_text(wrong)
+        seconds[0] += 60
+        caplog.clear()
+        assert len(file.section().keys) == 2
+        assert [getattr(one, "action", "") for one in caplog.records] == ["configuration_refused"]
     write(path)  # without keys every client would be let in
     seconds[0] += 60
     assert len(file.section().keys) == 2

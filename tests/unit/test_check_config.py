@@ -86,6 +86,10 @@ def changed(old: str, new: str) -> str:
             "anthropic, azure",
         ),
         (changed("  timeout: 60", "  timeout: [60"), "cooldown_time", "no YAML"),
+        (SHIPPED + "api: {x: 2027-02-30}\n", "api: {x", "not a valid timestamp"),
+        (SHIPPED + "api: {x: 2027-01-01T00:00:00+99:00}\n", "api: {x", "not a valid timestamp"),
+        (SHIPPED + "api: {x: 0x_}\n", "api: {x", "not a valid int"),
+        (SHIPPED + "api: {x: !!bool maybe}\n", "api: {x", "not a valid bool"),
     ],
 )
 def test_a_problem_is_reported_with_file_line_and_the_nearest_name(
@@ -106,6 +110,13 @@ def test_a_problem_is_reported_with_file_line_and_the_nearest_name(
         assert line == line_of(text, place)
     else:
         assert "batch: true" in text.splitlines()[line - 1]
+
+
+@pytest.mark.parametrize("text", ["api: &a {x: *a}", "api: " + "[" * 3000 + "]" * 3000])
+def test_a_file_without_an_end_is_a_problem_of_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(SHIPPED + text)
+    assert problems(path, environment=False) == [f"{path}: nested too deeply"]
 
 
 def test_each_problem_has_its_own_line_and_no_secret(tmp_path: Path) -> None:
