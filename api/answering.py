@@ -75,7 +75,7 @@ async def answer(
     try:
         completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
     except (ClientGone, ResultTimeout):
-        _abandon(fleet, request, ticket)
+        abandon(fleet, request, ticket)
         raise
     body = shaped(completion.body)
     if wants_receipt(call):
@@ -98,7 +98,7 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
     try:
         first = await call.until_disconnected(anext(chunks, None))
     except (ClientGone, ResultTimeout):
-        _abandon(fleet, request, ticket)
+        abandon(fleet, request, ticket)
         raise
 
     async def events() -> Parts:
@@ -116,7 +116,7 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
             yield form.failure(error)
         finally:
             if not is_read:  # the client has gone: Starlette closes the generator
-                _abandon(fleet, request, ticket)
+                abandon(fleet, request, ticket)
 
     return event_stream(events(), ticket_headers(ticket))
 
@@ -168,7 +168,7 @@ async def cancels_done(wait: Callable[[set[asyncio.Task[None]]], Awaitable[Any]]
         await wait(set(_cancels))
 
 
-def _abandon(fleet: AsyncFleet, request: Request, ticket: Ticket) -> None:
+def abandon(fleet: AsyncFleet, request: Request, ticket: Ticket) -> None:
     """Cancel a request that no client waits for, without waiting for it."""
     if request.idempotency_key is not None:
         return

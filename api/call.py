@@ -22,6 +22,8 @@ from api.keys import Caller
 from api.services import Services
 from config.api import Role
 from primarch_fleet.errors import FleetError
+from primarch_fleet.publisher import refused_if_full
+from primarch_fleet.results import reachable
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +164,8 @@ def endpoint(
             if not caller.may(role):
                 message = f"this key does not have the role {role}"
                 raise ApiError(403, "insufficient_permissions", message, headers=NO_RETRY)
-            return await handler(Call(request, services, caller))
+            with reachable(), refused_if_full():
+                return await handler(Call(request, services, caller))
         except ApiError as error:
             return refuse(error)
         except FleetError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import redis
 from celery.states import READY_STATES
 from starlette.responses import JSONResponse, Response
 
-from api.answering import Parts, StreamForm, answer, event_stream, kept_alive, stream
+from api.answering import Parts, StreamForm, abandon, answer, event_stream, kept_alive, stream
 from api.call import Call
 from api.errors import NO_RETRY, ApiError, not_found
 from api.receipt_headers import ticket_headers
@@ -27,6 +28,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.outgoing import OPEN_KEY, is_expired
 from primarch_fleet.requests import Request
+from primarch_fleet.results import reachable
 
 #: Seconds to read an answer that is there.
 _READ_SECONDS = 10.0
@@ -44,10 +46,14 @@ async def create(call: Call) -> Response:
     request = await request_of(call, ResponsesRequest, body, is_awaited=not is_background)
     ticket = await call.services.fleet.submit(request)
     record = _record(call, request, ticket, is_background, previous)
-    if is_kept:
-        await _store(call).put(record)
-    if is_background:
-        await watch(call.services, record.tenant, record.id)
+    try:
+        if is_kept:
+            await _store(call).put(record)
+        if is_background:
+            await watch(call.services, record.tenant, record.id)
+    except redis.RedisError:  # no client learns the id of the response
+        abandon(call.services.fleet, request, ticket)
+        raise
     if request.streams:
         return await _stream(call, record, ticket, request)
     if is_background:
@@ -113,19 +119,25 @@ async def _resumed(call: Call, writer: EventWriter, chunks: AsyncStream) -> Part
 async def _current(call: Call, record: ResponseRecord) -> Body:
     """The response as it is now. Raises FleetError if that cannot be read."""
     fleet = call.services.fleet
-    submitted_at = await call.services.redis.zscore(OPEN_KEY, record.task_id)
+    with reachable():
+        submitted_at = await call.services.redis.zscore(OPEN_KEY, record.task_id)
     is_ready = await fleet.status(record.task_id) in READY_STATES
     if is_expired(record.task_id, submitted_at, is_ready):
         raise ResultExpired
     if not is_ready:
-        leased = await call.services.redis.zrangebylex(
-            LEASED_TASKS, f"[{record.task_id}\0", f"({record.task_id}\1", 0, 1
-        )
-        return unfinished(record, "in_progress" if leased else "queued")
+        return unfinished(record, "in_progress" if await _is_leased(call, record) else "queued")
     try:
         return answered(record, (await fleet.result(record.task_id, _READ_SECONDS)).body)
     except RequestFailed as error:
         return failed(record, error)
+
+
+async def _is_leased(call: Call, record: ResponseRecord) -> bool:
+    with reachable():
+        leased = await call.services.redis.zrangebylex(
+            LEASED_TASKS, f"[{record.task_id}\0", f"({record.task_id}\1", 0, 1
+        )
+    return bool(leased)
 
 
 async def _with_previous(call: Call, body: Body) -> Body:

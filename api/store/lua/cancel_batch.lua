@@ -9,6 +9,8 @@ if tenant ~= ARGV[1] then
   return false
 end
 if status == 'validating' or status == 'in_progress' then
+  -- A server out of memory allows this write, and then also those that follow it in the script.
+  redis.call('HDEL', KEYS[1], '')
   redis.call('HSET', KEYS[1], 'status', 'cancelling', 'cancelling_at', redis.call('TIME')[1])
 end
 return status
