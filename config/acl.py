@@ -49,6 +49,8 @@ _CONNECT = (
 )
 #: Commands of the processes that are trusted: not those that administer the server.
 _TRUSTED = "~* &* +@all -@admin -@dangerous +info +role"
+#: Commands that name each key they use: strings, hashes, lists and sorted sets.
+_KEYED = "+@string +@hash +@list +@sortedset -@dangerous"
 #: The key, and the channel, of a task's result and of a group's.
 _RESULT, _GROUP = "celery-task-meta-*", "celery-taskset-meta-*"
 #: Counts and sums without a prompt: workers/runtime/dead_letters.py, primarch_fleet/budgets.py and
@@ -57,7 +59,7 @@ _COUNTED = (
     *("fleet:dead_letters", "fleet:dead_letter_counts", ledger_keys("*")[0]),
     *(CHECKS_KEY, PERIODIC_RUNS_KEY, "fleet:batch:reserved"),
 )
-#: Keys and channels of the HTTP API: api/store/.
+#: Keys of the HTTP API: api/store/.
 API_KEYS = "fleet:api:*"
 #: The jobs of the batch lane, its groups, and since when each request waits, without the requests:
 #: scheduler/store/keys.py.
@@ -122,7 +124,8 @@ def _api(queues: Sequence[str]) -> str:
     return " ".join(
         (
             _producer(queues),
-            _selector("+@all -@admin -@dangerous", f"~{API_KEYS} &{API_KEYS}"),
+            # Without commands that need no key: SCAN would list the keys of all others.
+            _selector(f"{_KEYED} +eval +evalsha +del +unlink +exists +expire", f"~{API_KEYS}"),
             _selector("+zrangebylex", _keys("%R~", [LEASED_TASKS])),
         )
     )

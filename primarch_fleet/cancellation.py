@@ -36,7 +36,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.outgoing import OPEN_KEY, is_registered
 from primarch_fleet.queues import has_message
-from primarch_fleet.redis_support import LuaScript, ScriptPipeline
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline, is_not_permitted
 from primarch_fleet.results import call_scheduler, wait_for
 
 #: Sorted set of the messages that workers hold: `<task id>\0<lease tag>`.
@@ -242,11 +242,14 @@ class Canceller:
 
     def _check_known(self, task_id: str) -> None:
         """Raise UnknownRequest; a message of the task that may arrive later is dropped."""
-        # A user who may not see which tasks run is told by the scheduler.
-        with suppress(NoPermissionError):
+        try:
             if not is_known(self._redis, self._app.backend, task_id):
                 self._redis.set(mark_key(task_id), WAITING, ex=WAITING_MARK_TTL_SECONDS, nx=True)
                 raise UnknownRequest
+        except redis.ResponseError as error:
+            # A user who may not see which tasks wait or run is told by the scheduler.
+            if not is_not_permitted(error):
+                raise
 
     def _try(self, task_id: str, timeout: float) -> bool:
         """Return whether the request is cancelled; if not, its outcome will say so."""

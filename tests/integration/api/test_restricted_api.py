@@ -13,6 +13,7 @@ from redis.exceptions import NoPermissionError
 from config import acl
 from primarch_fleet import Fleet
 from primarch_fleet.budgets import ledger_keys
+from primarch_fleet.errors import ResultTimeout
 from tests.support.api_batches import ended, line, lines, read, start
 from tests.support.api_server import BETA, READER, ApiServer, api_server, fleet_yaml
 from tests.support.producer import CATALOGUE, finish
@@ -76,6 +77,13 @@ def test_a_batch_is_run_and_its_files_are_the_tenants(
         assert sorted(read(client, batch.output_file_id)) == ["1"]
         assert client.files.delete(str(batch.output_file_id)).deleted
     assert "NOPERM" not in restricted.log.read_text()
+
+
+def test_the_user_asks_the_scheduler_about_an_id_that_it_finds_nowhere(
+    restricted: ApiServer, urls: dict[str, str]
+) -> None:
+    with Fleet(urls["api"]) as fleet, pytest.raises(ResultTimeout, match="batch worker"):
+        fleet.cancel("nope", timeout=0.5)
 
 
 def test_the_user_touches_nothing_else(restricted: ApiServer, urls: dict[str, str]) -> None:

@@ -168,6 +168,8 @@ HOSTILE = [
     ("KEYS", "*"),
     ("SCAN", "0"),
     ("RANDOMKEY",),
+    ("DBSIZE",),
+    ("PUBSUB", "CHANNELS"),
     ("PSUBSCRIBE", "celery-task-meta-*"),
     ("CLIENT", "TRACKING", "ON", "BCAST"),
     ("MONITOR",),
@@ -218,7 +220,10 @@ HOSTILE = [
     ("CONFIG", "GET", "*"),
     ("ACL", "LIST"),
     ("SCRIPT", "FLUSH"),
+    ("SCRIPT", "KILL"),
     ("FUNCTION", "FLUSH"),
+    ("FUNCTION", "DUMP"),
+    ("MEMORY", "PURGE"),
     ("REPLICAOF", "example", "1"),
     ("CLIENT", "KILL", "TYPE", "normal"),
     ("CLIENT", "PAUSE", "1000"),
@@ -226,14 +231,20 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize("user", ["producer", "api"])
 @pytest.mark.parametrize("command", HOSTILE, ids=" ".join)
-def test_a_hostile_producer_is_refused(server: Server, producer: Any, command: list[str]) -> None:
+def test_a_hostile_producer_is_refused(server: Server, user: str, command: list[str]) -> None:
+    with redis.Redis.from_url(server.urls[user], decode_responses=True) as client:
+        refuses(client, command)
+
+
+def refuses(client: Any, command: list[str]) -> None:
     with pytest.raises(redis.ResponseError) as refused:
-        producer.execute_command(*command)
+        client.execute_command(*command)
     assert is_not_permitted(refused.value), refused.value
     if len(command) > 1 and command[0] not in ("PSUBSCRIBE", "BRPOP"):
         with pytest.raises(redis.ResponseError) as in_script:
-            script(producer, *command)
+            script(client, *command)
         text = str(in_script.value)
         assert is_not_permitted(in_script.value) or "not allowed from script" in text, text
 
