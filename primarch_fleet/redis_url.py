@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 #: Schemes of URLs -> what the libraries call them. Valkey's names are those of its own clients.
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
-#: Spellings of a value -> redis-py's, which kombu and Celery take as well. Celery asks for the
-#: first in each line. In a client, OPTIONAL verifies like REQUIRED:
+#: Spellings of a value, in lower case -> redis-py's, which kombu and Celery take as well. Celery
+#: asks for the first in each line. In a client, OPTIONAL verifies like REQUIRED:
 #: https://docs.python.org/3/library/ssl.html#ssl.CERT_OPTIONAL
 _CERT_REQS = {
-    **dict.fromkeys(("CERT_REQUIRED", "required", "CERT_OPTIONAL", "optional"), "required"),
-    **dict.fromkeys(("CERT_NONE", "none"), "none"),
+    **dict.fromkeys(("cert_required", "required", "cert_optional", "optional"), "required"),
+    **dict.fromkeys(("cert_none", "none"), "none"),
 }
 _FLAGS = {"true": "true", "1": "true", "yes": "true"} | dict.fromkeys(("false", "0", "no"), "false")
 #: Options whose values are spelled in several ways.
@@ -80,7 +80,7 @@ def normalized(url: str) -> str:
         ConfigError: The URL is wrong. The message has no part of it, because of the password.
     """
     scheme, parts = _scheme(url), _split(url)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = _options(parts)
     database = _database(parts, options)
     tls = _tls_options(scheme, options)
     query = f"?{urlencode(tls, quote_via=quote)}" if tls else ""
@@ -155,6 +155,14 @@ def _authority(parts: SplitResult) -> str:
     return f"{login}@{address}" if login else address
 
 
+def _options(parts: SplitResult) -> dict[str, str]:
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    options = dict(pairs)
+    if len(options) < len(pairs):  # redis-py takes the first value, kombu the last
+        raise ConfigError("the URL has an option twice; keep one of them")
+    return options
+
+
 def _database(parts: SplitResult, options: dict[str, str]) -> int:
     """Take the number of the database from the path or the options."""
     numbers = {options.pop(name) for name in _DATABASES if name in options}
@@ -181,8 +189,8 @@ def _tls_options(scheme: str, options: dict[str, str]) -> dict[str, str]:
     for name, value in options.items():
         if name in _FILES:
             tls[name] = _file(name, value)
-        elif value in _SPELLINGS[name]:
-            tls[name] = _SPELLINGS[name][value]
+        elif value.lower() in _SPELLINGS[name]:
+            tls[name] = _SPELLINGS[name][value.lower()]
         else:
             raise ConfigError(f"{name} must be one of {', '.join(_SPELLINGS[name])}")
     if tls["ssl_cert_reqs"] == "required":  # else there is no host name to compare

@@ -91,6 +91,11 @@ def parameters(url: str) -> dict[str, dict[str, Any]]:
         ),
         ("rediss://host/0?ssl_cert_reqs=CERT_NONE", "rediss://host/0?ssl_cert_reqs=none"),
         ("rediss://host/0?ssl_cert_reqs=none", "rediss://host/0?ssl_cert_reqs=none"),
+        ("rediss://host/0?ssl_cert_reqs=None", "rediss://host/0?ssl_cert_reqs=none"),
+        (
+            "rediss://host/0?ssl_check_hostname=False",
+            "rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=false",
+        ),
     ],
 )
 def test_a_url_gets_the_one_spelling_that_all_libraries_take(url: str, expected: str) -> None:
@@ -189,6 +194,7 @@ def test_a_certificate_is_ignored_only_with_one_warning(
         ("redis://:hunter2@host/0?hunter2=1", "unknown option"),
         ("redis://:hunter2@host/0?ssl_cert_reqs=required", "must begin with rediss://"),
         ("rediss://:hunter2@host/0?ssl_cert_reqs=hunter2", "ssl_cert_reqs must be one of"),
+        ("rediss://:hunter2@host/0?ssl_cert_reqs=required&ssl_cert_reqs=none", "an option twice"),
         ("rediss://:hunter2@host/0?ssl_cert_reqs=", "ssl_cert_reqs must be one of"),
         ("rediss://:hunter2@host/0?ssl_ca_certs=/no/such.pem", "ssl_ca_certs: no such file"),
         ("rediss://:hunter2@host/0?ssl_ca_certs=" + __file__, "ssl_ca_certs: not a readable"),
