@@ -105,7 +105,6 @@ def stream_reader(url: str, timeout: float, block: float, max_connections: int) 
         "socket_timeout": timeout + block,
         "protocol": 2,
         "max_connections": max_connections,
-        "health_check_interval": HEALTH_CHECK_SECONDS,
     }
     return _to_primary(
         redis.Redis.from_url(normalized(url), **options, retry=Retry(NoBackoff(), 0))
@@ -118,7 +117,6 @@ def stream_reader_async(url: str, timeout: float, max_connections: int) -> redis
         "socket_timeout": None,
         "protocol": 2,
         "max_connections": max_connections,
-        "health_check_interval": HEALTH_CHECK_SECONDS,
     }
     return _to_primary(
         redis.asyncio.Redis.from_url(normalized(url), **options, retry=AsyncRetry(NoBackoff(), 0))
@@ -199,7 +197,12 @@ def is_not_permitted(error: redis.ResponseError) -> bool:
 
 
 def _once_options(timeout: float, text: bool) -> dict[str, Any]:
-    return _timeouts(timeout) | {"socket_keepalive": True, "decode_responses": text}
+    return _timeouts(timeout) | {
+        "socket_keepalive": True,
+        "decode_responses": text,
+        # The role is asked for before a command, which a replica then never gets.
+        "health_check_interval": HEALTH_CHECK_SECONDS,
+    }
 
 
 def _timeouts(seconds: float) -> dict[str, float]:

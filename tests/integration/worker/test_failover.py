@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -59,8 +60,9 @@ def test_a_producer_submits_to_the_new_primary(pair: PrimaryAndReplica) -> None:
     [
         lambda url: redis_support.stream_reader(url, 5.0, 1.0, 5),
         lambda url: cast(Any, producer_app(url, 5.0).backend).client,
+        redis_support.once,
     ],
-    ids=["streams", "results"],
+    ids=["streams", "results", "once"],
 )
 def test_a_client_that_only_reads_finds_the_new_primary(
     pair: PrimaryAndReplica,
@@ -72,6 +74,18 @@ def test_a_client_that_only_reads_finds_the_new_primary(
     client.get("x")
     pair.fail_over()
     until_reached(lambda: client.role()[0] in ("master", b"master"))
+
+
+def test_a_client_for_asyncio_that_only_reads_finds_the_new_primary(
+    pair: PrimaryAndReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_support, "HEALTH_CHECK_SECONDS", 0.2)
+    with asyncio.Runner() as runner:
+        client: Any = redis_support.once_async(pair.address.url)
+        runner.run(client.get("x"))
+        pair.fail_over()
+        until_reached(lambda: runner.run(client.role())[0] == "master")
+        runner.run(client.aclose())
 
 
 @pytest.mark.parametrize("event", ["fail_over", "lose_primary"])
