@@ -132,6 +132,13 @@ def _start_worker(lane: Lane, start_lane: StartLane, worker: Any) -> None:
     except ConfigError as error:
         logger.critical("%s", error, extra={"action": "redis_unsuitable"})
         raise SystemExit(1) from None
+    except redis.RedisError as error:  # a wrong password, user or database
+        logger.critical(
+            "FLEET_REDIS_URL: Redis refuses this worker: %s",
+            error,
+            extra={"action": "redis_refused"},
+        )
+        raise SystemExit(1) from None
     services = _start_services(url, catalogue)
     metrics.serve()
     heartbeat = Heartbeat(

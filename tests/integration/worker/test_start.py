@@ -6,11 +6,15 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+import redis
+
 from primarch_fleet import Fleet
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.workers import StartWorker, Worker, eventually
 
 LOCAL = "workers.local.app"
+WRONG = "hunter2hunter2"
 
 
 def waits(worker: Worker) -> bool:
@@ -38,3 +42,29 @@ def test_a_worker_that_starts_before_redis_waits_for_it_and_can_be_stopped(
             assert early.process.poll() is None
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize(
+    ("login", "database", "reason"),
+    [
+        ("", 0, "HELLO must be called with the client already authenticated"),
+        (f":{WRONG}@", 0, "invalid username-password pair"),
+        (":right@", 99, "DB index is out of range"),
+        ("reader:right@", 0, "No permissions"),
+    ],
+)
+def test_a_worker_that_redis_refuses_ends_with_one_message(
+    start_worker: StartWorker, tmp_path: Path, login: str, database: int, reason: str
+) -> None:
+    with redis_server(tmp_path / "redis", DURABLE | {"requirepass": "right"}) as server:
+        with redis.Redis(port=server.port, password="right") as admin:
+            admin.acl_setuser("reader", True, passwords=["+right"], categories=["+@read"])
+        url = f"redis://{login}127.0.0.1:{server.port}/{database}"
+        env = {"FLEET_REDIS_URL": url, "FLEET_DATA_DIR": str(tmp_path)}
+        with start_worker("refused", app=LOCAL, env=env, wait=False) as worker:
+            assert worker.process.wait(60) == 1
+            log = worker.log.read_text()
+    assert "FLEET_REDIS_URL: Redis refuses this worker: " in log
+    assert reason in log
+    assert "Traceback" not in log
+    assert WRONG not in log
