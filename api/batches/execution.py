@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -188,24 +188,34 @@ class Execution:
         return Counts(self._total, totals.answered + totals.kept, self._run.errors.count)
 
     async def _store_files(self, folder: Path) -> dict[str, Upload]:
-        """Store the files that have lines."""
-        paths = {"output_file_id": _output(folder), "error_file_id": _errors(folder)}
-        names = {"output_file_id": "output", "error_file_id": "error"}
-        uploads = {}
-        for field, path in paths.items():
-            if path.exists() and path.stat().st_size:
-                with path.open("rb") as file:
-                    name = f"{self._batch.id}_{names[field]}.jsonl"
-                    uploads[field] = await self._tools.files.upload(
-                        self._batch.spec.tenant, name, "batch_output", UploadFile(file)
-                    )
+        """Store the files that have lines: all, or none."""
+        paths = {"output": _output(folder), "error": _errors(folder)}
+        uploads: dict[str, Upload] = {}
+        try:
+            for name, path in paths.items():
+                if path.exists() and path.stat().st_size:
+                    uploads[f"{name}_file_id"] = await self._store_file(name, path)
+        except BaseException:
+            await self._discard(uploads.values())
+            raise
         return uploads
+
+    async def _store_file(self, name: str, path: Path) -> Upload:
+        filename = f"{self._batch.id}_{name}.jsonl"
+        with path.open("rb") as file:
+            return await self._tools.files.upload(
+                self._batch.spec.tenant, filename, "batch_output", UploadFile(file)
+            )
+
+    async def _discard(self, uploads: Iterable[Upload]) -> None:
+        for upload in uploads:
+            with suppress(redis.RedisError):  # it expires
+                await self._tools.files.discard(upload)
 
     async def _write_end(self, end: End) -> None:
         spec, webhooks = self._batch.spec, self._tools.webhooks()
         if not await self._tools.batches.end(self._claim, spec, end, webhooks):
-            for upload in end.files.values():
-                await self._tools.files.discard(upload)
+            await self._discard(end.files.values())
             raise BatchLost
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 import redis
 from openai import OpenAI
 
+from primarch_fleet import Fleet
+from primarch_fleet.errors import EngineError
 from primarch_fleet.outgoing import OPEN_KEY
 from tests.support.api_batches import ended, line, lines, start
 from tests.support.api_server import ALPHA, ApiServer, api_server, fleet_yaml
-from tests.support.producer import CATALOGUE
+from tests.support.producer import CATALOGUE, DONE, finish, messages
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.workers import eventually
 
@@ -146,3 +149,21 @@ def test_a_background_response_that_cannot_be_stored_is_cancelled(
         assert found.value.status_code == 503
         eventually(lambda: store.keys("fleet:cancelled:*"))
         eventually(lambda: store.zcard(OPEN_KEY) == 0)
+
+
+def test_a_batch_whose_files_do_not_fit_leaves_none_of_them(
+    client: OpenAI, api: ApiServer, server: RedisServer, store: redis.Redis
+) -> None:
+    with Fleet(server.url) as fleet:
+        content = lines([line("1", model="m"), line("2" * 32 * PART_BYTES, model="m")])
+        batch = start(client, content, metadata=REALTIME)
+        eventually(lambda: store.llen("realtime\x06\x166") == 2)
+        ids = [message["headers"]["id"] for message in messages(store)]
+        api.process.send_signal(signal.SIGSTOP)
+        answer = {"choices": [{"message": {"content": "x" * 4 * PART_BYTES}}]}
+        finish(fleet, ids[0], DONE.model_copy(update={"body": answer}).model_dump(mode="json"))
+        finish(fleet, ids[1], EngineError("failed"), "FAILURE")
+        fill(store, 16 * PART_BYTES)  # for the output file, not for the error file
+        api.process.send_signal(signal.SIGCONT)
+    eventually(lambda: "left for later: command not allowed" in api.log.read_text())
+    assert store.keys("fleet:api:file_parts:*") == [f"fleet:api:file_parts:{batch.input_file_id}"]
