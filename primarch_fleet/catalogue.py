@@ -89,10 +89,21 @@ class Offer(_Priced):
         """Everything that a request may cost; the offer's own comes first."""
         return (Costs(price=self.price, media=self.media), *self.other_costs)
 
+    @cached_property
+    def prompt_bound(self) -> int | None:
+        """The most tokens of a prompt; None if prices show that there are longer ones.
+
+        Claude's longer context is a header's to choose, so the price list has the shorter one.
+        """
+        known = self.context_length
+        steps = [step.from_tokens for costs in self.costs for step in costs.price.standard]
+        return None if known is None or max(steps) > known else known
+
     def __copy__(self) -> Self:
         # `model_copy` changes fields of the copy afterwards.
         copied = super().__copy__()
-        copied.__dict__.pop("costs", None)
+        for computed in ("costs", "prompt_bound"):
+            copied.__dict__.pop(computed, None)
         return copied
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from primarch_fleet.catalogue import Limits, Model, Offer
+from primarch_fleet.catalogue import Costs, Limits, Model, Offer
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import CostCapExceeded
 from primarch_fleet.money import format_dollars
@@ -23,17 +24,53 @@ _WEB_PLUGIN = "web"
 
 
 class Estimate(NamedTuple):
-    """What a request may cost on one lane, in nano-dollars, if it fills its token limit."""
+    """What a request may cost on one lane, in nano-dollars, if it fills its token limit.
 
-    #: The cost to expect, which caps compare. Of an answer without a limit in the request, at most
-    #: the tenant's `default_output_tokens` are expected.
-    expected_cost: int
-    #: The amount to reserve: the request cannot cost more. An answer without a limit in the request
-    #: counts the model's own. Only if that is not known, it has no bound, and the tenant's
-    #: `default_output_tokens` are reserved for it.
-    max_cost: int
-    #: Tokens that count for the tenant's rate; None on the batch lane, whose requests do not count.
-    tokens: int | None
+    Each amount is computed when it is asked for: a submit does not need all of them.
+    """
+
+    request: Request
+    prompt: PromptSize
+    lane: Lane
+    offer: Offer
+    #: The tokens of the answer: how many to expect, and how many it has at most.
+    output_tokens: tuple[int, int]
+    #: What the request may cost besides its tokens, as fields of Usage.
+    services: dict[str, Any]
+
+    @property
+    def expected_cost(self) -> int:
+        """The cost to expect, which caps compare.
+
+        Of an answer without a limit in the request, at most the tenant's `default_output_tokens`
+        are expected.
+        """
+        expected, _ = self.output_tokens
+        offered = self.offer.costs
+        return max([self._cost(one, self.prompt.expected(one.media), expected) for one in offered])
+
+    @property
+    def max_cost(self) -> int:
+        """The amount to reserve: the request cannot cost more.
+
+        An answer without a limit in the request counts the model's own. Only if that is not known,
+        it has no bound, and the tenant's `default_output_tokens` are reserved for it.
+        """
+        (_, most), length = self.output_tokens, self.offer.prompt_bound
+        offered = self.offer.costs
+        return max([self._cost(one, self.prompt.bound(one.media, length), most) for one in offered])
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens that count for the tenant's rate; None on the batch lane, where none count."""
+        if self.lane == "batch":
+            return None
+        return self.prompt.expected(self.offer.media).total + self.output_tokens[0]
+
+    def _cost(self, costs: Costs, prompt: Tokens, output_tokens: int) -> int:
+        usage = _usage(self.request, self.prompt, prompt, output_tokens, self.services)
+        tier = getattr(self.request, "service_tier", None)
+        return max_cost_nanousd([costs.price], usage, tier=tier)
 
 
 def estimate(
@@ -46,18 +83,8 @@ def estimate(
         limits: The tenant's limits. Without them, an answer without a limit counts as 0 tokens.
     """
     offer = model.lanes[lane]
-    expected_output, max_output = _output_tokens(request, offer, limits)
-    context_length, tier = _context_length(offer), getattr(request, "service_tier", None)
-    services = _services(request)
-    expected_cost = max_cost = 0
-    for costs in offer.costs:
-        expected = _usage(request, prompt, prompt.expected(costs.media), expected_output, services)
-        bound = prompt.bound(costs.media, context_length)
-        most = _usage(request, prompt, bound, max_output, services)
-        expected_cost = max(expected_cost, max_cost_nanousd([costs.price], expected, tier=tier))
-        max_cost = max(max_cost, max_cost_nanousd([costs.price], most, tier=tier))
-    tokens = None if lane == "batch" else prompt.expected(offer.media).total + expected_output
-    return Estimate(expected_cost, max_cost, tokens)
+    output_tokens = _output_tokens(request, offer, limits)
+    return Estimate(request, prompt, lane, offer, output_tokens, _services(request))
 
 
 def _output_tokens(request: Request, offer: Offer, limits: Limits | None) -> tuple[int, int]:
@@ -70,21 +97,12 @@ def _output_tokens(request: Request, offer: Offer, limits: Limits | None) -> tup
     return choices * min(most, limits.default_output_tokens), choices * most
 
 
-def _context_length(offer: Offer) -> int | None:
-    """The most tokens of a prompt; None if prices show that there are longer ones.
-
-    Claude's longer context is a header's to choose, so the price list has the shorter one.
-    """
-    known = offer.context_length
-    steps = [step.from_tokens for costs in offer.costs for step in costs.price.standard]
-    return None if known is None or max(steps) > known else known
-
-
 def _services(request: Request) -> dict[str, Any]:
     """What a request may cost besides its tokens, as fields of Usage."""
+    tools: Sequence[Mapping[str, Any]] = getattr(request, "tools", None) or ()
     return {
-        "web_searches": _tool_searches(request, _WEB_SEARCH_TOOL) + _asked_searches(request),
-        "maps_searches": _tool_searches(request, _MAPS_SEARCH_TOOL),
+        "web_searches": _tool_searches(tools, _WEB_SEARCH_TOOL) + _asked_searches(request),
+        "maps_searches": _tool_searches(tools, _MAPS_SEARCH_TOOL),
         "surcharges": asked_surcharges(request.extra_body or {}),
     }
 
@@ -111,13 +129,13 @@ def _usage(
     )
 
 
-def _tool_searches(request: Request, kind: re.Pattern[str]) -> int:
+def _tool_searches(tools: Sequence[Mapping[str, Any]], kind: re.Pattern[str]) -> int:
     """The searches by tools of a kind: as many as each of them allows, or one without a limit."""
     limits = [
         # Anthropic's name of the limit:
         # https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-search-tool
         tool.get("max_uses")
-        for tool in getattr(request, "tools", None) or ()
+        for tool in tools
         if any(kind.match(name.replace("_", "").lower()) for name in (str(tool.get("type")), *tool))
     ]
     return sum(max(1, limit) if isinstance(limit, int) else 1 for limit in limits)
@@ -125,28 +143,28 @@ def _tool_searches(request: Request, kind: re.Pattern[str]) -> int:
 
 def _asked_searches(request: Request) -> int:
     """The searches that a request asks for without a tool, one for each way."""
-    parameters = request.extra_body or {}
+    searches = int(getattr(request, "web_search_options", None) is not None)
+    parameters = request.extra_body
+    if not parameters:
+        return searches
+    # https://docs.x.ai/docs/guides/live-search
+    searches += bool(parameters.get("search_parameters"))
     plugins = parameters.get("plugins")
     plugins = plugins if isinstance(plugins, list) else []
-    return sum(
-        [
-            getattr(request, "web_search_options", None) is not None,
-            # https://docs.x.ai/docs/guides/live-search
-            bool(parameters.get("search_parameters")),
-            any(isinstance(one, dict) and one.get("id") == _WEB_PLUGIN for one in plugins),
-        ]
-    )
+    return searches + any(isinstance(one, dict) and one.get("id") == _WEB_PLUGIN for one in plugins)
 
 
-def check_cost(request: Request, expected_cost: int, lane: Lane, limits: Limits | None) -> None:
+def check_cost(estimate: Estimate, limits: Limits | None) -> None:
     """Compare an estimate with the request's cap and with its tenant's cap for the realtime lane.
 
     Raises:
         CostCapExceeded: The estimate is over one of the caps.
     """
-    tenant_cap = limits.max_cost_realtime_nanousd if limits and lane == "realtime" else None
-    for name, cap in {"max_cost": request.cost_cap, "max_cost_realtime": tenant_cap}.items():
-        if cap is not None and expected_cost > cap:
+    is_realtime = estimate.lane == "realtime"
+    tenant_cap = limits.max_cost_realtime_nanousd if limits and is_realtime else None
+    caps = {"max_cost": estimate.request.cost_cap, "max_cost_realtime": tenant_cap}
+    for name, cap in caps.items():
+        if cap is not None and (expected_cost := estimate.expected_cost) > cap:
             raise CostCapExceeded(
                 f"{name}: the estimate is {format_dollars(expected_cost)}, the cap is "
                 f"{format_dollars(cap)}"

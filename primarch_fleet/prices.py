@@ -203,6 +203,8 @@ class ExactRates(NamedTuple):
     units: int
     #: Nano-dollars of a request, of a search of the web and of one of maps, and of a picture.
     fees: tuple[int, ...]
+    #: Factors on all tokens, as fractions.
+    surcharges: dict[str, tuple[int, int]]
 
     @classmethod
     def of(cls, rates: Rates) -> Self:
@@ -229,6 +231,9 @@ class ExactRates(NamedTuple):
                     rates.fees.image,
                 )
             ),
+            surcharges={
+                name: factor.as_integer_ratio() for name, factor in rates.surcharges.items()
+            },
         )
 
     def steps(self, tier: str | None) -> tuple[_Step, ...]:
@@ -285,23 +290,24 @@ def max_cost_nanousd(rates: Iterable[Rates], usage: Usage, *, tier: str | None =
         tier: The service tier that the request asks for.
     """
     names = (None,) if tier is None else (None, _AUTO_TIER if tier == "auto" else tier)
-    return max(
-        [_max_cost_nanousd(rate, rate.exact.steps(name), usage) for rate in rates for name in names]
-    )
-
-
-def _max_cost_nanousd(rates: Rates, steps: tuple[_Step, ...], usage: Usage) -> int:
     counts = token_counts(usage)
-    step = _step(steps, sum(counts[: len(INPUT_KINDS)]))
-    numerator, denominator = _with_surcharges(sum(map(mul, counts, step.dearest)), rates, usage)
-    return -(-numerator // denominator) + _fees_nanousd(rates, usage)
+    input_tokens = sum(counts[: len(INPUT_KINDS)])
+    costs = []
+    for rate in rates:
+        fees = _fees_nanousd(rate, usage)
+        for name in names:
+            step = _step(rate.exact.steps(name), input_tokens)
+            units = sum(map(mul, counts, step.dearest))
+            numerator, denominator = _with_surcharges(units, rate, usage)
+            costs.append(-(-numerator // denominator) + fees)
+    return max(costs)
 
 
 def _with_surcharges(units: int, rates: Rates, usage: Usage) -> tuple[int, int]:
     """The cost of tokens with what is asked for how they are served, as a fraction."""
     numerator, denominator = units, rates.exact.units
     for name in usage.surcharges:
-        factor, divisor = rates.surcharges.get(name, Decimal(1)).as_integer_ratio()
+        factor, divisor = rates.exact.surcharges.get(name, (1, 1))
         numerator, denominator = numerator * factor, denominator * divisor
     return numerator, denominator
 

@@ -5,11 +5,11 @@ The decision is a pure function of the request, the catalogue, the health of the
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from primarch_fleet import estimates, protocol
 from primarch_fleet.catalogue import Catalogue, Limits, Model
@@ -29,10 +29,12 @@ from primarch_fleet.requests.defaults import is_default
 
 #: The service tier at half the price: https://platform.openai.com/docs/guides/flex-processing
 FLEX = "flex"
+_FOREVER = float("inf")
+#: Names of fields by their names in OpenAI's body, where these differ.
+_FIELDS = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
 
 
-@dataclass(frozen=True)
-class LaneDecision:
+class LaneDecision(NamedTuple):
     """The lane of a request, and all that depends on the lane."""
 
     lane: Lane
@@ -135,8 +137,7 @@ def longer_lane(
         return None
 
 
-@dataclass(frozen=True)
-class _Assessment:
+class _Assessment(NamedTuple):
     """A request and the lanes of its model, as they are now."""
 
     request: Request
@@ -171,10 +172,9 @@ class _Assessment:
             raise InvalidRequest(f"model: {request.model!r} is a model for {model.kind}")
         _check_tags(request, model, catalogue)
         _check_headers(request, catalogue)
-        time_limits = [limit for limit in (request.max_latency, seconds_left) if limit is not None]
-        max_wait_seconds = min(time_limits, default=float("inf"))
+        max_wait_seconds = min(request.max_latency or _FOREVER, seconds_left or _FOREVER)
         body = request.body(wire)
-        unsupported = {**_unsupported(request, body, model, catalogue), **request.unsupported()}
+        unsupported = _unsupported(request, body, model, catalogue) | request.unsupported()
         eligible = {
             lane
             for lane, offer in model.lanes.items()
@@ -235,7 +235,7 @@ class _Assessment:
     def _allows_batch_time(self) -> bool:
         """Whether the request says that it can wait for a batch, if it can at all."""
         prefers_batch = next(iter(_preferences(self.request))) == "batch"
-        return prefers_batch or self.max_wait_seconds < float("inf")
+        return prefers_batch or self.max_wait_seconds < _FOREVER
 
     def _passed_over(self, best: Lane) -> list[str]:
         """Why the lanes before the best that serve the model cannot serve this request."""
@@ -264,10 +264,10 @@ class _Assessment:
     ) -> LaneDecision:
         """Raises CostCapExceeded."""
         estimate = estimates.estimate(self.request, self.prompt, self.model, lane, self.limits)
-        estimates.check_cost(self.request, estimate.expected_cost, lane, self.limits)
+        estimates.check_cost(estimate, self.limits)
         promote_at = None
         may_promote = self.request.lane == "auto" and "realtime" in self.eligible
-        if lane == "local" and may_promote and self.max_wait_seconds < float("inf"):
+        if lane == "local" and may_promote and self.max_wait_seconds < _FOREVER:
             promote_at = self.now.timestamp() + self.max_wait_seconds
         queue = self.model.lanes[lane].queue
         prefixes: list[str] = []
@@ -312,18 +312,19 @@ def _unsupported(
     request: Request, body: dict[str, Any], model: Model, catalogue: Catalogue
 ) -> dict[Lane, str]:
     """The lanes that do not support a parameter of the body, each with the error message."""
-    asked = {name for name, value in body.items() if not is_default(name, value)}
-    refused = {lane: asked & set(offer.unsupported) for lane, offer in model.lanes.items()}
+    refused: dict[Lane, Collection[str]] = {
+        lane: [name for name in body.keys() & offer.unsupported if not is_default(name, body[name])]
+        for lane, offer in model.lanes.items()
+    }
     if known := catalogue.engine_parameters.get(request.endpoint):
-        refused["local"] = body.keys() - set(known)
-    fields = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
+        refused["local"] = body.keys() - known
     without = {
         lane: f"lane: {request.model!r} has no {request.endpoint} on the {lane} lane"
         for lane, offer in model.lanes.items()
         if offer.endpoints is not None and request.endpoint not in offer.endpoints
     }
     return without | {
-        lane: f"{', '.join(sorted(fields.get(name, name) for name in names))}: "
+        lane: f"{', '.join(sorted(_FIELDS.get(name, name) for name in names))}: "
         f"the {lane} lane does not support it for {request.model!r}"
         for lane, names in refused.items()
         if names
@@ -332,7 +333,9 @@ def _unsupported(
 
 def _check_headers(request: Request, catalogue: Catalogue) -> None:
     """Raises InvalidRequest for headers that fleet.yaml does not allow."""
-    names = {name.lower() for name in request.extra_headers or ()}
+    if not request.extra_headers:
+        return
+    names = {name.lower() for name in request.extra_headers}
     if refused := sorted(names - set(catalogue.extra_headers)):
         allowed = ", ".join(catalogue.extra_headers) or "none"
         raise InvalidRequest(

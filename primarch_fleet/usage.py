@@ -263,7 +263,7 @@ def _web_searches(usage: Mapping[str, Any], prompt_details: Mapping[str, Any]) -
 def _surcharges(source: Mapping[str, Any]) -> tuple[str, ...]:
     # https://docs.claude.com/en/api/messages: a request has both fields too.
     names = (source.get("inference_geo"), source.get("speed"))
-    return tuple(name.lower() for name in names if isinstance(name, str) and name)
+    return tuple([name.lower() for name in names if isinstance(name, str) and name])
 
 
 def asked_surcharges(parameters: Mapping[str, Any]) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ class Accountant:
         if model is None:
             return []
         estimate = estimates.estimate(request, request.prompt_size(), model, lane, limits)
-        estimates.check_cost(request, estimate.expected_cost, lane, limits)
+        estimates.check_cost(estimate, limits)
         return [] if limits is None else [ReservationRequest(task_id, estimate.max_cost)]
 
     async def _reserve_for_tenant(

@@ -97,22 +97,25 @@ def test_embeddings_with_tags_are_rejected_on_lanes_without_tags(lane: Lane) -> 
 
 def test_an_estimate_over_the_cap_is_rejected_and_an_estimate_at_the_cap_is_not() -> None:
     capped = request(max_cost=1000, max_tokens=100)
-    expected = estimate(
-        capped, PromptSize(400, 400), CATALOGUE.models["remote"], "realtime"
-    ).expected_cost
+    bound = estimate(capped, PromptSize(400, 400), CATALOGUE.models["remote"], "realtime")
+    expected = bound.expected_cost
     assert expected == 1_000 * (101 * 2 + 100 * 8)
     for exact in ({"max_cost_nanousd": expected, "max_cost": None}, {"max_cost": 1_002}):
-        check_cost(capped.model_copy(update=exact), expected, "realtime", None)
+        check_cost(bound._replace(request=capped.model_copy(update=exact)), None)
     with pytest.raises(CostCapExceeded, match="max_cost"):
-        check_cost(capped, expected, "realtime", None)
+        check_cost(bound, None)
 
 
 def test_the_cost_cap_of_a_tenant_is_for_the_realtime_lane_only() -> None:
-    limits = Limits(max_cost_realtime_nanousd=10)
-    check_cost(request(), 11, "batch", limits)
-    check_cost(request(), 10, "realtime", limits)
+    remote = CATALOGUE.models["remote"]
+    batch, realtime = (
+        estimate(request(), PromptSize(400, 400), remote, lane) for lane in ("batch", "realtime")
+    )
+    cost = realtime.expected_cost
+    check_cost(batch, Limits(max_cost_realtime_nanousd=1))
+    check_cost(realtime, Limits(max_cost_realtime_nanousd=cost))
     with pytest.raises(CostCapExceeded, match="max_cost_realtime"):
-        check_cost(request(), 11, "realtime", limits)
+        check_cost(realtime, Limits(max_cost_realtime_nanousd=cost - 1))
 
 
 @pytest.mark.parametrize(
