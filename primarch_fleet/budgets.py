@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import IntFlag, StrEnum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,11 @@ class ReachedLimit(StrEnum):
     RATE = "rate"
 
 
-class GrantFlag(IntFlag):
-    """What the script tells of each task that has its reservation."""
+class GrantFlag:
+    """Bits of what the script tells of each task that has its reservation.
+
+    An IntFlag would make an object of each bit that is tested.
+    """
 
     IS_FALLBACK = 1
     WAS_HELD = 2
@@ -301,9 +304,8 @@ def reserve_args(
         MAX_CONCURRENCY_SECONDS,
         tenant_id,
     ]
-    for request in requests:
-        optional = [_optional(value) for value in (request.fallback, *request.tokens)]
-        args += [request.task_id, request.amount, *optional]
+    for task_id, amount, fallback, tokens in requests:
+        args += (task_id, amount, _optional(fallback), *map(_optional, tokens))
     return args
 
 

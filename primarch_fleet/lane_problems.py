@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+from operator import attrgetter
 from typing import NamedTuple
 
 from primarch_fleet.catalogue import Catalogue, LaneLimits, Model
@@ -44,8 +44,10 @@ class LaneProblem(NamedTuple):
     refusal: FleetBusy | None = None
 
 
-@dataclass(frozen=True)
-class LaneConditions:
+_NO_PROBLEM = LaneProblem()
+
+
+class LaneConditions(NamedTuple):
     """The lanes of a model as a request finds them."""
 
     request: Request
@@ -65,7 +67,7 @@ class LaneConditions:
             self._unserved(lane, queue),
             self._paused(lane, queue),
             self._slow(queue),
-            key=lambda problem: problem.severity,
+            key=attrgetter("severity"),
         )
 
     def takes_prompt(self, lane: Lane) -> bool:
@@ -75,7 +77,7 @@ class LaneConditions:
     def _full(self, lane: Lane, queue: str) -> LaneProblem:
         limits, queued = self.catalogue.lanes.get(lane), self.health.queued[queue]
         if limits is None or queued < limits.max_queued:
-            return LaneProblem()
+            return _NO_PROBLEM
         rate = self.health.rates.get(queue)
         speed = f", its workers answer about {rate:.3g} a second" if rate else ""
         refusal = LaneFull.until(
@@ -89,12 +91,12 @@ class LaneConditions:
         """Whether the prompt is probably longer than the lane takes."""
         offer = self.model.lanes[lane]
         if offer.context_length is None:
-            return LaneProblem()
+            return _NO_PROBLEM
         tokens = self.prompt.expected(offer.media).total
         if lane == "local":  # an engine's length includes the answer
             tokens += self.request.output_token_limit() or 0
         if tokens <= offer.context_length:
-            return LaneProblem()
+            return _NO_PROBLEM
         why = f"too short: about {tokens} tokens, it takes {offer.context_length}"
         return LaneProblem(Severity.TOO_SHORT, why)
 
@@ -104,12 +106,12 @@ class LaneConditions:
         elif queue == BATCH_QUEUE and self.health.batch_overdue:
             missing, detail = "beat", "its periodic tasks do not run"
         else:
-            return LaneProblem()
+            return _NO_PROBLEM
         return self._not_served(lane, Severity.UNSERVED, f"without {missing}", detail)
 
     def _paused(self, lane: Lane, queue: str) -> LaneProblem:
         if queue not in self.health.paused:
-            return LaneProblem()
+            return _NO_PROBLEM
         detail = f"workers take no requests from {queue!r} until an operator resumes it"
         return self._not_served(lane, Severity.PAUSED, "paused", detail)
 
@@ -141,7 +143,7 @@ class LaneConditions:
             why = f"its oldest request has waited {oldest:.3g} s, {max_wait:.3g} s are left"
         elif max_wait <= URGENT_SECONDS and health.queued[queue] >= LONG_QUEUE_LENGTH:
             why = "its queue is long"
-        return LaneProblem(Severity.SLOW, f"slow: {why}") if why else LaneProblem()
+        return LaneProblem(Severity.SLOW, f"slow: {why}") if why else _NO_PROBLEM
 
 
 def _retry_after(queued: int, limits: LaneLimits, rate: float | None) -> float:

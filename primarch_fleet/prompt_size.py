@@ -40,6 +40,10 @@ CACHE_LIFETIMES = frozenset({"ttl", "prompt_cache_retention"})
 EXPECTED_FILE_SHARE = 1 / 8
 
 
+#: JSON's own types first: the check of an abstract class takes ten times as long.
+_OBJECTS, _ARRAYS = (dict, Mapping), (list, Sequence)
+
+
 class MediaTokens(BaseModel):
     """The most tokens that one medium in a prompt counts as, at one model.
 
@@ -139,12 +143,12 @@ class PromptSize:
         """Count a JSON value and everything in it."""
         if isinstance(value, str):
             self._add_text(value)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, _OBJECTS):
             add_medium = MEDIA.get(value.get("type"))  # type: ignore[arg-type]
             if add_medium is None or not add_medium(self, value):
                 self._add_object(value)
-        elif isinstance(value, Sequence):
-            if value and all(type(item) is int for item in value):
+        elif isinstance(value, _ARRAYS):
+            if value and type(value[0]) is int and all(type(item) is int for item in value):
                 self.token_ids += len(value)
             else:
                 for item in value:

@@ -36,6 +36,8 @@ SERVICE_TIER = "fleet_service_tier"
 RESERVED = "fleet_reserved"
 #: What logs and Flower show instead of the prompt.
 HIDDEN_ARGUMENTS = "<hidden>"
+#: `json.dumps` would make an encoder for each request.
+_WIRE_ENCODER = json.JSONEncoder(allow_nan=False)
 
 
 def task_name(lane: Lane, verb: str) -> str:
@@ -50,7 +52,7 @@ def tenant_header(tenant_id: str) -> str:
 
 def wire_json(wire: dict[str, Any]) -> str:
     """Return a wire form as Celery encodes it."""
-    return json.dumps(wire, allow_nan=False)
+    return _WIRE_ENCODER.encode(wire)
 
 
 def wire_size_bytes(text: str) -> int:

@@ -257,8 +257,10 @@ def _by_tenant(messages: Iterable[OutgoingMessage]) -> list[_TenantReservation]:
     reservations: dict[str, _TenantReservation] = {}
     for message in messages:
         if message.limits is not None:
-            empty = _TenantReservation(message.tenant_id, message.limits, [])
-            reservations.setdefault(message.tenant_id, empty).requests.append(message.reservation)
+            tenant_id, limits = message.tenant_id, message.limits
+            if tenant_id not in reservations:
+                reservations[tenant_id] = _TenantReservation(tenant_id, limits, [])
+            reservations[tenant_id].requests.append(message.reservation)
     return list(reservations.values())
 
 
