@@ -17,6 +17,7 @@ from kombu.utils.json import dumps
 
 from primarch_fleet.outgoing import OutgoingMessage
 from primarch_fleet.queues import PRIORITY_STEPS, priority_lists
+from primarch_fleet.random_ids import random_uuids
 
 
 class EncodedMessage(NamedTuple):
@@ -45,19 +46,19 @@ class MessageEncoder:
         """Encode messages, in their order."""
         if len(messages) < 2 or self._is_each_seen():
             complete = (
-                {"task_id": one.ticket.id, "args": [json.loads(one.argument)], **one.options}
+                {"task_id": one.ticket.id, "args": [json.loads(one.argument)]}
+                | one.options.arguments()
                 for one in messages
             )
             return [captured.encoded() for captured in self._by_celery(complete)]
-        keys = [_form_key(one.options) for one in messages]
-        samples = dict(zip(keys, (one.options for one in messages), strict=True))
+        options = dict.fromkeys(one.options for one in messages)
         captured = self._by_celery(
-            {"task_id": _ID, "args": [_ARGUMENT], **options} for options in samples.values()
+            {"task_id": _ID, "args": [_ARGUMENT]} | one.arguments() for one in options
         )
-        forms = {key: _Form.of(one) for key, one in zip(samples, captured, strict=True)}
+        forms = {key: _Form.of(one) for key, one in zip(options, captured, strict=True)}
         return [
-            forms[key].filled(one.ticket.id, one.argument)
-            for key, one in zip(keys, messages, strict=True)
+            forms[one.options].filled(one.ticket.id, one.argument, tag)
+            for one, tag in zip(messages, random_uuids(), strict=False)
         ]
 
     def _is_each_seen(self) -> bool:
@@ -84,11 +85,6 @@ _SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.tas
 _ID, _ARGUMENT, _BODY, _TAG = (uuid() for _ in range(4))
 
 
-def _form_key(options: dict[str, Any]) -> tuple[Any, ...]:
-    """What is the same in all messages of a form."""
-    return (*(options | {"headers": None}).items(), *options["headers"].items())
-
-
 class _Form(NamedTuple):
     """The text of messages that differ in id, arguments and delivery tag only."""
 
@@ -110,10 +106,10 @@ class _Form(NamedTuple):
         parts = re.split(f"({_ID}|{_TAG}|{_BODY})", dumps(message))
         return cls(sample.list_key, parts, body_start, body_end)
 
-    def filled(self, task_id: str, argument: str) -> EncodedMessage:
-        """Return the message of the form with an id and an argument."""
+    def filled(self, task_id: str, argument: str, tag: str) -> EncodedMessage:
+        """Return the message of the form with an id, an argument and a delivery tag."""
         body = f"{self.body_start}{argument}{self.body_end}"
-        own = {_ID: task_id, _TAG: uuid(), _BODY: base64.b64encode(body.encode()).decode()}
+        own = {_ID: task_id, _TAG: tag, _BODY: base64.b64encode(body.encode()).decode()}
         return EncodedMessage(self.list_key, "".join([own.get(part, part) for part in self.parts]))
 
 

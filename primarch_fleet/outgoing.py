@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from primarch_fleet import protocol, routing
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import PRIORITIES, Lane
-from primarch_fleet.errors import DeadlineExceeded, InvalidRequest
+from primarch_fleet.errors import DeadlineExceeded, FleetError, InvalidRequest
 from primarch_fleet.lane_health import LaneHealth
+from primarch_fleet.random_ids import random_uuids
 from primarch_fleet.requests import Request
 from primarch_fleet.reservations import ReservationRequest
 from primarch_fleet.routing import LaneDecision
@@ -19,10 +21,14 @@ from primarch_fleet.tracing import TracedRequest
 
 #: The version of the UUIDs of tasks that are members of OPEN_KEY from their push to their outcome:
 #: RFC 9562 leaves it to applications. https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-8
-_REGISTERED_VERSION, _VERSION_BITS = 8, 0xF << 76
+_REGISTERED_VERSION = 8
+#: Where the text of a UUID has its version.
+_VERSION_PLACE = 14
 #: Redis key of a zset: ids of tasks that were submitted and have no outcome yet, by the Unix
 #: seconds of their submit.
 OPEN_KEY = "fleet:open"
+#: What `OutgoingMessage.build` raises of a request itself; the message begins with a field.
+REFUSALS = (InvalidRequest, DeadlineExceeded)
 _IDEMPOTENCY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
 
 
@@ -39,14 +45,28 @@ class Ticket:
     answer_type: type[Any] | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingMessage:
+class SendOptions(NamedTuple):
+    """What Celery is told of a message, without its id and arguments: many messages share it."""
+
+    name: str
+    queue: str
+    priority: int
+    expires: datetime | None
+    #: Names and values.
+    headers: tuple[tuple[str, Any], ...]
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of Celery's `send_task`."""
+        arguments = self._asdict() | {"headers": dict(self.headers)}
+        return arguments | {"argsrepr": protocol.HIDDEN_ARGUMENTS}
+
+
+class OutgoingMessage(NamedTuple):
     """A message before it is published. It is small: a submit holds all of its messages."""
 
     ticket: Ticket
     tenant_id: str
-    #: The arguments of Celery's `send_task`, without the id and the arguments of the task.
-    options: dict[str, Any]
+    options: SendOptions
     #: The request's wire form, as JSON: the only argument of the task.
     argument: str
     #: The tenant's limits; None for a tenant whose spending is not counted.
@@ -67,48 +87,40 @@ class OutgoingMessage:
         catalogue: Catalogue,
         now: datetime,
         health: LaneHealth | None = None,
-        *,
-        path: str = "",
+        ids: Iterator[str] | None = None,
     ) -> OutgoingMessage:
         """Encode a request for the lane that `routing.route` chooses. Raises the same errors.
 
         Args:
-            path: What precedes the name of a wrong field in the message of an error.
+            ids: Random UUIDs, for this request and others of its submit.
         """
         request = traced.request
-        try:
-            decision = routing.route(request, request.to_wire(), catalogue, now, health)
-        except (InvalidRequest, DeadlineExceeded) as error:
-            raise type(error)(f"{path}{error}") from None
-        common = {
-            "priority": PRIORITIES[request.priority],
-            "expires": request.deadline,
-            "argsrepr": protocol.HIDDEN_ARGUMENTS,
-            "headers": {**traced.headers, protocol.SUBMITTED_AT: now.timestamp()},
-        }
-        return cls._encode(request, _task_id(request), decision, common)
+        decision = routing.route(request, request.to_wire(), catalogue, now, health)
+        headers = (*traced.headers.items(), (protocol.SUBMITTED_AT, now.timestamp()))
+        return cls._encode(request, _task_id(request, ids or random_uuids()), decision, headers)
 
     @classmethod
     def _encode(
-        cls, request: Request, task_id: str, decision: LaneDecision, common: dict[str, Any]
+        cls,
+        request: Request,
+        task_id: str,
+        decision: LaneDecision,
+        common: tuple[tuple[str, Any], ...],
     ) -> OutgoingMessage:
-        """The message of a decision; `common` are the options that do not depend on the lane."""
-        headers = {
-            **common["headers"],
-            protocol.LANE_REASON: decision.reason,
-            protocol.TENANT: protocol.tenant_header(request.tenant_id),
-        }
+        """The message of a decision; `common` are the headers that do not depend on the lane."""
+        headers = (
+            *common,
+            (protocol.LANE_REASON, decision.reason),
+            (protocol.TENANT, protocol.tenant_header(request.tenant_id)),
+        )
         if decision.prefixes:
-            headers[protocol.PREFIXES] = ",".join(decision.prefixes)
+            headers += ((protocol.PREFIXES, ",".join(decision.prefixes)),)
         if decision.promote_at is not None:
-            headers[protocol.DEADLINE] = decision.promote_at
+            headers += ((protocol.DEADLINE, decision.promote_at),)
         if decision.service_tier is not None:
-            headers[protocol.SERVICE_TIER] = decision.service_tier
-        lane_options = {
-            "name": protocol.task_name(decision.lane, request.verb),
-            "queue": decision.queue,
-            "headers": headers,
-        }
+            headers += ((protocol.SERVICE_TIER, decision.service_tier),)
+        name = protocol.task_name(decision.lane, request.verb)
+        priority, expires = PRIORITIES[request.priority], request.deadline
         fallback = None
         if decision.fallback is not None:
             fallback = cls._encode(request, task_id, decision.fallback, common)
@@ -117,7 +129,7 @@ class OutgoingMessage:
                 task_id, decision.lane, decision.reason, decision.queue, request.answer_type
             ),
             tenant_id=request.tenant_id,
-            options=common | lane_options,
+            options=SendOptions(name, decision.queue, priority, expires, headers),
             argument=decision.text,
             limits=decision.limits,
             reservation=_reservation(task_id, decision),
@@ -125,6 +137,11 @@ class OutgoingMessage:
             fingerprint=request.fingerprint() if request.idempotency_key else "",
             fallback=fallback,
         )
+
+
+def at_place(error: FleetError, path: str) -> FleetError:
+    """Return a refusal whose message names a wrong field with what precedes its name."""
+    return type(error)(f"{path}{error}")
 
 
 def task_id(ticket: Ticket | str) -> str:
@@ -177,8 +194,9 @@ def _reservation(task_id: str, decision: LaneDecision) -> ReservationRequest:
     return ReservationRequest(task_id, estimate.max_cost, fallback.estimate.max_cost, tokens)
 
 
-def _task_id(request: Request) -> str:
+def _task_id(request: Request, ids: Iterator[str]) -> str:
     """A random id; with an idempotency key, always the same id for the same tenant and key."""
     if request.idempotency_key is None:
-        return str(uuid.UUID(int=uuid.uuid4().int & ~_VERSION_BITS | _REGISTERED_VERSION << 76))
+        text = next(ids)
+        return f"{text[:_VERSION_PLACE]}{_REGISTERED_VERSION}{text[_VERSION_PLACE + 1 :]}"
     return idempotent_task_id(request.tenant_id, request.idempotency_key)

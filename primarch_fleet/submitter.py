@@ -15,9 +15,9 @@ from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
 from primarch_fleet.errors import UnknownModel
 from primarch_fleet.lane_health import LaneHealth, LaneMonitor
-from primarch_fleet.outgoing import OutgoingMessage, Ticket
+from primarch_fleet.outgoing import REFUSALS, OutgoingMessage, Ticket, at_place
 from primarch_fleet.publisher import Publisher
-from primarch_fleet.requests import Request
+from primarch_fleet.random_ids import random_uuids
 from primarch_fleet.results import reachable
 from primarch_fleet.server_clock import ServerClock
 from primarch_fleet.tracing import TracedRequest
@@ -87,29 +87,36 @@ class Submitter:
         catalogue, now = self.catalogue(), self._clock()
         health: LaneHealth | None = None
         queued: Counter[str] = Counter()
-        messages = []
-        for place, (request, headers) in enumerate(requests):
-            if health is None:
+        asked: set[str] = set()
+        messages, ids = [], random_uuids()
+        for place, traced in enumerate(requests):
+            lane = traced.request.lane
+            if health is None and lane not in asked:
+                asked.add(lane)
                 with reachable():
-                    health = self._lanes.snapshot(catalogue, {request.lane})
+                    health = self._lanes.snapshot(catalogue, {lane})
                 if health is not None:
                     health.queued.update(queued)
                     queued = health.queued
-            traced = TracedRequest(self._translated(request), headers)
-            where = path.format(place)
+            one = self._translated(traced)
             try:
-                message = OutgoingMessage.build(traced, catalogue, now, health, path=where)
-            except UnknownModel:  # it may be newer than the catalogue
-                self._catalogue_expires_at = 0.0
-                catalogue = self.catalogue()
-                message = OutgoingMessage.build(traced, catalogue, now, health, path=where)
+                try:
+                    message = OutgoingMessage.build(one, catalogue, now, health, ids)
+                except UnknownModel:  # it may be newer than the catalogue
+                    self._catalogue_expires_at = 0.0
+                    catalogue = self.catalogue()
+                    asked.clear()
+                    message = OutgoingMessage.build(one, catalogue, now, health, ids)
+            except REFUSALS as error:
+                raise at_place(error, path.format(place)) from None
             messages.append(message)
             queued[message.ticket.queue] += 1
         return messages
 
-    def _translated(self, request: Request) -> Request:
+    def _translated(self, traced: TracedRequest) -> TracedRequest:
         """The request with its deadline in the server's time, by which workers compare it."""
+        request = traced.request
         if request.deadline is None:
-            return request
+            return traced
         deadline = self._server_clock.from_host(request.deadline)
-        return request.model_copy(update={"deadline": deadline})
+        return traced._replace(request=request.model_copy(update={"deadline": deadline}))

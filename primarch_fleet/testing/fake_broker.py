@@ -31,7 +31,7 @@ from primarch_fleet.errors import (
     ResultTimeout,
     UnknownRequest,
 )
-from primarch_fleet.outgoing import OutgoingMessage, Ticket, task_id
+from primarch_fleet.outgoing import REFUSALS, OutgoingMessage, Ticket, at_place, task_id
 from primarch_fleet.prices import Rates
 from primarch_fleet.progress import FAILED, SUCCEEDED, Progress
 from primarch_fleet.requests import Request
@@ -152,10 +152,12 @@ class FakeBroker(Broker):
     def submit(self, requests: Iterable[TracedRequest], path: str = "") -> list[Ticket]:
         """Check all requests, then enqueue and answer them."""
         now, sent = self._clock(), list(requests)
-        messages = [
-            OutgoingMessage.build(one, self._catalogue(one.request), now, path=path.format(place))
-            for place, one in enumerate(sent)
-        ]
+        messages = []
+        for place, one in enumerate(sent):
+            try:
+                messages.append(OutgoingMessage.build(one, self._catalogue(one.request), now))
+            except REFUSALS as error:
+                raise at_place(error, path.format(place)) from None
         with self._changed:
             new = self._new(messages)
             by_id = {

@@ -124,7 +124,7 @@ class TwoSystems:
             return
         self._ledger.reserve(TENANT, message.limits, [message.reservation])
         self._app.send_task(
-            **message.options | {"queue": QUEUE},
+            **message.options.arguments() | {"queue": QUEUE},
             args=[json.loads(message.argument)],
             task_id=message.ticket.id,
             producer=self._producer,

@@ -68,6 +68,27 @@ def test_submit_many_sends_nothing_if_the_lane_has_no_room_for_all(
     assert len(fleet.submit_many([request(lane="realtime")] * 3)) == 3
 
 
+def test_submit_many_finds_a_full_lane_behind_requests_of_lanes_without_a_limit(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store, lanes={"realtime": LaneLimits(max_queued=1)})
+    lanes = ("batch", "batch", "realtime", "realtime")
+    with pytest.raises(LaneFull, match="1 requests wait in 'realtime'"):
+        fleet.submit_many([request(lane=lane) for lane in lanes])
+    assert set(store.keys()) == {CATALOGUE_KEY}
+
+
+def test_limits_of_a_catalogue_that_is_read_during_a_submit_hold_for_the_next_requests(
+    fleet: Fleet, store: redis.Redis
+) -> None:
+    publish(store)
+    fleet.catalogue()
+    new = Model(kind="chat", lanes=OFFERS, list_price=PRICE)
+    publish(store, models={"m": new, "new": new}, lanes={"realtime": LaneLimits(max_queued=2)})
+    with pytest.raises(LaneFull, match="2 requests wait in 'realtime'"):
+        fleet.submit_many([request(lane="realtime", model=model) for model in ("m", "new", "m")])
+
+
 def test_parked_requests_count_for_the_limit_of_the_batch_lane(
     fleet: Fleet, store: redis.Redis
 ) -> None:

@@ -100,11 +100,11 @@ def test_an_encoded_message_equals_the_message_that_celery_sends(
     built = OutgoingMessage.build(TracedRequest(asked), fleet.catalogue(), datetime.now(UTC))
     argument = json.loads(built.argument)
     assert argument == asked.to_wire()
-    fleet.app.send_task(**built.options, args=[argument], task_id=built.ticket.id)
+    fleet.app.send_task(**built.options.arguments(), args=[argument], task_id=built.ticket.id)
     [name] = [key for key in priority_lists("realtime") if store.exists(key)]
     sent = _without_moments(str(store.lindex(name, 0)))
     encoder = MessageEncoder(fleet.app)
-    other = replace(built, ticket=replace(built.ticket, id="other"))
+    other = built._replace(ticket=replace(built.ticket, id="other"))
     for encoded in (*encoder.encode([built]), encoder.encode([other, built])[1]):
         assert encoded.list_key == name
         assert _without_moments(encoded.text) == sent
