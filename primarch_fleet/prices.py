@@ -203,6 +203,8 @@ class ExactRates(NamedTuple):
     units: int
     #: Nano-dollars of a request, of a search of the web and of one of maps, and of a picture.
     fees: tuple[int, ...]
+    #: Whether all searches together cost one of these fees.
+    search_once: bool
     #: Factors on all tokens, as fractions.
     surcharges: dict[str, tuple[int, int]]
 
@@ -231,6 +233,7 @@ class ExactRates(NamedTuple):
                     rates.fees.image,
                 )
             ),
+            search_once=rates.fees.search_once,
             surcharges={
                 name: factor.as_integer_ratio() for name, factor in rates.surcharges.items()
             },
@@ -272,10 +275,9 @@ def cost_nanousd(rates: Rates, usage: Usage, *, tier: str | None = None) -> int:
     """
     exact = rates.exact
     step = _step(exact.steps(usage.service_tier or tier), usage.input_tokens)
-    numerator, denominator = _with_surcharges(
-        sum(map(mul, token_counts(usage), step.rates)), rates, usage
-    )
-    numerator += _fees_nanousd(rates, usage) * denominator
+    units = sum(map(mul, token_counts(usage), step.rates))
+    numerator, denominator = _with_surcharges(units, exact, usage)
+    numerator += _fees_nanousd(exact, usage) * denominator
     return int((2 * numerator + denominator) // (2 * denominator))
 
 
@@ -294,20 +296,21 @@ def max_cost_nanousd(rates: Iterable[Rates], usage: Usage, *, tier: str | None =
     input_tokens = sum(counts[: len(INPUT_KINDS)])
     costs = []
     for rate in rates:
-        fees = _fees_nanousd(rate, usage)
+        exact = rate.exact
+        fees = _fees_nanousd(exact, usage)
         for name in names:
-            step = _step(rate.exact.steps(name), input_tokens)
+            step = _step(exact.steps(name), input_tokens)
             units = sum(map(mul, counts, step.dearest))
-            numerator, denominator = _with_surcharges(units, rate, usage)
+            numerator, denominator = _with_surcharges(units, exact, usage)
             costs.append(-(-numerator // denominator) + fees)
     return max(costs)
 
 
-def _with_surcharges(units: int, rates: Rates, usage: Usage) -> tuple[int, int]:
+def _with_surcharges(units: int, exact: ExactRates, usage: Usage) -> tuple[int, int]:
     """The cost of tokens with what is asked for how they are served, as a fraction."""
-    numerator, denominator = units, rates.exact.units
+    numerator, denominator = units, exact.units
     for name in usage.surcharges:
-        factor, divisor = rates.exact.surcharges.get(name, (1, 1))
+        factor, divisor = exact.surcharges.get(name, (1, 1))
         numerator, denominator = numerator * factor, denominator * divisor
     return numerator, denominator
 
@@ -320,9 +323,9 @@ def _step(steps: tuple[_Step, ...], input_tokens: int) -> _Step:
     raise AssertionError("no step from 0 tokens")
 
 
-def _fees_nanousd(rates: Rates, usage: Usage) -> int:
-    request, web_search, maps_search, image = rates.exact.fees
+def _fees_nanousd(exact: ExactRates, usage: Usage) -> int:
+    request, web_search, maps_search, image = exact.fees
     web, maps = usage.web_searches, usage.maps_searches
-    if rates.fees.search_once:
+    if exact.search_once:
         web, maps = min(web, 1), min(maps, 1)
     return request + web * web_search + maps * maps_search + usage.images * image
