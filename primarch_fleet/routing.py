@@ -200,7 +200,8 @@ class _Assessment(NamedTuple):
         """The lane and the reason. Raises InvalidRequest, LaneFull and LaneUnavailable."""
         if self.request.lane != "auto":
             return self._named_lane(self.request.lane), "asked for"
-        choices = self._choices()
+        preferences = _preferences(self.request)
+        choices = self._choices(preferences)
         if not choices:
             model = self.request.model
             why = f"model: no lane serves {model!r} within the requested quality and time"
@@ -214,9 +215,9 @@ class _Assessment(NamedTuple):
         reason = choices[best]
         if best == "realtime" and self._may_use_flex():
             reason = "cost-sensitive, can wait: flex tier"
-        return best, "; ".join([reason, *self._passed_over(best), *flaws])
+        return best, "; ".join([reason, *self._passed_over(best, preferences), *flaws])
 
-    def _choices(self) -> dict[Lane, str]:
+    def _choices(self, preferences: dict[Lane, str]) -> dict[Lane, str]:
         """The lanes that may serve the request, in the order of preference, each with the reason.
 
         The batch lane is among them if the request allows its time, or if no other lane can ever
@@ -224,25 +225,21 @@ class _Assessment(NamedTuple):
         """
         choices = {
             lane: reason
-            for lane, reason in _preferences(self.request).items()
+            for lane, reason in preferences.items()
             if lane in self.eligible and (lane != "batch" or self.catalogue.auto_batch)
         }
-        sooner = [lane for lane in choices.keys() - {"batch"} if self.conditions.takes_prompt(lane)]
-        if sooner and not self._allows_batch_time():
+        prefers_batch = next(iter(preferences)) == "batch"
+        allows_batch_time = prefers_batch or self.max_wait_seconds < _FOREVER
+        sooner = choices.keys() - {"batch"}
+        if not allows_batch_time and any(map(self.conditions.takes_prompt, sooner)):
             choices.pop("batch", None)
         return choices
 
-    def _allows_batch_time(self) -> bool:
-        """Whether the request says that it can wait for a batch, if it can at all."""
-        prefers_batch = next(iter(_preferences(self.request))) == "batch"
-        return prefers_batch or self.max_wait_seconds < _FOREVER
-
-    def _passed_over(self, best: Lane) -> list[str]:
+    def _passed_over(self, best: Lane, preferences: dict[Lane, str]) -> list[str]:
         """Why the lanes before the best that serve the model cannot serve this request."""
-        preferred = takewhile(lambda lane: lane != best, _preferences(self.request))
         return [
             f"not {lane}: {self.unsupported[lane]}"
-            for lane in preferred
+            for lane in takewhile(lambda lane: lane != best, preferences)
             if lane in self.model.lanes and lane in self.unsupported
         ]
 
