@@ -213,8 +213,7 @@ class Ledger(_LedgerScripts):
         Returns:
             False if the run was counted before; nothing has changed then.
         """
-        [is_new] = self._run_settle(tenant_id, [(task_id, run, cost)])
-        return bool(is_new)
+        return bool(self._run_settle(tenant_id, [(task_id, run, cost)]))
 
     def refund(self, tenant_id: str, task_id: str) -> None:
         """Remove a task's reservation, if there is one: the task will not run."""
@@ -244,8 +243,7 @@ class AsyncLedger(_LedgerScripts):
 
     async def settle(self, tenant_id: str, task_id: str, run: str, cost: int) -> bool:
         """Settle as `Ledger.settle` does."""
-        [is_new] = await self._run_settle(tenant_id, [(task_id, run, cost)])
-        return bool(is_new)
+        return bool(await self._run_settle(tenant_id, [(task_id, run, cost)]))
 
     async def settle_many(self, runs: Iterable[tuple[str, str, str, int]]) -> None:
         """Call `settle` with each tuple of arguments, in one round trip."""

@@ -17,7 +17,14 @@ from primarch_fleet.errors import BatchError, InvalidRequest, RequestFailed
 from scheduler.completion import accounting, batch_trace
 from scheduler.completion.batch_receipt import completion
 from scheduler.completion.celery_replay import CeleryReplay
-from scheduler.model.job import AttemptCounts, Job, Location, ParkedRequest, RequestGroup
+from scheduler.model.job import (
+    NO_ATTEMPTS,
+    AttemptCounts,
+    Job,
+    Location,
+    ParkedRequest,
+    RequestGroup,
+)
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
@@ -29,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 #: Concurrent completions of tasks that others await: Celery mostly waits for Redis in them.
 MAX_THREADS = 4
-NO_ATTEMPTS = AttemptCounts(0, 0)
 
 Outcome = Completion | RequestFailed
 #: Builds a request's outcome from its record, its attempts and the current time.

@@ -84,6 +84,9 @@ class AttemptCounts(NamedTuple):
         return self.failures + self.expiries
 
 
+NO_ATTEMPTS = AttemptCounts(0, 0)
+
+
 class JobPricing(BaseModel):
     """Who serves a job and at which prices: stored with it, so that configuration may change."""
 

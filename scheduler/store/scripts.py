@@ -15,7 +15,7 @@ SCRIPTS = {
     name: LuaScript.load(_LUA / f"{name}.lua")
     for name in (
         *("begin_completion", "lease", "advance", "close_job", "add_cost"),
-        *("set_fields", "set_once"),
+        *("set_fields", "set_once", "attempts", "known"),
     )
 } | {
     name: LuaScript.load(_LUA / "backlog.lua", _LUA / f"{name}.lua")

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, m
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import (
+    NO_ATTEMPTS,
     AttemptCounts,
     Location,
     ParkedRecord,
@@ -76,16 +77,10 @@ class Store(JobStore):
 
     async def known(self, requests: Sequence[str]) -> set[str]:
         """Return those of the requests that are on the lane or have left it."""
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.hmget(keys.SIZES, list(requests))
-        for request in requests:
-            pipe.exists(keys.outcome(request))
-        sizes, *outcomes = await pipe.execute()
-        return {
-            request
-            for request, size, has_outcome in zip(requests, sizes, outcomes, strict=True)
-            if size or has_outcome
-        }
+        pipe = ScriptPipeline(self._redis)
+        for part in _parts(requests):
+            SCRIPTS["known"].run(pipe, [keys.SIZES, *map(keys.outcome, part)], part)
+        return {*chain.from_iterable(await pipe.execute())}
 
     async def park(self, records: Sequence[ParkedRecord]) -> list[ParkOutcome]:
         """Add requests to their groups' backlogs, in 1 round trip; known ones are left as they are.
@@ -97,7 +92,6 @@ class Store(JobStore):
         by_kind: defaultdict[tuple[RequestGroup, float], list[ParkedRecord]] = defaultdict(list)
         for record in records:
             by_kind[record.group, record.parked.parked_at].append(record)
-        ordered = []
         for (group, parked_at), same in by_kind.items():
             for part in _parts(same):
                 touched = [*backlog_keys(group), keys.REQUESTS, keys.GROUPS]
@@ -106,35 +100,36 @@ class Store(JobStore):
                     touched += [keys.outcome(request), mark_key(parked.context["id"])]
                     args += [request, parked.model_dump_json(), " ".join(map(str, size))]
                 SCRIPTS["park"].run(pipe, touched, args)
-                ordered += [record.request for record in part]
-        replies = dict(zip(ordered, chain.from_iterable(await pipe.execute()), strict=True))
-        return [ParkOutcome(replies[record.request]) for record in records]
+        others = _pairs(await pipe.execute())
+        return [ParkOutcome(others.get(one.request, ParkOutcome.PARKED)) for one in records]
 
     async def load(
         self, requests: Sequence[str]
     ) -> dict[str, tuple[ParkedRequest | None, AttemptCounts]]:
         """Return the records of requests, None for those that are gone, and their attempts."""
-        pipe = self._redis.pipeline(transaction=False)
-        for key in (keys.REQUESTS, *keys.ATTEMPTS):
-            pipe.hmget(key, list(requests))
-        replies = zip(requests, *await pipe.execute(), strict=True)
+        pipe = ScriptPipeline(self._redis)
+        self._add_attempts(pipe, requests)
+        pipe.commands.hmget(keys.REQUESTS, list(requests))
+        *attempts, records = await pipe.execute()
+        tried = _attempts(attempts)
         return {
             request: (
                 ParkedRequest.model_validate_json(record) if record else None,
-                AttemptCounts(*(int(count or 0) for count in counts)),
+                tried.get(request, NO_ATTEMPTS),
             )
-            for request, record, *counts in replies
+            for request, record in zip(requests, records, strict=True)
         }
 
     async def attempts(self, requests: Sequence[str]) -> dict[str, AttemptCounts]:
         """Return the attempts of requests, without their records."""
-        pipe = self._redis.pipeline(transaction=False)
-        for key in keys.ATTEMPTS:
-            pipe.hmget(key, list(requests))
-        return {
-            request: AttemptCounts(*(int(count or 0) for count in counts))
-            for request, *counts in zip(requests, *await pipe.execute(), strict=True)
-        }
+        pipe = ScriptPipeline(self._redis)
+        self._add_attempts(pipe, requests)
+        return dict.fromkeys(requests, NO_ATTEMPTS) | _attempts(await pipe.execute())
+
+    @staticmethod
+    def _add_attempts(pipe: ScriptPipeline, requests: Sequence[str]) -> None:
+        for part in _parts(requests):
+            SCRIPTS["attempts"].run(pipe, keys.ATTEMPTS, part)
 
     async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
         """Claim the completion of requests, until `finish` or for COMPLETION_GUARD_SECONDS."""
@@ -142,8 +137,8 @@ class Store(JobStore):
         for part in _parts(requests):
             touched = [keys.WITHDRAWALS, *map(keys.outcome, part)]
             SCRIPTS["begin_completion"].run(pipe, touched, [COMPLETION_GUARD_SECONDS, *part])
-        owners = map(CompletionOwner, chain.from_iterable(await pipe.execute()))
-        return dict(zip(requests, owners, strict=True))
+        others = _pairs(await pipe.execute())
+        return {one: CompletionOwner(others.get(one, CompletionOwner.OURS)) for one in requests}
 
     async def begin_finish(self) -> LuaScript:
         """Return what `finish` needs; call it before anything of a completion is written.
@@ -179,10 +174,8 @@ class Store(JobStore):
         for part in _parts(requests):
             pipe.execute_command(*script.command(*_finish_call(part, outcome, location)))
         try:
-            left = chain.from_iterable(await pipe.execute())
-            for request, done in zip(requests, left, strict=True):
-                if not done:
-                    await self._find_and_finish(request, outcome, location, script)
+            for request in chain.from_iterable(await pipe.execute()):
+                await self._find_and_finish(request, outcome, location, script)
         except NoScriptError:
             raise LeaseLost("Redis has started again") from None
 
@@ -191,8 +184,7 @@ class Store(JobStore):
     ) -> None:
         async for location in self._locations(request, expected):
             call = script.command(*_finish_call([request], outcome, location))
-            [has_left] = await self._redis.execute_command(*call)
-            if has_left:
+            if not await self._redis.execute_command(*call):
                 return
 
     async def withdraw(
@@ -325,6 +317,21 @@ class Store(JobStore):
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Split what one script handles: Redis does nothing else meanwhile."""
     return (items[start : start + SCRIPT_SIZE] for start in range(0, len(items), SCRIPT_SIZE))
+
+
+def _attempts(replies: Iterable[list[list[str]]]) -> dict[str, AttemptCounts]:
+    """The replies of lua/attempts.lua, by request."""
+    return {
+        request: AttemptCounts(*map(int, counts))
+        for request, *counts in chain.from_iterable(replies)
+    }
+
+
+def _pairs(replies: Iterable[list[str]]) -> dict[str, str]:
+    """The texts of replies, each second one by the text before it."""
+    return {
+        key: value for texts in replies for key, value in zip(texts[::2], texts[1::2], strict=True)
+    }
 
 
 def _finish_call(

@@ -26,6 +26,8 @@ READS = frozenset(
         *("ZCARD", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZSCORE", "MULTI", "EXEC"),
     )
 )
+#: Scripts that change nothing.
+READING_SCRIPTS = frozenset({"attempts", "known"})
 #: What differs from run to run, or is long: ids, groups and databases.
 VARIABLE = re.compile(
     r"[0-9a-f]{32,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\[.*|\d(?=\.celeryev)"
@@ -149,7 +151,8 @@ def _commands(command: bytes | str | Iterable[bytes]) -> Call | None:
     names = {word[0] for word in words}
     if names <= HANDSHAKE:
         return None
-    return Call(", ".join(" ".join(word) for word in words), changes=not names <= READS)
+    changes = any(word[0] not in READS and READING_SCRIPTS.isdisjoint(word) for word in words)
+    return Call(", ".join(" ".join(word) for word in words), changes=changes)
 
 
 def _words(packed: bytes) -> list[list[str]]:

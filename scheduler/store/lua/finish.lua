@@ -10,25 +10,23 @@
 -- ARGV[1]  outcome: what KEYS[...] store
 -- ARGV[2]  ttl: seconds to remember it
 -- ARGV[...] ids: the requests'
--- Returns for each request 1 when it has left the lane; 0 when it is in another group or job, then
--- nothing has changed for it.
+-- Returns the ids of the requests that are in another group or job; nothing has changed for them.
 
-local outcome, ttl, left = ARGV[1], ARGV[2], {}
+local outcome, ttl, elsewhere = ARGV[1], ARGV[2], {}
 
 for i = 1, #ARGV - 2 do
   local id = ARGV[2 + i]
-  if redis.call('HEXISTS', KEYS[5], id) == 0 then
-    left[i] = 1
-  elseif redis.call('ZREM', KEYS[10], id) == 1
-    or redis.call('HDEL', KEYS[9], id) == 1
-    or remove_from_backlog(id) then
-    for k = 4, 8 do
-      redis.call('HDEL', KEYS[k], id)
+  if redis.call('HEXISTS', KEYS[5], id) == 1 then
+    if redis.call('ZREM', KEYS[10], id) == 1
+      or redis.call('HDEL', KEYS[9], id) == 1
+      or remove_from_backlog(id) then
+      for k = 4, 8 do
+        redis.call('HDEL', KEYS[k], id)
+      end
+      redis.call('SET', KEYS[10 + i], outcome, 'EX', ttl)
+    else
+      elsewhere[#elsewhere + 1] = id
     end
-    redis.call('SET', KEYS[10 + i], outcome, 'EX', ttl)
-    left[i] = 1
-  else
-    left[i] = 0
   end
 end
-return left
+return elsewhere

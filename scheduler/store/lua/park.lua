@@ -7,11 +7,15 @@
 -- ARGV[1]  now: Unix seconds
 -- ARGV[2]  group: JSON, as stored in KEYS[6]
 -- ARGV[...] requests: three arguments for each, its id, its record in JSON, and its size as KEYS[4] has it
--- Returns for each request 'parked'; 'known' when it waits, is in a job or was completed;
--- 'cancelled' when it may not be parked any more.
+-- Returns the requests that it has not parked: two texts for each, its id, and 'known' when it waits,
+-- is in a job or was completed, 'cancelled' when it may not be parked any more.
 
 local now, group = ARGV[1], ARGV[2]
-local outcomes, bytes, inputs, tokens = {}, 0, 0, 0
+local others, bytes, inputs, tokens = {}, 0, 0, 0
+
+local function leave_out(id, why)
+  others[#others + 1], others[#others + 2] = id, why
+end
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('ZREM', KEYS[1], '')
@@ -19,9 +23,9 @@ for i = 1, (#ARGV - 2) / 3 do
   local outcome, mark = KEYS[5 + 2 * i], KEYS[6 + 2 * i]
   local id, record, size = ARGV[3 * i], ARGV[1 + 3 * i], ARGV[2 + 3 * i]
   if redis.call('EXISTS', outcome) == 1 or redis.call('HEXISTS', KEYS[5], id) == 1 then
-    outcomes[i] = 'known'
+    leave_out(id, 'known')
   elseif redis.call('EXISTS', mark) == 1 then
-    outcomes[i] = 'cancelled'
+    leave_out(id, 'cancelled')
   else
     redis.call('HSET', KEYS[5], id, record)
     redis.call('HSET', KEYS[4], id, size)
@@ -31,11 +35,10 @@ for i = 1, (#ARGV - 2) / 3 do
       redis.call('ZADD', KEYS[2], deadline, id)
     end
     bytes, inputs, tokens = bytes + b, inputs + n, tokens + t
-    outcomes[i] = 'parked'
   end
 end
 if inputs > 0 then
   redis.call('SADD', KEYS[6], group)
   add_to_totals(1, bytes, inputs, tokens)
 end
-return outcomes
+return others
