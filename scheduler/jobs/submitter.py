@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from primarch_fleet.errors import BatchError, ProviderError
@@ -35,8 +36,9 @@ logger = logging.getLogger(__name__)
 REQUIRED_CLEAN_SCANS = 3
 #: How often the provider may not find a job's input file, and after how many it is uploaded again.
 MAX_LOST_FILES, LOST_FILES_TO_UPLOAD = 9, 3
-#: Requests in memory while an input file is written.
-CHUNK = 16
+#: Most requests in memory while an input file is written, and most bytes of their lines unless one
+#: line is larger.
+CHUNK, CHUNK_BYTES = 200, 4_000_000
 
 
 class Submitter:
@@ -147,8 +149,7 @@ class Submitter:
         requests = list((await self._store.members(job)).values())
         unreadable: dict[str, LineOutcome] = {}
         await asyncio.to_thread(_remove_old_file, self._path(job))
-        for start in range(0, len(requests), CHUNK):
-            chunk = requests[start : start + CHUNK]
+        for chunk in _chunks(await self._store.line_sizes(requests)):
             loaded = await self._blobs.hydrate(await self._store.load(chunk))
             unreadable.update(await asyncio.to_thread(self._append, job, loaded))
         return unreadable
@@ -292,6 +293,19 @@ class Submitter:
         lost = job.lost_files + 1
         state: JobState = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
         await self._store.advance(job, state, after=self._backoff.after(lost), lost_files=lost)
+
+
+def _chunks(line_sizes: dict[str, int]) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    size_bytes = 0
+    for request, line_bytes in line_sizes.items():
+        if chunk and (len(chunk) == CHUNK or size_bytes + line_bytes > CHUNK_BYTES):
+            yield chunk
+            chunk, size_bytes = [], 0
+        chunk.append(request)
+        size_bytes += line_bytes
+    if chunk:
+        yield chunk
 
 
 def _remove_old_file(path: Path) -> None:

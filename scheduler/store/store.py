@@ -131,6 +131,17 @@ class Store(JobStore):
         for part in _parts(requests):
             SCRIPTS["attempts"].run(pipe, keys.ATTEMPTS, part)
 
+    async def line_sizes(self, requests: Sequence[str]) -> dict[str, int]:
+        """Return the bytes of the lines of requests, as they were parked; 0 of those that left."""
+        pipe = self._redis.pipeline(transaction=False)
+        for part in _parts(requests):
+            pipe.hmget(keys.SIZES, list(part))
+        sizes = chain.from_iterable(await pipe.execute())
+        return {
+            request: int(size.partition(" ")[0]) if size else 0
+            for request, size in zip(requests, sizes, strict=True)
+        }
+
     async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
         """Claim the completion of requests, until `finish` or for COMPLETION_GUARD_SECONDS."""
         pipe = ScriptPipeline(self._redis)

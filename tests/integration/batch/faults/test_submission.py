@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from scheduler import metrics
+from scheduler.jobs import submitter
 from scheduler.store.keys import PREFIX
 from tests.integration.batch.faults.conftest import Counted
 from tests.support.batch_fixture import Bench, OpenBench, chat, profile
@@ -30,6 +32,31 @@ async def test_fault_01_a_crash_between_upload_and_create_uses_the_uploaded_file
         assert [answer.receipt.attempts for answer in answers] == [1, 1]
         assert b.calls("files.create") == {"200": 1}, "the uploaded file is used"
         assert b.calls("files.list") == {}, "a new job does not search the files"
+
+
+async def test_an_input_file_is_written_in_chunks_that_are_small_unless_a_line_is_large(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitter, "CHUNK", 3)
+    monkeypatch.setattr(submitter, "CHUNK_BYTES", 2_000)
+    async with opened() as b:
+        store, load, chunks = b.scheduler.store, b.scheduler.store.load, list[list[int]]()
+
+        async def watched(requests: Any) -> Any:
+            chunks.append([*(await store.line_sizes(requests)).values()])
+            return await load(requests)
+
+        monkeypatch.setattr(store, "load", watched)
+        texts = ["one", "two", "three", "four", "large " * 500, "five", "six", "half " * 200, "end"]
+        results = await b.send(*map(chat, texts))
+        await b.until_idle()
+        await b.settled(results, batches=1)
+        *written, completed = chunks
+        assert sum(map(len, written)) == len(completed) == 9
+        assert all(len(lines) <= 3 for lines in written)
+        assert all(len(lines) == 1 or sum(lines) <= 2_000 for lines in written)
+        for lines, following in pairwise(written):
+            assert len(lines) == 3 or sum(lines) + following[0] > 2_000, "as few as possible"
 
 
 async def test_fault_02_a_crash_before_the_file_id_is_stored_finds_the_uploaded_file(
