@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import redis
@@ -22,6 +23,7 @@ from primarch_fleet.errors import (
     FleetError,
     FleetUnavailable,
 )
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 from primarch_fleet.reservations import ReservationRequest
 from tasks.grouped_calls import GroupedCalls
@@ -121,12 +123,16 @@ class Accountant:
             raise error
 
     async def reserve_many(
-        self, lane: Lane, requests: Mapping[str, Request]
+        self,
+        lane: Lane,
+        requests: Mapping[str, Request],
+        prompts: Mapping[str, PromptSize] = MappingProxyType({}),
     ) -> dict[str, FleetError]:
         """Reserve what many tasks can cost, in one round trip per tenant, and few per refusal.
 
         Args:
             requests: By task id.
+            prompts: The sizes of their prompts, as far as the caller has them.
 
         Returns:
             The refusals, by task id.
@@ -138,7 +144,9 @@ class Accountant:
         by_tenant: defaultdict[str, list[ReservationRequest]] = defaultdict(list)
         for task_id, request in requests.items():
             try:
-                by_tenant[request.tenant_id] += self._reservation_requests(lane, request, task_id)
+                by_tenant[request.tenant_id] += self._reservation_requests(
+                    lane, request, task_id, prompts.get(task_id)
+                )
             except CostCapExceeded as error:
                 refusals[task_id] = error
         for tenant_id, reservations in by_tenant.items():
@@ -146,13 +154,14 @@ class Accountant:
         return refusals
 
     def _reservation_requests(
-        self, lane: Lane, request: Request, task_id: str
+        self, lane: Lane, request: Request, task_id: str, prompt: PromptSize | None = None
     ) -> list[ReservationRequest]:
         """What to reserve for a task; empty without limits. Raises CostCapExceeded."""
         limits, model = self._catalogue.limits(request.tenant_id), self._model(lane, request)
         if model is None:
             return []
-        estimate = estimates.estimate(request, request.prompt_size(), model, lane, limits)
+        prompt = request.prompt_size() if prompt is None else prompt
+        estimate = estimates.estimate(request, prompt, model, lane, limits)
         estimates.check_cost(estimate, limits)
         return [] if limits is None else [ReservationRequest(task_id, estimate.max_cost)]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from config.inline_accounts import receipt_provider
 from primarch_fleet.errors import FleetError
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 from scheduler.model.job import Job, ParkedRequest
 from tasks import services
@@ -15,17 +16,22 @@ from tasks.accounting import DroppedAnswer
 UNSENT = "unsent"
 
 
-async def reserve(requests: Mapping[str, Request]) -> Mapping[str, FleetError]:
+async def reserve(
+    requests: Mapping[str, Request], prompts: Mapping[str, PromptSize]
+) -> Mapping[str, FleetError]:
     """Reserve what requests can cost on the batch lane. May be repeated.
 
     Args:
         requests: By task id.
+        prompts: The sizes of their prompts.
 
     Returns:
         The refusals, by task id.
     """
     accountant = services.current().accountant
-    return {} if accountant is None else await accountant.reserve_many("batch", requests)
+    if accountant is None:
+        return {}
+    return await accountant.reserve_many("batch", requests, prompts)
 
 
 async def settle(run: str, costs: Iterable[tuple[ParkedRequest, int]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
+from itertools import compress
 from typing import Any, NamedTuple
 
 from celery.exceptions import Reject
@@ -18,6 +19,7 @@ from primarch_fleet.errors import (
     RequestTooLarge,
     UnknownModel,
 )
+from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
 from scheduler.completion import accounting
 from scheduler.model import jsonl
@@ -35,13 +37,24 @@ LONGEST_CUSTOM_ID = jsonl.custom_id(jsonl.request_id(""), 9999)
 class NewRequest(NamedTuple):
     """A request that is about to be parked."""
 
+    #: The fleet's id of it.
+    id: str
     request: Request
-    record: ParkedRecord
+    prompt: PromptSize
+    #: The task context that completes it.
+    context: dict[str, Any]
+    group: RequestGroup
+    size: RequestSize
 
     @property
     def task_id(self) -> str:
         """The id of its task."""
-        return str(self.record.parked.context["id"])
+        return str(self.context["id"])
+
+    def record(self, now: float) -> ParkedRecord:
+        """Return what is stored of it."""
+        parked = ParkedRequest(context=self.context, parked_at=now)
+        return ParkedRecord(self.id, parked, self.group, self.size)
 
 
 class ParkingStore:
@@ -76,10 +89,11 @@ class ParkingStore:
         window = self._config.batch.completion_window
         endpoint = request.endpoint_at(deployment.kind)
         group = RequestGroup(deployment.provider, endpoint, deployment.model, window)
-        size = self._size(request, deployment)
-        parked = ParkedRequest(context=context, parked_at=0.0)  # `park` sets the time
-        request_id = jsonl.request_id(context["id"])
-        return NewRequest(request, ParkedRecord(request_id, parked, group, size))
+        body = request.body()
+        prompt = request.prompt_size(body)  # raises for text that cannot be encoded
+        size = self._size(request, body, prompt, deployment)
+        id_ = jsonl.request_id(context["id"])
+        return NewRequest(id_, request, prompt, context, group, size)
 
     def park(self, records: Sequence[NewRequest]) -> Mapping[str, FleetError]:
         """Reserve budgets and store the records; known records stay as they are.
@@ -100,8 +114,8 @@ class ParkingStore:
 
     async def _park(self, requests: Sequence[NewRequest]) -> Mapping[str, FleetError]:
         now, refused = await self._store.now(), await self._reserve(requests)
-        accepted = [one.record for one in requests if one.task_id not in refused]
-        stored = await asyncio.gather(*(self._with_blob(record, now) for record in accepted))
+        accepted = [one.record(now) for one in requests if one.task_id not in refused]
+        stored = await self._with_blobs(accepted)
         outcomes = zip(stored, await self._store.park(stored), strict=True)
         out = {record.request for record, outcome in outcomes if outcome is ParkOutcome.CANCELLED}
         await self._blobs.confirm_parked(record for record in stored if record.request not in out)
@@ -110,25 +124,32 @@ class ParkingStore:
         return {**refused, **{parked.context["id"]: Cancelled() for parked in cancelled}}
 
     async def _reserve(self, requests: Sequence[NewRequest]) -> Mapping[str, FleetError]:
-        known = await self._store.known([one.record.request for one in requests])
+        known = await self._store.known([one.id for one in requests])
+        unknown = [one for one in requests if one.id not in known]
         return await accounting.reserve(
-            {one.task_id: one.request for one in requests if one.record.request not in known}
+            {one.task_id: one.request for one in unknown},
+            {one.task_id: one.prompt for one in unknown},
         )
 
-    async def _with_blob(self, record: ParkedRecord, now: float) -> ParkedRecord:
-        """The record with its time; a large body is stored outside of Redis."""
-        parked = record.parked.model_copy(update={"parked_at": now})
-        if record.size.size_bytes > self._blobs.max_inline_bytes:
-            parked = await self._blobs.offload_request(record.request, parked)
-        return record._replace(parked=parked)
+    async def _with_blobs(self, records: Sequence[ParkedRecord]) -> list[ParkedRecord]:
+        """The records, in their order; large bodies are stored outside of Redis."""
+        is_large = [one.size.size_bytes > self._blobs.max_inline_bytes for one in records]
+        large = compress(records, is_large)
+        offload = self._blobs.offload_request
+        offloaded = iter(await asyncio.gather(*(offload(one.request, one.parked) for one in large)))
+        return [
+            record._replace(parked=next(offloaded)) if moves else record
+            for record, moves in zip(records, is_large, strict=True)
+        ]
 
-    def _size(self, request: Request, deployment: Deployment) -> RequestSize:
-        prompt = request.prompt_size()  # raises for text that cannot be encoded
+    def _size(
+        self, request: Request, body: dict[str, Any], prompt: PromptSize, deployment: Deployment
+    ) -> RequestSize:
         try:
-            line_bytes = len(self._lines.encode(deployment.id, LONGEST_CUSTOM_ID, request))
+            line = self._lines.encode(deployment.id, LONGEST_CUSTOM_ID, request, body)
         except Untranslatable as error:
             raise ProviderError(str(error)) from None
-        policy = self._config.batch
+        policy, line_bytes = self._config.batch, len(line)
         inputs = request.input_count
         if line_bytes > policy.max_bytes or inputs > policy.max_inputs:
             raise RequestTooLarge(

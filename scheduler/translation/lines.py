@@ -7,7 +7,7 @@ from config.provider import Deployment, Provider
 from primarch_fleet.requests import Request
 from scheduler.model import jsonl
 from scheduler.providers import PROVIDERS
-from scheduler.translation.translator import Translator
+from scheduler.translation.translator import Json, Translator
 from tasks.privacy import Privacy
 
 
@@ -32,13 +32,18 @@ class LineEncoder:
         lines = self._deployments.get(deployment)
         return lines is not None and lines.upstream == upstream
 
-    def encode(self, deployment: str, custom_id: str, request: Request) -> bytes:
+    def encode(
+        self, deployment: str, custom_id: str, request: Request, body: Json | None = None
+    ) -> bytes:
         """Return a request's line, ASCII with a newline.
+
+        Args:
+            body: The request's body, if the caller has it.
 
         Raises:
             Untranslatable: The deployment's provider does not support the request.
         """
-        return self._deployments[deployment].encode(custom_id, request)
+        return self._deployments[deployment].encode(custom_id, request, body)
 
 
 class _DeploymentLines:
@@ -47,5 +52,5 @@ class _DeploymentLines:
         self._translator = Translator(deployment, provider, privacy)
         self._format = PROVIDERS[provider.litellm_provider].line
 
-    def encode(self, custom_id: str, request: Request) -> bytes:
-        return jsonl.encode(self._format(custom_id, self._translator.translate(request)))
+    def encode(self, custom_id: str, request: Request, body: Json | None) -> bytes:
+        return jsonl.encode(self._format(custom_id, self._translator.translate(request, body)))

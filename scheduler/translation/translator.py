@@ -69,12 +69,17 @@ class Translator:
         #: Names in the bodies of plain chats that LiteLLM does not change.
         self._unchanged = _unchanged(deployment, provider)
 
-    def translate(self, request: Request) -> TranslatedRequest:
-        """Translate a request. Raises Untranslatable, by the name of what is not supported."""
+    def translate(self, request: Request, body: Json | None = None) -> TranslatedRequest:
+        """Translate a request. Raises Untranslatable, by the name of what is not supported.
+
+        Args:
+            body: The request's body, if the caller has it.
+        """
         if why := request.unsupported().get("batch"):
             raise Untranslatable(why)
         fields = self._privacy.fields(request, self._provider.litellm_provider)
-        body = {**request.body(), **fields, "model": self._deployment.upstream}
+        own = request.body() if body is None else body
+        body = {**own, **fields, "model": self._deployment.upstream}
         if not isinstance(request, CompletionRequest):
             return TranslatedRequest(request.endpoint, body)
         messages = body.pop("messages")
