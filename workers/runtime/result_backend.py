@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
@@ -23,27 +23,35 @@ from primarch_fleet.redis_url import normalized
 from workers.runtime import task_greenlets
 from workers.runtime.chords import ChordJoins
 from workers.runtime.completions import COMPLETIONS
-from workers.runtime.scripts import ANNOUNCE, STORE
+from workers.runtime.scripts import ANNOUNCE, STORE, STORE_MANY
+
+T = TypeVar("T")
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
 UNFINISHED_TTL_SECONDS = 3 * 86_400
 #: States that one script stores: Redis does nothing else meanwhile.
-ANNOUNCED_AT_ONCE = 50
+STORED_AT_ONCE = 50
 #: The fields of a task's request by which other tasks follow it, or wait for it.
 AWAITED_BY = ("callbacks", "chain", "group", "chord")
 
 
 class _Result(NamedTuple):
-    """A result that is stored at the end of a block."""
+    """The result of a task that has succeeded, stored at the end of a block."""
 
-    keys: list[Any]
-    args: list[Any]
+    #: Of the result, and of the mark of its task.
+    keys: tuple[Any, str]
+    #: The id of its task, and the encoded result.
+    args: tuple[str, Any]
     #: Where the script cannot store it.
     store_as_celery: Callable[[], Any]
 
 
 #: The results of the tasks of this thread, within `stored_together`.
 _collected: ContextVar[list[_Result] | None] = ContextVar("collected", default=None)
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + STORED_AT_ONCE] for start in range(0, len(items), STORED_AT_ONCE))
 
 
 def _is_awaited(request: Any) -> bool:
@@ -55,7 +63,6 @@ class WorkerResultBackend(PrimaryBackend):
 
     waits_for_memory = True
     # Attributes of Celery's that it does not document.
-    _get_result_meta: Callable[..., dict[str, Any]]
     _MAX_STR_VALUE_SIZE: int
     expires: int | None
     failure_expires: int | None
@@ -85,11 +92,37 @@ class WorkerResultBackend(PrimaryBackend):
 
     def _announce(self, encoded_states: list[tuple[Any, Any]]) -> None:
         pipeline = ScriptPipeline(self.client)
-        for start in range(0, len(encoded_states), ANNOUNCED_AT_ONCE):
-            part = encoded_states[start : start + ANNOUNCED_AT_ONCE]
+        for part in _parts(encoded_states):
             texts = [text for _, text in part]
             ANNOUNCE.run(pipeline, [key for key, _ in part], [UNFINISHED_TTL_SECONDS, *texts])
         pipeline.execute()
+
+    @functools.cached_property
+    def _is_extended(self) -> bool:
+        """Whether results have the arguments of their tasks: `result_extended`."""
+        return bool(self.app.conf.find_value_for_key("extended", "result"))
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, **options: Any
+    ) -> dict[str, Any]:
+        """Return what Celery does, which looks up `result_extended` for each result."""
+        if self._is_extended or options:
+            meta: dict[str, Any] = super()._get_result_meta(  # type: ignore[misc]
+                result, state, traceback, request, **options
+            )
+            return meta
+        is_ready = state in states.READY_STATES
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": self.app.now().isoformat() if is_ready else None,
+        }
+        for name, field in (("group_id", "group"), ("parent_id", "parent_id")):
+            if value := getattr(request, field, None):
+                meta[name] = value
+        return meta
 
     def _encoded(self, task_id: str, result: Any, state: str, traceback: Any, request: Any) -> Any:
         meta = self._get_result_meta(
@@ -128,7 +161,7 @@ class WorkerResultBackend(PrimaryBackend):
             return task_greenlets.off_loop(store_as_celery)
         collected = _collected.get()
         if collected is not None and state == states.SUCCESS and not _is_awaited(request):
-            collected.append(_Result(keys, args, store_as_celery))
+            collected.append(_Result((key, mark_key(task_id)), (task_id, text), store_as_celery))
         elif self._store(keys, args) < 0:
             return task_greenlets.off_loop(store_as_celery)
         return result
@@ -150,11 +183,15 @@ class WorkerResultBackend(PrimaryBackend):
 
     def _store_many(self, results: list[_Result]) -> None:
         pipeline = ScriptPipeline(self.client)
-        for result in results:
-            STORE.run(pipeline, result.keys, result.args)
-        for result, stored in zip(results, pipeline.execute(), strict=True):
-            if stored < 0:
-                result.store_as_celery()
+        parts = [*_parts(results)]
+        for part in parts:
+            keys = [key for result in part for key in result.keys]
+            args = [arg for result in part for arg in result.args]
+            ttls = [self.expires or 0, COMPLETED_MARK_TTL_SECONDS]
+            STORE_MANY.run(pipeline, keys, [*ttls, *args])
+        for part, others in zip(parts, pipeline.execute(), strict=True):
+            for number in others:
+                part[number - 1].store_as_celery()
 
     def _store(self, keys: Sequence[Any], args: Sequence[Any]) -> int:
         """Return the reply of lua/store.lua, with the results of other tasks if on the loop."""

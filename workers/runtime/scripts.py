@@ -10,6 +10,7 @@ _LUA = Path(__file__).with_name("lua")
 _MESSAGE = _LUA / "message.lua"
 _QUEUE = (TURNS, PLACEHOLDERS, _MESSAGE, _LUA / "queue.lua")
 _LEASE = _LUA / "lease.lua"
+_RESULT = _LUA / "result.lua"
 _LETTERS = _LUA / "dead_letters.lua"
 _TAKE = (*_QUEUE, HEADERS, _LUA / "deadline.lua", _LUA / "take.lua")
 
@@ -24,7 +25,8 @@ RENEW = LuaScript.load(_LUA / "renew.lua")
 EXPIRED = LuaScript.load(_LUA / "outage.lua", _LUA / "adopt.lua", _LUA / "expired.lua")
 NEAR_DEADLINE = LuaScript.load(TURNS, HEADERS, _LUA / "near_deadline.lua")
 MOVE = LuaScript.load(*_QUEUE, _LUA / "move.lua")
-STORE = LuaScript.load(LEDGER_LUA, _LUA / "store.lua")
+STORE = LuaScript.load(LEDGER_LUA, _RESULT, _LUA / "store.lua")
+STORE_MANY = LuaScript.load(_RESULT, _LUA / "store_many.lua")
 CHORD_EXTEND = LuaScript.load(_LUA / "chord_extend.lua")
 CHORD_RELEASE = LuaScript.load(_LUA / "chord_release.lua")
 ANNOUNCE = LuaScript.load(_LUA / "announce.lua")

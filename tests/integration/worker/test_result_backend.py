@@ -87,6 +87,41 @@ def test_a_result_is_stored_as_celery_stores_it(
         assert stock.AsyncResult(task_id).get(timeout=5) == {"some": ["thing", 1.5]}
 
 
+REQUEST = Context(
+    id="task",
+    task="batch.complete",
+    args=["argument"],
+    kwargs={},
+    delivery_info={"routing_key": "batch"},
+    hostname="worker",
+    retries=1,
+)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("state", ["PARKED", "SUCCESS", "FAILURE"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        None,
+        REQUEST,
+        Context(vars(REQUEST), group="group", parent_id="parent", children=[]),
+        Context(vars(REQUEST), stamps={"stamp": "value"}, stamped_headers=["stamp"]),
+    ],
+)
+def test_the_fields_of_a_result_are_celerys(
+    app: Celery, extended: bool, state: str, request_: Context | None
+) -> None:
+    app.conf.result_extended = extended
+    backends: tuple[Any, Any] = app.backend, RedisBackend(app=app, url="redis://")
+    ours, celerys = (
+        backend._get_result_meta("result", state, "traceback", request_) for backend in backends
+    )
+    assert list(ours) == list(celerys)
+    assert {**ours, "date_done": None} == {**celerys, "date_done": None}
+    assert type(ours["date_done"]) is type(celerys["date_done"])
+
+
 def test_a_workers_redis_url_names_the_backend(app: Celery) -> None:
     assert type(app.backend) is WorkerResultBackend
     assert (
