@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from opentelemetry.context import Context as TraceContext
-from opentelemetry.trace import Link, Span, SpanKind, get_tracer
+from opentelemetry.trace import (
+    Link,
+    ProxyTracerProvider,
+    Span,
+    SpanKind,
+    get_tracer,
+    get_tracer_provider,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from primarch_fleet.contract import Completion, Lane, Receipt
@@ -60,6 +67,11 @@ REQUEST_ATTRIBUTES = {
     "n": "gen_ai.request.choice.count",
     "reasoning_effort": "gen_ai.request.reasoning.level",
 }
+
+
+def is_on() -> bool:
+    """Return whether the process has a tracer provider."""
+    return not isinstance(get_tracer_provider(), ProxyTracerProvider)
 
 
 class Run:

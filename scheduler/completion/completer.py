@@ -28,6 +28,7 @@ from scheduler.model.job import (
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
+from tasks import tracing
 from tasks.failures import count_failure, model_of
 from tasks.redaction import redacted, without_secrets
 from workers.runtime.result_backend import AWAITED_BY
@@ -150,8 +151,9 @@ class Completer:
         # A request without a record cannot be completed; it leaves the lane with the others.
         done = [request for request in ours if request not in failed]
         await self._store.finish(done, RequestOutcome.DONE, location, script=script)
-        for one in completed:  # last: a completion that is repeated has one span
-            batch_trace.record_request(one.parked, one.outcome, one.now, job)
+        if tracing.is_on():
+            for one in completed:  # last: a completion that is repeated has one span
+                batch_trace.record_request(one.parked, one.outcome, one.now, job)
         return [request.outcome for request in completed]
 
     async def _prepare(

@@ -189,13 +189,13 @@ def _missing_outcome(batch: ProviderBatch) -> LineRetry:
 
 
 async def _download(job: Job, provider: BatchProvider, file_id: str, path: Path) -> None:
-    """Download a result file, a second time if a line of it cannot be decoded.
+    """Download a result file, a second time if a line of it is bad.
 
     The file may have been damaged in transit without a change of its length, and a download is
     cheaper than paying a request again. A line that is bad twice is bad at the provider.
     """
     await provider.download(file_id, path)
-    if not await asyncio.to_thread(_is_decodable, path):
+    if not await asyncio.to_thread(_has_no_bad_line, path):
         logger.warning(
             "%s: bad lines, downloads %s again",
             job.intent,
@@ -205,11 +205,11 @@ async def _download(job: Job, provider: BatchProvider, file_id: str, path: Path)
         await provider.download(file_id, path)
 
 
-def _is_decodable(path: Path) -> bool:
+def _has_no_bad_line(path: Path) -> bool:
     try:
         for chunk in _chunks(path):
             for text in chunk:
-                result_lines.decode_line(text)
+                result_lines.parse_line(text)
     except BadLine:
         return False
     return True

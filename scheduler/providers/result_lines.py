@@ -25,14 +25,20 @@ class BadLine(ValueError):
     """The line is no result: it is truncated, not JSON, or has no custom_id."""
 
 
-def decode_line(text: str | bytes) -> ResultLine:
-    """Decode a line of an output or an error file. Raises BadLine."""
+def parse_line(text: str | bytes) -> dict[str, Any]:
+    """Parse a line of an output or an error file. Raises BadLine."""
     try:
         line = json.loads(text)
     except ValueError as error:
         raise BadLine("not JSON") from error
     if not isinstance(line, dict) or not isinstance(line.get("custom_id"), str):
         raise BadLine("no custom_id")
+    return line
+
+
+def decode_line(text: str | bytes) -> ResultLine:
+    """Decode a line of an output or an error file. Raises BadLine."""
+    line = parse_line(text)
     response = _object(line.get("response"))
     status, body = response.get("status_code"), _body(response)
     refusal = line.get("error") or body.get("error") or {}
