@@ -14,11 +14,13 @@ end
 
 -- A server out of memory allows this write, and then also those that follow it in the script.
 redis.call('HDEL', KEYS[1], '')
-for i = 1, #KEYS - 1 do
-  local id, outcome = ARGV[1 + i], redis.call('GET', KEYS[1 + i])
+local outcomes = redis.call('MGET', unpack(KEYS, 2))
+local decisions = redis.call('HMGET', KEYS[1], unpack(ARGV, 2))
+for i, outcome in ipairs(outcomes) do
+  local id = ARGV[1 + i]
   if outcome then
     leave_out(id, outcome == 'begun' and 'theirs' or 'done')
-  elseif redis.call('HEXISTS', KEYS[1], id) == 1 then
+  elseif decisions[i] then
     leave_out(id, 'theirs')
   else
     redis.call('SET', KEYS[1 + i], 'begun', 'EX', guard)

@@ -12,7 +12,7 @@
 -- ARGV[...] ids: the requests'
 -- Returns the ids of the requests that are in another group or job; nothing has changed for them.
 
-local outcome, ttl, elsewhere = ARGV[1], ARGV[2], {}
+local outcome, ttl, done, elsewhere = ARGV[1], ARGV[2], {}, {}
 
 for i = 1, #ARGV - 2 do
   local id = ARGV[2 + i]
@@ -20,13 +20,16 @@ for i = 1, #ARGV - 2 do
     if redis.call('ZREM', KEYS[10], id) == 1
       or redis.call('HDEL', KEYS[9], id) == 1
       or remove_from_backlog(id) then
-      for k = 4, 8 do
-        redis.call('HDEL', KEYS[k], id)
-      end
       redis.call('SET', KEYS[10 + i], outcome, 'EX', ttl)
+      done[#done + 1] = id
     else
       elsewhere[#elsewhere + 1] = id
     end
+  end
+end
+if done[1] then
+  for k = 4, 8 do
+    redis.call('HDEL', KEYS[k], unpack(done))
   end
 end
 return elsewhere
