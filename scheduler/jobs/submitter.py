@@ -139,7 +139,7 @@ class Submitter:
         """
         late = 0 < job.deadline <= await self._store.now()
         gone = not self._lines.serves(job.terms.deployment, job.terms.upstream)
-        return late or gone or len(await self._store.members(job)) != job.requests
+        return late or gone or await self._store.remaining(job.intent) != job.requests
 
     def _path(self, job: Job) -> Path:
         return self._folder / f"{job.intent}.jsonl"
