@@ -8,6 +8,7 @@ https://github.com/openai/openai-python/blob/main/src/openai/_base_client.py (_s
 
 from __future__ import annotations
 
+import logging
 import re
 from http import HTTPStatus
 from math import ceil
@@ -17,6 +18,8 @@ from starlette.responses import JSONResponse
 
 from primarch_fleet import errors
 from primarch_fleet.errors import FleetError, InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 #: The status and the code of each error of the fleet; that of the nearest class counts. None: the
 #: error's own code.
@@ -86,16 +89,23 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: FleetError) -> ApiError:
-        """Return the answer for an error of the fleet."""
+        """Return the answer for an error of the fleet.
+
+        That Redis does not answer is logged with its details, which callers do not get.
+        """
         status, code = next(_STATUSES[one] for one in type(error).__mro__ if one in _STATUSES)
         found = _FIELD.match(str(error)) if isinstance(error, InvalidRequest) else None
+        message = str(error)
+        if type(error) is errors.FleetUnavailable:  # its details name hosts and users of Redis
+            logger.warning("%s", error, extra={"action": "broker_unavailable"})
+            message = "the fleet's broker did not answer: try again"
         headers = {"x-should-retry": "true"} if error.retryable else NO_RETRY
         if error.retry_after is not None:
             headers = headers | {"retry-after": str(max(1, ceil(error.retry_after)))}
         return cls(
             status,
             code or error.code,
-            str(error),
+            message,
             param=found and found[1],
             headers=headers,
         )

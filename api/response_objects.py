@@ -103,8 +103,9 @@ class EventWriter:
         """
         if isinstance(error, RequestFailed):
             return self.ended(failed(self.record, error))
-        code = ApiError.of(error).code
-        return self._last({"type": "error", "code": code, "message": str(error), "param": None})
+        shown = ApiError.of(error)
+        event = {"type": "error", "code": shown.code, "message": str(shown), "param": None}
+        return self._last(event)
 
     def _last(self, event: Body) -> bytes:
         self._number = max(self._number, self.after + 1)

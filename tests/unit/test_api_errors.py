@@ -31,6 +31,14 @@ def test_an_error_of_a_field_names_its_parameter() -> None:
     assert ApiError.of(errors.InvalidRequest("nothing named")).param is None
 
 
+def test_callers_do_not_learn_where_redis_is(caplog: pytest.LogCaptureFixture) -> None:
+    detail = "the broker did not answer: Error 111 connecting to redis.internal:6379"
+    shown = ApiError.of(errors.FleetUnavailable(detail))
+    assert "redis.internal" not in str(shown)
+    assert [one.getMessage() for one in caplog.records] == [detail]
+    assert "start a worker" in str(ApiError.of(errors.NoCatalogue()))  # it says what to do
+
+
 def test_a_busy_fleet_says_when_to_come_back() -> None:
     full = ApiError.of(errors.LaneFull.until("full", 0.2))
     assert (full.status, full.headers["retry-after"]) == (429, "1")
