@@ -62,6 +62,13 @@ class BatchFleet:
         with self.start_worker(f"api-{name}", **options) as worker:
             yield worker
 
+    def asked(self) -> list[dict[str, Any]]:
+        """Return the chats that the provider was asked for in real time.
+
+        The scheduler may still look after the batches of the test before.
+        """
+        return [one for one in self.simulator.requests() if one["path"] == CHATS]
+
     @contextmanager
     def serve(self) -> Iterator[ApiServer]:
         """Run one more process of the API."""
