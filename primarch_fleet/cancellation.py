@@ -25,7 +25,6 @@ from redis.exceptions import NoPermissionError
 from primarch_fleet import protocol
 from primarch_fleet.budgets import Ledger, payer_key
 from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.completions import chunks
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE
 from primarch_fleet.errors import (
     Cancelled,
@@ -35,6 +34,7 @@ from primarch_fleet.errors import (
     UnknownRequest,
 )
 from primarch_fleet.outgoing import OPEN_KEY, is_registered
+from primarch_fleet.parts import in_parts
 from primarch_fleet.queues import has_message
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline, is_not_permitted
 from primarch_fleet.results import call_scheduler, wait_for
@@ -196,7 +196,7 @@ class Canceller:
         """
         deadline = time.monotonic() + timeout
         outcomes: dict[str, bool | FleetError] = {}
-        for ids in chunks(dict.fromkeys(task_ids), CANCELLED_TASKS):
+        for ids in in_parts(dict.fromkeys(task_ids), CANCELLED_TASKS):
             outcomes |= self._cancel_together(ids, deadline, known)
 
         def cancel(task_id: str) -> bool | FleetError:

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import redis
@@ -17,6 +16,7 @@ from primarch_fleet import protocol, results
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultExpired, ResultTimeout
 from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_expired, task_id
+from primarch_fleet.parts import in_parts
 from primarch_fleet.streaming import (
     RECONNECT_SECONDS,
     RECONNECT_TIMEOUT_SECONDS,
@@ -170,12 +170,12 @@ class ManyResults:
                     yield from self._finish(message["channel"], message["data"])
 
     def _subscribe(self, pubsub: Any) -> None:
-        for channels in chunks(self._waiting, SUBSCRIBED_CHANNELS):
+        for channels in in_parts(self._waiting, SUBSCRIBED_CHANNELS):
             pubsub.subscribe(*channels)
 
     def _read(self) -> Iterator[Finished]:
         """Yield what has finished; ResultExpired for requests that have ended without a result."""
-        for keys in chunks(self._waiting, READ_RESULTS):
+        for keys in in_parts(self._waiting, READ_RESULTS):
             self._check()
             pipe = self._redis.pipeline(transaction=False)
             ids = [task_id(self._waiting[key][0]) for key in keys]
@@ -196,9 +196,3 @@ class ManyResults:
         if outcome is not None:
             for ticket in self._waiting.pop(key):
                 yield finished(ticket, outcome)
-
-
-def chunks(keys: Iterable[str], size: int) -> list[list[str]]:
-    """Return keys in lists of a size. Keys may be removed from their source meanwhile."""
-    iterator = iter(list(keys))
-    return list(iter(lambda: list(islice(iterator, size)), []))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from primarch_fleet.catalogue import Limits
 from primarch_fleet.encoder import EncodedMessage, MessageEncoder
 from primarch_fleet.errors import BudgetExceeded, FleetBusy, IdempotencyConflict, LaneFull
 from primarch_fleet.outgoing import OutgoingMessage
+from primarch_fleet.parts import in_parts, in_parts_by_bytes
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.reservations import Reservation, ReservationRequest
 
@@ -230,17 +231,10 @@ class Publisher:
 
     def _steps(self, messages: Sequence[OutgoingMessage]) -> Iterator[_Step]:
         """Encode messages, in steps of at most MAX_PUSH_BYTES or of one message."""
-        step: _Step = []
-        size = 0
-        for start in range(0, len(messages), ENCODED_AT_ONCE):
-            for message in self._encoded(messages[start : start + ENCODED_AT_ONCE]):
-                if step and size + len(message[1].text) > MAX_PUSH_BYTES:
-                    yield step
-                    step, size = [], 0
-                step.append(message)
-                size += len(message[1].text)
-        if step:
-            yield step
+        encoded = chain.from_iterable(
+            self._encoded(part) for part in in_parts(messages, ENCODED_AT_ONCE)
+        )
+        return in_parts_by_bytes(((one, len(one[1].text)) for one in encoded), MAX_PUSH_BYTES)
 
     def _push_step(self, step: _Step, max_memory: float | str) -> list[OutgoingMessage]:
         """Push a step without the messages that another submit pushes meanwhile; return these."""

@@ -14,9 +14,10 @@ import redis
 from celery import Celery
 
 from primarch_fleet import redis_support
-from primarch_fleet.completions import READ_RESULTS, SUBSCRIBED_CHANNELS, chunks
+from primarch_fleet.completions import READ_RESULTS, SUBSCRIBED_CHANNELS
 from primarch_fleet.errors import ClientClosed, FleetError, ResultExpired
 from primarch_fleet.outgoing import OPEN_KEY, is_expired
+from primarch_fleet.parts import in_parts
 from primarch_fleet.results import CHECK_SECONDS
 from primarch_fleet.streaming import decode_result
 
@@ -102,14 +103,14 @@ class ResultWaiter:
         self, futures: dict[str, asyncio.Future[Any]], subscribed: list[str]
     ) -> AsyncIterator[None]:
         """Read results in parts, and subscribe to those that are missing."""
-        for keys in chunks(futures, READ_RESULTS):
+        for keys in in_parts(futures, READ_RESULTS):
             await self._check(keys)
             yield
         subscribed += [key for key, future in futures.items() if not future.done()]
-        for keys in chunks(subscribed, SUBSCRIBED_CHANNELS):
+        for keys in in_parts(subscribed, SUBSCRIBED_CHANNELS):
             await self._subscribe(*keys)
         # Results may have been stored before the subscription.
-        for keys in chunks(subscribed, READ_RESULTS):
+        for keys in in_parts(subscribed, READ_RESULTS):
             await self._check(keys)
             yield
 
@@ -129,7 +130,7 @@ class ResultWaiter:
             self._waiters[key].discard(future)
             if not self._waiters[key]:
                 del self._waiters[key]
-        for keys in chunks(subscribed, SUBSCRIBED_CHANNELS):
+        for keys in in_parts(subscribed, SUBSCRIBED_CHANNELS):
             unused = [key for key in keys if key not in self._waiters]
             if unused and not self._is_closed:
                 await self._unsubscribe(*unused)
@@ -160,7 +161,7 @@ class ResultWaiter:
                 if message is not None and message["type"] == "message":
                     self._resolve(message["channel"].decode(), message["data"])
                 if time.monotonic() >= check_at:
-                    for keys in chunks(self._waiters, READ_RESULTS):
+                    for keys in in_parts(self._waiters, READ_RESULTS):
                         await self._check(keys)
                     check_at = time.monotonic() + CHECK_SECONDS
             except (redis.RedisError, OSError) as error:

@@ -21,8 +21,8 @@ from celery import states
 from celery.app.task import Context
 
 from primarch_fleet.cancellation import LEASED_TASKS, queues
-from primarch_fleet.completions import chunks
 from primarch_fleet.contract import BATCH_QUEUE
+from primarch_fleet.parts import in_parts, in_parts_by_bytes
 from primarch_fleet.queues import SEPARATOR, waiting_messages
 from scheduler.admin.request_labels import DEFAULT_TENANT, labels_of
 from scheduler.store import keys
@@ -138,7 +138,7 @@ class OpenRequests:
                 matching.setdefault(request.task_id, request)
         is_open = [
             matching[task_id]
-            for ids in chunks(matching, PART_REQUESTS)
+            for ids in in_parts(matching, PART_REQUESTS)
             for task_id in self._open(ids)
         ]
         return FoundRequests(is_open, is_complete)
@@ -185,22 +185,8 @@ class OpenRequests:
         for field in fields:
             pipe.hstrlen(key, field)
         lengths = pipe.execute() if fields else []
-        for part in _parts(zip(fields, lengths, strict=True)):
+        for part in in_parts_by_bytes(zip(fields, lengths, strict=True), MAX_REPLY_BYTES):
             yield from (value for value in self._redis.hmget(key, part) if value is not None)
-
-
-def _parts(sizes: Iterable[tuple[bytes, int]]) -> Iterator[list[bytes]]:
-    """Yield fields in parts whose values have at most MAX_REPLY_BYTES, or are one value."""
-    part: list[bytes] = []
-    size_bytes = 0
-    for field, length in sizes:
-        if part and size_bytes + length > MAX_REPLY_BYTES:
-            yield part
-            part, size_bytes = [], 0
-        part.append(field)
-        size_bytes += length
-    if part:
-        yield part
 
 
 def _of_message(text: str, queue: str, state: State) -> Iterator[OpenRequest]:

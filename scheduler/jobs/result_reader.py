@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from primarch_fleet.errors import BatchError
+from primarch_fleet.parts import in_parts_by_bytes
 from scheduler import metrics
 from scheduler.completion import accounting
 from scheduler.jobs.context import BatchContext
@@ -226,12 +227,5 @@ def _decode_lines(job: Job, chunk: list[bytes]) -> Iterator[ResultLine]:
 
 def _chunks(path: Path) -> Iterator[list[bytes]]:
     with path.open("rb") as file:
-        chunk: list[bytes] = []
-        size_bytes = 0
-        for line in filter(bytes.strip, file):
-            if len(chunk) == CHUNK or size_bytes + len(line) > CHUNK_BYTES:
-                yield chunk
-                chunk, size_bytes = [], 0
-            chunk.append(line)
-            size_bytes += len(line)
-        yield chunk
+        sizes = ((line, len(line)) for line in filter(bytes.strip, file))
+        yield from in_parts_by_bytes(sizes, CHUNK_BYTES, CHUNK)

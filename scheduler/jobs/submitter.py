@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from primarch_fleet.errors import BatchError, ProviderError
+from primarch_fleet.parts import in_parts_by_bytes
 from primarch_fleet.requests import Request
 from scheduler import metrics
 from scheduler.completion import batch_trace
@@ -149,7 +149,8 @@ class Submitter:
         requests = list((await self._store.members(job)).values())
         unreadable: dict[str, LineOutcome] = {}
         await asyncio.to_thread(_remove_old_file, self._path(job))
-        for chunk in _chunks(await self._store.line_sizes(requests)):
+        sizes = await self._store.line_sizes(requests)
+        for chunk in in_parts_by_bytes(sizes.items(), CHUNK_BYTES, CHUNK):
             loaded = await self._blobs.hydrate(await self._store.load(chunk))
             unreadable.update(await asyncio.to_thread(self._append, job, loaded))
         return unreadable
@@ -293,19 +294,6 @@ class Submitter:
         lost = job.lost_files + 1
         state: JobState = "UPLOADED" if lost % LOST_FILES_TO_UPLOAD else "PREPARED"
         await self._store.advance(job, state, after=self._backoff.after(lost), lost_files=lost)
-
-
-def _chunks(line_sizes: dict[str, int]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size_bytes = 0
-    for request, line_bytes in line_sizes.items():
-        if chunk and (len(chunk) == CHUNK or size_bytes + line_bytes > CHUNK_BYTES):
-            yield chunk
-            chunk, size_bytes = [], 0
-        chunk.append(request)
-        size_bytes += line_bytes
-    if chunk:
-        yield chunk
 
 
 def _remove_old_file(path: Path) -> None:

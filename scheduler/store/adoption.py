@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 
+from primarch_fleet.parts import in_parts
 from scheduler.model.job import JobPricing, Location
 from scheduler.store import keys
 from scheduler.store.scripts import SCRIPTS, backlog_keys
@@ -79,7 +80,7 @@ class Adoption:
         """Return those of the requests that wait in a group, or are members of its job."""
         key = keys.members(location.intent) if location.intent else keys.backlog(location.group)[0]
         found: list[str] = []
-        for chunk in _chunks(list(requests)):
+        for chunk in in_parts(requests, CHUNK):
             scores = await self._redis.zmscore(key, chunk)
             pairs = zip(chunk, scores, strict=True)
             found += [request for request, score in pairs if score is not None]
@@ -110,12 +111,8 @@ class Adoption:
         ]
         head = [batch.intent, batch.batch_id, now, batch.due, source.group.quota_scope]
         moved = 0
-        for chunk in _chunks(list(lines)) or [[]]:
+        for chunk in in_parts(lines, CHUNK) or [[]]:
             pairs = [part for request in chunk for part in (request, lines[request])]
             args = [*head, len(fields), *fields, *pairs]
             moved += max(0, await SCRIPTS["adopt"].run(self._redis, touched, args))
         return moved
-
-
-def _chunks(requests: list[str]) -> list[list[str]]:
-    return [requests[start : start + CHUNK] for start in range(0, len(requests), CHUNK)]

@@ -13,14 +13,15 @@ import asyncio
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
+from primarch_fleet.parts import in_parts
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import (
@@ -47,11 +48,10 @@ from scheduler.store.server import Server
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 #: Seconds after which a completion that its scheduler did not finish may be begun again.
 COMPLETION_GUARD_SECONDS = 60
-#: Most requests of one call of a script.
+#: Most requests of one call of a script: Redis does nothing else meanwhile.
 SCRIPT_SIZE = 50
 #: Most requests with a near deadline that one pass handles.
 MAX_URGENT_REQUESTS = 100
@@ -78,7 +78,7 @@ class Store(JobStore):
     async def known(self, requests: Sequence[str]) -> set[str]:
         """Return those of the requests that are on the lane or have left it."""
         pipe = ScriptPipeline(self._redis)
-        for part in _parts(requests):
+        for part in in_parts(requests, SCRIPT_SIZE):
             SCRIPTS["known"].run(pipe, [keys.SIZES, *map(keys.outcome, part)], part)
         return {*chain.from_iterable(await pipe.execute())}
 
@@ -93,7 +93,7 @@ class Store(JobStore):
         for record in records:
             by_kind[record.group, record.parked.parked_at].append(record)
         for (group, parked_at), same in by_kind.items():
-            for part in _parts(same):
+            for part in in_parts(same, SCRIPT_SIZE):
                 touched = [*backlog_keys(group), keys.REQUESTS, keys.GROUPS]
                 args = [parked_at, str(group)]
                 for request, parked, _, size in part:
@@ -128,13 +128,13 @@ class Store(JobStore):
 
     @staticmethod
     def _add_attempts(pipe: ScriptPipeline, requests: Sequence[str]) -> None:
-        for part in _parts(requests):
+        for part in in_parts(requests, SCRIPT_SIZE):
             SCRIPTS["attempts"].run(pipe, keys.ATTEMPTS, part)
 
     async def line_sizes(self, requests: Sequence[str]) -> dict[str, int]:
         """Return the bytes of the lines of requests, as they were parked; 0 of those that left."""
         pipe = self._redis.pipeline(transaction=False)
-        for part in _parts(requests):
+        for part in in_parts(requests, SCRIPT_SIZE):
             pipe.hmget(keys.SIZES, list(part))
         sizes = chain.from_iterable(await pipe.execute())
         return {
@@ -145,7 +145,7 @@ class Store(JobStore):
     async def begin_completions(self, requests: Sequence[str]) -> dict[str, CompletionOwner]:
         """Claim the completion of requests, until `finish` or for COMPLETION_GUARD_SECONDS."""
         pipe = ScriptPipeline(self._redis)
-        for part in _parts(requests):
+        for part in in_parts(requests, SCRIPT_SIZE):
             touched = [keys.WITHDRAWALS, *map(keys.outcome, part)]
             SCRIPTS["begin_completion"].run(pipe, touched, [COMPLETION_GUARD_SECONDS, *part])
         others = _pairs(await pipe.execute())
@@ -182,7 +182,7 @@ class Store(JobStore):
         """
         script = script or await self.begin_finish()
         pipe = self._redis.pipeline(transaction=False)
-        for part in _parts(requests):
+        for part in in_parts(requests, SCRIPT_SIZE):
             pipe.execute_command(*script.command(*_finish_call(part, outcome, location)))
         try:
             for request in chain.from_iterable(await pipe.execute()):
@@ -323,11 +323,6 @@ class Store(JobStore):
             deadlines, 0, until, start=0, num=MAX_URGENT_REQUESTS
         )
         return list(requests)
-
-
-def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Split what one script handles: Redis does nothing else meanwhile."""
-    return (items[start : start + SCRIPT_SIZE] for start in range(0, len(items), SCRIPT_SIZE))
 
 
 def _attempts(replies: Iterable[list[list[str]]]) -> dict[str, AttemptCounts]:

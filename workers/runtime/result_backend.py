@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from celery import Celery, states
 from celery.exceptions import TaskRevokedError
@@ -18,14 +18,13 @@ from celery.exceptions import TaskRevokedError
 from primarch_fleet.budgets import ledger_keys
 from primarch_fleet.cancellation import COMPLETED, COMPLETED_MARK_TTL_SECONDS, mark_key
 from primarch_fleet.celery_redis import PrimaryBackend
+from primarch_fleet.parts import in_parts
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
 from workers.runtime import task_greenlets
 from workers.runtime.chords import ChordJoins
 from workers.runtime.completions import COMPLETIONS
 from workers.runtime.scripts import ANNOUNCE, STORE, STORE_MANY
-
-T = TypeVar("T")
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
 UNFINISHED_TTL_SECONDS = 3 * 86_400
@@ -48,10 +47,6 @@ class _Result(NamedTuple):
 
 #: The results of the tasks of this thread, within `stored_together`.
 _collected: ContextVar[list[_Result] | None] = ContextVar("collected", default=None)
-
-
-def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + STORED_AT_ONCE] for start in range(0, len(items), STORED_AT_ONCE))
 
 
 def _is_awaited(request: Any) -> bool:
@@ -92,7 +87,7 @@ class WorkerResultBackend(PrimaryBackend):
 
     def _announce(self, encoded_states: list[tuple[Any, Any]]) -> None:
         pipeline = ScriptPipeline(self.client)
-        for part in _parts(encoded_states):
+        for part in in_parts(encoded_states, STORED_AT_ONCE):
             texts = [text for _, text in part]
             ANNOUNCE.run(pipeline, [key for key, _ in part], [UNFINISHED_TTL_SECONDS, *texts])
         pipeline.execute()
@@ -183,13 +178,13 @@ class WorkerResultBackend(PrimaryBackend):
 
     def _store_many(self, results: list[_Result]) -> None:
         pipeline = ScriptPipeline(self.client)
-        parts = [*_parts(results)]
-        for part in parts:
+        groups = in_parts(results, STORED_AT_ONCE)
+        for part in groups:
             keys = [key for result in part for key in result.keys]
             args = [arg for result in part for arg in result.args]
             ttls = [self.expires or 0, COMPLETED_MARK_TTL_SECONDS]
             STORE_MANY.run(pipeline, keys, [*ttls, *args])
-        for part, others in zip(parts, pipeline.execute(), strict=True):
+        for part, others in zip(groups, pipeline.execute(), strict=True):
             for number in others:
                 part[number - 1].store_as_celery()
 
