@@ -111,33 +111,29 @@ async def _resumed(call: Call, writer: EventWriter, chunks: AsyncStream) -> Part
             async for part in kept_alive(chunks, writer.chunk):
                 yield part
         except StreamInterrupted:  # the chunks are not kept as long as the answer
-            yield writer.ended(await _current(call, writer.record))
+            with reachable():
+                body = await _current(call, writer.record)
+            yield writer.ended(body)
     except FleetError as error:
         yield writer.failure(error)
 
 
 async def _current(call: Call, record: ResponseRecord) -> Body:
-    """The response as it is now. Raises FleetError if that cannot be read."""
+    """The response as it is now. Raises FleetError or RedisError if that cannot be read."""
     fleet = call.services.fleet
-    with reachable():
-        submitted_at = await call.services.redis.zscore(OPEN_KEY, record.task_id)
+    submitted_at = await call.services.redis.zscore(OPEN_KEY, record.task_id)
     is_ready = await fleet.status(record.task_id) in READY_STATES
     if is_expired(record.task_id, submitted_at, is_ready):
         raise ResultExpired
     if not is_ready:
-        return unfinished(record, "in_progress" if await _is_leased(call, record) else "queued")
+        leased = await call.services.redis.zrangebylex(
+            LEASED_TASKS, f"[{record.task_id}\0", f"({record.task_id}\1", 0, 1
+        )
+        return unfinished(record, "in_progress" if leased else "queued")
     try:
         return answered(record, (await fleet.result(record.task_id, _READ_SECONDS)).body)
     except RequestFailed as error:
         return failed(record, error)
-
-
-async def _is_leased(call: Call, record: ResponseRecord) -> bool:
-    with reachable():
-        leased = await call.services.redis.zrangebylex(
-            LEASED_TASKS, f"[{record.task_id}\0", f"({record.task_id}\1", 0, 1
-        )
-    return bool(leased)
 
 
 async def _with_previous(call: Call, body: Body) -> Body:

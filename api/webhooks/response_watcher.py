@@ -64,7 +64,7 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
         while True:
             try:
                 await self._look()
-            except (redis.RedisError, FleetError) as error:
+            except redis.RedisError as error:
                 logger.warning("responses: %s", error, extra={"action": "responses_not_watched"})
             await asyncio.sleep(LOOK_SECONDS)
 
