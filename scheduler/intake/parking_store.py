@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
-from itertools import compress
 from typing import Any, NamedTuple
 
 from celery.exceptions import Reject
@@ -133,13 +132,15 @@ class ParkingStore:
 
     async def _with_blobs(self, records: Sequence[ParkedRecord]) -> list[ParkedRecord]:
         """The records, in their order; large bodies are stored outside of Redis."""
-        is_large = [one.size.size_bytes > self._blobs.max_inline_bytes for one in records]
-        large = compress(records, is_large)
-        offload = self._blobs.offload_request
-        offloaded = iter(await asyncio.gather(*(offload(one.request, one.parked) for one in large)))
+        large = {
+            place: self._blobs.offload_request(one.request, one.parked)
+            for place, one in enumerate(records)
+            if one.size.size_bytes > self._blobs.max_inline_bytes
+        }
+        offloaded = dict(zip(large, await asyncio.gather(*large.values()), strict=True))
         return [
-            record._replace(parked=next(offloaded)) if moves else record
-            for record, moves in zip(records, is_large, strict=True)
+            one._replace(parked=offloaded[place]) if place in offloaded else one
+            for place, one in enumerate(records)
         ]
 
     def _size(
