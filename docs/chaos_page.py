@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from config.settings import ROOT
+from docs.grid import grid
 from tests.chaos.mixed.faults import FAULTS
 
 RESULTS = ROOT / "tests" / "chaos" / "mixed" / "results.json"
-Grid = Callable[[tuple[str, ...], Sequence[tuple[str, ...]]], str]
 
 INTRODUCTION = (
     "`make chaos` starts two workers of each lane, beat and two producers, and lets random faults "
@@ -46,12 +45,11 @@ STOCK = (
 )
 
 
-def page(generated: str, grid: Grid) -> str:
+def page(generated: str) -> str:
     """Return the page.
 
     Args:
         generated: The comment of generated pages.
-        grid: Writes a table from its heads and rows.
     """
     sides = json.loads(RESULTS.read_text())
     names = list(next(iter(sides.values()))["figures"])

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from typing import Any
 
+from docs.grid import grid
 from tests.bench.realtime import FLEET, SAVED
-
-Grid = Callable[[tuple[str, ...], Sequence[tuple[str, ...]]], str]
 
 INTRODUCTION = (
     "`make bench` makes the same calls, to the same simulated provider, from each side below. All "
@@ -43,12 +41,11 @@ CHECK = (
 PANEL, NAME, BAR, LINE = 420, 110, 230, 28
 
 
-def page(generated: str, grid: Grid) -> str:
+def page(generated: str) -> str:
     """Return the page.
 
     Args:
         generated: The comment of generated pages.
-        grid: Writes a table from its heads and rows.
     """
     saved = json.loads(SAVED.read_text())
     method, sides = saved["method"], saved["sides"]

@@ -18,7 +18,7 @@ import re
 import sys
 import tomllib
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -32,6 +32,7 @@ from config.price import Price, TokenPrices
 from config.provider_parameters import UNSUPPORTED
 from config.settings import ROOT, Settings
 from docs import chaos_page, realtime_page
+from docs.grid import grid
 from docs.metric_list import declared_metrics
 from primarch_fleet import errors
 from primarch_fleet.requests import CompletionRequest, Request
@@ -55,8 +56,8 @@ def main(arguments: list[str]) -> int:
         "metrics.md": metrics(),
         "errors.md": error_table(),
         "parameters.md": parameters(),
-        "chaos.md": chaos_page.page(GENERATED, _grid),
-        "realtime-benchmark.md": realtime_page.page(GENERATED, _grid),
+        "chaos.md": chaos_page.page(GENERATED),
+        "realtime-benchmark.md": realtime_page.page(GENERATED),
         "realtime-benchmark.svg": realtime_page.plot(),
         **dict(design_pages()),
     }
@@ -110,7 +111,7 @@ def metrics() -> str:
             (f"`{m.name}`", m.kind, ", ".join(f"`{label}`" for label in m.labels), m.text)
             for m in sorted(declared)
         ]
-        lines += [f"## {title}", _grid(("Metric", "Type", "Labels", "Meaning"), rows)]
+        lines += [f"## {title}", grid(("Metric", "Type", "Labels", "Meaning"), rows)]
     return "\n\n".join(lines) + "\n"
 
 
@@ -133,7 +134,7 @@ def error_table() -> str:
                 "```\n"
                 + inspect.cleandoc(tree[tree.index("FleetError") :].split("\n\n")[0])
                 + "\n```",
-                _grid(("Class", "Code", "Retryable", "Default message"), rows),
+                grid(("Class", "Code", "Retryable", "Default message"), rows),
             ]
         )
         + "\n"
@@ -153,7 +154,7 @@ def parameters() -> str:
         "<!-- parameters -->",
         "The fields of a chat. Engines have what vLLM has; the last column has the providers that "
         "refuse the field for each of their models, as LiteLLM knows.",
-        _grid(("Field", "Engine", "Refused by"), rows),
+        grid(("Field", "Engine", "Refused by"), rows),
         f"Engines also have, in `extra_body`: {', '.join(f'`{name}`' for name in others)}.",
         "<!-- end -->",
     ]
@@ -181,7 +182,7 @@ def _private_apis(marked: re.Match[str], uses: list[dict[str, Any]]) -> str:
         for use in uses
         if any(file.startswith(files) for file in use["files"])
     ]
-    table = _grid(("Names", "Package", "Why"), rows) if rows else "None."
+    table = grid(("Names", "Package", "Why"), rows) if rows else "None."
     return f"{marked[1]}\n\n{table}\n\n{marked[3]}"
 
 
@@ -323,14 +324,7 @@ def _paragraph(text: str) -> str:
 
 
 def _table(rows: list[tuple[str, str, str, str]], first: str) -> str:
-    return _grid((first, "Type", "Default", "Meaning"), rows)
-
-
-def _grid(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return grid((first, "Type", "Default", "Meaning"), rows)
 
 
 if __name__ == "__main__":
