@@ -21,7 +21,7 @@ class Claimed(Protocol):
 
     @property
     def tenant(self) -> str:
-        """Whose it is."""
+        """The tenant of the claimed thing."""
 
 
 T = TypeVar("T", bound=Claimed)
@@ -40,7 +40,7 @@ class ClaimLoop(Generic[T]):
 
     Args:
         name: What is claimed, for the log: `batch`.
-        claim: Claims something due of a tenant that is not among these; None if there is nothing.
+        claim: Claims something due of a tenant that is not among these; None if nothing is due.
         work: Works on what was claimed; raises nothing.
         most: How many at the same time.
     """

@@ -16,7 +16,7 @@ INTRODUCTION = (
     "sides share the machine's cores with the provider, and their rounds alternate: all calls of a "
     "round start at once, and then 200 calls are spread evenly, at half of the rate that the side "
     "has reached. The figures are medians of the rounds, and the ratios are those to the Router of "
-    "the same round. As data they are in `tests/bench/realtime.json`."
+    "the same round. The file `tests/bench/realtime.json` has the figures as data."
 )
 SIDES = {
     "fleet": "the calls as Celery tasks through a broker and one realtime worker",

@@ -36,7 +36,7 @@ LONGEST_CUSTOM_ID = jsonl.custom_id(jsonl.request_id(""), 9999)
 class NewRequest(NamedTuple):
     """A request that is about to be parked."""
 
-    #: The fleet's id of it.
+    #: The request's id on the lane.
     id: str
     request: Request
     prompt: PromptSize
@@ -51,7 +51,7 @@ class NewRequest(NamedTuple):
         return str(self.context["id"])
 
     def record(self, now: float) -> ParkedRecord:
-        """Return what is stored of it."""
+        """Return the record that the store keeps of the request."""
         parked = ParkedRequest(context=self.context, parked_at=now)
         return ParkedRecord(self.id, parked, self.group, self.size)
 
