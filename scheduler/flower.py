@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from flower.app import Flower
 from flower.views import BaseHandler
 
 from config.fleet import fleet_config
@@ -22,6 +23,7 @@ from config.settings import redis_url, settings
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once
 from scheduler import fleet_metrics
+from scheduler.daemon_executor import DaemonExecutor
 from scheduler.fleet_metrics.queues import queue_lanes
 from scheduler.open_tasks import show_open_tasks
 from tasks.app import app
@@ -40,6 +42,7 @@ def _list_queues(names: Iterable[str]) -> None:
     BaseHandler.get_active_queue_names = all_names
 
 
+Flower.pool_executor_cls = DaemonExecutor  # its calls to workers repeat until Redis answers
 try:
     _login = flower_login(settings().data_dir, os.environ)
     fleet_metrics.register(fleet_config(), redis_url())

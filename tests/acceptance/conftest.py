@@ -1,6 +1,5 @@
 """The one-machine fleet as a person starts it, in its own processes."""
 
-import base64
 import gc
 import json
 import os
@@ -23,6 +22,7 @@ import yaml
 from celery import Celery
 
 from config.settings import ROOT
+from tests.support.flower import ask_flower
 
 #: Another fleet that starts at the same time would choose the same port.
 NO_SHARED_PORT = ["--flower-port", "0", "--api-port", "0"]
@@ -89,18 +89,6 @@ def processes_of(folder: Path) -> list[psutil.Process]:
         and process.info["cmdline"]
         and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
-
-
-def ask_flower(url: str, login: str, path: str, data: dict[str, Any] | None = None) -> str:
-    """The reply of Flower, whatever its status, to a GET or to a POST with data."""
-    body = None if data is None else urllib.parse.urlencode(data).encode()
-    token = base64.b64encode(login.encode()).decode()
-    request = urllib.request.Request(url + path, body, {"Authorization": f"Basic {token}"})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return str(response.read().decode())
-    except urllib.error.HTTPError as error:
-        return f"{error.code} {error.read().decode()}"
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from config.settings import ROOT, Settings
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE, Lane
 from primarch_fleet.errors import UnknownRequest
-from tests.acceptance.conftest import ask_flower, running
+from tests.acceptance.conftest import running
 from tests.support.certificates import Authority, Certificate
+from tests.support.flower import ask_flower
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay
 from tests.support.workers import eventually

@@ -1,9 +1,6 @@
 """Flower shows what waits: a row for each queue, and the page of a task that no worker has yet."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,9 @@ from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.queues import priority_lists
-from tests.acceptance.conftest import ask_flower
+from tests.support.flower import ask_flower, running_flower
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import fetch_from, message
-from tests.support.workers import eventually
-from workers.onebox.ports import free_port
 
 LOGIN = "someone:secret"
 LOCAL = [engine.queue for engine in load(ROOT / "config" / "fleet.yaml").engines]
@@ -30,26 +25,8 @@ QUEUES = ["realtime", *LOCAL, "batch", "scheduler"]
 @pytest.fixture
 def flower(valkey_url: str, tmp_path: Path) -> Iterator[str]:
     """The address of a Flower, before any worker has started."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    env = {
-        "FLEET_REDIS_URL": valkey_url,
-        "FLEET_DATA_DIR": str(tmp_path),
-        "FLOWER_BASIC_AUTH": LOGIN,
-    }
-    command = [sys.executable, "-m", "celery", "-A", "scheduler.flower", "flower", f"--port={port}"]
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | env) as process:
-        try:
-            eventually(lambda: listens(url), timeout=40)
-            yield url
-        finally:
-            process.terminate()
-
-
-def listens(url: str) -> bool:
-    try:
-        return bool(ask_flower(url, LOGIN, "/api/queues/length"))
-    except OSError:
-        return False
+    with running_flower(valkey_url, tmp_path, LOGIN) as (_, url):
+        yield url
 
 
 def lengths(url: str) -> dict[str, int]:
