@@ -51,6 +51,7 @@ class PushNotifier:
         self.unreliable = False
         self._armed_lists: list[str] = []
         self._on_reply: deque[Callable[[int], None]] = deque()  # to each EXISTS in flight
+        self._has_replied = True  # since the last check
         hub.add_reader(self._fileno, self._on_readable)
 
     def arm(self, lists: Iterable[str]) -> None:
@@ -62,12 +63,14 @@ class PushNotifier:
         self._send_exists(self._on_armed)  # also makes the server track them
 
     def check(self) -> None:
-        """Find out whether a notification is missing; then close, and notify."""
+        """Close if a notification is missing, or if no reply has come since the last check."""
         if self.closed or not self._armed_lists:
             return
-        if self._on_reply:
+        if not self._has_replied:
             self._lose(TimeoutError("no reply"))
-        else:
+            return
+        self._has_replied = False
+        if not self._on_reply:  # `arm` may have sent its own in this moment
             self._send_exists(self._on_checked)
 
     def close(self) -> None:
@@ -88,6 +91,7 @@ class PushNotifier:
     def _handle(self, reply: Any) -> None:
         """Handle the reply to an EXISTS, which is a number, or an invalidation."""
         if isinstance(reply, int):
+            self._has_replied = True
             self._on_reply.popleft()(reply)
         else:
             self._notify()

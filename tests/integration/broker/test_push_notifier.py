@@ -130,6 +130,18 @@ def test_a_check_finds_nothing_while_notifications_work(
     assert not notifier.closed
 
 
+def test_a_check_while_the_reply_to_arming_is_on_its_way_finds_nothing(
+    notifier: PushNotifier, hub: TurningHub, store: redis.Redis
+) -> None:
+    for name in ("one", "two"):
+        notifier.arm([name])
+        notifier.check()  # the hub has not read the reply yet
+        assert hub.new_pushes() == 0
+    assert not notifier.closed
+    store.lpush("two", "message")
+    assert hub.new_pushes() == 1
+
+
 def test_a_check_that_finds_a_message_without_its_notification_closes_the_notifier_for_good(
     notifier: PushNotifier, hub: TurningHub, store: redis.Redis
 ) -> None:
