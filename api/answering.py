@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api.call import Call, ClientGone
+from api.call import Call, ClientGone, ServerStops
 from api.errors import ApiError
 from api.receipt_headers import receipt_headers, ticket_headers
 from api.routing_headers import RECEIPT_HEADER, RECEIPT_KEY
@@ -61,8 +61,8 @@ async def answer(
 ) -> Response:
     """Wait for the answer of a request that was submitted, and return it.
 
-    If the client goes away first, or the answer takes too long, the request is cancelled; with an
-    `Idempotency-Key` it continues, for the client that asks again.
+    If the client goes away first, this server stops, or the answer takes too long, the request is
+    cancelled; with an `Idempotency-Key` it continues, for the client that asks again.
 
     Args:
         shaped: Makes the body for the client of the answer's body.
@@ -70,11 +70,12 @@ async def answer(
     Raises:
         FleetError: The request has failed.
         ClientGone: The client has closed the connection.
+        ServerStops: This server stops.
     """
     fleet, timeout_seconds = call.services.fleet, call.services.config.answer_timeout
     try:
         completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
-    except (ClientGone, ResultTimeout):
+    except (ClientGone, ServerStops, ResultTimeout):
         abandon(fleet, request, ticket)
         raise
     body = shaped(completion.body)
@@ -92,12 +93,13 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
     Raises:
         FleetError: The request has failed before its first chunk.
         ClientGone: The client has closed the connection before.
+        ServerStops: This server stops before.
     """
     fleet = call.services.fleet
     chunks = await fleet.stream(ticket, timeout=call.services.config.answer_timeout)
     try:
         first = await call.until_disconnected(anext(chunks, None))
-    except (ClientGone, ResultTimeout):
+    except (ClientGone, ServerStops, ResultTimeout):
         abandon(fleet, request, ticket)
         raise
 

@@ -1,0 +1,71 @@
+"""What callers get from a server that is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from primarch_fleet import Fleet
+from tests.integration.api.conftest import Served
+from tests.support.api_server import ApiServer, api_server
+from tests.support.workers import eventually
+from workers.onebox.simulator.script import Script
+
+ASK: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello."}]}
+
+
+@pytest.fixture
+def other(valkey_url: str, tmp_path: Path, served: Served) -> Iterator[ApiServer]:
+    """Another server of the same fleet, whose calls have a second to end."""
+    served.simulator.reset()
+    with api_server(valkey_url, tmp_path, served.config, FLEET_DRAIN_TIMEOUT="1") as server:
+        yield server
+
+
+def test_a_call_that_outlasts_its_server_gets_503_and_its_request_is_cancelled(
+    other: ApiServer, served: Served, valkey_url: str
+) -> None:
+    error = stopped_while_it_waits(other, served, {}, seconds=60)
+    assert (error.status_code, error.code) == (503, "server_stops")
+    assert error.response.headers["x-should-retry"] == "true"
+    assert other.process.wait(20) == 0
+    assert "Traceback" not in other.log.read_text()
+    with Fleet(valkey_url) as fleet:
+        eventually(lambda: fleet.budget("alpha").day.reserved_nanousd == 0)
+
+
+def test_another_server_answers_the_call_that_is_repeated_with_its_key(
+    other: ApiServer, served: Served
+) -> None:
+    headers = {"Idempotency-Key": "over-a-stop"}
+    error = stopped_while_it_waits(other, served, headers, seconds=5)
+    assert error.code == "server_stops"
+    with served.client() as client:
+        answer = client.chat.completions.create(**ASK, extra_headers=headers)
+    assert answer.choices[0].message.content
+    assert len(calls(served)) == 1
+
+
+def stopped_while_it_waits(
+    server: ApiServer, served: Served, headers: dict[str, str], seconds: float
+) -> openai.APIStatusError:
+    """The error of a call whose server is told to stop; the provider's answer takes `seconds`."""
+    served.simulator.script(Script(delay=seconds))
+    with server.client() as client, ThreadPoolExecutor(1) as threads:
+        create = partial(client.chat.completions.create, **ASK, extra_headers=headers)
+        call = threads.submit(create)
+        eventually(lambda: calls(served))
+        server.process.terminate()
+        error = call.exception(30)
+    assert isinstance(error, openai.APIStatusError)
+    return error
+
+
+def calls(served: Served) -> list[Any]:
+    return [one for one in served.simulator.requests() if one["method"] == "POST"]
