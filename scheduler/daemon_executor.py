@@ -18,7 +18,7 @@ class DaemonExecutor(ThreadPoolExecutor):
     """Runs calls in at most `max_workers` daemon threads.
 
     Python waits for the threads of a ThreadPoolExecutor before the process ends. A call that
-    repeats until a server answers, as kombu's do, would keep the process for ever.
+    repeats until a server answers, as kombu's do, would keep the process running.
 
     It is a ThreadPoolExecutor because asyncio accepts no other default executor. The threads end
     with the process; `shutdown` ends none.
@@ -30,9 +30,7 @@ class DaemonExecutor(ThreadPoolExecutor):
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
         self._places = threading.Semaphore(threads)
 
-    def submit(  # type: ignore[override]
-        self, fn: Callable[..., T], /, *args: Any, **kwargs: Any
-    ) -> Future[T]:
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Call `fn(*args, **kwargs)` in a thread, and return the future of what it returns."""
         future: Future[T] = Future()
         self._calls.put((future, partial(fn, *args, **kwargs)))

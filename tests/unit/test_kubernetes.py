@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +19,15 @@ from config.settings import ROOT, Settings
 from workers.onebox.processes import STOP_MARGIN_SECONDS
 
 FOLDER = ROOT / "docker" / "kubernetes"
-OVERLAYS = ("small", "production")
+API = " and the api"  # with the component of that name
+OVERLAYS = ("small", "production", f"small{API}", f"production{API}")
 SCHEMAS: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "kubernetes-1.37.json").read_text())
 #: What an operator creates beforehand: docs/deployment.md.
 SECRETS = {
     "small": {"fleet-providers", "fleet-flower"},
     "production": {"fleet-redis", "fleet-providers", "fleet-flower"},
 }
+SECRETS |= {f"{overlay}{API}": names for overlay, names in SECRETS.items()}
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl renders them")
 pytestmark = needs_kubectl
@@ -34,8 +37,14 @@ Manifest = dict[str, Any]
 
 @cache
 def rendered(overlay: str) -> list[Manifest]:
-    command = ["kubectl", "kustomize", str(FOLDER / overlay)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "kubernetes"
+        shutil.copytree(FOLDER, folder)
+        if overlay.endswith(API):
+            with (folder / overlay.removesuffix(API) / "kustomization.yaml").open("a") as file:
+                file.write("components: [../api]\n")
+        command = ["kubectl", "kustomize", str(folder / overlay.removesuffix(API))]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return list(yaml.safe_load_all(text))
 
 
@@ -159,8 +168,8 @@ def test_a_container_starts_a_module_that_exists_with_settings_that_exist(
     workload: Manifest,
 ) -> None:
     command = container(workload)["command"]
-    if command[0] == "celery":
-        assert find_spec(command[command.index("-A") + 1])
+    for option in {"-A", "-m"}.intersection(command):
+        assert find_spec(command[command.index(option) + 1])
     names = {name for name in variables(workload) if name.startswith("FLEET_")}
     assert {name.removeprefix("FLEET_").lower() for name in names} <= Settings.model_fields.keys()
 
@@ -205,6 +214,19 @@ def test_each_selector_finds_pods(overlay: str) -> None:
             and "Ingress" in one["spec"]["policyTypes"]
             for one in covered
         ), found
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.endswith(API)])
+def test_the_api_is_reached_at_its_port_and_stops_after_its_open_requests(overlay: str) -> None:
+    api = workloads(overlay)["api"]
+    one, stop = container(api), pod(api)["terminationGracePeriodSeconds"]
+    pause = one["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert stop >= pause + float(variables(api)["FLEET_DRAIN_TIMEOUT"]) + STOP_MARGIN_SECONDS
+    [port] = [port["containerPort"] for port in one["ports"] if port["name"] == "http"]
+    assert one["command"][-2:] == ["--port", str(port)]
+    assert of_kind(overlay, "Service")["api"]["spec"]["ports"][0]["targetPort"] == "http"
+    [allowed] = of_kind(overlay, "NetworkPolicy")["fleet-api"]["spec"]["ingress"]
+    assert [item["port"] for item in allowed["ports"]] == [port]
 
 
 def fleet(overlay: str, folder: Path) -> FleetConfig:
