@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import hashlib
 import hmac
 import logging
 import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from api.errors import NO_RETRY, ApiError
-from config.api import ROLES, Api, ApiKey, Role
+from config.api import ROLES, ApiKey, Role
 from config.fleet import load
 from primarch_fleet.contract import LANES
 from primarch_fleet.errors import ConfigError
@@ -120,20 +121,32 @@ class KeyFile:
         ConfigError: The file is wrong.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
-        self._version, self._check_at = self._file_version(), clock() + _CHECK_SECONDS
-        self._section = load(path).api
+    def __init__(self, path: Path) -> None:
+        self._path, self._version = path, _version(path)
+        #: As the file has it; inside `followed`, at most _CHECK_SECONDS ago.
+        self.section = load(path).api
 
-    def section(self) -> Api:
-        """Return the section as the file has it, at most _CHECK_SECONDS ago."""
-        if self._clock() >= self._check_at:
-            self._check_at = self._clock() + _CHECK_SECONDS
-            self._read_again()
-        return self._section
+    @asynccontextmanager
+    async def followed(self) -> AsyncIterator[None]:
+        """Look for changes of the file during the block."""
+        following = asyncio.create_task(self._follow())
+        try:
+            yield
+        finally:
+            following.cancel()
 
-    def _read_again(self) -> None:
-        if (version := self._file_version()) == self._version:
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS)
+            try:
+                await asyncio.to_thread(self.look)  # reading a large file takes seconds
+            except Exception:
+                action = {"action": "configuration_unreadable"}
+                logger.exception("api: the changed file could not be read", extra=action)
+
+    def look(self) -> None:
+        """Read the file if it has changed."""
+        if (version := _version(self._path)) == self._version:
             return
         self._version = version
         try:
@@ -141,21 +154,23 @@ class KeyFile:
         except ConfigError as error:
             logger.error("api: %s", error, extra={"action": "configuration_refused"})
             return
-        if self._section.keys and not section.keys:
+        if self.section.keys and not section.keys:
             # Without keys the whole network would be let in.
             logger.error(
                 "api: the changed file has no keys; the keys stay. Restart to serve without keys",
                 extra={"action": "configuration_refused"},
             )
             return
-        self._section = section
+        self.section = section
 
-    def _file_version(self) -> tuple[int, int]:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return (0, 0)
-        return status.st_mtime_ns, status.st_size
+
+def _version(path: Path) -> tuple[int, int]:
+    """What changes with the file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_size
 
 
 def _unauthorized(message: str) -> ApiError:

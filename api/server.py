@@ -69,7 +69,7 @@ def server_config(
         ConfigError: Without keys, the address can be reached from other machines; or the secret of
             a webhook is missing.
     """
-    section = key_file.section()
+    section = key_file.section
     for webhook in section.webhooks:
         read_secrets(webhook.secret, f"the webhook of the tenant {webhook.tenant}")
     if not section.keys and not is_loopback(host):
@@ -81,7 +81,7 @@ def server_config(
     @asynccontextmanager
     async def open_services() -> AsyncIterator[Services]:
         client = once_async(url, TIMEOUT_SECONDS, text=False)
-        async with AsyncFleet(url, timeout=TIMEOUT_SECONDS) as fleet:
+        async with key_file.followed(), AsyncFleet(url, timeout=TIMEOUT_SECONDS) as fleet:
             try:
                 reader = CatalogueReader(fleet)
                 services = Services(fleet, url, client, key_file, reader, settings().result_ttl)

@@ -54,7 +54,7 @@ class Services:
     @property
     def config(self) -> Api:
         """The `api` section of fleet.yaml, as it is now."""
-        return self.key_file.section()
+        return self.key_file.section
 
     @property
     def keys(self) -> Keys:

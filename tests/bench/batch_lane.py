@@ -7,7 +7,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,11 @@ class Watch(threading.Thread):
         self.max_bytes[name] = 0
         self._watched[name] = psutil.Process(pid)
 
+    def new_peaks(self) -> dict[str, int]:
+        """Return the peaks so far, and start again at zero."""
+        peaks, self.max_bytes = self.max_bytes, dict.fromkeys(self._watched, 0)
+        return peaks
+
     def run(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
             for name, watched in list(self._watched.items()):
@@ -72,11 +77,16 @@ class Lane:
     """A Valkey server, a simulated provider and the processes of the fleet.
 
     Args:
-        count: Requests of the only batch, which is created once all are parked.
+        count: Requests in total.
+        job_requests: Requests of a batch, which is created once so many are parked. Without it,
+            one batch has all.
     """
 
-    def __init__(self, folder: Path, count: int, watch: Watch) -> None:
+    def __init__(
+        self, folder: Path, count: int, watch: Watch, job_requests: int | None = None
+    ) -> None:
         self._folder, self._count, self._watch = folder, count, watch
+        self._job_requests = job_requests or count
         self._ids = folder / "ids"
         self._env: dict[str, str] = {}
 
@@ -126,12 +136,17 @@ class Lane:
 
     def produce(self) -> tuple[float, float]:
         """Enqueue all requests; return the seconds, and those of CPU. Raises RuntimeError."""
-        log, arguments = self.log("producer"), (self.url, str(self._count), str(self._ids))
-        with self.started("producer", "tests.bench.batch_producer", *arguments) as child:
-            if child.wait():
-                raise RuntimeError(log.read_text())
-        seconds, cpu_seconds = map(float, log.read_text().split())
+        with self.producing() as child:
+            failed, text = child.wait(), self.log("producer").read_text()
+        if failed:
+            raise RuntimeError(text)
+        seconds, cpu_seconds = map(float, text.split())
         return seconds, cpu_seconds
+
+    def producing(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """Enqueue all requests during the block."""
+        arguments = (self.url, str(self._count), str(self._ids))
+        return self.started("producer", "tests.bench.batch_producer", *arguments)
 
     def ids(self) -> list[str]:
         """Return the ids of the enqueued tasks."""
@@ -152,7 +167,7 @@ class Lane:
             return json.load(answer)
 
     def _config(self) -> tuple[Any, Path]:
-        full = dict.fromkeys(("max_requests", "max_inputs"), self._count)
+        full = dict.fromkeys(("max_requests", "max_inputs"), self._job_requests)
         policy = {**SIMULATED_BATCH, **full, "max_wait": 86_400.0}
         config = load(settings().config)
         config = config.model_copy(update={"batch": config.batch.model_copy(update=policy)})

@@ -17,14 +17,17 @@ MODEL = "gpt-4o-mini"
 #: About the length of a short paragraph.
 PADDING = "What follows from that, in one sentence? " * 10
 
+#: Requests of one call of `submit_many`.
+PART = 50_000
+
 
 def prompt(number: int) -> str:
     """Return a prompt, the same for all contenders."""
     return f"Item {number}. {PADDING}"
 
 
-def requests(count: int) -> Iterator[CompletionRequest]:
-    for number in range(count):
+def requests(first: int, end: int) -> Iterator[CompletionRequest]:
+    for number in range(first, end):
         messages = [{"role": "user", "content": prompt(number)}]
         yield CompletionRequest(model=MODEL, messages=messages, lane="batch")
 
@@ -34,9 +37,11 @@ def main() -> None:
     with Fleet(url) as fleet:
         fleet.catalogue()
         started, cpu_started = time.perf_counter(), time.process_time()
-        tickets = fleet.submit_many(requests(int(count)))
+        with Path(ids).open("w") as file:
+            for first in range(0, int(count), PART):
+                tickets = fleet.submit_many(requests(first, min(first + PART, int(count))))
+                file.writelines(f"{ticket.id}\n" for ticket in tickets)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    Path(ids).write_text("".join(f"{ticket.id}\n" for ticket in tickets))
     print(seconds, cpu_seconds)
 
 

@@ -91,25 +91,24 @@ def write(path: Path, *entries: ApiKey) -> None:
 def test_a_changed_file_is_read_again_and_a_wrong_one_changes_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, seconds = tmp_path / "fleet.yaml", [0.0]
+    path = tmp_path / "fleet.yaml"
     write(path, entry("old"))
-    file = KeyFile(path, lambda: seconds[0])
+    file = KeyFile(path)
     write(path, entry("old"), entry("new"))
-    assert len(file.section().keys) == 1  # it is not read at each call
-    seconds[0] += 60
-    assert [key.name for key in file.section().keys] == ["old", "new"]
+    file.look()
+    assert [key.name for key in file.section.keys] == ["old", "new"]
     for wrong in ("api: [", "api: {keys: [{expires: 2027-02-30}]}", "api: &a [*a]", "\0"):
         path.write_text(wrong)
-        seconds[0] += 60
         caplog.clear()
-        assert len(file.section().keys) == 2
+        file.look()
+        assert len(file.section.keys) == 2
         assert [getattr(one, "action", "") for one in caplog.records] == ["configuration_refused"]
     write(path)  # without keys every client would be let in
-    seconds[0] += 60
-    assert len(file.section().keys) == 2
+    file.look()
+    assert len(file.section.keys) == 2
     path.unlink()
-    seconds[0] += 60
-    assert len(file.section().keys) == 2
+    file.look()
+    assert len(file.section.keys) == 2
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:

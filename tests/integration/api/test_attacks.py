@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis
 
-from tests.support.api_server import ALPHA, EXPIRED, NARROW, READER, ApiServer, api_server
+from tests.support.api_server import ALPHA, EXPIRED, KEYS, NARROW, READER, ApiServer, api_server
 from tests.support.api_server import fleet_yaml as write_config
 from tests.support.producer import CATALOGUE
 from tests.support.workers import eventually
@@ -340,6 +340,21 @@ def test_a_server_that_is_told_to_stop_ends_as_a_success(valkey_url: str, tmp_pa
     with api_server(valkey_url, tmp_path, None) as server:
         server.process.terminate()
         assert server.process.wait(30) == 0
+
+
+def test_a_key_that_is_removed_from_the_file_is_refused_by_the_running_server(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "fleet.yaml")
+    with api_server(valkey_url, tmp_path, config, "--no-batches") as server:
+        headers = {"authorization": f"Bearer {READER}"}
+
+        def status() -> int:
+            return httpx.get(f"{server.root}/metrics", headers=headers).status_code
+
+        assert status() == 200
+        write_config(config, keys=[key for key in KEYS if key["name"] != "reader"])
+        eventually(lambda: status() == 401)
 
 
 def test_without_keys_other_machines_are_not_served(valkey_url: str, tmp_path: Path) -> None:
