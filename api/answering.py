@@ -104,7 +104,7 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
         raise
 
     async def events() -> Parts:
-        is_read = False
+        has_ended = False
         try:
             if first is not None:
                 yield form.chunk(first.body)
@@ -112,12 +112,12 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
                 yield part
             async for part in form.end(chunks):
                 yield part
-            is_read = True
+            has_ended = True
         except FleetError as error:
-            is_read = True
+            has_ended = not isinstance(error, ResultTimeout)
             yield form.failure(error)
         finally:
-            if not is_read:  # the client has gone: Starlette closes the generator
+            if not has_ended:  # or the client has gone: Starlette closes the generator
                 abandon(fleet, request, ticket)
 
     return event_stream(events(), ticket_headers(ticket))

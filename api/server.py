@@ -19,6 +19,7 @@ from api.protocol import timed_protocol
 from api.services import CatalogueReader, Services
 from api.webhooks.response_watcher import ResponseWatcher
 from api.webhooks.sender import WebhookSender
+from config.log_format import log_to_stderr
 from config.settings import redis_url, settings
 from config.webhook_secrets import read_secrets
 from primarch_fleet import AsyncFleet
@@ -40,7 +41,7 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
 
     Metrics are also served at FLEET_METRICS_HOST and FLEET_METRICS_PORT, as those of workers are.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     config = server_config(host, port, KeyFile(settings().config), redis_url(), batches=batches)
     metrics, _ = start_http_server(settings().metrics_port, settings().metrics_host)
     logger.info(

@@ -23,7 +23,7 @@
         ├── BudgetExceeded       also raised by submit, which has then enqueued nothing
         ├── Cancelled
         │   └── BatchCancelled
-        ├── DeadlineExceeded
+        ├── DeadlineExceeded     also raised by submit if the deadline has passed
         │   └── BatchExpired
         ├── EngineError
         ├── BatchError

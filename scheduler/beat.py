@@ -23,6 +23,7 @@ from config.startup import or_exit
 from primarch_fleet.redis_support import once
 from primarch_fleet.server_clock import CLOCK
 from tasks.app import app
+from workers.runtime import logs  # noqa: F401 - protects the handlers that Celery sets up
 
 __all__ = ["app"]
 

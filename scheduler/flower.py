@@ -10,6 +10,7 @@ FLOWER_AUTH, the first start makes a password, prints it and keeps it in the dat
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from flower.app import Flower
 from flower.views import BaseHandler
 
 from config.fleet import fleet_config
+from config.log_format import log_to_stderr
 from config.settings import redis_url, settings
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once
@@ -42,6 +44,7 @@ def _list_queues(names: Iterable[str]) -> None:
     BaseHandler.get_active_queue_names = all_names
 
 
+log_to_stderr(logging.WARNING)  # Flower adds its own handler only where none is
 Flower.pool_executor_cls = DaemonExecutor  # its calls to workers repeat until Redis answers
 try:
     _login = flower_login(settings().data_dir, os.environ)

@@ -21,6 +21,7 @@ from primarch_fleet.catalogue import Catalogue, Limits, Model, Offer
 from primarch_fleet.completions import Finished, finished, timed_out
 from primarch_fleet.contract import LANES, Completion
 from primarch_fleet.errors import (
+    BudgetExceeded,
     Cancelled,
     ClientClosed,
     FleetBusy,
@@ -49,7 +50,7 @@ from primarch_fleet.testing.fake_task import FakeTask
 from primarch_fleet.tracing import TracedRequest
 
 #: Errors that the fleet raises at the submit; all others are results.
-SUBMIT_ERRORS = (FleetBusy, FleetUnavailable, InvalidRequest)
+SUBMIT_ERRORS = (BudgetExceeded, FleetBusy, FleetUnavailable, InvalidRequest)
 #: As in config/fleet.yaml by default.
 _MAX_REQUEST_BYTES = 8_000_000
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from typing import NoReturn
 
 from config.fleet import fleet_config
+from config.log_format import log_to_stderr
 from config.settings import redis_url
 from primarch_fleet import Fleet
 from primarch_fleet.cli.terminal import exit_status_of, report
@@ -98,7 +98,7 @@ def webhook(options: argparse.Namespace) -> int:
     """Serve providers' webhooks at /webhooks/<provider>."""
     from scheduler.admin import webhook as server  # noqa: PLC0415 - imports an SDK, which is slow
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     secrets = server.webhook_secrets(fleet_config())
 
     async def serve(store: Store) -> None:

@@ -72,7 +72,8 @@ def test_an_answer_of_a_wrong_type_is_an_error_that_says_what_to_pass(answer: An
 
 
 @pytest.mark.parametrize(
-    "error", [errors.LaneFull("full"), errors.FleetUnavailable, errors.UnknownModel]
+    "error",
+    [errors.LaneFull("full"), errors.FleetUnavailable, errors.UnknownModel, errors.BudgetExceeded],
 )
 def test_what_the_fleet_refuses_is_raised_by_the_submit(error: Any) -> None:
     fleet = FakeFleet([error, "an answer"])

@@ -1,4 +1,4 @@
-"""What a worker's logs never show, at any level: secrets and prompts.
+"""A worker's log: the action of each record, and at no level a secret or a prompt.
 
 Celery builds the handlers; its signals let us set what they write.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 from celery.signals import after_setup_logger, after_setup_task_logger
 
+from config.log_format import ActionFormatter
 from tasks.redaction import without_secrets
 
 #: The loggers whose records below INFO are written: none logs a prompt. Other libraries log whole
@@ -55,7 +56,8 @@ def protect(logger: logging.Logger) -> None:
     """Make all handlers of a logger write only what `is_shown`, without secrets."""
     for handler in logger.handlers:
         handler.addFilter(is_shown)
-        handler.setFormatter(RedactingFormatter(handler.formatter or logging.Formatter()))
+        formatter = ActionFormatter(handler.formatter or logging.Formatter())
+        handler.setFormatter(RedactingFormatter(formatter))
 
 
 for _name in LITELLM_LOGGERS:

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.support.api_server import ApiServer, api_server, fleet_yaml
-from tests.support.workers import StartWorker
+from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.server import Simulator
 
@@ -20,6 +20,7 @@ class Served:
     """The running parts."""
 
     server: ApiServer
+    worker: Worker
     simulator: Simulator
     config: Path
 
@@ -42,10 +43,10 @@ def served(
             "OPENAI_BASE_URL": simulator.url,
         }
         with (
-            start_worker("served", app="workers.realtime.app", env=os.environ | env),
+            start_worker("served", app="workers.realtime.app", env=os.environ | env) as worker,
             api_server(valkey_url, folder, config) as server,
         ):
-            yield Served(server, simulator, config)
+            yield Served(server, worker, simulator, config)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""What callers get from a server that is told to stop."""
+"""What callers get from a server that stops, and when a stream stands still."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 
 from primarch_fleet import Fleet
 from tests.integration.api.conftest import Served
-from tests.support.api_server import ApiServer, api_server
+from tests.support.api_server import ApiServer, api_server, fleet_yaml
 from tests.support.workers import eventually
 from workers.onebox.simulator.script import Script
 
@@ -50,6 +51,27 @@ def test_another_server_answers_the_call_that_is_repeated_with_its_key(
         answer = client.chat.completions.create(**ASK, extra_headers=headers)
     assert answer.choices[0].message.content
     assert len(calls(served)) == 1
+
+
+def test_a_stream_that_stands_still_ends_with_an_error_and_its_request_is_cancelled(
+    served: Served, valkey_url: str, tmp_path: Path
+) -> None:
+    served.simulator.reset()
+    chunks = tuple({"choices": [{"index": 0, "delta": {"content": f"{n} "}}]} for n in range(600))
+    served.simulator.script(Script(chunks=chunks, pause=0.1))
+    config = fleet_yaml(tmp_path / "fleet.yaml", answer_timeout=2.0)
+    with api_server(valkey_url, tmp_path, config) as server, server.client() as client:
+        stream = client.chat.completions.create(**ASK, stream=True)
+        next(stream)
+        served.worker.signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(openai.APIError) as caught:
+                list(stream)
+        finally:
+            served.worker.signal(signal.SIGCONT)
+    assert caught.value.code == "result_timeout"
+    with Fleet(valkey_url) as fleet:
+        eventually(lambda: fleet.budget("alpha").day.reserved_nanousd == 0, timeout=30)
 
 
 def stopped_while_it_waits(

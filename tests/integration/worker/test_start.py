@@ -66,5 +66,6 @@ def test_a_worker_that_redis_refuses_ends_with_one_message(
             log = worker.log.read_text()
     assert "FLEET_REDIS_URL: Redis refuses this worker: " in log
     assert reason in log
+    assert "action=redis_refused\n" in log
     assert "Traceback" not in log
     assert WRONG not in log
