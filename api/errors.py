@@ -38,6 +38,7 @@ _STATUSES: dict[type[FleetError], tuple[int, str | None]] = {
     errors.ResultExpired: (404, None),
     errors.BodyUnavailable: (503, None),
     errors.BudgetExceeded: (429, "insufficient_quota"),
+    errors.BudgetUnavailable: (503, None),
     errors.Cancelled: (409, None),
     errors.DeadlineExceeded: (408, None),
     errors.EngineError: (502, None),

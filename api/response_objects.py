@@ -13,7 +13,7 @@ from typing import Any
 
 from api.errors import ApiError
 from api.store.responses import ResponseRecord
-from primarch_fleet.errors import Cancelled, FleetError, RequestFailed
+from primarch_fleet.errors import OUTCOMES, Cancelled, FleetError
 
 Body = dict[str, Any]
 #: What OpenAI's type requires of a response, for those without an answer.
@@ -46,7 +46,7 @@ def unfinished(record: ResponseRecord, status: str) -> Body:
     }
 
 
-def failed(record: ResponseRecord, error: RequestFailed) -> Body:
+def failed(record: ResponseRecord, error: FleetError) -> Body:
     """Return the response of a request that has failed, or that was cancelled."""
     if isinstance(error, Cancelled):
         return unfinished(record, "cancelled")
@@ -101,7 +101,7 @@ class EventWriter:
         The response of a request that has failed ends. Other errors are those of the reader, who
         may ask for the stream again.
         """
-        if isinstance(error, RequestFailed):
+        if isinstance(error, OUTCOMES):
             return self.ended(failed(self.record, error))
         shown = ApiError.of(error)
         event = {"type": "error", "code": shown.code, "message": str(shown), "param": None}

@@ -21,6 +21,7 @@
     ├── ConfigError              the operator's configuration is wrong
     └── RequestFailed            stored by a worker as the result of the task
         ├── BudgetExceeded       also raised by submit, which has then enqueued nothing
+        ├── BudgetUnavailable
         ├── Cancelled
         │   └── BatchCancelled
         ├── DeadlineExceeded     also raised by submit if the deadline has passed
@@ -161,6 +162,12 @@ class BudgetExceeded(RequestFailed):
     retryable = True
 
 
+class BudgetUnavailable(RequestFailed):
+    """Redis refused to reserve the request's cost, so the request was not started."""
+
+    retryable = True
+
+
 class Cancelled(RequestFailed):
     """The request was cancelled before it was answered."""
 
@@ -231,6 +238,10 @@ class RateLimited(ProviderError):
     """Every deployment has reached the provider's rate limit."""
 
     retryable = True
+
+
+#: What a worker stores as the result of a task. Other errors are those of a caller or a reader.
+OUTCOMES = (RequestFailed, InvalidRequest)
 
 
 def error_class(code: str) -> type[FleetError]:

@@ -19,6 +19,7 @@ from primarch_fleet.catalogue import Catalogue, Model
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import (
     BudgetExceeded,
+    BudgetUnavailable,
     CostCapExceeded,
     FleetError,
     FleetUnavailable,
@@ -247,7 +248,10 @@ class Accountant:
         Args:
             meter: Counts the calls of the block; by default, a new one.
         """
-        await self._ensure_reserved(lane, request, metadata)
+        try:
+            await self._ensure_reserved(lane, request, metadata)
+        except FleetUnavailable as error:  # as an outcome it must not look like a reader's error
+            raise BudgetUnavailable(str(error)) from None
         task_id, run_cost, meter = metadata.task_id, RunCost(), meter or UsageMeter()
         token = meter.activate()
         try:

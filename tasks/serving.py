@@ -10,6 +10,7 @@ from celery import Task
 from primarch_fleet import protocol
 from primarch_fleet.contract import Completion, Lane
 from primarch_fleet.errors import (
+    OUTCOMES,
     ContextWindowExceeded,
     DeadlineExceeded,
     FleetError,
@@ -62,11 +63,14 @@ async def serve(
         with tracing.run(lane, vars(task.request), request, meter) as traced:
             completion = await _accounted(lane, request, RequestMetadata.of(task.request), meter)
             traced.answered(completion)
+        cache = services.current().response_cache
+        if cache is not None and _may_be_cached(request) and not completion.receipt.cached:
+            await cache.put(lane, request, completion)  # the answer is paid: no deadline any more
     except FleetError as error:
         if isinstance(error, ContextWindowExceeded):
             await move_to_longer_lane(lane, task, request, request.to_wire())
         count_failure(lane, request.model, error, meter.provider)
-        if not isinstance(error, InvalidRequest | RequestFailed):
+        if not isinstance(error, OUTCOMES):
             raise
         if isinstance(error, RequestFailed):
             error = await asyncio.to_thread(redacted, error, request)
@@ -85,7 +89,7 @@ async def _accounted(
     async with accountant.run(lane, request, metadata, meter) as run:
         completion = await _in_time(lane, request, metadata)
         run.cost = completion.receipt.cost_nanousd
-        return completion
+    return completion
 
 
 async def _in_time(lane: Lane, request: Request, metadata: RequestMetadata) -> Completion:
@@ -105,11 +109,12 @@ async def _answer(lane: Lane, request: Request, metadata: RequestMetadata) -> Co
     backend, cache = process.backends.get(lane), process.response_cache
     if backend is None:
         raise services.other_lane(lane)
-    if cache is None or request.cache_ttl is None or request.streams:
-        return await backend.serve(request, metadata)
-    cached = await cache.get(lane, request, metadata.receipt_fields())
-    if cached is not None:
-        return cached
-    completion = await backend.serve(request, metadata)
-    await cache.put(lane, request, completion)
-    return completion
+    if cache is not None and _may_be_cached(request):
+        cached = await cache.get(lane, request, metadata.receipt_fields())
+        if cached is not None:
+            return cached
+    return await backend.serve(request, metadata)
+
+
+def _may_be_cached(request: Request) -> bool:
+    return request.cache_ttl is not None and not request.streams

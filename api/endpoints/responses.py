@@ -20,8 +20,8 @@ from api.webhooks.response_watcher import watch
 from primarch_fleet import AsyncStream, ResponsesRequest, Ticket
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.errors import (
+    OUTCOMES,
     FleetError,
-    RequestFailed,
     ResultExpired,
     StreamInterrupted,
     UnknownRequest,
@@ -132,7 +132,7 @@ async def _current(call: Call, record: ResponseRecord) -> Body:
         return unfinished(record, "in_progress" if leased else "queued")
     try:
         return answered(record, (await fleet.result(record.task_id, _READ_SECONDS)).body)
-    except RequestFailed as error:
+    except OUTCOMES as error:
         return failed(record, error)
 
 

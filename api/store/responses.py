@@ -60,18 +60,19 @@ class ResponseStore:
 
     async def put(self, record: ResponseRecord) -> None:
         """Write a record."""
-        await self._redis.set(_key(record.id), record.model_dump_json(), ex=self._seconds)
+        await self._redis.set(record_key(record.id), record.model_dump_json(), ex=self._seconds)
 
     async def get(self, tenant: str, identity: str) -> ResponseRecord | None:
         """Return a tenant's record; None if there is none, or if it is another tenant's."""
-        text = await self._redis.get(_key(identity))
+        text = await self._redis.get(record_key(identity))
         record = ResponseRecord.model_validate_json(text) if text else None
         return record if record is not None and record.tenant == tenant else None
 
     async def remove(self, record: ResponseRecord) -> None:
         """Remove a record: the response cannot be asked for any more."""
-        await self._redis.delete(_key(record.id))
+        await self._redis.delete(record_key(record.id))
 
 
-def _key(identity: str) -> str:
+def record_key(identity: str) -> str:
+    """Return the key of the record of a response."""
     return f"fleet:api:response:{identity}"

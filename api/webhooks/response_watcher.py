@@ -15,9 +15,10 @@ import redis
 from celery.states import READY_STATES
 
 from api.services import Services
-from api.store.responses import task_id_of
+from api.store.responses import record_key, task_id_of
 from api.store.webhooks import Kind, enqueue
-from primarch_fleet.errors import Cancelled, FleetError, RequestFailed, ResultExpired
+from primarch_fleet.errors import OUTCOMES, Cancelled, FleetError, ResultExpired
+from primarch_fleet.outgoing import OPEN_KEY, is_expired
 from primarch_fleet.progress import STATUS_PREFIX_BYTES, state_of
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,10 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
             return
         members = [member.decode() for member in due]
         await self._redis.zadd(WATCHED, dict.fromkeys(members, seconds + LOOK_SECONDS), xx=True)
-        for member in await self._ended(members):
+        ended, gone = await self._read(members)
+        if gone:
+            await self._redis.zrem(WATCHED, *gone)
+        for member in ended:
             try:
                 await self._tell(member)
             except FleetError as error:  # its result cannot be read now; it stays watched
@@ -85,19 +89,30 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
                 logger.warning("%s: %s", member.partition(" ")[0], error, extra=action)
         await self._redis.delete(_WATCHER)
 
-    async def _ended(self, members: list[str]) -> list[str]:
-        """Those whose response has a result, read in one round trip."""
+    async def _read(self, members: list[str]) -> tuple[list[str], list[str]]:
+        """Those whose response has a result, and those without any use, in one round trip.
+
+        A response without a record cannot be asked for. Without its result, an expired response
+        would be looked at for ever.
+        """
         backend = cast(Any, self._services.fleet.app.backend)
         pipe = self._redis.pipeline(transaction=False)
         for member in members:
-            key = backend.get_key_for_task(task_id_of(member.partition(" ")[0]))
-            pipe.getrange(key, 0, STATUS_PREFIX_BYTES - 1)
-        starts = await pipe.execute()
-        return [
-            member
-            for member, start in zip(members, starts, strict=True)
-            if state_of(start.decode(errors="replace")) in READY_STATES
-        ]
+            response_id, _, _ = member.partition(" ")
+            task_id = task_id_of(response_id)
+            pipe.exists(record_key(response_id))
+            pipe.zscore(OPEN_KEY, task_id)
+            pipe.getrange(backend.get_key_for_task(task_id), 0, STATUS_PREFIX_BYTES - 1)
+        replies, ended, gone = iter(await pipe.execute()), [], []
+        for member, (has_record, submitted_at, start) in zip(
+            members, zip(replies, replies, replies, strict=True), strict=True
+        ):
+            task_id = task_id_of(member.partition(" ")[0])
+            if not has_record or is_expired(task_id, submitted_at, start):
+                gone.append(member)
+            elif state_of(start.decode(errors="replace")) in READY_STATES:
+                ended.append(member)
+        return ended, gone
 
     async def _tell(self, member: str) -> None:
         response_id, _, tenant = member.partition(" ")
@@ -114,6 +129,6 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
             return None
         except Cancelled:
             return "response.cancelled"
-        except RequestFailed:
+        except OUTCOMES:
             return "response.failed"
         return "response.incomplete" if body.get("status") == "incomplete" else "response.completed"

@@ -126,6 +126,33 @@ def test_a_request_whose_engine_dies_is_requeued_and_the_worker_stops(
     assert writer.ended == ("failed" if stream else None)
 
 
+class RefusingEngine(SimulatedEngine):
+    """Refuses every request, as vLLM does with status 400."""
+
+    async def answer(self, endpoint: str, body: dict[str, Any], priority: int = 0) -> Answer:
+        raise errors.InvalidRequest("a parameter of vLLM's")
+
+    async def stream(
+        self, endpoint: str, body: dict[str, Any], priority: int = 0
+    ) -> AsyncIterator[dict[str, Any]]:
+        await self.answer(endpoint, body)
+        yield {}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_the_engine_refuses_costs_nothing(stream: bool) -> None:
+    asked = request(stream=stream)
+    meter = UsageMeter()
+    token = meter.activate()
+    try:
+        with pytest.raises(errors.InvalidRequest, match="vLLM"):
+            asyncio.run(local_server(RefusingEngine(CONFIG)).serve(asked, METADATA))
+    finally:
+        meter.deactivate(token)
+    [attempt] = meter.failed_attempts(asked)
+    assert (attempt.error, attempt.cost_nanousd) == ("invalid_request", 0)
+
+
 def test_a_failure_that_the_engine_survives_fails_only_its_request() -> None:
     server = local_server(DyingEngine(dies=False))
     with pytest.raises(errors.EngineError):

@@ -15,10 +15,10 @@ from config.engine import EngineConfig
 from primarch_fleet.answers import form_of
 from primarch_fleet.contract import PRIORITIES, Completion, Receipt
 from primarch_fleet.errors import (
+    OUTCOMES,
     ContextWindowExceeded,
     EngineError,
     InvalidRequest,
-    RequestFailed,
 )
 from primarch_fleet.requests import Request
 from primarch_fleet.usage import parse_usage
@@ -156,7 +156,7 @@ class LocalServer:
             chunks = self._engine.stream(request.endpoint, body, priority)
             assembler, wants_usage = ASSEMBLERS[request.endpoint](), request.wants_usage
             return await _publish_stream(chunks, assembler, publish, wants_usage=wants_usage)
-        except RequestFailed as error:
+        except OUTCOMES as error:
             call.fail(error.code, refused=True)
             raise
 

@@ -18,12 +18,14 @@ from prometheus_client.registry import REGISTRY
 from api.keys import KeyFile
 from api.server import server_config
 from api.services import CatalogueReader, Services
-from api.store.responses import task_id_of
+from api.store.responses import record_key, task_id_of
 from api.store.webhooks import Outbox, enqueue
+from api.webhooks.response_watcher import WATCHED
 from api.webhooks.sender import MOST, WebhookSender
 from primarch_fleet import AsyncFleet, Fleet, errors
 from primarch_fleet.blobs import BlobRef
 from primarch_fleet.errors import ConfigError
+from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.redis_support import once_async
 from tests.support.api_batches import ended, line, lines, start
 from tests.support.api_server import OPERATOR, ApiServer, api_server, fleet_yaml
@@ -298,6 +300,7 @@ def test_a_receiver_that_was_removed_gets_nothing_more(
         ({"id": "x", "status": "completed"}, "response.completed"),
         ({"id": "x", "status": "incomplete"}, "response.incomplete"),
         (errors.ProviderUnavailable("down"), "response.failed"),
+        (errors.InvalidRequest("no"), "response.failed"),
         (errors.Cancelled(), "response.cancelled"),
     ],
 )
@@ -319,9 +322,27 @@ def test_a_background_response_that_ends_is_told(
         else:
             finish(fleet, task_id_of(created.id), outcome, "FAILURE")
         eventually(lambda: target.received)
+        shown = client.responses.retrieve(created.id)
     event = unwrapped(target)
     assert (event.type, event.data.id) == (kind, created.id)
+    assert f"response.{shown.status}" == kind
     assert len(target.received) == 1
+
+
+@pytest.mark.parametrize("lost", ["its result", "its record"])
+def test_a_response_that_cannot_be_asked_for_any_more_is_not_watched(
+    valkey_url: str, store: redis.Redis, tmp_path: Path, target: Target, lost: str
+) -> None:
+    receiver = {"tenant": "alpha", "url": target.url}
+    with serving(valkey_url, tmp_path, receiver) as server, server.client() as client:
+        created = client.responses.create(model="m", input="hi", background=True)
+        assert store.zcard(WATCHED) == 1
+        if lost == "its result":
+            store.zrem(OPEN_KEY, task_id_of(created.id))  # as with its outcome, which has expired
+        else:
+            store.delete(record_key(created.id))
+        eventually(lambda: store.zcard(WATCHED) == 0)
+        assert target.received == []
 
 
 def test_a_response_whose_answer_cannot_be_read_yet_has_not_failed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from tests.support.realtime_fixture import (
     config,
     failing,
 )
+from tests.support.redis_server import redis_server
 from workers.onebox.simulator.profile import Fault
 from workers.onebox.simulator.server import Simulator
 
@@ -172,6 +174,34 @@ def test_a_cached_answer_costs_nothing_and_its_reservation_is_returned(
     poor = limited(monthly_budget=to_usd(spending(store).spent_nanousd + 1))
     with pytest.raises(errors.BudgetExceeded):
         run(valkey_url, twice, poor)
+
+
+def test_a_request_whose_cost_redis_does_not_reserve_fails_and_is_not_started(
+    simulator: Simulator, store: redis.Redis, valkey_url: str
+) -> None:
+    store.set(f"fleet:budget:ledger_nanousd:{TENANT}", "not a ledger's")
+    with pytest.raises(errors.BudgetUnavailable, match="retry later") as caught:
+        run(valkey_url, lambda lane: lane.serve(chat(max_tokens=50)))
+    assert caught.value.retryable
+    assert simulator.invoice()["requests"] == 0
+
+
+def test_an_answer_whose_deadline_passes_while_it_is_cached_is_given_and_paid(
+    simulator: Simulator, store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    async def serve(lane: Lane) -> dict[str, Any]:
+        cache = ResponseCache(Redis.from_url(slow.url, decode_responses=True, socket_timeout=1.5))
+        try:
+            with services.override(response_cache=cache):
+                deadline = datetime.now(UTC) + timedelta(seconds=1)
+                return await lane.serve(chat(max_tokens=50, cache_ttl=60, deadline=deadline))
+        finally:
+            await cache.close()
+
+    with redis_server(tmp_path) as slow, slow.client() as client:
+        client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+        answer = run(valkey_url, serve)
+    assert spending(store).spent_nanousd == answer["receipt"]["cost_nanousd"] > 0
 
 
 def test_a_task_that_runs_twice_costs_twice(
