@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from api.call import Call, ClientGone, ServerStops
+from api.call import Call, ClientGone
 from api.errors import ApiError
 from api.receipt_headers import receipt_headers, ticket_headers
 from api.routing_headers import RECEIPT_HEADER, RECEIPT_KEY
@@ -70,12 +71,11 @@ async def answer(
     Raises:
         FleetError: The request has failed.
         ClientGone: The client has closed the connection.
-        ServerStops: This server stops.
     """
     fleet, timeout_seconds = call.services.fleet, call.services.config.answer_timeout
     try:
         completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
-    except (ClientGone, ServerStops, ResultTimeout):
+    except (ClientGone, ResultTimeout, asyncio.CancelledError):
         abandon(fleet, request, ticket)
         raise
     body = shaped(completion.body)
@@ -93,13 +93,12 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
     Raises:
         FleetError: The request has failed before its first chunk.
         ClientGone: The client has closed the connection before.
-        ServerStops: This server stops before.
     """
     fleet = call.services.fleet
     chunks = await fleet.stream(ticket, timeout=call.services.config.answer_timeout)
     try:
         first = await call.until_disconnected(anext(chunks, None))
-    except (ClientGone, ServerStops, ResultTimeout):
+    except (ClientGone, ResultTimeout, asyncio.CancelledError):
         abandon(fleet, request, ticket)
         raise
 
@@ -117,7 +116,7 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
             has_ended = not isinstance(error, ResultTimeout)
             yield form.failure(error)
         finally:
-            if not has_ended:  # or the client has gone: Starlette closes the generator
+            if not has_ended:  # or the client has gone, or the server stops
                 abandon(fleet, request, ticket)
 
     return event_stream(events(), ticket_headers(ticket))
@@ -164,10 +163,12 @@ def failure(error: FleetError) -> bytes:
     return data(ApiError.of(error).envelope())
 
 
-async def cancels_done(wait: Callable[[set[asyncio.Task[None]]], Awaitable[Any]]) -> None:
-    """Wait for the cancels that are under way, when the process ends."""
-    if _cancels:
-        await wait(set(_cancels))
+async def cancels_done(seconds: float) -> None:
+    """Wait for the cancels that are under way, when the process ends, for so long at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while _cancels:
+                await asyncio.wait(set(_cancels))
 
 
 def abandon(fleet: AsyncFleet, request: Request, ticket: Ticket) -> None:

@@ -22,12 +22,13 @@ from api.call import endpoint
 from api.endpoints import batches, chat, embeddings, files, health, models, moderations, responses
 from api.errors import ApiError
 from api.metrics import Measured
+from api.open_calls import CutCalls, OpenCalls
 from api.services import Services
 
 #: Threads for calls that block: submits, cancels, reads of large bodies.
 _THREADS = 64
-#: Seconds that the end of the process waits for cancels that are under way.
-_CANCEL_SECONDS = 5.0
+#: Seconds that the end of the process waits for the calls that it cuts, and for their cancels.
+_CUT_SECONDS, _CANCEL_SECONDS = 2.0, 8.0
 
 Open = Callable[[], AbstractAsyncContextManager[Services]]
 
@@ -38,6 +39,7 @@ def build_app(open_services: Open) -> Starlette:
     Args:
         open_services: Opens what the endpoints share, and closes it when the application ends.
     """
+    calls = OpenCalls()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -46,11 +48,12 @@ def build_app(open_services: Open) -> Starlette:
         async with open_services() as services:
             app.state.services = services
             yield
-            await cancels_done(lambda tasks: asyncio.wait(tasks, timeout=_CANCEL_SECONDS))
+            await calls.ended(_CUT_SECONDS)
+            await cancels_done(_CANCEL_SECONDS)
 
     return Starlette(
         routes=_routes(),
-        middleware=[Middleware(Measured), Middleware(BrowserCheck)],
+        middleware=[Middleware(CutCalls, calls), Middleware(Measured), Middleware(BrowserCheck)],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
         lifespan=lifespan,
     )

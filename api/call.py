@@ -36,18 +36,6 @@ class ClientGone(Exception):
     """The client closed the connection before the answer."""
 
 
-class ServerStops(ApiError):
-    """This server ends before the answer; another one may answer the call when it is repeated."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            503,
-            "server_stops",
-            "this server stops before the answer: repeat the call",
-            headers={"x-should-retry": "true", "retry-after": "1"},
-        )
-
-
 @dataclass(frozen=True)
 class Call:
     """A call whose caller is known."""
@@ -83,17 +71,11 @@ class Call:
 
         Raises:
             ClientGone: The client closed the connection first; the work is cancelled.
-            ServerStops: The server has cancelled this call; the work is cancelled.
         """
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(self._disconnected())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:  # what the call does in its end must not wait
-            task.cancel()
-            gone.cancel()
-            raise ServerStops from None
-        try:
             if not task.done():
                 raise ClientGone
             return task.result()

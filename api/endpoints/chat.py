@@ -20,7 +20,8 @@ async def create(call: Call) -> Response:
 
     async def end(chunks: AsyncStream) -> Parts:
         if wants_receipt(call):
-            receipt = (await chunks.result()).receipt.model_dump(mode="json")
+            answered = await chunks.result(call.services.config.answer_timeout)
+            receipt = answered.receipt.model_dump(mode="json")
             yield data({"object": "chat.completion.chunk", "choices": [], RECEIPT_KEY: receipt})
         yield b"data: [DONE]\n\n"
 

@@ -93,7 +93,7 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
         """Those whose response has a result, and those without any use, in one round trip.
 
         A response without a record cannot be asked for. Without its result, an expired response
-        would be looked at for ever.
+        would be looked at again and again.
         """
         backend = cast(Any, self._services.fleet.app.backend)
         pipe = self._redis.pipeline(transaction=False)

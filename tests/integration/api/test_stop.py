@@ -9,16 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+import redis
 
 from primarch_fleet import Fleet
+from primarch_fleet.outgoing import OPEN_KEY
 from tests.integration.api.conftest import Served
 from tests.support.api_server import ApiServer, api_server, fleet_yaml
 from tests.support.workers import eventually
 from workers.onebox.simulator.script import Script
 
 ASK: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello."}]}
+#: More than cancels that run at the same time.
+WAITING_CALLS = 30
+#: A stream that takes a minute.
+COUNTING = Script(
+    chunks=tuple({"choices": [{"index": 0, "delta": {"content": f"{n} "}}]} for n in range(600)),
+    pause=0.1,
+)
 
 
 @pytest.fixture
@@ -41,6 +51,36 @@ def test_a_call_that_outlasts_its_server_gets_503_and_its_request_is_cancelled(
         eventually(lambda: fleet.budget("alpha").day.reserved_nanousd == 0)
 
 
+def test_many_streams_and_calls_that_outlast_their_server_are_all_cancelled(
+    other: ApiServer, served: Served, valkey_url: str
+) -> None:
+    served.simulator.script(COUNTING)
+    with (
+        other.client() as client,
+        Fleet(valkey_url) as fleet,
+        redis.Redis.from_url(valkey_url) as store,
+        ThreadPoolExecutor(WAITING_CALLS) as threads,
+    ):
+        create: Any = partial(client.chat.completions.create, **ASK)
+        streams = [create(stream=True) for _ in range(8)]
+        for stream in streams:
+            next(stream)
+        served.simulator.reset()
+        served.simulator.script(Script(delay=60))
+        waiting = [threads.submit(create) for _ in range(WAITING_CALLS)]
+        eventually(lambda: store.zcard(OPEN_KEY) == len(streams) + WAITING_CALLS, timeout=20)
+        other.process.terminate()
+        for stream in streams:
+            with pytest.raises((openai.APIError, httpx.HTTPError)):
+                list(stream)
+        assert {getattr(call.exception(30), "code", None) for call in waiting} == {"server_stops"}
+        assert other.process.wait(20) == 0
+        assert fleet.budget("alpha").day.reserved_nanousd == 0
+    log = other.log.read_text()
+    assert "Traceback" not in log
+    assert "not cancelled" not in log
+
+
 def test_another_server_answers_the_call_that_is_repeated_with_its_key(
     other: ApiServer, served: Served
 ) -> None:
@@ -57,8 +97,7 @@ def test_a_stream_that_stands_still_ends_with_an_error_and_its_request_is_cancel
     served: Served, valkey_url: str, tmp_path: Path
 ) -> None:
     served.simulator.reset()
-    chunks = tuple({"choices": [{"index": 0, "delta": {"content": f"{n} "}}]} for n in range(600))
-    served.simulator.script(Script(chunks=chunks, pause=0.1))
+    served.simulator.script(COUNTING)
     config = fleet_yaml(tmp_path / "fleet.yaml", answer_timeout=2.0)
     with api_server(valkey_url, tmp_path, config) as server, server.client() as client:
         stream = client.chat.completions.create(**ASK, stream=True)

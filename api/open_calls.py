@@ -1,0 +1,78 @@
+"""The calls that are open when the server ends.
+
+uvicorn cancels the calls that outlast its graceful time, and ends the lifespan in the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import ApiError
+
+
+class OpenCalls:
+    """The open calls of a process."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def add(self, task: asyncio.Task[Any]) -> None:
+        """Add the task of a call."""
+        self._tasks.add(task)
+
+    def discard(self, task: asyncio.Task[Any]) -> None:
+        """Remove the task of a call that ends."""
+        self._tasks.discard(task)
+
+    async def ended(self, seconds: float) -> None:
+        """Wait until the calls have done what they do at their end, for so long at most."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=seconds)
+
+
+class CutCalls:
+    """Answers the calls that the server cancels, as far as they have no answer yet.
+
+    A call whose answer has begun loses its connection, which its client notices.
+
+    Args:
+        app: The application.
+        calls: Gets each call as long as it is open.
+    """
+
+    def __init__(self, app: ASGIApp, calls: OpenCalls) -> None:
+        self._app, self._calls = app, calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a call."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_answer = False
+
+        async def noticed_send(message: Message) -> None:
+            nonlocal has_answer
+            has_answer = True
+            await send(message)
+
+        task: Any = asyncio.current_task()
+        self._calls.add(task)
+        try:
+            await self._app(scope, receive, noticed_send)
+        except asyncio.CancelledError:
+            if not has_answer:
+                await _server_stops().response()(scope, receive, send)
+        finally:
+            self._calls.discard(task)
+
+
+def _server_stops() -> ApiError:
+    return ApiError(
+        503,
+        "server_stops",
+        "this server stops before the answer: repeat the call",
+        headers={"x-should-retry": "true", "retry-after": "1"},
+    )
