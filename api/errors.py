@@ -64,6 +64,22 @@ NO_RETRY = {"x-should-retry": "false"}
 _FIELD = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")
 
 
+#: Errors whose details name hosts, users or stores of the fleet: what callers get instead.
+_HIDDEN: dict[type[FleetError], str] = {
+    errors.FleetUnavailable: "the fleet's broker did not answer: try again",
+    errors.BodyUnavailable: "the answer is in a store that cannot be read now: try again",
+}
+
+
+def message_of(error: FleetError) -> str:
+    """Return the text of an error for callers. Details that they do not get are logged."""
+    shown = _HIDDEN.get(type(error))
+    if shown is None:
+        return str(error)
+    logger.warning("%s", error, extra={"action": f"{error.code}_answered"})
+    return shown
+
+
 class ApiError(Exception):
     """A call that is answered with an error.
 
@@ -92,14 +108,11 @@ class ApiError(Exception):
     def of(cls, error: FleetError) -> ApiError:
         """Return the answer for an error of the fleet.
 
-        That Redis does not answer is logged with its details, which callers do not get.
+        Its message is `message_of` the error.
         """
         status, code = next(_STATUSES[one] for one in type(error).__mro__ if one in _STATUSES)
         found = _FIELD.match(str(error)) if isinstance(error, InvalidRequest) else None
-        message = str(error)
-        if type(error) is errors.FleetUnavailable:  # its details name hosts and users of Redis
-            logger.warning("%s", error, extra={"action": "broker_unavailable"})
-            message = "the fleet's broker did not answer: try again"
+        message = message_of(error)
         headers = {"x-should-retry": "true"} if error.retryable else NO_RETRY
         if error.retry_after is not None:
             headers = headers | {"retry-after": str(max(1, ceil(error.retry_after)))}

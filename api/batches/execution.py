@@ -22,6 +22,7 @@ from starlette.datastructures import UploadFile
 
 from api.batches.validation import LineCheck
 from api.batches.work_folder import work_folder
+from api.errors import message_of
 from api.keys import Caller
 from api.media_urls import check_hosts
 from api.store.batches import Batch, BatchStore, Claim, Counts, End
@@ -152,7 +153,10 @@ class Execution:
         tools, options = self._tools, self._options()
         results = StoredResults(tools.fleet.app, tools.redis)
         lines, window = read_lines(source, options), default_window(options.lane)
-        with OutputFile(_output(folder)) as output, ErrorFile(_errors(folder)) as errors:
+        with (
+            OutputFile(_output(folder)) as output,
+            ErrorFile(_errors(folder), message_of) as errors,
+        ):
             run = BatchRun(tools.fleet, results, lines, output, errors, window, sleep=self._sleep)
             self._run = run
             with suppress(_LinesStopped):

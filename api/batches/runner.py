@@ -14,6 +14,7 @@ from prometheus_client import Counter, Gauge
 from api.batches.execution import LEASE_SECONDS, BatchLost, Execution, Tools
 from api.batches.work_folder import remove_left_over
 from api.claiming import ClaimLoop, Most
+from api.errors import message_of
 from api.services import Services
 from api.store.batches import BatchStore, Claim, End
 from api.store.files import FileStore
@@ -111,7 +112,7 @@ class BatchRunner(AbstractAsyncContextManager["BatchRunner"]):
         except BatchLost:
             await self._tools.batches.renew(claim, 0)
         except FleetError as error:
-            await self._retry(claim, batch, str(error))
+            await self._retry(claim, batch, message_of(error))
         except redis.RedisError:
             raise
         except Exception:

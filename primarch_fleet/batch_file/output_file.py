@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,15 @@ class ErrorFile(AbstractContextManager["ErrorFile"]):
 
     Args:
         path: The file; that of an earlier run is replaced.
+        message_of: Returns the text of an error, by default its own.
 
     Raises:
         InvalidRequest: The file exists and is no error file.
         OSError: The file cannot be removed.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, message_of: Callable[[FleetError], str] = str) -> None:
+        self._path, self._message_of = path, message_of
         self._file: Any = None
         #: The lines that were written.
         self.count = 0
@@ -110,7 +111,12 @@ class ErrorFile(AbstractContextManager["ErrorFile"]):
         """Add the reason why a line of the input, by its number, has no answer."""
         if self._file is None:
             self._file = self._path.open("wb")
-        reason = {"code": error.code, "message": str(error), "param": None, "line": number}
+        reason = {
+            "code": error.code,
+            "message": self._message_of(error),
+            "param": None,
+            "line": number,
+        }
         self._file.write(encode_line(task_id, custom_id, None, reason))
         self.count += 1
 

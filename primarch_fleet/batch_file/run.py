@@ -17,7 +17,14 @@ from primarch_fleet.batch_file.input_file import Line, identity
 from primarch_fleet.batch_file.output_file import ErrorFile, OutputFile
 from primarch_fleet.batch_file.stored_results import StoredResults
 from primarch_fleet.contract import Completion
-from primarch_fleet.errors import BudgetExceeded, Cancelled, FleetBusy, FleetError, FleetUnavailable
+from primarch_fleet.errors import (
+    BodyUnavailable,
+    BudgetExceeded,
+    Cancelled,
+    FleetBusy,
+    FleetError,
+    FleetUnavailable,
+)
 
 #: The most requests that a run has in the fleet: on lanes whose requests are collected first, all
 #: of a file of OpenAI's largest size; elsewhere, as many as keep some workers busy.
@@ -98,6 +105,8 @@ class BatchRun:
     _is_read: bool = field(default=False, init=False)
     _collect_at: float = field(default=0.0, init=False)
     _outage_ends_at: float | None = field(default=None, init=False)
+    #: Until when a body may be unreadable, by the id of the task.
+    _unread_until: dict[str, float] = field(default_factory=dict, init=False)
 
     @property
     def done(self) -> int:
@@ -233,7 +242,9 @@ class BatchRun:
         try:
             for task_id, outcome in self.results.read(list(by_task)):
                 line = by_task.pop(task_id)
-                self._finish(task_id, _Pending(line.number, str(line.custom_id)), outcome)
+                waiting = _Pending(line.number, str(line.custom_id))
+                if not self._finish(task_id, waiting, outcome):
+                    self._pending[task_id] = waiting
                 self.totals.asked_before += 1
         except FleetUnavailable as error:
             self._unreachable(error)
@@ -278,7 +289,8 @@ class BatchRun:
         try:
             while chunk := list(islice(pending, CHUNK_LINES)):
                 for task_id, outcome in self.results.read(chunk):
-                    self._finish(task_id, self._pending.pop(task_id), outcome)
+                    if self._finish(task_id, self._pending[task_id], outcome):
+                        del self._pending[task_id]
             self._outage_ends_at = None
         except FleetUnavailable as error:
             self._unreachable(error)
@@ -288,16 +300,27 @@ class BatchRun:
 
     def _finish(
         self, task_id: str, line: _Pending, outcome: Any, cancelled: FleetError | None = None
-    ) -> None:
-        """Write the outcome of a line; `cancelled` is the error of a cancelled one."""
+    ) -> bool:
+        """Write the outcome of a line; `cancelled` is the error of a cancelled one.
+
+        Returns:
+            False if nothing is written: the answer cannot be read now, and perhaps later.
+        """
         try:
             completion = protocol.completion_or_raise(outcome).fetched()
+        except BodyUnavailable as found:
+            until = self._unread_until.setdefault(task_id, self.clock() + MAX_OUTAGE_SECONDS)
+            if cancelled is None and self.clock() < until:
+                return False
+            self.errors.write(line.number, line.custom_id, task_id, found)
         except FleetError as found:
             error = cancelled if cancelled and isinstance(found, Cancelled) else found
             self.errors.write(line.number, line.custom_id, task_id, error)
-            return
-        self.output.write(line.custom_id, task_id, completion)
-        self._count(completion)
+        else:
+            self.output.write(line.custom_id, task_id, completion)
+            self._count(completion)
+        self._unread_until.pop(task_id, None)
+        return True
 
     def _count(self, completion: Completion) -> None:
         receipt = completion.receipt

@@ -36,6 +36,8 @@ def test_callers_do_not_learn_where_redis_is(caplog: pytest.LogCaptureFixture) -
     shown = ApiError.of(errors.FleetUnavailable(detail))
     assert "redis.internal" not in str(shown)
     assert [one.getMessage() for one in caplog.records] == [detail]
+    stored = ApiError.of(errors.BodyUnavailable("7 bytes at s3://secret/x: timeout"))
+    assert (stored.status, "s3://" in str(stored)) == (503, False)
     assert "start a worker" in str(ApiError.of(errors.NoCatalogue()))  # it says what to do
 
 
