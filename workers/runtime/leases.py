@@ -173,9 +173,9 @@ class Leases:
     def check_outcomes(self) -> None:
         """Send the acknowledgements, after the server did not know a caller's script."""
         with self._sending:
-            with self._lock:
-                acked = set(self._acked)
-            self._attempt(functools.partial(self._acknowledger.check, acked | self.tags()))
+            with self._lock:  # at once: an acknowledgement moves a lease from one to the other
+                held = {*self._acked, *self._tracked}
+            self._attempt(functools.partial(self._acknowledger.check, held))
         self.flush_acks()
 
     def acks_sent(self, tags: Iterable[str]) -> None:
@@ -346,9 +346,10 @@ class Leases:
     def _send_acks(self) -> None:
         with self._lock:
             tasks = {tag: lease.task_id for tag, lease in self._acked.items()}
+            others = set(self._tracked)
         if not tasks:
             return
-        forgotten = self._acknowledger.send(tasks, self.tags())
+        forgotten = self._acknowledger.send(tasks, others)
         with self._lock:
             for tag in tasks:
                 self._acked.pop(tag, None)  # `acks_sent` may have been first
