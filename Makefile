@@ -39,7 +39,7 @@ PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-re
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench bench-check wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-local bench-affinity bench-streaming bench-cancel bench-before bench-api bench-fairness bench-capacity bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
+.PHONY: help run up test chaos fuzz unit check docs coverage mutants bench bench-check wheel engine test-engine test-aimock test-rollback test-next test-oldest bench-batch bench-batch-volume bench-local bench-affinity bench-streaming bench-cancel bench-before bench-api bench-fairness bench-capacity bench-idle bench-invoice bench-memory bench-rabbitmq tune audit lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -86,6 +86,9 @@ bench-check: $(VENV)/.dev  ## the realtime lane against the bare Router, and an 
 
 bench-batch: $(VENV)/.dev $(AUTOBATCHER)/.done  ## the batch lane stage by stage; ARGS="--requests 5000"
 	$(BIN)/python -m tests.bench.batch $(ARGS)
+
+bench-batch-volume: $(VENV)/.dev  ## a million requests in batches of 50,000, and the memory meanwhile; ARGS="--requests 200000"
+	$(BIN)/python -m tests.bench.batch_volume $(ARGS)
 
 bench-streaming: $(VENV)/.dev  ## what the fleet adds to the first token of a stream; ARGS="--at-once 16"
 	$(BIN)/python -m tests.bench.streaming $(ARGS)

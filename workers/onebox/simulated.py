@@ -24,7 +24,7 @@ from workers.onebox.private_file import write_private
 
 #: The simulated provider's response times and batch stages, in seconds.
 LATENCY = {"mean": 0.3, "jitter": 0.1, "time_per_token": 0.005}
-BATCH_STAGES = {"validating": 0.5, "in_progress": 2.0, "finalizing": 0.5}
+BATCH_STAGES = {"validating": 0.25, "in_progress": 1.0, "finalizing": 0.25}
 #: Settings of fleet.yaml's `batch` section for a provider whose batches take seconds, not hours.
 BATCH = {
     "max_wait": 1.0,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
 import yaml
+from celery.utils.nodenames import gethostname, nodename
 from kombu.exceptions import OperationalError
 
 from primarch_fleet.redis_url import masked
@@ -57,11 +59,11 @@ def welcome(addresses: dict[str, str], config_file: str, data_dir: Path) -> str:
 
 def _missing(workers: set[str], addresses: dict[str, str]) -> set[str]:
     """The workers, and the services with a page, that do not answer yet."""
-    try:
-        replies = app.control.ping(timeout=0.5) or []
-        answering = {name.partition("@")[0] for reply in replies for name in reply}
-    except OperationalError:
-        answering = set()
+    nodes = {nodename(name, gethostname()): name for name in workers}
+    answering = set()
+    with suppress(OperationalError):  # with destinations, the call returns at the last reply
+        for reply in app.control.ping([*nodes], timeout=0.5) or []:
+            answering |= {nodes[node] for node in reply if node in nodes}
     pages = {
         "flower": f"{addresses['flower']}/healthcheck",
         "api": f"{addresses['http api'].removesuffix('/v1')}/healthz",
