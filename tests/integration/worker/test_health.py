@@ -13,6 +13,7 @@ import redis
 
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
+from tests.support.redis_server import redis_server
 from tests.support.workers import StartWorker, eventually
 from workers.onebox.ports import free_port
 from workers.onebox.simulator.profile import Latency, Profile
@@ -71,3 +72,27 @@ def test_beat_touches_a_file_after_each_message(
             eventually(lambda: file.stat().st_mtime_ns > before)
         finally:
             beat.terminate()
+
+
+def test_beat_says_in_one_line_that_redis_is_full_and_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "celery", "--quiet", "-A", "scheduler.beat", "beat"]
+    file, log = tmp_path / "beat-alive", tmp_path / "log"
+    with (
+        redis_server(tmp_path / "redis") as server,
+        server.client() as client,
+        log.open("wb") as out,
+    ):
+        env = {"FLEET_REDIS_URL": server.url, "FLEET_DATA_DIR": str(tmp_path)}
+        env |= {"OPENAI_API_KEY": "x"}
+        with subprocess.Popen(command, cwd=ROOT, env=env, stderr=out) as beat:
+            try:
+                eventually(file.exists)
+                client.config_set("maxmemory", 1)
+                eventually(lambda: log.read_text().count("action=message_not_sent") > 2)
+                file.unlink()
+                client.config_set("maxmemory", 0)
+                eventually(file.exists)
+            finally:
+                beat.terminate()
+    assert "used memory > 'maxmemory'" in log.read_text()
+    assert "Traceback" not in log.read_text()
