@@ -5,6 +5,7 @@ lua/fetch_near.lua. No other module knows it.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -131,4 +132,6 @@ def read_reply(reply: Sequence[bytes | str]) -> FetchReply:
 
 def _slots_and_tags(slots: FreeSlots, tags: Sequence[str]) -> list[str | float]:
     held = json.dumps(slots.held if slots.reserved else {})  # read only if slots are reserved
-    return [slots.free, slots.reserved, held, len(tags), *tags]
+    start = os.path.commonprefix(tags)  # noqa: RUF071 - by characters, as is meant here
+    ends = ",".join(tag.removeprefix(start) for tag in tags)
+    return [slots.free, slots.reserved, held, len(tags), start, ends]

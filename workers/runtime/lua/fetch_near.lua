@@ -6,7 +6,7 @@
 -- KEYS[5]     workers: hash, worker -> '<Unix seconds of its last fetch> <its load> <its room>', as
 --               they were after that fetch
 -- KEYS[6...]  lists: list, the lists of one queue that producers push to, most urgent first
--- ARGV after the tags, in this order:
+-- ARGV after these, in this order:
 --   worker: string, the worker that fetches
 --   load: number, messages that it holds
 --   patience: seconds after its last fetch for which messages wait for an owner

@@ -6,9 +6,10 @@
 -- ARGV[2]    reserved: number, of these, reserved for tenants that hold fewer than so many slots; 0
 --              for none
 -- ARGV[3]    held: JSON, {"tenant": slots that it holds, ...}; may be {} if none are reserved
--- ARGV[4]    tag count: number of the lease tags that follow
--- ARGV[5...] tags: string, one for each message to take, unique to this fetch; at most `free`
--- The arguments after the tags are the script's own. A script returns `done()`: {list, tenant,
+-- ARGV[4]    tag count: number of messages to take at most, each with a lease tag; at most `free`
+-- ARGV[5]    tag start: string, with which all lease tags of this fetch begin
+-- ARGV[6]    tag ends: string, the rest of each lease tag, with ',' between them
+-- The arguments after these are the script's own. A script returns `done()`: {list, tenant,
 -- message, task id, cancelled, reserved, list, ...}. cancelled is '1' if the task must not start, else
 -- ''. reserved is what the task has in its tenant's budget, '<nano-dollars> <day> <tenant>', or '' if it
 -- has nothing or not for another day. The first message is leased under the first tag, and so on. After
@@ -26,7 +27,11 @@ local PAYER, RESERVATIONS = 'fleet:budget:payer:', 'fleet:budget:open_nanousd:'
 local MIN_RESERVED_SECONDS = 86400
 
 local free, reserved, held = tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.decode(ARGV[3])
-local tag_count, own_args = tonumber(ARGV[4]), 4 + ARGV[4]
+local tag_count, own_args = tonumber(ARGV[4]), 6
+local tags = {}
+for tag_end in string.gmatch(ARGV[6] .. ',', '([^,]*),') do
+  tags[#tags + 1] = ARGV[5] .. tag_end
+end
 local time = redis.call('TIME')
 local reply, offered_lists = {}, {}
 local paused = {} -- set: the paused queues that have messages
@@ -201,7 +206,7 @@ end
 
 -- Lease a message to the worker.
 local function lease(list, tenant, message)
-  local tag, task = ARGV[5 + #reply / REPLY_FIELDS], task_of(message)
+  local tag, task = tags[1 + #reply / REPLY_FIELDS], task_of(message)
   -- The text of the message does not change: cjson would alter numbers and empty arrays.
   redis.call('HSET', KEYS[1], tag, '[' .. message .. ',"",' .. cjson.encode(list) .. ']')
   redis.call('ZADD', KEYS[2], time[1], tag)
