@@ -170,7 +170,7 @@ def is_price(name: str) -> bool:
 
 def did_you_mean(name: str, kind: NameKind) -> str:
     """Return a hint with the nearest name that LiteLLM knows; "" if none is near."""
-    near = difflib.get_close_matches(name, known_names(kind), n=1, cutoff=0.75)
+    near = difflib.get_close_matches(name.lower(), known_names(kind), n=1, cutoff=0.75)
     return f"did you mean {near[0]}? " if near else ""
 
 

@@ -150,6 +150,8 @@ class RedisBroker(Broker):
         """Wait for the announcement of a result."""
         result: AsyncResult[Any] = self._app.AsyncResult(task_id)
         try:
+            # Celery itself tries for 19 s to subscribe at a Redis that does not answer.
+            self._check(result)
             return wait_for(result, timeout, no_result(timeout), partial(self._check, result))
         except Exception:
             self.check_open()  # a connection that is closed meanwhile may raise anything

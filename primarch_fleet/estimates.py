@@ -57,6 +57,8 @@ class Estimate(NamedTuple):
         it has no bound, and the tenant's `default_output_tokens` are reserved for it.
         """
         (_, most), length = self.output_tokens, self.offer.prompt_bound
+        if length is not None:  # of each input of an embedding
+            length *= self.request.input_count
         offered = self.offer.costs
         return max([self._cost(one, self.prompt.bound(one.media, length), most) for one in offered])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from operator import attrgetter
 from typing import NamedTuple
@@ -92,7 +93,8 @@ class LaneConditions(NamedTuple):
         offer = self.model.lanes[lane]
         if offer.context_length is None:
             return _NO_PROBLEM
-        tokens = self.prompt.expected(offer.media).total
+        # A length holds for each input of an embedding.
+        tokens = math.ceil(self.prompt.expected(offer.media).total / self.request.input_count)
         if lane == "local":  # an engine's length includes the answer
             tokens += self.request.output_token_limit() or 0
         if tokens <= offer.context_length:

@@ -15,6 +15,7 @@ from primarch_fleet.errors import (
     FleetError,
     InvalidRequest,
     RequestFailed,
+    RequestTooLarge,
     error_class,
 )
 from primarch_fleet.validation import LONE_SURROGATE
@@ -70,6 +71,17 @@ def wire_size_bytes(text: str) -> int:
         return len(json.dumps(json.loads(text), ensure_ascii=False).encode())
     except UnicodeEncodeError:
         raise InvalidRequest(LONE_SURROGATE) from None
+
+
+def check_size(text: str, max_bytes: int) -> None:
+    """Check the size of a wire form, which `wire_json` returns.
+
+    Raises:
+        RequestTooLarge: It is larger than `max_bytes`, a fleet's limit.
+        InvalidRequest: It contains a lone surrogate, which UTF-8 cannot encode.
+    """
+    if (size_bytes := wire_size_bytes(text)) > max_bytes:
+        raise RequestTooLarge(f"request: {size_bytes} bytes of JSON, the limit is {max_bytes}")
 
 
 def error_value(error: FleetError) -> dict[str, Any]:

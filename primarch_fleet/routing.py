@@ -18,7 +18,6 @@ from primarch_fleet.errors import (
     CostCapExceeded,
     DeadlineExceeded,
     InvalidRequest,
-    RequestTooLarge,
 )
 from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.lane_problems import LaneConditions, Severity
@@ -90,11 +89,7 @@ def route(
     assessment = _Assessment.of(request, body, catalogue, now, health or LaneHealth())
     lane, reason = assessment.choose()
     text = protocol.wire_json(body)
-    size_bytes = protocol.wire_size_bytes(text)
-    if size_bytes > catalogue.max_request_bytes:
-        raise RequestTooLarge(
-            f"request: {size_bytes} bytes of JSON, the limit is {catalogue.max_request_bytes}"
-        )
+    protocol.check_size(text, catalogue.max_request_bytes)
     fallback = None
     fallback_lane = assessment.fallback_lane()
     if fallback_lane is not None and fallback_lane != lane:

@@ -17,6 +17,7 @@ from primarch_fleet import protocol, tracing
 from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
 from primarch_fleet.requests import Request
 from tasks import services
+from tasks.body_limit import check_size
 from tasks.failures import count_failure, model_of
 from tasks.services import DeferralStore
 
@@ -121,9 +122,10 @@ def prepare(task_name: str, kind: type[Request], body: object, context: Context)
         context: Celery's request of the task.
 
     Raises:
-        InvalidRequest: The request is malformed, or no batch can hold it.
+        InvalidRequest: The request is malformed or too large, or no batch can hold it.
         ProviderError: The provider's batches do not support it.
     """
+    check_size(body)
     request = kind.parse(body)
     if request.streams:
         raise InvalidRequest("stream: a batch cannot stream")

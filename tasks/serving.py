@@ -20,6 +20,7 @@ from primarch_fleet.errors import (
 from primarch_fleet.requests import REQUESTS, Request
 from tasks import services, tracing
 from tasks.app import app
+from tasks.body_limit import check_size
 from tasks.failures import count_failure, model_of
 from tasks.receipts import RequestMetadata
 from tasks.redaction import redacted
@@ -46,7 +47,8 @@ async def serve(
     """Check a request, have the lane's backend answer it in time, and return the wire form.
 
     Raises:
-        InvalidRequest: The request is malformed, or the lane's backend cannot do what it asks for.
+        InvalidRequest: The request is malformed or too large, or the lane's backend cannot do
+            what it asks for.
         DeadlineExceeded: Its deadline passed first.
         BudgetExceeded: Its tenant has no money left for it.
         RequestFailed: The backend's error. All of these are returned instead of raised to a request
@@ -54,6 +56,7 @@ async def serve(
         celery.exceptions.Ignore: The request moved to a lane that takes longer prompts.
     """
     try:
+        check_size(body)
         request = kind.parse(body)
     except InvalidRequest as error:
         count_failure(lane, model_of(body), error)

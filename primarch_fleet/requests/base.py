@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticSerializationError
 
 from primarch_fleet.contract import SCHEMA_VERSION, Lane, ModelKind
 from primarch_fleet.errors import InvalidRequest
@@ -193,8 +194,18 @@ class Request(BaseModel):
         return cls(**data)
 
     def to_wire(self) -> dict[str, Any]:
-        """Return the JSON form, which is the only argument of the Celery task."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """Return the JSON form, which is the only argument of the Celery task.
+
+        Raises:
+            InvalidRequest: A list or an object in the request was changed to what JSON cannot
+                hold.
+        """
+        try:
+            return self.model_dump(mode="json", exclude_unset=True)
+        except (PydanticSerializationError, UnicodeDecodeError) as error:
+            raise InvalidRequest(
+                f"request: it was changed to a value that JSON cannot hold: {error}"
+            ) from None
 
     def body(self, wire: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the request body for the provider: `openai_body` and `extra_body` in one.

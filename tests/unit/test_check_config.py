@@ -40,6 +40,11 @@ def changed(old: str, new: str) -> str:
             "providers.openai.litellm_provider: unknown to LiteLLM: opeanai; did you mean openai?",
         ),
         (
+            changed("litellm_provider: openai", "litellm_provider: OpenAI"),
+            "litellm_provider: OpenAI",
+            "providers.openai.litellm_provider: unknown to LiteLLM: OpenAI; did you mean openai?",
+        ),
+        (
             changed("num_retries: 2", "num_retrys: 2"),
             "num_retrys",
             "routing.num_retrys: unknown key; did you mean num_retries?",

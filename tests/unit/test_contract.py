@@ -241,3 +241,11 @@ def test_a_request_is_the_same_after_a_json_round_trip(**fields: Any) -> None:
         metadata=fields["metadata"],
     )
     assert CompletionRequest.parse(json.loads(json.dumps(request.to_wire()))) == request
+
+
+def test_a_request_that_was_changed_to_what_json_cannot_hold_is_invalid() -> None:
+    request = CompletionRequest(model="m", messages=[{"role": "user", "content": "hi"}])
+    changed: Any = request.messages
+    changed.append(object())
+    with pytest.raises(InvalidRequest, match="JSON cannot hold"):
+        request.to_wire()

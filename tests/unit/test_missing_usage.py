@@ -81,6 +81,21 @@ def test_an_answer_without_a_usage_is_translated(
     assert answer.choices[0].message.content == "hello"
 
 
+@pytest.mark.parametrize("usage", [{}, {"usageMetadata": None}])
+def test_an_answer_of_gemini_without_a_usage_is_translated(usage: dict[str, Any]) -> None:
+    accept_missing_usages()
+    answer = (
+        litellm.VertexGeminiConfig().transform_google_generate_content_to_openai_model_response(
+            completion_response=GEMINI | usage,
+            model_response=litellm.ModelResponse(),
+            model="m",
+            logging_obj=SimpleNamespace(optional_params={}, litellm_params={}),
+            raw_response=httpx.Response(200),
+        )
+    )
+    assert answer.choices[0].message.content == "hello"
+
+
 def test_an_answer_that_lacks_more_is_an_error_as_before() -> None:
     accept_missing_usages()
     with pytest.raises(KeyError, match="content"):

@@ -279,6 +279,17 @@ def test_the_reservation_of_a_prompt_has_no_bound_below_a_step_of_the_prices() -
         assert estimate(request(), prompt, served, "realtime").max_cost == reserved
 
 
+def test_the_length_of_an_embedding_model_holds_for_each_input() -> None:
+    offer = Offer(queue="q", price=PRICE, context_length=1_000)
+    served = Model(kind="embedding", lanes={"realtime": offer}, list_price=PRICE)
+    many = EmbeddingRequest(model="m", input=["hello world " * 300] * 50, lane="realtime")
+    found = estimate(many, many.prompt_size(), served, "realtime")
+    assert found.max_cost > found.expected_cost > 10 * 1_000 * 1_000
+    fields = {"models": {"m": served}, "max_request_bytes": 10**7}
+    catalogue = CATALOGUE.model_copy(update=fields)
+    assert decide(many, catalogue).lane == "realtime"
+
+
 ALL = frozenset({"local", "realtime", "batch"})
 
 

@@ -42,6 +42,8 @@ class NativeReasons(dict[str, str]):
 
     def get(self, native: str, default: Any = None) -> Any:
         """Return what LiteLLM's table has, or "stop"."""
+        if isinstance(native, MappedReason):  # LiteLLM maps the reasons of some streams twice
+            return native
         mapped = super().get(native, "stop")
         if not is_failed_finish(native):
             return mapped

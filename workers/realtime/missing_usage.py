@@ -24,13 +24,14 @@ class _Translation(NamedTuple):
 
     module: str
     method: str
-    #: Its argument with the provider's response.
+    #: Its argument with the provider's response, or with the body of that.
     argument: str
     #: The fields, as they are in an answer without tokens.
     fields: Mapping[str, Any]
 
 
 _LLMS = "litellm.llms."
+_GEMINI = _LLMS + "vertex_ai.gemini.vertex_and_google_ai_studio_gemini:VertexGeminiConfig"
 _TRANSLATIONS = (
     _Translation(
         _LLMS + "anthropic.chat.transformation:AnthropicConfig",
@@ -45,9 +46,15 @@ _TRANSLATIONS = (
         {"usage": {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0}},
     ),
     _Translation(
-        _LLMS + "vertex_ai.gemini.vertex_and_google_ai_studio_gemini:VertexGeminiConfig",
-        "transform_response",
-        "raw_response",
+        _GEMINI,
+        "transform_google_generate_content_to_openai_model_response",
+        "completion_response",
+        {"usageMetadata": {}},
+    ),
+    _Translation(  # of results of a batch
+        _GEMINI,
+        "_transform_google_generate_content_to_openai_model_response",
+        "completion_response",
         {"usageMetadata": {}},
     ),
     _Translation(
@@ -85,8 +92,10 @@ def _tolerant(translate: Callable[..., Any], translation: _Translation) -> Calla
     return tolerant
 
 
-def _completed(response: Any, fields: Mapping[str, Any]) -> httpx.Response | None:
+def _completed(response: Any, fields: Mapping[str, Any]) -> Any:
     """A response with the fields that it misses; None if it has them, or is no answer in JSON."""
+    if isinstance(response, Mapping):
+        return {**response, **missing} if (missing := _missing(response, fields)) else None
     try:
         body = response.json()
     except (AttributeError, ValueError):

@@ -33,7 +33,12 @@ def was_refused(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and the errors that led to it, the last first."""
-    while error is not None:
+    """Yield an error and the errors that led to it, the last first; each once.
+
+    LiteLLM's MidStreamFallbackError is among its own causes.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -94,6 +95,12 @@ def run(options: argparse.Namespace) -> int:
     paths = [options.input, options.output, errors_path]
     if any(same_file(one, two) for one, two in zip(paths, [*paths[1:], paths[0]], strict=True)):
         return report("fleet batch: INPUT, the output and the error file must differ", 2)
+    if options.input.exists() and not options.input.is_file():  # a pipe can be read once only
+        return report(f"fleet batch: {options.input}: it must be a file, which is read twice", 2)
+    if options.output.exists() and not (
+        options.output.is_file() or options.output == Path(os.devnull)
+    ):
+        return report(f"fleet batch: {options.output}: the output must be a file", 2)
     try:
         with ExitStack() as stack:
             fleet = stack.enter_context(Fleet(url := find_fleet(), timeout=TIMEOUT_SECONDS))
@@ -109,7 +116,9 @@ def run(options: argparse.Namespace) -> int:
             batch = BatchRun(fleet, results, lines, output, errors, _window(options))
             return _follow(batch, options, count, errors_path, estimate)
     except OSError as error:
-        return report(f"fleet batch: {error.filename or options.input}: {error.strerror}", 1)
+        return report(
+            f"fleet batch: {error.filename or options.input}: {error.strerror or error}", 1
+        )
 
 
 def _estimate(

@@ -356,6 +356,14 @@ def test_submit_without_a_published_catalogue_raises_no_catalogue(
         fleet.submit(request())
 
 
+def test_a_wait_for_a_result_from_an_unreachable_broker_is_an_error_within_the_timeout() -> None:
+    with Fleet("redis://127.0.0.1:1/0", timeout=0.5) as fleet:
+        started = time.monotonic()
+        with pytest.raises(errors.FleetUnavailable):
+            fleet.result("2f1f6d1c-6a4e-4b5e-9f0a-1b2c3d4e5f60", timeout=60)
+        assert time.monotonic() - started < 5
+
+
 def test_an_unreachable_broker_is_an_error_within_the_timeout() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
