@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from litellm.types.utils import CallTypes
@@ -45,11 +45,14 @@ SAMPLE_PARTS: Mapping[str, tuple[Json, str]] = {
         _PDF,
     ),
 }
-#: Fields of an assistant's message that can stand in place of its content, with samples, and what
-#: of a sample a provider gets.
-SAMPLE_FIELDS: Mapping[str, tuple[Any, str]] = {
-    "refusal": ("I refuse", "I refuse"),
-    "audio": ({"id": "audio_sample"}, "audio_sample"),
+_CUSTOM_CALL: Json = {"id": "c", "type": "custom", "custom": {"name": "f", "input": "sample_input"}}
+_CUSTOM_CALLS = "tool_calls of type custom"
+#: What can stand in an assistant's message in place of its content: a sample, and what of the
+#: sample a provider gets.
+SAMPLE_FIELDS: Mapping[str, tuple[Json, str]] = {
+    "refusal": ({"refusal": "I refuse"}, "I refuse"),
+    "audio": ({"audio": {"id": "audio_sample"}}, "audio_sample"),
+    _CUSTOM_CALLS: ({"tool_calls": [_CUSTOM_CALL]}, "sample_input"),
 }
 #: What errors call tools that are functions.
 FUNCTIONS = "tools of type function"
@@ -182,11 +185,22 @@ def dropped_fields(call: Json, names: Iterable[str]) -> frozenset[str]:
     dropped = set()
     for name in names:
         sample, data = SAMPLE_FIELDS[name]
-        message = {"role": "assistant", "content": None, name: sample}
+        message = {"role": "assistant", "content": None, **sample}
         body = _request(CallTypes.completion, call, [_USER, message, _USER])
-        if body is not None and data not in json.dumps(body, default=str):
+        if body is None:  # as in `_drops_part`
+            is_dropped = _request(CallTypes.completion, call) is not None
+        else:
+            is_dropped = data not in json.dumps(body, default=str)
+        if is_dropped:
             dropped.add(f"messages: {name}")
     return frozenset(dropped)
+
+
+def special_fields(message: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names in SAMPLE_FIELDS of what an assistant's message has."""
+    yield from (name for name in ("refusal", "audio") if message.get(name))
+    if any(call.get("type") == "custom" for call in message.get("tool_calls") or ()):
+        yield _CUSTOM_CALLS
 
 
 def _drops_part(call: Json, role: str, kind: str, part: Json) -> bool:

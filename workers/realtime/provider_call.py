@@ -26,7 +26,6 @@ from tasks.privacy import Privacy
 from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
     NEED_TOOLS,
-    SAMPLE_FIELDS,
     dropped_fields,
     dropped_parameters,
     dropped_parts,
@@ -34,6 +33,7 @@ from workers.realtime.dropped_parameters import (
     kind_of_value,
     may_be_left_out,
     part_kind,
+    special_fields,
     tool_type,
 )
 
@@ -358,9 +358,8 @@ def _special_parts(request: Request) -> Iterator[tuple[tuple[str, str], Json]]:
         for part in content if isinstance(content, list) else ():
             if _is_special(part):
                 yield (role, part_kind(part)), part
-        for name in SAMPLE_FIELDS:
-            if role == "assistant" and message.get(name):
-                yield (FIELD, name), {}
+        for name in special_fields(message) if role == "assistant" else ():
+            yield (FIELD, name), {}
 
 
 def _is_special(part: Any) -> bool:

@@ -455,15 +455,24 @@ def test_items_and_parts_of_a_response_that_a_chat_has_are_sent(lane: Lane) -> N
 
 REFUSED = {"role": "assistant", "content": None, "refusal": "I cannot"}
 SPOKEN = {"role": "assistant", "audio": {"id": "audio_1"}}
+CALLED = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}}],
+}
+IN_PLACE_OF_CONTENT = [
+    (REFUSED, "refusal"),
+    (SPOKEN, "audio"),
+    (CALLED, "tool_calls of type custom"),
+]
 
 
 @pytest.mark.parametrize("model", ["claude", "gemini", "mistral", "ollama"])
-@pytest.mark.parametrize("message", [REFUSED, SPOKEN], ids=lambda one: sorted(one)[-1])
+@pytest.mark.parametrize(("message", "field"), IN_PLACE_OF_CONTENT)
 def test_a_turn_of_the_assistant_that_would_be_left_out_is_refused_by_name(
-    lane: Lane, stub: ProviderStub, model: str, message: dict[str, Any]
+    lane: Lane, stub: ProviderStub, model: str, message: dict[str, Any], field: str
 ) -> None:
     (error,) = lane.errors(chat(model, messages=[*HELLO, message, *HELLO]))
-    field = "refusal" if message is REFUSED else "audio"
     assert f"messages: {field}: not supported by" in str(error)
     assert not error.retryable
     assert stub.calls == []
@@ -473,7 +482,7 @@ def test_a_refusal_and_a_spoken_turn_are_sent_where_the_provider_has_them(lane: 
     said = {"role": "assistant", "content": "hi", "refusal": None, "audio": None}
     part = {"role": "assistant", "content": [{"type": "refusal", "refusal": "I cannot"}]}
     gpt, claude, groq = lane.bodies(
-        chat("gpt", messages=[*HELLO, REFUSED, SPOKEN, *HELLO]),
+        chat("gpt", messages=[*HELLO, REFUSED, SPOKEN, CALLED, *HELLO]),
         chat("claude", messages=[*HELLO, said, *HELLO]),
         chat("groq", messages=[*HELLO, part, *HELLO]),
     )
