@@ -32,14 +32,18 @@ def check_seconds(seconds: object, *, none: bool = True, name: str = "timeout") 
 
     Raises:
         TypeError: The argument is no number.
-        InvalidRequest: The argument is not a number (NaN).
+        InvalidRequest: The argument is not a number (NaN), or larger than any float.
     """
     if seconds is None and none:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         or_none = ", or None for no limit," if none else ","
         raise TypeError(f"{name}: pass seconds as a number{or_none} not {_kind(seconds)}")
-    if math.isnan(seconds):
+    try:
+        is_nan = math.isnan(seconds)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: it is larger than any float") from None
+    if is_nan:
         raise InvalidRequest(f"{name}: pass seconds as a number, not NaN")
 
 

@@ -72,7 +72,8 @@ def strict_schema(model: type) -> Schema:
 
 
 def _is_model(value: type) -> bool:
-    return issubclass(value, BaseModel) or is_pydantic_dataclass(value)
+    is_subclass = issubclass(value, BaseModel) and value is not BaseModel
+    return is_subclass or is_pydantic_dataclass(value)
 
 
 def _strict(schema: Schema, root: Schema) -> Schema:

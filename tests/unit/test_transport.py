@@ -391,12 +391,12 @@ def test_a_fetch_command_has_the_arguments_that_the_scripts_legend_lists() -> No
     slots = FreeSlots(9, 2, Counter(hot=3))
     command = fetch_command.fetch(["leases", RENEWALS_KEY], lists, slots, ["t1", "t2"])
     assert command.keys == ["leases", RENEWALS_KEY, "urgent", "replies"]
-    assert command.args == [9, 2, '{"hot": 3}', 2, "t1", "t2", "1", "0"]
+    assert command.args == [9, 2, '{"hot": 3}', 2, "t", "1,2", "1", "0"]
 
 
 def test_a_fetch_command_says_who_holds_slots_only_if_slots_are_reserved() -> None:
     slots = FreeSlots(9, 0, Counter(hot=3))
-    assert fetch_command.fetch([], {}, slots, []).args == [9, 0, "{}", 0]
+    assert fetch_command.fetch([], {}, slots, []).args == [9, 0, "{}", 0, "", ""]
 
 
 def test_a_fetch_command_by_prefix_affinity_ends_with_the_worker_and_the_limits() -> None:
@@ -405,4 +405,4 @@ def test_a_fetch_command_by_prefix_affinity_ends_with_the_worker_and_the_limits(
     keys = ["leases", RENEWALS_KEY]
     command = fetch_command.fetch_near(keys, ["urgent"], slots, ["t1"], affinity)
     assert command.keys == ["leases", RENEWALS_KEY, "owners", "recent", "workers", "urgent"]
-    assert command.args == [9, 0, "{}", 1, "t1", "w1", 5, 3.0, 5.0, 1.25, 4, 32, 20_000]
+    assert command.args == [9, 0, "{}", 1, "t1", "", "w1", 5, 3.0, 5.0, 1.25, 4, 32, 20_000]

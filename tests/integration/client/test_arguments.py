@@ -52,12 +52,17 @@ def test_a_client_with_wrong_arguments_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "call", [lambda one: one.result(""), lambda one: one.stream("id", after=5)]
+    "call",
+    [
+        lambda one: one.result(""),
+        lambda one: one.stream("id", after=5),
+        lambda one: one.result("id", timeout=10**400),
+    ],
 )
 def test_an_argument_of_a_wrong_value_is_an_invalid_request(
     fleet: Fleet, call: Callable[[Fleet], Any]
 ) -> None:
-    with pytest.raises(InvalidRequest, match=r"^(ticket|after): pass the"):
+    with pytest.raises(InvalidRequest, match=r"^(ticket: pass|after: pass|timeout: it is larger)"):
         call(fleet)
 
 
