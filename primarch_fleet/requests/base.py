@@ -20,7 +20,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticSerializationError
 
 from primarch_fleet.contract import SCHEMA_VERSION, Lane, ModelKind
 from primarch_fleet.errors import InvalidRequest
@@ -202,7 +201,7 @@ class Request(BaseModel):
         """
         try:
             return self.model_dump(mode="json", exclude_unset=True)
-        except (PydanticSerializationError, UnicodeDecodeError) as error:
+        except ValueError as error:  # pydantic's, and UnicodeDecodeError
             raise InvalidRequest(
                 f"request: it was changed to a value that JSON cannot hold: {error}"
             ) from None
