@@ -13,14 +13,11 @@ if TYPE_CHECKING:
 
 
 _FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
-#: LiteLLM makes each of these of the other.
-_TEXT_KINDS = {"chat", "responses"}
 
 
 def contradictions(config: FleetConfig) -> Iterator[tuple[Location, str]]:
     """Yield each contradiction: where it is, and what to change."""
     yield from _own_fallbacks(config)
-    yield from _other_kinds(config)
     yield from _missing_batches(config)
 
 
@@ -31,19 +28,6 @@ def _own_fallbacks(config: FleetConfig) -> Iterator[tuple[Location, str]]:
             if routing.resolve_alias(model) in map(routing.resolve_alias, others):
                 location = ("routing", name, model)
                 yield location, "a model cannot answer for itself; name another model"
-
-
-def _other_kinds(config: FleetConfig) -> Iterator[tuple[Location, str]]:
-    routing = config.routing
-    kinds = {one.model: one.kind for one in config.deployments}
-    for name in _FALLBACKS:
-        for model, others in getattr(routing, name).items():
-            kind = kinds.get(routing.resolve_alias(model))
-            for other in others if kind else ():
-                found = kinds.get(routing.resolve_alias(other), kind)
-                if found != kind and not {kind, found} <= _TEXT_KINDS:
-                    location = ("routing", name, model)
-                    yield location, f"{other} is for {found} requests, {model} for {kind} requests"
 
 
 def _missing_batches(config: FleetConfig) -> Iterator[tuple[Location, str]]:

@@ -72,11 +72,6 @@ def changed(old: str, new: str) -> str:
             "routing.fallbacks.gpt-4o-mini: a model cannot answer for itself",
         ),
         (
-            changed("gpt-4o: [gpt-4o-mini]", "gpt-4o: [text-embedding-3-small]"),
-            "gpt-4o: [text",
-            "text-embedding-3-small is for embedding requests, gpt-4o for chat requests",
-        ),
-        (
             changed("gpt-4o: [gpt-4o-mini]", "gpt-4o: [gpt-9]"),
             "gpt-9",
             "fallbacks name an unknown model: gpt-9",
