@@ -22,7 +22,7 @@ from api.call import endpoint
 from api.endpoints import batches, chat, embeddings, files, health, models, moderations, responses
 from api.errors import ApiError
 from api.metrics import Measured
-from api.open_calls import CutCalls, OpenCalls
+from api.open_calls import CutCalls, OpenCalls, ended
 from api.services import Services
 
 #: Threads for calls that block: submits, cancels, reads of large bodies.
@@ -39,7 +39,7 @@ def build_app(open_services: Open) -> Starlette:
     Args:
         open_services: Opens what the endpoints share, and closes it when the application ends.
     """
-    calls = OpenCalls()
+    calls: OpenCalls = set()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -48,7 +48,7 @@ def build_app(open_services: Open) -> Starlette:
         async with open_services() as services:
             app.state.services = services
             yield
-            await calls.ended(_CUT_SECONDS)
+            await ended(calls, _CUT_SECONDS)
             await cancels_done(_CANCEL_SECONDS)
 
     return Starlette(

@@ -12,25 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import ApiError
 
+#: The tasks of the open calls of a process.
+OpenCalls = set[asyncio.Task[Any]]
 
-class OpenCalls:
-    """The open calls of a process."""
 
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def add(self, task: asyncio.Task[Any]) -> None:
-        """Add the task of a call."""
-        self._tasks.add(task)
-
-    def discard(self, task: asyncio.Task[Any]) -> None:
-        """Remove the task of a call that ends."""
-        self._tasks.discard(task)
-
-    async def ended(self, seconds: float) -> None:
-        """Wait until the calls have done what they do at their end, for so long at most."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=seconds)
+async def ended(calls: OpenCalls, seconds: float) -> None:
+    """Wait until the calls have done what they do at their end, for so long at most."""
+    if calls:
+        await asyncio.wait(calls.copy(), timeout=seconds)
 
 
 class CutCalls:

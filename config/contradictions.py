@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from config.fleet import FleetConfig
 
 
-_FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
-
-
 def contradictions(config: FleetConfig) -> Iterator[tuple[Location, str]]:
     """Yield each contradiction: where it is, and what to change."""
     yield from _own_fallbacks(config)
@@ -23,7 +20,7 @@ def contradictions(config: FleetConfig) -> Iterator[tuple[Location, str]]:
 
 def _own_fallbacks(config: FleetConfig) -> Iterator[tuple[Location, str]]:
     routing = config.routing
-    for name in _FALLBACKS:
+    for name in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks"):
         for model, others in getattr(routing, name).items():
             if routing.resolve_alias(model) in map(routing.resolve_alias, others):
                 location = ("routing", name, model)

@@ -97,17 +97,16 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
         """
         backend = cast(Any, self._services.fleet.app.backend)
         pipe = self._redis.pipeline(transaction=False)
-        for member in members:
-            response_id, _, _ = member.partition(" ")
-            task_id = task_id_of(response_id)
+        response_ids = [member.partition(" ")[0] for member in members]
+        task_ids = [task_id_of(one) for one in response_ids]
+        for response_id, task_id in zip(response_ids, task_ids, strict=True):
             pipe.exists(record_key(response_id))
             pipe.zscore(OPEN_KEY, task_id)
             pipe.getrange(backend.get_key_for_task(task_id), 0, STATUS_PREFIX_BYTES - 1)
         replies, ended, gone = iter(await pipe.execute()), [], []
-        for member, (has_record, submitted_at, start) in zip(
-            members, zip(replies, replies, replies, strict=True), strict=True
+        for member, task_id, has_record, submitted_at, start in zip(
+            members, task_ids, replies, replies, replies, strict=True
         ):
-            task_id = task_id_of(member.partition(" ")[0])
             if not has_record or is_expired(task_id, submitted_at, start):
                 gone.append(member)
             elif state_of(start.decode(errors="replace")) in READY_STATES:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 from config.settings import ROOT
 from primarch_fleet import Completion
 from scheduler.model.jsonl import request_id
-from tests.bench.batch_lane import Lane, Watch
+from tests.bench.batch_lane import RESULT, Lane, Watch
 from tests.bench.batch_producer import MODEL, prompt
 
 #: Resident bytes that no process of the fleet may exceed, and the processes that are not its own.
@@ -47,8 +47,8 @@ PIPELINE, SAMPLE = 500, 100
 TRIALS = 3
 #: Seconds between two checks of a stage, and seconds without progress after which a run fails.
 POLL_SECONDS, STALLED_SECONDS = 0.01, 120.0
-#: Where Celery keeps its messages of normal priority, and results.
-QUEUE, RESULT = "batch\x06\x163", "celery-task-meta-"
+#: Where Celery keeps its messages of normal priority.
+QUEUE = "batch\x06\x163"
 #: Where the lane keeps parked requests and jobs.
 REQUESTS, JOBS, JOB = "fleet:batch:requests", "fleet:batch:jobs", "fleet:batch:job:"
 STATES = ("PREPARED", "UPLOADED", "SUBMITTING", "SUBMITTED", "DRAINING", "DONE")
@@ -131,14 +131,7 @@ class Run:
         ]
 
     def _answers(self) -> Iterator[Completion]:
-        ids = self._lane.ids()
-        for start in range(0, len(ids), PIPELINE):
-            for text in self._redis.mget(
-                [RESULT + task_id for task_id in ids[start : start + PIPELINE]]
-            ):
-                result = json.loads(text or "{}")
-                if result.get("status") == "SUCCESS":
-                    yield Completion.model_validate(result["result"])
+        return map(Completion.model_validate, self._lane.results())
 
     def _parked(self) -> int:
         return int(self._redis.hlen(REQUESTS))

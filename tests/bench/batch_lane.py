@@ -17,6 +17,7 @@ import yaml
 
 from config.fleet import load
 from config.settings import settings
+from primarch_fleet.parts import in_parts
 from tests.bench.processes import process, wait_for
 from tests.support.redis_server import redis_server
 from workers.onebox.simulated import BATCH as SIMULATED_BATCH
@@ -24,6 +25,8 @@ from workers.onebox.simulated import simulator_prices
 
 #: Seconds of the provider's batches; executing their lines takes more.
 PROVIDER = {"validating": 0.25, "in_progress": 0.5, "finalizing": 0.25}
+#: Where Celery keeps results, and results that are read at once.
+RESULT, RESULTS_READ = "celery-task-meta-", 500
 #: Seconds between two measurements of memory.
 POLL_SECONDS = 0.1
 
@@ -147,6 +150,14 @@ class Lane:
         """Enqueue all requests during the block."""
         arguments = (self.url, str(self._count), str(self._ids))
         return self.started("producer", "tests.bench.batch_producer", *arguments)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Yield the results of the enqueued tasks that succeeded."""
+        for ids in in_parts(self.ids(), RESULTS_READ):
+            for text in self.redis.mget([RESULT + task_id for task_id in ids]):
+                stored = json.loads(text or "{}")
+                if stored.get("status") == "SUCCESS":
+                    yield stored["result"]
 
     def ids(self) -> list[str]:
         """Return the ids of the enqueued tasks."""

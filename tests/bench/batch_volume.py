@@ -11,7 +11,6 @@ must have one result, and the provider must have charged each once.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench.batch import OTHER_PROCESSES, PIPELINE, QUEUE, REQUESTS, RESULT
+from tests.bench.batch import OTHER_PROCESSES, QUEUE, REQUESTS
 from tests.bench.batch_lane import Lane, Watch
 
 #: Requests of a batch.
@@ -74,14 +73,7 @@ class Volume:
 
     def problems(self) -> list[str]:
         """Return what is wrong; nothing if each request was answered and charged once."""
-        batches: Counter[str] = Counter()
-        ids = self._lane.ids()
-        for start in range(0, len(ids), PIPELINE):
-            keys = [RESULT + task_id for task_id in ids[start : start + PIPELINE]]
-            for text in self._lane.redis.mget(keys):
-                result = json.loads(text or "{}")
-                if result.get("status") == "SUCCESS":
-                    batches[result["result"]["receipt"]["batch_id"]] += 1
+        batches = Counter(result["receipt"]["batch_id"] for result in self._lane.results())
         facts = {
             "results": (batches.total(), self._count),
             "requests charged": (self._charged(), self._count),

@@ -186,12 +186,7 @@ def dropped_fields(call: Json, names: Iterable[str]) -> frozenset[str]:
     for name in names:
         sample, data = SAMPLE_FIELDS[name]
         message = {"role": "assistant", "content": None, **sample}
-        body = _request(CallTypes.completion, call, [_USER, message, _USER])
-        if body is None:  # as in `_drops_part`
-            is_dropped = _request(CallTypes.completion, call) is not None
-        else:
-            is_dropped = data not in json.dumps(body, default=str)
-        if is_dropped:
+        if _is_lost(call, [_USER, message, _USER], [_USER], data):
             dropped.add(f"messages: {name}")
     return frozenset(dropped)
 
@@ -206,12 +201,22 @@ def special_fields(message: Mapping[str, Any]) -> Iterator[str]:
 def _drops_part(call: Json, role: str, kind: str, part: Json) -> bool:
     fields, data = SAMPLE_PARTS.get(kind, (part, ""))
     content = [_TEXT, {"type": kind, **fields}]
-    with_part = _request(CallTypes.completion, call, _conversation(role, content))
-    if with_part is not None and data:
-        return data not in json.dumps(with_part, default=str)
-    without = _request(CallTypes.completion, call, _conversation(role, [_TEXT]))
-    # LiteLLM refuses some types by an error that looks like an outage of the provider.
-    return without is not None if with_part is None else with_part == without
+    return _is_lost(call, _conversation(role, content), _conversation(role, [_TEXT]), data)
+
+
+def _is_lost(call: Json, messages: list[Json], plain: list[Json], data: str) -> bool:
+    """Whether a provider does not get what the messages have and the plain ones have not.
+
+    LiteLLM leaves it out, or refuses it by an error that looks like an outage of the provider.
+
+    Args:
+        data: What the provider gets of it; "" if that is not known.
+    """
+    body = _request(CallTypes.completion, call, messages)
+    if body is not None and data:
+        return data not in json.dumps(body, default=str)
+    without = _request(CallTypes.completion, call, plain)
+    return without is not None if body is None else body == without
 
 
 def _conversation(role: str, content: list[Json]) -> list[Json]:

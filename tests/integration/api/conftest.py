@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -23,6 +24,10 @@ class Served:
     worker: Worker
     simulator: Simulator
     config: Path
+
+    def calls(self) -> list[Any]:
+        """What the provider was asked."""
+        return [one for one in self.simulator.requests() if one["method"] == "POST"]
 
     def client(self, *args: str) -> openai.OpenAI:
         return self.server.client(*args)

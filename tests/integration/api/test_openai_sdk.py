@@ -284,7 +284,7 @@ def test_the_sdk_repeats_a_call_that_a_provider_has_failed(served: Served) -> No
     with openai.OpenAI(base_url=url, api_key=ALPHA, max_retries=1) as client:
         answer = client.chat.completions.create(model=MODEL, messages=HELLO)
     assert answer.choices[0].message.content == "Simulated answer to: Say hello."
-    assert len(_calls(served)) == 4
+    assert len(served.calls()) == 4
 
 
 def test_an_idempotency_key_is_answered_once(client: OpenAI, served: Served) -> None:
@@ -292,14 +292,10 @@ def test_an_idempotency_key_is_answered_once(client: OpenAI, served: Served) -> 
     headers = {"Idempotency-Key": "one"}
     one, two = (client.chat.completions.create(**ask, extra_headers=headers) for _ in range(2))
     assert one._request_id == two._request_id
-    assert len(_calls(served)) == 1
+    assert len(served.calls()) == 1
     ask["messages"] = [{"role": "user", "content": "Something else."}]
     with pytest.raises(openai.UnprocessableEntityError):
         client.chat.completions.create(**ask, extra_headers=headers)
-
-
-def _calls(served: Served) -> list[Any]:
-    return [one for one in served.simulator.requests() if one["method"] == "POST"]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -314,7 +310,7 @@ def test_a_client_that_goes_away_cancels_its_request(
             task = asyncio.ensure_future(
                 sdk.chat.completions.create(model=MODEL, messages=HELLO, stream=is_streamed)
             )
-            await asyncio.to_thread(eventually, lambda: _calls(served))
+            await asyncio.to_thread(eventually, served.calls)
             task.cancel()
 
     with Fleet(valkey_url) as fleet:

@@ -90,7 +90,7 @@ def test_another_server_answers_the_call_that_is_repeated_with_its_key(
     with served.client() as client:
         answer = client.chat.completions.create(**ASK, extra_headers=headers)
     assert answer.choices[0].message.content
-    assert len(calls(served)) == 1
+    assert len(served.calls()) == 1
 
 
 def test_a_stream_that_stands_still_ends_with_an_error_and_its_request_is_cancelled(
@@ -121,12 +121,8 @@ def stopped_while_it_waits(
     with server.client() as client, ThreadPoolExecutor(1) as threads:
         create = partial(client.chat.completions.create, **ASK, extra_headers=headers)
         call = threads.submit(create)
-        eventually(lambda: calls(served))
+        eventually(served.calls)
         server.process.terminate()
         error = call.exception(30)
     assert isinstance(error, openai.APIStatusError)
     return error
-
-
-def calls(served: Served) -> list[Any]:
-    return [one for one in served.simulator.requests() if one["method"] == "POST"]
