@@ -164,7 +164,7 @@ def failure(error: FleetError) -> bytes:
 
 
 async def cancels_done(seconds: float) -> None:
-    """Wait for the cancels that are under way, when the process ends, for so long at most."""
+    """Wait until the cancels that are under way have ended, at most `seconds`."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while _cancels:

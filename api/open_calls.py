@@ -17,15 +17,15 @@ OpenCalls = set[asyncio.Task[Any]]
 
 
 async def ended(calls: OpenCalls, seconds: float) -> None:
-    """Wait until the calls have done what they do at their end, for so long at most."""
+    """Wait until the calls have ended, at most `seconds`."""
     if calls:
         await asyncio.wait(calls.copy(), timeout=seconds)
 
 
 class CutCalls:
-    """Answers the calls that the server cancels, as far as they have no answer yet.
+    """Answers a call that the server cancels with status 503.
 
-    A call whose answer has begun loses its connection, which its client notices.
+    If the answer has begun, the connection breaks instead, and the client notices that.
 
     Args:
         app: The application.

@@ -90,10 +90,11 @@ class ResponseWatcher(AbstractAsyncContextManager["ResponseWatcher"]):
         await self._redis.delete(_WATCHER)
 
     async def _read(self, members: list[str]) -> tuple[list[str], list[str]]:
-        """Those whose response has a result, and those without any use, in one round trip.
+        """Read the state of watched responses, in one round trip.
 
-        A response without a record cannot be asked for. Without its result, an expired response
-        would be looked at again and again.
+        Returns:
+            The members whose response has a result, and the members that need no watch any more:
+            their record or their result has expired.
         """
         backend = cast(Any, self._services.fleet.app.backend)
         pipe = self._redis.pipeline(transaction=False)

@@ -205,12 +205,13 @@ def _drops_part(call: Json, role: str, kind: str, part: Json) -> bool:
 
 
 def _is_lost(call: Json, messages: list[Json], plain: list[Json], data: str) -> bool:
-    """Whether a provider does not get what the messages have and the plain ones have not.
+    """Return whether LiteLLM leaves out what only `messages` have, or refuses it.
 
-    LiteLLM leaves it out, or refuses it by an error that looks like an outage of the provider.
+    LiteLLM's refusal of a part looks like an outage of the provider.
 
     Args:
-        data: What the provider gets of it; "" if that is not known.
+        plain: The same messages without the part in question.
+        data: A text of the part that the provider gets; "" if no such text is known.
     """
     body = _request(CallTypes.completion, call, messages)
     if body is not None and data:
