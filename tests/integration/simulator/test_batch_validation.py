@@ -7,8 +7,8 @@ import pytest
 from openai import OpenAI
 from openai.types import BatchError
 
-from tests.unit.simulator.batch_file import EMBEDDINGS, create, line, lines
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import EMBEDDINGS, create, line, lines
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.profile import BatchProfile
 

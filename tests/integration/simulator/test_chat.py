@@ -11,7 +11,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
 
-from tests.unit.simulator.conformance import conforms
+from tests.integration.simulator.conformance import conforms
 from workers.onebox.simulator.chat import complete
 from workers.onebox.simulator.errors import ApiError
 from workers.onebox.simulator.tokens import count, cut

@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 from openai.types import CreateEmbeddingResponse
 
-from tests.unit.simulator.conformance import conforms
+from tests.integration.simulator.conformance import conforms
 
 
 def post(http: httpx.Client, value: Any, **changes: Any) -> httpx.Response:

@@ -8,8 +8,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.unit.simulator.batch_file import CHAT, create, ids, lines, read, upload
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import CHAT, create, ids, lines, read, upload
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.profile import BatchProfile, Fault
 from workers.onebox.simulator.rule import Rules, Subject

@@ -9,9 +9,18 @@ import pytest
 from openai import OpenAI
 from openai.types import Batch, FileObject
 
-from tests.unit.simulator.batch_file import CHAT, EMBEDDINGS, create, ids, line, lines, read, upload
-from tests.unit.simulator.conformance import conforms
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import (
+    CHAT,
+    EMBEDDINGS,
+    create,
+    ids,
+    line,
+    lines,
+    read,
+    upload,
+)
+from tests.integration.simulator.conformance import conforms
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.profile import BatchProfile, Fault
 

@@ -8,7 +8,7 @@ import pytest
 from openai import OpenAI
 from openai.types import FileDeleted, FileObject
 
-from tests.unit.simulator.conformance import conforms
+from tests.integration.simulator.conformance import conforms
 from workers.onebox.simulator import VirtualClock
 
 DAY = 86_400

@@ -9,8 +9,8 @@ from openai import OpenAI
 from openai.types import Batch, CreateEmbeddingResponse, FileObject
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from tests.unit.simulator.batch_file import create, line
-from tests.unit.simulator.conformance import unsent
+from tests.integration.simulator.batch_file import create, line
+from tests.integration.simulator.conformance import unsent
 from workers.onebox.simulator import VirtualClock
 from workers.onebox.simulator.anthropic_form import message
 from workers.onebox.simulator.chat import complete

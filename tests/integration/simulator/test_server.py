@@ -12,9 +12,9 @@ from openai import OpenAI
 from openai.types import Model as ListedModel
 from pydantic import ValidationError
 
-from tests.unit.simulator.batch_file import create, lines
-from tests.unit.simulator.conformance import conforms
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import create, lines
+from tests.integration.simulator.conformance import conforms
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, SystemClock, VirtualClock
 from workers.onebox.simulator.profile import Fault, Latency, Model
 

@@ -5,7 +5,7 @@ from openai.types import FileDeleted
 from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
-from tests.unit.simulator.conformance import conforms
+from tests.integration.simulator.conformance import conforms
 
 _FILE = {"id": "file-1", "object": "file", "deleted": True}
 

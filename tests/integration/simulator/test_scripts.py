@@ -11,9 +11,9 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
-from tests.unit.simulator.batch_file import create, line, read
-from tests.unit.simulator.conformance import conforms
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import create, line, read
+from tests.integration.simulator.conformance import conforms
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Script, Simulator, VirtualClock
 
 QUESTION: list[Any] = [{"role": "user", "content": "why?"}]

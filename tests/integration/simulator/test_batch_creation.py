@@ -7,7 +7,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.unit.simulator.batch_file import CHAT, create, line, lines, upload
+from tests.integration.simulator.batch_file import CHAT, create, line, lines, upload
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.profile import BatchProfile, Model
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from openai import InvalidWebhookSignatureError, OpenAI
 
-from tests.unit.simulator.batch_file import create, lines
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import create, lines
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.profile import BatchProfile, Webhook
 

@@ -8,7 +8,7 @@ import pytest
 from anthropic import Anthropic, BadRequestError
 from anthropic.types import Message
 
-from tests.unit.simulator.conformance import conforms
+from tests.integration.simulator.conformance import conforms
 from workers.onebox.simulator import Profile, Script, Simulator, VirtualClock
 from workers.onebox.simulator.anthropic import AnthropicApp
 from workers.onebox.simulator.profile import Model

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from openai.types.chat import ChatCompletion
 
-from tests.unit.simulator.conformance import conforms
+from tests.integration.simulator.conformance import conforms
 from workers.onebox.simulator import Profile, Simulator
 from workers.onebox.simulator.chat import complete
 from workers.onebox.simulator.profile import Model

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from tests.unit.simulator.batch_file import create, lines
-from tests.unit.simulator.conftest import MODELS
+from tests.integration.simulator.batch_file import create, lines
+from tests.integration.simulator.conftest import MODELS
 from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.invoice import Kind, picodollars, tokens
 from workers.onebox.simulator.profile import BatchProfile, Fault, Model
