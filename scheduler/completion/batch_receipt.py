@@ -26,7 +26,8 @@ def completion(
         Exception: Any, if `body` is not a valid answer.
     """
     if body.get("object") == "response" and parked.kind is CompletionRequest:
-        from workers.realtime.bridged_answer import chat_completion  # noqa: PLC0415 - LiteLLM
+        import workers.realtime.litellm_import  # noqa: F401, PLC0415
+        from workers.realtime.bridged_answer import chat_completion  # noqa: PLC0415
 
         body = chat_completion(body)
     body = parked.kind.normalized(body)

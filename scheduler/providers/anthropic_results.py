@@ -87,8 +87,6 @@ def _error(error: Json) -> Json:
 
 @cache
 def _litellm() -> tuple[Any, Any]:
-    import workers.realtime  # noqa: F401, PLC0415 - LiteLLM's settings, before its import
-
-    import litellm  # isort: skip # noqa: PLC0415
+    from workers.realtime.litellm_import import litellm  # noqa: PLC0415 - takes two seconds
 
     return litellm, litellm.AnthropicConfig()

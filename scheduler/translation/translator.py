@@ -116,6 +116,7 @@ class Translator:
 
     @cached_property
     def _preparer(self) -> CallPreparer:
+        import workers.realtime.litellm_import  # noqa: F401, PLC0415
         from workers.realtime.prepared_call import CallPreparer  # noqa: PLC0415
 
         return CallPreparer(self._deployment, self._provider, self._privacy)

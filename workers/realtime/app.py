@@ -8,6 +8,7 @@ from primarch_fleet.contract import REALTIME_QUEUE
 from tasks import services
 from tasks.services import Services
 from workers.bootstrap import lane_worker
+from workers.realtime import litellm_import  # noqa: F401 - the first of its imports
 from workers.realtime.server import RealtimeServer
 
 
