@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from config.settings import ROOT
 from primarch_fleet.queues import priority_lists
 from tests.support.redis_server import RedisServer
 from tests.support.workers import Worker
@@ -65,7 +67,9 @@ class FuzzFleet:
         log = self._folder / f"{lane}.log"
         if log.exists():
             log.rename(self._folder / f"{lane}.{log.stat().st_mtime_ns}.log")
-        return Worker(f"{lane}@fuzz", self.server.url, log, command, self._env)
+        with log.open("w") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=self._env)
+        return Worker(f"{lane}@fuzz", self.server.url, log, process)
 
     def wait_until_ready(self) -> None:
         """Return when each worker answers a ping."""

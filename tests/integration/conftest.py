@@ -1,9 +1,12 @@
 """A real Valkey for the session, and real workers in processes of their own."""
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +14,20 @@ import redis
 
 from primarch_fleet import Fleet
 from tests.support.connections import replace_connections
+from tests.support.fork_server import ForkServer
 from tests.support.producer import CATALOGUE
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.server_folder import server_folder
-from tests.support.workers import LIVE_WORKERS, START_TIMEOUT, Producer, StartWorker, Worker
+from tests.support.workers import (
+    LIVE_WORKERS,
+    REPOSITORY,
+    START_TIMEOUT,
+    Process,
+    Producer,
+    StartProcess,
+    StartWorker,
+    Worker,
+)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +81,31 @@ def producer(valkey_url: str) -> Iterator[Producer]:
 
 
 @pytest.fixture(scope="session")
-def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> StartWorker:
+def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProcess]:
+    """Runs `python -m <command>`: `process = start_process(command, env, log)`.
+
+    The process is forked from another that has imported the libraries. A process for the real
+    engine, or with variables that Python reads at its start, is not.
+    """
+    python = os.environ.get("FLEET_TEST_WORKER_PYTHON", sys.executable)
+    forks = cache(lambda: ForkServer(tmp_path_factory.mktemp("forks") / "log", python))
+
+    def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
+        if "PYTHONPATH" not in env and "FLEET_TEST_VLLM_MODEL" not in env:
+            return forks().start(command, env, log)
+        with log.open("a") as out:
+            command = [python, "-m", *command]
+            return subprocess.Popen(command, stdout=out, stderr=out, cwd=REPOSITORY, env=env)
+
+    yield start
+    if forks.cache_info().currsize:
+        forks().close()
+
+
+@pytest.fixture(scope="session")
+def start_worker(
+    valkey_url: str, start_process: StartProcess, tmp_path_factory: pytest.TempPathFactory
+) -> StartWorker:
     """`with start_worker("name", concurrency=4, app=..., args=[...], env={...}) as worker:`
 
     The worker is ready inside the block (unless `wait=False`) and killed at its end. A
@@ -87,12 +124,12 @@ def start_worker(valkey_url: str, tmp_path_factory: pytest.TempPathFactory) -> S
         wait: bool = True,
         timeout: float = START_TIMEOUT,
     ) -> Iterator[Worker]:
-        python = os.environ.get("FLEET_TEST_WORKER_PYTHON", sys.executable)
-        command = [python, "-m", "celery", "-A", app, "worker", "-n", f"{name}@test"]
-        command += ["-l", "INFO", *args]
+        command = ["celery", "-A", app, "worker", "-n", f"{name}@test", "-l", "INFO", *args]
         command += [] if concurrency is None else ["-c", str(concurrency)]
         env = {**os.environ, "FLEET_TEST_URL": valkey_url, **(env or {})}
-        worker = Worker(f"{name}@test", valkey_url, logs / f"{name}.log", command, env)
+        log = logs / f"{name}.log"
+        log.write_bytes(b"")
+        worker = Worker(f"{name}@test", valkey_url, log, start_process(command, env, log))
         LIVE_WORKERS.append(worker)
         try:
             if wait:

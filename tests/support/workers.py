@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 from celery import Celery
@@ -42,15 +42,24 @@ def is_parked(store: redis.Redis, *tickets: Ticket) -> bool:
     return all(store.hexists(REQUESTS, request_id(one.id)) for one in tickets)
 
 
+class Process(Protocol):
+    """What subprocess.Popen and ForkedProcess have."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Worker:
     """A `celery worker` process."""
 
-    def __init__(self, name: str, url: str, log: Path, command: list[str], env: dict[str, str]):
-        self.name, self.log, self._url = name, log, url
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=env
-            )
+    def __init__(self, name: str, url: str, log: Path, process: Process) -> None:
+        self.name, self.log, self._url, self.process = name, log, url, process
 
     def wait_until_ready(self, timeout: float) -> None:
         """Return when the worker answers a ping."""
@@ -92,4 +101,5 @@ class Producer:
         return self.app.send_task(f"tests.support.apps.pool_app.{task}", args, **options)
 
 
+StartProcess = Callable[[Sequence[str], Mapping[str, str], Path], Process]
 StartWorker = Callable[..., AbstractContextManager[Worker]]

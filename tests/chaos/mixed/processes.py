@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import struct
@@ -13,18 +12,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
-from config.settings import ROOT
 from tests.chaos.mixed.journal import Journal
+from tests.support.fork_server import ForkedProcess, ForkServer
 
 #: Seconds between the end of a process and its next start, as a supervisor waits.
 RESTART_SECONDS = 0.3
-#: Seconds for a starter to import its libraries, on a busy machine.
-START_TIMEOUT_SECONDS = 120.0
-#: LiteLLM reads it on import: its list of prices is that of the package.
-LIBRARY_ENV = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
 
 
 @dataclass(frozen=True)
@@ -38,63 +32,15 @@ class Role:
     is_worker: bool = False
 
 
-class Starter:
-    """The forking process (starter.py)."""
+class Starter(ForkServer):
+    """Forks processes whose clocks can be set (starter.py)."""
 
     def __init__(self, folder: Path) -> None:
         shim = build_clock(folder)
         self.has_clocks = shim is not None
-        env = os.environ | LIBRARY_ENV | ({"LD_PRELOAD": str(shim)} if shim else {})
-        with (folder / "starter.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.mixed.starter"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=ROOT,
-                env=env,
-            )
-        self._pids: SimpleQueue[int] = SimpleQueue()
-        self._ready, self._lock = threading.Event(), threading.Lock()
-        #: Exit statuses by process id.
-        self.ended: dict[int, int] = {}
-        threading.Thread(target=self._read, daemon=True).start()
-        self._ready.wait(START_TIMEOUT_SECONDS)
-        if self._process.poll() is not None:
-            raise RuntimeError((folder / "starter.log").read_text()[-2000:])
-
-    def start(
-        self, command: tuple[str, ...], env: Mapping[str, str], log: Path, clock: Path
-    ) -> int:
-        """Start a process; return its id."""
-        order = {
-            "command": command,
-            "env": {**os.environ, **env},
-            "log": str(log),
-            "clock": str(clock) if self.has_clocks else "",
-        }
-        assert self._process.stdin is not None
-        with self._lock:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
-            return self._pids.get(timeout=START_TIMEOUT_SECONDS)
-
-    def close(self) -> None:
-        """End the starter; the processes must have ended."""
-        self._process.kill()
-        self._process.wait()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            message = json.loads(line)
-            if "pid" in message:
-                self._pids.put(message["pid"])
-            elif "ended" in message:
-                self.ended[message["ended"]] = message["status"]
-            else:
-                self._ready.set()
-        self._ready.set()
+        env = {"LD_PRELOAD": str(shim)} if shim else {}
+        module = "tests.chaos.mixed.starter"
+        super().__init__(folder / "starter.log", sys.executable, module, env)
 
 
 def build_clock(folder: Path) -> Path | None:
@@ -120,7 +66,7 @@ class Process:
         self._clock = folder / f"{self.name}.clock"
         self._clock.write_bytes(struct.pack("d", 0))
         self._generation = 0
-        self.pid = 0
+        self._process: ForkedProcess | None = None
         #: A signal that was sent to it and ends it.
         self.ended_by: signal.Signals | None = None
 
@@ -135,21 +81,20 @@ class Process:
         self.ended_by = None
         env = {**self._env, "CHAOS_KEY": self.key}
         command = tuple(part.format(name=self.name) for part in self.role.command)
-        self.pid = self._starter.start(command, env, self.log, self._clock)
+        clock = str(self._clock) if self._starter.has_clocks else ""
+        self._process = self._starter.start(command, os.environ | env, self.log, clock=clock)
 
     @property
     def status(self) -> int | None:
         """The exit status; None while the process runs."""
-        return self._starter.ended.get(self.pid)
+        return self._process.poll() if self._process else None
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, if the process still runs."""
         if number in (signal.SIGKILL, signal.SIGTERM):
             self.ended_by = number
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return
+        if self._process:
+            self._process.send_signal(number)
 
     def set_clock(self, seconds: float) -> None:
         """Let the wall clock of the process be so many seconds ahead."""

@@ -99,8 +99,8 @@ async def meet(self: AsyncTask, expected: int) -> int:
 async def rest(self: AsyncTask, seconds: float) -> str:
     """Sleep for so many seconds."""
     task_id = str(self.request.id)
-    await asyncio.to_thread(_redis.rpush, "runs", task_id)
     try:
+        await asyncio.to_thread(_redis.rpush, "runs", task_id)
         await asyncio.sleep(seconds)
     except asyncio.CancelledError:
         _redis.rpush("cancelled", task_id)
