@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from config.key_variables import environment_key, needs_key_variable
+from config.key_variables import environment_key, missing_key
 from config.litellm_params import (
     ENVIRONMENT_PREFIX,
     AccountParams,
@@ -221,10 +221,10 @@ def call_params(provider: Provider, deployment: Deployment) -> Values:
     except ConfigError as error:
         raise ConfigError(f"deployments.{deployment.id}: {error}") from None
     params = {"model": f"{provider.litellm_provider}/{deployment.upstream}", **account, **own}
-    variables = needs_key_variable(provider.litellm_provider, params)
-    if variables and not environment_key(provider.litellm_provider):
+    if key := missing_key(provider.litellm_provider, params, deployment.kind):
+        instead = "" if key == "api_key" else f", or set {key}"
         raise ConfigError(
-            f"providers.{deployment.provider}: api_key: missing; write {ENVIRONMENT_PREFIX}NAME, "
-            f"or set {variables[0]}"
+            f"providers.{deployment.provider}: api_key: missing; write "
+            f"{ENVIRONMENT_PREFIX}NAME{instead}"
         )
     return params

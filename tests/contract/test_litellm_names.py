@@ -3,13 +3,10 @@
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from config.inline_accounts import LISTED_PROVIDERS, split_model
-from config.key_variables import KEY_VARIABLES
 from config.litellm_params import (
     NAMES_FILE,
     NOT_SECRET,
@@ -74,21 +71,6 @@ def test_every_suspicious_parameter_is_sorted_into_secrets_and_others() -> None:
     }
     assert suspicious == SECRET | NOT_SECRET
     assert not SECRET & NOT_SECRET
-
-
-def test_every_variable_of_a_key_is_read_by_litellm() -> None:
-    spec = find_spec("litellm")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    [package] = map(Path, spec.submodule_search_locations)
-    files = [package / "main.py", package / "utils.py"]
-    files += [
-        file for part in ("llms", "litellm_core_utils") for file in (package / part).rglob("*.py")
-    ]
-    text = "".join(file.read_text() for file in files)
-    names = {name for variables in KEY_VARIABLES.values() for name in variables}
-    assert [name for name in names if f'"{name}"' not in text] == []
-    assert KEY_VARIABLES.keys() <= known_names("providers")
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,32 @@ def test_a_provider_that_needs_a_key_has_one_or_the_environment_has(
     assert missing_secrets(config({"litellm_params": federated})) == {}
 
 
+@pytest.mark.parametrize(
+    ("model", "words", "variable"),
+    [
+        ("nvidia_nim/m", "or set NVIDIA_NIM_API_KEY", "NVIDIA_NIM_API_KEY"),
+        ("azure/m", "or set AZURE_API_KEY", "AZURE_OPENAI_API_KEY"),
+        ("azure/m", "or set AZURE_API_KEY", "AZURE_CLIENT_ID"),
+        ("xinference/m", "write os.environ/NAME$", None),
+    ],
+)
+def test_a_key_that_litellm_would_replace_by_openai_s_is_missing_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, model: str, words: str, variable: str | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-openai")
+    fleet = config({"litellm_params": {"model": model}})
+    with pytest.raises(ConfigError, match=f"api_key: missing; .*{words}"):
+        sent(fleet)
+    if variable:
+        monkeypatch.setenv(variable, "secret")
+        assert sent(fleet) == {"model": model}
+
+
+def test_xinference_s_embeddings_need_no_key() -> None:
+    served = {"kind": "embedding", "litellm_params": {"model": "xinference/m"}}
+    assert sent(config(served)) == {"model": "xinference/m"}
+
+
 def test_a_configuration_with_its_own_accounts_can_be_dumped_and_loaded() -> None:
     fleet = config({"litellm_params": {**AZURE, "drop_params": True, "tags": ["a"]}})
     assert FleetConfig.model_validate(fleet.model_dump(mode="json")) == fleet
@@ -321,7 +347,10 @@ def test_the_examples_of_the_documentation_are_valid() -> None:
     assert len(ROWS) >= 8
 
 
-def test_a_date_or_a_number_that_litellm_needs_as_text_is_text() -> None:
+def test_a_date_or_a_number_that_litellm_needs_as_text_is_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AZURE_API_KEY", "secret")
     text = "{model: azure/my-gpt, api_base: x, api_version: 2024-10-21, tenant_id: 42}"
     served = sent(config({"litellm_params": yaml.safe_load(text)}))
     assert (served["api_version"], served["tenant_id"]) == ("2024-10-21", "42")

@@ -12,7 +12,7 @@ import yaml
 
 from config.fleet import FleetConfig
 from config.inline_accounts import receipt_provider
-from config.key_variables import environment_key, needs_key_variable
+from config.key_variables import missing_key
 from config.litellm_params import (
     ENVIRONMENT_PREFIX,
     LitellmParams,
@@ -52,9 +52,8 @@ def missing_secrets(config: FleetConfig) -> dict[str, list[str]]:
         account, own = (one.litellm_params.values() for one in (provider, deployment))
         params = {**key, **account, **own}
         unset = [name for name in secret_references(params) if not os.environ.get(name)]
-        variables = needs_key_variable(provider.litellm_provider, params)
-        if variables and not environment_key(provider.litellm_provider):
-            unset.append(variables[0])
+        if lacking := missing_key(provider.litellm_provider, params, deployment.kind):
+            unset.append(lacking)
         if unset:
             missing.setdefault(deployment.provider, []).extend(unset)
     return missing
