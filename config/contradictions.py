@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from config.endpoints import BATCH_ENDPOINTS, batch_endpoints
+from config.listed_models import kind_of
+from config.price_list import RESPONSES_PROVIDERS, RESPONSES_ROUTE, find_entry
 from primarch_fleet.validation import Location
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ def contradictions(config: FleetConfig) -> Iterator[tuple[Location, str]]:
     """Yield each contradiction: where it is, and what to change."""
     yield from _own_fallbacks(config)
     yield from _missing_batches(config)
+    yield from _chats_in_batches(config)
 
 
 def _own_fallbacks(config: FleetConfig) -> Iterator[tuple[Location, str]]:
@@ -36,4 +39,20 @@ def _missing_batches(config: FleetConfig) -> Iterator[tuple[Location, str]]:
                 ("deployments", index, "batch"),
                 f"{name} has {what}; remove it, or use a provider of: "
                 f"{', '.join(sorted(BATCH_ENDPOINTS))}",
+            )
+
+
+def _chats_in_batches(config: FleetConfig) -> Iterator[tuple[Location, str]]:
+    """Models whose chats LiteLLM would send as responses, and names that only LiteLLM knows."""
+    for index, deployment in enumerate(config.deployments):
+        provider = config.providers[deployment.provider].litellm_provider
+        if not deployment.batch or provider not in RESPONSES_PROVIDERS:
+            continue
+        model = deployment.upstream.removeprefix(RESPONSES_ROUTE)
+        has_only_responses = kind_of(find_entry(provider, model) or {}) == "responses"
+        if model != deployment.upstream or (has_only_responses and deployment.kind == "chat"):
+            yield (
+                ("deployments", index, "batch"),
+                f"{deployment.upstream} answers /v1/responses only; name the model {model}, "
+                "with kind: responses",
             )

@@ -44,9 +44,10 @@ _BEDROCK_ROUTES = re.compile(
 _BEDROCK_REGION_PATH = re.compile(r"^[a-z]{2}(?:-gov)?-[a-z]+-\d/")
 _BEDROCK_REGION_PREFIX = re.compile(r"^(?:global|us-gov|us|eu|apac|jp|au)\.")
 _BEDROCK_SUFFIX = re.compile(r"(?:(?<=:\d):\d+k|\[\w+\])$")
-#: Providers whose models LiteLLM calls by the Responses API if their name begins with
-#: `responses/`: https://docs.litellm.ai/docs/response_api
-_RESPONSES_ROUTES = frozenset({"azure", "openai"})
+#: Before the name of a model that LiteLLM shall call by the Responses API, and the providers that
+#: have it: https://docs.litellm.ai/docs/response_api
+RESPONSES_ROUTE = "responses/"
+RESPONSES_PROVIDERS = frozenset({"azure", "openai"})
 #: What a provider appends to a model's name without a change of its price.
 _SUFFIXES = {
     "vertex_ai": re.compile(r"-\d+$"),
@@ -129,8 +130,8 @@ def _plainer_names(provider: str, model: str) -> Iterator[str]:
         yield plain
         plain = _BEDROCK_REGION_PREFIX.sub("", _BEDROCK_SUFFIX.sub("", plain))
         yield plain
-    elif provider in _RESPONSES_ROUTES:
-        plain = model.removeprefix("responses/")
+    elif provider in RESPONSES_PROVIDERS:
+        plain = model.removeprefix(RESPONSES_ROUTE)
         yield plain
     elif provider == "fireworks_ai":
         yield f"accounts/fireworks/models/{model}"

@@ -86,6 +86,22 @@ def changed(old: str, new: str) -> str:
             "deployments.1.batch: mistral has no batches; remove it, or use a provider of: "
             "anthropic, azure",
         ),
+        (
+            changed("upstream: gpt-4o-mini", "upstream: responses/gpt-4o-mini"),
+            "",
+            "deployments.1.batch: responses/gpt-4o-mini answers /v1/responses only; name the "
+            "model gpt-4o-mini, with kind: responses",
+        ),
+        (
+            changed("upstream: gpt-4o-mini", "upstream: gpt-5-pro\n    kind: chat"),
+            "",
+            "deployments.1.batch: gpt-5-pro answers /v1/responses only; name the model gpt-5-pro, ",
+        ),
+        (
+            changed("upstream: gpt-4o-mini", "upstream: gpt-5-pro\n    kind: responses"),
+            "",
+            "",
+        ),
         (changed("  timeout: 60", "  timeout: [60"), "cooldown_time", "no YAML"),
         (SHIPPED + "api: {x: 2027-02-30}\n", "api: {x", "not a valid timestamp"),
         (SHIPPED + "api: {x: 2027-01-01T00:00:00+99:00}\n", "api: {x", "not a valid timestamp"),
