@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -13,8 +11,10 @@ import pytest
 
 from config.key_variables import KEY_VARIABLES, OTHER_VARIABLES
 from config.litellm_params import known_names
-from tests.support.provider_stub import ProviderStub, provider_stub
+from tests.support.local_litellm import local_stub
+from tests.support.provider_stub import ProviderStub
 
+__all__ = ["local_stub"]  # a fixture
 KEY = "sk-sample"
 CALLS: dict[str, dict[str, Any]] = {
     "completion": {"messages": [{"role": "user", "content": "x"}]},
@@ -26,24 +26,8 @@ CALLS: dict[str, dict[str, Any]] = {
 ONLY_AT_THEIR_ADDRESS = {"inception"}
 
 
-@pytest.fixture(name="stub", scope="module")
-def open_stub() -> Iterator[ProviderStub]:
-    with provider_stub() as stub:
-        yield stub
-
-
 @pytest.fixture(autouse=True)
-def local(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave LiteLLM this machine only, and no key."""
-    monkeypatch.setattr(litellm, "suppress_debug_info", True)
-    resolve = socket.getaddrinfo
-
-    def local_only(host: Any, *args: Any, **options: Any) -> Any:
-        if host not in ("127.0.0.1", "localhost"):
-            raise OSError(f"{host} is not on this machine")
-        return resolve(host, *args, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", local_only)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     other = {name for names in OTHER_VARIABLES.values() for name in names}
     for name in list(os.environ):
         if name.endswith(("_KEY", "_TOKEN")) or name in other:
