@@ -15,13 +15,11 @@ from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import litellm
-from litellm.constants import openai_compatible_providers
 from litellm.exceptions import UnsupportedParamsError
 from litellm.types.utils import CallTypes, is_litellm_owned_kwarg
 
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests import Request, ResponsesRequest
-from primarch_fleet.requests.defaults import is_default
 from tasks.privacy import Privacy
 from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
@@ -36,6 +34,13 @@ from workers.realtime.dropped_parameters import (
     special_fields,
     tool_type,
 )
+from workers.realtime.provider_arguments import (
+    NO_PARAMETERS,
+    OPENAI_BODY,
+    OPENAI_SERVERS,
+    as_openai,
+    needless,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +51,6 @@ Parts = dict[tuple[str, str], Json]
 #: In place of a role: a field of a message.
 FIELD = "field"
 
-#: Providers that get OpenAI's body: LiteLLM hands on what is in `extra_body`.
-OPENAI_BODY = {"openai", "azure", "text-completion-openai", *openai_compatible_providers}
-#: Arguments of a call that are no parameters of its body, or that hold the prompt.
-NO_PARAMETERS = {"model", "messages", "input", "stream", "stream_options", "metadata"}
 #: Arguments that a call that is not sent does not need; some would have side effects.
 NOT_FOR_PROBES = {
     *("messages", "input", "metadata", "stream", "stream_options", "api_key", "client", "caching"),
@@ -176,10 +177,14 @@ class ProviderCalls:
         if request.extra_headers:
             own = call.get("extra_headers") or {}
             fitted["extra_headers"] = {**request.extra_headers, **own}
-        if provider == "openai" and request.verb == "embed":
+        if request.verb == "embed" and provider in OPENAI_SERVERS:
+            fitted |= as_openai(call)
+        if request.verb == "embed" and self._provider(fitted) == "openai":
             # LiteLLM would refuse it, except for text-embedding-3.
             allowed = call.get("allowed_openai_params") or ()
             fitted["allowed_openai_params"] = [*allowed, "dimensions"]
+        for name in needless(request.verb, current.body.keys() & call.keys(), fitted, provider):
+            del fitted[name]
         self._add_extra(current, fitted, provider)
         return fitted
 
@@ -213,9 +218,6 @@ class ProviderCalls:
             refused.append("provider_metadata")
         if refused:
             raise _unsupported(refused, provider, call)
-        if request.verb == "complete":  # LiteLLM would refuse some parameters even then
-            for name in [name for name in current.body if is_default(name, call.get(name))]:
-                call.pop(name, None)
         call.update(extra)
 
     def _probe(self, current: _Current, call: Json) -> Future[Drops] | None:

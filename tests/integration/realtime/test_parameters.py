@@ -32,10 +32,15 @@ MODELS = {
     "openrouter": ("openrouter", "anthropic/claude-sonnet-4.5", "/v1"),
     "mistral": ("mistral", "mistral-large-latest", "/v1"),
     "groq": ("groq", "llama-3.1-8b-instant", "/v1"),
+    "xai": ("xai", "grok-4", "/v1"),
     "deepseek": ("deepseek", "deepseek-chat", "/v1"),
     "ollama": ("ollama_chat", "llama3", ""),
     "vectors": ("openai", "Qwen3-Embedding", "/v1"),
     "vllm-vectors": ("hosted_vllm", "e5", "/v1"),
+    "studio-vectors": ("lm_studio", "nomic-embed", "/v1"),
+    "llamafile-vectors": ("llamafile", "nomic-embed", "/v1"),
+    "router-vectors": ("hostinger_router", "nomic-embed", "/v1"),
+    "fireworks-vectors": ("fireworks_ai", "nomic-embed", "/v1"),
     "nim-vectors": ("nvidia_nim", "nv-embedqa-e5-v5", "/v1"),
 }
 HELLO = [{"role": "user", "content": "hello"}]
@@ -530,17 +535,44 @@ def test_values_that_a_provider_takes_for_granted_are_accepted(lane: Lane) -> No
     assert body["max_tokens"] == 64_000
 
 
+#: What clients send of their own accord.
+DEFAULTS: dict[str, Any] = {
+    **{"temperature": 1, "top_p": 1, "n": 1, "stream": False, "frequency_penalty": 0},
+    **{"presence_penalty": 0, "logit_bias": {}, "logprobs": False, "store": False},
+    **{"service_tier": "auto", "verbosity": "medium", "parallel_tool_calls": True},
+}
+
+
+def test_defaults_that_litellm_refuses_are_left_out_and_others_reach_servers(lane: Lane) -> None:
+    reasoner, xai, vllm, floats = lane.bodies(
+        *(chat(model, **DEFAULTS) for model in ("reasoner", "xai", "vllm")),
+        embed("fireworks-vectors", encoding_format="float"),
+    )
+    assert reasoner.keys().isdisjoint({"top_p", "presence_penalty", "logprobs"})
+    assert (reasoner["temperature"], reasoner["verbosity"]) == (1, "medium")
+    assert "frequency_penalty" not in xai
+    # Else the server would take the model's own: its generation_config.json.
+    assert {name: vllm[name] for name in ("temperature", "top_p")} == {"temperature": 1, "top_p": 1}
+    assert "encoding_format" not in floats
+
+
+def test_an_end_user_reaches_openrouter(lane: Lane) -> None:
+    own, hashed = lane.bodies(chat("openrouter", user="u-1"), chat("openrouter", user_id="ann"))
+    assert own["user"] == "u-1"
+    assert len(hashed["user"]) == 64
+
+
 def test_embeddings_hand_on_dimensions_users_and_extra_body(lane: Lane) -> None:
     fields: dict[str, Any] = {"dimensions": 256, "user": "u-1"}
+    servers = ("vectors", "vllm-vectors", "studio-vectors", "llamafile-vectors", "router-vectors")
     requests = [
-        embed("vectors", **fields, extra_body=parameters.EMBEDDING_EXTRA_BODY),
-        embed("vllm-vectors", **fields, extra_body=parameters.EMBEDDING_EXTRA_BODY),
+        *(embed(one, **fields, extra_body=parameters.EMBEDDING_EXTRA_BODY) for one in servers),
         embed("nim-vectors", extra_body=parameters.EMBEDDING_EXTRA_BODY),
     ]
-    first, second, third = lane.bodies(*requests)
-    for body in (first, second):
+    *bodies, nim = lane.bodies(*requests)
+    for body in bodies:
         assert {name: body[name] for name in fields} == fields
-    for body in (first, second, third):
+    for body in (*bodies, nim):
         assert body["input_type"] == "query"
         assert body["truncate"] == "END"
         assert "extra_body" not in body
