@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: https://platform.openai.com/docs/api-reference/chat/create and /embeddings/create
+#: https://platform.openai.com/docs/api-reference/chat/create and /embeddings/create; also of an
+#: option of `web_search_options`.
 DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "encoding_format": ("float",),
     "frequency_penalty": (0,),
@@ -19,6 +20,7 @@ DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "prompt_cache_options": ({},),
     "reasoning": ({},),
     "response_format": ({"type": "text"},),
+    "search_context_size": ("medium",),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "stream": (False,),

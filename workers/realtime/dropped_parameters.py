@@ -24,6 +24,8 @@ Json = dict[str, Any]
 FREE_TEXT = {"user", "safety_identifier", "prompt_cache_key", "cache_salt", "stop"}
 #: How models begin whose requests LiteLLM builds only with a token, which their calls need too.
 NEED_TOKENS = ("vertex_ai", "sagemaker")
+#: Parameters that are objects, of whose options LiteLLM translates some.
+OBJECTS = ("reasoning_effort", "web_search_options")
 #: In place of a number, so that it differs from any default.
 STAND_INS: Mapping[type, Any] = {int: 4099, float: 0.4375}
 #: Base64 data of small files.
@@ -83,6 +85,9 @@ def kind_of_value(name: str, value: Any) -> Any:
         return "@" in value, any(map(str.isalpha, value))  # mail addresses and telephone numbers
     if name == "tools":
         return tuple(sorted(set(map(tool_type, value))))
+    if name in OBJECTS and isinstance(value, dict):
+        texts = {key: value[key] if isinstance(value[key], str) else "" for key in value}
+        return tuple(sorted(texts.items()))
     if isinstance(value, dict):
         return value.get("type")
     return value if isinstance(value, bool) else type(value).__name__
@@ -123,6 +128,27 @@ def dropped_parameters(call_type: CallTypes, call: Json, names: Sequence[str]) -
         if _request(call_type, _without(whole, name)) == sent
         and _request(call_type, _with(base, whole, name)) == empty
     )
+
+
+def dropped_options(call: Json, names: Iterable[str]) -> frozenset[str]:
+    """Return what errors call the options in OBJECTS that a chat would lose. Blocks for it.
+
+    Args:
+        call: The arguments of LiteLLM's function without messages.
+        names: The parameters to look at.
+    """
+    objects = {name: call.get(name) for name in OBJECTS if name in names}
+    dropped = set()
+    for name, options in objects.items():
+        if not isinstance(options, dict) or not options:
+            continue
+        sent = _request(CallTypes.completion, call)
+        for option in options.keys() if sent else ():
+            rest = {key: options[key] for key in options if key != option}
+            is_needless = is_default(option, options[option])
+            if not is_needless and _request(CallTypes.completion, {**call, name: rest}) == sent:
+                dropped.add(f"{name}.{option}")
+    return frozenset(dropped)
 
 
 def dropped_tools(call: Json, tools: Mapping[str, Json]) -> frozenset[str]:

@@ -25,6 +25,7 @@ from workers.realtime import responses_parameters
 from workers.realtime.dropped_parameters import (
     NEED_TOOLS,
     dropped_fields,
+    dropped_options,
     dropped_parameters,
     dropped_parts,
     dropped_tools,
@@ -330,7 +331,8 @@ def _find_drops(call_type: CallTypes, call: Json, names: list[str], parts: Parts
     fields = [name for role, name in parts if role == FIELD]
     content = {key: part for key, part in parts.items() if key[0] != FIELD}
     prompt = dropped_parts(call, content) | dropped_fields(call, fields)
-    return Drops(dropped, prompt | dropped_tools(call, tools))
+    options = dropped_options(call, set(names) - dropped)
+    return Drops(dropped, prompt | options | dropped_tools(call, tools))
 
 
 @_none_if_unknown

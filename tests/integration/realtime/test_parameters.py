@@ -199,6 +199,10 @@ def test_extra_body_reaches_gemini_in_its_own_places(lane: Lane) -> None:
     assert body["safetySettings"] == settings
 
 
+SUMMARIZED = {"effort": "low", "summary": "detailed"}
+BERLIN = {"type": "approximate", "approximate": {"country": "DE", "city": "Berlin"}}
+
+
 @pytest.mark.parametrize(
     ("model", "fields", "names"),
     [
@@ -210,6 +214,15 @@ def test_extra_body_reaches_gemini_in_its_own_places(lane: Lane) -> None:
         ("gemini", {"extra_body": {"min_p": 0.1, "top_k": 5}}, ["min_p"]),
         ("gemini", {"moderation": {"model": "m"}, "temperature": 0.5}, ["moderation"]),
         ("gpt", {"verbosity": "low"}, ["verbosity"]),
+        *(
+            (model, {"reasoning_effort": SUMMARIZED}, ["reasoning_effort.summary: not supported"])
+            for model in ("claude", "gemini", "reasoner")
+        ),
+        (
+            "gemini",
+            {"web_search_options": {"search_context_size": "high", "user_location": BERLIN}},
+            ["web_search_options.search_context_size, web_search_options.user_location"],
+        ),
     ],
     ids=str,
 )
@@ -352,6 +365,18 @@ def test_web_search_without_options_is_sent(lane: Lane) -> None:
     assert [tool["type"] for tool in claude["tools"]] == ["web_search_20250305"]
     assert gemini["tools"] == [{"googleSearch": {}}]
     assert [body["web_search_options"] for body in openai] == [{}, {}]
+
+
+def test_options_that_a_provider_has_are_sent(lane: Lane) -> None:
+    search = {"search_context_size": "high", "user_location": BERLIN}
+    claude, thinking, gemini = lane.bodies(
+        chat("claude", web_search_options=search),
+        chat("claude", reasoning_effort={"effort": "low"}),
+        chat("gemini", web_search_options={"search_context_size": "medium"}),
+    )
+    assert claude["tools"][0]["user_location"]["city"] == "Berlin"
+    assert thinking["thinking"]["budget_tokens"] == 1024
+    assert gemini["tools"] == [GOOGLE]
 
 
 def test_web_search_without_options_is_refused_by_name_where_there_is_none(
