@@ -23,13 +23,13 @@ _REGULAR = (
 )
 #: Providers that need a key: the variables of the environment in which LiteLLM finds one itself, if
 #: any. To most of the others LiteLLM would send OPENAI_API_KEY in place of a key that is missing.
+#: Azure is not among them: a machine's identity can do, which no variable shows.
 KEY_VARIABLES: dict[str, tuple[str, ...]] = {
     **{name: (f"{name.upper()}_API_KEY",) for name in _REGULAR},
     "ai21": (),
     "ai21_chat": ("AI21_API_KEY",),
     "anthropic": ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
     "apertis": ("STIMA_API_KEY",),
-    "azure": ("AZURE_API_KEY", "AZURE_OPENAI_API_KEY"),
     "azure_ai": ("AZURE_AI_API_KEY",),
     "cohere": ("COHERE_API_KEY", "CO_API_KEY"),
     "cohere_chat": ("COHERE_API_KEY", "CO_API_KEY"),
@@ -68,12 +68,13 @@ KEY_VARIABLES: dict[str, tuple[str, ...]] = {
     "volcengine": ("VOLCENGINE_API_KEY", "ARK_API_KEY"),
     "xinference": (),
 }
-#: Variables by which LiteLLM authenticates without a key.
-_ENTRA_ID = (
-    *("AZURE_AD_TOKEN", "AZURE_OPENAI_AD_TOKEN", "AZURE_CLIENT_ID", "AZURE_CREDENTIAL"),
-    *("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CERTIFICATE_PATH"),
-)
-OTHER_VARIABLES = {"azure": _ENTRA_ID, "azure_ai": ("AZURE_API_KEY", *_ENTRA_ID)}
+#: Variables by which LiteLLM authenticates without a key of the provider's own.
+OTHER_VARIABLES = {
+    "azure_ai": (
+        *("AZURE_API_KEY", "AZURE_AD_TOKEN", "AZURE_OPENAI_AD_TOKEN", "AZURE_CLIENT_ID"),
+        *("AZURE_CREDENTIAL", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_CERTIFICATE_PATH"),
+    )
+}
 #: Kinds of models for which LiteLLM makes up a key.
 KEYLESS: set[tuple[str, ModelKind]] = {("xinference", "embedding")}
 #: Parameters by which LiteLLM gets a key or a token, besides the secrets.

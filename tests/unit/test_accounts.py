@@ -280,8 +280,8 @@ def test_a_provider_that_needs_a_key_has_one_or_the_environment_has(
     ("model", "words", "variable"),
     [
         ("nvidia_nim/m", "or set NVIDIA_NIM_API_KEY", "NVIDIA_NIM_API_KEY"),
-        ("azure/m", "or set AZURE_API_KEY", "AZURE_OPENAI_API_KEY"),
-        ("azure/m", "or set AZURE_API_KEY", "AZURE_CLIENT_ID"),
+        ("azure_ai/m", "or set AZURE_AI_API_KEY", "AZURE_API_KEY"),
+        ("azure_ai/m", "or set AZURE_AI_API_KEY", "AZURE_CLIENT_ID"),
         ("xinference/m", "write os.environ/NAME$", None),
     ],
 )
@@ -295,6 +295,13 @@ def test_a_key_that_litellm_would_replace_by_openai_s_is_missing_at_the_start(
     if variable:
         monkeypatch.setenv(variable, "secret")
         assert sent(fleet) == {"model": model}
+
+
+def test_azure_needs_no_key_for_a_machines_identity_can_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("AZURE_API_KEY", raising=False)
+    assert sent(config({"litellm_params": AZURE})) == AZURE
 
 
 def test_xinference_s_embeddings_need_no_key() -> None:
