@@ -25,6 +25,7 @@ from config.webhook_secrets import read_secrets
 from primarch_fleet import AsyncFleet
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
+from tasks import garbage_collection
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
     )
     # uvicorn raises the signal that has stopped it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    garbage_collection.tune()
     uvicorn.Server(config).run()
 
 

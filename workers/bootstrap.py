@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError, FleetError
 from primarch_fleet.redis_url import passwords
 from primarch_fleet.server_clock import CLOCK
-from tasks import redaction
+from tasks import garbage_collection, redaction
 from tasks.accounting import Accountant
 from tasks.app import app
 from tasks.response_cache import ResponseCache
@@ -151,7 +150,7 @@ def _start_worker(lane: Lane, start_lane: StartLane, worker: Any) -> None:
     CONSUMPTION.on_change = heartbeat.hurry
     event_loop.at_stop(heartbeat.stop)
     _start_lane(start_lane, services)
-    _freeze_garbage_collection()
+    garbage_collection.tune()
     heartbeat.start()
 
 
@@ -210,12 +209,3 @@ def _start_lane(start_lane: StartLane, services: Services) -> None:
 
     runtime = asyncio.run_coroutine_threadsafe(start(), event_loop.get()).result()
     event_loop.at_stop(runtime.close)
-
-
-def _freeze_garbage_collection() -> None:
-    """Exclude all objects that exist by now from garbage collection, for good.
-
-    With LiteLLM loaded, a full collection takes a quarter of a second, in which every stream stops.
-    """
-    gc.collect()
-    gc.freeze()

@@ -1,20 +1,10 @@
 """The start of a worker."""
 
-import gc
-
 import pytest
 from celery import Celery
 
 from primarch_fleet.errors import ConfigError
-from workers.bootstrap import _freeze_garbage_collection, refuse_key_prefix
-
-
-def test_objects_loaded_at_the_start_are_excluded_from_garbage_collection() -> None:
-    try:
-        _freeze_garbage_collection()
-        assert gc.get_freeze_count() > len(gc.get_objects())
-    finally:
-        gc.unfreeze()
+from workers.bootstrap import refuse_key_prefix
 
 
 @pytest.mark.parametrize("owner", ["broker", "result_backend"])
