@@ -1,10 +1,12 @@
 """Celery's control commands that need a change here: each does what it says, or says why not.
 
-Importing this module replaces Celery's commands.
+Importing this module replaces Celery's commands. A replacement has the signature of Celery's, by
+which control_node.py checks the arguments.
 """
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 from celery.worker import control
@@ -19,6 +21,7 @@ _disable_events, _time_limit = _celery.disable_events, _celery.time_limit
     signature="<task_name> <soft_secs> [hard_secs]",
     help=_time_limit.__doc__,
 )
+@wraps(_time_limit)
 def time_limit(state: Any, task_name: str | None = None, **limits: Any) -> Any:
     """Set the limits as Celery does, and let tasks that start from now on have them."""
     reply = _time_limit(state, task_name, **limits)
@@ -31,6 +34,7 @@ def time_limit(state: Any, task_name: str | None = None, **limits: Any) -> Any:
     signature="<queue> [exchange [type [routing_key]]]",
     help=_add_consumer.__doc__,
 )
+@wraps(_add_consumer)
 def add_consumer(state: Any, queue: str, **options: Any) -> Any:
     """Take tasks from a queue again; refuse a queue of another lane."""
     own = state.app.conf.get("fleet_queues")
@@ -44,6 +48,7 @@ def add_consumer(state: Any, queue: str, **options: Any) -> Any:
     signature="[max [min]]",
     help=_autoscale.__doc__,
 )
+@wraps(_autoscale)
 def autoscale(state: Any, **bounds: int | None) -> Any:
     """Change the bounds of the pool as Celery does, if they are bounds and the pool has any."""
     scaler = state.consumer.controller.autoscaler

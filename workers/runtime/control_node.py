@@ -1,24 +1,47 @@
 """Receives Celery's control commands. A malformed one ends no worker and changes nothing.
 
-A text that is no command is kept as a dead letter. A command that is unknown, has wrong arguments
-or fails is logged, and answered with the error where an answer is asked for.
+A text that is no command is kept as a dead letter. A command that is unknown or has wrong arguments
+is refused before it changes anything: a line of the log, and the reason as the answer where one is
+asked for. So is what a command itself refuses. A command that fails is logged with its traceback.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
+import re
 from typing import Annotated, Any, Literal
 
+from celery.platforms import signals
 from kombu.pidbox import Node
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from workers.runtime.leases import LEASES
 from workers.runtime.redis_errors import REDIS_ERRORS
 
+logger = logging.getLogger(__name__)
+
+
+def _signal(name: str) -> str:
+    """Check the name of a signal: Celery looks after it has revoked the tasks."""
+    if not name.isupper() or not signals.supported(name):
+        raise PydanticCustomError("signal", "write the name of a signal, such as SIGTERM")
+    return name
+
+
+def _rate(text: str) -> str:
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?(/[smh])?", text, re.ASCII):
+        raise PydanticCustomError("rate", "write a number of tasks per time, such as 10/s or 5/m")
+    return text
+
+
 Name = Annotated[str, Field(min_length=1, max_length=1024)]
+Signal = Annotated[Name, AfterValidator(_signal)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seconds = Annotated[float, Field(ge=0, le=2**31, allow_inf_nan=False)]
 #: https://docs.celeryq.dev/en/stable/reference/celery.app.task.html#celery.app.task.Task.rate_limit
-Rate = Annotated[str, Field(pattern=r"^\d{1,9}(\.\d{1,9})?(/[smh])?$")]
+Rate = Annotated[str, AfterValidator(_rate)]
 
 
 class Arguments(BaseModel):
@@ -33,7 +56,7 @@ class Arguments(BaseModel):
     task_id: Name | list[Name] | None = None
     ids: Name | list[Name] | None = None
     terminate: bool | Literal[0, 1] | None = None  # Flower sends a number
-    signal: Name | int | None = None
+    signal: Signal | int | None = None
     headers: dict[str, str | list[str]] | None = None
     task_name: Name | None = None
     rate_limit: Rate | Seconds | None = None
@@ -56,8 +79,10 @@ class ControlNode(Node):
     In the meantime the worker would miss other commands.
     """
 
+    handlers: dict[str, Any]
     hostname: str
     mailbox: Any
+    state: Any
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
         """Execute a command. Raises only errors of the connection, and SystemExit."""
@@ -72,15 +97,34 @@ class ControlNode(Node):
             LEASES.dead_broadcast(self.mailbox.exchange.name, text, exc)
             return None
 
-    def handle(self, method: str, arguments: Any = None) -> Any:
-        """Execute a command by its name. Raises TypeError for a wrong argument."""
+    def handle(self, method: Any, arguments: Any = None) -> Any:
+        """Execute a command by its name, or refuse it: then the reply is {"error": reason}."""
+        given = arguments or {}
+        reason = self._refusal(method, given)
+        reply = {"error": reason} if reason else super().handle(method, given)
+        if isinstance(reply, dict) and isinstance(refused := reply.get("error"), str):
+            action = {"action": "control_command_refused"}
+            logger.warning("control command %.64r refused: %.200s", method, refused, extra=action)
+        return reply
+
+    def _refusal(self, method: Any, arguments: Any) -> str:
+        """Why a command cannot be executed; "" if it can."""
+        handler = self.handlers.get(method) if isinstance(method, str) else None
+        if handler is None:
+            return f"there is no command {str(method)[:64]!r}"
         try:
-            Arguments.model_validate(arguments or {})
+            signature = inspect.signature(handler)
+            signature.bind(self.state, **arguments)
+            checked = Arguments.model_validate(arguments)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(str(part) for part in first["loc"][:1]) or "arguments"
-            raise TypeError(f"{place}: {first['msg']}") from None
-        return super().handle(method, arguments)
+            return f"{place}: {first['msg']}"
+        except TypeError as error:
+            return str(error)
+        names_task = "task_name" in signature.parameters
+        is_unknown = names_task and checked.task_name not in self.state.app.tasks
+        return "unknown task" if is_unknown else ""
 
 
 def _check_clock(clock: object) -> None:

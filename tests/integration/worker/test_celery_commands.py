@@ -158,13 +158,32 @@ def test_events_are_disabled_and_enabled(control: Control) -> None:
         ("autoscale", {"max": 3, "min": 1}, "started without --autoscale=MAX,MIN"),
         ("pool_shrink", {"n": -1}, "greater than or equal to 0"),
         ("no_such_command", {}, "no_such_command"),
+        ("add_consumer", {}, "missing a required argument: 'queue'"),
+        ("time_limit", {"limit": 3}, "unknown task"),
+        ("autoscale", {"most": 3}, "unexpected keyword argument 'most'"),
+        ("rate_limit", {"task_name": f"{TASK}.rest", "rate_limit": "fast"}, "such as 10/s"),
+        ("rate_limit", {"task_name": "unknown", "rate_limit": "1/s"}, "unknown task"),
     ],
 )
-def test_what_the_pool_does_not_have_is_refused_with_a_reason(
-    control: Control, producer: Producer, command: str, arguments: Any, reason: str
+def test_what_the_pool_does_not_have_is_refused_with_a_reason_in_one_line(
+    worker: Worker, producer: Producer, command: str, arguments: Any, reason: str
 ) -> None:
-    assert reason in str(control(command, **arguments)["error"])
+    before = len(worker.log.read_text())
+    assert reason in str(controller(worker, producer)(command, **arguments)["error"])
     assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+    log = worker.log.read_text()[before:]
+    assert "Traceback" not in log
+    assert log.count(f"control command '{command}' refused") == 1
+
+
+def test_a_terminate_with_a_wrong_signal_is_refused_and_revokes_nothing(
+    control: Control, producer: Producer
+) -> None:
+    result = producer.send("add", 2, 3, countdown=1)
+    for signal in ("9", "FOO", "sigterm"):
+        reply = control("terminate", task_id=[result.id], signal=signal)
+        assert reply == {"error": "signal: write the name of a signal, such as SIGTERM"}
+    assert result.get(timeout=TIMEOUT) == 5
 
 
 @pytest.mark.parametrize("command", ["heartbeat", "election"])
