@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 from primarch_fleet import protocol, routing
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.contract import PRIORITIES, Lane
-from primarch_fleet.errors import DeadlineExceeded, FleetError, InvalidRequest
+from primarch_fleet.errors import (
+    DeadlineExceeded,
+    FleetError,
+    IdempotencyConflict,
+    InvalidRequest,
+)
 from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.random_ids import random_uuids
 from primarch_fleet.requests import Request
@@ -142,6 +147,14 @@ class OutgoingMessage(NamedTuple):
 def at_place(error: FleetError, path: str) -> FleetError:
     """Return a refusal whose message names a wrong field with what precedes its name."""
     return type(error)(f"{path}{error}")
+
+
+def conflict_at(path: str) -> IdempotencyConflict:
+    """Return the refusal of an idempotency key, with what precedes the name of its field."""
+    return IdempotencyConflict(
+        f"{path}idempotency_key: it was used for another request: use another key, or repeat that "
+        "request"
+    )
 
 
 def task_id(ticket: Ticket | str) -> str:

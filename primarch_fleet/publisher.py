@@ -20,8 +20,8 @@ from primarch_fleet import budgets
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.encoder import EncodedMessage, MessageEncoder
-from primarch_fleet.errors import BudgetExceeded, FleetBusy, IdempotencyConflict, LaneFull
-from primarch_fleet.outgoing import OutgoingMessage
+from primarch_fleet.errors import BudgetExceeded, FleetBusy, LaneFull
+from primarch_fleet.outgoing import OutgoingMessage, conflict_at
 from primarch_fleet.parts import in_parts, in_parts_by_bytes
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.reservations import Reservation, ReservationRequest
@@ -67,6 +67,19 @@ class _TenantReservation(NamedTuple):
     requests: list[ReservationRequest]
 
 
+class _KeyConflict(Exception):
+    """The idempotency key of a message belongs to another request."""
+
+    def __init__(self, message: OutgoingMessage) -> None:
+        super().__init__()
+        self.message = message
+
+    def place(self, messages: Iterable[OutgoingMessage]) -> int:
+        """Return the index of the message, or of its fallback, among those to publish."""
+        own = (self.message.ticket.id, self.message.fingerprint)
+        return next(i for i, one in enumerate(messages) if (one.ticket.id, one.fingerprint) == own)
+
+
 class Publisher:
     """Publishes messages to one Redis. Safe to use from any thread.
 
@@ -99,7 +112,7 @@ class Publisher:
             return ""
         return MAX_MEMORY_FRACTION
 
-    def publish(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+    def publish(self, messages: Sequence[OutgoingMessage], path: str = "") -> list[OutgoingMessage]:
         """Reserve what messages may cost and push them, or their fallbacks if a budget requires it.
 
         A message is pushed together with its idempotency key, and only if that is new: whenever a
@@ -109,6 +122,10 @@ class Publisher:
         step: if the producer dies, both have happened or neither. Other messages are pushed after
         everything is reserved, in steps of MAX_PUSH_BYTES. For a user who may not touch the ledgers
         nothing is reserved: the worker that takes a message reserves for it, or refuses it.
+
+        Args:
+            messages: The messages.
+            path: What precedes the name of a wrong field in an error, with the message's place.
 
         Returns:
             The messages that were pushed, in the same order.
@@ -122,6 +139,13 @@ class Publisher:
             redis.RedisError: If the connection broke, messages may have been pushed; also if Redis
                 ran out of memory after the first step.
         """
+        try:
+            return self._publish_permitted(messages)
+        except _KeyConflict as conflict:
+            raise conflict_at(path.format(conflict.place(messages))) from None
+
+    def _publish_permitted(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+        """Publish, without reservations for a user who may not touch the ledgers."""
         try:
             return self._publish(messages)
         except NoPermissionError as error:
@@ -148,7 +172,7 @@ class Publisher:
         """Leave out messages whose idempotency key was pushed before, or comes twice.
 
         Raises:
-            IdempotencyConflict: A key belongs to another request.
+            _KeyConflict: A key belongs to another request.
         """
         firsts = {one.idempotency_key: one for one in reversed(messages)}
         firsts.pop(None, None)
@@ -156,7 +180,7 @@ class Publisher:
         for message in messages:
             key, own = message.idempotency_key, message.fingerprint
             if key is not None and {own, firsts[key].fingerprint, pushed.get(key) or own} != {own}:
-                raise IdempotencyConflict
+                raise _KeyConflict(message)
         return [
             one
             for one in messages

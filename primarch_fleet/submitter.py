@@ -65,7 +65,7 @@ class Submitter:
         """
         messages = self._build(requests, path)
         with reachable():
-            published = self._publisher.publish(messages)
+            published = self._publisher.publish(messages, path)
             self._lanes.record_sent(message.ticket.queue for message in published)
         tickets = {message.ticket.id: message.ticket for message in published}
         return [tickets.get(message.ticket.id, message.ticket) for message in messages]

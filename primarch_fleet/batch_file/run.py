@@ -257,8 +257,12 @@ class BatchRun:
         if self._backlog.lines or not lines:
             self._backlog.lines += lines
             return
+        requests = [line.request for line in lines if line.request]
         try:
-            self.fleet.submit_many(line.request for line in lines if line.request)
+            if len(requests) == 1:  # its error is the line's: without a place among others
+                self.fleet.submit(requests[0])
+            else:
+                self.fleet.submit_many(requests)
         except FleetUnavailable as error:
             self._unreachable(error)
             self._hold(lines, error, RECONNECT_SECONDS)

@@ -27,12 +27,18 @@ from primarch_fleet.errors import (
     FleetBusy,
     FleetError,
     FleetUnavailable,
-    IdempotencyConflict,
     InvalidRequest,
     ResultTimeout,
     UnknownRequest,
 )
-from primarch_fleet.outgoing import REFUSALS, OutgoingMessage, Ticket, at_place, task_id
+from primarch_fleet.outgoing import (
+    REFUSALS,
+    OutgoingMessage,
+    Ticket,
+    at_place,
+    conflict_at,
+    task_id,
+)
 from primarch_fleet.prices import Rates
 from primarch_fleet.progress import FAILED, SUCCEEDED, Progress
 from primarch_fleet.requests import Request
@@ -160,7 +166,7 @@ class FakeBroker(Broker):
             except REFUSALS as error:
                 raise at_place(error, path.format(place)) from None
         with self._changed:
-            new = self._new(messages)
+            new = self._new(messages, path)
             by_id = {
                 message.ticket.id: one.request
                 for message, one in reversed([*zip(messages, sent, strict=True)])
@@ -313,14 +319,14 @@ class FakeBroker(Broker):
             raise UnknownRequest
         return self._tasks[task_id]
 
-    def _new(self, messages: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
+    def _new(self, messages: Sequence[OutgoingMessage], path: str) -> list[OutgoingMessage]:
         """The messages without those whose idempotency key is known. Raises IdempotencyConflict."""
         known = {one: task.message for one, task in self._tasks.items()}
         new = []
-        for message in messages:
+        for place, message in enumerate(messages):
             first = known.setdefault(message.ticket.id, message)
             if first.fingerprint != message.fingerprint:
-                raise IdempotencyConflict
+                raise conflict_at(path.format(place))
             if first is message:
                 new.append(message)
         return new

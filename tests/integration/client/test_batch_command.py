@@ -98,6 +98,19 @@ def test_a_budget_without_room_ends_the_run_and_a_later_run_continues(
     assert answered(tmp_path) == [str(number) for number in range(LINES)]
 
 
+def test_the_error_of_a_line_names_its_field_without_a_place_in_a_list(
+    store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    publish(store)
+    write(tmp_path, 3, model="unknown")
+    with batch(valkey_url, tmp_path) as process:
+        process.wait(60)
+    lines = (tmp_path / "out.errors.jsonl").read_text().splitlines()
+    messages = [json.loads(line)["error"]["message"] for line in lines]
+    assert len(messages) == 3
+    assert all(message.startswith("model: ") for message in messages), messages
+
+
 def test_a_run_survives_a_restart_of_redis(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis")
     server.options["appendfsync"] = "always"

@@ -46,8 +46,11 @@ def test_a_key_with_another_request_is_an_error_and_nothing_is_enqueued(
     fleet: Fleet, store: redis.Redis, valkey_url: str, tenant: str, other: dict[str, Any]
 ) -> None:
     fleet.submit(keyed(tenant))
-    with pytest.raises(IdempotencyConflict, match="used for another request") as caught:
+    place = r"^requests\[1\]\.idempotency_key: it was used for another request"
+    with pytest.raises(IdempotencyConflict, match=place) as caught:
         fleet.submit_many([request(), keyed(tenant, **other)])
+    with pytest.raises(IdempotencyConflict, match=r"^idempotency_key: "):
+        fleet.submit(keyed(tenant, **other))
     assert not caught.value.retryable
 
     async def work() -> list[Any]:
@@ -80,8 +83,8 @@ def test_routing_and_delivery_do_not_make_another_request(
 def test_two_requests_under_one_key_in_one_submit_are_an_error(
     fleet: Fleet, store: redis.Redis, tenant: str
 ) -> None:
-    with pytest.raises(IdempotencyConflict):
-        fleet.submit_many([keyed(tenant), keyed(tenant, "3+3?")])
+    with pytest.raises(IdempotencyConflict, match=r"^requests\[2\]\."):
+        fleet.submit_many([request(), keyed(tenant), keyed(tenant, "3+3?")])
     assert messages(store) == []
 
 
