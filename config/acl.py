@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from config.fleet import load
 from config.settings import settings
 from primarch_fleet.budgets import ledger_keys
-from primarch_fleet.cancellation import LEASED_TASKS
+from primarch_fleet.cancellation import LEASED_TASKS, mark_key
 from primarch_fleet.catalogue import CATALOGUE_KEY
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.deployment_health import CHECKS_KEY
@@ -150,19 +150,19 @@ def _beat(events: str) -> str:
 def _flower(queues: Sequence[str], events: str, control: str) -> str:
     """Show events and workers, control workers, and export scheduler/fleet_metrics; no result.
 
-    The age of a queue is in its messages: a script may read them.
+    The age of a queue, and what is asked of a waiting request, are in its messages: a script may
+    read them.
     """
     lists = [f"{_literal(queue)}{step}" for queue in queues for step in _STEPS]
+    messages = [*lists, *(f"{name}??turns*" for name in lists)]
     replies = ["*.reply.celery.pidbox*", "_kombu.binding*", "celeryev.*"]
     return " ".join(
         (
             f"{_CONNECT} +info +script|exists +script|load +subscribe +psubscribe +unsubscribe "
             f"+punsubscribe +publish &{events} &{control}",
-            _selector("+eval +evalsha", _keys("~", lists)),
-            _selector(
-                "+llen +lindex +lrange",
-                _keys("%R~", [*lists, *(f"{name}??turns*" for name in lists)]),
-            ),
+            _selector("+eval +evalsha", _keys("~", messages)),
+            _selector("+llen +lindex +lrange", _keys("%R~", messages)),
+            _selector("+exists", _keys("%R~", [mark_key("*")])),
             _selector("+llen +hgetall", _keys("%R~", _COUNTED)),
             _selector("+zcount", _keys("%R~", [workers_key("*")])),
             _selector("+zscore +zrangebylex", _keys("%R~", [OPEN_KEY, LEASED_TASKS])),

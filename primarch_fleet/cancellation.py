@@ -35,7 +35,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.outgoing import OPEN_KEY, is_registered
 from primarch_fleet.parts import in_parts
-from primarch_fleet.queues import has_message
+from primarch_fleet.queues import find_message
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline, is_not_permitted
 from primarch_fleet.results import call_scheduler, wait_for
 
@@ -129,7 +129,7 @@ def is_known(client: redis.Redis, backend: Any, task_id: str) -> bool:
     """
     if _is_indexed(client, backend, task_id):
         return True
-    if is_registered(task_id) or not has_message(client, queues(client), task_id):
+    if is_registered(task_id) or find_message(client, queues(client), task_id) is None:
         # Once more, after the search: a worker may have taken the message meanwhile.
         return _is_indexed(client, backend, task_id)
     return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -36,8 +38,8 @@ _PURGE = LuaScript.load(TURNS, PLACEHOLDERS, _LUA / "purge.lua")
 _FIND_TASK = LuaScript.load(TURNS, _LUA / "find_task.lua")
 #: Messages of each list that one script searches: Redis does nothing else meanwhile.
 _SEARCHED_MESSAGES = 200
-#: Replies of lua/queue/find_task.lua.
-_FOUND, _HAS_MORE = 1, -1
+#: A reply of lua/queue/find_task.lua.
+_HAS_MORE = -1
 _READ_PART = LuaScript.load(TURNS, _LUA / "read_part.lua")
 #: Bytes of messages after which one script ends its reply.
 _PART_BYTES = 1_000_000
@@ -101,16 +103,25 @@ def count_waiting(client: Any, queue: str, *, read_messages: bool = True) -> Any
     return _COUNT_WAITING.run(client, priority_lists(queue), arguments)
 
 
-def has_message(client: redis.Redis, queues: Iterable[str], task_id: str) -> bool:
-    """Return whether a message of a task waits in a queue. Reads all messages there, in parts.
+def find_message(
+    client: redis.Redis, queues: Iterable[str], task_id: str, seconds: float = math.inf
+) -> str | bytes | None:
+    """Return the message of a task that waits in a queue, or None. Reads all messages, in parts.
 
     A message that workers sort by tenant meanwhile is found.
+
+    Args:
+        seconds: For which it searches: a million messages take some.
+
+    Raises:
+        TimeoutError: There are more messages than could be searched.
     """
+    ends_at = time.monotonic() + seconds
     lists = [name for queue in queues for name in priority_lists(queue)]
-    if _lists_have_message(client, lists, task_id):
-        return True
+    if (found := _find_in(client, lists, task_id, ends_at)) is not None:
+        return found
     # Afterwards: messages move in this direction.
-    return _lists_have_message(client, _tenants_lists(client, lists), task_id)
+    return _find_in(client, _tenants_lists(client, lists), task_id, ends_at)
 
 
 def waiting_messages(client: redis.Redis, queue: str) -> Iterator[bytes]:
@@ -148,18 +159,23 @@ def _tenants_lists(client: redis.Redis, lists: list[str]) -> list[str]:
     ]
 
 
-def _lists_have_message(client: redis.Redis, lists: list[str], task_id: str) -> bool:
+def _find_in(
+    client: redis.Redis, lists: list[str], task_id: str, ends_at: float
+) -> str | bytes | None:
     for start in count(0, _SEARCHED_MESSAGES):
+        if not lists:
+            break
+        if time.monotonic() >= ends_at:
+            raise TimeoutError(f"{start} messages of each list were searched")
         pipe = ScriptPipeline(client)
         for name in lists:
             _FIND_TASK.run(pipe, [name], [json.dumps(task_id), start, _SEARCHED_MESSAGES])
-        replies = pipe.execute() if lists else []
-        if _FOUND in replies:
-            return True
+        replies = pipe.execute()
+        for reply in replies:
+            if isinstance(reply, str | bytes):
+                return reply
         lists = [name for name, reply in zip(lists, replies, strict=True) if reply == _HAS_MORE]
-        if not lists:
-            break
-    return False
+    return None
 
 
 def _text(reply: bytes | str) -> str:

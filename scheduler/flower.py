@@ -28,6 +28,7 @@ from scheduler import fleet_metrics
 from scheduler.daemon_executor import DaemonExecutor
 from scheduler.fleet_metrics.queues import queue_lanes
 from scheduler.open_tasks import show_open_tasks
+from tasks import services
 from tasks.app import app
 from workers.observability.flower_login import BASIC_AUTH, flower_login
 
@@ -50,7 +51,9 @@ try:
     _login = flower_login(settings().data_dir, os.environ)
     fleet_metrics.register(fleet_config(), redis_url())
     _list_queues(queue_lanes(fleet_config()))
-    show_open_tasks(once(redis_url(), fleet_metrics.TIMEOUT_SECONDS))
+    services.install(services.Services(fleet_config().catalogue()))  # names models of open tasks
+    client = once(redis_url(), fleet_metrics.TIMEOUT_SECONDS, text=False)
+    show_open_tasks(client, queue_lanes(fleet_config()))
 except ConfigError as error:
     raise SystemExit(f"flower: {error}") from None
 if _login:

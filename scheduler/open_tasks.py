@@ -1,37 +1,51 @@
 """Lets Flower show tasks that it has had no event of: those that wait, and those before its start.
 
-Flower knows tasks by the events of workers. Producers of the fleet send none: each would be another
-message. But Redis knows which of their tasks have no outcome yet.
+Flower knows tasks by the events of workers. Producers send none: each would be another message. But
+Redis knows which tasks of the fleet's client have no outcome yet, which tasks workers have, and
+which wait in the queues.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis
 from celery import states
+from celery.app.task import Context
 from celery.events.state import Task
 from flower.utils import tasks as flower_tasks
 from flower.views import tasks as flower_pages
 
-from primarch_fleet.cancellation import LEASED_TASKS
-from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.cancellation import LEASED_TASKS, mark_key
+from primarch_fleet.outgoing import OPEN_KEY, is_registered
+from primarch_fleet.protocol import HIDDEN_ARGUMENTS
+from primarch_fleet.queues import find_message
+from tasks import event_text
+from workers.runtime.dead_letters import task_request
 
 logger = logging.getLogger(__name__)
+
+#: Seconds for which the queues are searched for a task: Flower shows nothing else meanwhile.
+SEARCH_SECONDS = 2.0
+#: The end of the arguments of a task that waits.
+WAITS = "the request waits"
 
 
 class OpenTasks:
     """Finds tasks without an outcome in Redis, for Flower's page of a task and its API.
 
     Args:
-        client: With a timeout: Flower waits for its answers.
+        client: With a timeout: Flower waits for its answers. Must not decode responses.
+        queues: Where tasks wait.
         find: Finds a task among Flower's events, by the events and its id; None for an unknown one.
     """
 
-    def __init__(self, client: redis.Redis, find: Callable[[Any, str], Any]) -> None:
-        self._redis, self._find = client, find
+    def __init__(
+        self, client: redis.Redis, queues: Iterable[str], find: Callable[[Any, str], Any]
+    ) -> None:
+        self._redis, self._queues, self._find = client, list(queues), find
 
     def find(self, events: Any, task_id: str) -> Any:
         """Return a task as Flower knows it, or as Redis does; None if neither does.
@@ -45,19 +59,42 @@ class OpenTasks:
         pipe = self._redis.pipeline(transaction=False)
         pipe.zscore(OPEN_KEY, task_id)
         pipe.zrangebylex(LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1", 0, 1)
+        pipe.exists(mark_key(task_id))
         try:
-            submitted_at, leases = pipe.execute()
+            submitted_at, leases, is_cancelled = pipe.execute()
+            if leases:
+                return _shown(task_id, states.STARTED, submitted_at, "a worker has the request")
+            if submitted_at is None and (is_cancelled or is_registered(task_id)):
+                return None  # it has its outcome; its message may still be in a queue
+            message = self._message(task_id)
         except redis.RedisError as error:  # Flower then says that the task is unknown
             logger.warning("task not read: %s", error, extra={"action": "open_task_not_read"})
             return None
-        if submitted_at is None:
+        if message is None:
+            known = submitted_at is not None
+            return _shown(task_id, states.RECEIVED, submitted_at, WAITS) if known else None
+        text = event_text.of_arguments(
+            str(getattr(message, "task", "")), message.args, message.kwargs
+        )
+        where = WAITS if text == HIDDEN_ARGUMENTS else f"{text}: {WAITS}"
+        return _shown(task_id, states.RECEIVED, submitted_at, where)
+
+    def _message(self, task_id: str) -> Context | None:
+        """The message of a task that waits; None if there is none, or too many to search."""
+        try:
+            found = find_message(self._redis, self._queues, task_id, SEARCH_SECONDS)
+        except TimeoutError as error:
+            action = {"action": "open_task_not_searched", "task_id": task_id}
+            logger.warning("task not found in time: %s", error, extra=action)
             return None
-        state = states.STARTED if leases else states.RECEIVED
-        where = "a worker has the request" if leases else "the request waits"
-        return Task(task_id, state=state, sent=submitted_at, timestamp=submitted_at, args=where)
+        return task_request(found.decode(errors="replace")) if isinstance(found, bytes) else None
 
 
-def show_open_tasks(client: redis.Redis) -> None:
+def _shown(task_id: str, state: str, submitted_at: float | None, where: str) -> Task:
+    return Task(task_id, state=state, sent=submitted_at, timestamp=submitted_at, args=where)
+
+
+def show_open_tasks(client: redis.Redis, queues: Iterable[str]) -> None:
     """Let Flower in this process show tasks that only Redis knows. Call it once."""
-    find = OpenTasks(client, flower_tasks.get_task_by_id).find
+    find = OpenTasks(client, queues, flower_tasks.get_task_by_id).find
     flower_tasks.get_task_by_id = flower_pages.get_task_by_id = find

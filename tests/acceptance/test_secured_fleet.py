@@ -185,6 +185,8 @@ def test_each_user_can_do_what_its_processes_need(secured: Secured) -> None:
     secured.command("operator", "scheduler", "batches")
     secured.command("operator", "scheduler", "drain", "--no-wait")
     secured.command("operator", "scheduler", "resume")
+    page = ask_flower(secured.addresses["flower"], secured.flower_login, "/task/nope")
+    assert "Unknown task" in page  # after a search of the queues
     shown = ask_flower(secured.addresses["flower"], secured.flower_login, "/metrics")
     for name in (
         *("queue_depth", "queue_workers", "dead_letters_kept", "batch_parked_requests"),

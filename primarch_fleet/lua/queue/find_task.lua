@@ -3,7 +3,8 @@
 -- ARGV[1]  task: string, its id as JSON has it, in quotes
 -- ARGV[2]  start: number, the place of the first message that is read
 -- ARGV[3]  count: number, how many are read
--- Returns 1 if one of them is the task's, 0 if none is and the list has no more, -1 if it has more.
+-- Returns the message if one of them is the task's, 0 if none is and the list has no more, -1 if it
+-- has more.
 
 -- Whether one of the values of "id" in a message is the task: that of the headers, or of a stamp.
 local function is_of_task(message)
@@ -25,7 +26,7 @@ for _, message in ipairs(messages) do
     return 0 -- only placeholders follow
   end
   if is_of_task(message) then
-    return 1
+    return message
   end
 end
 return #messages == count and -1 or 0

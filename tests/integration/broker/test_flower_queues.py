@@ -58,7 +58,8 @@ def test_a_task_that_waits_or_runs_is_shown_with_its_button(
         ticket = fleet.submit(CompletionRequest(model="m", lane="realtime", messages=messages))
         page = ask_flower(flower, LOGIN, f"/task/{ticket.id}")
         assert 'id="task-revoke"' in page
-        assert "the request waits" in page
+        # The model is none of config/fleet.yaml, which names those of this Flower.
+        assert "model=other tenant=default lane=realtime: the request waits" in page
         assert "a secret of acme" not in page
         task = json.loads(ask_flower(flower, LOGIN, f"/api/task/info/{ticket.id}"))
         assert (task["uuid"], task["state"]) == (ticket.id, "RECEIVED")
@@ -67,3 +68,26 @@ def test_a_task_that_waits_or_runs_is_shown_with_its_button(
         store.delete(LEASED_TASKS)
         fleet.cancel(ticket)
         assert "Unknown task" in ask_flower(flower, LOGIN, f"/task/{ticket.id}")
+
+
+@pytest.mark.parametrize("lane", ["realtime", "batch"])
+def test_a_task_of_a_plain_producer_is_shown_until_it_is_cancelled(
+    store: redis.Redis, flower: str, valkey_url: str, lane: str
+) -> None:
+    publish(store)
+    messages = [{"role": "user", "content": "a secret of acme"}]
+    body = {"model": "gpt-4o-mini", "tenant_id": "acme", "messages": messages}
+    with Fleet(valkey_url) as fleet:
+        first, task = (
+            fleet.app.send_task(f"{lane}.complete", [body], queue=lane, priority=3)
+            for _ in range(2)
+        )
+        fetch_from(store, *priority_lists(lane))  # sorts the messages by tenant and takes one
+        page = ask_flower(flower, LOGIN, f"/task/{task.id}")
+        assert 'id="task-revoke"' in page
+        assert f"model=gpt-4o-mini tenant=acme lane={lane}: the request waits" in page
+        assert "a secret of acme" not in page
+        assert 'id="task-terminate"' in ask_flower(flower, LOGIN, f"/task/{first.id}")
+        assert "Unknown task" in ask_flower(flower, LOGIN, "/task/nothing-has-this-id")
+        fleet.cancel(str(task.id))
+        assert "Unknown task" in ask_flower(flower, LOGIN, f"/task/{task.id}")

@@ -20,7 +20,7 @@ from primarch_fleet.queues import (
     SEPARATOR,
     QueueDepth,
     count_waiting,
-    has_message,
+    find_message,
     priority_lists,
     purge,
 )
@@ -129,9 +129,11 @@ def test_a_message_behind_placeholders_is_found(store: redis.Redis) -> None:
     put(store, "q", 300)
     fetch_from(store, *LISTS)
     put(store, "q", 1, "b")
-    assert has_message(store, ["q"], "b0")
-    assert has_message(store, ["q"], "a299")
-    assert not has_message(store, ["q"], "b1")
+    for name in ("b0", "a299"):
+        assert f'"correlation_id": "{name}"' in str(find_message(store, ["q"], name))
+    assert find_message(store, ["q"], "b1") is None
+    with pytest.raises(TimeoutError):
+        find_message(store, ["q"], "b1", seconds=0)
 
 
 @pytest.mark.parametrize("used", [[], LISTS[3:], LISTS[2:], LISTS[1:]], ids=len)
