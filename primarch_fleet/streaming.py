@@ -206,17 +206,18 @@ class StreamCursor:
         Raises:
             FleetError: The task has failed with this error.
             StreamInterrupted: The task has a result, and its stream has not ended in time.
-            ResultTimeout: No chunk within the timeout.
+            ResultTimeout: No chunk within the timeout, and no result.
         """
         now, self._disconnected_at = self._clock(), None
         outcome = decode_result(self._backend, result)
         if isinstance(outcome, BaseException):
             protocol.completion_or_raise(outcome)
+        is_late = self._timeout is not None and now - self._progress_at >= self._timeout
         if outcome is not None:
             self._result_at = now if self._result_at is None else self._result_at
-            if now - self._result_at >= RESULT_GRACE_SECONDS:
+            if is_late or now - self._result_at >= RESULT_GRACE_SECONDS:
                 raise StreamInterrupted(STREAM_MISSING)
-        if self._timeout is not None and now - self._progress_at >= self._timeout:
+        if is_late:
             raise ResultTimeout(f"no chunk within {self._timeout} s; the request continues")
         self._read_seconds = min(2 * self._read_seconds, READ_SECONDS)
         return []
@@ -263,7 +264,8 @@ class Stream(Iterator[Chunk]):
             RECONNECT_TIMEOUT_SECONDS if `timeout` is None.
         ResultExpired: The request has ended, and neither its stream nor its result is stored.
         StreamInterrupted: The chunks that were read do not belong to the final answer, because
-            another worker has started it over; or the next chunks are no longer stored.
+            another worker has started it over; or the next chunks are no longer stored, or were
+            never: the request was not streamed.
         FleetError: The task has failed; the same error that `Fleet.result` raises.
     """
 

@@ -129,6 +129,15 @@ def test_a_result_without_the_end_of_its_stream_is_an_error_after_a_grace_period
         reader.read_nothing(ANSWER)
 
 
+def test_after_a_short_timeout_an_answered_task_is_not_said_to_continue() -> None:
+    clock = Clock()
+    reader = reading(timeout=0.5, clock=clock)
+    reader.read_nothing(ANSWER)
+    clock.now += 0.5
+    with pytest.raises(errors.StreamInterrupted, match=r"call result\(\)"):
+        reader.read_nothing(ANSWER)
+
+
 def test_the_timeout_counts_between_two_chunks_and_only_while_the_reader_waits() -> None:
     clock = Clock()
     reader = reading(timeout=5, clock=clock)
