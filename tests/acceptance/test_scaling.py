@@ -120,7 +120,7 @@ def test_a_request_with_defaults_waits_for_a_lane_that_is_scaled_to_none(up: Up)
 
 
 def test_make_up_beside_a_running_fleet_scales_it(up: Up) -> None:
-    second = [sys.executable, "-m", "workers.onebox.up", "--simulate", "--realtime"]
+    second = [sys.executable, "-m", "workers.onebox.up", "--flower-port", "5999", "--realtime"]
     for count in ("2", "1"):
         result = subprocess.run(
             [*second, count],
@@ -132,6 +132,7 @@ def test_make_up_beside_a_running_fleet_scales_it(up: Up) -> None:
         assert result.returncode == 0, result.stderr
         assert result.stdout.endswith("The fleet is scaled.\n")
         assert f"realtime: {count} worker processes" in result.stdout
+        assert "--flower-port 5999 is ignored" in result.stdout
     assert workers(up) == {"realtime-1", "local-1"}
 
 

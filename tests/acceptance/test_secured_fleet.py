@@ -29,8 +29,9 @@ from tests.support.flower import ask_flower
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay
 from tests.support.workers import eventually
+from workers.onebox.options import Options
 from workers.onebox.processes import Process
-from workers.onebox.up import Options, Plan
+from workers.onebox.up import Plan
 
 PASSWORD = "hunter2hunter2"
 LANES: dict[Lane, str] = {

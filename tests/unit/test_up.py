@@ -14,16 +14,15 @@ from config.settings import ROOT, Settings
 from primarch_fleet.errors import ConfigError
 from tests.support.engines import settings as engine_settings
 from workers.onebox.lane_workers import lane_workers
+from workers.onebox.options import Options, options
 from workers.onebox.ports import PORTS, free_port
 from workers.onebox.private_file import write_private
 from workers.onebox.processes import PROCESSES_LOCK, Process
 from workers.onebox.supervisor import socket_sections
 from workers.onebox.up import (
-    Options,
     Plan,
     engine_python,
     lock,
-    options,
     supervisor_config,
     wait_for_earlier_processes,
 )
@@ -94,6 +93,12 @@ def test_processes_that_a_killed_supervisor_left_are_waited_for(tmp_path: Path) 
 def test_a_lane_that_the_command_line_leaves_out_is_not_scaled() -> None:
     assert options(["--realtime", "4", "--local", "0"]).named() == {"realtime": 4, "local": 0}
     assert options([]).workers() == {"realtime": 1, "local": None, "batch": 1}
+
+
+def test_what_a_running_fleet_cannot_change_is_known() -> None:
+    asked = options(["--flower-port", "5999", "--api-port", "0", "--simulate", "--batch", "1"])
+    assert asked.ignored() == ["--flower-port 5999", "--simulate"]
+    assert options(["--batch", "1"]).ignored() == []
 
 
 def test_vllm_runs_in_its_own_python_and_a_simulated_engine_in_the_fleets(

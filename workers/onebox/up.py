@@ -7,7 +7,6 @@ the broker outlives the workers.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import io
 import os
@@ -17,7 +16,6 @@ import time
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -31,11 +29,11 @@ from config.fleet import FleetConfig, load
 from config.settings import ROOT, Settings, settings
 from primarch_fleet import redis_support
 from primarch_fleet.cli.address import ADDRESSES
-from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError, FleetError
 from workers.observability.flower_login import FlowerLogin, flower_login
 from workers.onebox import supervisor_log
-from workers.onebox.lane_workers import lane_workers, worker_count
+from workers.onebox.lane_workers import lane_workers
+from workers.onebox.options import FLOWER_PORT, Options, options
 from workers.onebox.ports import Ports, metrics_address
 from workers.onebox.private_file import write_private
 from workers.onebox.processes import (
@@ -63,42 +61,10 @@ from workers.onebox.stopping import FLEET_LOCK
 from workers.onebox.supervisor import SOCKET, socket_sections
 from workers.onebox.worker_group import WORKERS_GROUP
 
-#: Flower's own default.
-FLOWER_PORT = 5555
 #: How long a worker that lost its supervisor and its Redis may take beyond its drain timeout.
 ORPHAN_MARGIN_SECONDS = 60
 #: What the fleet writes is for its user alone: prompts, answers, the password of Redis.
 PRIVATE_UMASK = 0o077
-
-
-@dataclass(frozen=True)
-class Options:
-    """Worker processes per lane, whether to simulate the providers, and ports of services."""
-
-    #: None starts one.
-    realtime: int | None
-    #: Per engine; None starts the engine's data_parallel_size.
-    local: int | None
-    #: None starts one.
-    batch: int | None
-    simulate: bool
-    #: None or 0: the port of the last start; at the first start FLOWER_PORT, or with 0 any port.
-    flower_port: int | None = None
-    #: The same for the HTTP API, whose port is at first API_PORT.
-    api_port: int | None = None
-
-    def named(self) -> dict[Lane, int]:
-        """Return the lanes that the command line names, with their processes."""
-        counts: dict[Lane, int | None] = {
-            "realtime": self.realtime,
-            "local": self.local,
-            "batch": self.batch,
-        }
-        return {lane: count for lane, count in counts.items() if count is not None}
-
-    def workers(self) -> dict[Lane, int | None]:
-        """Return the processes to start of each lane."""
-        return {"realtime": 1, "local": None, "batch": 1, **self.named()}
 
 
 class Plan:
@@ -296,45 +262,18 @@ def wait_for_earlier_processes(data_dir: Path, timeout_seconds: float) -> None:
             time.sleep(0.1)
 
 
-def _scale(data_dir: Path, counts: dict[Lane, int]) -> None:
+def _scale(data_dir: Path, chosen: Options) -> None:
     """Scale the fleet that runs on the data folder. Raises ConfigError."""
-    if not counts:
+    if not chosen.named():
         raise ConfigError(
             f"another fleet runs on {data_dir}; stop it first, or set FLEET_DATA_DIR. "
             "`fleet scale realtime=4` changes its workers"
         )
     print(f"A fleet runs on {data_dir}: it is scaled.", flush=True)
-    scale(data_dir, counts, lambda sentence: print(sentence, flush=True))
+    for option in chosen.ignored():
+        print(f"{option} is ignored: it acts when a fleet starts. `fleet stop` stops this one.")
+    scale(data_dir, chosen.named(), lambda sentence: print(sentence, flush=True))
     print("The fleet is scaled.")
-
-
-def options(args: list[str] | None = None) -> Options:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="workers.onebox.up", description=__doc__)
-    for lane, meaning in {
-        "realtime": "worker processes (1)",
-        "local": "worker processes per engine (its data_parallel_size)",
-        "batch": "worker processes (1)",
-    }.items():
-        parser.add_argument(f"--{lane}", type=_count, help=meaning)
-    parser.add_argument(
-        "--simulate", action="store_true", help="simulate the providers even if their keys are set"
-    )
-    for service, port in {"flower": FLOWER_PORT, "api": API_PORT}.items():
-        parser.add_argument(
-            f"--{service}-port",
-            type=int,
-            help="another one if it is taken; 0: any that is free. The default is the port of the "
-            f"last start, at first {port}",
-        )
-    return Options(**vars(parser.parse_args(args)))
-
-
-def _count(text: str) -> int:
-    try:
-        return worker_count(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _announce(plan: Plan, login: FlowerLogin | None) -> None:
@@ -360,7 +299,7 @@ def main() -> None:
     try:
         chosen, machine = options(), settings()
         if not lock(machine.data_dir):
-            _scale(machine.data_dir.resolve(), chosen.named())
+            _scale(machine.data_dir.resolve(), chosen)
             return
         timeout_seconds = machine.drain_timeout + ORPHAN_MARGIN_SECONDS
         wait_for_earlier_processes(machine.data_dir.resolve(), timeout_seconds)
