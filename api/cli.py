@@ -15,6 +15,7 @@ import click
 from api import server
 from api.keys import new_key
 from config.api import DEFAULT_PORT
+from primarch_fleet.cli import values
 from primarch_fleet.cli.terminal import exit_status_of, report
 
 
@@ -58,7 +59,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     serve_command.add_argument(
         "--port",
-        type=int,
+        type=values.port,
         default=DEFAULT_PORT,
         help="default: %(default)s; 0 takes any free port",
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from contextlib import suppress
 from itertools import starmap
 
 from config.settings import redis_url
 from primarch_fleet import Fleet, FleetError
 from primarch_fleet.budgets import Ledger
 from primarch_fleet.cancellation import Canceller
+from primarch_fleet.cli import values
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.contract import LANES
 from primarch_fleet.errors import UnknownRequest
@@ -26,9 +28,12 @@ REPLY_TIMEOUT_SECONDS = 60.0
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `cancel`."""
-    command.add_argument("ids", nargs="*", metavar="ID", help="task or ticket id")
+    command.add_argument("ids", nargs="*", type=values.name, metavar="ID", help="task or ticket id")
     command.add_argument(
-        "--batch", metavar="INTENT", help="a live batch, by its intent or the start of it"
+        "--batch",
+        type=values.name,
+        metavar="INTENT",
+        help="a live batch, by its intent or the start of it",
     )
     command.add_argument(
         "--timeout",
@@ -40,11 +45,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
     filters = command.add_argument_group(
         "filters", "every open request that matches all that are given"
     )
-    filters.add_argument("--tenant", metavar="ID", help="requests of this tenant")
+    for name, metavar, meaning in (
+        ("tenant", "ID", "requests of this tenant"),
+        ("model", "NAME", "requests that name this model"),
+        ("queue", "NAME", "requests that were sent to this queue"),
+        ("user", "ID", "requests with this user_id"),
+    ):
+        filters.add_argument(f"--{name}", type=values.name, metavar=metavar, help=meaning)
     filters.add_argument("--lane", choices=LANES, help="requests on this lane")
-    filters.add_argument("--model", metavar="NAME", help="requests that name this model")
-    filters.add_argument("--queue", metavar="NAME", help="requests that were sent to this queue")
-    filters.add_argument("--user", metavar="ID", help="requests with this user_id")
     filters.add_argument("--state", choices=STATES, help="requests in this state")
     filters.add_argument("--dry-run", action="store_true", help="only count what matches")
 
@@ -132,7 +140,7 @@ def _cancel_batch(prefix: str, timeout: float) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("must be a positive number of seconds")
-    return seconds
+    with suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise argparse.ArgumentTypeError("must be a positive number of seconds")

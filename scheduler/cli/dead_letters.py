@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable
 
+from primarch_fleet.cli import values
 from primarch_fleet.cli.terminal import report
 from primarch_fleet.contract import LANES
 from scheduler.admin import dead_letters as letters
@@ -21,7 +22,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("verb", choices=["list", *LETTER_VERBS])
     _add_choice(command)
     command.add_argument(
-        "--limit", type=int, default=letters.LISTED, help="of the list; default: %(default)s"
+        "--limit",
+        type=values.positive,
+        default=letters.LISTED,
+        metavar="N",
+        help="of the list; default: %(default)s",
     )
 
 
@@ -32,10 +37,14 @@ def add_retry_options(command: argparse.ArgumentParser) -> None:
 
 def _add_choice(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "ids", nargs="*", metavar="ID", help="a dead letter's, from the list, or its task's"
+        "ids",
+        nargs="*",
+        type=values.name,
+        metavar="ID",
+        help="a dead letter's, from the list, or its task's",
     )
     for name in ("kind", "queue", "task", "tenant", "model"):
-        command.add_argument(f"--{name}", help=f"those with this {name}")
+        command.add_argument(f"--{name}", type=values.name, help=f"those with this {name}")
     command.add_argument("--lane", choices=LANES, help="those of this lane's queues")
     command.add_argument("--all", action="store_true", help="all dead letters")
 

@@ -15,13 +15,14 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn
 
 from config.fleet import fleet_config
 from config.log_format import log_to_stderr
 from config.settings import redis_url
 from primarch_fleet import Fleet
+from primarch_fleet.cli import values
 from primarch_fleet.cli.terminal import exit_status_of, report
 from scheduler.admin.cost_report import DIMENSIONS, CostSummary, read_costs
 from scheduler.admin.deployments import as_json, as_table, read_deployments
@@ -43,6 +44,7 @@ from scheduler.cli.stop import stop
 from scheduler.cli.terminal import print_report
 from scheduler.cli.views import queues, status, workers
 from scheduler.store.store import Store
+from workers.observability.cost_recorder import KEPT_DAYS
 
 #: Between two reads of the live batches by `drain`.
 FOLLOW_INTERVAL_SECONDS = 1.0
@@ -74,6 +76,8 @@ def costs(options: argparse.Namespace) -> int:
     first = options.first or last - timedelta(DEFAULT_REPORT_DAYS - 1)
     if first > last:
         return report("costs: the first day must not be after the last day", 2)
+    if (last - first).days >= KEPT_DAYS:
+        return report(f"costs: costs are kept for {KEPT_DAYS} days; write a shorter period", 2)
     rows = with_redis(lambda client: read_costs(client, first, last))
     summary = CostSummary.of(first, last, options.by, rows)
     targets = fleet_config().targets
@@ -169,7 +173,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     webhook_command = add(webhook)
     webhook_command.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     webhook_command.add_argument(
-        "--port", type=int, default=8780, help="default: %(default)s; 0 takes any free port"
+        "--port",
+        type=values.port,
+        default=8780,
+        metavar="PORT",
+        help="default: %(default)s; 0 takes any free port",
     )
     return parser
 
@@ -178,14 +186,14 @@ def _add_costs_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--from",
         dest="first",
-        type=date.fromisoformat,
+        type=values.day,
         metavar="DATE",
         help=f"the first day, in UTC; default: a report of {DEFAULT_REPORT_DAYS} days",
     )
     command.add_argument(
         "--to",
         dest="last",
-        type=date.fromisoformat,
+        type=values.day,
         metavar="DATE",
         help="the last day, in UTC; default: today",
     )

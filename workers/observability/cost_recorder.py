@@ -43,7 +43,7 @@ FLUSH_INTERVAL_SECONDS = 1.0
 #: Time for one write.
 TIMEOUT_SECONDS = 2.0
 #: A day is kept for a year and a month after its last write.
-DAY_TTL_SECONDS = 400 * 86_400
+KEPT_DAYS = 400
 #: A write is remembered for longer than a batch is retried, so that its repetitions are ignored:
 #: the last one of each worker, and each dropped answer of a batch.
 ADDITION_TTL_SECONDS = 7 * 86_400
@@ -235,7 +235,7 @@ class RedisCostRecorder:
     async def _write(self, addition: _Addition) -> None:
         keys = [day_key(addition.day), f"fleet:costs:additions:{addition.source}"]
         ids = [addition.id, addition.finished]
-        arguments = [DAY_TTL_SECONDS, ADDITION_TTL_SECONDS, *ids, *addition.fields()]
+        arguments = [KEPT_DAYS * 86_400, ADDITION_TTL_SECONDS, *ids, *addition.fields()]
         await _ADD_COSTS.run(self._redis, keys, arguments)
 
     async def _flush_repeatedly(self) -> None:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from config.api import DEFAULT_PORT as API_PORT
+from primarch_fleet.cli import values
 from primarch_fleet.contract import Lane
 from primarch_fleet.errors import ConfigError
 from workers.onebox.lane_workers import worker_count
@@ -71,7 +72,7 @@ def options(args: list[str] | None = None) -> Options:
     for service, port in {"flower": FLOWER_PORT, "api": API_PORT}.items():
         parser.add_argument(
             f"--{service}-port",
-            type=int,
+            type=values.port,
             help="another one if it is taken; 0: any that is free. The default is the port of the "
             f"last start, at first {port}",
         )

@@ -24,6 +24,7 @@ from primarch_fleet.batch_file.output_file import (
 )
 from primarch_fleet.batch_file.run import LARGE_WINDOW, SMALL_WINDOW, BatchRun, default_window
 from primarch_fleet.batch_file.stored_results import StoredResults
+from primarch_fleet.cli import values
 from primarch_fleet.cli.address import find_fleet
 from primarch_fleet.cli.batch.estimate import Estimate, estimate_run, sample_step
 from primarch_fleet.cli.terminal import ProgressDisplay, print_json, report
@@ -79,7 +80,7 @@ def add_to(commands: Any) -> None:
     )
     command.add_argument(
         "--window",
-        type=_positive,
+        type=values.positive,
         metavar="N",
         help=f"most requests in the fleet; default: {LARGE_WINDOW} on the lanes batch and auto, "
         f"else {SMALL_WINDOW}",
@@ -217,9 +218,3 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
 
 def _window(options: argparse.Namespace) -> int:
     return options.window or default_window(options.lane)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return int(text)

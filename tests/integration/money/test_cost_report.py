@@ -170,7 +170,12 @@ async def test_the_cli_shows_costs_and_savings(opened: OpenBench) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [("--by", "colour"), ("--from", "soon"), ("--from", "2026-11-26", "--to", "2026-11-25")],
+    [
+        ("--by", "colour"),
+        ("--from", "soon"),
+        ("--from", "2026-11-26", "--to", "2026-11-25"),
+        ("--from", "0001-01-01"),
+    ],
 )
 async def test_the_cli_refuses_wrong_arguments(wrong: Any, opened: OpenBench) -> None:
     async with opened() as b:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from primarch_fleet.cli import values
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.clock import Clock, SystemClock, VirtualClock
 from workers.onebox.simulator.control_routes import one_line
@@ -49,7 +50,9 @@ async def _serve(app: App, host: str, port: int) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.onebox.simulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="port to listen on; 0: any free port")
+    parser.add_argument(
+        "--port", type=values.port, default=0, help="port to listen on; 0: any free port"
+    )
     parser.add_argument("--profile", type=Path, help="JSON file with a profile")
     parser.add_argument(
         "--virtual-clock", action="store_true", help="advance time only on POST /simulator/clock"
