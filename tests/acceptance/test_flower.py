@@ -106,6 +106,9 @@ def test_consumers_are_cancelled_and_added(up: Up, workers: dict[str, str], lane
     for action in ("cancel-consumer", "add-consumer"):
         reply = up.flower(f"/api/worker/queue/{action}/{worker}?queue={queue}", {})
         assert queue in json.loads(reply)["message"]
+        reply = up.flower(f"/api/worker/queue/{action}/{worker}?queue=misspelt", {})
+        assert reply.startswith("403")
+        assert f"takes tasks only from {queue}" in reply
 
 
 @pytest.mark.parametrize("terminate", ["true", "false"])

@@ -13,6 +13,7 @@ from celery.worker import control
 
 _celery: Any = control
 _add_consumer, _autoscale = _celery.add_consumer, _celery.autoscale
+_cancel_consumer = _celery.cancel_consumer
 _disable_events, _time_limit = _celery.disable_events, _celery.time_limit
 
 
@@ -37,10 +38,22 @@ def time_limit(state: Any, task_name: str | None = None, **limits: Any) -> Any:
 @wraps(_add_consumer)
 def add_consumer(state: Any, queue: str, **options: Any) -> Any:
     """Take tasks from a queue again; refuse a queue of another lane."""
+    return _other_lane(state, queue) or _add_consumer(state, queue, **options)
+
+
+@control.control_command(args=[("queue", str)], signature="<queue>", help=_cancel_consumer.__doc__)
+@wraps(_cancel_consumer)
+def cancel_consumer(state: Any, queue: str, **options: Any) -> Any:
+    """Take no more tasks from a queue; refuse a queue that the worker never takes tasks from."""
+    return _other_lane(state, queue) or _cancel_consumer(state, queue, **options)
+
+
+def _other_lane(state: Any, queue: str) -> dict[str, str] | None:
+    """Return the refusal of a queue of another lane, or of a misspelt one."""
     own = state.app.conf.get("fleet_queues")
     if own and queue not in own:
         return {"error": f"this worker takes tasks only from {', '.join(own)}"}
-    return _add_consumer(state, queue, **options)
+    return None
 
 
 @control.control_command(
