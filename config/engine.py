@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from config.endpoints import endpoints
 from config.price import Price, Priced
+from config.section import Name
 from primarch_fleet.catalogue import Offer
 from primarch_fleet.prices import Rates
 from primarch_fleet.prompt_size import MediaTokens
@@ -26,7 +27,7 @@ class EngineConfig(Priced):
     #: What the model does: `chat` answers conversations, `embedding` returns vectors.
     kind: Literal["chat", "embedding"] = "chat"
     #: The name that producers use.
-    model: str
+    model: Name
     #: `vllm`, or `simulated`: answers without a model, as every receipt says.
     engine: Literal["vllm", "simulated"]
     #: What vLLM loads: a folder or a Hugging Face name.

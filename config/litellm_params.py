@@ -371,7 +371,8 @@ def refuse_literal_secrets(values: Any) -> None:
 
 def secret_message(paths: Iterable[str]) -> str:
     """Return what to do about secrets that are written out."""
+    places = ", ".join(filter(None, paths))
     return (
-        f"{', '.join(paths)}: a secret; write {ENVIRONMENT_PREFIX}NAME and set the variable NAME: "
-        "this file must not hold keys"
+        f"{places}{': ' if places else ''}a secret; write {ENVIRONMENT_PREFIX}NAME and set the "
+        "variable NAME: this file must not hold keys"
     )

@@ -20,14 +20,14 @@ from config.litellm_params import (
 )
 from config.media_tokens import media_tokens
 from config.price import Priced
-from config.section import Section, Values
+from config.section import Name, Section, Values
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.prompt_size import MediaTokens
 from primarch_fleet.requests.base import JsonObject
 
 
 def _require_environment_reference(value: str) -> str:
-    if not value.startswith(ENVIRONMENT_PREFIX):
+    if not value.startswith(ENVIRONMENT_PREFIX) or value == ENVIRONMENT_PREFIX:
         raise ValueError(
             f"write {ENVIRONMENT_PREFIX}NAME and set the variable NAME; "
             "this file must not hold keys"
@@ -148,9 +148,9 @@ class Deployment(Priced):
     """
 
     #: Unique name of the deployment. It is in receipts, and cooldowns in Redis are stored by it.
-    id: str
+    id: Name
     #: The name that producers use. Several deployments may serve one model.
-    model: str
+    model: Name
     #: The key of the account in `providers`.
     provider: str
     #: The provider's name for the model.
@@ -221,6 +221,13 @@ def call_params(provider: Provider, deployment: Deployment) -> Values:
     except ConfigError as error:
         raise ConfigError(f"deployments.{deployment.id}: {error}") from None
     params = {"model": f"{provider.litellm_provider}/{deployment.upstream}", **account, **own}
+    base_url = params.get("api_base")
+    if base_url is not None and not str(base_url).startswith(("https://", "http://")):
+        place = deployment.id if "api_base" in own else deployment.provider
+        section = "deployments" if "api_base" in own else "providers"
+        raise ConfigError(
+            f"{section}.{place}: api_base: write a URL that begins with https:// or http://"
+        )
     if key := missing_key(provider.litellm_provider, params, deployment.kind):
         instead = "" if key == "api_key" else f", or set {key}"
         raise ConfigError(

@@ -102,6 +102,27 @@ def changed(old: str, new: str) -> str:
             "",
             "",
         ),
+        (
+            changed("aggregate_interval: 5", "aggregate_interval: .inf"),
+            ".inf",
+            "batch.aggregate_interval: Input should be a finite number",
+        ),
+        (changed("id: openai-gpt-4o-mini", 'id: ""'), 'id: ""', "deployments.1.id: write a name"),
+        (
+            changed("model: smollm2-135m", 'model: "a\\nb"'),
+            'model: "a',
+            "engines.0.model: write a name on one line",
+        ),
+        (
+            changed("os.environ/OPENAI_API_KEY", "os.environ/"),
+            "api_key: os.environ/",
+            "providers.openai.api_key: write os.environ/NAME",
+        ),
+        (
+            changed("os.environ/OPENAI_BASE_URL", "https://me:secret@example.org/v1"),
+            "me:secret",
+            "providers.openai.api_base: a secret; write os.environ/NAME",
+        ),
         (changed("  timeout: 60", "  timeout: [60"), "cooldown_time", "no YAML"),
         (SHIPPED + "api: {x: 2027-02-30}\n", "api: {x", "not a valid timestamp"),
         (SHIPPED + "api: {x: 2027-01-01T00:00:00+99:00}\n", "api: {x", "not a valid timestamp"),

@@ -40,6 +40,10 @@ def test_the_command_checks_the_environment_and_says_so_by_its_exit_status(
     )
     assert run(*command, OPENAI_API_KEY="sk-1").returncode == 0
     assert run(*command, "--without-environment").returncode == 0
+    for base_url in ("localhost:8000/v1", "ftp://example.org"):
+        wrong = run(*command, OPENAI_API_KEY="sk-1", OPENAI_BASE_URL=base_url)
+        assert "providers.openai: api_base: write a URL that begins with https://" in wrong.stderr
+        assert wrong.returncode == 1
     path = tmp_path / "mine.yaml"
     path.write_text(SHIPPED + "surprise: 1\n")
     wrong = run(*command, str(path), "--json", OPENAI_API_KEY="sk-1")
