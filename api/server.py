@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
 import uvicorn
-from prometheus_client import start_http_server
 
 from api.app import build_app
 from api.batches.runner import BatchRunner
@@ -26,6 +25,7 @@ from primarch_fleet import AsyncFleet
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once_async
 from tasks import garbage_collection
+from workers.observability.metrics_server import start_metrics_server
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
     """
     log_to_stderr()
     config = server_config(host, port, KeyFile(settings().config), redis_url(), batches=batches)
-    metrics, _ = start_http_server(settings().metrics_port, settings().metrics_host)
+    metrics = start_metrics_server()
     logger.info(
         "metrics at http://%s:%s/metrics",
         *metrics.server_address[:2],

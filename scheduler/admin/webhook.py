@@ -18,16 +18,16 @@ import openai
 import redis
 from aiohttp import web
 from celery import Celery
-from prometheus_client import Counter, start_http_server
+from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from config.fleet import FleetConfig
-from config.settings import settings
 from config.webhook_secrets import read_secrets
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import ConfigError, FleetUnavailable
 from primarch_fleet.results import reachable
 from scheduler.store.store import Store
+from workers.observability.metrics_server import start_metrics_server
 
 logger = logging.getLogger(__name__)
 
@@ -188,6 +188,7 @@ async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:
 
     Raises:
         OSError: The port is taken.
+        ConfigError: The port of the metrics is.
     """
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -196,7 +197,7 @@ async def serve(webhooks: WebhookReceiver, host: str, port: int) -> None:
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
-        metrics, _ = start_http_server(settings().metrics_port, settings().metrics_host)
+        metrics = start_metrics_server()
         logger.info(
             "webhooks at http://%s:%s, metrics at http://%s:%s/metrics",
             *runner.addresses[0][:2],

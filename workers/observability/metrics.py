@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from prometheus_client import Counter, Histogram, make_wsgi_app, start_http_server
+from prometheus_client import Counter, Histogram, make_wsgi_app
 
-from config.settings import settings
 from primarch_fleet.contract import Receipt
 from primarch_fleet.money import to_dollars
 from tasks import services
 from tasks.provider_errors import Fault
 from workers.observability.health import with_health
+from workers.observability.metrics_server import start_metrics_server
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,9 @@ def serve() -> None:
     """Serve this worker's metrics, and its health at `/health`.
 
     Raises:
-        OSError: FLEET_METRICS_PORT is taken.
+        ConfigError: FLEET_METRICS_PORT is taken.
     """
-    server, _ = start_http_server(settings().metrics_port, settings().metrics_host)
+    server = start_metrics_server()
     server.set_app(with_health(make_wsgi_app()))
     host, port = server.server_address[:2]
     logger.info(

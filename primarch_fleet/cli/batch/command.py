@@ -70,7 +70,9 @@ def add_to(commands: Any) -> None:
     command.add_argument(
         "--lane", choices=["auto", *LANES], default="batch", help="default: %(default)s"
     )
-    command.add_argument("--tenant", default="default", metavar="NAME", help="who pays")
+    command.add_argument(
+        "--tenant", type=values.name, default="default", metavar="NAME", help="who pays"
+    )
     command.add_argument(
         "--run",
         dest="run_name",

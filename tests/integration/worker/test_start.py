@@ -44,6 +44,21 @@ def test_a_worker_that_starts_before_redis_waits_for_it_and_can_be_stopped(
             server.kill()
 
 
+def test_a_worker_whose_metrics_port_is_taken_ends_with_one_message(
+    start_worker: StartWorker, store: redis.Redis, valkey_url: str, tmp_path: Path
+) -> None:
+    taken = str(store.connection_pool.connection_kwargs["port"])
+    env = {"FLEET_REDIS_URL": valkey_url, "FLEET_DATA_DIR": str(tmp_path)}
+    with start_worker(
+        "taken", app=LOCAL, env=env | {"FLEET_METRICS_PORT": taken}, wait=False
+    ) as worker:
+        assert worker.process.wait(60) == 1
+        log = worker.log.read_text()
+    assert f"FLEET_METRICS_PORT: no metrics can be served at 127.0.0.1:{taken}: " in log
+    assert "action=lane_start_failed\n" in log
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize(
     ("login", "database", "reason"),
     [
