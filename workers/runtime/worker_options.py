@@ -44,6 +44,11 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
         "process or container",
     ),
     (
+        lambda worker: min(worker.time_limit or 0, worker.soft_time_limit or 0) < 0,
+        "--time-limit/--soft-time-limit: below 0, each task would fail as it starts. For no limit, "
+        "leave the option out",
+    ),
+    (
         lambda worker: worker.options.get("beat"),
         "-B/--beat: beat runs on its own, once for the fleet: celery -A scheduler.beat beat",
     ),

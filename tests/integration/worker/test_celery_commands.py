@@ -260,6 +260,7 @@ def options(**changes: Any) -> Any:
         "max_tasks_per_child": None,
     }
     plain |= {"max_memory_per_child": None, "options": {}, "app": app}
+    plain |= {"time_limit": 20.0, "soft_time_limit": None}
     return SimpleNamespace(**plain | changes)
 
 
@@ -277,6 +278,8 @@ FOREIGN = SimpleNamespace(
         ({"max_tasks_per_child": 5}, "--max-tasks-per-child"),
         ({"max_memory_per_child": 5}, "--max-memory-per-child"),
         ({"options": {"beat": True}}, "--beat"),
+        ({"time_limit": -1.0}, "--time-limit"),
+        ({"soft_time_limit": -1.0}, "--soft-time-limit"),
         ({"app": FOREIGN}, "--queues"),
     ],
 )
