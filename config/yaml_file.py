@@ -17,6 +17,12 @@ from primarch_fleet.validation import Location, dotted_path, explanations
 #: The key that merges another mapping; it may stand there several times.
 _MERGE = "<<"
 _WORD = re.compile(r"[\w./:-]+")
+#: What to write where a value has the wrong form, by pydantic's kind of problem.
+_ADVICE = {
+    "model_type": "write keys with their values",
+    "dict_type": "write keys with their values",
+    "list_type": "write a list: `- ` before each entry",
+}
 #: What PyYAML raises for a value that is none of its type, such as a 30th of February.
 _NO_VALUE = (ArithmeticError, AttributeError, LookupError, ValueError)
 
@@ -88,7 +94,9 @@ class YamlFile:
         reports = []
         for location, kind, message in explanations(error):
             unknown = kind == "extra_forbidden"
-            text = f"unknown key{_nearest_key(section, location)}" if unknown else message
+            text = _ADVICE.get(kind, message)
+            if unknown:
+                text = f"unknown key{_nearest_key(section, location)}"
             reports.append(self.report(location, text))
         return list(dict.fromkeys(reports))
 

@@ -157,6 +157,23 @@ def test_a_file_without_an_end_is_a_problem_of_the_file(tmp_path: Path, text: st
     assert problems(path, environment=False) == [f"{path}: nested too deeply"]
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", ": write keys with their values"),
+        ("routing: x\n", ":1: routing: write keys with their values"),
+        ("tenants: []\n", ":1: tenants: write keys with their values"),
+        ("engines: {}\n", ":1: engines: write a list: `- ` before each entry"),
+    ],
+)
+def test_a_value_of_the_wrong_form_is_reported_with_what_to_write(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    assert problems(path, environment=False) == [f"{path}{problem}"]
+
+
 def test_each_problem_has_its_own_line_and_no_secret(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     text = changed("api_key: os.environ/OPENAI_API_KEY", "api_key: sk-secret")
