@@ -19,7 +19,7 @@ from celery.backends.redis import RedisBackend
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from primarch_fleet.primary_connection import primary_class
+from primarch_fleet.primary_connection import NotPrimary, primary_class
 from primarch_fleet.queues import purge
 from primarch_fleet.redis_url import normalized
 
@@ -86,6 +86,16 @@ class PrimaryChannel(kombu_redis.Channel):
     connection_class = primary_class(redis.Connection)
     connection_class_ssl = primary_class(redis.SSLConnection)
     conn_or_acquire: Any
+
+    def _receive_one(self, client: Any) -> Any:
+        """Deliver a broadcast. Raises NotPrimary if the server has refused writes meanwhile.
+
+        redis-py would connect again here, and then wait for what this channel has not subscribed.
+        """
+        if client.connection.is_outdated:
+            client.connection.disconnect()
+            raise NotPrimary("Redis has refused writes on an older connection")
+        return super()._receive_one(client)  # type: ignore[misc]
 
     def _purge(self, queue: str) -> int:
         """Drop the messages of a queue, also those that workers have sorted by tenant."""

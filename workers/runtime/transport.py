@@ -279,7 +279,7 @@ class Channel(PrimaryChannel):
     def _receive_one(self, client: Any) -> bool:
         """Deliver a broadcast: a control command or an event; keep a bad one as a dead letter."""
         try:
-            return bool(super()._receive_one(client))  # type: ignore[misc]
+            return bool(super()._receive_one(client))
         except REDIS_ERRORS:
             raise
         except Empty:
