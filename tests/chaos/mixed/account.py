@@ -233,7 +233,8 @@ class Account:
         """Yield of each follow-up its name and request, and how often: expected, sent, run.
 
         "Run" is how often its request began to run: a worker that dies after it has sent the
-        follow-up, and before it has acknowledged the message, leaves both to the next worker.
+        follow-up, and before it has acknowledged the message, leaves both to the next worker. The
+        body of a chord is sent once, however often its parts run.
         """
         parts: defaultdict[str, list[Request]] = defaultdict(list)
         for one in self.sent:
@@ -244,7 +245,7 @@ class Account:
             success = all(one.outcome == "ok" for one in ones)
             for kind, name, by_success in FOLLOW_UPS:
                 if kind == ones[0].kind:
-                    runs = max(len(one.calls) for one in ones)
+                    runs = 1 if kind == "chord" else max(len(one.calls) for one in ones)
                     sent = self.rest.follow_ups[name, marker]
                     yield f"{name} of {marker}", int(success is by_success), sent, runs
 

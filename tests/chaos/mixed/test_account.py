@@ -34,7 +34,7 @@ class Journals:
         self.producer("intent", kind=kind, lane=lane)
 
     def producer(self, event: str, **fields: Any) -> None:
-        self._write("producer-p", event, marker="p-1", **fields)
+        self._write("producer-p", event, **({"marker": "p-1"} | fields))
 
     def provider(self, event: str, **fields: Any) -> None:
         self._write("provider", event, **({"marker": "p-1"} | fields))
@@ -128,6 +128,18 @@ def test_a_link_is_sent_once_for_each_run_at_most_and_never_lost(
     found = Counter({(f"chaos.{name}", "p-1"): sent})
     account = journals.account(Rest(**{**vars(NOTHING), "follow_ups": found}))
     assert (bool(account.wrong_follow_ups()), account.repeated_follow_ups()) == expected
+
+
+def test_the_body_of_a_chord_is_sent_once_however_often_its_parts_run(tmp_path: Path) -> None:
+    journals = Journals(tmp_path, "chord")
+    journals.producer("sent", marker="p-1-realtime", id="i")
+    for _ in range(2):
+        journals.provider("call", marker="p-1-realtime", key="k")
+    journals.producer("outcome", marker="p-1-realtime", id="i", outcome="ok")
+    for sent in (1, 2):
+        found = Counter({("chaos.joined", "p-1"): sent})
+        account = journals.account(Rest(**{**vars(NOTHING), "follow_ups": found}))
+        assert len(account.wrong_follow_ups()) == sent - 1
 
 
 def test_a_receipt_is_the_charge_of_its_answer(tmp_path: Path) -> None:
