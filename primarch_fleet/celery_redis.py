@@ -111,6 +111,17 @@ class PatientChannel(PrimaryChannel):
 
     connection_class = primary_class(redis.Connection, waits_for_memory=True)
     connection_class_ssl = primary_class(redis.SSLConnection, waits_for_memory=True)
+    connection: Any
+
+    def basic_publish(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish a message. Raises redis.ConnectionError on a closed channel.
+
+        kombu publishes on such a channel if the connection is lost while it declares the queue. It
+        repeats what fails with this error, on a new channel.
+        """
+        if self.connection is None:
+            raise redis.ConnectionError("the channel is closed")
+        return super().basic_publish(*args, **kwargs)
 
 
 class PrimaryTransport(kombu_redis.Transport):

@@ -22,10 +22,10 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
 from primarch_fleet import redis_support
-from primarch_fleet.celery_redis import PatientChannel
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.redis_url import normalized
 from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
+from workers.runtime.publishing import PublishingChannel, ends_chord
 
 SENT = PREFIX + "sent:"
 PUSH_ONCE = LuaScript.load(Path(__file__).parent.parent / "store" / "lua" / "push_once.lua")
@@ -48,17 +48,14 @@ def publish_once(task_id: str) -> Iterator[None]:
         _marks.reset(token)
 
 
-class Channel(PatientChannel):
+class Channel(PublishingChannel):
     """kombu's Redis channel, which publishes each message of a `publish_once` block once."""
 
-    # Private attributes of kombu's Channel.
-    _q_for_pri: Any
-    _get_message_priority: Any
-    pool: Any
+    pool: Any  # an attribute of kombu's that it does not document
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         marks = _marks.get()
-        if marks is None:
+        if marks is None or ends_chord():  # by which lane the chord ends is not known
             super()._put(queue, message, **kwargs)
             return
         priority = self._get_message_priority(message, reverse=False)

@@ -21,13 +21,24 @@ from redis.retry import Retry
 
 from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import LuaScript
-from workers.runtime.scripts import CHORD_EXTEND, CHORD_RELEASE
+from workers.runtime.publishing import PUBLISHED, publishing_of_chord
+from workers.runtime.scripts import CHORD_EXTEND, CHORD_PUBLISHED, CHORD_RELEASE
 
 Script = Callable[..., Any]
 
+#: Seconds for which it is known what was published of a chord that does not expire itself.
+CHORD_TTL_SECONDS = 3 * 86_400
+
 
 class _Join:
-    """What is known of one join."""
+    """What is known of one join.
+
+    Args:
+        group: The id of the chord's header.
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
 
     #: Whether Redis has started again, and may have lost what the join has written.
     is_undone = False
@@ -57,6 +68,7 @@ class ChordJoins(PrimaryBackend):
 
     # Attributes of Celery's that it does not document.
     retry_policy: dict[str, Any]
+    chord_expires: int | None
     app: Celery
     url: str
 
@@ -67,17 +79,18 @@ class ChordJoins(PrimaryBackend):
         max_retries = policy["max_retries"]
         self.connparams["retry"] = Retry(backoff, -1 if max_retries is None else max_retries)
 
-    def on_chord_part_return(self, *args: Any, **kwargs: Any) -> Any:
+    def on_chord_part_return(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Count a finished part of a chord; the last part publishes the chord's body.
 
         Counting a part again changes nothing. The body may be published twice only if Redis goes
         back while it is published.
         """
         while True:
-            join = _Join()
+            join = _Join(str(request.group))
             token = _current.set(join)
             try:
-                result = PrimaryBackend.on_chord_part_return(self, *args, **kwargs)
+                with publishing_of_chord(join.group, self.chord_expires or CHORD_TTL_SECONDS):
+                    result = PrimaryBackend.on_chord_part_return(self, request, *args, **kwargs)
             finally:
                 _current.reset(token)
             if not join.is_undone:
@@ -88,6 +101,7 @@ class ChordJoins(PrimaryBackend):
         """The scripts of a join, which a server knows only from this process."""
         texts = _CeleryScripts(app=self.app, url=self.url).texts()
         texts["extend"] = CHORD_EXTEND.text
+        texts["clean"] = CHORD_PUBLISHED.text + texts["clean"]
         return {
             name: LuaScript(f"{text}\n-- {uuid.uuid4().hex}\n", f"chord_{name}")
             for name, text in texts.items()
@@ -128,7 +142,7 @@ class ChordJoins(PrimaryBackend):
     @functools.cached_property
     def _chord_cleanup_script(self) -> Script:
         def clean(keys: list[Any], args: list[Any], client: Any) -> Any:
-            return self._run("clean", client, keys, args)
+            return self._run("clean", client, [*keys, PUBLISHED + _current.get().group], args)
 
         return clean
 

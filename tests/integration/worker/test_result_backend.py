@@ -6,7 +6,6 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,25 +23,9 @@ from primarch_fleet.reservations import ReservationRequest
 from tests.support.closed_backends import closed_backends
 from tests.support.redis_server import RedisServer
 from tests.support.relay import Relay, relay
+from tests.support.worker_app import worker_app
 from workers.runtime.result_backend import WorkerResultBackend, backend_url
 from workers.runtime.scripts import CHORD_EXTEND
-
-
-@contextmanager
-def worker_app(broker_url: str, results_url: str) -> Iterator[Celery]:
-    """A worker's app that is not the current app."""
-    backend = backend_url(results_url)
-    with Celery("worker", broker=broker_url, backend=backend, set_as_current=False) as app:
-        app.conf.update(result_expires=600, result_failure_expires=60)
-        app.conf.update(
-            result_backend_thread_safe=True,
-            result_backend_always_retry=True,
-            result_backend_transport_options={
-                "retry_policy": {"max_retries": None, "interval_start": 0.1, "interval_max": 0.5}
-            },
-        )
-        with closed_backends(app):
-            yield app
 
 
 @pytest.fixture

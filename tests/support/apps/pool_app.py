@@ -16,11 +16,11 @@ from kombu.asynchronous import get_event_loop
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from primarch_fleet import celery_redis
 from tasks.base import AsyncTask
 from workers.runtime import (
     commands,  # noqa: F401 - as in a lane's worker
     decompression,  # noqa: F401 - the same
+    publishing,
     result_backend,
     transport,
     worker_options,  # noqa: F401 - as in a lane's worker
@@ -29,7 +29,7 @@ from workers.runtime import (
 URL = os.environ["FLEET_TEST_URL"]
 _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 
-celery_redis.use_in_this_process()
+publishing.use_in_this_process()
 app = Celery("pool_app", task_cls=AsyncTask)
 app.conf.update(
     broker_url=URL,

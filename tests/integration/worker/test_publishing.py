@@ -1,0 +1,109 @@
+"""What a worker publishes is published once: whichever reply is lost, whichever worker dies."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
+
+import pytest
+import redis
+from celery import Celery, group
+from celery.app.task import Context
+from kombu.transport import redis as kombu_redis
+
+from scheduler.completion.publish_once import publish_once, publish_through
+from tests.support.relay import Relay, relay
+from tests.support.worker_app import worker_app
+from workers.runtime.publishing import PUBLISHED, PublishingChannel
+
+
+@pytest.fixture
+def broker(valkey_url: str) -> Iterator[Relay]:
+    """A relay of each test's own: kombu shares connections by their URL."""
+    with relay(valkey_url) as broker:
+        yield broker
+
+
+@pytest.fixture
+def app(broker: Relay, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    monkeypatch.setattr(kombu_redis.Transport, "Channel", PublishingChannel)
+    with worker_app(broker.url, valkey_url) as app:
+        yield app
+
+
+@pytest.mark.parametrize("is_declared", [False, True])
+def test_a_message_is_published_once_whichever_reply_is_lost(
+    app: Celery, broker: Relay, store: redis.Redis, is_declared: bool
+) -> None:
+    app.send_task("first", queue="queue")
+    number = 0
+    while number == 0 or broker.all_lost:
+        queue = "queue" if is_declared else f"queue-{number}"
+        store.delete(queue)
+        broker.lose_replies(after=number)
+        for _ in range(2):
+            app.send_task("link", queue=queue)
+        assert store.llen(queue) == 2, f"after command {number}"
+        number += 1
+    assert number > 2, "the commands that publish"
+    assert all(0 < store.ttl(key) <= 86_400 for key in store.keys(f"{PUBLISHED}*"))
+
+
+def test_a_message_for_several_queues_is_published_to_each(app: Celery, store: redis.Redis) -> None:
+    with app.connection_for_write() as connection:
+        exchange = "several"
+        for queue in ("one", "two"):
+            channel: Any = connection.default_channel
+            channel.queue_declare(queue)
+            channel.exchange_declare(exchange)
+            channel.queue_bind(queue, exchange, "key")
+        app.send_task("task", exchange=exchange, routing_key="key", connection=connection)
+    assert (store.llen("one"), store.llen("two")) == (1, 1)
+
+
+@pytest.mark.parametrize("is_group", [False, True])
+@pytest.mark.parametrize("lanes", ["realtime, realtime", "realtime, batch", "batch, realtime"])
+@pytest.mark.parametrize("moment", ["before the body", "after the body"])
+def test_a_chords_body_is_published_once_though_its_publisher_dies(
+    app: Celery, store: redis.Redis, lanes: str, moment: str, is_group: bool
+) -> None:
+    chord, part = str(uuid.uuid4()), str(uuid.uuid4())
+    task = partial(app.signature, "body", app=app, queue="bodies")
+    body: Any = group([task(task_id="1"), task(task_id="2")], app=app) if is_group else task()
+    request = Context(id=part, group=chord, group_index=0, chord=dict(body))
+    app.backend.set_chord_size(chord, 1)
+    first, second = lanes.split(", ")
+
+    def end_part(lane: str) -> None:
+        if lane == "batch":
+            publish_through(app)
+        with publish_once(part) if lane == "batch" else nullcontext():
+            app.backend.mark_as_done(part, "the result", request=request)
+
+    child = os.fork()
+    if not child:
+        backend, amqp = cast(Any, app.backend), cast(Any, app.amqp)
+        if moment == "before the body":
+            amqp._retry_publish = lambda *_: os._exit(9)
+        else:
+            vars(backend.chords)["_chord_cleanup_script"] = lambda **_: os._exit(9)
+        end_part(first)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9
+    (claim,) = store.keys(f"*{chord}.c")
+    store.delete(claim)  # as its time to live does
+    for _ in range(2):
+        end_part(second)
+        messages = [json.loads(text) for text in store.lrange("bodies", 0, -1)]
+        assert len(messages) == 1 + is_group
+    for message in messages:
+        arguments, _, _ = json.loads(base64.b64decode(message["body"]))
+        assert arguments == [["the result"]]
+    assert all(0 < store.ttl(key) <= 86_400 for key in store.keys(f"{PUBLISHED}*"))

@@ -1,0 +1,112 @@
+"""Publishes what a worker sends once: retries, links, chains, errbacks and the bodies of chords.
+
+kombu repeats a publish whose reply is lost. The server may have executed it, so the message would
+wait twice. Here the messages of a thread are numbered, and a script pushes a message only if its
+number was not pushed before. The messages by which a chord ends have numbers of their own, which
+all workers share: the next worker sends what a killed one has not sent.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
+
+from primarch_fleet.celery_redis import PatientChannel
+from workers.runtime.scripts import PUBLISH
+
+#: The keys of sequences: how many messages of each were pushed.
+PUBLISHED = "fleet:published:"
+#: Seconds for which the sequence of a thread is remembered: longer than a publish is repeated.
+THREAD_TTL_SECONDS = 86_400
+#: The property of a message, while it is published, that has its place in a sequence, by queue.
+_PLACES = "fleet_places"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The place of a message in a sequence."""
+
+    key: str
+    number: int
+    ttl_seconds: int
+
+
+class _Sequence:
+    """Numbers messages."""
+
+    def __init__(self, name: str, ttl_seconds: int) -> None:
+        self._last = _Place(PUBLISHED + name, 0, ttl_seconds)
+
+    def next(self) -> _Place:
+        self._last = replace(self._last, number=self._last.number + 1)
+        return self._last
+
+
+class _OfThread(threading.local):
+    """The sequence of each thread."""
+
+    def __init__(self) -> None:
+        self.sequence = _Sequence(uuid.uuid4().hex, THREAD_TTL_SECONDS)
+
+
+_of_thread = _OfThread()
+#: The sequence of the chord that ends in this context.
+_of_chord: ContextVar[_Sequence | None] = ContextVar("sequence_of_chord", default=None)
+
+
+@contextmanager
+def publishing_of_chord(group: str, ttl_seconds: int) -> Iterator[None]:
+    """Skip, within the block, messages that another block for the same chord has published.
+
+    Messages are identified by their order in the block.
+
+    Args:
+        group: The id of the chord's header.
+        ttl_seconds: How long to remember it.
+    """
+    token = _of_chord.set(_Sequence(group, ttl_seconds))
+    try:
+        yield
+    finally:
+        _of_chord.reset(token)
+
+
+def ends_chord() -> bool:
+    """Return whether the caller is within such a block."""
+    return _of_chord.get() is not None
+
+
+class PublishingChannel(PatientChannel):
+    """kombu's Redis channel of a worker, which pushes each task message once."""
+
+    # Private attributes of kombu's Channel.
+    _q_for_pri: Any
+    _get_message_priority: Any
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if "task" not in message["headers"]:  # such as a reply to a control command
+            super()._put(queue, message, **kwargs)
+            return
+        # The same dictionary each time that kombu repeats the publish.
+        places = message["properties"].setdefault(_PLACES, {})
+        if queue not in places:
+            places[queue] = (_of_chord.get() or _of_thread.sequence).next()
+        place: _Place = places[queue]
+        sent = {name: each for name, each in message["properties"].items() if name != _PLACES}
+        keys = [self._q_for_pri(queue, self._get_message_priority(message, reverse=False))]
+        args = [dumps({**message, "properties": sent}), place.number, place.ttl_seconds]
+        with self.conn_or_acquire() as client:
+            PUBLISH.run(client, [*keys, place.key], args)
+
+
+def use_in_this_process() -> None:
+    """Let kombu's transports for `redis://` and `rediss://` use this channel."""
+    kombu_redis.Transport.Channel = PublishingChannel
