@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 
@@ -57,6 +58,19 @@ def test_the_error_of_a_blocking_call_is_raised_in_its_greenlet() -> None:
     seen: list[bool] = []
     in_greenlets(call)
     assert seen
+
+
+def test_the_error_of_what_a_greenlet_waits_for_is_in_no_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may quote a prompt or a key, and has its causes."""
+
+    async def fail() -> None:
+        raise KeyError("the body's")
+
+    in_greenlets(lambda: task_greenlets.wait(asyncio.ensure_future(fail())))
+    gc.collect()
+    assert not caplog.records
 
 
 def test_a_wait_ends_when_its_future_is_cancelled() -> None:

@@ -36,7 +36,13 @@ def wait(future: asyncio.Future[Any]) -> None:
     """Set the greenlet aside until a future of the loop is done or cancelled; raise nothing."""
     current = getcurrent()
     loop: Any = current.parent
-    future.add_done_callback(lambda _: current.switch())
+
+    def resume(done: asyncio.Future[Any]) -> None:
+        if not done.cancelled():
+            done.exception()  # the caller's to handle; asyncio would log it with its causes
+        current.switch()
+
+    future.add_done_callback(resume)
     loop.switch()
 
 
