@@ -25,7 +25,7 @@ from primarch_fleet import redis_support
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.redis_url import normalized
 from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
-from workers.runtime.publishing import PublishingChannel, ends_chord
+from workers.runtime.publishing import PublishingChannel, ends_chord, placed
 
 SENT = PREFIX + "sent:"
 PUSH_ONCE = LuaScript.load(Path(__file__).parent.parent / "store" / "lua" / "push_once.lua")
@@ -59,10 +59,11 @@ class Channel(PublishingChannel):
             super()._put(queue, message, **kwargs)
             return
         priority = self._get_message_priority(message, reverse=False)
-        by_order, by_task_id = next(marks), SENT + str(message["headers"].get("id"))
+        by_order, sent = placed(message, queue, marks.__next__)
+        by_task_id = SENT + str(message["headers"].get("id"))
         keys = [self._q_for_pri(queue, priority), by_order, by_task_id]
         client = redis_support.on_pool(self.pool)
-        PUSH_ONCE.run(client, keys, [dumps(message), OUTCOME_TTL_SECONDS])
+        PUSH_ONCE.run(client, keys, [dumps(sent), OUTCOME_TTL_SECONDS])
 
 
 class Transport(kombu_redis.Transport):

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
@@ -26,8 +26,10 @@ from workers.runtime.scripts import PUBLISH
 PUBLISHED = "fleet:published:"
 #: Seconds for which the sequence of a thread is remembered: longer than a publish is repeated.
 THREAD_TTL_SECONDS = 86_400
-#: The property of a message, while it is published, that has its place in a sequence, by queue.
+#: The header of a message, while it is published, that has its place in a sequence, by queue.
 _PLACES = "fleet_places"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,21 @@ def ends_chord() -> bool:
     return _of_chord.get() is not None
 
 
+def placed(
+    message: dict[str, Any], queue: str, next_place: Callable[[], T]
+) -> tuple[T, dict[str, Any]]:
+    """Return the place of a message in a sequence, and the message without it.
+
+    The place is the same each time that Celery or kombu repeats the publish: they then make another
+    message of the same headers.
+    """
+    places = message["headers"].setdefault(_PLACES, {})
+    if queue not in places:
+        places[queue] = next_place()
+    headers = {name: each for name, each in message["headers"].items() if name != _PLACES}
+    return places[queue], {**message, "headers": headers}
+
+
 class PublishingChannel(PatientChannel):
     """kombu's Redis channel of a worker, which pushes each task message once."""
 
@@ -95,14 +112,9 @@ class PublishingChannel(PatientChannel):
         if "task" not in message["headers"]:  # such as a reply to a control command
             super()._put(queue, message, **kwargs)
             return
-        # The same dictionary each time that kombu repeats the publish.
-        places = message["properties"].setdefault(_PLACES, {})
-        if queue not in places:
-            places[queue] = (_of_chord.get() or _of_thread.sequence).next()
-        place: _Place = places[queue]
-        sent = {name: each for name, each in message["properties"].items() if name != _PLACES}
+        place, sent = placed(message, queue, (_of_chord.get() or _of_thread.sequence).next)
         keys = [self._q_for_pri(queue, self._get_message_priority(message, reverse=False))]
-        args = [dumps({**message, "properties": sent}), place.number, place.ttl_seconds]
+        args = [dumps(sent), place.number, place.ttl_seconds]
         with self.conn_or_acquire() as client:
             PUBLISH.run(client, [*keys, place.key], args)
 

@@ -37,10 +37,15 @@ def app(broker: Relay, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield app
 
 
+@pytest.mark.parametrize("is_follower", [False, True])
 @pytest.mark.parametrize("is_declared", [False, True])
 def test_a_message_is_published_once_whichever_reply_is_lost(
-    app: Celery, broker: Relay, store: redis.Redis, is_declared: bool
+    app: Celery, broker: Relay, store: redis.Redis, is_declared: bool, is_follower: bool
 ) -> None:
+    """Celery repeats the publish of a retry by kombu, that of a task's followers itself."""
+    publish = app.send_task
+    if is_follower:
+        publish = partial(cast(Any, app.amqp)._retry_publish, app.send_task)
     app.send_task("first", queue="queue")
     number = 0
     while number == 0 or broker.all_lost:
@@ -48,11 +53,27 @@ def test_a_message_is_published_once_whichever_reply_is_lost(
         store.delete(queue)
         broker.lose_replies(after=number)
         for _ in range(2):
-            app.send_task("link", queue=queue)
+            publish("link", queue=queue)
         assert store.llen(queue) == 2, f"after command {number}"
         number += 1
     assert number > 2, "the commands that publish"
     assert all(0 < store.ttl(key) <= 86_400 for key in store.keys(f"{PUBLISHED}*"))
+
+
+def test_a_chords_body_is_published_once_whichever_reply_is_lost(
+    app: Celery, broker: Relay, store: redis.Redis
+) -> None:
+    number = 0
+    while number == 0 or broker.all_lost:
+        chord, part, queue = str(uuid.uuid4()), str(uuid.uuid4()), f"bodies-{number}"
+        body: Any = app.signature("body", app=app, queue=queue)
+        app.backend.set_chord_size(chord, 1)
+        broker.lose_replies(after=number)
+        request = Context(id=part, group=chord, group_index=0, chord=dict(body))
+        app.backend.mark_as_done(part, "the result", request=request)
+        assert store.llen(queue) == 1, f"after command {number}"
+        number += 1
+    assert number > 2, "the commands that publish"
 
 
 def test_a_message_for_several_queues_is_published_to_each(app: Celery, store: redis.Redis) -> None:
