@@ -27,9 +27,9 @@ from redis.exceptions import MasterDownError
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_url import FOLLOW_THE_PRIMARY
 
-#: Errors by which a server says that it cannot take writes, or has no current data; older servers
-#: quote them in the error of a script. https://redis.io/docs/latest/operate/oss_and_stack/management/replication/
-_REFUSAL = re.compile(r"(^|: -?)(READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED|MISCONF) ")
+#: Errors by which a server says that it cannot take writes, has no current data, or is blocked by a
+#: script of others; older servers quote them in the error of a script. https://redis.io/docs/latest/operate/oss_and_stack/management/replication/
+_REFUSAL = re.compile(r"(^|: -?)(READONLY|MASTERDOWN|NOREPLICAS|UNBLOCKED|MISCONF|BUSY) ")
 
 #: redis-py cuts the code off the messages of the errors that it knows.
 _KNOWN_REFUSALS = (redis.ReadOnlyError, MasterDownError)

@@ -50,6 +50,8 @@ def test_a_reply_to_hello_tells_whether_the_server_is_a_primary(
         (MasterDownError("Link with MASTER is down"), True),
         (redis.ResponseError("NOREPLICAS Not enough good replicas to write."), True),
         (redis.ResponseError("MISCONF Errors writing to the AOF file"), True),
+        (redis.ResponseError("BUSY Valkey is busy running a script."), True),
+        (redis.ResponseError("BUSYGROUP Consumer Group name already exists"), False),
         (redis.ResponseError("UNBLOCKED force unblock"), True),
         (
             redis.ResponseError("Error running script: @user_script: 2: -READONLY You can't write"),

@@ -1,9 +1,15 @@
-"""A server that refuses writes for a while: a full disk, a failover, replicas that are missing."""
+"""A server that refuses commands for a while: a full disk, a failover, a long script of others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+from threading import Event, Thread
+
+import pytest
 import redis
 
+from tests.support.worker_app import worker_app
 from tests.support.workers import Producer, StartWorker, eventually
 
 TIMEOUT = 30  # seconds
@@ -20,3 +26,49 @@ def test_an_idle_worker_takes_tasks_after_a_broadcast_that_came_meanwhile(
         finally:
             store.config_set("min-replicas-to-write", 0)
         assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
+
+
+@pytest.fixture
+def busy_server(store: redis.Redis) -> Iterator[Event]:
+    """A server that answers BUSY, because a script of others runs, until the event is set."""
+    over = Event()
+
+    def run_script() -> None:
+        with suppress(redis.ResponseError):  # it is killed
+            store.eval("while true do end", 0)
+
+    def is_busy() -> bool:
+        try:
+            return not store.ping()
+        except redis.ResponseError as error:
+            return str(error).startswith("BUSY")
+
+    def kill_script() -> None:
+        over.wait(TIMEOUT)
+        store.script_kill()
+
+    store.config_set("busy-reply-threshold", 1)  # ms
+    threads = [Thread(target=run_script), Thread(target=kill_script)]
+    for thread in threads:
+        thread.start()
+    eventually(is_busy)
+    yield over
+    over.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    store.config_set("busy-reply-threshold", 5000)
+
+
+def test_a_result_waits_while_a_script_of_others_blocks_the_server(
+    valkey_url: str, busy_server: Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with worker_app(valkey_url, valkey_url) as app:
+
+        def on_connection_error(*_: object) -> float:
+            busy_server.set()
+            return 0.1
+
+        monkeypatch.setattr(app.backend, "on_connection_error", on_connection_error)
+        app.backend.mark_as_done("task", 2)
+        assert busy_server.is_set()
+        assert app.AsyncResult("task").get(timeout=TIMEOUT) == 2
