@@ -41,6 +41,10 @@ class _Place:
     ttl_seconds: int
 
 
+class _Places(dict[str, Any]):
+    """The places of one message, by queue."""
+
+
 class _Sequence:
     """Numbers messages."""
 
@@ -94,7 +98,9 @@ def placed(
     The place is the same each time that Celery or kombu repeats the publish: they then make another
     message of the same headers.
     """
-    places = message["headers"].setdefault(_PLACES, {})
+    places = message["headers"].get(_PLACES)
+    if not isinstance(places, _Places):  # a producer may have set the header of a message
+        places = message["headers"][_PLACES] = _Places()
     if queue not in places:
         places[queue] = next_place()
     headers = {name: each for name, each in message["headers"].items() if name != _PLACES}

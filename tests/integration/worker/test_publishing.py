@@ -76,6 +76,16 @@ def test_a_chords_body_is_published_once_whichever_reply_is_lost(
     assert number > 2, "the commands that publish"
 
 
+@pytest.mark.parametrize("value", [5, {"queue": 5}])
+def test_a_header_that_a_producer_has_set_changes_nothing(
+    app: Celery, store: redis.Redis, value: object
+) -> None:
+    """A retry and a task that moves to another lane carry the headers of their message."""
+    app.send_task("task", queue="queue", headers={"fleet_places": value})
+    (message,) = map(json.loads, store.lrange("queue", 0, -1))
+    assert "fleet_places" not in message["headers"]
+
+
 def test_a_message_for_several_queues_is_published_to_each(app: Celery, store: redis.Redis) -> None:
     with app.connection_for_write() as connection:
         exchange = "several"
