@@ -92,7 +92,7 @@ class PrimaryChannel(kombu_redis.Channel):
 
         redis-py would connect again here, and then wait for what this channel has not subscribed.
         """
-        if client.connection.is_outdated:
+        if client.connection is not None and client.connection.is_outdated:
             client.connection.disconnect()
             raise NotPrimary("Redis has refused writes on an older connection")
         return super()._receive_one(client)  # type: ignore[misc]
