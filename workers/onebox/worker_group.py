@@ -10,6 +10,8 @@ from typing import Any
 
 from supervisor.states import STOPPED_STATES
 
+from workers.onebox.signal_wakeup import wake_on_signals
+
 #: The group of all workers: they stop at the same time.
 WORKERS_GROUP = "workers"
 #: The namespace of the interface.
@@ -43,5 +45,6 @@ class WorkerGroup:
 
 
 def make_interface(supervisord: Any, **_: str) -> WorkerGroup:
-    """Return the interface; supervisord calls this once."""
+    """Return the interface; supervisord calls this once, before it starts the processes."""
+    wake_on_signals(supervisord.options.poller)
     return WorkerGroup(supervisord)
