@@ -53,11 +53,11 @@ class YamlFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            text = path.read_text()
-            self._root = yaml.compose(text, _Loader)
-            #: As `yaml.safe_load` returns them.
-            self.values: Any = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+            loader = _Loader(path.read_text())
+            self._root = loader.get_single_node()
             repeated = list(_repeated(self._root, ""))
+            #: As `yaml.safe_load` returns them.
+            self.values: Any = self._root and loader.construct_document(self._root)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
         except yaml.MarkedYAMLError as error:
@@ -104,10 +104,10 @@ class YamlFile:
         """The line and the node of a location, or of the nearest part above it that is written."""
         line, node = 0, self._root
         for part in location:
-            for key, child in _children(node):
-                if key is not None and key.value == str(part):
-                    line, node = key.start_mark.line + 1, child
-                    break
+            # A key that is also merged from another mapping stands behind that.
+            written = {key.value: (key, child) for key, child in _children(node) if key is not None}
+            if found := written.get(str(part)):
+                line, node = found[0].start_mark.line + 1, found[1]
             else:
                 items = node.value if isinstance(node, yaml.SequenceNode) else ()
                 if not isinstance(part, int) or part >= len(items):
