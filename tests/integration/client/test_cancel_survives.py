@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, get_args
 
 import pytest
-from celery import chord, signature
+from celery import chord
 
 from primarch_fleet import Ticket, errors
 from primarch_fleet.contract import Lane
@@ -37,13 +37,13 @@ def lanes(
 
 def send_chord(lanes: MortalFleet) -> tuple[str, str, str]:
     """Send a chord of two requests; their ids, and that of its body."""
-    header = signature(
+    header = lanes.fleet.app.signature(
         task_name("realtime", "complete"),
         [lanes.question("realtime", "chord").to_wire()],
         queue="realtime",
     )
     both = chord([header, header.clone()], app=lanes.fleet.app)
-    result: Any = both(signature("body", queue=TOLD))
+    result: Any = both(lanes.fleet.app.signature("body", queue=TOLD))
     first, second = result.parent.results
     return first.id, second.id, result.id
 
