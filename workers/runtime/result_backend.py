@@ -24,7 +24,7 @@ from primarch_fleet.redis_url import normalized
 from workers.runtime import task_greenlets
 from workers.runtime.chords import ChordJoins
 from workers.runtime.completions import COMPLETIONS
-from workers.runtime.scripts import ANNOUNCE, STORE, STORE_MANY
+from workers.runtime.scripts import ANNOUNCE, COMPLETE_MARK, STORE, STORE_MANY
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
 UNFINISHED_TTL_SECONDS = 3 * 86_400
@@ -224,8 +224,8 @@ class WorkerResultBackend(PrimaryBackend):
             task_id, error, request=request, store_result=store_result, state=state
         )
         if request is not None:
-            complete = {"xx": True, "ex": COMPLETED_MARK_TTL_SECONDS}
-            self.ensure(functools.partial(self.client.set, mark, COMPLETED, **complete), ())
+            args = [COMPLETED, COMPLETED_MARK_TTL_SECONDS]
+            self.ensure(COMPLETE_MARK.run, (self.client, [mark], args))
 
 
 class _ChordBackend(ChordJoins, WorkerResultBackend):

@@ -46,6 +46,7 @@ from contextlib import suppress
 from queue import Empty
 from typing import Any, NamedTuple
 
+import redis
 from celery.worker import state as worker_state
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, virtual
@@ -161,6 +162,17 @@ class Channel(PrimaryChannel):
         super().__init__(*args, **kwargs)
         max_quiet = prefix_affinity.LIMITS.patience_seconds / 2 if self.affinity else math.inf
         self._fetch_timer = FetchTimer(self._connparams, self.idle_delay, max_quiet)
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Bind a queue. A full server takes no binding, but a worker that starts then can drain it.
+
+        Producers publish to the queue by name, and a broadcast needs a subscription only.
+        """
+        try:
+            super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
+        except redis.OutOfMemoryError as error:
+            action = {"action": "queue_not_bound", "queue": queue}
+            logger.warning("queue not bound: %s", error, extra=action)
 
     def basic_consume(self, queue: str, no_ack: bool = False, *args: Any, **kwargs: Any) -> Any:
         """Consume with leases, or without for a consumer that does not acknowledge."""

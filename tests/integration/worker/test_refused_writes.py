@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from threading import Event, Thread
 
 import pytest
 import redis
+from celery.exceptions import TaskRevokedError
 
+from primarch_fleet.cancellation import WAITING, mark_key
 from tests.support.worker_app import worker_app
 from tests.support.workers import Producer, StartWorker, eventually
 
@@ -72,3 +75,23 @@ def test_a_result_waits_while_a_script_of_others_blocks_the_server(
         app.backend.mark_as_done("task", 2)
         assert busy_server.is_set()
         assert app.AsyncResult("task").get(timeout=TIMEOUT) == 2
+
+
+def test_a_worker_that_connects_again_while_redis_is_full_runs_what_waits(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    with start_worker("drains") as worker:
+        worker.signal(signal.SIGSTOP)
+        cancelled = producer.send("add", 0, 0)
+        store.set(mark_key(cancelled.id), WAITING)
+        waiting = [producer.send("add", number, 1) for number in range(3)]
+        store.config_set("maxmemory", 1)
+        try:
+            store.client_kill_filter(_type="normal", skipme=True)
+            store.client_kill_filter(_type="pubsub")
+            worker.signal(signal.SIGCONT)
+            assert [one.get(timeout=TIMEOUT) for one in waiting] == [1, 2, 3]
+            with pytest.raises(TaskRevokedError):
+                cancelled.get(timeout=TIMEOUT)
+        finally:
+            store.config_set("maxmemory", 0)
