@@ -12,6 +12,7 @@ transport.py.
 import atexit
 import functools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Set
 from functools import partial
 from typing import Any
@@ -73,6 +74,7 @@ class Consumer(CeleryConsumer):
             options |= {"initial_prefetch_count": places, "prefetch_multiplier": 1}
         super().__init__(self.receive, **options)
         self._start_task = on_task_request
+        self._commands: deque[Callable[[], Any]] = deque()
         self._forgotten: Set[str] = frozenset()  # leases without a holder at the last look
 
     @property
@@ -229,18 +231,24 @@ class Consumer(CeleryConsumer):
             COMPLETIONS.after_acks(wake) if task_greenlets.is_inside() else wake()
 
     def call_soon(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Execute the rest of a control command on the hub. An error there ends no worker."""
+        """Execute the rest of a control command on the hub. An error there ends no worker.
 
-        def run() -> None:
+        The hub keeps its callbacks in a set. Here the commands keep their order: after a
+        cancel_consumer and an add_consumer the worker consumes.
+        """
+        self._commands.append(functools.partial(p, *args, **kwargs))
+        return super().call_soon(self._run_commands)
+
+    def _run_commands(self) -> None:
+        while self._commands:
+            command = self._commands.popleft()
             try:
-                p(*args, **kwargs)
+                command()
             except REDIS_ERRORS:
                 raise
             except Exception:
                 action = {"action": "control_command_failed"}
                 logger.exception("A control command failed", extra=action)
-
-        return super().call_soon(run)
 
     def add_task_queue(self, queue: str, *args: Any, **options: Any) -> None:  # type: ignore[override]
         """Take tasks from another queue; a queue that cannot be declared is forgotten."""

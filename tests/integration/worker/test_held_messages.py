@@ -1,5 +1,6 @@
 """What a worker holds: a lease lives as long as the job or the timer that needs its message."""
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -149,3 +150,14 @@ def test_a_worker_takes_no_more_of_a_rate_limited_task_than_it_may_start(
     control(producer, worker, "rate_limit", task_name=REST, rate_limit="50/s")
     assert {result.get(timeout=TIMEOUT) for result in results} == {"rested"}
     assert runs(store) == Counter(result.id for result in results)
+
+
+def test_commands_that_come_together_are_executed_in_their_order(
+    worker: Worker, producer: Producer, store: redis.Redis
+) -> None:
+    for number in range(8):
+        worker.signal(signal.SIGSTOP)
+        for command in ("cancel_consumer", "add_consumer"):
+            producer.app.control.broadcast(command, {"queue": "celery"}, [worker.name])
+        worker.signal(signal.SIGCONT)
+        assert producer.send("add", number, 1).get(timeout=TIMEOUT) == number + 1
