@@ -18,8 +18,8 @@ from config.settings import ROOT
 START_TIMEOUT_SECONDS = 120.0
 #: LiteLLM reads it on import: its list of prices is that of the package.
 LIBRARY_ENV = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
-#: What the process that forks does not take from its own: the forked ones measure for themselves.
-_COVERAGE = "COVERAGE_PROCESS_CONFIG"
+#: The variable by which coverage starts in a process. The process that forks does not have it.
+COVERAGE_VARIABLE = "COVERAGE_PROCESS_CONFIG"
 
 
 class ForkedProcess:
@@ -75,7 +75,7 @@ class ForkServer:
         module: str = "tests.support.forks",
         env: Mapping[str, str] | None = None,
     ) -> None:
-        own = {name: value for name, value in os.environ.items() if name != _COVERAGE}
+        own = {name: value for name, value in os.environ.items() if name != COVERAGE_VARIABLE}
         with log.open("wb") as out:
             self._process = subprocess.Popen(
                 [python, "-m", module],

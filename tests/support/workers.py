@@ -18,6 +18,7 @@ from celery.result import AsyncResult
 from primarch_fleet import Ticket
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import REQUESTS
+from tests.support.fork_server import COVERAGE_VARIABLE
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT = 120.0
@@ -84,7 +85,7 @@ class Worker:
 
     def end(self) -> None:
         """Kill the worker; with `make coverage` it has a moment to save what was covered."""
-        if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        if COVERAGE_VARIABLE in os.environ:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(COVERAGE_SECONDS)

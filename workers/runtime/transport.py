@@ -164,9 +164,9 @@ class Channel(PrimaryChannel):
         self._fetch_timer = FetchTimer(self._connparams, self.idle_delay, max_quiet)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        """Bind a queue. A full server takes no binding, but a worker that starts then can drain it.
+        """Bind a queue, unless the server is full: then a worker that connects again can drain it.
 
-        Producers publish to the queue by name, and a broadcast needs a subscription only.
+        The binding is there since the worker's start, and a broadcast needs a subscription only.
         """
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[misc]
