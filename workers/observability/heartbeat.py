@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import threading
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 5.0
 #: Time from the last heartbeat until the worker counts as gone.
 EXPIRY_SECONDS = 20
+#: Time that the last heartbeat of a worker that stops has.
+STOP_SECONDS = 2.0
 
 _HEARTBEAT = LuaScript.load(Path(__file__).with_name("lua") / "heartbeat.lua")
 
@@ -57,23 +60,30 @@ class Heartbeat:
         self._worker_id = uuid.uuid4().hex
         self._announced: set[str] = set()
         self._due, self._stopped = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Start the thread; it sends the first heartbeat at once."""
-        threading.Thread(target=self._repeat, name="heartbeat", daemon=True).start()
+        self._thread.start()
 
     def hurry(self) -> None:
         """Send the next heartbeat now: the queues have changed. Call it from any thread."""
         self._due.set()
 
     async def stop(self) -> None:
-        """Send no more heartbeats. The keys expire, unless another worker renews them."""
+        """Send a last heartbeat, without any queue, and wait for it for up to STOP_SECONDS.
+
+        Without it, the worker's queues are announced for up to EXPIRY_SECONDS after its end.
+        """
         self._stopped.set()
         self._due.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
     def beat(self) -> None:
         """Send one heartbeat. An error of Redis is logged; the next heartbeat makes up for it."""
-        throughput, served = self._throughput(), self._queues()
+        throughput = self._throughput()
+        served = frozenset[str]() if self._stopped.is_set() else self._queues()
         rate = "" if throughput is None else f"{throughput:.6g}"
         version = None
         try:
@@ -95,3 +105,4 @@ class Heartbeat:
             self._due.clear()
             self.beat()
             self._due.wait(INTERVAL_SECONDS)
+        self.beat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
@@ -110,6 +111,17 @@ def test_a_queue_is_announced_until_the_last_worker_that_serves_it_leaves(
     staying._queues = set
     staying.beat()
     assert not store.exists(heartbeat_key(QUEUE))
+
+
+def test_a_queue_is_not_announced_any_more_once_the_heartbeat_has_stopped(
+    store: redis.Redis,
+) -> None:
+    heartbeat = Heartbeat(store, lambda: {QUEUE}, lambda: 1.0)
+    heartbeat.start()
+    eventually(lambda: store.exists(heartbeat_key(QUEUE)))
+    asyncio.run(heartbeat.stop())
+    assert not store.exists(heartbeat_key(QUEUE))
+    assert rates(store) == {}
 
 
 def test_a_periodic_task_that_does_not_run_is_seen_in_the_lane_health_and_in_a_metric(
