@@ -33,7 +33,7 @@ class Aggregator:
         config: FleetConfig,
         completer: Completer,
         withdrawal: Withdrawal,
-        run_job: Callable[[Job], Awaitable[None]],
+        run_job: Callable[[Job], Awaitable[object]],
     ) -> None:
         self._store = store
         self._config = config

@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 #: Jobs that one pass works on at the same time.
 MAX_CONCURRENT_JOBS = 8
+#: Jobs whose results one process reads at the same time: one downloads while another completes
+#: requests, which takes a core. The other jobs are left to other processes.
+MAX_JOBS_BEING_READ = 2
 #: Seconds by which a batch may exceed its window before it is cancelled, and then once more before
 #: its results are read without its end.
 OVERDUE_SECONDS = 3600.0
@@ -51,8 +54,8 @@ MAX_VALIDATION_SECONDS = 3600.0
 STOPPABLE = frozenset({"validating", "in_progress"})
 NOTHING_SEEN: SeenBatches = {}
 
-#: Works on a job in one state. Returns the job when its new state must be handled at once, None
-#: when the job waits or is DONE.
+#: Works on a job in one state. Returns the job when its new state must be handled, None when it
+#: waits or is DONE.
 StateHandler = Callable[[Job, BatchProvider], Awaitable[Job | None]]
 
 
@@ -75,10 +78,13 @@ class JobRunner:
         self._result_reader = result_reader
         self._finisher = finisher
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_JOBS)
+        self._reading_slots = asyncio.Semaphore(MAX_JOBS_BEING_READ)
+        #: The jobs that the polls of this process run, and their batches once these have ended.
+        self._running: dict[str, ProviderBatch | None] = {}
 
     async def poll(self) -> None:
         """Run every job that is due and that no other scheduler holds."""
-        due = await self._store.due_jobs()
+        due = [intent for intent in await self._store.due_jobs() if intent not in self._running]
         seen = await self._scan_lists(due) if len(due) > MIN_DUE_FOR_SCAN else NOTHING_SEEN
         await asyncio.gather(*(self._lease_and_run(intent, seen) for intent in due))
 
@@ -89,32 +95,56 @@ class JobRunner:
         return await scan_lists(submitted, self._providers)
 
     async def _lease_and_run(self, intent: str, seen: SeenBatches) -> None:
-        async with self._slots:
-            job = await self._store.lease(intent)
-            if job is not None:
-                await self.run(job, seen)
+        """Run a job; read its results, if there are any, once this process has a slot for that.
 
-    async def run(self, job: Job, seen: SeenBatches = NOTHING_SEEN) -> None:
+        Any scheduler may take the job over while it waits for the slot.
+        """
+        self._running[intent] = None
+        try:
+            async with self._slots:
+                job = await self._store.lease(intent)
+                if job is None or not await self.run(job, seen):
+                    return
+            async with self._reading_slots:
+                job = await self._store.lease(intent)
+                if job is not None:
+                    await self._hold(job, self._drain)
+        finally:
+            del self._running[intent]
+
+    async def run(self, job: Job, seen: SeenBatches = NOTHING_SEEN) -> bool:
         """Run a leased job as far as it goes now, and release the lease.
 
         An error of the provider is logged, and the job is retried with backoff; no request is lost.
 
         Args:
             seen: Batches that are live, and so need not be retrieved.
+
+        Returns:
+            Whether the job's results are ready and not read.
         """
+        after = await self._hold(job, partial(self._run_states, seen=seen))
+        return after is not None
+
+    async def _hold(self, job: Job, handler: StateHandler) -> Job | None:
+        """Handle a leased job; see `run`."""
         async with self._store.hold_lease(job):
             try:
-                await self._run_or_delay(job, seen)
+                return await self._handle_or_delay(job, handler)
             except LeaseLost:
                 logger.warning(
                     "%s: lease lost to another scheduler",
                     job.intent,
                     extra={"action": "batch_lease_lost"},
                 )
+                return None
 
-    async def _run_or_delay(self, job: Job, seen: SeenBatches) -> None:
+    async def _handle_or_delay(self, job: Job, handler: StateHandler) -> Job | None:
         try:
-            await self._run_states(job, seen)
+            provider = self._providers.get(job.group.provider)
+            if provider is None:
+                raise LookupError(f"provider {job.group.provider!r} is not configured")
+            return await handler(job, provider)
         except ProviderRefused as error:
             await self._delay(job, await self._pause(job, error))
         except ProviderCallFailed as error:
@@ -125,46 +155,46 @@ class JobRunner:
         except Exception:  # a job that cannot run must not stop the others
             logger.exception("%s: failed", job.intent, extra={"action": "batch_job_failed"})
             await self._delay(job)
+        return None
 
-    async def _run_states(self, job: Job, seen: SeenBatches) -> None:
-        provider = self._providers.get(job.group.provider)
-        if provider is None:
-            raise LookupError(f"provider {job.group.provider!r} is not configured")
+    async def _run_states(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> Job | None:
+        """Run a job until it waits; return it if its results are to be read."""
         handlers: dict[JobState, StateHandler] = {
             "PREPARED": self._submitter.submit,
             "UPLOADED": self._submitter.submit,
             "SUBMITTING": self._submitter.reconcile,
             "SUBMITTED": partial(self._poll_batch, seen=seen),
-            "DRAINING": self._drain,
         }
         next_job: Job | None = job
-        while next_job is not None:
+        while next_job is not None and next_job.state in handlers:
             next_job = await handlers[next_job.state](next_job, provider)
+        return next_job
 
-    async def _poll_batch(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> None:
-        """Wait for the batch of a SUBMITTED job, or read its results when it has ended."""
+    async def _poll_batch(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> Job | None:
+        """Wait for the batch of a SUBMITTED job; return the job when the batch has ended."""
         try:
             age = await self._store.now() - job.since
             batch = _seen_live(job, seen, age) or await provider.retrieve(job.batch_id)
             if not _has_ended(job, batch):
                 if age < _window_seconds(batch) + 2 * OVERDUE_SECONDS:
                     await self._wait(job, provider, batch, age)
-                    return
+                    return None
                 logger.error(
                     "%s: batch %s did not end, reads what it has",
                     job.intent,
                     batch.id,
                     extra={"action": "batch_never_ended"},
                 )
-            job = await self._store.advance(job, "DRAINING", status=batch.status)
-            await self._result_reader.read_results(job, provider, batch)
+            self._running[job.intent] = batch
+            return await self._store.advance(job, "DRAINING", status=batch.status)
         except ProviderRefused as error:
             await self._handle_missing(job, error)
+            return None
 
     async def _drain(self, job: Job, provider: BatchProvider) -> None:
-        """Read the results of a job in which an earlier run was interrupted."""
+        """Read the results of a job whose batch has ended."""
         try:
-            batch = await provider.retrieve(job.batch_id)
+            batch = self._running[job.intent] or await provider.retrieve(job.batch_id)
             await self._result_reader.read_results(job, provider, batch)
         except ProviderRefused as error:
             await self._handle_missing(job, error)

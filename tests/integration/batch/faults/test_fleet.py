@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 
 from scheduler.admin.webhook import TIMESTAMP_TOLERANCE_SECONDS
+from scheduler.jobs.runner import MAX_JOBS_BEING_READ
 from scheduler.store.jobs import LeaseLost
 from tests.support.batch_fixture import OpenBench, chat, profile
 from tests.support.webhook_receiver import OTHER_SECRET, event, receiver
@@ -35,6 +36,30 @@ async def test_fault_39_two_schedulers_complete_each_request_once(
         await b.settled(results, batches=1)
         assert await b.work() == 20, "each link is called once"
         assert len(b.scheduler.receipts) + len(other.receipts) == 20
+
+
+async def test_fault_39_the_results_of_many_batches_are_read_by_several_schedulers(
+    opened: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(max_requests=1) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(MAX_JOBS_BEING_READ + 2)))
+        await b.scheduler.lane.aggregate()
+        b.clock.advance(100)
+        other, download, may_read = b.new_scheduler(), b.scheduler.provider.download, asyncio.Event()
+
+        async def late_download(*args: Any) -> None:
+            await may_read.wait()
+            await download(*args)
+
+        monkeypatch.setattr(b.scheduler.provider, "download", late_download)
+        busy = asyncio.create_task(b.scheduler.lane.poll())
+        async with asyncio.timeout(30):
+            while len(other.jobs) < 2:
+                await other.lane.poll()
+        may_read.set()
+        await busy
+        assert len(b.scheduler.jobs) == MAX_JOBS_BEING_READ
+        await b.settled(results, batches=MAX_JOBS_BEING_READ + 2)
 
 
 async def test_fault_39_a_paused_scheduler_that_lost_its_lease_can_change_nothing(
