@@ -1,8 +1,9 @@
 """The batch lane under load, stage by stage: `python -m tests.bench.batch --requests 50000`.
 
-Real processes: a Valkey server, the provider simulator, one batch worker, beat, and a producer. The
-stages run one after the other, so that each is measured alone: all requests are enqueued before the
-worker starts, and one batch takes them all once the last request is parked. The provider's own time
+Real processes: a Valkey server, the provider simulator, batch workers, beat, and a producer. The
+stages run one after the other, so that each is measured alone: all requests are enqueued before a
+worker starts, batches are created once the last request is parked, and polled once the provider has
+executed them. The provider's own time
 is not counted. Each stage has a bound: pipelined writes of the same number of values of the stage's
 size to the same Valkey server, after the fleet has stopped. Beside it are the CPU times of the
 processes for each request: they do not depend on what else the machine does.
@@ -71,6 +72,8 @@ class Run:
     def __init__(self, lane: Lane, count: int) -> None:
         self._lane, self._redis, self._count = lane, lane.redis, count
         self._cpu_seconds: dict[str, float] = {}
+        #: The keys of all jobs that were created.
+        self._jobs: set[str] = set()
 
     def stages(self) -> Iterator[Stage]:
         """Yield each stage when it is finished."""
@@ -78,31 +81,35 @@ class Run:
         seconds, cpu_seconds = self._lane.produce()
         cpu = {"producer": cpu_seconds, **self._since_last()}
         yield Stage("submit", seconds, _mean(self._redis.lrange(QUEUE, 0, SAMPLE - 1)), cpu)
-        with self._lane.scheduler():
+        with self._lane.working():
             started = self._when(lambda: self._parked() > 0)
             self._since_last()
             parked = self._when(lambda: self._parked() == self._count, self._parked)
             records = self._redis.hrandfield(REQUESTS, SAMPLE, withvalues=True)
             cpu = self._since_last()
             yield Stage("park", parked - started, _mean(records[1::2]), cpu)
-            yield from self._job_stages()
+            with self._lane.beating():
+                yield from self._submission()
+            self._when(self._lane.batches_ended)
+            with self._lane.beating():
+                yield self._completion()
 
-    def _job_stages(self) -> Iterator[Stage]:
-        self._when(lambda: self._redis.zcard(JOBS) > 0)
-        [intent] = self._redis.zrange(JOBS, 0, -1)
-        self._job = JOB + intent
-        created = self._when(lambda: self._field("requests") == str(self._count))
-        seconds, cpu = created - float(self._field("created_at")), self._since_last()
-        yield Stage("create job", seconds, len(request_id("")), cpu)
-        written = self._when(partial(self._reached, "SUBMITTING"))
-        size, cpu = self._lane.file_size() // self._count, self._since_last()
+    def _submission(self) -> Iterator[Stage]:
+        created = self._when(self._are_created)
+        first, cpu = min(map(float, self._fields("created_at"))), self._since_last()
+        yield Stage("create jobs", created - first, len(request_id("")), cpu)
+        written = self._when(partial(self._have_reached, "SUBMITTING"))
+        size, cpu = self._lane.file_bytes() // self._count, self._since_last()
         yield Stage("write, upload", written - created, size, cpu)
-        drained = self._when(partial(self._reached, "DRAINING"))
+        self._when(partial(self._have_reached, "SUBMITTED"))
+
+    def _completion(self) -> Stage:
+        started = self._when(lambda: self._parked() < self._count)
         self._since_last()
-        done = self._when(partial(self._reached, "DONE"), self._parked)
+        done = self._when(partial(self._have_reached, "DONE"), self._parked)
         cpu = self._since_last()
         sample = [RESULT + task_id for task_id in self._lane.ids()[:SAMPLE]]
-        yield Stage("complete", done - drained, _mean(self._redis.mget(sample)), cpu)
+        return Stage("complete", done - started, _mean(self._redis.mget(sample)), cpu)
 
     def _since_last(self) -> dict[str, float]:
         """The seconds of CPU of each process since the last call."""
@@ -118,10 +125,13 @@ class Run:
         receipts = sum(answer.receipt.cost_nanousd for answer in self._answers())
         facts = {
             "results": (answers.total(), self._count),
-            "batches": (len(answers), 1),
+            "batches": (len(answers), self._lane.batches),
             "requests charged": (invoice["requests"], self._count),
             "receipts": (receipts, invoice["total_nanousd"]),
-            "paid by the job": (int(self._field("cost_nanousd")), invoice["total_nanousd"]),
+            "paid by the jobs": (
+                sum(map(int, self._fields("cost_nanousd"))),
+                invoice["total_nanousd"],
+            ),
             "requests left": (self._parked(), 0),
         }
         return [
@@ -136,11 +146,15 @@ class Run:
     def _parked(self) -> int:
         return int(self._redis.hlen(REQUESTS))
 
-    def _field(self, name: str) -> str:
-        return str(self._redis.hget(self._job, name))
+    def _are_created(self) -> bool:
+        self._jobs |= {JOB + intent for intent in self._redis.zrange(JOBS, 0, -1)}
+        return sum(map(int, self._fields("requests"))) == self._count
 
-    def _reached(self, state: str) -> bool:
-        return STATES.index(self._field("state")) >= STATES.index(state)
+    def _fields(self, name: str) -> list[str]:
+        return [self._redis.hget(job, name) for job in self._jobs]
+
+    def _have_reached(self, state: str) -> bool:
+        return all(STATES.index(it) >= STATES.index(state) for it in self._fields("state"))
 
     def _when(self, happened: Callable[[], bool], progress: Callable[[], int] = lambda: 0) -> float:
         """Wait for an event and return its time. Raises TimeoutError without progress."""
@@ -149,8 +163,8 @@ class Run:
             if progress() != seen:
                 seen, deadline = progress(), time.monotonic() + STALLED_SECONDS
             if time.monotonic() > deadline:
-                jobs = [self._redis.hgetall(JOB + one) for one in self._redis.zrange(JOBS, 0, -1)]
-                log = self._lane.log("worker").read_text()[-4000:]
+                jobs = [self._redis.hgetall(job) for job in self._jobs]
+                log = self._lane.log(self._lane.workers[0]).read_text()[-4000:]
                 raise TimeoutError(f"{self._parked()} are parked, {jobs}: {log}")
             time.sleep(POLL_SECONDS)
         return time.time()
@@ -232,17 +246,20 @@ def report_memory(max_bytes: dict[str, int]) -> bool:
     return not over
 
 
-def measure(folder: Path, count: int) -> bool:
+def measure(folder: Path, count: int, workers: int, batches: int) -> bool:
     """Run everything; return whether there was no problem."""
     with Watch() as watch:
-        lane = Lane(folder, count, watch)
+        lane = Lane(folder, count, watch, -(-count // batches), workers)
         with lane.open():
             run, started = Run(lane, count), time.perf_counter()
             stages = list(run.stages())
             whole = time.perf_counter() - started
             problems = run.problems()
             bounds = {stage.bytes: bound(lane, count, stage.bytes) for stage in stages}
-            print(f"{count} requests, one batch worker, {os.cpu_count()} cores")
+            print(
+                f"{count} requests, batches: {batches}, batch workers: {workers}, "
+                f"cores: {os.cpu_count()}"
+            )
             report(stages, bounds, count, whole)
             autobatcher(lane, count, watch)
     for problem in problems:
@@ -253,9 +270,12 @@ def measure(folder: Path, count: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=50_000, help="at most 50000")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the batch lane")
+    parser.add_argument("--batches", type=int, default=1, help="that the requests are put into")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sys.exit(not measure(Path(folder), options.requests))
+        done = measure(Path(folder), options.requests, options.workers, options.batches)
+        sys.exit(not done)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,22 @@ class Lane:
         count: Requests in total.
         job_requests: Requests of a batch, which is created once so many are parked. Without it,
             one batch has all.
+        workers: Processes of the batch lane.
     """
 
     def __init__(
-        self, folder: Path, count: int, watch: Watch, job_requests: int | None = None
+        self,
+        folder: Path,
+        count: int,
+        watch: Watch,
+        job_requests: int | None = None,
+        workers: int = 1,
     ) -> None:
         self._folder, self._count, self._watch = folder, count, watch
+        #: The names of the batch workers.
+        self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
         self._job_requests = job_requests or count
+        self.batches = -(-count // self._job_requests)
         self._ids = folder / "ids"
         self._env: dict[str, str] = {}
 
@@ -125,13 +134,17 @@ class Lane:
             yield child
 
     @contextmanager
-    def scheduler(self) -> Iterator[None]:
-        """Run one batch worker, and beat."""
-        with (
-            self.started("worker", "celery", "-A", "scheduler.app", "worker"),
-            self.started("beat", "celery", "-A", "scheduler.beat", "beat"),
-        ):
+    def working(self) -> Iterator[None]:
+        """Run the batch workers during the block."""
+        with ExitStack() as processes:
+            for name in self.workers:
+                command = ["celery", "-A", "scheduler.app", "worker", "-n", f"{name}@%h"]
+                processes.enter_context(self.started(name, *command))
             yield
+
+    def beating(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """Run beat during the block: batches are created and polled."""
+        return self.started("beat", "celery", "-A", "scheduler.beat", "beat")
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU time of each running process."""
@@ -163,18 +176,25 @@ class Lane:
         """Return the ids of the enqueued tasks."""
         return self._ids.read_text().split()
 
-    def file_size(self) -> int:
-        """Return the bytes of the input file that is being uploaded."""
-        [file] = (self._folder / "data" / "batches").iterdir()
-        return file.stat().st_size
+    def file_bytes(self) -> int:
+        """Return the bytes of the input files that are being uploaded."""
+        return sum(file.stat().st_size for file in (self._folder / "data" / "batches").iterdir())
 
     def log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
 
     def provider(self, what: str) -> Any:
         """Return the simulator's "invoice" or "stats"."""
-        url = f"{self.base.removesuffix('/v1')}/simulator/{what}"
-        with urllib.request.urlopen(url) as answer:
+        return self._get(f"{self.base.removesuffix('/v1')}/simulator/{what}")
+
+    def batches_ended(self) -> bool:
+        """Return whether the provider has executed all batches."""
+        batches = self._get(f"{self.base}/batches?limit=100")["data"]
+        return all(batch["status"] == "completed" for batch in batches)
+
+    def _get(self, url: str) -> Any:
+        request = urllib.request.Request(url, headers={"Authorization": "Bearer simulated"})
+        with urllib.request.urlopen(request) as answer:
             return json.load(answer)
 
     def _config(self) -> tuple[Any, Path]:

@@ -44,7 +44,8 @@ class Volume:
         started = time.perf_counter()
         with ExitStack() as running:
             producer = running.enter_context(self._lane.producing())
-            running.enter_context(self._lane.scheduler())
+            running.enter_context(self._lane.working())
+            running.enter_context(self._lane.beating())
             for quarter in range(1, QUARTERS + 1):
                 self._wait(self._count * quarter // QUARTERS, producer)
                 self.quarters.append(self._watch.new_peaks())
@@ -59,9 +60,8 @@ class Volume:
             if (left := self._left()) != seen:
                 seen, deadline = left, time.monotonic() + STALLED_SECONDS
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{seen} are left: {self._lane.log('worker').read_text()[-4000:]}"
-                )
+                log = self._lane.log(self._lane.workers[0]).read_text()
+                raise TimeoutError(f"{seen} are left: {log[-4000:]}")
             time.sleep(POLL_SECONDS)
 
     def _charged(self) -> int:
