@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from config.endpoints import BATCH_ENDPOINTS, batch_endpoints
+from config.fleet_sections import FleetSections
 from config.listed_models import kind_of
 from config.price_list import RESPONSES_PROVIDERS, RESPONSES_ROUTE, find_entry
 from primarch_fleet.validation import Location
 
-if TYPE_CHECKING:
-    from config.fleet import FleetConfig
 
-
-def contradictions(config: FleetConfig) -> Iterator[tuple[Location, str]]:
+def contradictions(config: FleetSections) -> Iterator[tuple[Location, str]]:
     """Yield each contradiction: where it is, and what to change."""
     yield from _own_fallbacks(config)
     yield from _missing_batches(config)
     yield from _chats_in_batches(config)
 
 
-def _own_fallbacks(config: FleetConfig) -> Iterator[tuple[Location, str]]:
+def _own_fallbacks(config: FleetSections) -> Iterator[tuple[Location, str]]:
     routing = config.routing
     for name in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks"):
         for model, others in getattr(routing, name).items():
@@ -30,7 +27,7 @@ def _own_fallbacks(config: FleetConfig) -> Iterator[tuple[Location, str]]:
                 yield location, "a model cannot answer for itself; name another model"
 
 
-def _missing_batches(config: FleetConfig) -> Iterator[tuple[Location, str]]:
+def _missing_batches(config: FleetSections) -> Iterator[tuple[Location, str]]:
     for index, deployment in enumerate(config.deployments):
         name = config.providers[deployment.provider].litellm_provider
         if deployment.batch and not batch_endpoints(deployment.kind, name):
@@ -42,7 +39,7 @@ def _missing_batches(config: FleetConfig) -> Iterator[tuple[Location, str]]:
             )
 
 
-def _chats_in_batches(config: FleetConfig) -> Iterator[tuple[Location, str]]:
+def _chats_in_batches(config: FleetSections) -> Iterator[tuple[Location, str]]:
     """Models whose chats LiteLLM would send as responses, and names that only LiteLLM knows."""
     for index, deployment in enumerate(config.deployments):
         provider = config.providers[deployment.provider].litellm_provider

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from config.endpoints import batch_endpoints, endpoints
 from config.engine import EngineConfig
+from config.fleet_sections import FleetSections
 from config.provider import Deployment
 from config.provider_parameters import unsupported_parameters
 from primarch_fleet.catalogue import Costs, Model, Offer
 from primarch_fleet.contract import BATCH_QUEUE, REALTIME_QUEUE, Lane
 
-if TYPE_CHECKING:
-    from config.fleet import FleetConfig
 
-
-def models_of(config: FleetConfig) -> dict[str, Model]:
+def models_of(config: FleetSections) -> dict[str, Model]:
     """Return all models. The first entry for a model and a lane sets the price there."""
     models: dict[str, Model] = {}
 
@@ -50,7 +47,7 @@ def models_of(config: FleetConfig) -> dict[str, Model]:
     return models
 
 
-def _realtime_offer(config: FleetConfig, deployment: Deployment) -> Offer:
+def _realtime_offer(config: FleetSections, deployment: Deployment) -> Offer:
     """A deployment's price, with the highest price and length of any that may answer for it."""
     models = config.routing.possible_models(deployment.model)
     possible = [other for other in config.deployments if other.model in models]
@@ -69,7 +66,7 @@ def _realtime_offer(config: FleetConfig, deployment: Deployment) -> Offer:
 
 
 def _other_costs(
-    config: FleetConfig, deployment: Deployment, possible: Iterable[Deployment]
+    config: FleetSections, deployment: Deployment, possible: Iterable[Deployment]
 ) -> tuple[Costs, ...]:
     """The prices of the other deployments and fallbacks that may answer, where they differ."""
     own, *others = (
@@ -82,7 +79,7 @@ def _other_costs(
     return tuple(distinct)
 
 
-def _unsupported(config: FleetConfig, deployments: list[Deployment]) -> tuple[str, ...]:
+def _unsupported(config: FleetSections, deployments: list[Deployment]) -> tuple[str, ...]:
     """The parameters that each of these deployments refuses."""
     refused = [
         unsupported_parameters(deployment, config.providers[deployment.provider])

@@ -54,7 +54,6 @@ from primarch_fleet.errors import (
     UnknownModel,
     UnknownRequest,
 )
-from primarch_fleet.outgoing import Ticket
 from primarch_fleet.prices import Price, Rates
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import (
@@ -64,6 +63,7 @@ from primarch_fleet.requests import (
     ResponsesRequest,
 )
 from primarch_fleet.streaming import Chunk, Stream
+from primarch_fleet.ticket import Ticket
 
 __all__ = [
     "AccountUnavailable",

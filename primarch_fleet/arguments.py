@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from primarch_fleet.errors import InvalidRequest
-from primarch_fleet.outgoing import Ticket
 from primarch_fleet.requests import Request
+from primarch_fleet.ticket import Ticket
 
 _A_REQUEST = "pass a request such as CompletionRequest(...)"
 _A_TICKET = "pass the ticket that submit returned, or its id"

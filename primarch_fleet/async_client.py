@@ -34,7 +34,6 @@ from primarch_fleet.errors import (
     FleetUnavailable,
     ResultTimeout,
 )
-from primarch_fleet.outgoing import Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
 from primarch_fleet.result_waiter import ResultWaiter
@@ -48,6 +47,7 @@ from primarch_fleet.streaming import (
     stream_task_id,
     streamed,
 )
+from primarch_fleet.ticket import Ticket, answer_type, task_id
 from primarch_fleet.tracing import TracedRequest
 
 

@@ -20,11 +20,11 @@ from primarch_fleet.cancellation import Canceller
 from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.completions import Finished, ManyResults
 from primarch_fleet.errors import ClientClosed, FleetError
-from primarch_fleet.outgoing import Ticket
 from primarch_fleet.progress import Progress, read_progress
 from primarch_fleet.results import check_stored, no_result, wait_for
 from primarch_fleet.streaming import MAX_CHUNKS_PER_READ, READ_SECONDS, StreamCursor
 from primarch_fleet.submitter import Submitter
+from primarch_fleet.ticket import Ticket
 from primarch_fleet.tracing import TracedRequest
 
 #: Streams that one client can read at the same time; each blocked read uses a connection.

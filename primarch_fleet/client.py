@@ -15,7 +15,6 @@ from primarch_fleet.catalogue import Catalogue, Limits
 from primarch_fleet.completions import Collected, Finished
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError
-from primarch_fleet.outgoing import Ticket, answer_type, task_id
 from primarch_fleet.progress import Progress
 from primarch_fleet.requests import Request
 from primarch_fleet.results import reachable
@@ -25,6 +24,7 @@ from primarch_fleet.streaming import (
     stream_task_id,
     streamed,
 )
+from primarch_fleet.ticket import Ticket, answer_type, task_id
 
 
 class Fleet:

@@ -15,13 +15,14 @@ import redis
 from primarch_fleet import protocol, results
 from primarch_fleet.contract import Completion
 from primarch_fleet.errors import FleetError, FleetUnavailable, ResultExpired, ResultTimeout
-from primarch_fleet.outgoing import OPEN_KEY, Ticket, answer_type, is_expired, task_id
+from primarch_fleet.outgoing import OPEN_KEY, is_expired
 from primarch_fleet.parts import in_parts
 from primarch_fleet.streaming import (
     RECONNECT_SECONDS,
     RECONNECT_TIMEOUT_SECONDS,
     decode_result,
 )
+from primarch_fleet.ticket import Ticket, answer_type, task_id
 
 #: Results that one command reads: a few of them may be large.
 READ_RESULTS = 100

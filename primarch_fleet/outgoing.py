@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from primarch_fleet import protocol, routing
 from primarch_fleet.catalogue import Catalogue, Limits
-from primarch_fleet.contract import PRIORITIES, Lane
+from primarch_fleet.contract import PRIORITIES
 from primarch_fleet.errors import (
     DeadlineExceeded,
     FleetError,
@@ -22,6 +21,7 @@ from primarch_fleet.random_ids import random_uuids
 from primarch_fleet.requests import Request
 from primarch_fleet.reservations import ReservationRequest
 from primarch_fleet.routing import LaneDecision
+from primarch_fleet.ticket import Ticket
 from primarch_fleet.tracing import TracedRequest
 
 #: The version of the UUIDs of tasks that are members of OPEN_KEY from their push to their outcome:
@@ -35,19 +35,6 @@ OPEN_KEY = "fleet:open"
 #: What `OutgoingMessage.build` raises of a request itself; the message begins with a field.
 REFUSALS = (InvalidRequest, DeadlineExceeded)
 _IDEMPOTENCY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "primarch-fleet:idempotency")
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A submitted request. Its `id` is enough to ask for the result, from any process."""
-
-    id: str
-    lane: Lane
-    #: Why this lane.
-    reason: str
-    queue: str
-    #: The class of the answer, if the request was given one. It makes no other ticket.
-    answer_type: type[Any] | None = field(default=None, compare=False, repr=False)
 
 
 class SendOptions(NamedTuple):
@@ -155,16 +142,6 @@ def conflict_at(path: str) -> IdempotencyConflict:
         f"{path}idempotency_key: it was used for another request: use another key, or repeat that "
         "request"
     )
-
-
-def task_id(ticket: Ticket | str) -> str:
-    """Return the task id of a ticket, which may be given by its id."""
-    return ticket if isinstance(ticket, str) else ticket.id
-
-
-def answer_type(ticket: Ticket | str) -> type[Any] | None:
-    """Return the class that the request of a ticket asked for, if the ticket knows it."""
-    return None if isinstance(ticket, str) else ticket.answer_type
 
 
 def idempotent_task_id(tenant_id: str, idempotency_key: str) -> str:

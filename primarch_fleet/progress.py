@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from primarch_fleet.outgoing import Ticket, task_id
+from primarch_fleet.ticket import Ticket, task_id
 
 #: Bytes of a stored result that contain its status, the first field of the JSON.
 STATUS_PREFIX_BYTES = 32

@@ -37,8 +37,9 @@ from primarch_fleet.errors import (
     ResultTimeout,
     StreamInterrupted,
 )
-from primarch_fleet.outgoing import OPEN_KEY, Ticket, is_expired, task_id
+from primarch_fleet.outgoing import OPEN_KEY, is_expired
 from primarch_fleet.requests import Request
+from primarch_fleet.ticket import Ticket, task_id
 
 #: The only field of an entry, and the values of `ended`.
 OPENED, CHUNK, ENDED = "opened", "chunk", "ended"

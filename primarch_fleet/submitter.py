@@ -15,11 +15,12 @@ from primarch_fleet.budgets import Ledger
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
 from primarch_fleet.errors import UnknownModel
 from primarch_fleet.lane_health import LaneHealth, LaneMonitor
-from primarch_fleet.outgoing import REFUSALS, OutgoingMessage, Ticket, at_place
+from primarch_fleet.outgoing import REFUSALS, OutgoingMessage, at_place
 from primarch_fleet.publisher import Publisher
 from primarch_fleet.random_ids import random_uuids
 from primarch_fleet.results import reachable
 from primarch_fleet.server_clock import ServerClock
+from primarch_fleet.ticket import Ticket
 from primarch_fleet.tracing import TracedRequest
 
 #: Seconds for which a producer uses a catalogue that it has read.

@@ -17,8 +17,8 @@ from primarch_fleet.errors import FleetError
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-    from primarch_fleet.outgoing import Ticket
     from primarch_fleet.requests import Request
+    from primarch_fleet.ticket import Ticket
 
 #: The instrumentation scope of the fleet's spans.
 SCOPE = "primarch_fleet"

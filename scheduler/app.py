@@ -24,15 +24,15 @@ from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.redis_support import patient_async
 from scheduler.admin.operations import BatchNotCancelled, Operations
 from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.lost_reservations import LostReservations
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
-from scheduler.local_promotion import LocalPromotion
-from scheduler.lost_reservations import LostReservations
-from scheduler.pipeline import BatchPipeline
+from scheduler.jobs.pipeline import BatchPipeline
+from scheduler.promotion.local import LocalPromotion
 from scheduler.providers.accounts import open_accounts
+from scheduler.providers.lines import LineEncoder
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
-from scheduler.translation.lines import LineEncoder
 from tasks import services
 from tasks.privacy import Privacy
 from tasks.services import Services

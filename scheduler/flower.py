@@ -2,7 +2,7 @@
 
 Its /metrics has, besides Flower's own, what fleet_metrics reads. Its Broker page and its API
 list all queues of the fleet, also those that no worker serves. It shows tasks that still wait
-(open_tasks.py).
+(admin/flower_tasks.py).
 
 Flower's buttons and its API act only where there is a login. Without FLOWER_BASIC_AUTH and
 FLOWER_AUTH, the first start makes a password, prints it and keeps it in the data folder.
@@ -25,11 +25,11 @@ from config.settings import redis_url, settings
 from primarch_fleet.errors import ConfigError
 from primarch_fleet.redis_support import once
 from scheduler import fleet_metrics
-from scheduler.daemon_executor import DaemonExecutor
+from scheduler.admin.flower_tasks import show_open_tasks
 from scheduler.fleet_metrics.queues import queue_lanes
-from scheduler.open_tasks import show_open_tasks
 from tasks import services
 from tasks.app import app
+from workers.observability.daemon_executor import DaemonExecutor
 from workers.observability.flower_login import BASIC_AUTH, flower_login
 
 __all__ = ["app"]

@@ -31,14 +31,7 @@ from primarch_fleet.errors import (
     ResultTimeout,
     UnknownRequest,
 )
-from primarch_fleet.outgoing import (
-    REFUSALS,
-    OutgoingMessage,
-    Ticket,
-    at_place,
-    conflict_at,
-    task_id,
-)
+from primarch_fleet.outgoing import REFUSALS, OutgoingMessage, at_place, conflict_at
 from primarch_fleet.prices import Rates
 from primarch_fleet.progress import FAILED, SUCCEEDED, Progress
 from primarch_fleet.requests import Request
@@ -53,6 +46,7 @@ from primarch_fleet.testing.fake_answers import (
     completion_at,
 )
 from primarch_fleet.testing.fake_task import FakeTask
+from primarch_fleet.ticket import Ticket, task_id
 from primarch_fleet.tracing import TracedRequest
 
 #: Errors that the fleet raises at the submit; all others are results.

@@ -8,10 +8,10 @@ from typing import Any
 
 from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.client import Fleet
-from primarch_fleet.outgoing import Ticket
 from primarch_fleet.requests import Request
 from primarch_fleet.testing.fake_answers import DEFAULT_TEXT, Answers
 from primarch_fleet.testing.fake_broker import FakeBroker
+from primarch_fleet.ticket import Ticket
 
 
 class Script:

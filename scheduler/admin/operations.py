@@ -7,10 +7,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from scheduler.completion.withdrawal import Withdrawal
 from scheduler.model.job import Job
 from scheduler.model.jsonl import request_id
 from scheduler.model.outcomes import WithdrawalOutcome
+from scheduler.promotion.withdrawal import Withdrawal
 from scheduler.providers.base import BatchProvider
 from scheduler.providers.errors import ProviderCallFailed
 from scheduler.store.store import Store

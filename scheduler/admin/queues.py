@@ -17,7 +17,7 @@ from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.lane_health import PARKED_REQUESTS_KEY, LaneHealth, LaneMonitor, workers_key
 from primarch_fleet.queues import QueueDepth, count_waiting
 from scheduler.admin.status import duration
-from scheduler.paused_queues import read_paused_queues
+from scheduler.store.paused_queues import read_paused_queues
 from workers.observability.heartbeat import EXPIRY_SECONDS
 
 

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from primarch_fleet.contract import Lane
 from scheduler.fleet_metrics.base import RedisCollector
-from scheduler.paused_queues import read_paused_queues
+from scheduler.store.paused_queues import read_paused_queues
 
 
 class PausedQueues(RedisCollector):

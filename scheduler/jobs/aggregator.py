@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from config.fleet import FleetConfig
 from primarch_fleet.errors import DeadlineExceeded
 from scheduler.completion.completer import Completer
-from scheduler.completion.withdrawal import Withdrawal
 from scheduler.jobs.flush_policy import flush, promote
 from scheduler.jobs.pricing import pricing_of
 from scheduler.model.job import Job, RequestGroup
+from scheduler.promotion.withdrawal import Withdrawal
 from scheduler.store.pauses import WHOLE_LANE, pause_names
 from scheduler.store.server import Recovery
 from scheduler.store.store import Store

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from primarch_fleet.errors import RateLimited, RequestFailed
-from scheduler import metrics
+from scheduler.completion import metrics
 from scheduler.completion.completer import Completer
 from scheduler.jobs.account_pauses import AccountPauses
 from scheduler.jobs.context import BatchContext

@@ -22,7 +22,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from config.fleet import FleetConfig
-from scheduler import metrics
+from scheduler.completion import metrics
 from scheduler.jobs.batch_lines import BatchLines, Lines
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.pricing import pricing_of

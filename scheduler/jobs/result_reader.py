@@ -10,8 +10,7 @@ from pathlib import Path
 
 from primarch_fleet.errors import BatchError
 from primarch_fleet.parts import in_parts_by_bytes
-from scheduler import metrics
-from scheduler.completion import accounting
+from scheduler.completion import accounting, metrics
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
 from scheduler.model import jsonl

@@ -158,7 +158,7 @@ class JobRunner:
         return None
 
     async def _run_states(self, job: Job, provider: BatchProvider, seen: SeenBatches) -> Job | None:
-        """Run a job until it waits; return it if its results are to be read."""
+        """Run a job until it waits; return the job if its results can be read now."""
         handlers: dict[JobState, StateHandler] = {
             "PREPARED": self._submitter.submit,
             "UPLOADED": self._submitter.submit,

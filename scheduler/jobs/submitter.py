@@ -9,8 +9,7 @@ from pathlib import Path
 from primarch_fleet.errors import BatchError, ProviderError
 from primarch_fleet.parts import in_parts_by_bytes
 from primarch_fleet.requests import Request
-from scheduler import metrics
-from scheduler.completion import batch_trace
+from scheduler.completion import batch_trace, metrics
 from scheduler.jobs.context import BatchContext
 from scheduler.jobs.finisher import JobFinisher
 from scheduler.jobs.orphans import OrphanSearch
@@ -24,9 +23,9 @@ from scheduler.providers.errors import (
     ProviderRefused,
     refused_requests,
 )
+from scheduler.providers.translator import Untranslatable
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.pauses import Pause, rate_pause
-from scheduler.translation.translator import Untranslatable
 from tasks.failure_reasons import Reason
 from tasks.provider_errors import Fault
 

@@ -1,4 +1,7 @@
-"""Providers of batches: a module for each, behind the interface in `base`."""
+"""Providers of batches: a module for each, behind the interface in `base`.
+
+`lines` and `translator` write a request as a line of a batch file, in its provider's form.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 from config.settings import ROOT
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.contract import Lane
-from primarch_fleet.outgoing import Ticket
+from primarch_fleet.ticket import Ticket
 from tests.acceptance.conftest import Up
 
 MODELS: dict[Lane, str] = {"realtime": "gpt-4o-mini", "local": "smollm2-135m"}

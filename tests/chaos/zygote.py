@@ -37,15 +37,15 @@ from primarch_fleet.redis_support import patient_async
 from scheduler.admin.operations import Operations
 from scheduler.completion import completer
 from scheduler.completion.celery_replay import CeleryReplay
-from scheduler.completion.withdrawal import Withdrawal
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.backoff import Backoff
 from scheduler.jobs.context import BatchContext, Observers
-from scheduler.pipeline import BatchPipeline
+from scheduler.jobs.pipeline import BatchPipeline
+from scheduler.promotion.withdrawal import Withdrawal
+from scheduler.providers.lines import LineEncoder
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
-from scheduler.translation.lines import LineEncoder
 from tasks import batch, realtime, services  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
 from tasks.privacy import Privacy

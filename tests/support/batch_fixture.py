@@ -25,12 +25,12 @@ from primarch_fleet.redis_support import patient_async
 from primarch_fleet.requests import Request
 from scheduler.intake.parking_store import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
-from scheduler.pipeline import BatchPipeline
+from scheduler.jobs.pipeline import BatchPipeline
 from scheduler.providers.base import ProviderBatch
+from scheduler.providers.lines import LineEncoder
 from scheduler.providers.openai import OpenAIBatches
 from scheduler.store.blobs import BlobStore
 from scheduler.store.keys import PREFIX
-from scheduler.translation.lines import LineEncoder
 from tasks import services
 from tasks.privacy import Privacy
 from tests.support.closed_backends import closed_backends

@@ -1,7 +1,8 @@
 """The packages in the order in which they may import each other, and their imports."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 
 from config.settings import ROOT
 
@@ -19,3 +20,44 @@ def imports(package: str) -> Iterator[tuple[str, str]]:
                 names = [node.module or ""]
             for name in names:
                 yield str(path), name.partition(".")[0]
+
+
+def imports_of_modules() -> dict[str, set[str]]:
+    """The modules of all packages, each with those that it imports anywhere, also for types."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ORDER
+        for path in (ROOT / package).rglob("*.py")
+    }
+    return {
+        module: {
+            found
+            for node in ast.walk(ast.parse(path.read_text()))
+            for name in _imported_names(node)
+            if (found := _module(name, paths)) and found != module
+        }
+        for module, path in paths.items()
+    }
+
+
+def _imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def _module(name: str, modules: Mapping[str, object]) -> str | None:
+    """The module of an imported name: the name itself, or what precedes its last dot."""
+    return next((one for one in (name, name.rpartition(".")[0]) if one in modules), None)
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of a circle in their order; empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        nodes: list[str] = error.args[1]
+        return nodes
+    return []

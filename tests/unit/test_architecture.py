@@ -11,7 +11,7 @@ import pytest
 
 import primarch_fleet
 from config.settings import ROOT
-from tests.support.imports import ORDER, imports
+from tests.support.imports import ORDER, circle, imports, imports_of_modules
 
 #: Packages that a producer has installed.
 PRODUCER = {"celery", "click", "kombu", "redis", "pydantic", "primarch_fleet"}
@@ -24,6 +24,28 @@ OPTIONAL = {"fsspec", "opentelemetry"}
 def test_imports_point_one_way(package: str) -> None:
     later = set(ORDER[ORDER.index(package) + 1 :]) | {"tests"}
     assert [(path, name) for path, name in imports(package) if name in later] == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    assert circle(imports_of_modules()) == []
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_the_folders_and_files_of_a_package_import_one_way(package: str) -> None:
+    """A folder counts as one, so a reader may learn it without what stands above it."""
+    rooms: dict[str, set[str]] = {}
+    for module, imported in imports_of_modules().items():
+        if len(parts := module.split(".")) > 1 and parts[0] == package:
+            others = {tuple(name.split(".")[:2]) for name in imported}
+            rooms.setdefault(parts[1], set()).update(
+                one[1] for one in others if one[0] == package and one[1:] not in ((), (parts[1],))
+            )
+    assert circle(rooms) == []
+
+
+def test_the_batch_lane_has_few_folders_and_files_at_its_top() -> None:
+    rooms = {path.stem for path in (ROOT / "scheduler").iterdir()} - {"__init__", "__pycache__"}
+    assert len(rooms) <= 14
 
 
 def test_producers_need_only_what_the_wheel_declares() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from primarch_fleet.prices import Rates
-from scheduler import metrics
+from scheduler.completion import metrics
 from scheduler.model.job import Job, JobPricing, RequestGroup
 
 TEXT = "a word or two " * 100

@@ -15,7 +15,7 @@ from config.requests import RequestPolicy
 from primarch_fleet.requests import CompletionRequest, EmbeddingRequest
 from primarch_fleet.requests.defaults import DEFAULTS
 from scheduler.model.jsonl import TranslatedRequest
-from scheduler.translation.translator import (
+from scheduler.providers.translator import (
     PLAIN_MESSAGES,
     UNCHANGED_MODELS,
     UNCHANGED_PARAMETERS,
@@ -91,7 +91,7 @@ def test_a_plain_chat_with_openai_needs_no_litellm() -> None:
         "import sys\n"
         "from tests.unit.test_translation import GPT_4O, translated\n"
         "assert translated(GPT_4O, max_tokens=5, temperature=0.5).body['model'] == 'gpt-4o-mini'\n"
-        "import scheduler.pipeline, scheduler.providers.accounts\n"
+        "import scheduler.jobs.pipeline, scheduler.providers.accounts\n"
         "print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -29,8 +29,8 @@ from config.settings import ROOT, settings
 from primarch_fleet import AsyncFleet, Completion, CompletionRequest, EmbeddingRequest, FleetError
 from primarch_fleet.contract import LANES
 from primarch_fleet.money import format_dollars
-from primarch_fleet.outgoing import Ticket
 from primarch_fleet.requests import Request
+from primarch_fleet.ticket import Ticket
 from workers.onebox.up import PRIVATE_UMASK
 
 SAMPLE_REQUESTS = ROOT / "examples" / "requests.jsonl"

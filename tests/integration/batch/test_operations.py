@@ -13,12 +13,12 @@ from celery.result import AsyncResult
 from primarch_fleet import errors
 from primarch_fleet.cancellation import mark_key
 from primarch_fleet.money import NANOS_PER_DOLLAR
-from scheduler import metrics
 from scheduler.admin.operations import BatchNotCancelled, Operations
-from scheduler.completion.withdrawal import CANCELLED
+from scheduler.completion import metrics
 from scheduler.model.job import Location
 from scheduler.model.jsonl import request_id
 from scheduler.model.outcomes import RequestOutcome
+from scheduler.promotion.withdrawal import CANCELLED
 from scheduler.store.keys import PREFIX, REQUESTS
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from workers.onebox.simulator.profile import Fault

@@ -11,7 +11,7 @@ import pytest
 from config.fleet import FleetConfig
 from primarch_fleet import CompletionRequest
 from primarch_fleet.errors import FleetError
-from scheduler.translation.translator import Translator, Untranslatable
+from scheduler.providers.translator import Translator, Untranslatable
 from tasks.privacy import Privacy
 from tests.support.provider_stub import ProviderStub, provider_stub
 from tests.support.realtime_fixture import METADATA, realtime_server

@@ -10,7 +10,8 @@ import redis
 
 from primarch_fleet import AsyncFleet, Fleet, result_waiter, results
 from primarch_fleet.errors import ResultExpired, ResultTimeout
-from primarch_fleet.outgoing import OPEN_KEY, Ticket
+from primarch_fleet.outgoing import OPEN_KEY
+from primarch_fleet.ticket import Ticket
 from tests.support.producer import DONE, request
 from workers.runtime.result_backend import WorkerResultBackend
 

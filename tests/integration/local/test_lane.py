@@ -18,7 +18,7 @@ import redis
 
 from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.errors import Cancelled, DeadlineExceeded
-from primarch_fleet.outgoing import Ticket
+from primarch_fleet.ticket import Ticket
 from tests.support.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
 from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.ports import free_port

@@ -22,7 +22,7 @@ from primarch_fleet.contract import PRIORITIES
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import PAUSED_QUEUES_KEY, SEPARATOR
 from primarch_fleet.redis_support import patient_async
-from scheduler.local_promotion import LocalPromotion
+from scheduler.promotion.local import LocalPromotion
 from tasks import services
 from tasks.accounting import Accountant
 from tests.support.workers import StartWorker, eventually

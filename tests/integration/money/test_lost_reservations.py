@@ -13,8 +13,8 @@ from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.catalogue import Limits
 from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.reservations import ReservationRequest
-from scheduler import lost_reservations
-from scheduler.lost_reservations import GRACE_SECONDS, LostReservations
+from scheduler.completion import lost_reservations
+from scheduler.completion.lost_reservations import GRACE_SECONDS, LostReservations
 from scheduler.model.jsonl import request_id
 from scheduler.store.keys import REQUESTS
 

@@ -22,8 +22,8 @@ from primarch_fleet import (
     Ticket,
     errors,
 )
-from primarch_fleet.outgoing import task_id
 from primarch_fleet.requests import Request
+from primarch_fleet.ticket import task_id
 from tests.support.redis_server import RedisServer
 from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.profile import Fault, Latency, Profile

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import Counter
 
-from scheduler import metrics
+from scheduler.completion import metrics
 from tests.support.batch_fixture import fleet_app, open_bench
 
 __all__ = ["fleet_app", "open_bench"]

@@ -45,7 +45,11 @@ async def test_fault_39_the_results_of_many_batches_are_read_by_several_schedule
         results = await b.send(*(chat(f"q{n}") for n in range(MAX_JOBS_BEING_READ + 2)))
         await b.scheduler.lane.aggregate()
         b.clock.advance(100)
-        other, download, may_read = b.new_scheduler(), b.scheduler.provider.download, asyncio.Event()
+        other, download, may_read = (
+            b.new_scheduler(),
+            b.scheduler.provider.download,
+            asyncio.Event(),
+        )
 
         async def late_download(*args: Any) -> None:
             await may_read.wait()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from primarch_fleet import errors
-from scheduler import metrics
+from scheduler.completion import metrics
 from tasks import redaction
 from tests.integration.batch.faults.conftest import Counted
 from tests.support.batch_fixture import OpenBench, chat, profile

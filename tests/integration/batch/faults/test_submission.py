@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scheduler import metrics
+from scheduler.completion import metrics
 from scheduler.jobs import submitter
 from scheduler.store.keys import PREFIX
 from tests.integration.batch.faults.conftest import Counted

@@ -21,7 +21,8 @@ from primarch_fleet.contract import PRIORITIES, REALTIME_QUEUE
 from primarch_fleet.lane_health import heartbeat_key
 from primarch_fleet.queues import priority_lists
 from primarch_fleet.requests import REQUESTS, Request
-from scheduler import metrics, promotion
+from scheduler.completion import metrics
+from scheduler.promotion import realtime
 from workers.runtime.scripts import MOVE, NEAR_DEADLINE
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class LocalPromotion:
             arguments = [f'"{protocol.DEADLINE}"', until, MAX_SCANNED_MESSAGES]
             reply = await NEAR_DEADLINE.run(self._redis, priority_lists(engine.queue), arguments)
             for queue, text in zip(reply[::2], reply[1::2], strict=True):
-                with promotion.isolated("message", "local_promotion_failed"):
+                with realtime.isolated("message", "local_promotion_failed"):
                     await self._promote(queue, text)
 
     async def close(self) -> None:
@@ -65,7 +66,7 @@ class LocalPromotion:
     async def _promote(self, queue: bytes, text: bytes) -> None:
         message = json.loads(text)
         request, task_id = _request(message), message["headers"]["id"]
-        if not await promotion.reserve_realtime(request, task_id):
+        if not await realtime.reserve_realtime(request, task_id):
             return
         promoted = json.dumps(_for_realtime(message))
         keys = [queue, TARGET_LIST, heartbeat_key(REALTIME_QUEUE), mark_key(task_id)]
@@ -73,7 +74,7 @@ class LocalPromotion:
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
         elif await self._is_finished(task_id):  # perhaps before the reservation
-            await promotion.return_reservation(request, task_id)
+            await realtime.return_reservation(request, task_id)
 
     async def _is_finished(self, task_id: str) -> bool:
         """Whether a task has its outcome, as a cancelled task has: nothing settles it now."""
@@ -91,12 +92,12 @@ def _request(message: dict[str, Any]) -> Request:
 def _for_realtime(message: dict[str, Any]) -> dict[str, Any]:
     """A copy of a message for the realtime lane, with high priority and the same task id."""
     headers, properties = message["headers"], message["properties"]
-    reason = promotion.promoted_reason(headers[protocol.LANE_REASON], "its deadline is near")
+    reason = realtime.promoted_reason(headers[protocol.LANE_REASON], "its deadline is near")
     return {
         **message,
         "headers": {
             **headers,
-            "task": promotion.realtime_task(headers["task"]),
+            "task": realtime.realtime_task(headers["task"]),
             protocol.LANE_REASON: reason,
         },
         "properties": {

@@ -1,10 +1,4 @@
-"""What both promotions share: a request of the batch or local lane moves to the realtime lane.
-
-`completion.withdrawal` promotes a parked request: its message is gone, so Celery builds a new one
-from the stored task context. `local_promotion` promotes a message that waits for an engine: one
-script replaces it by an edited copy, so that the request is always in exactly one queue. That is
-why each lane makes its own message; task name, reason, reservation and error handling are here.
-"""
+"""What both promotions share: task name, reason, reservation and error handling."""
 
 from __future__ import annotations
 

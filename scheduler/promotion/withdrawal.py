@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Self
 
 from primarch_fleet import protocol
 from primarch_fleet.errors import BatchError, Cancelled, RequestFailed
-from scheduler import metrics, promotion
-from scheduler.completion import accounting
+from scheduler.completion import accounting, metrics
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.model.job import ParkedRequest, RequestGroup
 from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
+from scheduler.promotion import realtime
 from scheduler.store.blobs import BlobStore
 from scheduler.store.store import Store
 
@@ -74,7 +74,7 @@ class Withdrawal:
         """
         decision = str(Decision(RequestOutcome.PROMOTED, reason))
         for request in requests:
-            with promotion.isolated(request, "batch_withdrawal_failed"):
+            with realtime.isolated(request, "batch_withdrawal_failed"):
                 parked = await self._reserve_realtime(request)
                 if parked is None:
                     continue
@@ -92,7 +92,7 @@ class Withdrawal:
             logger.warning(
                 "%s: resumed: %s", request, text, extra={"action": "batch_withdrawal_resumed"}
             )
-            with promotion.isolated(request, "batch_withdrawal_failed"):
+            with realtime.isolated(request, "batch_withdrawal_failed"):
                 decision = Decision.parse(text)
                 if decision == CANCELLED:
                     await self._cancel(request)
@@ -120,12 +120,12 @@ class Withdrawal:
             context = parked.context
             headers = {
                 protocol.SUBMITTED_AT: context.get(protocol.SUBMITTED_AT),
-                protocol.LANE_REASON: promotion.promoted_reason(
+                protocol.LANE_REASON: realtime.promoted_reason(
                     context.get(protocol.LANE_REASON), reason
                 ),
                 protocol.TENANT: protocol.tenant_header(parked.payer[0]),
             }
-            task_name = promotion.realtime_task(context["task"])
+            task_name = realtime.realtime_task(context["task"])
             await _run_in_thread(self._replay.republish, context, task_name, headers)
         await self._store.finish([request], RequestOutcome.PROMOTED, script=script)
         metrics.promoted_total.inc()
@@ -136,7 +136,7 @@ class Withdrawal:
         parked = await self._load(request)
         if parked is None or parked.body_ref is not None:  # it left the lane, or its body is gone
             return None
-        is_reserved = await promotion.reserve_realtime(parked.parse(), parked.context["id"])
+        is_reserved = await realtime.reserve_realtime(parked.parse(), parked.context["id"])
         return parked if is_reserved else None
 
     async def _load(self, request: str) -> ParkedRequest | None:

@@ -7,7 +7,7 @@ from config.provider import Deployment, Provider
 from primarch_fleet.requests import Request
 from scheduler.model import jsonl
 from scheduler.providers import PROVIDERS
-from scheduler.translation.translator import Json, Translator
+from scheduler.providers.translator import Json, Translator
 from tasks.privacy import Privacy
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from config.fleet import FleetConfig
 from scheduler.completion.celery_replay import CeleryReplay
 from scheduler.completion.completer import Completer
-from scheduler.completion.withdrawal import Withdrawal
 from scheduler.jobs.aggregator import Aggregator
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.jobs.finisher import JobFinisher
@@ -15,6 +14,7 @@ from scheduler.jobs.orphans import OrphanSearch
 from scheduler.jobs.result_reader import ResultReader
 from scheduler.jobs.runner import JobRunner
 from scheduler.jobs.submitter import Submitter
+from scheduler.promotion.withdrawal import Withdrawal
 from scheduler.providers.base import BatchProvider
 
 

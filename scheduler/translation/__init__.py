@@ -1,1 +1,0 @@
-"""Requests become lines of batch files, in each provider's own form."""
