@@ -1,4 +1,4 @@
-"""The view of `python -m scheduler costs`: costs of all lanes, savings and cost targets.
+"""The view of `fleet costs`: costs of all lanes, savings and cost targets.
 
 Pure, except for `read_costs`.
 """

@@ -1,4 +1,4 @@
-"""The view of `python -m scheduler deployments`: health and measured calls of the realtime lane."""
+"""The view of `fleet deployments`: health and measured calls of the realtime lane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The view of `python -m scheduler batches`: live batches and waiting requests.
+"""The view of `fleet batches`: live batches and waiting requests.
 
 Pure, except for `read_status`.
 """
