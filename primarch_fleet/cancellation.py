@@ -49,7 +49,8 @@ UNKNOWN = "unknown"
 WAITING_MARK_TTL_SECONDS = 90 * 86_400
 #: The same after a message of the task was dropped or has run: only repetitions can follow.
 COMPLETED_MARK_TTL_SECONDS = 3 * 86_400
-#: Seconds for which the outcome is stored, as long as the workers store any.
+#: Seconds for which the outcome is stored: the default of FLEET_RESULT_TTL, which a producer does
+#: not know.
 OUTCOME_TTL_SECONDS = 3 * 86_400
 #: Tasks that are cancelled in one round trip, and threads that wait for workers.
 CANCELLED_TASKS, MAX_THREADS = 200, 16
