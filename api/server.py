@@ -77,8 +77,8 @@ def server_config(
         read_secrets(webhook.secret, f"the webhook of the tenant {webhook.tenant}")
     if not section.keys and not is_loopback(host):
         raise ConfigError(
-            f"serve: without api.keys in fleet.yaml, --host {host} would let everybody in: make a "
-            "key with `fleet key`, or listen on 127.0.0.1"
+            f"serve: without api.keys in fleet.yaml, --host {host} would accept calls without a "
+            "key from other machines: make a key with `fleet key`, or listen on 127.0.0.1"
         )
 
     @asynccontextmanager

@@ -24,6 +24,7 @@ class ApiKey(Section):
 
     #: A name of your choice, for logs.
     name: str = Field(min_length=1)
+    #: The SHA-256 of the key in hexadecimal digits, as `fleet key` prints it.
     sha256: Sha256
     #: Whose requests these are: budgets, limits and turns are the tenant's.
     tenant: str = Field("default", min_length=1)
@@ -34,7 +35,8 @@ class ApiKey(Section):
     lanes: list[Lane] | None = None
     #: The models that the key may use, as names or patterns such as `gpt-*`; without it, all.
     models: list[str] | None = None
-    #: What the key may do besides sending requests.
+    #: A `caller` sends requests, a `reader` also reads metrics and the operators' page, an
+    #: `operator` also acts there.
     role: Role = "caller"
     #: Whether the page shows prompts and answers to this key.
     sees_prompts: bool = False
@@ -45,6 +47,7 @@ class Webhook(Section):
 
     #: The tenant whose responses and batches these are.
     tenant: str = Field("default", min_length=1)
+    #: The address of the receiver, which gets a POST for each event.
     url: str = Field(pattern=r"^https?://")
     #: The environment variable with the secret that signs the events, as `os.environ/NAME`. It
     #: holds `whsec_` and base64; two secrets, separated by a space, while one replaces the other.
@@ -56,7 +59,7 @@ class Api(Section):
 
     #: The keys. A changed file is read within seconds, without a restart.
     keys: list[ApiKey] = []
-    #: Who is told when background responses and batches end.
+    #: Receivers that are told when background responses and batches end.
     webhooks: list[Webhook] = []
     #: Seconds for which a call waits for its answer. A request without an `Idempotency-Key` is
     #: cancelled then.

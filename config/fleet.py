@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -55,41 +55,45 @@ class FleetConfig(FleetSections):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        unknown_providers = {d.provider for d in self.deployments} - set(self.providers)
-        if unknown_providers:
-            raise ValueError(
-                f"deployments: unknown provider: {_names(unknown_providers)}; "
-                "add an entry to providers"
-            )
-        repeated_ids = _repeated(deployment.id for deployment in self.deployments)
-        if repeated_ids:
-            raise ValueError(
-                f"deployments: id used twice: {_names(repeated_ids)}; give each its own id"
-            )
-        repeated_models = _repeated(model for engine in self.engines for model in engine.models)
-        if repeated_models:
-            raise ValueError(
-                f"engines: model served twice: {_names(repeated_models)}; "
-                "keep one engine or adapter for each name"
-            )
-        models = {deployment.model for deployment in self.deployments}
+        """Raise ValueError for a name that is unknown, or is given twice."""
+        deployments, engines = self.deployments, self.engines
+        models = {deployment.model for deployment in deployments}
         aliases = self.routing.model_group_alias
-        if unknown_aliases := set(aliases.values()) - models:
-            raise ValueError(
-                f"routing: model_group_alias names an unknown model: {_names(unknown_aliases)}; "
-                "name models of deployments"
-            )
-        if shadowed := aliases.keys() & models:
-            raise ValueError(
-                f"routing: model_group_alias: {_names(shadowed)}: also the name of a model; "
-                "give the alias another name"
-            )
-        unknown_models = self.routing.fallback_models() - models
-        if unknown_models:
-            raise ValueError(
-                f"routing: fallbacks name an unknown model: {_names(unknown_models)}; "
-                "name models of deployments"
-            )
+        wrong: list[tuple[str, Set[str], str]] = [
+            (
+                "deployments: unknown provider",
+                {deployment.provider for deployment in deployments} - self.providers.keys(),
+                "add an entry to providers",
+            ),
+            (
+                "deployments: id used twice",
+                _repeated(deployment.id for deployment in deployments),
+                "give each its own id",
+            ),
+            (
+                "engines: model served twice",
+                _repeated(model for engine in engines for model in engine.models),
+                "keep one engine or adapter for each name",
+            ),
+            (
+                "routing: model_group_alias names an unknown model",
+                set(aliases.values()) - models,
+                "name models of deployments",
+            ),
+            (
+                "routing: model_group_alias has the name of a model",
+                aliases.keys() & models,
+                "give the alias another name",
+            ),
+            (
+                "routing: fallbacks name an unknown model",
+                self.routing.fallback_models() - models,
+                "name models of deployments",
+            ),
+        ]
+        for what, names, advice in wrong:
+            if names:
+                raise ValueError(f"{what}: {_names(names)}; {advice}")
         return self
 
     @model_validator(mode="after")
@@ -148,7 +152,7 @@ def _repeated(names: Iterable[str]) -> set[str]:
     return {name for name, count in Counter(names).items() if count > 1}
 
 
-def _names(names: set[str]) -> str:
+def _names(names: Set[str]) -> str:
     return ", ".join(sorted(names))
 
 

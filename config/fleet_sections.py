@@ -39,12 +39,12 @@ class FleetSections(Section):
     #: Settings of LiteLLM for all calls of the realtime lane, with LiteLLM's names, such as
     #: `modify_params` and `ssl_verify`.
     litellm_settings: JsonObject = {}
-    #: Environment variables of the fleet's processes, for what reads its settings there: no
-    #: secrets. A variable that is set already stays as it is.
+    #: Environment variables of the fleet's processes, for libraries that read their settings there.
+    #: They hold no secrets. A variable that is set already stays as it is.
     environment_variables: dict[str, str] = {}
     #: The realtime lane's routing.
     routing: Routing = Routing()
-    #: The models on own hardware.
+    #: The models on your own hardware.
     engines: list[EngineConfig] = []
     #: The batch lane.
     batch: Batch = Batch()

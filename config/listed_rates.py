@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from config.price_list import Entry
-from primarch_fleet.prices import Fees, Rates, Steps, TokenRates
+from primarch_fleet.prices import OUTPUT_RATES, Fees, Rates, Steps, TokenRates
 
 #: The list's names of our rates, in dollars a token.
 _KEYS = {
@@ -29,7 +29,6 @@ _KEYS = {
     "image_output": "output_cost_per_image_token",
     "video_output": "output_cost_per_video_token",
 }
-_OUTPUTS = {"output", "reasoning", "audio_output", "image_output", "video_output"}
 _TIERS = ("flex", "priority", "balanced", "ultrafast")
 _BATCH = "_batches"
 _STEP = re.compile(r"_above_(\d+)(k?)_tokens")
@@ -91,7 +90,7 @@ def _batch_steps(entry: Entry, standard: Steps, discount: Decimal) -> Steps:
         # A kind without a batch price costs the higher of two: the batch price of plain tokens,
         # and its ordinary price with the discount.
         for kind in standard[0].model_fields_set & set(_KEYS) - set(found):
-            plain = found.get("output", Decimal(0)) if kind in _OUTPUTS else found["input"]
+            plain = found.get("output", Decimal(0)) if kind in OUTPUT_RATES else found["input"]
             found[kind] = max(plain, guessed.rate(kind))
         steps.append(_with_defaults(entry, found, from_tokens).reduced())
     return tuple(steps)

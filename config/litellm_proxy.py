@@ -88,6 +88,14 @@ ENTRY_KEYS = frozenset({"litellm_params", "model_info", "model_name"}) | LIMITS
 SETTINGS: tuple[NameKind, ...] = ("router_settings", "litellm_settings", "general_settings")
 #: The setting of the Router with parameters for each entry.
 DEFAULT_PARAMS = "default_litellm_params"
+#: Sections whose secrets are those of accounts.
+_WITH_ACCOUNTS = frozenset({"credential_list", "model_list", "router_settings"})
+#: All sections that are read.
+_HANDLED_SECTIONS = _WITH_ACCOUNTS | {
+    "environment_variables",
+    "general_settings",
+    "litellm_settings",
+}
 #: What replaces a setting that has no meaning here.
 REPLACEMENTS = {
     "litellm_settings.cache": "requests ask for cached answers by cache_ttl",
@@ -240,12 +248,11 @@ class _Conversion:
 
     def _check(self, settings: Values, path: str, kind: NameKind, used: frozenset[str]) -> None:
         """Refuse unknown names, and record those that have no meaning here."""
+        sections = SETTINGS if kind in SETTINGS else (kind,)
         for name in settings:
             if name in used:
                 continue
-            if not any(
-                name in known_names(one) for one in (SETTINGS if kind in SETTINGS else (kind,))
-            ):
+            if not any(name in known_names(section) for section in sections):
                 raise ValueError(
                     f"{path}{name}: unknown to LiteLLM; {did_you_mean(str(name), kind)}"
                     "correct or remove it"
@@ -325,26 +332,6 @@ class _Conversion:
             f"litellm_params.litellm_credential_name: {name} is not in credential_list; "
             "add it there"
         )
-
-
-_HANDLED_SECTIONS = frozenset(
-    {
-        "credential_list",
-        "environment_variables",
-        "general_settings",
-        "litellm_settings",
-        "model_list",
-        "router_settings",
-    }
-)
-
-
-#: Sections whose secrets are those of accounts.
-_WITH_ACCOUNTS = frozenset({"credential_list", "model_list", "router_settings"})
-
-
-def _sections_like(kind: NameKind) -> tuple[NameKind, ...]:
-    return SETTINGS if kind in SETTINGS else (kind,)
 
 
 def _entry_id(model_name: str, params: Values) -> str:

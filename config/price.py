@@ -10,11 +10,10 @@ from pydantic import model_validator
 
 from config.section import Section
 from primarch_fleet.contract import ModelKind
-from primarch_fleet.prices import RATE_KINDS, Rate, Rates, Steps, TokenRates
+from primarch_fleet.prices import OUTPUT_RATES, RATE_KINDS, Rate, Rates, Steps, TokenRates
 
 #: What a batch costs where nothing else says it, as a share.
 DEFAULT_DISCOUNT = Decimal("0.5")
-OUTPUT_KINDS = {"output", "reasoning", "audio_output", "image_output", "video_output"}
 
 
 class TokenPrices(Section):
@@ -136,7 +135,7 @@ def _changed(step: TokenRates, changed: Mapping[str, Decimal], *, is_base: bool)
         if kind in changed and is_base:
             rates[kind] = changed[kind]
         elif kind in changed or getattr(listed, kind) is not None:
-            plain = changed.get("output" if kind in OUTPUT_KINDS else "input", Decimal(0))
+            plain = changed.get("output" if kind in OUTPUT_RATES else "input", Decimal(0))
             rates[kind] = max(step.rate(kind), changed.get(kind, plain))
     return TokenRates(**rates, from_tokens=step.from_tokens).reduced()
 

@@ -69,7 +69,7 @@ class Provider(Section):
     #: The account's other parameters, with LiteLLM's names: region, project, API version, headers.
     litellm_params: AccountParams = AccountParams()
     #: The variable with the secret that signs the provider's webhooks (`whsec_...`). Only
-    #: `python -m scheduler webhook` reads it; without it, that rejects the provider's webhooks.
+    #: `fleet webhook` reads it. Without it, that command rejects the provider's webhooks.
     webhook_secret: FromEnvironment | None = None
     #: No real model answers there. Every receipt says so.
     simulated: bool = False

@@ -58,8 +58,10 @@ class YamlFile:
             repeated = list(_repeated(self._root, ""))
             #: As `yaml.safe_load` returns them.
             self.values: Any = self._root and loader.construct_document(self._root)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = "" if mark is None else f":{mark.line + 1}"

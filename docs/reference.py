@@ -282,7 +282,8 @@ def _name_of(annotation: Any) -> str:
     if annotation in names:
         return names[annotation]
     name = getattr(annotation, "__name__", str(annotation))
-    return {"Decimal": "number", "JsonValue": "any value"}.get(name, "section")
+    others = {"Decimal": "number", "JsonValue": "any value", "AwareDatetime": "date and time"}
+    return others.get(name, "section")
 
 
 def _bounds(metadata: list[Any]) -> str:

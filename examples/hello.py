@@ -1,5 +1,6 @@
 """Ask the fleet that `make up` started: `python examples/hello.py [question]`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,8 +27,10 @@ def main() -> None:
 
 
 def redis_url() -> str:
-    """Return the Redis URL that `make up` has written to .fleet/addresses.yaml."""
-    path = ROOT / ".fleet" / "addresses.yaml"
+    """Return FLEET_REDIS_URL, or the Redis URL that `make up` has written to its data folder."""
+    if url := os.environ.get("FLEET_REDIS_URL"):
+        return url
+    path = Path(os.environ.get("FLEET_DATA_DIR") or ROOT / ".fleet", "addresses.yaml")
     if not path.exists():
         sys.exit("No fleet is running: start one with `make up` in another terminal.")
     return path.read_text().splitlines()[0].removeprefix("redis: ")

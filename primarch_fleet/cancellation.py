@@ -36,7 +36,7 @@ from primarch_fleet.errors import (
 from primarch_fleet.outgoing import OPEN_KEY, is_registered
 from primarch_fleet.parts import in_parts
 from primarch_fleet.queues import find_message
-from primarch_fleet.redis_support import LuaScript, ScriptPipeline, is_not_permitted
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline, decoded, is_not_permitted
 from primarch_fleet.results import call_scheduler, wait_for
 
 #: Sorted set of the messages that workers hold: `<task id>\0<lease tag>`.
@@ -49,7 +49,8 @@ UNKNOWN = "unknown"
 WAITING_MARK_TTL_SECONDS = 90 * 86_400
 #: The same after a message of the task was dropped or has run: only repetitions can follow.
 COMPLETED_MARK_TTL_SECONDS = 3 * 86_400
-#: Seconds for which the outcome is stored, as long as the workers store any.
+#: Seconds for which the outcome is stored: the default of FLEET_RESULT_TTL, which a producer does
+#: not know.
 OUTCOME_TTL_SECONDS = 3 * 86_400
 #: Tasks that are cancelled in one round trip, and threads that wait for workers.
 CANCELLED_TASKS, MAX_THREADS = 200, 16
@@ -94,7 +95,7 @@ def try_to_cancel(
         backend: Celery's Redis result backend, which encodes the outcome.
         parked: False for a task that has left the batch lane; its state is still PARKED.
     """
-    return _decoded(_CANCEL.run(client, *_arguments(backend, task_id, parked=parked)))
+    return _read_reply(_CANCEL.run(client, *_arguments(backend, task_id, parked=parked)))
 
 
 def _arguments(backend: Any, task_id: str, *, parked: bool = True) -> tuple[list[Any], list[Any]]:
@@ -113,9 +114,9 @@ def _arguments(backend: Any, task_id: str, *, parked: bool = True) -> tuple[list
     return keys, [task_id, backend.encode(outcome), *ttls, int(parked)]
 
 
-def _decoded(reply: Any) -> CancelReply:
+def _read_reply(reply: Any) -> CancelReply:
     status, is_new, payer = reply
-    return CancelReply(CancelStatus(_text(status)), bool(is_new), _text(payer))
+    return CancelReply(CancelStatus(decoded(status)), bool(is_new), decoded(payer))
 
 
 def is_known(client: redis.Redis, backend: Any, task_id: str) -> bool:
@@ -158,10 +159,6 @@ def queues(client: redis.Redis) -> list[str]:
         return Catalogue.fetch(client).queues
     except NoCatalogue:
         return [REALTIME_QUEUE, BATCH_QUEUE]
-
-
-def _text(reply: bytes | str) -> str:
-    return reply.decode() if isinstance(reply, bytes) else reply
 
 
 class Canceller:
@@ -219,7 +216,7 @@ class Canceller:
             tasks = ids if known else _indexed(self._redis, backend, ids)
             for task_id in tasks:
                 _CANCEL.run(pipe, *_arguments(backend, task_id))
-            found = [_decoded(reply) for reply in pipe.execute()] if tasks else []
+            found = [_read_reply(reply) for reply in pipe.execute()] if tasks else []
         except NoPermissionError:
             return {}
         replies = dict(zip(tasks, found, strict=True))

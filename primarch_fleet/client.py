@@ -161,9 +161,10 @@ class Fleet:
         Raises:
             ResultTimeout: No result within the timeout. The request continues.
             RequestFailed: The request has failed with this error.
-            ResultExpired: The result was stored and is gone: results are kept for three days. Or
-                Redis has lost the request. Not raised for ids of plain Celery producers and of
-                requests with an idempotency key, about which nothing is known.
+            ResultExpired: The result was stored and is gone: by default results are kept for three
+                days (FLEET_RESULT_TTL). Or Redis has lost the request. Not raised for ids of plain
+                Celery producers and of requests with an idempotency key, about which nothing is
+                known.
             BodyUnavailable: The body could not be read; call `result` again.
             FleetUnavailable: The broker did not answer.
         """
@@ -252,8 +253,8 @@ class Fleet:
     ) -> Stream:
         """Read the chunks of an answer while it is generated.
 
-        Chunks are stored for ten minutes after the last one; `result` has the whole answer for
-        days.
+        Chunks are stored for ten minutes after the last one, unless FLEET_STREAM_TTL says another
+        time; `result` has the whole answer for days.
 
         Args:
             request: A request to submit, which is streamed whatever its `stream` field says. Or the

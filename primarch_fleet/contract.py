@@ -180,8 +180,9 @@ class Receipt(BaseModel):
 class Completion(BaseModel):
     """The result of a request: OpenAI's response body and the fleet's receipt.
 
-    `body` is exactly what OpenAI's API returns: a `chat.completion`, a `response` or a `list` of
-    embeddings.
+    `body` has the form of OpenAI's API: a `chat.completion`, a `response`, a `list` of embeddings
+    or a moderation. It may have more fields of the provider; docs/streaming.md names those of
+    chats.
     `openai.types.chat.ChatCompletion.model_validate(completion.body)` returns the SDK's object.
 
     A large body may be stored outside Redis, for as long as the result is kept. The task's result

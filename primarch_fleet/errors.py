@@ -153,7 +153,7 @@ class ConfigError(FleetError, ValueError):
 
 
 class RequestFailed(FleetError):
-    """A worker started the request, and it failed."""
+    """The request failed."""
 
 
 class BudgetExceeded(RequestFailed):

@@ -42,6 +42,8 @@ FALLBACKS = {
     "image_output": "output",
     "video_output": "output",
 }
+#: The rates of the tokens of an answer.
+OUTPUT_RATES = frozenset({"output", *(k for k, other in FALLBACKS.items() if other == "output")})
 #: The rates of INPUT_KINDS and OUTPUT_KINDS, in that order.
 RATE_KINDS = tuple(
     {"text_input": "input", "text_output": "output"}.get(kind, kind)

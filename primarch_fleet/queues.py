@@ -14,7 +14,7 @@ import redis
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import PRIORITIES
-from primarch_fleet.redis_support import LuaScript, ScriptPipeline
+from primarch_fleet.redis_support import LuaScript, ScriptPipeline, decoded
 
 #: Separates the name of a queue from a priority in the names of its lists:
 #: https://docs.celeryq.dev/en/stable/userguide/routing.html#redis-message-priorities
@@ -153,7 +153,7 @@ def _tenants_lists(client: redis.Redis, lists: list[str]) -> list[str]:
     for name in lists:
         pipe.lrange(turns_list(name), 0, -1)
     return [
-        f"{turns_list(name)}{SEPARATOR}{_text(tenant)}"
+        f"{turns_list(name)}{SEPARATOR}{decoded(tenant)}"
         for name, tenants in zip(lists, pipe.execute(), strict=True)
         for tenant in tenants
     ]
@@ -176,10 +176,6 @@ def _find_in(
                 return reply
         lists = [name for name, reply in zip(lists, replies, strict=True) if reply == _HAS_MORE]
     return None
-
-
-def _text(reply: bytes | str) -> str:
-    return reply.decode() if isinstance(reply, bytes) else reply
 
 
 def purge(client: Any, queue: str) -> int:

@@ -191,6 +191,11 @@ def _to_primary(client: _AnyClient) -> _AnyClient:
     return client
 
 
+def decoded(reply: bytes | str) -> str:
+    """Return a reply as text, whether its client decodes replies or not."""
+    return reply.decode() if isinstance(reply, bytes) else reply
+
+
 def is_not_permitted(error: redis.ResponseError) -> bool:
     """Return whether the user lacks a permission: for a command, or for one within a script."""
     return isinstance(error, NoPermissionError) or "ACL failure in script" in str(error)

@@ -233,7 +233,7 @@ def _check_certificates(options: Mapping[str, str]) -> None:
 @cache
 def _warn_unverified() -> None:
     logger.warning(
-        "The certificate of Redis is not verified, as its URL says: whoever answers at its address "
-        "gets the password and every prompt",
+        "The certificate of Redis is not verified, as its URL says: any server that answers at its "
+        "address gets the password and every prompt",
         extra={"action": "redis_tls_unverified"},
     )

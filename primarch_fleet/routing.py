@@ -23,14 +23,12 @@ from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.lane_problems import LaneConditions, Severity
 from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
-from primarch_fleet.requests.base import PROVIDER_NAMES
+from primarch_fleet.requests.base import FIELD_NAMES
 from primarch_fleet.requests.defaults import is_default
 
 #: The service tier at half the price: https://platform.openai.com/docs/guides/flex-processing
 FLEX = "flex"
 _FOREVER = float("inf")
-#: Names of fields by their names in OpenAI's body, where these differ.
-_FIELDS = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
 
 
 class LaneDecision(NamedTuple):
@@ -316,7 +314,7 @@ def _unsupported(
         if offer.endpoints is not None and request.endpoint not in offer.endpoints
     }
     return without | {
-        lane: f"{', '.join(sorted(_FIELDS.get(name, name) for name in names))}: "
+        lane: f"{', '.join(sorted(FIELD_NAMES.get(name, name) for name in names))}: "
         f"the {lane} lane does not support it for {request.model!r}"
         for lane, names in refused.items()
         if names

@@ -26,6 +26,7 @@ from primarch_fleet.errors import (
 )
 from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import Request
+from primarch_fleet.requests.base import UNNAMED_TENANT
 from primarch_fleet.reservations import ReservationRequest
 from tasks.grouped_calls import GroupedCalls
 from tasks.receipts import RequestMetadata
@@ -227,7 +228,7 @@ class Accountant:
         """
         body = next(iter(message.args or ()), None)
         if isinstance(body, dict):
-            tenant = body.get("tenant_id") or Request.model_fields["tenant_id"].default
+            tenant = body.get("tenant_id") or UNNAMED_TENANT
             await self.settle(str(tenant), message.id, "", 0)
 
     @asynccontextmanager

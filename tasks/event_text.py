@@ -8,13 +8,11 @@ from typing import Any
 from primarch_fleet.contract import LANES
 from primarch_fleet.money import format_dollars
 from primarch_fleet.protocol import HIDDEN_ARGUMENTS
-from primarch_fleet.requests import Request
+from primarch_fleet.requests.base import UNNAMED_TENANT
 from tasks.failures import model_label, model_of
 
 #: Longer names are cut.
 MAX_NAME_CHARACTERS = 64
-
-_DEFAULT_TENANT = Request.model_fields["tenant_id"].default
 
 
 def of_arguments(task_name: str, args: Any, kwargs: Any = None) -> str:
@@ -31,7 +29,7 @@ def of_arguments(task_name: str, args: Any, kwargs: Any = None) -> str:
     lane, body = task_name.partition(".")[0], next(iter([*positional, *named]), None)
     if lane not in LANES or not isinstance(body, dict):
         return HIDDEN_ARGUMENTS
-    tenant = body.get("tenant_id") or _DEFAULT_TENANT
+    tenant = body.get("tenant_id") or UNNAMED_TENANT
     return f"model={model_label(model_of(body))} tenant={_name(tenant)} lane={lane}"
 
 

@@ -10,6 +10,7 @@ from primarch_fleet import protocol
 from primarch_fleet.contract import FailedAttempt, Lane, Receipt
 from primarch_fleet.prices import Rates, cost_nanousd
 from primarch_fleet.requests import Request
+from primarch_fleet.requests.base import UNNAMED_TENANT
 from primarch_fleet.reservations import Reserved
 from primarch_fleet.server_clock import CLOCK
 from primarch_fleet.usage import Usage
@@ -129,7 +130,7 @@ def build_receipt(
         usage=usage,
         **_costs(source, answer, asked.get("service_tier")),
         batch_id=source.batch_id,
-        tenant_id=asked.get("tenant_id") or Request.model_fields["tenant_id"].default,
+        tenant_id=asked.get("tenant_id") or UNNAMED_TENANT,
         user_id=asked.get("user_id"),
         metadata=asked.get("metadata") or {},
         **metadata.receipt_fields(),

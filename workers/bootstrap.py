@@ -47,7 +47,7 @@ from workers.runtime import (
     transport,
     worker_options,  # noqa: F401 - checks the options of a worker that starts
 )
-from workers.runtime.dead_letters import DeadLetter, fail_task
+from workers.runtime.dead_letters import fail_request
 from workers.runtime.leases import LEASES
 from workers.runtime.sorting import sort_pushed
 
@@ -182,10 +182,9 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
     def refund(request: Any, **_: object) -> None:
         asyncio.run_coroutine_threadsafe(accountant.refund(request), event_loop.get())
 
-    def fail_and_refund(letter: DeadLetter, request: Any, error: Exception) -> None:
-        fail_task(letter, request, error)
-        if request is not None:
-            refund(request)
+    def fail_and_refund(request: Any, error: Exception) -> None:
+        fail_request(request, error)
+        refund(request)
 
     LEASES.on_dead_letter = fail_and_refund
     asyncio.run_coroutine_threadsafe(cost_recorder.start(), event_loop.get()).result()

@@ -28,7 +28,7 @@ async def show(call: Call) -> Response:
         "batches.html",
         refreshes=True,
         now=lane.now,
-        drained=lane.drained,
+        creation_paused=lane.creation_paused,
         accounts=status["paused"],
         overdue=lane.overdue,
         jobs=Rows.of(status["jobs"]),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields
+from collections.abc import Awaitable, Callable
 
 from redis.asyncio import Redis
 from starlette.responses import Response
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from api.call import Call
 from api.errors import ApiError
 from api.page.actions import Done, Form
+from api.page.filters import query_of, read_filter
 from api.page.reading import MAX_ROWS, Rows, read
 from api.page.view import render
 from primarch_fleet.contract import LANES
@@ -26,8 +26,6 @@ from scheduler.admin.dead_letters import (
 )
 from scheduler.cli.connection import with_redis
 
-#: Fields of a filter.
-FIELDS = tuple(field.name for field in fields(LetterFilter))
 #: Characters of a message that its page shows.
 _MAX_MESSAGE = 100_000
 _PATH = "/dead-letters"
@@ -37,7 +35,7 @@ _Verb = Callable[[DeadLetters, str], Awaitable[Letter]]
 
 async def show(call: Call) -> Response:
     """Show the newest dead letters that match the filter in the address."""
-    where = _filter(call.request.query_params)
+    where = read_filter(LetterFilter, lambda name: call.request.query_params.get(name, ""))
     letters = await read(
         call.services,
         lambda services: with_redis(
@@ -48,7 +46,7 @@ async def show(call: Call) -> Response:
         call,
         "dead_letters.html",
         where=where,
-        query=_values(where),
+        query=query_of(where),
         lanes=LANES,
         rows=Rows.of(letters),
         matching=len(letters),
@@ -92,7 +90,7 @@ async def _each(
     call: Call, form: Form, verb: _Verb, sentence: Callable[[list[Letter]], str]
 ) -> Done:
     """Do the same to the dead letters that are chosen or, with `all`, those that match."""
-    where, ids = _filter({name: form.one(name) for name in FIELDS}), form.all("id")
+    where, ids = read_filter(LetterFilter, form.one), form.all("id")
 
     async def act(client: Redis) -> tuple[list[Letter], list[str]]:
         store, done, problems = DeadLetters(client), [], []
@@ -108,11 +106,11 @@ async def _each(
 
     done, problems = await asyncio.to_thread(with_redis, act, call.services.url)
     if not (done or problems):
-        return Done("No dead letter was chosen.", _PATH, _values(where))
+        return Done("No dead letter was chosen.", _PATH, query_of(where))
     sentences = [sentence(done), *(f"{problem}." for problem in problems[:3])]
     if len(problems) > 3:
         sentences.append(f"{len(problems) - 3} more failed.")
-    return Done(" ".join(sentences), _PATH, _values(where))
+    return Done(" ".join(sentences), _PATH, query_of(where))
 
 
 def _replayed(letters: list[Letter]) -> str:
@@ -128,12 +126,3 @@ def _dropped(letters: list[Letter]) -> str:
 
 def _messages(letters: list[Letter]) -> str:
     return f"{len(letters)} message{'' if len(letters) == 1 else 's'}"
-
-
-def _filter(texts: Mapping[str, str]) -> LetterFilter:
-    """The filter of an address or a form; an empty text is no filter."""
-    return LetterFilter(**{name: texts.get(name, "").strip() or None for name in FIELDS})
-
-
-def _values(where: LetterFilter) -> dict[str, str]:
-    return {name: value for name, value in vars(where).items() if value is not None}

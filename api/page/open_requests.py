@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 
 from starlette.responses import Response
 
 from api.call import Call
 from api.errors import ApiError
 from api.page.actions import Done, Form
+from api.page.filters import query_of, read_filter
 from api.page.reading import Rows, read
 from api.page.view import render
 from api.services import Services
@@ -33,19 +33,17 @@ from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS
 _READ_SECONDS = 2.0
 #: For the workers that have requests to answer.
 _CANCEL_SECONDS = 15.0
-#: Fields of a filter.
-FIELDS = tuple(field.name for field in fields(RequestFilter))
 
 
 async def show(call: Call) -> Response:
     """Show the open requests that match the filter in the address, without their prompts."""
-    where = _filter(call.request.query_params)
+    where = read_filter(RequestFilter, lambda name: call.request.query_params.get(name, ""))
     found = await read(call.services, lambda services: _read(services, where))
     return await render(
         call,
         "requests.html",
         where=where,
-        query=_values(where),
+        query=query_of(where),
         lanes=LANES,
         states=STATES,
         found=found,
@@ -56,7 +54,7 @@ async def show(call: Call) -> Response:
 
 async def cancel(call: Call, form: Form) -> Done:
     """Cancel the requests that are chosen or, with `all`, those that match the filter."""
-    where = _filter({name: form.one(name) for name in FIELDS})
+    where = read_filter(RequestFilter, form.one)
     if form.one("all"):
         if where.is_empty:
             raise ApiError(400, "invalid_form", "give a filter: all open requests would match")
@@ -67,16 +65,7 @@ async def cancel(call: Call, form: Form) -> Done:
         )
     else:
         done = "No request was chosen."
-    return Done(done, "/requests", _values(where))
-
-
-def _filter(texts: Mapping[str, str]) -> RequestFilter:
-    """The filter of an address or a form; an empty text is no filter."""
-    return RequestFilter(**{name: texts.get(name, "").strip() or None for name in FIELDS})
-
-
-def _values(where: RequestFilter) -> dict[str, str]:
-    return {name: value for name, value in vars(where).items() if value is not None}
+    return Done(done, "/requests", query_of(where))
 
 
 def _read(services: Services, where: RequestFilter) -> FoundRequests:

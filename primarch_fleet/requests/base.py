@@ -38,6 +38,8 @@ RoutingStrategy = Literal[
     "cost-based-routing",
 ]
 
+#: The tenant of a request that names none.
+UNNAMED_TENANT = "default"
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -85,7 +87,7 @@ class Request(BaseModel):
     priority: Literal["high", "normal", "low"] = "normal"
     #: What "auto" optimizes for: latency, cost, or neither.
     cost_preference: Literal["speed", "balanced", "cost"] = "balanced"
-    tenant_id: Name = "default"
+    tenant_id: Name = UNNAMED_TENANT
     #: The end user behind the request. Receipts repeat it, and providers that know end users get it
     #: as fleet.yaml says (`requests.user_id`).
     user_id: Name | None = None
@@ -217,11 +219,11 @@ class Request(BaseModel):
     def openai_body(self, wire: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the fields of OpenAI's API, with its names and without nulls; see `body`."""
         if wire is None:
-            wire = self.model_dump(mode="json", exclude_unset=True, exclude=_ROUTING_FIELDS)
+            wire = self.model_dump(mode="json", exclude_unset=True, exclude=ROUTING_FIELDS)
         return {
             PROVIDER_NAMES.get(key, key): value
             for key, value in wire.items()
-            if value is not None and key not in _ROUTING_FIELDS
+            if value is not None and key not in ROUTING_FIELDS
         }
 
     def prompt_size(self, body: Mapping[str, Any] | None = None) -> PromptSize:
@@ -335,8 +337,11 @@ def _reasons(refused: Mapping[str, str], path: str = "") -> str:
 
 #: Fields whose name in OpenAI's API has another meaning here.
 PROVIDER_NAMES = {"provider_metadata": "metadata"}
+#: The same fields by their names in OpenAI's API.
+FIELD_NAMES = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
 #: Fields that may be given as the class of the answer.
 _ANSWER_TYPES = ("response_format", "text_format")
 #: They say how an answer is delivered.
 _STREAM_FIELDS = frozenset({"stream", "stream_options"})
-_ROUTING_FIELDS = set(Request.model_fields) - {"model"}
+#: Fields that are no parameters of OpenAI's API.
+ROUTING_FIELDS = set(Request.model_fields) - {"model"}

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from primarch_fleet.errors import InvalidRequest
-from primarch_fleet.requests.base import PROVIDER_NAMES, Request
-
-#: Names of OpenAI's body by the field of a request that has another name.
-_FIELDS = {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}
-_ROUTING_FIELDS = set(Request.model_fields) - {"model"}
+from primarch_fleet.requests.base import FIELD_NAMES, ROUTING_FIELDS, Request
 
 
 def arguments_of(kind: type[Request], body: dict[str, Any], path: str = "") -> dict[str, Any]:
@@ -26,8 +22,8 @@ def arguments_of(kind: type[Request], body: dict[str, Any], path: str = "") -> d
     arguments: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for name, value in body.items():
-        field = _FIELDS.get(name, name)
-        if field in _ROUTING_FIELDS:
+        field = FIELD_NAMES.get(name, name)
+        if field in ROUTING_FIELDS:
             raise InvalidRequest(f"{path}{name}: no parameter of {kind.endpoint}; remove it")
         (arguments if field in kind.model_fields else others)[field] = value
     return arguments | ({"extra_body": others} if others else {})

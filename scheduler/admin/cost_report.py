@@ -1,4 +1,4 @@
-"""The view of `python -m scheduler costs`: costs of all lanes, savings and cost targets.
+"""The view of `fleet costs`: costs of all lanes, savings and cost targets.
 
 Pure, except for `read_costs`.
 """
@@ -12,13 +12,13 @@ from functools import reduce
 from typing import Any
 
 from redis.asyncio import Redis
-from rich.box import SIMPLE_HEAD
 from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
 from config.targets import Targets
 from primarch_fleet.money import format_dollars, to_dollars, with_micros
+from scheduler.admin.tables import plain_table
 from workers.observability.cost_recorder import CostKey, CostTotals, day_key, parse_day
 
 #: What rows can be grouped by.
@@ -120,13 +120,8 @@ class CostSummary:
         )
 
     def _costs_table(self) -> Table:
-        table = Table(
-            title=f"costs from {self.first} to {self.last} (UTC)",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-            show_footer=True,
-        )
+        title = f"costs from {self.first} to {self.last} (UTC)"
+        table = plain_table(title, show_footer=True)
         for position, name in enumerate(self.by):
             table.add_column(name, footer="" if position else "total", overflow="fold")
         columns = ("requests", "tokens in", "tokens out", "cost", "saved vs list", "vs realtime")
@@ -178,13 +173,9 @@ def saving(figures: CostTotals, reference_cost: int) -> tuple[int, float | None]
 
 
 def _targets_table(targets: list[CostTarget]) -> Table:
-    table = Table(
-        *("name", "target", "actual", "met"),
-        title="targets of fleet.yaml",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = plain_table("targets of fleet.yaml")
+    for name in ("name", "target", "actual", "met"):
+        table.add_column(name)
     for target in targets:
         table.add_row(*target.as_cells())
     return table

@@ -16,13 +16,13 @@ from typing import Any
 
 from celery.backends.base import KeyValueStoreBackend
 from redis.asyncio import Redis
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from primarch_fleet.contract import LANES
 from primarch_fleet.errors import FleetError
 from scheduler.admin.request_labels import RequestLabels, labels_of
+from scheduler.admin.tables import plain_table
 from workers.runtime.dead_letters import LETTER_KEYS, task_request
 from workers.runtime.lease_entry import DELIVERIES
 from workers.runtime.scripts import REPLAY
@@ -236,7 +236,7 @@ def as_json(letters: list[Letter]) -> dict[str, Any]:
 def as_table(letters: list[Letter]) -> Table:
     """The dead letters as a table for a terminal."""
     title = f"the newest dead letters: {len(letters)}"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = plain_table(title)
     for name in ("id", "at", "kind", "queue", "task", "task id", "reason"):
         table.add_column(name, overflow="fold")
     for letter in letters:

@@ -1,4 +1,4 @@
-"""The view of `python -m scheduler deployments`: health and measured calls of the realtime lane."""
+"""The view of `fleet deployments`: health and measured calls of the realtime lane."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from redis.asyncio import Redis
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue, CatalogueDeployment
 from primarch_fleet.deployment_health import CHECKS_KEY, Health, read_health
 from primarch_fleet.errors import ConfigError
+from scheduler.admin.tables import plain_table
 from workers.realtime.measurements import Calls, Measurements
 
 UNKNOWN = Health(0, "not checked", None)
@@ -90,7 +90,7 @@ def as_json(statuses: list[DeploymentStatus]) -> dict[str, Any]:
 def as_table(statuses: list[DeploymentStatus]) -> Table:
     """The report as a table for a terminal."""
     title = f"deployments of the realtime lane: {len(statuses)}"
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = plain_table(title)
     for name in ("deployment", "model", "account", "region", "health"):
         table.add_column(name, overflow="fold")
     for name in ("calls", "failures", "mean time"):

@@ -24,7 +24,8 @@ from primarch_fleet.cancellation import LEASED_TASKS, queues
 from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.parts import in_parts, in_parts_by_bytes
 from primarch_fleet.queues import SEPARATOR, waiting_messages
-from scheduler.admin.request_labels import DEFAULT_TENANT, labels_of
+from primarch_fleet.requests.base import UNNAMED_TENANT
+from scheduler.admin.request_labels import labels_of
 from scheduler.store import keys
 from workers.runtime.dead_letters import task_request
 from workers.runtime.lease_entry import parts
@@ -200,7 +201,7 @@ def _of_task(task: Context, queue: str, state: State) -> Iterator[OpenRequest]:
     """Yield the request of a task, if it is a task of a lane."""
     lane, tenant, model, user = labels_of(task)
     if lane:
-        yield OpenRequest(str(task.id), lane, queue, tenant or DEFAULT_TENANT, model, user, state)
+        yield OpenRequest(str(task.id), lane, queue, tenant or UNNAMED_TENANT, model, user, state)
 
 
 def _is_final(stored: bytes) -> bool:

@@ -16,7 +16,8 @@ from rich.text import Text
 from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.redis_url import masked
 from scheduler.admin.queues import QueueStatus, as_json, queues_table, read_queues
-from scheduler.admin.status import LaneStatus, duration
+from scheduler.admin.status import LaneStatus
+from scheduler.admin.tables import duration
 from workers.runtime.dead_letters import DEAD_LETTERS
 
 
@@ -44,7 +45,7 @@ class Overview:
                 yield f"{queue.queue}: {queue.waiting} requests wait, and no worker serves them"
         for task, seconds in self.batch.overdue.items():
             yield f"{task} is overdue for {duration(seconds)}: is beat running, and a batch worker?"
-        for account, pause in self.batch.paused.items():
+        for account, pause in self.batch.paused_accounts.items():
             yield f"{account}: the provider refuses the account ({pause.reason})"
         if self.dead_letters:
             yield f"dead letters: {self.dead_letters}; `fleet dead list` shows the newest"
@@ -56,7 +57,7 @@ class Overview:
             "addresses": self.addresses,
             "queues": as_json(self.queues),
             "live_batches": len(self.batch.jobs),
-            "paused": self.batch.drained,
+            "paused": self.batch.creation_paused,
             "paused_queues": self.paused_queues,
             "dead_letters": self.dead_letters,
             "problems": list(self.problems()),
@@ -65,11 +66,11 @@ class Overview:
     def as_tables(self) -> Stack:
         """The report for a terminal."""
         waiting = sum(backlog.requests for backlog in self.batch.waiting.values())
-        state = "paused; `fleet resume` continues" if self.batch.drained else "running"
+        state = "paused; `fleet resume` continues" if self.batch.creation_paused else "running"
         lines = {
             "redis": self.redis,
             **self.addresses,
-            "live batches": f"{len(self.batch.jobs)}, and {waiting} requests wait for one",
+            "live batches": f"{len(self.batch.jobs)}; requests that wait for a batch: {waiting}",
             "batch creation": state,
             "dead letters": str(self.dead_letters),
         }

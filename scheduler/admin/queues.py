@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import redis
 from celery import Celery
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from primarch_fleet.catalogue import Catalogue
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.lane_health import PARKED_REQUESTS_KEY, LaneHealth, LaneMonitor, workers_key
 from primarch_fleet.queues import QueueDepth, count_waiting
-from scheduler.admin.status import duration
+from scheduler.admin.tables import duration, plain_table
 from scheduler.store.paused_queues import read_paused_queues
 from workers.observability.heartbeat import EXPIRY_SECONDS
 
@@ -180,7 +179,7 @@ def workers_table(statuses: Iterable[WorkerStatus]) -> Table:
 
 
 def _table(name: str, *columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = plain_table()
     table.add_column(name, overflow="fold")
     for column in columns:
         table.add_column(column, justify="left" if column == "queues" else "right")

@@ -9,10 +9,7 @@ from celery.app.task import Context
 
 from primarch_fleet import protocol
 from primarch_fleet.contract import LANES
-from primarch_fleet.requests.base import Request
-
-#: The tenant of a request that names none.
-DEFAULT_TENANT = str(Request.model_fields["tenant_id"].default)
+from primarch_fleet.requests.base import UNNAMED_TENANT
 
 
 class RequestLabels(NamedTuple):
@@ -31,7 +28,7 @@ def labels_of(task: Context) -> RequestLabels:
     lane = str(getattr(task, "task", "")).partition(".")[0]
     return RequestLabels(
         lane if lane in LANES else "",
-        _text(wire.get("tenant_id")) or _header_tenant(task) or (DEFAULT_TENANT if wire else ""),
+        _text(wire.get("tenant_id")) or _header_tenant(task) or (UNNAMED_TENANT if wire else ""),
         _text(wire.get("model")),
         _text(wire.get("user_id")),
     )

@@ -1,4 +1,4 @@
-"""The view of `python -m scheduler batches`: live batches and waiting requests.
+"""The view of `fleet batches`: live batches and waiting requests.
 
 Pure, except for `read_status`.
 """
@@ -6,15 +6,14 @@ Pure, except for `read_status`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
 from primarch_fleet.money import format_dollars, with_micros
+from scheduler.admin.tables import duration, plain_table
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import JobProgress, RequestGroup
 from scheduler.store.pauses import WHOLE_LANE, Pause
@@ -29,11 +28,11 @@ class LaneStatus:
     """The batch lane at one moment, `now`, in Unix seconds of the store's clock."""
 
     now: float
-    #: True while `drain` keeps new batches from being created.
-    drained: bool
+    #: True while `pause` or `drain` keeps new batches from being created.
+    creation_paused: bool
     jobs: list[JobProgress]
     #: Accounts that their providers refuse, with the reason and the end of the pause.
-    paused: dict[str, Pause]
+    paused_accounts: dict[str, Pause]
     #: By group, without empty groups.
     waiting: dict[RequestGroup, GroupBacklog]
     #: Periodic tasks that are overdue, with the seconds for which they are.
@@ -45,11 +44,11 @@ class LaneStatus:
         Names of money without a unit are older and in micro-dollars.
         """
         return {
-            "drained": self.drained,
+            "drained": self.creation_paused,
             "overdue": self.overdue,
             "paused": {
                 account: {"reason": pause.reason, "until": pause.until}
-                for account, pause in self.paused.items()
+                for account, pause in self.paused_accounts.items()
             },
             "jobs": [_job_json(progress, self.now) for progress in self.jobs],
             "waiting": [
@@ -61,7 +60,9 @@ class LaneStatus:
         """The report as tables for a terminal."""
         tables = [self._jobs_table(), self._waiting_table()]
         notes = (
-            ["Batch creation is paused; run `fleet resume` to continue.\n"] if self.drained else []
+            ["Batch creation is paused; run `fleet resume` to continue.\n"]
+            if self.creation_paused
+            else []
         )
         notes += [
             f"{task} is overdue for {duration(seconds)}: is beat running, and a batch worker?\n"
@@ -70,12 +71,12 @@ class LaneStatus:
         notes += [
             f"{account}: the provider refuses the account ({pause.reason}); next try in "
             f"{duration(pause.until - self.now)}, or at once after `resume`.\n"
-            for account, pause in self.paused.items()
+            for account, pause in self.paused_accounts.items()
         ]
         return Stack(*(Text(note, "yellow") for note in notes), *tables)
 
     def _jobs_table(self) -> Table:
-        table = _table(f"live batches: {len(self.jobs)}")
+        table = plain_table(f"live batches: {len(self.jobs)}")
         table.add_column("intent", no_wrap=True)
         for name in ("provider", "model", "state", "provider status"):
             table.add_column(name, overflow="fold")
@@ -94,7 +95,7 @@ class LaneStatus:
 
     def _waiting_table(self) -> Table:
         count = sum(backlog.requests for backlog in self.waiting.values())
-        table = _table(f"requests that wait for a batch: {count}")
+        table = plain_table(f"requests that wait for a batch: {count}")
         for name in ("provider", "endpoint", "model"):
             table.add_column(name, overflow="fold")
         for name in ("requests", "oldest age", "deadline in"):
@@ -117,8 +118,8 @@ async def read_status(store: Store) -> LaneStatus:
     backlogs = {group: await store.backlog(group) for group in groups}
     return LaneStatus(
         now=now,
-        drained=(await store.pauses.get(WHOLE_LANE)).until > now,
-        paused={
+        creation_paused=(await store.pauses.get(WHOLE_LANE)).until > now,
+        paused_accounts={
             account: pause
             for account, pause in (await store.pauses.accounts()).items()
             if pause.until > now
@@ -127,10 +128,6 @@ async def read_status(store: Store) -> LaneStatus:
         waiting={group: backlog for group, backlog in backlogs.items() if backlog.requests},
         overdue=await store.overdue_tasks(),
     )
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
 
 
 def _job_json(progress: JobProgress, now: float) -> dict[str, Any]:
@@ -163,11 +160,3 @@ def _backlog_json(group: RequestGroup, backlog: GroupBacklog, now: float) -> dic
         "reserved": backlog.reserved,
         "oldest_age": None if backlog.oldest is None else max(0.0, now - backlog.oldest),
     }
-
-
-def duration(seconds: float | None) -> str:
-    """Return hours, minutes and seconds: `1:02:03`, `-0:00:05` in the past, empty for None."""
-    if seconds is None:
-        return ""
-    sign = "-" if seconds < 0 else ""
-    return sign + str(timedelta(seconds=round(abs(seconds))))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from primarch_fleet.errors import RateLimited, RequestFailed
+from primarch_fleet.parts import in_parts
 from scheduler.completion import metrics
 from scheduler.completion.completer import Completer
 from scheduler.jobs.account_pauses import AccountPauses
@@ -69,9 +70,7 @@ class JobFinisher:
         held = (outcome for outcome in outcomes.values() if isinstance(outcome, LineHeld))
         if (first := next(held, None)) is not None:
             await self.accounts.pause(job, first.fault)
-        requests = list(outcomes)
-        for start in range(0, len(requests), CHUNK):
-            chunk = requests[start : start + CHUNK]
+        for chunk in in_parts(outcomes, CHUNK):
             await self._apply_chunk(job, {request: outcomes[request] for request in chunk})
 
     async def _apply_chunk(self, job: Job, outcomes: Mapping[str, LineOutcome]) -> None:

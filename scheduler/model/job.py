@@ -14,6 +14,7 @@ from primarch_fleet.errors import RequestFailed
 from primarch_fleet.prices import Rates
 from primarch_fleet.prompt_size import PromptSize
 from primarch_fleet.requests import REQUESTS, Request
+from primarch_fleet.requests.base import UNNAMED_TENANT
 
 #: Request types by the names of the batch lane's tasks.
 KINDS = {f"batch.{verb}": kind for verb, kind in REQUESTS.items()}
@@ -210,7 +211,7 @@ class ParkedRequest(BaseModel):
     @property
     def payer(self) -> tuple[str, str]:
         """The tenant and the task id."""
-        tenant = self.request.get("tenant_id") or Request.model_fields["tenant_id"].default
+        tenant = self.request.get("tenant_id") or UNNAMED_TENANT
         return str(tenant), self.context["id"]
 
     def prompt_size(self) -> PromptSize:

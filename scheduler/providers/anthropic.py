@@ -24,7 +24,6 @@ from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Self
 
-from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.model import jsonl
 from scheduler.model.jsonl import TranslatedRequest
@@ -66,7 +65,6 @@ class AnthropicBatches(OrderFiles):
     """`BatchProvider` on the Anthropic SDK."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=BATCH_ENDPOINTS["anthropic"],
         max_requests=100_000,
         windows=frozenset({WINDOW}),
         max_bytes=256_000_000,

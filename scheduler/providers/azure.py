@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Self
 import httpx
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
-from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.providers.base import Capabilities, ProviderBatch
 from scheduler.providers.credentials import azure_token, client_options
@@ -38,7 +37,6 @@ class AzureBatches(OpenAIBatches):
     """`BatchProvider` on the OpenAI SDK, for one Azure OpenAI resource."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=BATCH_ENDPOINTS["azure"],
         max_requests=100_000,
         windows=frozenset({"24h"}),
         max_bytes=200_000_000,

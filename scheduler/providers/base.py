@@ -24,10 +24,11 @@ LIVE = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the batches of a provider support, at every account."""
+    """What the batches of a provider support, at every account.
 
-    #: Paths of the requests that a batch may hold.
-    endpoints: frozenset[str]
+    `BATCH_ENDPOINTS` in config/endpoints.py has the paths of their requests.
+    """
+
     #: Requests, and bytes of the input file, in one batch.
     max_requests: int
     max_bytes: int

@@ -6,7 +6,6 @@ from typing import ClassVar, Self
 
 from openai import AsyncOpenAI
 
-from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.providers.base import Capabilities
 from scheduler.providers.credentials import client_options
@@ -22,9 +21,7 @@ class CompatibleBatches(OpenAIBatches):
     Uses only the first version of the API: not every server can expire a file.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=BATCH_ENDPOINTS["hosted_vllm"], max_requests=50_000, max_bytes=200_000_000
-    )
+    capabilities: ClassVar[Capabilities] = Capabilities(max_requests=50_000, max_bytes=200_000_000)
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:
@@ -39,9 +36,7 @@ class CompatibleBatches(OpenAIBatches):
 class GroqBatches(OpenAIBatches):
     """Groq: only chat, files of 100 MB at most: https://console.groq.com/docs/batch."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=BATCH_ENDPOINTS["groq"], max_requests=50_000, max_bytes=100_000_000
-    )
+    capabilities: ClassVar[Capabilities] = Capabilities(max_requests=50_000, max_bytes=100_000_000)
 
     @classmethod
     def from_config(cls, provider: Provider) -> Self:

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO, ClassVar, Self
 
 import httpx
 
-from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from scheduler.model import jsonl
 from scheduler.model.jsonl import TranslatedRequest
@@ -61,7 +60,6 @@ class GeminiBatches(OrderFiles):
     """`BatchProvider` over Gemini's REST API."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=BATCH_ENDPOINTS["gemini"],
         max_requests=50_000,
         windows=frozenset({"24h"}),
         max_bytes=20_000_000,

@@ -17,7 +17,6 @@ import openai
 from openai import AsyncOpenAI
 from openai.types import Batch
 
-from config.endpoints import BATCH_ENDPOINTS
 from config.provider import Provider
 from primarch_fleet.requests import CompletionRequest
 from scheduler.model.jsonl import TranslatedRequest
@@ -49,7 +48,6 @@ class OpenAIBatches:
     """`BatchProvider` on the OpenAI SDK."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        endpoints=BATCH_ENDPOINTS["openai"],
         max_requests=50_000,
         windows=frozenset({"24h"}),
         max_bytes=200_000_000,

@@ -65,6 +65,12 @@ def test_every_exported_name_exists_and_the_list_is_sorted() -> None:
     assert all(hasattr(primarch_fleet, name) for name in primarch_fleet.__all__)
 
 
+@pytest.mark.parametrize("package", ORDER)
+def test_no_file_has_more_than_400_lines(package: str) -> None:
+    files = [path for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".lua")]
+    assert [str(path) for path in files if len(path.read_text().splitlines()) > 400] == []
+
+
 #: `KEYS[1]  name: type, meaning`, or the script whose legend has them.
 LEGEND_ENTRY = re.compile(r"-- (KEYS|ARGV)\[[\d.-]+\] +(\w[\w ]*: .|.*\.lua)")
 

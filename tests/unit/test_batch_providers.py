@@ -10,6 +10,8 @@ import pytest
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from openai.types import Batch
 
+from config.contradictions import contradictions
+from config.endpoints import BATCH_ENDPOINTS
 from config.fleet import FleetConfig
 from config.provider import Provider
 from primarch_fleet.errors import ConfigError
@@ -61,20 +63,24 @@ def test_a_provider_without_batch_deployments_needs_no_account() -> None:
     assert open_accounts(config("mistral", batch=False)) == {}
 
 
+def test_each_provider_with_batches_has_an_adapter() -> None:
+    assert PROVIDERS.keys() == BATCH_ENDPOINTS.keys()
+
+
 def test_a_provider_without_batches_is_refused_with_a_list_of_those_that_have_them() -> None:
-    words = (
-        "providers.somewhere: .*anthropic, azure, gemini, groq, hosted_vllm, openai, not at mistral"
+    ((place, words),) = contradictions(config("mistral"))
+    assert place == ("deployments", 0, "batch")
+    assert words == (
+        "mistral has no batches; remove it, or use a provider of: "
+        "anthropic, azure, gemini, groq, hosted_vllm, openai"
     )
-    with pytest.raises(ConfigError, match=words):
-        open_accounts(config("mistral"))
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "azure", "gemini", "groq"])
-def test_a_deployment_that_batches_do_not_serve_is_refused_by_name(kind: str) -> None:
-    words = "deployments.the-deployment: somewhere has no batches of /v1/embeddings"
-    with pytest.raises(ConfigError, match=words):
-        open_accounts(config(kind, "embedding"))
-    assert open_accounts(config("openai", "embedding"))
+def test_a_deployment_that_batches_do_not_serve_is_refused(kind: str) -> None:
+    ((_, words),) = contradictions(config(kind, "embedding"))
+    assert words.startswith(f"{kind} has no batches for embedding; ")
+    assert list(contradictions(config("openai", "embedding"))) == []
 
 
 def test_an_azure_account_without_all_of_entra_ids_parameters_is_refused_by_name() -> None:

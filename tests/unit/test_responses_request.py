@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from config.endpoints import BATCH_ENDPOINTS, batch_endpoints, endpoints
+from config.endpoints import batch_endpoints, endpoints
 from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, ResponsesRequest, routing
 from primarch_fleet.answers import form_of
 from primarch_fleet.catalogue import Catalogue, Model, Offer
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.prices import Rates
-from scheduler.providers import PROVIDERS
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 RATES = Rates(input=1, output=2)
@@ -141,6 +140,3 @@ def test_a_model_answers_the_requests_of_its_kind_where_its_provider_has_batches
     assert batch_endpoints("responses", "groq") == ()
     assert batch_endpoints("chat", "groq") == (chat,)
     assert batch_endpoints("embedding", "openai") == (embed,)
-    assert {
-        name: provider.capabilities.endpoints for name, provider in PROVIDERS.items()
-    } == BATCH_ENDPOINTS

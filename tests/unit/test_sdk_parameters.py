@@ -30,7 +30,7 @@ from primarch_fleet import (
 )
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.requests import Request
-from primarch_fleet.requests.base import PROVIDER_NAMES
+from primarch_fleet.requests.base import FIELD_NAMES, PROVIDER_NAMES
 from primarch_fleet.requests.refused import REFUSED_ARGUMENTS, refused_keys
 from tests.support import parameters
 
@@ -64,7 +64,7 @@ def hints(kind: type[Request]) -> dict[str, Any]:
 
 def field(name: str) -> str:
     """Our name for a name of the SDK."""
-    return {theirs: ours for ours, theirs in PROVIDER_NAMES.items()}.get(name, name)
+    return FIELD_NAMES.get(name, name)
 
 
 def choices(hint: Any) -> Iterator[Any]:

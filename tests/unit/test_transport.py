@@ -158,12 +158,9 @@ def test_after_the_last_delivery_a_message_becomes_a_dead_letter_and_the_hook_is
     ((keys, (stored, *_)),) = server.calls_of("dead_letter")
     assert keys == [*LETTER_KEYS, *LEASE_KEYS]
     assert json.loads(stored)["kind"] == "max_deliveries"
-    ((letter, request, error),) = calls
-    assert (letter.queue, request.id, str(error)) == (
-        "queue:1",
-        "task",
-        "Delivered 3 times and never acknowledged",
-    )
+    assert json.loads(stored)["queue"] == "queue:1"
+    ((request, error),) = calls
+    assert (request.id, str(error)) == ("task", "Delivered 3 times and never acknowledged")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +193,7 @@ def test_the_hook_is_not_called_for_a_dead_letter_that_another_worker_stored(
 ) -> None:
     calls: list[Any] = []
     leases.on_dead_letter = lambda *args: calls.append(args)
-    server.replies |= {"expired": [b"tag", b"[nonsense"], "dead_letter": 0}
+    server.replies |= {"expired": [b"tag", entry(fleet_deliveries=2)], "dead_letter": 0}
     leases.sweep()
     assert calls == []
 
@@ -359,7 +356,7 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
     server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
     fetched = Fetched("list", "t", "text", "id", False, None)
     deliveries = [
-        SimpleNamespace(tag=tag, queue=queue, fetched=fetched)
+        transport._Delivery(tag, queue, fetched)
         for tag, queue in (
             ("none", "unleased"),
             ("one", "queue"),
@@ -368,7 +365,7 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
         )
     ]
     with pytest.raises(SystemExit):
-        Channel._deliver_all(channel, deliveries, 0.0)  # type: ignore[arg-type]
+        Channel._deliver_all(channel, deliveries, 0.0)
     leases.renew()
     assert server.calls_of("renew") == [([RENEWALS_KEY], ["one", "two"])]
     assert given_back == ["three"]

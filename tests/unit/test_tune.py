@@ -50,10 +50,10 @@ def test_measuring_keeps_the_given_number_of_requests_in_the_engine() -> None:
 
 
 class SlowingSleep(CountingSleep):
-    """Sleeps longer for each request that is computed at the same time."""
+    """Sleeps only while another request is computed."""
 
     async def __call__(self, seconds: float) -> None:
-        await super().__call__(0.01 * (self.running + 1))
+        await super().__call__(0.5 if self.running else 0.0)
 
 
 def test_measuring_stops_after_a_size_that_is_far_too_slow(monkeypatch: Any) -> None:
@@ -61,6 +61,7 @@ def test_measuring_stops_after_a_size_that_is_far_too_slow(monkeypatch: Any) -> 
         return SimulatedEngine(config, SlowingSleep())
 
     monkeypatch.setattr(engines, "start", start)
-    rows = asyncio.run(tune.tune(config("simulated"), LOAD, target=0.05, seconds=0.05))
-    assert 1 < len(rows) < len(list(sizes(config("simulated").max_num_seqs)))
-    assert rows[-1].latency > 0.1
+    rows = asyncio.run(tune.tune(config("simulated"), LOAD, target=0.2, seconds=0.05))
+    assert [row.max_num_seqs for row in rows] == [1, 2]
+    assert list(sizes(config("simulated").max_num_seqs))[2:]
+    assert rows[-1].latency > 0.4

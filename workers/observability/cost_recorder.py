@@ -1,4 +1,4 @@
-"""The daily cost report in Redis, which `python -m scheduler costs` shows.
+"""The daily cost report in Redis, which `fleet costs` shows.
 
 It is a report, not a ledger: a worker writes what it counted about once a second and when it stops,
 so a killed worker loses the costs since its last write. Nothing is added twice. The exact account

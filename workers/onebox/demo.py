@@ -66,8 +66,8 @@ def main() -> None:
     console.print(table(tickets, outcomes))
     console.print(totals(outcomes))
     console.print(
-        "The fleet is stopped. `make up` starts one that keeps running; its models and prices are "
-        "in config/fleet.yaml.",
+        "The fleet is stopped. `make up` starts a fleet that keeps running; its models and prices "
+        "are in config/fleet.yaml.",
         soft_wrap=True,
         highlight=False,
     )

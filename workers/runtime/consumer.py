@@ -61,7 +61,6 @@ class Consumer(CeleryConsumer):
     qos: Any
     restart_count: int
     task_buckets: dict[str, Any]
-    task_consumer: Any
     timer: Any
     _flush_events: Callable[[], None]
 
@@ -76,13 +75,6 @@ class Consumer(CeleryConsumer):
         self._start_task = on_task_request
         self._commands: deque[Callable[[], Any]] = deque()
         self._forgotten: Set[str] = frozenset()  # leases without a holder at the last look
-
-    @property
-    def consumed_queues(self) -> frozenset[str]:
-        """The queues from which this worker takes tasks now. Safe to read from any thread."""
-        consumer = self.task_consumer
-        queues = list(consumer.queues) if consumer else []
-        return frozenset(queue.name for queue in queues if consumer.consuming_from(queue.name))
 
     def receive(self, request: Request) -> None:
         """Take a request whose time has come; called by Celery."""

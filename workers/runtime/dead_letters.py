@@ -142,12 +142,6 @@ def _is_task_id(value: object) -> bool:
         return False
 
 
-def fail_task(letter: DeadLetter, request: Context | None, error: Exception) -> None:
-    """Fail the task of a dead letter, if the message names one."""
-    if request is not None:
-        fail_request(request, error)
-
-
 def fail_request(request: Context, error: Exception) -> None:
     """Fail a task as Celery does: its result, errbacks, chain and chord.
 

@@ -9,7 +9,7 @@ from typing import cast
 import redis
 from celery.app.task import Context
 
-from workers.runtime.dead_letters import LETTER_KEYS, DeadLetter, Undeliverable, task_request
+from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, task_request
 from workers.runtime.lease_entry import next_delivery, parts
 from workers.runtime.scripts import DEAD_LETTER, RELEASE
 
@@ -25,7 +25,8 @@ class LeaseReturns:
     Args:
         keys: Of the hash of leases and of the zset of their renewals.
         max_deliveries: Deliveries after which a message becomes a dead letter.
-        on_dead_letter: Called with each dead letter, the task's request and its error.
+        on_dead_letter: Called with the task's request and its error, for each dead letter that
+            names a task.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class LeaseReturns:
         client: redis.Redis,
         keys: Sequence[str],
         max_deliveries: int,
-        on_dead_letter: Callable[[DeadLetter, Context | None, Exception], None],
+        on_dead_letter: Callable[[Context, Exception], None],
     ) -> None:
         self._client, self._keys = client, keys
         self._max_deliveries, self._on_dead_letter = max_deliveries, on_dead_letter
@@ -90,5 +91,6 @@ class LeaseReturns:
             letter.kind,
             extra={"action": "message_dead_lettered"},
         )
-        self._on_dead_letter(letter, task_request(letter.message), problem.task_error())
+        if (request := task_request(letter.message)) is not None:
+            self._on_dead_letter(request, problem.task_error())
         return True

@@ -24,7 +24,7 @@ from primarch_fleet.cancellation import mark_key
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from workers.runtime import task_greenlets
 from workers.runtime.acknowledger import Acknowledger
-from workers.runtime.dead_letters import LETTER_KEYS, DeadLetter, Undeliverable, fail_task
+from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, fail_request
 from workers.runtime.lease_returns import LAST, NEXT, LeaseReturns
 from workers.runtime.redis_errors import DISCONNECTED
 from workers.runtime.scripts import DEAD_BROADCAST, EXPIRED, RENEW
@@ -75,10 +75,9 @@ class Leases:
     repeated with a later renewal.
     """
 
-    #: Called with each dead letter, the task's request and its error; an app may replace it.
-    on_dead_letter: Callable[[DeadLetter, Context | None, Exception], None] = staticmethod(
-        fail_task
-    )
+    #: Called with the task's request and its error, for each dead letter that names a task; an app
+    #: may replace it.
+    on_dead_letter: Callable[[Context, Exception], None] = staticmethod(fail_request)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -379,10 +378,8 @@ class Leases:
             for tag in tags & self._tracked.keys():
                 self._tracked[tag] = self._tracked[tag]._replace(confirmed_at=at)
 
-    def _report_dead_letter(
-        self, letter: DeadLetter, request: Context | None, error: Exception
-    ) -> None:
-        self.on_dead_letter(letter, request, error)
+    def _report_dead_letter(self, request: Context, error: Exception) -> None:
+        self.on_dead_letter(request, error)
 
     def _keep_broadcast(self, channel: str, message: str, error: Exception) -> None:
         letter = Undeliverable("broadcast", error).dead_letter(channel, message)

@@ -306,16 +306,11 @@ class Channel(PrimaryChannel):
 
     def _deliver_all(self, deliveries: list[_Delivery], fetched_at: float) -> None:
         # Track all leases first: the last message may wait long for those before it.
-        for delivery in deliveries:
-            if delivery.queue not in self._unleased_queues:
-                fetched = delivery.fetched
-                LEASES.track(
-                    delivery.tag,
-                    tenant=fetched.tenant,
-                    task_id=fetched.task_id,
-                    fetched_at=fetched_at,
-                )
-                SLOTS.record_message(fetched.tenant)
+        for tag, queue, fetched in deliveries:
+            if queue not in self._unleased_queues:
+                tenant, task_id = fetched.tenant, fetched.task_id
+                LEASES.track(tag, tenant=tenant, task_id=task_id, fetched_at=fetched_at)
+                SLOTS.record_message(tenant)
         remaining = iter(deliveries)
         try:
             for delivery in remaining:

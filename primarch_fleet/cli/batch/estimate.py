@@ -10,12 +10,14 @@ from datetime import datetime
 from typing import Any
 
 from primarch_fleet.batch_file.input_file import Line
-from primarch_fleet.catalogue import Catalogue
-from primarch_fleet.contract import Lane
+from primarch_fleet.catalogue import Catalogue, Limits
+from primarch_fleet.contract import BATCH_QUEUE, Lane
 from primarch_fleet.errors import FleetError
+from primarch_fleet.estimates import estimate
 from primarch_fleet.lane_health import LaneHealth
 from primarch_fleet.money import to_dollars
-from primarch_fleet.routing import route
+from primarch_fleet.requests import Request
+from primarch_fleet.routing import LaneDecision, route
 
 #: Lines that are priced; of a longer file, equally distant lines stand for all.
 SAMPLE_LINES = 5_000
@@ -27,7 +29,7 @@ class Estimate:
 
     #: Requests by lane, without those that the fleet refuses.
     requests: dict[Lane, int]
-    #: Nano-dollars, if each answer is as long as its limit permits.
+    #: Nano-dollars, if each answer is as long as its limit or its model permits.
     cost_nanousd: int
     #: Seconds until the last answer; None if a lane's speed is not known.
     seconds: float | None
@@ -77,8 +79,10 @@ def estimate_run(
             continue
         counts[decision.lane] += step
         queues[decision.queue] += step
-        cost += step * decision.estimate.expected_cost
-    times = [_seconds(queue, count, health) for queue, count in queues.items() if queue != "batch"]
+        cost += step * _max_cost(line.request, decision, catalogue)
+    times = [
+        _seconds(queue, count, health) for queue, count in queues.items() if queue != BATCH_QUEUE
+    ]
     if counts["batch"]:
         times.append(catalogue.completion_window)
     known = [seconds for seconds in times if seconds is not None]
@@ -89,6 +93,13 @@ def estimate_run(
 def sample_step(lines: int) -> int:
     """Return the distance of the lines that stand for a file of so many lines."""
     return max(1, math.ceil(lines / SAMPLE_LINES))
+
+
+def _max_cost(request: Request, decision: LaneDecision, catalogue: Catalogue) -> int:
+    """The cost that a budget reserves, in nano-dollars, also for a tenant without a budget."""
+    limits = decision.limits or Limits()
+    model = catalogue.model(request.model)
+    return estimate(request, decision.estimate.prompt, model, decision.lane, limits).max_cost
 
 
 def _seconds(queue: str, count: int, health: LaneHealth) -> float | None:

@@ -122,6 +122,19 @@ def test_a_run_that_is_killed_three_times_ends_as_one_run_and_costs_as_much(
         check_errors(killed / "out.errors.jsonl")
 
 
+def test_the_cost_is_at_most_the_estimate_where_no_request_limits_its_answer(
+    provider: Provider, tmp_path: Path
+) -> None:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Why?"}]}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line))
+    with ticking(provider.url), run_batch(provider.url, tmp_path, "--json") as process:
+        out, err = process.communicate(timeout=RUN_SECONDS)
+    assert process.returncode == 0, err
+    totals = json.loads(out)
+    assert totals["estimate"]["cost_nanousd"] >= totals["cost_nanousd"] > 0
+
+
 def kill_three_times(provider: Provider, store: redis.Redis, folder: Path) -> None:
     """Kill runs: while lines are submitted, while answers are written, while answers are awaited.
 

@@ -13,7 +13,7 @@ from primarch_fleet.redis_server_info import ServerInfo
 from tests.support.redis_server import DURABLE, redis_server
 from workers.observability.server_check import check_server, risks
 
-SAFE = ServerInfo("id", (7, 2), appendonly=True, eviction_policy="noeviction")
+SAFE = ServerInfo("id", appendonly=True, eviction_policy="noeviction")
 
 
 @pytest.mark.parametrize(
