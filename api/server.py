@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
 from api.app import build_app
 from api.batches.runner import BatchRunner
@@ -38,12 +40,17 @@ _BACKLOG = 2048
 
 
 def run(host: str, port: int, *, batches: bool = True) -> None:
-    """Serve until SIGTERM or SIGINT. Arguments and errors are those of `server_config`.
+    """Serve until SIGTERM or SIGINT. Arguments are those of `server_config`.
 
     Metrics are also served at FLEET_METRICS_HOST and FLEET_METRICS_PORT, as those of workers are.
+
+    Raises:
+        ConfigError: As of `server_config`; or the server cannot listen there.
+        SystemExit: With 1 if the server cannot start; the log says why.
     """
     log_to_stderr()
     config = server_config(host, port, KeyFile(settings().config), redis_url(), batches=batches)
+    _check_address(host, port)
     metrics = start_metrics_server()
     logger.info(
         "metrics at http://%s:%s/metrics",
@@ -53,7 +60,21 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
     # uvicorn raises the signal that has stopped it once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     garbage_collection.tune()
-    uvicorn.Server(config).run()
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit as end:
+        sys.exit(1 if end.code == STARTUP_FAILURE else end.code)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raise ConfigError if nothing can listen there: the server finds out after it has started."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in found:
+            socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # Python's, which repeats the address
+        raise ConfigError(f"serve: cannot listen at {host}:{port}: {reason}") from None
 
 
 def server_config(

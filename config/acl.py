@@ -150,8 +150,8 @@ def _beat(events: str) -> str:
 def _flower(queues: Sequence[str], events: str, control: str) -> str:
     """Show events and workers, control workers, and export scheduler/fleet_metrics; no result.
 
-    The age of a queue, and what is asked of a waiting request, are in its messages: a script may
-    read them.
+    The age of a queue, and what is asked of a request that waits or runs, are in its messages: a
+    script may read them.
     """
     lists = [f"{_literal(queue)}{step}" for queue in queues for step in _STEPS]
     messages = [*lists, *(f"{name}??turns*" for name in lists)]
@@ -166,6 +166,7 @@ def _flower(queues: Sequence[str], events: str, control: str) -> str:
             _selector("+llen +hgetall", _keys("%R~", _COUNTED)),
             _selector("+zcount", _keys("%R~", [workers_key("*")])),
             _selector("+zscore +zrangebylex", _keys("%R~", [OPEN_KEY, LEASED_TASKS])),
+            _selector("+hget", _keys("%R~", ["fleet:leases"])),
             _selector("+hlen", _keys("%R~", [PARKED_REQUESTS_KEY])),
             _selector("+smembers +hget", _keys("%R~", [PAUSED_QUEUES_KEY, "fleet:batch:pauses"])),
             _selector("+zrange +hmget +smembers", _keys("%R~", _JOBS)),

@@ -277,6 +277,8 @@ class AsyncFleet:
         arguments.check_seconds(timeout)
         ticket = await self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self._result_backend, stream_task_id(ticket), after, timeout)
+        if ticket is request:
+            cursor.look_first()
         return AsyncStream(ticket, self._read, cursor, self.result)
 
     # What follows reaches Redis. `testing.AsyncFakeFleet` has it in memory.

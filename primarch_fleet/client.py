@@ -275,6 +275,8 @@ class Fleet:
         arguments.check_seconds(timeout)
         ticket = self.submit(streamed(request)) if isinstance(request, Request) else request
         cursor = StreamCursor(self.broker.result_backend, stream_task_id(ticket), after, timeout)
+        if ticket is request:
+            cursor.look_first()
         return Stream(ticket, self.broker.read_stream, cursor, self.result)
 
     def status(self, ticket: Ticket | str) -> str:

@@ -97,7 +97,8 @@ class Receipt(BaseModel):
     dropped_parameters: list[str] = []
     #: Seconds between submit and the start on a worker; None without a submit time.
     queue_wait: float | None = None
-    #: Seconds from the start to the first token; None if the answer was not streamed.
+    #: Seconds from the start to the first token; None if it is not known, as of an answer that was
+    #: not streamed and whose engine does not say.
     time_to_first_token: float | None = None
     #: Seconds from the start on a worker to the answer.
     latency: float

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 
 import redis
@@ -149,6 +150,7 @@ class StreamCursor:
         self._progress_at = clock()
         self._result_at: float | None = None
         self._disconnected_at: float | None = None
+        self._server_seconds: float | None = None  # the server's time when it was read last
 
     @property
     def block_milliseconds(self) -> int:
@@ -161,6 +163,10 @@ class StreamCursor:
     def start(self) -> None:
         """Start the timeout for the next chunk."""
         self._restart_timers()
+
+    def look_first(self) -> None:
+        """Let the next read not wait: the task may have ended before."""
+        self._read_seconds = 0.0
 
     def read(self, reply: Any) -> list[Chunk]:
         """Decode the chunks of a reply to XREAD.
@@ -186,6 +192,7 @@ class StreamCursor:
         """Add the reads of the task's outcome to a pipeline of redis-py."""
         pipe.zscore(OPEN_KEY, self._task_id)
         pipe.get(self.result_key)
+        pipe.time()
 
     def stored_outcome(self, replies: Sequence[Any]) -> bytes | str | None:
         """Return the stored result of the task, if there is one, from the replies to those reads.
@@ -193,7 +200,7 @@ class StreamCursor:
         Raises:
             ResultExpired: The task has had its outcome, and that is not stored any more.
         """
-        submitted_at, result = replies
+        submitted_at, result, (self._server_seconds, _) = replies
         if is_expired(self._task_id, submitted_at, result):
             raise ResultExpired
         return cast("bytes | str | None", result)
@@ -206,22 +213,32 @@ class StreamCursor:
 
         Raises:
             FleetError: The task has failed with this error.
-            StreamInterrupted: The task has a result, and its stream has not ended in time.
+            StreamInterrupted: The task has a result, and its stream has not ended in time, or is
+                not there because the answer was not streamed.
             ResultTimeout: No chunk within the timeout, and no result.
         """
         now, self._disconnected_at = self._clock(), None
         outcome = decode_result(self._backend, result)
-        if isinstance(outcome, BaseException):
+        if isinstance(outcome, BaseException) or (isinstance(outcome, dict) and "error" in outcome):
             protocol.completion_or_raise(outcome)
         is_late = self._timeout is not None and now - self._progress_at >= self._timeout
         if outcome is not None:
-            self._result_at = now if self._result_at is None else self._result_at
-            if is_late or now - self._result_at >= RESULT_GRACE_SECONDS:
+            if self._result_at is None:
+                self._result_at = now - self._age_seconds(result)
+            is_over = now - self._result_at >= RESULT_GRACE_SECONDS
+            if is_late or is_over or not (self._run or _was_streamed(outcome)):
                 raise StreamInterrupted(STREAM_MISSING)
         if is_late:
             raise ResultTimeout(f"no chunk within {self._timeout} s; the request continues")
-        self._read_seconds = min(2 * self._read_seconds, READ_SECONDS)
+        self._read_seconds = min(2 * self._read_seconds, READ_SECONDS) or READ_SECONDS
         return []
+
+    def _age_seconds(self, result: bytes | str | None) -> float:
+        """Return how long ago a result was stored; 0 if that is not known."""
+        done = json.loads(result or "{}").get("date_done")
+        if self._server_seconds is None or not isinstance(done, str):
+            return 0.0
+        return max(0.0, self._server_seconds - datetime.fromisoformat(done).timestamp())
 
     def connection_lost(self, error: Exception) -> float:
         """Handle a read that the broker did not answer. Returns the seconds before the next read.
@@ -301,6 +318,12 @@ class Stream(Iterator[Chunk]):
             time.sleep(self._cursor.connection_lost(error))
             return []
         return self._cursor.read(reply) if reply else self._cursor.read_nothing(result)
+
+
+def _was_streamed(outcome: Any) -> bool:
+    """Return whether the receipt of an answer has the time of its first token."""
+    receipt = outcome.get("receipt") if isinstance(outcome, dict) else None
+    return isinstance(receipt, dict) and receipt.get("time_to_first_token") is not None
 
 
 def _parse_id(entry_id: str) -> tuple[int, int]:

@@ -8,11 +8,12 @@ prefork pools, a direct call).
 import asyncio
 import functools
 import inspect
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from celery import Celery, Task
 from celery.app.task import Context
@@ -71,6 +72,9 @@ class PrivateRequest(Request):
         InvalidTaskError: A part of the message has a wrong type.
     """
 
+    #: Calls a function on another thread, for a request; a worker's consumer sets it.
+    run_aside: ClassVar[Callable[["PrivateRequest", Callable[[], None]], object] | None] = None
+
     def __init__(self, message: Any, *args: Any, **options: Any) -> None:
         super().__init__(message, *args, **options)
         args, kwargs, embed = self._payload  # type: ignore[attr-defined]
@@ -103,6 +107,22 @@ class PrivateRequest(Request):
         revoked.add(self.id)
         return True
 
+    def _announce_revoked(self, *outcome: Any) -> None:
+        """End a revoked task as Celery does, but publish nothing on the main thread.
+
+        A publish waits while the server refuses writes, and an error of it would end the worker.
+        """
+        end = functools.partial(super()._announce_revoked, *outcome)  # type: ignore[misc]
+        is_main = threading.current_thread() is threading.main_thread()
+        if not (self.has_followers and is_main and PrivateRequest.run_aside):
+            end()
+            return
+        self._already_revoked = True
+        PrivateRequest.run_aside(self, end)
+
+    def on_aside(self, *_: object) -> None:
+        """Do nothing: what runs aside is no run of the task."""
+
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Send an event as Celery does, which has no text for a result: that of `event_text`."""
         if type == "task-succeeded":
@@ -120,7 +140,7 @@ class AsyncTask(Task):  # type: ignore[type-arg]
 
     `self.request` is right in the coroutine and in what it awaits or gathers. `self.retry`,
     `autoretry_for`, `Ignore` and `Reject` work as in a plain task. `self.retry` publishes a
-    message, which blocks the loop for one round trip to the broker.
+    message, which blocks the loop until the broker has it.
 
     Neither arguments nor results appear in logs and events, but what `event_text` says of them.
     """

@@ -75,7 +75,7 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
     """
     url = or_exit(redis_url)
     or_exit(fleet_config)
-    publishing.use_in_this_process()
+    publishing.use_in_this_process(app)
     app.control_cls = "workers.runtime.control_replies:Control"
     # Celery makes a time of a countdown, such as a retry's; all times in messages are the server's.
     app.now = CLOCK.now  # type: ignore[method-assign]

@@ -1,13 +1,14 @@
 """How a reader decodes a stream, without Redis and without waiting."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
 
-from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors
+from primarch_fleet import Chunk, CompletionRequest, EmbeddingRequest, errors, protocol
 from primarch_fleet.answers import form_of
 from primarch_fleet.streaming import (
     FAILED_READ_SECONDS,
@@ -20,7 +21,10 @@ from primarch_fleet.streaming import (
 from tests.support.clock import Clock
 
 BACKEND: Any = Celery(set_as_current=False, backend="cache+memory://").backend
-ANSWER = json.dumps({"status": "SUCCESS", "result": {"body": {}}})
+STREAMED = {"body": {}, "receipt": {"time_to_first_token": 0.1}}
+#: A reply to TIME.
+NOW = (1_800_000_000, 0)
+ANSWER = json.dumps({"status": "SUCCESS", "result": STREAMED})
 
 
 def reading(
@@ -107,12 +111,14 @@ def test_a_failed_task_raises_its_error_for_readers() -> None:
 
 def test_a_reader_of_a_task_without_outcome_and_result_is_told_so() -> None:
     reader = reading()
-    assert reader.stored_outcome([b"1.5", None]) is None  # it is open
-    assert reader.stored_outcome([None, ANSWER]) == ANSWER
-    assert reader.stored_outcome([None, None]) is None  # of a task that another client submitted
+    assert reader.stored_outcome([b"1.5", None, NOW]) is None  # it is open
+    assert reader.stored_outcome([None, ANSWER, NOW]) == ANSWER
+    assert (
+        reader.stored_outcome([None, None, NOW]) is None
+    )  # of a task that another client submitted
     registered = StreamCursor(BACKEND, "6f9619ff-8b86-8011-b42d-00cf4fc964ff", None, None)
     with pytest.raises(errors.ResultExpired):
-        registered.stored_outcome([None, None])
+        registered.stored_outcome([None, None, NOW])
 
 
 def test_a_result_without_the_end_of_its_stream_is_an_error_after_a_grace_period() -> None:
@@ -127,6 +133,38 @@ def test_a_result_without_the_end_of_its_stream_is_an_error_after_a_grace_period
     clock.now += RESULT_GRACE_SECONDS
     with pytest.raises(errors.StreamInterrupted, match="its stream does not"):
         reader.read_nothing(ANSWER)
+
+
+@pytest.mark.parametrize("receipt", [None, {}, {"time_to_first_token": None}])
+def test_an_answer_that_was_not_streamed_is_an_error_at_once(receipt: object) -> None:
+    plain = json.dumps({"status": "SUCCESS", "result": {"body": {}, "receipt": receipt}})
+    with pytest.raises(errors.StreamInterrupted, match="its stream does not"):
+        reading().read_nothing(plain)
+
+
+def test_the_grace_period_begins_when_the_result_was_stored() -> None:
+    clock = Clock()
+    reader = reading(clock=clock)
+    done = datetime.fromtimestamp(NOW[0] - RESULT_GRACE_SECONDS + 1, UTC).isoformat()
+    result = json.dumps({"status": "SUCCESS", "result": STREAMED, "date_done": done})
+    reader.read_nothing(reader.stored_outcome([None, result, NOW]))
+    clock.now += 1
+    with pytest.raises(errors.StreamInterrupted, match="its stream does not"):
+        reader.read_nothing(reader.stored_outcome([None, result, NOW]))
+
+
+def test_an_error_that_is_the_value_of_its_task_is_raised_at_once() -> None:
+    error = protocol.error_value(errors.RateLimited("slow down"))
+    with pytest.raises(errors.RateLimited, match="slow down"):
+        reading().read_nothing(json.dumps({"status": "SUCCESS", "result": error}))
+
+
+def test_of_a_task_that_may_have_ended_the_result_is_read_first() -> None:
+    reader = reading()
+    reader.look_first()
+    assert reader.block_milliseconds == 1
+    reader.read_nothing(None)
+    assert reader.block_milliseconds == READ_SECONDS * 1000
 
 
 def test_after_a_short_timeout_an_answered_task_is_not_said_to_continue() -> None:

@@ -26,6 +26,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 
+from tasks.base import PrivateRequest
 from workers.runtime import task_greenlets
 from workers.runtime.completions import COMPLETIONS
 from workers.runtime.control_node import ControlNode
@@ -72,6 +73,7 @@ class Consumer(CeleryConsumer):
             places = controller.max_concurrency or controller.concurrency
             options |= {"initial_prefetch_count": places, "prefetch_multiplier": 1}
         super().__init__(self.receive, **options)
+        PrivateRequest.run_aside = self._run_aside
         self._start_task = on_task_request
         self._commands: deque[Callable[[], Any]] = deque()
         self._forgotten: Set[str] = frozenset()  # leases without a holder at the last look
@@ -97,6 +99,16 @@ class Consumer(CeleryConsumer):
             logger.exception("A task cannot start", extra={"action": "task_start_failed"})
             task_ready(request)
             LEASES.dead_letter(request.message.delivery_tag, Undeliverable("not_startable", exc))
+
+    def _run_aside(self, request: PrivateRequest, call: Callable[[], None]) -> None:
+        """Let the pool call a function, and hold the request until then."""
+        self.pool.apply_async(
+            call,
+            accept_callback=request.on_aside,
+            callback=request.on_aside,
+            error_callback=request.on_failure,
+            timeout_callback=request.on_aside,
+        )
 
     def held_requests(self) -> Iterator[Request]:
         """Yield the requests that this worker runs or will run."""

@@ -4,10 +4,15 @@ kombu repeats a publish whose reply is lost. The server may have executed it, so
 wait twice. Here the messages of a thread are numbered, and a script pushes a message only if its
 number was not pushed before. The messages by which a chord ends have numbers of their own, which
 all workers share: the next worker sends what a killed one has not sent.
+
+kombu gives up a publish that fails again after it has connected again. Celery waits as
+`task_publish_retry_policy` says, but only for links, chains and the bodies of chords. Here all that
+a worker publishes waits so: a server that refuses writes for a while loses no retry.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +21,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from celery import Celery
+from celery.app import amqp
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
@@ -125,6 +132,31 @@ class PublishingChannel(PatientChannel):
             PUBLISH.run(client, [*keys, place.key], args)
 
 
-def use_in_this_process() -> None:
-    """Let kombu's transports for `redis://` and `rediss://` use this channel."""
+class AMQP(amqp.AMQP):
+    """Celery's AMQP of a worker, which publishes every task as Celery publishes links."""
+
+    # Attributes of Celery's that it does not document.
+    _create_task_sender: Callable[[], Callable[..., Any]]
+    _retry_publish: Callable[..., Any]
+
+    @functools.cached_property
+    def send_task_message(self) -> Callable[..., Any]:
+        """What publishes a task: it waits while the server refuses writes, unless `retry=False`."""
+        send = self._create_task_sender()
+
+        def send_patiently(*args: Any, **options: Any) -> Any:
+            # The main thread also takes messages, which frees the memory of a full server.
+            if threading.current_thread() is threading.main_thread():
+                return send(*args, **options)
+            return self._retry_publish(send, *args, **options)
+
+        return send_patiently
+
+
+def use_in_this_process(app: Celery[Any]) -> None:
+    """Let what the app of a worker publishes be published once, and wait for the server.
+
+    Call this before the app is used.
+    """
+    app.amqp_cls = f"{__name__}:{AMQP.__name__}"
     kombu_redis.Transport.Channel = PublishingChannel

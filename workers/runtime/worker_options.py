@@ -1,11 +1,13 @@
 """Options of `celery worker`: those that this fleet refuses, each with its reason, and defaults.
 
-Importing this module connects both to every worker of the process.
+Importing this module connects all of that to every worker of the process.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from celery.concurrency import get_implementation
@@ -75,3 +77,13 @@ def set_defaults(sender: Any, **_: object) -> None:
         sender.options["heartbeat_interval"] = EVENT_HEARTBEAT_SECONDS
     # It asks other workers what was revoked, and takes nothing for a second at each connection.
     sender.options["without_mingle"] = True  # revoke.py keeps that in Redis
+
+
+@worker_init.connect
+def keep_command(**_: object) -> None:
+    """Let Celery restart `python -m celery` at SIGHUP: it executes `sys.argv` again.
+
+    Python has replaced `-m celery` there by the path of a file, which cannot be executed alone.
+    """
+    if Path(sys.argv[0]).name == "__main__.py":
+        sys.argv[:] = sys.orig_argv[1:]

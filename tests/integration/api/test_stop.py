@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,6 +18,7 @@ import openai
 import pytest
 import redis
 
+from config.settings import ROOT
 from primarch_fleet import Fleet
 from primarch_fleet.outgoing import OPEN_KEY
 from tests.integration.api.conftest import Served
@@ -126,3 +131,21 @@ def stopped_while_it_waits(
         error = call.exception(30)
     assert isinstance(error, openai.APIStatusError)
     return error
+
+
+def test_a_server_whose_port_is_taken_ends_with_one_line_before_it_starts(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        env = {"FLEET_REDIS_URL": valkey_url, "FLEET_DATA_DIR": str(tmp_path)}
+        ended = subprocess.run(
+            [sys.executable, "-m", "api", "serve", "--port", port],
+            cwd=ROOT,
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == f"serve: cannot listen at 127.0.0.1:{port}: Address already in use\n"

@@ -16,6 +16,7 @@ from primarch_fleet.queues import priority_lists
 from tests.support.flower import ask_flower, running_flower
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import fetch_from, message
+from tests.support.workers import eventually
 
 LOGIN = "someone:secret"
 LOCAL = [engine.queue for engine in load(ROOT / "config" / "fleet.yaml").engines]
@@ -87,7 +88,15 @@ def test_a_task_of_a_plain_producer_is_shown_until_it_is_cancelled(
         assert 'id="task-revoke"' in page
         assert f"model=gpt-4o-mini tenant=acme lane={lane}: the request waits" in page
         assert "a secret of acme" not in page
-        assert 'id="task-terminate"' in ask_flower(flower, LOGIN, f"/task/{first.id}")
+        page = ask_flower(flower, LOGIN, f"/task/{first.id}")
+        assert 'id="task-terminate"' in page
+        assert f"model=gpt-4o-mini tenant=acme lane={lane}: a worker has the request" in page
+        assert "a secret of acme" not in page
+        with fleet.app.events.default_dispatcher(hostname="worker") as events:  # the first missed
+            events.send("task-started", uuid=first.id)
+        info = f"/api/task/info/{first.id}"
+        eventually(lambda: json.loads(ask_flower(flower, LOGIN, info))["worker"] == "worker")
+        assert "a worker has the request" in ask_flower(flower, LOGIN, info)
         assert "Unknown task" in ask_flower(flower, LOGIN, "/task/nothing-has-this-id")
         fleet.cancel(str(task.id))
         assert "Unknown task" in ask_flower(flower, LOGIN, f"/task/{task.id}")

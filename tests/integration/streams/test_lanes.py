@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import json
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -23,6 +25,7 @@ from primarch_fleet import (
     errors,
 )
 from primarch_fleet.requests import Request
+from primarch_fleet.streaming import READ_SECONDS, stream_key
 from primarch_fleet.ticket import task_id
 from tests.support.redis_server import RedisServer
 from tests.support.workers import StartWorker, Worker
@@ -237,6 +240,30 @@ def test_a_deadline_during_an_answer_ends_its_stream(fleet: Fleet, lanes: Lanes)
         list(
             fleet.stream(question().model_copy(update={"deadline": soon}), timeout=TIMEOUT_SECONDS)
         )
+
+
+def test_the_stream_of_an_answer_that_was_not_streamed_ends_at_once(fleet: Fleet) -> None:
+    plain = fleet.submit(question())
+    fleet.result(plain, TIMEOUT_SECONDS)
+    started = time.monotonic()
+    with pytest.raises(errors.StreamInterrupted, match="its stream does not"):
+        list(fleet.stream(plain))
+    assert time.monotonic() - started < READ_SECONDS
+
+
+def test_a_stream_that_has_expired_ends_at_once(fleet: Fleet, lanes: Lanes) -> None:
+    stream = fleet.stream(question(LOCAL), timeout=TIMEOUT_SECONDS)
+    assert text(list(stream)) == stream.result(TIMEOUT_SECONDS).text
+    backend: Any = fleet.app.backend
+    result_key = backend.get_key_for_task(task_id(stream.ticket))
+    with redis.Redis.from_url(lanes.url) as store:
+        store.delete(stream_key(task_id(stream.ticket)))
+        result = json.loads(store.get(result_key))
+        store.set(result_key, json.dumps(result | {"date_done": "2026-01-01T00:00:00+00:00"}))
+    started = time.monotonic()
+    with pytest.raises(errors.StreamInterrupted, match="its stream does not"):
+        list(fleet.stream(stream.ticket))
+    assert time.monotonic() - started < READ_SECONDS
 
 
 def test_a_revoked_task_ends_its_stream(fleet: Fleet, lanes: Lanes) -> None:

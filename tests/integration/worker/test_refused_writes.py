@@ -31,6 +31,22 @@ def test_an_idle_worker_takes_tasks_after_a_broadcast_that_came_meanwhile(
         assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
 
 
+@pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
+@pytest.mark.parametrize("kind", ["retry", "task", "errback"])
+def test_what_a_worker_publishes_meanwhile_waits_until_writes_are_taken(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis, kind: str, setting: str
+) -> None:
+    errback = producer.app.signature("tests.support.apps.pool_app.rest", [0], immutable=True)
+    with start_worker("publishes") as worker:
+        try:
+            producer.send("publish_when_refused", kind, setting, link_error=errback)
+            eventually(lambda: worker.log.read_text().count("(2/") > 0, TIMEOUT)
+        finally:
+            store.config_set(setting, 0)
+        eventually(lambda: store.lrange("runs", 0, -1), TIMEOUT)
+        assert store.llen("runs") == 1
+
+
 @pytest.fixture
 def busy_server(store: redis.Redis) -> Iterator[Event]:
     """A server that answers BUSY, because a script of others runs, until the event is set."""
@@ -95,3 +111,23 @@ def test_a_worker_that_connects_again_while_redis_is_full_runs_what_waits(
                 cancelled.get(timeout=TIMEOUT)
         finally:
             store.config_set("maxmemory", 0)
+
+
+def test_an_errback_of_a_cancelled_task_waits_for_memory_and_the_worker_does_not(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    errback = producer.app.signature("tests.support.apps.pool_app.rest", [0], immutable=True)
+    with start_worker("cancels") as worker:
+        worker.signal(signal.SIGSTOP)
+        cancelled = producer.send("add", 0, 0, link_error=errback)
+        store.set(mark_key(cancelled.id), WAITING)
+        waiting = producer.send("add", 1, 1)
+        store.config_set("maxmemory", 1)
+        try:
+            worker.signal(signal.SIGCONT)
+            assert waiting.get(timeout=TIMEOUT) == 2
+            assert not store.llen("runs")
+        finally:
+            store.config_set("maxmemory", 0)
+        eventually(lambda: store.llen("runs"), TIMEOUT)
+        assert store.llen("runs") == 1

@@ -11,7 +11,7 @@ import redis
 
 from primarch_fleet import Fleet
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
-from tests.support.workers import StartWorker, Worker, eventually
+from tests.support.workers import Producer, StartWorker, Worker, eventually
 
 LOCAL = "workers.local.app"
 WRONG = "hunter2hunter2"
@@ -84,3 +84,14 @@ def test_a_worker_that_redis_refuses_ends_with_one_message(
     assert "action=redis_refused\n" in log
     assert "Traceback" not in log
     assert WRONG not in log
+
+
+def test_a_worker_of_python_m_celery_restarts_at_sighup(
+    start_worker: StartWorker, producer: Producer
+) -> None:
+    # With this variable it is a process of its own, whose command line Celery executes again.
+    with start_worker("restarts", env={"PYTHONPATH": ""}) as worker:
+        worker.signal(signal.SIGHUP)
+        eventually(lambda: worker.log.read_text().count("restarts@test ready.") == 2)
+        assert producer.send("add", 2, 3).get(timeout=30) == 5
+        assert worker.process.poll() is None

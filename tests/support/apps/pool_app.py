@@ -29,8 +29,8 @@ from workers.runtime import (
 URL = os.environ["FLEET_TEST_URL"]
 _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
 
-publishing.use_in_this_process()
 app = Celery("pool_app", task_cls=AsyncTask)
+publishing.use_in_this_process(app)
 app.conf.update(
     broker_url=URL,
     broker_read_url=transport.leased_url(URL),
@@ -150,6 +150,21 @@ async def autoretry_twice(self: AsyncTask) -> int:
     if self.request.retries < 2:
         raise KeyError("again")
     return self.request.retries
+
+
+@app.task(bind=True, ignore_result=True)
+def publish_when_refused(self: AsyncTask, kind: str, setting: str) -> None:
+    """Publish a retry, another task or an errback once the server refuses writes by a setting."""
+    if self.request.retries:
+        _redis.rpush("runs", "retry")
+        return
+    _redis.config_set(setting, 1)
+    if kind == "retry":
+        raise self.retry(countdown=0)
+    if kind == "task":
+        rest.si(0).apply_async()
+        return
+    raise ValueError(kind)
 
 
 @app.task
