@@ -14,7 +14,7 @@ from primarch_fleet.requests import (
 _CHAT, _RESPONSES = CompletionRequest.endpoint, ResponsesRequest.endpoint
 _EMBEDDINGS = EmbeddingRequest.endpoint
 
-#: What the batches of a provider serve, by `litellm_provider`; the scheduler has an adapter each.
+#: What the batches of a provider serve, by `litellm_provider`. Each has an adapter in scheduler/.
 #: https://platform.openai.com/docs/api-reference/batch/create
 #: https://learn.microsoft.com/en-us/azure/ai-foundry/openai/how-to/batch
 #: https://docs.claude.com/en/docs/build-with-claude/batch-processing

@@ -84,6 +84,11 @@ def mark_key(task_id: str) -> str:
     return f"fleet:cancelled:{task_id}"
 
 
+def lease_range(task_id: str) -> tuple[str, str, str]:
+    """Return the key and the bounds of a task's members of LEASED_TASKS, for ZRANGEBYLEX."""
+    return LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1"
+
+
 def try_to_cancel(
     client: redis.Redis, backend: Any, task_id: str, *, parked: bool = True
 ) -> CancelReply:
@@ -145,7 +150,7 @@ def _indexed(client: redis.Redis, backend: Any, task_ids: Sequence[str]) -> list
     pipe = client.pipeline(transaction=False)
     for task_id in task_ids:
         pipe.zscore(OPEN_KEY, task_id)
-        pipe.zrangebylex(LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1", 0, 1)
+        pipe.zrangebylex(*lease_range(task_id), 0, 1)
         # After the reads above: the outcome is stored in one step with the end of both.
         pipe.getrange(backend.get_key_for_task(task_id), 0, 0)
     replies = pipe.execute()

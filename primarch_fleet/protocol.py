@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from celery.exceptions import TaskRevokedError
 
-from primarch_fleet.contract import SCHEMA_VERSION, Completion, Lane
+from primarch_fleet.contract import LANES, SCHEMA_VERSION, Completion, Lane
 from primarch_fleet.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -37,6 +37,7 @@ SERVICE_TIER = "fleet_service_tier"
 RESERVED = "fleet_reserved"
 #: What logs and Flower show instead of the prompt.
 HIDDEN_ARGUMENTS = "<hidden>"
+_LANES: dict[str, Lane] = {lane: lane for lane in LANES}
 #: `json.dumps` would make an encoder for each request.
 _WIRE_ENCODER = json.JSONEncoder(allow_nan=False)
 
@@ -44,6 +45,16 @@ _WIRE_ENCODER = json.JSONEncoder(allow_nan=False)
 def task_name(lane: Lane, verb: str) -> str:
     """Return the task of a lane and a verb, such as `realtime.complete` or `batch.embed`."""
     return f"{lane}.{verb}"
+
+
+def lane_of(task_name: object) -> Lane | None:
+    """Return the lane of a task; None for a task of no lane, or for anything else."""
+    return _LANES.get(str(task_name).partition(".")[0])
+
+
+def verb_of(task_name: str) -> str:
+    """Return the verb of a lane's task, a key of REQUESTS."""
+    return task_name.partition(".")[2]
 
 
 def tenant_header(tenant_id: str) -> str:

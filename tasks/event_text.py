@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from primarch_fleet.contract import LANES
 from primarch_fleet.money import format_dollars
-from primarch_fleet.protocol import HIDDEN_ARGUMENTS
+from primarch_fleet.protocol import HIDDEN_ARGUMENTS, lane_of
 from primarch_fleet.requests.base import UNNAMED_TENANT
 from tasks.failures import model_label, model_of
 
@@ -26,8 +25,8 @@ def of_arguments(task_name: str, args: Any, kwargs: Any = None) -> str:
     """
     positional = args if isinstance(args, list | tuple) else ()
     named = kwargs.values() if isinstance(kwargs, dict) else ()
-    lane, body = task_name.partition(".")[0], next(iter([*positional, *named]), None)
-    if lane not in LANES or not isinstance(body, dict):
+    lane, body = lane_of(task_name), next(iter([*positional, *named]), None)
+    if lane is None or not isinstance(body, dict):
         return HIDDEN_ARGUMENTS
     tenant = body.get("tenant_id") or UNNAMED_TENANT
     return f"model={model_label(model_of(body))} tenant={_name(tenant)} lane={lane}"

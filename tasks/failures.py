@@ -8,8 +8,9 @@ from celery.app.task import Context
 from celery.signals import task_failure, task_revoked
 from prometheus_client import Counter
 
-from primarch_fleet.contract import LANES, Lane
+from primarch_fleet.contract import Lane
 from primarch_fleet.errors import Cancelled, DeadlineExceeded, FleetError
+from primarch_fleet.protocol import lane_of
 from tasks import services
 
 #: The model of a request that names none of the catalogue's. A producer's names would make a series
@@ -51,15 +52,15 @@ def model_label(model: object) -> str:
 @task_revoked.connect
 def _count_expired(sender: Any, request: Context, expired: bool, **_: object) -> None:
     """Count a request whose deadline passed in a queue: its task does not run, so it cannot."""
-    lane = str(sender.name).partition(".")[0]
-    if expired and lane in LANES:
+    lane = lane_of(sender.name)
+    if expired and lane:
         count_failure(lane, model_of(next(iter(request.args or ()), None)), DeadlineExceeded())
 
 
 @task_failure.connect
 def _count_unexpected(sender: Any, exception: Exception, args: Any, **_: object) -> None:
     """Count a request that failed with an error which is none of the fleet's, by the base code."""
-    lane = str(sender.name).partition(".")[0]
-    if lane in LANES and not isinstance(exception, FleetError):
+    lane = lane_of(sender.name)
+    if lane and not isinstance(exception, FleetError):
         body = next(iter(args or ()), None)
         failures_total.labels(lane, model_label(model_of(body)), "", FleetError.code).inc()

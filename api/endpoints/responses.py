@@ -18,7 +18,7 @@ from api.response_objects import Body, EventWriter, answered, failed, unfinished
 from api.store.responses import ID_PREFIX, ResponseRecord, ResponseStore
 from api.webhooks.response_watcher import watch
 from primarch_fleet import AsyncStream, ResponsesRequest, Ticket
-from primarch_fleet.cancellation import LEASED_TASKS
+from primarch_fleet.cancellation import lease_range
 from primarch_fleet.errors import (
     OUTCOMES,
     FleetError,
@@ -126,9 +126,7 @@ async def _current(call: Call, record: ResponseRecord) -> Body:
     if is_expired(record.task_id, submitted_at, is_ready):
         raise ResultExpired
     if not is_ready:
-        leased = await call.services.redis.zrangebylex(
-            LEASED_TASKS, f"[{record.task_id}\0", f"({record.task_id}\1", 0, 1
-        )
+        leased = await call.services.redis.zrangebylex(*lease_range(record.task_id), 0, 1)
         return unfinished(record, "in_progress" if leased else "queued")
     try:
         return answered(record, (await fleet.result(record.task_id, _READ_SECONDS)).body)

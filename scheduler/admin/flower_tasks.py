@@ -20,7 +20,7 @@ from flower.utils import tasks as flower_tasks
 from flower.views import tasks as flower_pages
 from redis.exceptions import NoPermissionError
 
-from primarch_fleet.cancellation import LEASED_TASKS, mark_key
+from primarch_fleet.cancellation import lease_range, mark_key
 from primarch_fleet.outgoing import OPEN_KEY, is_registered
 from primarch_fleet.protocol import HIDDEN_ARGUMENTS
 from primarch_fleet.queues import find_message
@@ -75,7 +75,7 @@ class OpenTasks:
     def _open_task(self, task_id: str) -> Any:
         pipe = self._redis.pipeline(transaction=False)
         pipe.zscore(OPEN_KEY, task_id)
-        pipe.zrangebylex(LEASED_TASKS, f"[{task_id}\0", f"({task_id}\1", 0, 1)
+        pipe.zrangebylex(*lease_range(task_id), 0, 1)
         pipe.exists(mark_key(task_id))
         try:
             submitted_at, leases, is_cancelled = pipe.execute()

@@ -8,7 +8,6 @@ from urllib.parse import unquote
 from celery.app.task import Context
 
 from primarch_fleet import protocol
-from primarch_fleet.contract import LANES
 from primarch_fleet.requests.base import UNNAMED_TENANT
 
 
@@ -25,9 +24,8 @@ class RequestLabels(NamedTuple):
 def labels_of(task: Context) -> RequestLabels:
     """Return the labels of a task's request."""
     wire = _wire_form(task)
-    lane = str(getattr(task, "task", "")).partition(".")[0]
     return RequestLabels(
-        lane if lane in LANES else "",
+        protocol.lane_of(getattr(task, "task", "")) or "",
         _text(wire.get("tenant_id")) or _header_tenant(task) or (UNNAMED_TENANT if wire else ""),
         _text(wire.get("model")),
         _text(wire.get("user_id")),

@@ -85,8 +85,7 @@ class LocalPromotion:
 def _request(message: dict[str, Any]) -> Request:
     """The request in a message. Raises InvalidRequest, or any error of a malformed message."""
     (body,), _, _ = json.loads(base64.b64decode(message["body"]))
-    verb = message["headers"]["task"].partition(".")[2]
-    return REQUESTS[verb].parse(body)
+    return REQUESTS[protocol.verb_of(message["headers"]["task"])].parse(body)
 
 
 def _for_realtime(message: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 def realtime_task(task_name: str) -> str:
     """The realtime task for a task of another lane: `batch.embed` becomes `realtime.embed`."""
-    return protocol.task_name("realtime", task_name.partition(".")[2])
+    return protocol.task_name("realtime", protocol.verb_of(task_name))
 
 
 def promoted_reason(lane_reason: str | None, reason: str) -> str:

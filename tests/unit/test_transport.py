@@ -27,7 +27,7 @@ from workers.runtime.leases import (
 )
 from workers.runtime.prefix_affinity import AffinityLimits
 from workers.runtime.scripts import DEAD_LETTER, EXPIRED, RELEASE, RENEW
-from workers.runtime.transport import Channel, QoS, Transport, leased_url
+from workers.runtime.transport import Channel, QoS, Transport, _Delivery, leased_url
 
 SCRIPTS = (DEAD_LETTER, EXPIRED, RELEASE, RENEW)
 SETTINGS = LeaseSettings(visibility_timeout=30, max_deliveries=3)
@@ -356,7 +356,7 @@ def test_messages_after_an_interrupted_delivery_are_given_back_and_the_others_ke
     server.hget = lambda key, tag: given_back.append(tag)  # type: ignore[attr-defined]
     fetched = Fetched("list", "t", "text", "id", False, None)
     deliveries = [
-        transport._Delivery(tag, queue, fetched)
+        _Delivery(tag, queue, fetched)
         for tag, queue in (
             ("none", "unleased"),
             ("one", "queue"),
