@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -103,7 +104,8 @@ async def _http_error(request: Request, error: Any) -> Response:
     """Starlette's own refusals: no such path, or no such method."""
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
     headers = dict(error.headers or {})
-    return ApiError(error.status_code, "not_found", message, headers=headers).response()
+    code = HTTPStatus(error.status_code).name.lower()
+    return ApiError(error.status_code, code, message, headers=headers).response()
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -132,7 +132,7 @@ def test_a_strange_path_is_not_found(attacked: ApiServer, http: httpx.Client, ta
 def test_a_strange_method_is_refused(http: httpx.Client, method: str) -> None:
     answer = http.request(method, CHAT)
     assert answer.status_code == 405
-    assert "error" in answer.json()
+    assert answer.json()["error"]["code"] == "method_not_allowed"
 
 
 def test_a_large_body_is_refused_by_its_length(attacked: ApiServer, http: httpx.Client) -> None:
