@@ -25,6 +25,8 @@ VLLM     ?=
 
 # All files stay in this checkout, caches too.
 export UV_CACHE_DIR := $(CURDIR)/$(VENV)/.cache
+# Python keeps the bytecode of this checkout: without it each worker would compile it for 0.2 seconds.
+unexport PYTHONDONTWRITEBYTECODE
 # A lock file names every package: nothing is resolved again, so later releases change nothing.
 # Compiled at installation: where Python may write no bytecode, each worker would spend four seconds on
 # compiling LiteLLM.

@@ -107,14 +107,18 @@ def read_workers(
     """Ask all workers for their state; a worker that does not answer in time is not in the list.
 
     Args:
-        timeout_seconds: For each of three questions.
+        timeout_seconds: For each of three questions. The first finds the workers; after it only
+            these are asked, and their last answer ends the wait.
         expected: After so many answers, no more are awaited. None waits until the timeout.
 
     Raises:
         kombu.exceptions.OperationalError: The broker did not answer.
     """
-    inspect = app.control.inspect(timeout=timeout_seconds, limit=expected)
-    stats = cast(dict[str, Any], inspect.stats() or {})
+    everybody = app.control.inspect(timeout=timeout_seconds, limit=expected)
+    stats = cast(dict[str, Any], everybody.stats() or {})
+    if not stats:
+        return []
+    inspect = app.control.inspect([*stats], timeout=timeout_seconds)
     queues = cast(dict[str, Any], inspect.active_queues() or {})
     active = cast(dict[str, Any], inspect.active() or {})
     return [

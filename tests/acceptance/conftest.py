@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from celery import Celery
 
 from config.settings import ROOT
 from tests.support.flower import ask_flower
@@ -135,20 +134,3 @@ def _collect_results() -> Iterator[None]:
     """Collect Celery results while Redis runs: their destructor sends commands to it."""
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """One fleet for the tests of a file; it ends with them, since idle workers cost time too."""
-    with running(tmp_path_factory.mktemp("up") / "data") as up:
-        yield up
-
-
-@pytest.fixture
-def plain_app(up: Up) -> Iterator[Celery]:
-    """A producer's Celery app without our package; its result connections are closed at the end."""
-    with Celery(broker=up.url, backend=up.url, set_as_current=False) as app:
-        yield app
-        backend: Any = app.backend
-        backend.result_consumer.stop()
-        backend.client.connection_pool.disconnect()

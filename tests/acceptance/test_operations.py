@@ -22,6 +22,8 @@ LANES: dict[Lane, str] = {
     "batch": "gpt-4o-mini",
 }
 
+NO_WORKERS = ("--realtime", "0", "--local", "0", "--batch", "0")
+
 
 def requests(count: int) -> list[CompletionRequest]:
     """`count` requests for each lane."""
@@ -78,8 +80,7 @@ def test_fleet_stop_ends_the_fleet_of_the_data_folder_as_ctrl_c_does(tmp_path: P
     second = stop()
     assert (second.returncode, "FLEET_DATA_DIR" in second.stderr) == (1, True)
     assert "Traceback" not in second.stderr
-    nothing = ("--realtime", "0", "--local", "0", "--batch", "0")
-    with running(folder, *nothing) as up, Fleet(up.url) as fleet:
+    with running(folder, *NO_WORKERS) as up, Fleet(up.url) as fleet:
         assert fleet.status(ticket) == "SUCCESS", "the call had time to end"
 
 
@@ -125,7 +126,7 @@ def test_killed_workers_are_restarted_and_their_requests_finish(tmp_path: Path) 
 
 
 def test_a_second_start_has_the_addresses_of_the_first(tmp_path: Path) -> None:
-    folder, lanes = tmp_path / "data", ("--realtime", "1", "--local", "0", "--batch", "0")
+    folder, lanes = tmp_path / "data", ("--realtime", "0", "--local", "1", "--batch", "0")
     with running(folder, *lanes) as up:
         first = up.addresses
         assert up.stop() == 0
@@ -159,14 +160,14 @@ def test_the_terminal_shows_addresses_and_deaths_and_the_rest_is_in_files(tmp_pa
 
 def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    with running(folder, "--local", "0", "--batch", "0") as up:
+    with running(folder, "--realtime", "0", "--batch", "0") as up:
         up.stop(signal.SIGKILL)
     assert stopped(folder, timeout=60)
 
 
 def test_a_second_fleet_on_the_same_data_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    with running(folder, "--local", "0", "--batch", "0"):
+    with running(folder, *NO_WORKERS):
         second = start_up(FLEET_DATA_DIR=str(folder))
     assert second.returncode != 0
     assert "another fleet runs on" in second.stderr

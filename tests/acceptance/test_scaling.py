@@ -212,7 +212,7 @@ def test_without_a_running_fleet_the_command_says_so(tmp_path: Path) -> None:
 
 def test_a_fleet_whose_supervisor_was_killed_starts_again_on_its_ports(tmp_path: Path) -> None:
     folder, lanes = tmp_path / "data", ("--realtime", "2", "--local", "0", "--batch", "0")
-    with running(folder, *lanes, FLEET_DRAIN_TIMEOUT="5") as up:
+    with running(folder, *lanes, FLEET_DRAIN_TIMEOUT="1") as up:
         first = up.addresses
         with Fleet(up.url) as fleet:
             root = up.addresses["simulated provider"].removesuffix("/v1")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import redis
 
 from primarch_fleet import Fleet
 from tests.support.connections import replace_connections
-from tests.support.fork_server import ForkServer
+from tests.support.fork_server import fork_server
 from tests.support.producer import CATALOGUE
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.server_folder import server_folder
@@ -81,25 +80,30 @@ def producer(valkey_url: str) -> Iterator[Producer]:
 
 
 @pytest.fixture(scope="session")
-def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartProcess]:
+def start_process() -> StartProcess:
     """Runs `python -m <command>`: `process = start_process(command, env, log)`.
 
     The process is forked from another that has imported the libraries. A process for the real
     engine, or with variables that Python reads at its start, is not.
     """
     python = os.environ.get("FLEET_TEST_WORKER_PYTHON", sys.executable)
-    forks = cache(lambda: ForkServer(tmp_path_factory.mktemp("forks") / "log", python))
 
     def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
         if "PYTHONPATH" not in env and "FLEET_TEST_VLLM_MODEL" not in env:
-            return forks().start(command, env, log)
+            return fork_server().start(command, env, log)
         with log.open("a") as out:
             command = [python, "-m", *command]
             return subprocess.Popen(command, stdout=out, stderr=out, cwd=REPOSITORY, env=env)
 
-    yield start
-    if forks.cache_info().currsize:
-        forks().close()
+    return start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _close_fork_server() -> Iterator[None]:
+    yield
+    if fork_server.cache_info().currsize:
+        fork_server().close()
+        fork_server.cache_clear()
 
 
 @pytest.fixture(scope="session")

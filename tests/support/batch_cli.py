@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 
 from tests.support.batch_fixture import Bench
-from tests.support.workers import REPOSITORY
+from tests.support.fork_server import run_forked
 
 
 async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]:
@@ -17,11 +16,4 @@ async def scheduler(b: Bench, *command: str) -> subprocess.CompletedProcess[str]
 
 
 def _scheduler(url: str, *command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "scheduler", *command],
-        cwd=REPOSITORY,
-        env=os.environ | {"FLEET_REDIS_URL": url, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_forked(["scheduler", *command], os.environ | {"FLEET_REDIS_URL": url, **env})

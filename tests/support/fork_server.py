@@ -6,8 +6,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -126,3 +129,25 @@ class ForkServer:
             else:
                 self._ready.set()
         self._ready.set()
+
+
+@cache
+def fork_server() -> ForkServer:
+    """The fork server of this process of pytest, with the Python of the fleet."""
+    python = os.environ.get("FLEET_TEST_WORKER_PYTHON", sys.executable)
+    with tempfile.TemporaryDirectory() as folder:  # the log is for a server that does not start
+        return ForkServer(Path(folder, "log"), python)
+
+
+def run_forked(
+    command: Sequence[str], env: Mapping[str, str], timeout_seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m <command>` to its end, as `subprocess.run` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        process = fork_server().start(command, env, output, errors=str(errors))
+        try:
+            status = process.wait(timeout_seconds)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())

@@ -3,7 +3,8 @@
 A realtime worker imports for two seconds, and the tests start hundreds of workers. This program
 reads orders, one line of JSON each, and answers with lines:
 
-    {"command": ["celery", ...], "env": {...}, "log": path}    an order
+    {"command": ["celery", ...], "env": {...}, "log": path}    an order; with "errors": path,
+                                                               standard error is not in the log
     {"pid": 7}                                                 its process
     {"ended": 7, "status": -9}                                 its end; negative for a signal
 
@@ -94,10 +95,9 @@ def _become(order: Order, prepare: Callable[[Order], None]) -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.setsid()
-    log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    for descriptor, path in ((1, order["log"]), (2, order.get("errors") or order["log"])):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), descriptor)
     os.environ.clear()
     os.environ.update(order["env"])
     time.tzset()

@@ -54,6 +54,11 @@ def places(value: Any, place: Place = ()) -> Iterator[Place]:
         yield from places(inner, (*place, key))
 
 
+def write(path: Path, values: Any) -> None:
+    """Write YAML: libyaml does it in a tenth of the time of Python."""
+    path.write_text(yaml.dump(values, Dumper=yaml.CSafeDumper))
+
+
 def with_value(file: dict[str, Any], place: Place, value: Any) -> Any:
     if not place:
         return value
@@ -71,10 +76,10 @@ def test_a_value_of_a_wrong_form_is_an_error_of_the_configuration(
 ) -> None:
     monkeypatch.delenv("SOME_VARIABLE", raising=False)
     file, path = full_file(), tmp_path / "fleet.yaml"
-    path.write_text(yaml.safe_dump(file))
+    write(path, file)
     load(path)
     for place in places(file):
-        path.write_text(yaml.safe_dump(with_value(file, place, wrong)))
+        write(path, with_value(file, place, wrong))
         try:
             load(path)
         except ConfigError as error:

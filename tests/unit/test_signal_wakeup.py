@@ -25,12 +25,15 @@ def kill_soon() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", [PollPoller, SelectPoller])
-def test_a_wait_ends_with_a_signal_that_came_before_or_meanwhile(kind: type) -> None:
+def test_the_first_wait_ends_at_once_and_others_with_a_signal_before_or_meanwhile(
+    kind: type,
+) -> None:
     poller = kind(SimpleNamespace())
     before = signal.signal(signal.SIGUSR2, lambda *_: None)
     fd = signal.set_wakeup_fd(-1)
     try:
         wake_on_signals(poller)
+        assert poller.poll(WAIT_SECONDS) == ([], [])
         signal.raise_signal(signal.SIGUSR2)
         assert poller.poll(WAIT_SECONDS) == ([], [])
         assert poller.poll(0) == ([], [])

@@ -5,7 +5,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,8 +14,8 @@ import redis.asyncio
 
 from scheduler.admin.dead_letters import DeadLetters, NoSuchLetter, NotReplayable
 from scheduler.fleet_metrics.dead_letters import DeadLetterCollector
+from tests.support.fork_server import run_forked
 from tests.support.tenants_queue import fetch_from
-from tests.support.workers import REPOSITORY
 from workers.runtime import dead_letters
 from workers.runtime.dead_letters import DEAD_LETTER_COUNTS, DEAD_LETTERS, Undeliverable
 from workers.runtime.leases import Leases, LeaseSettings
@@ -179,14 +178,7 @@ async def test_a_broadcast_that_each_worker_refuses_is_one_dead_letter(
 
 
 def command(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "scheduler", *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"FLEET_REDIS_URL": url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_forked(["scheduler", *arguments], os.environ | {"FLEET_REDIS_URL": url})
 
 
 async def test_a_retry_replays_those_of_a_tenant_a_model_and_a_lane(

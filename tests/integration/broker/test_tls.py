@@ -1,6 +1,6 @@
 """Every client of Redis over TLS: it works with a good certificate, and sends nothing with others.
 
-The processes of a whole fleet are in tests/acceptance/test_tls_fleet.py.
+The processes of a whole fleet are in tests/acceptance/test_secured_fleet.py.
 """
 
 from __future__ import annotations

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import redis
 
+from primarch_fleet.redis_support import once
 from scheduler.fleet_metrics.batches import LiveBatches, WaitingForBatch
 from tests.support.batch_fixture import OpenBench, chat, profile
 
 pytestmark = pytest.mark.anyio
+
+NOWHERE = "redis://127.0.0.1:1/0"
 
 
 async def test_live_batches_are_counted_by_state_and_status_with_the_oldest_of_each(
@@ -34,7 +37,7 @@ async def test_live_batches_are_counted_by_state_and_status_with_the_oldest_of_e
 
 
 def test_a_scrape_without_redis_shows_no_live_batches(caplog: Any) -> None:
-    with redis.Redis(port=1, decode_responses=True) as nowhere:
+    with once(NOWHERE) as nowhere:
         assert _shown(nowhere) == ()
     assert [getattr(record, "action", "") for record in caplog.records] == ["live_batches_failed"]
 
@@ -54,7 +57,7 @@ async def test_the_oldest_wait_for_a_batch_is_shown_by_provider_and_model(
 
 
 def test_a_scrape_without_redis_shows_no_wait_for_a_batch(caplog: Any) -> None:
-    with redis.Redis(port=1, decode_responses=True) as nowhere:
+    with once(NOWHERE) as nowhere:
         assert _oldest_waits(nowhere) == {}
     assert [getattr(record, "action", "") for record in caplog.records] == ["batch_waits_failed"]
 
