@@ -45,8 +45,22 @@ def _list_queues(names: Iterable[str]) -> None:
     BaseHandler.get_active_queue_names = all_names
 
 
+def _listen_or_exit() -> None:
+    """End Flower with one line if its port is taken."""
+    start = Flower.start_http_server
+
+    def start_http_server(flower: Any) -> Any:
+        try:
+            return start(flower)
+        except OSError as error:
+            raise SystemExit(f"flower: port {flower.options.port}: {error.strerror}") from None
+
+    Flower.start_http_server = start_http_server
+
+
 log_to_stderr(logging.WARNING)  # Flower adds its own handler only where none is
 Flower.pool_executor_cls = DaemonExecutor  # its calls to workers repeat until Redis answers
+_listen_or_exit()
 try:
     _login = flower_login(settings().data_dir, os.environ)
     fleet_metrics.register(fleet_config(), redis_url())

@@ -47,7 +47,7 @@ from workers.runtime import (
     transport,
     worker_options,  # noqa: F401 - checks the options of a worker that starts
 )
-from workers.runtime.dead_letters import fail_request
+from workers.runtime.dead_letters import fail_task
 from workers.runtime.leases import LEASES
 from workers.runtime.sorting import sort_pushed
 
@@ -183,7 +183,7 @@ def _start_services(url: str, catalogue: Catalogue) -> Services:
         asyncio.run_coroutine_threadsafe(accountant.refund(request), event_loop.get())
 
     def fail_and_refund(request: Any, error: Exception) -> None:
-        fail_request(request, error)
+        fail_task(request, error)
         refund(request)
 
     LEASES.on_dead_letter = fail_and_refund

@@ -1,10 +1,14 @@
 """Messages that no worker can process: they go to a list in Redis, and their tasks fail."""
 
 import base64
+import functools
 import hashlib
 import json
 import logging
+import queue
 import re
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +32,8 @@ DEAD_LETTERS, DEAD_LETTER_COUNTS = LETTER_KEYS = ("fleet:dead_letters", "fleet:d
 MAX_LETTERS, MAX_BYTES = 1000, 64 * 2**20
 #: Characters of a reason.
 MAX_ERROR_LENGTH = 1000
+#: The fields of a task's request by which other tasks are told that it failed.
+TOLD_OF_FAILURES = ("errbacks", "chain", "chord")
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,57 @@ def _is_task_id(value: object) -> bool:
         return False
 
 
-def fail_request(request: Context, error: Exception) -> None:
+class _CallThread:
+    """Calls functions one after another on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._is_started = False
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function soon. Its errors are logged."""
+        self._calls.put(function)
+        with self._lock:
+            if not self._is_started:
+                self._is_started = True
+                # A daemon: a call that waits for Redis must not keep the process from ending.
+                threading.Thread(target=self._run, name="dead-letters", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            function = self._calls.get()
+            try:
+                function()
+            except Exception:
+                action = {"action": "dead_letter_task_not_failed"}
+                logger.exception("The task of a dead letter was not failed", extra=action)
+
+
+_call_thread = _CallThread()
+
+
+def fail_task(request: Context, error: Exception) -> None:
+    """Fail the task of a dead letter.
+
+    On another thread if other tasks are told: a publish waits while the server refuses writes.
+    """
+    fail = functools.partial(fail_request, request, error, current_app.backend)
+    if any(getattr(request, name, None) for name in TOLD_OF_FAILURES):
+        _call_thread.call(fail)
+    else:
+        fail()
+
+
+def fail_request(request: Context, error: Exception, backend: Any = None) -> None:
     """Fail a task as Celery does: its result, errbacks, chain and chord.
 
     The result is stored even if the request names its group, chain, chord or errbacks wrongly.
+
+    Args:
+        backend: The result backend; by default, that of the thread's app.
     """
-    backend, task_id = current_app.backend, str(request.id)
+    backend, task_id = backend or current_app.backend, str(request.id)
     try:
         backend.mark_as_failure(task_id, error, request=request)
     except Exception as exc:

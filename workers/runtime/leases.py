@@ -24,7 +24,7 @@ from primarch_fleet.cancellation import mark_key
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from workers.runtime import task_greenlets
 from workers.runtime.acknowledger import Acknowledger
-from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, fail_request
+from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, fail_task
 from workers.runtime.lease_returns import LAST, NEXT, LeaseReturns
 from workers.runtime.redis_errors import DISCONNECTED
 from workers.runtime.scripts import DEAD_BROADCAST, EXPIRED, RENEW
@@ -77,7 +77,7 @@ class Leases:
 
     #: Called with the task's request and its error, for each dead letter that names a task; an app
     #: may replace it.
-    on_dead_letter: Callable[[Context, Exception], None] = staticmethod(fail_request)
+    on_dead_letter: Callable[[Context, Exception], None] = staticmethod(fail_task)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -131,3 +131,23 @@ def test_an_errback_of_a_cancelled_task_waits_for_memory_and_the_worker_does_not
             store.config_set("maxmemory", 0)
         eventually(lambda: store.llen("runs"), TIMEOUT)
         assert store.llen("runs") == 1
+
+
+def test_an_errback_of_a_dead_letter_waits_for_memory(
+    start_worker: StartWorker, producer: Producer, store: redis.Redis
+) -> None:
+    errback = producer.app.signature("tests.support.apps.pool_app.rest", [0], immutable=True)
+    with start_worker("buries") as worker:
+        worker.signal(signal.SIGSTOP)
+        unknown = producer.send("nothing", link_error=errback)
+        waiting = producer.send("add", 1, 1)
+        store.config_set("maxmemory", 1)
+        try:
+            worker.signal(signal.SIGCONT)
+            assert waiting.get(timeout=TIMEOUT) == 2
+            assert not store.llen("runs")
+        finally:
+            store.config_set("maxmemory", 0)
+        eventually(lambda: store.llen("runs"), TIMEOUT)
+        assert store.llen("runs") == 1
+        assert unknown.state == "FAILURE"
