@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -45,12 +46,12 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
     Metrics are also served at FLEET_METRICS_HOST and FLEET_METRICS_PORT, as those of workers are.
 
     Raises:
-        ConfigError: As of `server_config`; or the server cannot listen there.
+        ConfigError: As of `server_config`; or the port is taken.
         SystemExit: With 1 if the server cannot start; the log says why.
     """
     log_to_stderr()
     config = server_config(host, port, KeyFile(settings().config), redis_url(), batches=batches)
-    _check_address(host, port)
+    _check_port(host, port)
     metrics = start_metrics_server()
     logger.info(
         "metrics at http://%s:%s/metrics",
@@ -66,15 +67,15 @@ def run(host: str, port: int, *, batches: bool = True) -> None:
         sys.exit(1 if end.code == STARTUP_FAILURE else end.code)
 
 
-def _check_address(host: str, port: int) -> None:
-    """Raise ConfigError if nothing can listen there: the server finds out after it has started."""
+def _check_port(host: str, port: int) -> None:
+    """Raise ConfigError if the port is taken: the server finds out after it has started."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in found:
+        for family, *_, address in found:
             socket.create_server(address[:2], family=family).close()
     except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]  # Python's, which repeats the address
-        raise ConfigError(f"serve: cannot listen at {host}:{port}: {reason}") from None
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"serve: cannot listen at {host}:{port}: the port is taken") from None
 
 
 def server_config(

@@ -148,4 +148,4 @@ def test_a_server_whose_port_is_taken_ends_with_one_line_before_it_starts(
             timeout=60,
         )
     assert ended.returncode == 1
-    assert ended.stderr == f"serve: cannot listen at 127.0.0.1:{port}: Address already in use\n"
+    assert ended.stderr == f"serve: cannot listen at 127.0.0.1:{port}: the port is taken\n"

@@ -31,18 +31,27 @@ def test_an_idle_worker_takes_tasks_after_a_broadcast_that_came_meanwhile(
         assert producer.send("add", 2, 3).get(timeout=TIMEOUT) == 5
 
 
-@pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
+#: Commands by which a server refuses writes, and by which it takes them again.
+REFUSALS = {
+    "OOM": ("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0"),
+    "NOREPLICAS": ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
+    "READONLY": ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
 @pytest.mark.parametrize("kind", ["retry", "task", "errback"])
 def test_what_a_worker_publishes_meanwhile_waits_until_writes_are_taken(
-    start_worker: StartWorker, producer: Producer, store: redis.Redis, kind: str, setting: str
+    start_worker: StartWorker, producer: Producer, store: redis.Redis, kind: str, refusal: str
 ) -> None:
+    refuse, take = (command.split() for command in REFUSALS[refusal])
     errback = producer.app.signature("tests.support.apps.pool_app.rest", [0], immutable=True)
     with start_worker("publishes") as worker:
         try:
-            producer.send("publish_when_refused", kind, setting, link_error=errback)
+            producer.send("publish_when_refused", kind, refuse, link_error=errback)
             eventually(lambda: worker.log.read_text().count("(2/") > 0, TIMEOUT)
         finally:
-            store.config_set(setting, 0)
+            store.execute_command(*take)  # type: ignore[no-untyped-call]
         eventually(lambda: store.lrange("runs", 0, -1), TIMEOUT)
         assert store.llen("runs") == 1
 

@@ -153,12 +153,12 @@ async def autoretry_twice(self: AsyncTask) -> int:
 
 
 @app.task(bind=True, ignore_result=True)
-def publish_when_refused(self: AsyncTask, kind: str, setting: str) -> None:
-    """Publish a retry, another task or an errback once the server refuses writes by a setting."""
+def publish_when_refused(self: AsyncTask, kind: str, refuse: list[str]) -> None:
+    """Publish a retry, another task or an errback once a command lets the server refuse writes."""
     if self.request.retries:
         _redis.rpush("runs", "retry")
         return
-    _redis.config_set(setting, 1)
+    _redis.execute_command(*refuse)  # type: ignore[no-untyped-call]
     if kind == "retry":
         raise self.retry(countdown=0)
     if kind == "task":
