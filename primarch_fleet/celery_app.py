@@ -12,8 +12,8 @@ from celery import Celery
 from celery.app import control
 from kombu import pidbox
 
+from primarch_fleet import redis_support
 from primarch_fleet.celery_redis import PrimaryBackend, broker_url
-from primarch_fleet.redis_support import HEALTH_CHECK_SECONDS
 from primarch_fleet.redis_url import normalized
 
 
@@ -121,6 +121,6 @@ def producer_app(url: str, timeout: float) -> Celery:
         task_publish_retry=False,
         redis_socket_timeout=timeout,
         redis_socket_connect_timeout=timeout,
-        redis_backend_health_check_interval=HEALTH_CHECK_SECONDS,
+        redis_backend_health_check_interval=redis_support.HEALTH_CHECK_SECONDS,
     )
     return app

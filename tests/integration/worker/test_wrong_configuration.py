@@ -5,26 +5,19 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from config.settings import ROOT
+from tests.support.fork_server import run_forked
 
 CONFIG = ROOT / "config" / "fleet.yaml"
 SHIPPED = CONFIG.read_text()
 
 
 def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=ROOT,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_forked(command, os.environ | env)
 
 
 def test_the_command_checks_the_environment_and_says_so_by_its_exit_status(
