@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Self
@@ -22,6 +22,7 @@ from primarch_fleet import errors
 from tasks.failure_reasons import Category, Reason
 from tasks.provider_errors import Fault, classify
 from tasks.redaction import without_secrets
+from tasks.retry_after import bounded, retry_after_seconds
 from workers.realtime.refusals import causes
 
 #: LiteLLM's classes that say more than their status and their message.
@@ -153,17 +154,23 @@ def all_cooling_down(error: Exception) -> bool:
 
 
 def retry_after(error: Exception) -> int | None:
-    """The seconds of an error's Retry-After header, at least 1; None if it has none.
+    """The seconds of an error's Retry-After header, 1 to MAX_RETRY_AFTER_SECONDS; else None.
 
     Whole seconds, as in HTTP and in LiteLLM: fractions are rounded up.
     """
     if getattr(error, "status_code", None) not in RETRY_LATER_STATUSES:
         return None
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    value = headers.get("retry-after", "")
-    is_number = value.replace(".", "", 1).isdecimal()
-    seconds = float(value) if is_number else _seconds_until(value)
-    return math.ceil(seconds) if seconds > 0 else None
+    seconds = _header_seconds(headers)
+    return None if seconds is None else math.ceil(seconds)
+
+
+def shorten_retry_after(error: Exception) -> None:
+    """Cut the Retry-After headers of an error: LiteLLM's own cooldowns last as long as these say."""
+    holders = (error, getattr(error, "response", None))
+    for headers in (getattr(holder, "headers", None) for holder in holders):
+        if isinstance(headers, MutableMapping) and (seconds := _header_seconds(headers)):
+            headers["retry-after"] = str(math.ceil(seconds))
 
 
 def _read_fault(error: BaseException) -> Fault:
@@ -213,6 +220,13 @@ def _in_place_of(error: Exception, kind: type[Exception], fault: Fault) -> Excep
     routed.message = fault.message
     replacement: Exception = routed
     return replacement
+
+
+def _header_seconds(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a Retry-After header, as a number or as a date; None for any other text."""
+    value = headers.get("retry-after", "")
+    seconds = retry_after_seconds(value)
+    return bounded(_seconds_until(value)) if seconds is None else seconds
 
 
 def _seconds_until(http_date: str) -> float:
