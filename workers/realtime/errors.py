@@ -166,9 +166,9 @@ def retry_after(error: Exception) -> int | None:
 
 
 def shorten_retry_after(error: Exception) -> None:
-    """Cut the Retry-After headers of an error: LiteLLM's own cooldowns last as long as these say."""
-    holders = (error, getattr(error, "response", None))
-    for headers in (getattr(holder, "headers", None) for holder in holders):
+    """Cut the Retry-After headers of an error, by which LiteLLM sets cooldowns of its own."""
+    for holder in (error, getattr(error, "response", None)):
+        headers = getattr(holder, "headers", None)
         if isinstance(headers, MutableMapping) and (seconds := _header_seconds(headers)):
             headers["retry-after"] = str(math.ceil(seconds))
 
