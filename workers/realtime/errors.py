@@ -179,12 +179,16 @@ def _read_fault(error: BaseException) -> Fault:
         return Fault(Reason.UNAVAILABLE, message)
     if ERROR_IN_ANSWER in message:
         return Fault(Reason.GENERATION_FAILED, message)
-    for base in type(error).__mro__:
-        if base in REASONS:
-            return Fault(REASONS[base], message)
-    status = getattr(error, "status_code", None)
+    status: object = getattr(error, "status_code", None)
+    if (answered := _error_in_answer(error)) is None:
+        for base in type(error).__mro__:
+            if base in REASONS:
+                return Fault(REASONS[base], message)
+        answered = _error_object(error, message)
+    else:
+        status = HTTPStatus.OK
     if isinstance(status, int):
-        return classify(status, _error_object(error, message), message=message)
+        return classify(status, answered, message=message)
     # Not the provider's answer: LiteLLM refuses the call, or cannot sign in.
     fault = classify(None, None, message=message)
     if fault.reason is not Reason.UNKNOWN:
@@ -206,6 +210,19 @@ def _error_object(error: BaseException, message: str) -> Mapping[str, Any]:
     except ValueError:
         value = {}
     return value if isinstance(value, Mapping) else {}
+
+
+def _error_in_answer(error: BaseException) -> Mapping[str, object] | None:
+    """The error object of an answer with status 200; None if the error is another.
+
+    LiteLLM raises a bare Exception for it, with its code as the status, or with 422 for no code,
+    and makes an error of that status of it.
+    """
+    for cause in causes(error):
+        if type(cause) is Exception and (code := _status(cause)) is not None:
+            code = None if code == HTTPStatus.UNPROCESSABLE_ENTITY else code
+            return {"code": code, "message": getattr(cause, "message", "")}
+    return None
 
 
 def _status(error: BaseException) -> object:
