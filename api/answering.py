@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,15 +69,16 @@ async def answer(
         shaped: Makes the body for the client of the answer's body.
 
     Raises:
-        FleetError: The request has failed.
+        ApiError: The request has failed; the headers have its id.
         ClientGone: The client has closed the connection.
     """
     fleet, timeout_seconds = call.services.fleet, call.services.config.answer_timeout
-    try:
-        completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
-    except (ClientGone, ResultTimeout, asyncio.CancelledError):
-        abandon(fleet, request, ticket)
-        raise
+    with _errors_with_id(ticket):
+        try:
+            completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
+        except (ClientGone, ResultTimeout, asyncio.CancelledError):
+            abandon(fleet, request, ticket)
+            raise
     body = shaped(completion.body)
     if wants_receipt(call):
         body = body | {RECEIPT_KEY: completion.receipt.model_dump(mode="json")}
@@ -91,16 +92,17 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
     request is cancelled as `answer` does.
 
     Raises:
-        FleetError: The request has failed before its first chunk.
+        ApiError: The request has failed before its first chunk; the headers have its id.
         ClientGone: The client has closed the connection before.
     """
     fleet = call.services.fleet
     chunks = await fleet.stream(ticket, timeout=call.services.config.answer_timeout)
-    try:
-        first = await call.until_disconnected(anext(chunks, None))
-    except (ClientGone, ResultTimeout, asyncio.CancelledError):
-        abandon(fleet, request, ticket)
-        raise
+    with _errors_with_id(ticket):
+        try:
+            first = await call.until_disconnected(anext(chunks, None))
+        except (ClientGone, ResultTimeout, asyncio.CancelledError):
+            abandon(fleet, request, ticket)
+            raise
 
     async def events() -> Parts:
         has_ended = False
@@ -120,6 +122,17 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
                 abandon(fleet, request, ticket)
 
     return event_stream(events(), ticket_headers(ticket))
+
+
+@contextmanager
+def _errors_with_id(ticket: Ticket) -> Iterator[None]:
+    """Raise an error of the fleet as the answer to the call, with what is known of its request."""
+    try:
+        yield
+    except FleetError as error:
+        refused = ApiError.of(error)
+        refused.headers |= ticket_headers(ticket)
+        raise refused from error
 
 
 def event_stream(events: Parts, headers: dict[str, str]) -> Response:

@@ -18,6 +18,8 @@ PREFIX = "x-fleet-"
 #: Asks for the receipt in the body of the answer, under this key.
 RECEIPT_HEADER, RECEIPT_KEY = f"{PREFIX}receipt", "fleet"
 IDEMPOTENCY_HEADER = "idempotency-key"
+#: A limit of the cost is lower.
+_MAX_DOLLARS = 1_000_000_000
 
 
 def _texts(value: str) -> list[str]:
@@ -25,7 +27,11 @@ def _texts(value: str) -> list[str]:
 
 
 def _nanos(value: str) -> int:
-    return int(Decimal(value) * NANOS_PER_DOLLAR)
+    nanos = Decimal(value) * NANOS_PER_DOLLAR
+    # Before the conversion: a whole number of a million digits takes half a minute.
+    if not 1 <= nanos < _MAX_DOLLARS * NANOS_PER_DOLLAR:
+        raise ValueError
+    return int(nanos)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ _FIELDS = {
     "tags": _Field("tags", _texts, "names, separated by commas"),
     "deadline": _Field("deadline", str, "a moment such as 2026-12-01T08:00:00Z"),
     "max-latency": _Field("max_latency", float, "seconds"),
-    "max-cost-usd": _Field("max_cost_nanousd", _nanos, "US dollars"),
+    "max-cost-usd": _Field("max_cost_nanousd", _nanos, "US dollars, from 1e-9 to 1e9"),
     "quality": _Field("quality", float, "a number from 0 to 1"),
     "cache-ttl": _Field("cache_ttl", float, "seconds"),
 }

@@ -17,10 +17,13 @@ from tasks.deferral import park
 
 
 def _add_task(kind: type[Request]) -> None:
-    @app.task(name=task_name("batch", kind.verb), bind=True, track_started=False)
     def answer(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request with a Completion, both in their wire form."""
         return park(task, kind, request)
+
+    name = task_name("batch", kind.verb)
+    answer.__qualname__ = name  # errors of wrong arguments have it
+    app.task(name=name, bind=True, track_started=False)(answer)
 
 
 for _kind in REQUESTS.values():

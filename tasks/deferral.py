@@ -19,6 +19,7 @@ from primarch_fleet.requests import Request
 from tasks import services
 from tasks.body_limit import check_size
 from tasks.failures import count_failure, model_of
+from tasks.message_check import check_own_message
 from tasks.services import DeferralStore
 
 #: The state of a parked task. Celery does not know it, so `get()` keeps waiting.
@@ -122,9 +123,11 @@ def prepare(task_name: str, kind: type[Request], body: object, context: Context)
         context: Celery's request of the task.
 
     Raises:
-        InvalidRequest: The request is malformed or too large, or no batch can hold it.
+        InvalidRequest: The request is malformed or too large, no batch can hold it, or it has no
+            message of its own.
         ProviderError: The provider's batches do not support it.
     """
+    check_own_message(context)
     check_size(body)
     request = kind.parse(body)
     if request.streams:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+
+#: An HTTP status of an error, written as a text.
+_STATUS = re.compile("[45][0-9]{2}")
 
 
 class ErrorFields(NamedTuple):
@@ -32,9 +36,17 @@ def error_fields(error: object) -> ErrorFields:
     texts = [str(error[name]) for name in ("message", "Message", "detail") if error.get(name)]
     texts += [text for fields in nested for text in fields.texts]
     codes = [code for fields in nested for code in fields.codes] + own
-    statuses = [error.get("code"), error.get("status"), *(fields.status for fields in nested)]
-    status = next((number for number in statuses if isinstance(number, int)), None)
+    written = (_number(error.get("code")), _number(error.get("status")))
+    statuses = (*written, *(fields.status for fields in nested))
+    status = next((number for number in statuses if number is not None), None)
     return ErrorFields(tuple(dict.fromkeys(codes)), tuple(dict.fromkeys(texts)), status)
+
+
+def _number(value: object) -> int | None:
+    """A status: a number, or the text of one."""
+    if isinstance(value, str):
+        return int(value) if _STATUS.fullmatch(value) else None
+    return value if isinstance(value, int) else None
 
 
 def _nested(error: Mapping[str, object]) -> Iterator[object]:

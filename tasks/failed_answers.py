@@ -31,14 +31,20 @@ def fault_in_answer(body: Mapping[str, Any]) -> Fault | None:
         body: A whole answer of any endpoint: `chat.completion`, `response`, a list.
     """
     for part in (body, *_choices(body)):
-        if part.get("error"):  # OpenRouter's choices have one too
-            return fault_of_error(part["error"])
+        if error := error_in(part):  # OpenRouter's choices have one too
+            return fault_of_error(error)
     if body.get("object") == "response":
         failed = body.get("status") in ("failed", "cancelled")
         return failed_generation(f"the response is {body['status']}") if failed else None
     if not any(body.get(name) for name in ("choices", *OTHER_OUTPUT)):
         return failed_generation("it is empty")
     return next(map(_fault_of_finish, _failures(body)), None)
+
+
+def error_in(value: Mapping[str, Any]) -> object:
+    """Return the error of an answer or of a line; None without one, or without a word in it."""
+    error = value.get("error")
+    return error if not isinstance(error, Mapping) or any(error.values()) else None
 
 
 def fault_of_error(error: object) -> Fault:

@@ -16,6 +16,8 @@ from kombu import compression, serialization
 from kombu.exceptions import SerializerNotInstalled
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from primarch_fleet.errors import InvalidRequest
+
 #: Characters of an id; those of Celery have 36.
 MAX_ID_LENGTH = 1024
 
@@ -143,3 +145,17 @@ def check_message(headers: Mapping[str, Any], embed: object) -> None:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"][:2]) or "embed"
         raise InvalidTaskError(f"{place}: {first['msg']}") from None
+
+
+def check_own_message(context: Context) -> None:
+    """Check that a task runs from a message of its own, and so has an id.
+
+    Raises:
+        InvalidRequest: Celery's map, starmap or chunks call it: results, budgets and cancels have
+            no id to go by.
+    """
+    if context.id is None:
+        raise InvalidRequest(
+            "request: it needs a message of its own; send a group, in place of map, starmap or "
+            "chunks"
+        )

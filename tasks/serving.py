@@ -22,6 +22,7 @@ from tasks import services, tracing
 from tasks.app import app
 from tasks.body_limit import check_size
 from tasks.failures import count_failure, model_of
+from tasks.message_check import check_own_message
 from tasks.receipts import RequestMetadata
 from tasks.redaction import redacted
 from tasks.rerouting import move_to_longer_lane
@@ -35,10 +36,13 @@ def add_tasks(lane: Lane) -> None:
 
 
 def _add_task(lane: Lane, kind: type[Request]) -> None:
-    @app.task(name=protocol.task_name(lane, kind.verb), bind=True)
     async def answer(task: Task[Any, Any], request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request with a Completion, both in their wire form."""
         return await serve(lane, task, kind, request)
+
+    name = protocol.task_name(lane, kind.verb)
+    answer.__qualname__ = name  # errors of wrong arguments have it
+    app.task(name=name, bind=True)(answer)
 
 
 async def serve(
@@ -47,8 +51,8 @@ async def serve(
     """Check a request, have the lane's backend answer it in time, and return the wire form.
 
     Raises:
-        InvalidRequest: The request is malformed or too large, or the lane's backend cannot do
-            what it asks for.
+        InvalidRequest: The request is malformed or too large, has no message of its own, or the
+            lane's backend cannot do what it asks for.
         DeadlineExceeded: Its deadline passed first.
         BudgetExceeded: Its tenant has no money left for it.
         RequestFailed: The backend's error. All of these are returned instead of raised to a request
@@ -56,6 +60,7 @@ async def serve(
         celery.exceptions.Ignore: The request moved to a lane that takes longer prompts.
     """
     try:
+        check_own_message(task.request)
         check_size(body)
         request = kind.parse(body)
     except InvalidRequest as error:

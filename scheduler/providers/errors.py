@@ -9,6 +9,7 @@ from scheduler.model.outcomes import LineHeld, LineOutcome, LineRefused, LineRet
 from tasks.failure_reasons import Category, Reason
 from tasks.provider_errors import Fault, Source, classify
 from tasks.redaction import without_secrets
+from tasks.retry_after import retry_after_seconds
 
 #: Statuses below 500 after which it is unknown whether the call took effect.
 UNKNOWN_EFFECT_STATUSES = frozenset({408, 409, 499})
@@ -85,7 +86,9 @@ def error_from_status(
     """Return the error for an HTTP error status: ProviderRefused if the call had no effect."""
     if status >= 500 or status in UNKNOWN_EFFECT_STATUSES:
         return ProviderCallFailed(f"HTTP {status}: {message}")
-    return ProviderRefused(message, status, code, _retry_after(headers))
+    return ProviderRefused(
+        message, status, code, retry_after_seconds(headers.get("retry-after", ""))
+    )
 
 
 def line_outcome(fault: Fault) -> LineOutcome:
@@ -112,11 +115,3 @@ def refused_requests(
         for fault in faults
         if fault.line is not None and fault.line in members
     }
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds. None for a date too: it would need clocks that agree."""
-    try:
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None

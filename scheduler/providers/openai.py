@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Literal, Self, cast
 import httpx
 import openai
 from openai import AsyncOpenAI
-from openai.types import Batch
+from openai.types import Batch, BatchError, FileObject
+from openai.types.batch import Errors
 
 from config.provider import Provider
 from primarch_fleet.requests import CompletionRequest
@@ -81,7 +82,7 @@ class OpenAIBatches:
                 purpose="batch",
                 expires_after={"anchor": "created_at", "seconds": ttl} if ttl else openai.omit,
             )
-        return uploaded.id
+        return _id_of(uploaded)
 
     async def find_input_file(self, name: str, size: int) -> str | None:
         """Return the newest file of a name and size among the newest MAX_LISTED_FILES."""
@@ -103,7 +104,8 @@ class OpenAIBatches:
                 completion_window=cast(Literal["24h"], window),
                 metadata={INTENT_KEY: intent} if self.capabilities.metadata else openai.omit,
             )
-            return provider_batch(batch)
+        _id_of(batch)
+        return provider_batch(batch)
 
     async def retrieve(self, batch_id: str) -> ProviderBatch:
         """Return a batch as it is now."""
@@ -136,7 +138,8 @@ class OpenAIBatches:
             async with content as response:
                 await response.stream_to_file(part)
         received = part.stat().st_size
-        if size is not None and received != size:
+        # Some servers do not know it.
+        if isinstance(size, int) and size > 0 and received != size:
             raise ProviderCallFailed(f"{file_id}: received {received} of {size} bytes")
         os.replace(part, path)
 
@@ -151,7 +154,6 @@ class OpenAIBatches:
 
 def provider_batch(batch: Batch) -> ProviderBatch:
     """Convert OpenAI's batch. Compatible servers leave out fields, or write them as ""."""
-    faults = (batch.errors.data if batch.errors else None) or []
     return ProviderBatch(
         id=batch.id,
         status=STATUS_SPELLINGS.get(batch.status, batch.status),
@@ -160,11 +162,30 @@ def provider_batch(batch: Batch) -> ProviderBatch:
         input_file_id=batch.input_file_id or "",
         output_file_id=batch.output_file_id or "",
         error_file_id=batch.error_file_id or "",
-        faults=tuple(
-            BatchFault(fault.code or "", fault.message or "", fault.line) for fault in faults
-        ),
+        faults=tuple(_faults(batch.errors)),
         metadata=dict(batch.metadata or {}),
     )
+
+
+def _faults(errors: object) -> Iterator[BatchFault]:
+    """The errors of a batch: OpenAI's object of a list, a list, an error, or a text."""
+    data = errors.data if isinstance(errors, Errors) else errors
+    for error in data if isinstance(data, list) else [data]:
+        values = dict(error) if isinstance(error, BatchError) else error
+        if isinstance(values, dict):
+            code, message = (str(values.get(name) or "") for name in ("code", "message"))
+            line = values.get("line")
+            yield BatchFault(code, message, line if isinstance(line, int) else None)
+        elif values:
+            yield BatchFault("", str(values), None)
+
+
+def _id_of(made: FileObject | Batch) -> str:
+    """The id of what a call has made. Raises ProviderCallFailed: the answer has none."""
+    identity: object = made.id
+    if not isinstance(identity, str) or not identity:
+        raise ProviderCallFailed("the answer has no id")
+    return identity
 
 
 @contextmanager

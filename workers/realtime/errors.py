@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Self
@@ -22,6 +22,7 @@ from primarch_fleet import errors
 from tasks.failure_reasons import Category, Reason
 from tasks.provider_errors import Fault, classify
 from tasks.redaction import without_secrets
+from tasks.retry_after import bounded, retry_after_seconds
 from workers.realtime.refusals import causes
 
 #: LiteLLM's classes that say more than their status and their message.
@@ -153,17 +154,23 @@ def all_cooling_down(error: Exception) -> bool:
 
 
 def retry_after(error: Exception) -> int | None:
-    """The seconds of an error's Retry-After header, at least 1; None if it has none.
+    """The seconds of an error's Retry-After header, 1 to MAX_RETRY_AFTER_SECONDS; else None.
 
     Whole seconds, as in HTTP and in LiteLLM: fractions are rounded up.
     """
     if getattr(error, "status_code", None) not in RETRY_LATER_STATUSES:
         return None
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    value = headers.get("retry-after", "")
-    is_number = value.replace(".", "", 1).isdecimal()
-    seconds = float(value) if is_number else _seconds_until(value)
-    return math.ceil(seconds) if seconds > 0 else None
+    seconds = _header_seconds(headers)
+    return None if seconds is None else math.ceil(seconds)
+
+
+def shorten_retry_after(error: Exception) -> None:
+    """Cut the Retry-After headers of an error, by which LiteLLM sets cooldowns of its own."""
+    for holder in (error, getattr(error, "response", None)):
+        headers = getattr(holder, "headers", None)
+        if isinstance(headers, MutableMapping) and (seconds := _header_seconds(headers)):
+            headers["retry-after"] = str(math.ceil(seconds))
 
 
 def _read_fault(error: BaseException) -> Fault:
@@ -172,12 +179,16 @@ def _read_fault(error: BaseException) -> Fault:
         return Fault(Reason.UNAVAILABLE, message)
     if ERROR_IN_ANSWER in message:
         return Fault(Reason.GENERATION_FAILED, message)
-    for base in type(error).__mro__:
-        if base in REASONS:
-            return Fault(REASONS[base], message)
-    status = getattr(error, "status_code", None)
+    status: object = getattr(error, "status_code", None)
+    if (answered := _error_in_answer(error)) is None:
+        for base in type(error).__mro__:
+            if base in REASONS:
+                return Fault(REASONS[base], message)
+        answered = _error_object(error, message)
+    else:
+        status = HTTPStatus.OK
     if isinstance(status, int):
-        return classify(status, _error_object(error, message), message=message)
+        return classify(status, answered, message=message)
     # Not the provider's answer: LiteLLM refuses the call, or cannot sign in.
     fault = classify(None, None, message=message)
     if fault.reason is not Reason.UNKNOWN:
@@ -201,6 +212,19 @@ def _error_object(error: BaseException, message: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _error_in_answer(error: BaseException) -> Mapping[str, object] | None:
+    """The error object of an answer with status 200; None if the error is another.
+
+    LiteLLM raises a bare Exception for it, with its code as the status, or with 422 for no code,
+    and makes an error of that status of it.
+    """
+    for cause in causes(error):
+        if type(cause) is Exception and (code := _status(cause)) is not None:
+            code = None if code == HTTPStatus.UNPROCESSABLE_ENTITY else code
+            return {"code": code, "message": getattr(cause, "message", "")}
+    return None
+
+
 def _status(error: BaseException) -> object:
     return getattr(error, "status_code", None)
 
@@ -213,6 +237,13 @@ def _in_place_of(error: Exception, kind: type[Exception], fault: Fault) -> Excep
     routed.message = fault.message
     replacement: Exception = routed
     return replacement
+
+
+def _header_seconds(headers: Mapping[str, str]) -> float | None:
+    """The seconds of a Retry-After header, as a number or as a date; None for any other text."""
+    value = headers.get("retry-after", "")
+    seconds = retry_after_seconds(value)
+    return bounded(_seconds_until(value)) if seconds is None else seconds
 
 
 def _seconds_until(http_date: str) -> float:

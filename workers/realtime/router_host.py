@@ -23,6 +23,7 @@ from workers.realtime.errors import (
     fault_of,
     mark,
     mark_untranslated,
+    shorten_retry_after,
     with_fault,
 )
 from workers.realtime.finish_reasons import CheckedChunks, error_of, failure_of
@@ -127,6 +128,7 @@ class RouterHost(PythonHost):
     def _failure(self, deployment_id: str, error: Exception) -> Exception:
         """Record a failure; return the error by which the Router does what it calls for."""
         fault = fault_of(error)
+        shorten_retry_after(error)
         if (attempts := Attempts.current()) is not None:
             attempts.record_failure(deployment_id, error)
         self.cooldowns.apply_retry_after(deployment_id, error)

@@ -248,6 +248,17 @@ PRIVATE_URLS = [
 ]
 
 
+@pytest.mark.parametrize("dollars", ["1e999990", "1e30", "Infinity", "NaN", "-1", "0"])
+def test_a_limit_of_the_cost_that_is_no_amount_is_refused_at_once(
+    http: httpx.Client, dollars: str
+) -> None:
+    """To write 1e999990 as a whole number takes half a minute, in which no call is answered."""
+    headers = {"x-fleet-max-cost-usd": dollars}
+    refused = http.post(CHAT, json=chat(max_tokens=5), headers=headers, timeout=10)
+    assert refused.status_code == 400
+    assert "x-fleet-max-cost-usd" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("url", PRIVATE_URLS)
 def test_a_private_url_is_refused_wherever_it_stands(http: httpx.Client, url: str) -> None:
     parts: list[tuple[str, dict[str, Any]]] = [

@@ -17,7 +17,7 @@ from openai.types.chat import (
 from pydantic import BaseModel
 
 from api.store.responses import task_id_of
-from primarch_fleet import Fleet
+from primarch_fleet import Fleet, ProviderError
 from primarch_fleet.streaming import stream_key
 from tests.integration.api.conftest import Served
 from tests.support.api_server import ALPHA, BETA, NARROW
@@ -248,6 +248,19 @@ def test_errors_are_the_sdks(client: OpenAI, served: Served) -> None:
         stranger.models.list()
     with served.client(NARROW) as narrow, pytest.raises(openai.PermissionDeniedError):
         narrow.chat.completions.create(model="gpt-4o", messages=HELLO)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_an_error_of_a_request_has_its_id(
+    client: OpenAI, served: Served, valkey_url: str, is_streamed: bool
+) -> None:
+    served.simulator.script(Script(status=400, body={"error": {"message": "too hot"}}))
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model=MODEL, messages=HELLO, stream=is_streamed)
+    assert refused.value.request_id is not None
+    assert refused.value.response.headers["x-fleet-lane"] == "realtime"
+    with Fleet(valkey_url) as fleet, pytest.raises(ProviderError, match="too hot"):
+        fleet.result(refused.value.request_id, timeout=30)
 
 
 def test_an_error_of_a_provider_before_the_first_chunk_is_a_status(

@@ -22,6 +22,7 @@ from tests.support.realtime_fixture import (
     realtime_server,
 )
 from workers.onebox.simulator.profile import Fault
+from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.server import Simulator
 from workers.realtime.cooldowns import MIN_RETRY_SECONDS, Cooldowns
 from workers.realtime.router import build_router
@@ -110,6 +111,24 @@ def test_a_retry_after_below_a_second_is_a_cooldown_of_one_second(
     simulator.profile = failing(Fault(model="big-1", status=429, retry_after=0.15))
     ask(chat(), config=two())
     assert 0 < store.pttl("deployment:big-1:cooldown") <= 1_000
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["2300000000", "9" * 400, "Fri, 31 Dec 2100 23:59:59 GMT"],
+    ids=["long", "huge", "date"],
+)
+@pytest.mark.parametrize("is_only_one", [False, True])
+def test_a_retry_after_of_years_is_a_cooldown_of_an_hour(
+    ask: Ask, simulator: Simulator, store: redis.Redis, header: str, is_only_one: bool
+) -> None:
+    simulator.script(Script(model="big-1", status=429, headers={"retry-after": header}))
+    if is_only_one:
+        with pytest.raises(errors.RateLimited, match=r"\(retry after 3600 s\)"):
+            ask(chat(), config=config([deployment("big-1")]))
+    else:
+        ask(chat(), config=two())
+    assert 0 < store.ttl("deployment:big-1:cooldown") <= 3_600
 
 
 def test_an_error_says_when_a_cooldown_ends(ask: Ask, simulator: Simulator) -> None:

@@ -108,6 +108,9 @@ ERROR = {"code": 502, "message": "The provider behind it is down."}
     [
         Script(body={"error": "boom"}),
         Script(body={"error": ERROR}),
+        Script(body={"error": {"message": "No capacity."}}),
+        Script(body={"error": {"code": "server_error", "message": "No."}}),
+        Script(body={"error": {"code": "503", "message": "No."}}),
         Script(body={"detail": "no answer"}),
         Script(body={**HEAD, "object": "chat.completion", "choices": []}),
         Script(chunks=()),
@@ -141,16 +144,34 @@ def test_an_embedding_answer_without_data_is_a_retryable_failure(
         ({"code": "unsupported_value", "message": "No."}, errors.ProviderError),
         ({"code": "context_length_exceeded", "message": "No."}, errors.ContextWindowExceeded),
         ({"code": 402, "message": "Insufficient credits"}, errors.AccountUnavailable),
+        ({"code": "insufficient_quota", "message": "No."}, errors.AccountUnavailable),
     ],
 )
-def test_an_error_at_the_start_of_a_stream_means_what_it_says(
-    ask: Ask, simulator: Simulator, error: dict[str, Any], kind: type[Exception]
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_an_error_in_an_answer_with_status_200_means_what_it_says(
+    ask: Ask, simulator: Simulator, error: dict[str, Any], kind: type[Exception], is_streamed: bool
 ) -> None:
-    simulator.script(Script(model="big-1", chunks=({"error": error}, "[DONE]")))
+    simulator.script(error_in_answer(error, is_streamed))
     with pytest.raises(errors.ProviderError) as caught:
-        ask(chat(stream=True), config=WITH_SMALL)
+        ask(chat(stream=is_streamed), config=WITH_SMALL)
     assert type(caught.value) is kind
     assert simulator.stats()["calls"]["chat.completions"] == {"200": 1}
+
+
+@pytest.mark.parametrize("code", [429, "429", "rate_limit_exceeded"])
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_rate_limit_in_an_answer_with_status_200_is_one(
+    ask: Ask, simulator: Simulator, code: object, is_streamed: bool
+) -> None:
+    simulator.script(error_in_answer({"code": code, "message": "No."}, is_streamed))
+    with pytest.raises(errors.RateLimited):
+        ask(chat(stream=is_streamed))
+
+
+def error_in_answer(error: dict[str, Any], is_streamed: bool) -> Script:
+    if is_streamed:
+        return Script(model="big-1", chunks=({"error": error}, "[DONE]"))
+    return Script(model="big-1", body={"error": error})
 
 
 def test_a_code_counts_where_litellm_keeps_no_body(ask: Ask, simulator: Simulator) -> None:

@@ -226,6 +226,18 @@ async def test_fault_06_a_rate_limited_create_pauses_only_its_group(
         assert [answer.receipt.attempts for answer in answers] == [1, 1, 1]
 
 
+async def test_a_retry_after_of_years_pauses_a_group_for_an_hour(opened: OpenBench) -> None:
+    busy = Fault(endpoint="batches.create", status=429, retry_after=2_300_000_000, times=1)
+    async with opened(profile(busy)) as b:
+        results = await b.send(chat("refused"))
+        await b.turn()
+        assert b.calls("batches.create") == {"429": 1}
+        await b.turn(3_600)
+        assert b.calls("batches.create") == {"429": 1, "200": 1}
+        await b.until_idle()
+        await b.settled(results, batches=1)
+
+
 async def test_fault_07_a_file_not_found_right_after_its_upload_is_tried_again(
     opened: OpenBench,
 ) -> None:
