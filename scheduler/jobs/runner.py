@@ -84,7 +84,7 @@ class JobRunner:
 
     async def poll(self) -> None:
         """Run every job that is due and that no other scheduler holds."""
-        due = [intent for intent in await self._store.due_jobs() if intent not in self._running]
+        due = await self._store.due_jobs()
         seen = await self._scan_lists(due) if len(due) > MIN_DUE_FOR_SCAN else NOTHING_SEEN
         await asyncio.gather(*(self._lease_and_run(intent, seen) for intent in due))
 
@@ -99,6 +99,8 @@ class JobRunner:
 
         Any scheduler may take the job over while it waits for the slot.
         """
+        if intent in self._running:  # by an earlier poll
+            return
         self._running[intent] = None
         try:
             async with self._slots:

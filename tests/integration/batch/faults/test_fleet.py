@@ -10,6 +10,7 @@ import pytest
 from celery import Celery
 
 from scheduler.admin.webhook import TIMESTAMP_TOLERANCE_SECONDS
+from scheduler.jobs.list_scan import MIN_DUE_FOR_SCAN
 from scheduler.jobs.runner import MAX_JOBS_BEING_READ
 from scheduler.store.jobs import LeaseLost
 from tests.support.batch_fixture import OpenBench, chat, profile
@@ -64,6 +65,18 @@ async def test_fault_39_the_results_of_many_batches_are_read_by_several_schedule
         await busy
         assert len(b.scheduler.jobs) == MAX_JOBS_BEING_READ
         await b.settled(results, batches=MAX_JOBS_BEING_READ + 2)
+
+
+async def test_fault_39_polls_of_one_scheduler_at_the_same_time_run_each_job_once(
+    opened: OpenBench,
+) -> None:
+    async with opened(max_requests=1) as b:
+        results = await b.send(*(chat(f"q{n}") for n in range(MIN_DUE_FOR_SCAN + 1)))
+        await b.scheduler.lane.aggregate()
+        b.clock.advance(100)
+        await asyncio.gather(*(b.scheduler.lane.poll() for _ in range(3)))
+        assert sorted(b.completed) == sorted(str(result.id) for result in results)
+        assert len(b.scheduler.jobs) == len(results) == b.answered()
 
 
 async def test_fault_39_a_paused_scheduler_that_lost_its_lease_can_change_nothing(
