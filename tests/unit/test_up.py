@@ -15,7 +15,7 @@ from primarch_fleet.errors import ConfigError
 from tests.support.engines import settings as engine_settings
 from workers.onebox.lane_workers import lane_workers
 from workers.onebox.options import Options, options
-from workers.onebox.ports import PORTS, free_port
+from workers.onebox.ports import PORTS, Ports, free_port
 from workers.onebox.private_file import write_private
 from workers.onebox.processes import PROCESSES_LOCK, Process
 from workers.onebox.supervisor import socket_sections
@@ -223,9 +223,33 @@ def test_a_preferred_port_in_use_is_replaced() -> None:
     assert free_port(port) == port
 
 
+def test_fleets_that_start_at_the_same_time_have_other_ports(tmp_path: Path) -> None:
+    ports = Ports(tmp_path / "none", reserve=True)
+    port = ports.choose("flower")
+    other = Ports(tmp_path / "none", reserve=True)
+    moved = other.choose("flower", requested=port)
+    assert moved != port
+    assert other.moved == [f"Port {port} is taken: flower moves to port {moved}."]
+    ports.release()
+    assert Ports(tmp_path / "none", reserve=True).choose("flower", requested=port) == port
+
+
+def test_a_port_that_a_starting_fleet_has_reserved_is_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting = Ports(tmp_path / "none", reserve=True)
+    port = starting.choose("flower")
+    monkeypatch.setattr("workers.onebox.ports.PORTS", range(port, port + 1))
+    with pytest.raises(ConfigError, match="no port is free"):
+        free_port()
+    starting.release()
+    assert free_port() == port
+
+
 def test_a_second_start_has_the_ports_of_the_first(tmp_path: Path) -> None:
     first = plan(tmp_path)
     write_private(tmp_path / "ports.yaml", first.ports.text())
+    first.ports.release()
     second = plan(tmp_path)
     assert second.addresses == first.addresses
     assert second.ports.moved == []
@@ -234,6 +258,7 @@ def test_a_second_start_has_the_ports_of_the_first(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_since_the_last_start_moves_alone_and_is_named(tmp_path: Path) -> None:
     first = plan(tmp_path)
     write_private(tmp_path / "ports.yaml", first.ports.text())
+    first.ports.release()
     port = int(first.addresses["redis"].rpartition(":")[2].removesuffix("/0"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))

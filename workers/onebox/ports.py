@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Set
+import sys
+import weakref
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Annotated
 
@@ -25,13 +27,20 @@ class Ports:
 
     Args:
         path: The file with the ports of the last start. It need not exist.
+        reserve: Reserve the ports as long as this object lives, and for the program that replaces
+            this one: processes listen there seconds later, and another fleet may start meanwhile.
+            Linux only.
 
     Raises:
         ConfigError: The file has something else.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, reserve: bool = False) -> None:
         self._ports = _read(path)
+        self._reserve = reserve
+        self._reservations: list[socket.socket] = []
+        #: Call it to end the reservations.
+        self.release = weakref.finalize(self, _close, self._reservations)
         #: A sentence about each port that was wanted and is taken.
         self.moved: list[str] = []
 
@@ -50,7 +59,7 @@ class Ports:
         """
         last = self._ports.pop(name, 0)
         wanted = requested or last or default
-        port = free_port(wanted, reserved=set(self._ports.values()))
+        port = self._free(wanted)
         if wanted not in {0, port}:
             self.moved.append(f"Port {wanted} is taken: {name} moves to port {port}.")
         self._ports[name] = port
@@ -59,6 +68,18 @@ class Ports:
     def text(self) -> str:
         """Return what the file is to have for the next start."""
         return yaml.safe_dump(self._ports, sort_keys=False)
+
+    def _free(self, wanted: int) -> int:
+        taken = set(self._ports.values())
+        while True:
+            port = free_port(wanted, reserved=taken)
+            if not self._reserve:
+                return port
+            if (reservation := _reservation(port)) is not None:
+                reservation.set_inheritable(True)
+                self._reservations.append(reservation)
+                return port
+            taken.add(port)
 
 
 def metrics_address(port: int) -> str:
@@ -78,6 +99,8 @@ def _read(path: Path) -> dict[str, int]:
 def free_port(preferred: int = 0, reserved: Set[int] = frozenset()) -> int:
     """Return the preferred port if it is free, or else a random free port of PORTS.
 
+    A random port is not one that a fleet of this machine has reserved.
+
     Args:
         preferred: 0 for none.
         reserved: Ports that count as taken.
@@ -89,7 +112,7 @@ def free_port(preferred: int = 0, reserved: Set[int] = frozenset()) -> int:
     if preferred:
         ports.insert(0, preferred)
     for port in ports:
-        if port in reserved:
+        if port in reserved or (port != preferred and _is_reserved(port)):
             continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,3 +122,30 @@ def free_port(preferred: int = 0, reserved: Set[int] = frozenset()) -> int:
                 continue
         return port
     raise ConfigError(f"no port is free from {PORTS.start} to {PORTS.stop - 1}")
+
+
+def _reservation(port: int) -> socket.socket | None:
+    """Reserve a port until the socket is closed; None if another process has reserved it.
+
+    The socket has a name of Linux's abstract namespace, which ends with the processes that have it.
+    """
+    reservation = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            reservation.bind(f"\0primarch-fleet-port-{port}")
+        except OSError:
+            reservation.close()
+            return None
+    return reservation
+
+
+def _close(reservations: Iterable[socket.socket]) -> None:
+    for reservation in reservations:
+        reservation.close()
+
+
+def _is_reserved(port: int) -> bool:
+    if (reservation := _reservation(port)) is None:
+        return True
+    reservation.close()
+    return False

@@ -84,7 +84,7 @@ class Plan:
         self._options, self._config, self._machine = options, config, machine
         self.data_dir = machine.data_dir.resolve()
         self.log_dir = self.data_dir / "logs"
-        self.ports = Ports(self.data_dir / "ports.yaml")
+        self.ports = Ports(self.data_dir / "ports.yaml", reserve=True)
         self.addresses: dict[str, str] = {}
         #: Why providers are simulated; "" if all are real.
         self.simulation_reason = ""
