@@ -12,6 +12,9 @@ from celery import Celery
 from primarch_fleet.errors import InvalidRequest
 from tests.support.workers import StartWorker
 
+# A module that another test of this process imported has the task too, and Celery shares it.
+pytestmark = pytest.mark.filterwarnings("ignore:Task name .* is already registered")
+
 #: The app of a worker, and a queue, a task and a model of its lane.
 BATCH = ("scheduler.app", "batch", "batch.complete", "gpt-4o-mini")
 LOCAL = ("workers.local.app", "local.smollm2-135m", "local.complete", "smollm2-135m")
