@@ -168,6 +168,34 @@ def test_a_rate_limit_in_an_answer_with_status_200_is_one(
         ask(chat(stream=is_streamed))
 
 
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "insufficient credits",
+        "incorrect api key provided",
+        "x' and 'your credit balance is too low",
+        "x\ninsufficient credits",
+        "organization must be verified",
+    ],
+)
+def test_what_a_refusal_quotes_of_a_request_pauses_no_account(
+    ask: Ask, simulator: Simulator, quoted: str
+) -> None:
+    """One tenant could stop the account of all: OpenAI's API quotes a wrong value."""
+    error = {
+        "message": f"Invalid value: '{quoted}'. Supported values are: 'low' and 'high'.",
+        "type": "invalid_request_error",
+        "param": "verbosity",
+        "code": "invalid_value",
+    }
+    simulator.script(Script(status=400, body={"error": error}, times=1))
+    with pytest.raises(errors.ProviderError) as refused:
+        ask(chat())
+    assert type(refused.value) is errors.ProviderError
+    (answer,) = ask(chat())
+    assert answer.receipt.attempts == 1
+
+
 def error_in_answer(error: dict[str, Any], is_streamed: bool) -> Script:
     if is_streamed:
         return Script(model="big-1", chunks=({"error": error}, "[DONE]"))

@@ -41,7 +41,7 @@ def test_a_soft_limit_ends_the_request_after_its_first_call(
             "realtime.complete",
             [body | {"stream": is_streamed}],
             queue="realtime",
-            soft_time_limit=0.5,
+            soft_time_limit=1,
             time_limit=30,
         )
         with pytest.raises(SoftTimeLimitExceeded):
