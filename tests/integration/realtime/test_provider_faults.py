@@ -8,6 +8,7 @@ import pytest
 
 from config.fleet import FleetConfig
 from primarch_fleet import EmbeddingRequest, ResponsesRequest, errors
+from primarch_fleet.requests import Request
 from tests.support.realtime_fixture import (
     Ask,
     ask_server,
@@ -194,6 +195,24 @@ def test_what_a_refusal_quotes_of_a_request_pauses_no_account(
     assert type(refused.value) is errors.ProviderError
     (answer,) = ask(chat())
     assert answer.receipt.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "script"),
+    [
+        (
+            ResponsesRequest(model="big", input="Say hello.", stream=True),
+            Script(chunks=({"error": ERROR},)),
+        ),
+        (chat(stream=True), Script(merge={"usage": []}, billed={})),
+    ],
+)
+def test_a_stream_that_litellm_cannot_read_is_a_retryable_failure(
+    ask: Ask, simulator: Simulator, request_: Request, script: Script
+) -> None:
+    simulator.script(script)
+    with pytest.raises(errors.ProviderUnavailable, match="cannot read its stream"):
+        ask(request_)
 
 
 def error_in_answer(error: dict[str, Any], is_streamed: bool) -> Script:
