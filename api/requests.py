@@ -11,7 +11,7 @@ from api.media_urls import check_media_urls
 from api.routing_headers import routing_fields
 from primarch_fleet.contract import LANES
 from primarch_fleet.requests import Request
-from primarch_fleet.requests.openai_body import arguments_of
+from primarch_fleet.requests.openai_body import request_from
 
 
 async def request_of(
@@ -37,7 +37,7 @@ async def request_of(
     if is_awaited:
         routing = _awaited(call, routing)
     await check_media_urls(body)
-    return kind(**arguments_of(kind, body), **routing, tenant_id=call.caller.tenant)
+    return request_from(kind, body, {**routing, "tenant_id": call.caller.tenant})
 
 
 def _awaited(call: Call, routing: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from primarch_fleet import estimates, protocol
 from primarch_fleet.catalogue import Catalogue, Limits, Model
-from primarch_fleet.contract import Lane
+from primarch_fleet.contract import LANES, Lane
 from primarch_fleet.errors import (
     CostCapExceeded,
     DeadlineExceeded,
@@ -196,9 +196,12 @@ class _Assessment(NamedTuple):
         preferences = _preferences(self.request)
         choices = self._choices(preferences)
         if not choices:
-            model = self.request.model
-            why = f"model: no lane serves {model!r} within the requested quality and time"
-            raise InvalidRequest("; ".join([why, *self.unsupported.values()]))
+            # One reason for all lanes: it is about the request, not about its lanes.
+            reasons = list(dict.fromkeys(self.unsupported.values()))
+            if len(reasons) != 1 or len(self.unsupported) < len(LANES):
+                served = f"no lane serves {self.request.model!r}"
+                reasons.insert(0, f"model: {served} within the requested quality and time")
+            raise InvalidRequest("; ".join(reasons))
         problems = {lane: self.conditions.problem(lane) for lane in choices}
         best = min(choices, key=lambda lane: problems[lane].severity)
         if refusal := problems[best].refusal:

@@ -11,6 +11,8 @@ Pure: this module knows no SDK.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Literal, NamedTuple
 
 from primarch_fleet import errors
@@ -34,6 +36,12 @@ def _joined(code: str) -> str:
     """A code without what its words are joined by: `quotaExceeded` is `quota_exceeded`."""
     return re.sub(r"[\s_-]", "", code)
 
+
+#: From the first quotation mark to the last, as a quoted text may have marks of its own; to the end
+#: if the text was cut.
+_QUOTED = re.compile(r"""(?<!\w)['"`](?:.*['"`](?!\w)|.*)""", re.DOTALL)
+#: Statuses of refusals of a request, which quote the value that is wrong.
+QUOTING_STATUSES = (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY)
 
 _REASON_OF_CODE = {
     _joined(code): reason for reason, codes in CODES.items() for code in codes.split()
@@ -73,24 +81,27 @@ def classify(
     """
     fields = error_fields(error)
     texts = (message, *fields.texts) if message else fields.texts
-    reason = _reason(
-        fields.status if status in (None, 200) else status, fields.codes, "\n".join(texts).lower()
-    )
+    reason = _reason(fields.status if status in (None, 200) else status, fields.codes, texts)
     if reason is Reason.FILE_NOT_FOUND and source != "batch":
         reason = Reason.INVALID_REQUEST  # a file that the request names
     fallback = next(iter(fields.codes), "") or f"HTTP {status or 0} without an error message"
     return Fault(reason, without_secrets(next(iter(texts), fallback)))
 
 
-def _reason(status: int | None, codes: tuple[str, ...], text: str) -> Reason:
-    if any(part in text for part in SPENT_WORDS):
+def _reason(status: int | None, codes: tuple[str, ...], texts: Sequence[str]) -> Reason:
+    text = unquoted = "\n".join(texts).lower()
+    if status in QUOTING_STATUSES:
+        # What a refusal quotes of one tenant's request must not pause the account of all.
+        unquoted = "\n".join(_QUOTED.sub("", one) for one in texts).lower()
+    if any(part in unquoted for part in SPENT_WORDS):
         return Reason.BILLING
     names = [_plain(code) for code in codes]
     for name in map(_joined, names):
         if name in _REASON_OF_CODE:
             return _REASON_OF_CODE[name]
     for reason, words in WORDS:
-        if any(part in text for part in words):
+        said = unquoted if reason.category is Category.ACCOUNT else text
+        if any(part in said for part in words):
             return reason
     if status is not None and (status in STATUSES or status >= 500):
         return STATUSES.get(status, Reason.UNAVAILABLE)

@@ -106,7 +106,10 @@ async def _in_time(lane: Lane, request: Request, metadata: RequestMetadata) -> C
         raise DeadlineExceeded("deadline: it passed before a worker took the request")
     try:
         async with asyncio.timeout(seconds_left):
-            return await _answer(lane, request, metadata)
+            # As a task of its own: a soft time limit is an exception where this waits, and within
+            # the backend it would be taken for a failure of the provider, and the call repeated.
+            # The backend is cancelled instead.
+            return await asyncio.create_task(_answer(lane, request, metadata))
     except TimeoutError:
         raise DeadlineExceeded from None
 

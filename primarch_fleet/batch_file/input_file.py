@@ -20,7 +20,7 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.errors import InvalidRequest
 from primarch_fleet.outgoing import idempotent_task_id
 from primarch_fleet.requests import REQUESTS, Request
-from primarch_fleet.requests.openai_body import arguments_of
+from primarch_fleet.requests.openai_body import request_from
 from primarch_fleet.validation import LONE_SURROGATE
 
 #: Bytes of the longest line that is read: OpenAI's limit of a whole file.
@@ -176,7 +176,7 @@ def _request(
         "priority": "low",  # after what a service asks meanwhile
         "idempotency_key": _key(custom_id, kind.endpoint, body, options),
     }
-    return kind(**arguments_of(kind, body, "body."), **routing | options.fields)
+    return request_from(kind, body, routing | options.fields, "body.")
 
 
 def _kind(url: Any, endpoint: str | None) -> type[Request]:

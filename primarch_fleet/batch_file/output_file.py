@@ -126,6 +126,10 @@ class ErrorFile(AbstractContextManager["ErrorFile"]):
             self._file.flush()
 
 
+#: Line ends for `str.splitlines`, which many readers of such files use. JSON escapes all others.
+_LINE_ENDS = {end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
+
 def encode_line(
     task_id: str,
     custom_id: str | None,
@@ -140,7 +144,10 @@ def encode_line(
         "error": error,
     }
     try:
-        return json.dumps(values, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps(values, ensure_ascii=False)
+        for end, escaped in _LINE_ENDS.items():
+            text = text.replace(end, escaped)
+        return text.encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, which a cut answer may end with
         return json.dumps(values).encode() + b"\n"
 

@@ -34,6 +34,11 @@ def exit_status_of(run: Callable[[], int]) -> int:
         return report(str(error), 1)
     except redis.RedisError as error:
         return report(f"the broker did not answer: {error}", 1)
+    except BrokenPipeError:  # the reader of stdout has read enough
+        return 1
+    except OSError as error:  # a full disk, a file without permission
+        named = f"{error.filename}: " if error.filename else ""
+        return report(f"{named}{error.strerror or error}", 1)
 
 
 def print_json(value: dict[str, Any]) -> None:

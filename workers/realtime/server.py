@@ -15,9 +15,15 @@ from config.litellm_params import resolve
 from config.provider import Deployment
 from config.settings import settings
 from primarch_fleet.contract import Completion, Receipt
-from primarch_fleet.errors import FleetError, InvalidRequest, RequestFailed
+from primarch_fleet.errors import (
+    FleetError,
+    InvalidRequest,
+    ProviderUnavailable,
+    RequestFailed,
+)
 from primarch_fleet.requests import Request, RoutingStrategy
 from tasks.answer_usage import usage_of
+from tasks.failure_reasons import Reason
 from tasks.privacy import Privacy
 from tasks.receipts import AnswerFacts, AnswerSource, RequestMetadata, build_receipt
 from tasks.tracing import provider_name
@@ -29,7 +35,7 @@ from workers.realtime.choice_hook import CHOICE_HOOK
 from workers.realtime.cooldowns import Cooldowns
 from workers.realtime.deployment_choice import DeploymentChoice
 from workers.realtime.deployment_observer import DeploymentObserver
-from workers.realtime.errors import all_cooling_down, mark, translate
+from workers.realtime.errors import UNTRANSLATED, all_cooling_down, fault_of, mark, translate
 from workers.realtime.finish_reasons import keep_native_reasons
 from workers.realtime.flex_tier import allow_flex_tier
 from workers.realtime.missing_usage import accept_missing_usages
@@ -238,7 +244,14 @@ class RealtimeServer:
         wants_usage = request.wants_usage
         collector = COLLECTORS[request.endpoint](publish, attempts, wants_usage=wants_usage)
         stream = await call(**arguments | collector.options(body))
-        return await collector.collect(stream)
+        try:
+            return await collector.collect(stream)
+        except UNTRANSLATED as error:
+            if fault_of(error).reason is not Reason.INVALID_REQUEST:
+                raise
+            # Without its text, which may quote the answer.
+            why = f"LiteLLM cannot read its stream ({type(error).__name__})"
+            raise ProviderUnavailable(f"the provider failed: {why}") from error
 
     def _storing_deployment(self, request: Request) -> str | None:
         """The deployment that has stored the response which the request continues.

@@ -94,6 +94,20 @@ def test_the_cookbooks_batch_example_runs_unchanged_but_for_the_address(
         assert tasks[index]["body"]["messages"][1]["content"] in content
 
 
+def test_an_answer_with_unicode_line_ends_is_one_line_for_splitlines(
+    running: BatchFleet, client: OpenAI
+) -> None:
+    text = "one\x0b\x1c\x85\u2028\u2029\xe9 line"
+    running.simulator.script(Script(merge={"choices": [{"message": {"content": text}}]}))
+    batch = start(client, lines([line("first")]), metadata={"x-fleet-lane": "realtime"})
+    batch = ended(client, batch)
+    assert batch.output_file_id is not None
+    (only,) = client.files.content(batch.output_file_id).text.splitlines()
+    body = json.loads(only)["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == text
+    assert "\xe9" in only
+
+
 @pytest.mark.parametrize(
     ("lane", "model"), [("realtime", "gpt-4o-mini"), ("local", "smollm2"), ("batch", "gpt-4o-mini")]
 )

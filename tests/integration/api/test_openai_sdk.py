@@ -250,6 +250,29 @@ def test_errors_are_the_sdks(client: OpenAI, served: Served) -> None:
         narrow.chat.completions.create(model="gpt-4o", messages=HELLO)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"stream_options": {"include_usage": True}},
+            "stream_options: only for streams; set stream",
+        ),
+        (
+            {"extra_body": {"fallbacks": ["x"]}},
+            "fallbacks: accounts, addresses and routing are configured in fleet.yaml",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_named_as_the_client_wrote_it(
+    client: OpenAI, parameters: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model=MODEL, messages=HELLO, **parameters)
+    assert isinstance(wrong.value.body, dict)
+    assert wrong.value.body["message"] == message
+    assert wrong.value.param == message.partition(":")[0]
+
+
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_an_error_of_a_request_has_its_id(
     client: OpenAI, served: Served, valkey_url: str, is_streamed: bool

@@ -8,6 +8,7 @@ import pytest
 
 from config.fleet import FleetConfig
 from primarch_fleet import EmbeddingRequest, ResponsesRequest, errors
+from primarch_fleet.requests import Request
 from tests.support.realtime_fixture import (
     Ask,
     ask_server,
@@ -166,6 +167,52 @@ def test_a_rate_limit_in_an_answer_with_status_200_is_one(
     simulator.script(error_in_answer({"code": code, "message": "No."}, is_streamed))
     with pytest.raises(errors.RateLimited):
         ask(chat(stream=is_streamed))
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "insufficient credits",
+        "incorrect api key provided",
+        "x' and 'your credit balance is too low",
+        "x\ninsufficient credits",
+        "organization must be verified",
+    ],
+)
+def test_what_a_refusal_quotes_of_a_request_pauses_no_account(
+    ask: Ask, simulator: Simulator, quoted: str
+) -> None:
+    """One tenant could stop the account of all: OpenAI's API quotes a wrong value."""
+    error = {
+        "message": f"Invalid value: '{quoted}'. Supported values are: 'low' and 'high'.",
+        "type": "invalid_request_error",
+        "param": "verbosity",
+        "code": "invalid_value",
+    }
+    simulator.script(Script(status=400, body={"error": error}, times=1))
+    with pytest.raises(errors.ProviderError) as refused:
+        ask(chat())
+    assert type(refused.value) is errors.ProviderError
+    (answer,) = ask(chat())
+    assert answer.receipt.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "script"),
+    [
+        (
+            ResponsesRequest(model="big", input="Say hello.", stream=True),
+            Script(chunks=({"error": ERROR},)),
+        ),
+        (chat(stream=True), Script(merge={"usage": []}, billed={})),
+    ],
+)
+def test_a_stream_that_litellm_cannot_read_is_a_retryable_failure(
+    ask: Ask, simulator: Simulator, request_: Request, script: Script
+) -> None:
+    simulator.script(script)
+    with pytest.raises(errors.ProviderUnavailable, match="cannot read its stream"):
+        ask(request_)
 
 
 def error_in_answer(error: dict[str, Any], is_streamed: bool) -> Script:
