@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, int]:
 def free_port(preferred: int = 0, reserved: Set[int] = frozenset()) -> int:
     """Return the preferred port if it is free, or else a random free port of PORTS.
 
-    A random port is not one that a fleet of this machine has reserved.
+    A random port is reserved by no fleet of this machine.
 
     Args:
         preferred: 0 for none.
