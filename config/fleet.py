@@ -156,8 +156,13 @@ def _names(names: Set[str]) -> str:
     return ", ".join(sorted(names))
 
 
+def _is_extension(name: object) -> bool:
+    """Whether a key of the file is the user's own: a place for anchors, as in Docker Compose."""
+    return isinstance(name, str) and name.startswith("x-")
+
+
 def load(path: Path) -> FleetConfig:
-    """Read and check the file.
+    """Read and check the file. Keys of its top level that begin with `x-` are left out.
 
     Raises:
         ConfigError: The file cannot be read or is wrong; the error names the file, the line and the
@@ -165,8 +170,10 @@ def load(path: Path) -> FleetConfig:
     """
     file = YamlFile(path)
     values = file.values
-    if isinstance(values, dict) and isinstance(name := values.get("litellm_config"), str):
-        values = {**values, "litellm_config": str(path.parent / name)}
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if not _is_extension(name)}
+        if isinstance(name := values.get("litellm_config"), str):
+            values["litellm_config"] = str(path.parent / name)
     try:
         config = FleetConfig.model_validate(values)
     except ValidationError as error:

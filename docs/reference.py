@@ -77,7 +77,8 @@ def configuration() -> str:
         "# Configuration reference",
         GENERATED,
         "The fleet is configured by one file, `config/fleet.yaml`, and by environment variables. "
-        "An unknown key is an error. [`fleet check-config`](operations.md#commands) checks both "
+        "An unknown key is an error; a top-level key that begins with `x-` is yours, such as for "
+        "YAML anchors. [`fleet check-config`](operations.md#commands) checks both "
         "before anything starts, and names file and line. Keys of engines and deployments without "
         "a description are passed to vLLM or LiteLLM under the same name.",
         "## Environment variables",

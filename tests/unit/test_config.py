@@ -141,6 +141,20 @@ def test_a_model_served_twice_has_the_list_price_of_the_first_deployment(tmp_pat
     assert models["gpt-4o"].list_price == models["gpt-4o"].lanes["realtime"].price
 
 
+def test_keys_that_begin_with_x_hold_anchors_and_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.yaml"
+    file.write_text(
+        """
+x-deployment: &deployment {model: m, provider: p, price: {input: "1", output: "2"}}
+providers: {p: {litellm_provider: openai, api_key: os.environ/KEY}}
+deployments:
+  - {<<: *deployment, id: one, upstream: gpt-4o}
+  - {<<: *deployment, id: two, upstream: gpt-4o-mini}
+"""
+    )
+    assert [deployment.id for deployment in load(file).deployments_of("m")] == ["one", "two"]
+
+
 def test_a_free_model_needs_no_price(tmp_path: Path) -> None:
     engine = {"model": "own", "engine": "simulated", "free": True}
     for priced in ({}, {"price": {"input": 0, "output": 0}}):
