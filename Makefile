@@ -34,8 +34,8 @@ INSTALL := $(UV) pip install --quiet --no-deps --require-hashes --compile-byteco
 PYTEST := $(BIN)/python -m pytest --basetemp=.pytest_tmp
 # Each process of pytest has a Valkey server of its own. A file stays in one process, so that its
 # tests share their workers; files start in the order of their names, the long ones of acceptance and
-# chaos first. Tests wait more than they compute: one process more than there are cores.
-WORKERS  ?= 3
+# chaos first. Tests also wait: four processes are the fastest on two cores.
+WORKERS  ?= 4
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 # Warnings are errors, except vLLM's own; some of these come after the last test.
 PYTEST_ENGINE := $(ENGINE)/bin/python -m pytest --basetemp=.pytest_tmp -W default
