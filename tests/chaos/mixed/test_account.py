@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.mixed.account import Account, Events, Rest
+from tests.chaos.mixed.account import IN_FLIGHT_SECONDS, Account, Events, Rest
 from tests.chaos.mixed.journal import Journal
 
 NOTHING = Rest(
@@ -99,6 +99,18 @@ def test_a_cancelled_request_never_starts(tmp_path: Path, started: str) -> None:
     wrong = journals.account(final="Cancelled").run_after_cancel()
     assert [one.marker for one in wrong] == ["p-1"] * (started == "after")
     assert journals.account(final="ok").run_after_cancel()
+
+
+@pytest.mark.parametrize("late_seconds", [IN_FLIGHT_SECONDS / 2, 2 * IN_FLIGHT_SECONDS])
+def test_a_call_may_be_on_its_way_when_its_request_is_cancelled(
+    tmp_path: Path, late_seconds: float
+) -> None:
+    journals, at = Journals(tmp_path, "cancel"), time.monotonic()
+    journals.producer("sent", id="i")
+    journals.producer("cancelled", id="i", value=True, at=at)
+    journals.provider("call", key="k", at=at + late_seconds)
+    wrong = journals.account(final="Cancelled").run_after_cancel()
+    assert bool(wrong) == (late_seconds > IN_FLIGHT_SECONDS)
 
 
 @pytest.mark.parametrize(("outcome", "name"), [("ok", "linked"), ("ProviderError", "failed")])
