@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,11 +16,11 @@ import openai
 import pytest
 import redis
 
-from config.settings import ROOT
 from primarch_fleet import Fleet
 from primarch_fleet.outgoing import OPEN_KEY
 from tests.integration.api.conftest import Served
 from tests.support.api_server import ApiServer, api_server, fleet_yaml
+from tests.support.fork_server import run_forked
 from tests.support.workers import eventually
 from workers.onebox.simulator.script import Script
 
@@ -139,13 +137,6 @@ def test_a_server_whose_port_is_taken_ends_with_one_line_before_it_starts(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         env = {"FLEET_REDIS_URL": valkey_url, "FLEET_DATA_DIR": str(tmp_path)}
-        ended = subprocess.run(
-            [sys.executable, "-m", "api", "serve", "--port", port],
-            cwd=ROOT,
-            env=os.environ | env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        ended = run_forked(["api", "serve", "--port", port], os.environ | env)
     assert ended.returncode == 1
     assert ended.stderr == f"serve: cannot listen at 127.0.0.1:{port}: the port is taken\n"

@@ -3,14 +3,12 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from config.settings import ROOT
 from tests.support.flower import ask_flower, running_flower
+from tests.support.fork_server import run_forked
 from tests.support.redis_server import redis_server
 
 LOGIN = "someone:secret"
@@ -39,13 +37,8 @@ def test_flower_whose_port_is_taken_ends_with_one_line(tmp_path: Path) -> None:
             "FLOWER_BASIC_AUTH": LOGIN,
         }
         options = ["--address=127.0.0.1", f"--port={port}"]
-        ended = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "scheduler.flower", "flower", *options],
-            cwd=ROOT,
-            env=os.environ | env,
-            capture_output=True,
-            text=True,
-            timeout=60,
+        ended = run_forked(
+            ["celery", "-A", "scheduler.flower", "flower", *options], os.environ | env
         )
     assert ended.returncode == 1
     assert ended.stderr.endswith(f"flower: port {port}: Address already in use\n")

@@ -13,7 +13,7 @@ from celery.exceptions import TaskRevokedError
 
 from primarch_fleet.cancellation import WAITING, mark_key
 from tests.support.worker_app import worker_app
-from tests.support.workers import Producer, StartWorker, eventually
+from tests.support.workers import Producer, StartWorker, Worker, eventually
 
 TIMEOUT = 30  # seconds
 
@@ -122,6 +122,20 @@ def test_a_worker_that_connects_again_while_redis_is_full_runs_what_waits(
             store.config_set("maxmemory", 0)
 
 
+def goes_on_before_the_errback(worker: Worker, producer: Producer, store: redis.Redis) -> None:
+    """Continue a worker while Redis is full: it runs another task, and then the errback once."""
+    waiting = producer.send("add", 1, 1)
+    store.config_set("maxmemory", 1)
+    try:
+        worker.signal(signal.SIGCONT)
+        assert waiting.get(timeout=TIMEOUT) == 2
+        assert not store.llen("runs")
+    finally:
+        store.config_set("maxmemory", 0)
+    eventually(lambda: store.llen("runs"), TIMEOUT)
+    assert store.llen("runs") == 1
+
+
 def test_an_errback_of_a_cancelled_task_waits_for_memory_and_the_worker_does_not(
     start_worker: StartWorker, producer: Producer, store: redis.Redis
 ) -> None:
@@ -130,16 +144,7 @@ def test_an_errback_of_a_cancelled_task_waits_for_memory_and_the_worker_does_not
         worker.signal(signal.SIGSTOP)
         cancelled = producer.send("add", 0, 0, link_error=errback)
         store.set(mark_key(cancelled.id), WAITING)
-        waiting = producer.send("add", 1, 1)
-        store.config_set("maxmemory", 1)
-        try:
-            worker.signal(signal.SIGCONT)
-            assert waiting.get(timeout=TIMEOUT) == 2
-            assert not store.llen("runs")
-        finally:
-            store.config_set("maxmemory", 0)
-        eventually(lambda: store.llen("runs"), TIMEOUT)
-        assert store.llen("runs") == 1
+        goes_on_before_the_errback(worker, producer, store)
 
 
 def test_an_errback_of_a_dead_letter_waits_for_memory(
@@ -149,14 +154,5 @@ def test_an_errback_of_a_dead_letter_waits_for_memory(
     with start_worker("buries") as worker:
         worker.signal(signal.SIGSTOP)
         unknown = producer.send("nothing", link_error=errback)
-        waiting = producer.send("add", 1, 1)
-        store.config_set("maxmemory", 1)
-        try:
-            worker.signal(signal.SIGCONT)
-            assert waiting.get(timeout=TIMEOUT) == 2
-            assert not store.llen("runs")
-        finally:
-            store.config_set("maxmemory", 0)
-        eventually(lambda: store.llen("runs"), TIMEOUT)
-        assert store.llen("runs") == 1
+        goes_on_before_the_errback(worker, producer, store)
         assert unknown.state == "FAILURE"
