@@ -73,12 +73,8 @@ async def answer(
         ClientGone: The client has closed the connection.
     """
     fleet, timeout_seconds = call.services.fleet, call.services.config.answer_timeout
-    with _errors_with_id(ticket):
-        try:
-            completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
-        except (ClientGone, ResultTimeout, asyncio.CancelledError):
-            abandon(fleet, request, ticket)
-            raise
+    with _awaited(fleet, request, ticket):
+        completion = await call.until_disconnected(fleet.result(ticket, timeout_seconds))
     body = shaped(completion.body)
     if wants_receipt(call):
         body = body | {RECEIPT_KEY: completion.receipt.model_dump(mode="json")}
@@ -97,12 +93,8 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
     """
     fleet = call.services.fleet
     chunks = await fleet.stream(ticket, timeout=call.services.config.answer_timeout)
-    with _errors_with_id(ticket):
-        try:
-            first = await call.until_disconnected(anext(chunks, None))
-        except (ClientGone, ResultTimeout, asyncio.CancelledError):
-            abandon(fleet, request, ticket)
-            raise
+    with _awaited(fleet, request, ticket):
+        first = await call.until_disconnected(anext(chunks, None))
 
     async def events() -> Parts:
         has_ended = False
@@ -125,10 +117,17 @@ async def stream(call: Call, request: Request, ticket: Ticket, form: StreamForm)
 
 
 @contextmanager
-def _errors_with_id(ticket: Ticket) -> Iterator[None]:
-    """Raise an error of the fleet as the answer to the call, with what is known of its request."""
+def _awaited(fleet: AsyncFleet, request: Request, ticket: Ticket) -> Iterator[None]:
+    """Cancel a request for which the block does not wait any more.
+
+    An error of the fleet becomes the answer to the call, with what is known of its request.
+    """
     try:
-        yield
+        try:
+            yield
+        except (ClientGone, ResultTimeout, asyncio.CancelledError):
+            abandon(fleet, request, ticket)
+            raise
     except FleetError as error:
         refused = ApiError.of(error)
         refused.headers |= ticket_headers(ticket)

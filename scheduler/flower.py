@@ -29,8 +29,8 @@ from scheduler.admin.flower_tasks import show_open_tasks
 from scheduler.fleet_metrics.queues import queue_lanes
 from tasks import services
 from tasks.app import app
-from workers.observability.daemon_executor import DaemonExecutor
 from workers.observability.flower_login import BASIC_AUTH, flower_login
+from workers.runtime.daemon_executor import DaemonExecutor
 
 __all__ = ["app"]
 

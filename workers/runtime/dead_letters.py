@@ -1,14 +1,10 @@
 """Messages that no worker can process: they go to a list in Redis, and their tasks fail."""
 
 import base64
-import functools
 import hashlib
 import json
 import logging
-import queue
 import re
-import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +13,7 @@ from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 
 from primarch_fleet.queues import SEPARATOR
+from workers.runtime.daemon_executor import DaemonExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -148,34 +145,9 @@ def _is_task_id(value: object) -> bool:
         return False
 
 
-class _CallThread:
-    """Calls functions one after another on a thread of its own."""
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._is_started = False
-
-    def call(self, function: Callable[[], None]) -> None:
-        """Call a function soon. Its errors are logged."""
-        self._calls.put(function)
-        with self._lock:
-            if not self._is_started:
-                self._is_started = True
-                # A daemon: a call that waits for Redis must not keep the process from ending.
-                threading.Thread(target=self._run, name="dead-letters", daemon=True).start()
-
-    def _run(self) -> None:
-        while True:
-            function = self._calls.get()
-            try:
-                function()
-            except Exception:
-                action = {"action": "dead_letter_task_not_failed"}
-                logger.exception("The task of a dead letter was not failed", extra=action)
-
-
-_call_thread = _CallThread()
+#: Fails tasks one after another. A daemon: a publish that waits for Redis must not keep the process
+#: from ending.
+_other_thread = DaemonExecutor(1)
 
 
 def fail_task(request: Context, error: Exception) -> None:
@@ -183,11 +155,19 @@ def fail_task(request: Context, error: Exception) -> None:
 
     On another thread if other tasks are told: a publish waits while the server refuses writes.
     """
-    fail = functools.partial(fail_request, request, error, current_app.backend)
+    backend = current_app.backend
     if any(getattr(request, name, None) for name in TOLD_OF_FAILURES):
-        _call_thread.call(fail)
+        _other_thread.submit(_fail_or_log, request, error, backend)
     else:
-        fail()
+        fail_request(request, error, backend)
+
+
+def _fail_or_log(request: Context, error: Exception, backend: Any) -> None:
+    try:
+        fail_request(request, error, backend)
+    except Exception:
+        action = {"action": "dead_letter_task_not_failed"}
+        logger.exception("The task of a dead letter was not failed", extra=action)
 
 
 def fail_request(request: Context, error: Exception, backend: Any = None) -> None:
