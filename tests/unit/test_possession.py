@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from workers.runtime import possession
+from workers.runtime import possession, stored_outcome
 
 REQUEST: Any = SimpleNamespace(
     id="id", acknowledged=False, message=SimpleNamespace(delivery_tag="tag")
@@ -21,6 +21,8 @@ class FakeLeases:
 
     def __init__(self) -> None:
         self.is_known = False
+        #: The stored outcome of the task.
+        self.outcome: object = None
         self.answers: Iterator[tuple[bool, bool] | Exception] = iter(())
 
     def is_certain(self, tag: str) -> bool:
@@ -38,6 +40,7 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> FakeLeases:
     leases = FakeLeases()
     monkeypatch.setattr(possession, "LEASES", leases)
     monkeypatch.setattr(possession, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(stored_outcome, "of_task", lambda request: leases.outcome)
     return leases
 
 
@@ -64,6 +67,14 @@ def test_a_task_whose_lease_is_lost_does_not_start_and_a_cancelled_one_does_not_
 ) -> None:
     assert both(leases, (held, cancelled)) == expected
     assert both(leases, redis.ConnectionError(), (held, cancelled)) == expected
+
+
+def test_an_answer_is_dropped_when_the_lease_is_lost_and_another_run_has_ended_the_task(
+    leases: FakeLeases,
+) -> None:
+    leases.outcome = object()
+    assert both(leases, (False, False)) == (True, True)
+    assert both(leases, (True, False)) == (False, False)
 
 
 def test_redis_is_not_asked_about_a_lease_that_is_certain(leases: FakeLeases) -> None:

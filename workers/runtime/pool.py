@@ -158,7 +158,7 @@ class TaskPool(BasePool):
 
     def _run(self, job: PoolJob) -> None:
         if possession.must_not_start(job.request, job.is_claimed):
-            job.claim()
+            job.lose()
         if not job.accept():
             return
         with runner(job.run_body):

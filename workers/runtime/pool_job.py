@@ -15,9 +15,10 @@ from billiard.einfo import ExceptionInfo
 from celery.exceptions import Ignore, SoftTimeLimitExceeded, Terminated
 from celery.utils.threads import USE_FAST_LOCALS  # type: ignore[attr-defined]
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from tasks.base import Body, PrivateRequest
-from workers.runtime import event_loop, possession, task_greenlets
+from workers.runtime import event_loop, possession, stored_outcome, task_greenlets
 
 
 class JobState(Enum):
@@ -103,6 +104,11 @@ class PoolJob:
                 self._outcome.cancel()
             return True
 
+    def lose(self) -> None:
+        """Claim the job: its message is no more this worker's, whose commands show it no more."""
+        if self.claim() and self.request is not None:
+            task_ready(self.request)
+
     def is_claimed(self) -> bool:
         """Return whether the outcome was taken over."""
         return self.state is JobState.CLAIMED
@@ -131,9 +137,23 @@ class PoolJob:
     def run_body(self, body: Body) -> Any:
         """Run a body on the loop and wait for it, within the time limits.
 
+        The outcome is that of an earlier run if Redis has one: the body then does not run.
+
         Raises:
             Ignore: The job is claimed; the tracer then stores nothing.
         """
+        outcome = stored_outcome.of_earlier_run(self.request) or self._run(body)
+        if possession.must_not_end(self.request, self.is_claimed):
+            self.lose()
+        if not self.end():
+            raise Ignore
+        try:
+            return outcome.result()
+        except CancelledError:
+            raise RuntimeError("The task's body was cancelled") from None
+
+    def _run(self, body: Body) -> "Future[Any]":
+        """Return how the body ended, or how another run ended before it."""
         with self.lock:
             if self.state is JobState.CLAIMED:
                 raise Ignore
@@ -143,14 +163,7 @@ class PoolJob:
             task_greenlets.wait(asyncio.wrap_future(self._outcome))
         else:
             self._wait_within_limits(self._outcome)
-        if possession.must_not_end(self.request, self.is_claimed):
-            self.claim()
-        if not self.end():
-            raise Ignore
-        try:
-            return self._outcome.result()
-        except CancelledError:
-            raise RuntimeError("The task's body was cancelled") from None
+        return stored_outcome.of_earlier_run(self.request) or self._outcome
 
     def _wait_within_limits(self, outcome: "Future[Any]") -> None:
         # On this thread, so that the limits also hold while the loop is blocked.
