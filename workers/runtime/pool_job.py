@@ -142,7 +142,7 @@ class PoolJob:
         Raises:
             Ignore: The job is claimed; the tracer then stores nothing.
         """
-        outcome = stored_outcome.of_earlier_run(self.request) or self._run(body)
+        outcome = self._of_earlier_run() or self._run(body)
         if possession.must_not_end(self.request, self.is_claimed):
             self.lose()
         if not self.end():
@@ -163,7 +163,14 @@ class PoolJob:
             task_greenlets.wait(asyncio.wrap_future(self._outcome))
         else:
             self._wait_within_limits(self._outcome)
-        return stored_outcome.of_earlier_run(self.request) or self._outcome
+        return self._of_earlier_run() or self._outcome
+
+    def _of_earlier_run(self) -> "Future[Any] | None":
+        """Return the stored outcome of a message that was delivered before, if there is one."""
+        # A plain `def` task may run several bodies, which have outcomes of their own.
+        if self.request is None or not getattr(self.request.task, "is_async", False):
+            return None
+        return stored_outcome.of_earlier_run(self.request)
 
     def _wait_within_limits(self, outcome: "Future[Any]") -> None:
         # On this thread, so that the limits also hold while the loop is blocked.

@@ -18,19 +18,17 @@ from celery.worker.request import Request
 _BEGIN = b'{"status": "'
 
 
-def of_earlier_run(request: Request | None) -> Future[Any] | None:
-    """Return the stored outcome of a message that was delivered before; None if there is none.
+def of_earlier_run(request: Request) -> Future[Any] | None:
+    """Return the stored outcome of the running task, if its message was delivered before.
 
-    Waits until Redis answers. A plain `def` task may run several bodies, which have outcomes of
-    their own: there is none for these.
-
-    Args:
-        request: None for a job that is no task.
+    Waits until Redis answers. Celery sends links and the next task of a chain before it stores a
+    success, so these are not sent again.
     """
-    is_body = request is not None and getattr(request.task, "is_async", False)
-    if request is None or not (is_body and request.delivery_info.get("redelivered")):
-        return None
-    return of_task(request)
+    outcome = of_task(request) if request.delivery_info.get("redelivered") else None
+    if outcome and not outcome.exception():
+        running: Any = request.task.request
+        running.callbacks = running.chain = None
+    return outcome
 
 
 def of_task(request: Request) -> Future[Any] | None:

@@ -237,11 +237,12 @@ class Account:
         ]
 
     def follow_ups(self) -> Iterator[tuple[str, int, int, int]]:
-        """Yield of each follow-up its name and request, and how often: expected, sent, run.
+        """Yield of each follow-up its name and request, and how often: expected, sent, at most.
 
-        "Run" is how often its request began to run: a worker that dies after it has sent the
-        follow-up, and before it has acknowledged the message, leaves both to the next worker. The
-        body of a chord is sent once, however often its parts run.
+        At most as often as its request began to run: a worker that dies after it has sent the
+        follow-up, and before it has stored the result, leaves both to the next worker. Errbacks are
+        sent after that, so they may be sent with each delivery. The body of a chord is sent once,
+        however often its parts run.
         """
         parts: defaultdict[str, list[Request]] = defaultdict(list)
         for one in self.sent:
@@ -252,9 +253,9 @@ class Account:
             success = all(one.outcome == "ok" for one in ones)
             for kind, name, by_success in FOLLOW_UPS:
                 if kind == ones[0].kind:
-                    runs = 1 if kind == "chord" else max(len(one.calls) for one in ones)
-                    sent = self.rest.follow_ups[name, marker]
-                    yield f"{name} of {marker}", int(success is by_success), sent, runs
+                    runs = max(len(one.calls if by_success else one.received) for one in ones)
+                    expected, most = int(success is by_success), 1 if kind == "chord" else runs
+                    yield f"{name} of {marker}", expected, self.rest.follow_ups[name, marker], most
 
     def repeated_follow_ups(self) -> int:
         """How many follow-ups were sent more than once."""
@@ -264,8 +265,8 @@ class Account:
         """Follow-ups that were lost, or sent more often than their requests ran."""
         return [
             f"{name}: {sent} times, not {expected}"
-            for name, expected, sent, runs in self.follow_ups()
-            if sent < expected or (sent > expected and (not expected or sent > runs))
+            for name, expected, sent, most in self.follow_ups()
+            if sent < expected or (sent > expected and (not expected or sent > most))
         ]
 
     def streams(self) -> Counter[str]:

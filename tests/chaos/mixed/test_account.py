@@ -39,6 +39,9 @@ class Journals:
     def provider(self, event: str, **fields: Any) -> None:
         self._write("provider", event, **({"marker": "p-1"} | fields))
 
+    def deliver(self, **fields: Any) -> None:
+        self._write("workers", "received", key="k", **fields)
+
     def harness(self, event: str, **fields: Any) -> None:
         self._write("harness", event, **fields)
 
@@ -124,7 +127,7 @@ def test_a_call_may_be_on_its_way_when_its_request_is_cancelled(
         ((1, 2), (False, 0)),
     ],
 )
-def test_a_link_is_sent_once_for_each_run_at_most_and_never_lost(
+def test_a_follow_up_is_sent_once_for_each_run_or_delivery_at_most_and_never_lost(
     tmp_path: Path,
     outcome: str,
     name: str,
@@ -134,8 +137,10 @@ def test_a_link_is_sent_once_for_each_run_at_most_and_never_lost(
     sent, runs = sent_and_runs
     journals = Journals(tmp_path, "link")
     journals.producer("sent", id="i")
-    for _ in range(runs):
+    for _ in range(runs if outcome == "ok" else 1):
         journals.provider("call", key="k")
+    for _ in range(runs):
+        journals.deliver(id="i")
     journals.producer("outcome", id="i", outcome=outcome)
     found = Counter({(f"chaos.{name}", "p-1"): sent})
     account = journals.account(Rest(**{**vars(NOTHING), "follow_ups": found}))

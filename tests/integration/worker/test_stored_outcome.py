@@ -77,18 +77,36 @@ def store_outcome(producer: Producer, task_id: str, outcome: str | Exception) ->
         producer.app.backend.mark_as_done(task_id, outcome)
 
 
-@pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("outcome", ["the answer", ValueError("no answer")])
-def test_a_redelivered_task_with_an_outcome_tells_it_and_does_not_run(
-    producer: Producer, store: redis.Redis, task: Signature[Any], outcome: str | Exception
-) -> None:
-    result = task.apply_async(queue="dead")
-    store_outcome(producer, result.id, outcome)
+def deliver_with(
+    outcome: str | Exception, producer: Producer, store: redis.Redis, task: Signature[Any]
+) -> Any:
+    """Deliver a task again whose worker has died after it had stored an outcome."""
+    result: Any = task.apply_async(queue="dead")
+    store_outcome(producer, (result.parent or result).id, outcome)
     deliver_again(store, "dead")
     eventually(lambda: not store.llen("celery") and not store.hlen(LEASES_KEY))
-    is_error = isinstance(outcome, Exception)
-    expected = ("failed", result.id) if is_error else ("linked", outcome)
-    assert eventually(lambda: told(store)) == [expected]
+    return result
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_redelivered_task_that_has_failed_tells_its_errbacks_and_does_not_run(
+    producer: Producer, store: redis.Redis, task: Signature[Any]
+) -> None:
+    result = deliver_with(ValueError("no answer"), producer, store, task)
+    assert eventually(lambda: told(store)) == [("failed", result.id)]
+    assert not store.exists("runs")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_redelivered_task_that_has_succeeded_sends_no_links_again_and_does_not_run(
+    producer: Producer, store: redis.Redis, task: Signature[Any]
+) -> None:
+    """Celery sends them before it stores the result."""
+    chained = task | producer.app.signature("next", queue=FOLLOWERS)
+    for followed in (task, chained):
+        deliver_with("the answer", producer, store, followed)
+    assert producer.send("add", 1, 2).get(timeout=TIMEOUT) == 3
+    assert not told(store)
     assert not store.exists("runs")
 
 
