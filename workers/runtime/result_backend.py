@@ -53,9 +53,22 @@ def _is_awaited(request: Any) -> bool:
     return any(getattr(request, name) for name in AWAITED_BY)
 
 
+class _NoSubscriptions(PrimaryBackend.ResultConsumer):  # type: ignore[misc]
+    """Celery's consumer of results, which subscribes to none.
+
+    Celery subscribes to the results of errbacks, which nothing waits for. Their objects unsubscribe
+    when Python collects them, wherever a thread is then: also on the loop, while another thread has
+    the lock of the connection. A chord joins results that are stored: it reads them.
+    """
+
+    def consume_from(self, task_id: str) -> None:
+        """Do nothing."""
+
+
 class WorkerResultBackend(PrimaryBackend):
     """Celery's Redis backend, with fewer round trips."""
 
+    ResultConsumer = _NoSubscriptions
     waits_for_memory = True
     # Attributes of Celery's that it does not document.
     _MAX_STR_VALUE_SIZE: int

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import chord
+from celery import chord, group
 from celery.canvas import Signature
 from celery.exceptions import ChordError
 from celery.result import AsyncResult
@@ -143,6 +143,28 @@ def test_a_chord_gets_the_stored_outcome_of_a_redelivered_part(
         eventually(lambda: joined.state == "FAILURE")
         assert isinstance(joined.result, ChordError)
     assert not store.exists("runs")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_worker_subscribes_to_no_result_of_an_errback(
+    store: redis.Redis, task: Signature[Any]
+) -> None:
+    """Nothing waits for it; a subscription that is collected on the loop can stop a worker."""
+    for number in range(10):
+        store.rpush(f"outcome {number + 1}", "error")
+        task.apply_async(queue="celery")
+    eventually(lambda: store.llen(FOLLOWERS) == 10)
+    ids = [json.loads(text)["headers"]["id"] for text in store.lrange(FOLLOWERS, 0, -1)]
+    assert not set(store.pubsub_channels()) & {f"celery-task-meta-{id_}" for id_ in ids}
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_chord_of_groups_gets_its_results(producer: Producer, store: redis.Redis) -> None:
+    """Celery reads these from the stored results, and not from what the parts have counted."""
+    add = producer.app.signature(f"{APP}.add", queue="celery")
+    header = [add.clone((1, 1)) | group(add.clone((1,)), add.clone((2,))), add.clone((2, 2))]
+    chord(header, producer.app.signature("joined", queue=FOLLOWERS), app=producer.app).apply_async()
+    assert eventually(lambda: told(store)) == [("joined", [[3, 4], 4])]
 
 
 def run_count(store: redis.Redis) -> int:
