@@ -81,6 +81,6 @@ worker_send_task_events = True
 task_send_sent_event = True
 worker_hijack_root_logger = False
 
-worker_pool = "workers.runtime.pool:TaskPool"
+worker_pool = "workers.runtime.pool.pool:TaskPool"
 worker_concurrency = settings().concurrency
 fleet_drain_timeout = settings().drain_timeout

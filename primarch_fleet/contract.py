@@ -38,7 +38,7 @@ ModelKind = Literal["chat", "responses", "embedding", "moderation"]
 #: Celery priority of a message by name. The Redis transport serves 0 first.
 PRIORITIES = {"high": 0, "normal": 3, "low": 6}
 #: High too, for messages without a submit time. kombu writes 0 also where no priority was given, so
-#: workers take 0 for high only from the fleet's client (workers/runtime/lua/take.lua).
+#: workers take 0 for high only from the fleet's client (workers/runtime/lua/shared/take.lua).
 EXPLICIT_HIGH_PRIORITY = 1
 
 #: The queues of the lanes; the local lane has one queue for each model.

@@ -23,23 +23,23 @@ from primarch_fleet.cancellation import UNKNOWN, is_known
 from primarch_fleet.contract import BATCH_QUEUE, SCHEDULER_QUEUE
 from primarch_fleet.redis_support import patient_async
 from scheduler.admin.operations import BatchNotCancelled, Operations
-from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.celery_tracer import CeleryTracer
 from scheduler.completion.lost_reservations import LostReservations
-from scheduler.intake.parking_store import ParkingStore
+from scheduler.intake.parking import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.jobs.pipeline import BatchPipeline
 from scheduler.promotion.local import LocalPromotion
 from scheduler.providers.accounts import open_accounts
-from scheduler.providers.lines import LineEncoder
+from scheduler.providers.request_lines import LineEncoder
+from scheduler.store.batch_store import Store
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Store
 from tasks import services
 from tasks.privacy import Privacy
 from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.observability import metrics
-from workers.runtime import event_loop
-from workers.runtime import revoke as worker_revoke
+from workers.runtime.control import revoke as worker_revoke
+from workers.runtime.loop import event_loop
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +88,14 @@ async def start(shared: Services) -> BatchPipeline:
     await blobs.check()
     accounts = open_accounts(config)
     lines = LineEncoder(config, Privacy.connect(config.requests, redis_url()))
-    replay = CeleryReplay(app, app.conf.get("fleet_node") or "batch")
+    tracer = CeleryTracer(app, app.conf.get("fleet_node") or "batch")
     pipeline = BatchPipeline(
         BatchContext.from_policy(
             store, blobs, lines, config.batch, settings().data_dir / "batches"
         ),
         config,
         accounts,
-        replay,
+        tracer,
         Observers(metrics.record_answer, metrics.observe_batch),
     )
     for name in PERIODIC_TASKS:  # a beat that never starts is noticed too

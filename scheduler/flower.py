@@ -30,7 +30,7 @@ from scheduler.fleet_metrics.queues import queue_lanes
 from tasks import services
 from tasks.app import app
 from workers.observability.flower_login import BASIC_AUTH, flower_login
-from workers.runtime.daemon_executor import DaemonExecutor
+from workers.runtime.loop.daemon_executor import DaemonExecutor
 
 __all__ = ["app"]
 

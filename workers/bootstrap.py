@@ -37,19 +37,20 @@ from workers.observability.heartbeat import Heartbeat
 from workers.observability.server_check import check_server
 from workers.observability.throughput import Throughput
 from workers.runtime import (
-    commands,  # noqa: F401 - registers our commands in place of Celery's
     decompression,  # noqa: F401 - bounds kombu's
-    event_loop,
     logs,  # noqa: F401 - protects the handlers that Celery sets up
-    publishing,
-    result_backend,
-    revoke,  # noqa: F401 - the same
-    transport,
     worker_options,  # noqa: F401 - checks the options of a worker that starts
 )
+from workers.runtime.control import (
+    commands,  # noqa: F401 - registers our commands in place of Celery's
+    revoke,  # noqa: F401 - the same
+)
 from workers.runtime.dead_letters import fail_task
-from workers.runtime.leases import LEASES
-from workers.runtime.sorting import sort_pushed
+from workers.runtime.fetching import transport
+from workers.runtime.fetching.sorting import sort_pushed
+from workers.runtime.leases.leases import LEASES
+from workers.runtime.loop import event_loop
+from workers.runtime.results import publishing, result_backend
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def lane_worker(lane: Lane, queues: list[str], start_lane: StartLane) -> Celery:
     url = or_exit(redis_url)
     or_exit(fleet_config)
     publishing.use_in_this_process(app)
-    app.control_cls = "workers.runtime.control_replies:Control"
+    app.control_cls = "workers.runtime.control.control_replies:Control"
     # Celery makes a time of a countdown, such as a retry's; all times in messages are the server's.
     app.now = CLOCK.now  # type: ignore[method-assign]
     app.conf.update(

@@ -22,7 +22,7 @@ from scheduler.admin.overview import Overview, read_overview
 from scheduler.admin.queues import QueueStatus, WorkerStatus, count_workers, read_workers
 from scheduler.admin.status import LaneStatus, read_status
 from scheduler.cli.connection import REDIS_TIMEOUT_SECONDS, with_redis
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 from workers.observability.cost_recorder import CostKey, CostTotals
 
 #: For workers to answer each of three questions.

@@ -24,7 +24,7 @@ from primarch_fleet.errors import FleetError
 from scheduler.admin.request_labels import RequestLabels, labels_of
 from scheduler.admin.tables import plain_table
 from workers.runtime.dead_letters import LETTER_KEYS, task_request
-from workers.runtime.lease_entry import DELIVERIES
+from workers.runtime.leases.lease_entry import DELIVERIES
 from workers.runtime.scripts import REPLAY
 
 #: Dead letters that one command reads from Redis.

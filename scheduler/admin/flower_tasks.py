@@ -28,8 +28,8 @@ from scheduler.model.jsonl import request_id
 from scheduler.store.keys import REQUESTS
 from tasks import event_text
 from workers.runtime.dead_letters import task_request
-from workers.runtime.lease_entry import parts
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.lease_entry import parts
+from workers.runtime.leases.leases import LEASES_KEY
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from primarch_fleet.requests.base import UNNAMED_TENANT
 from scheduler.admin.request_labels import labels_of
 from scheduler.store import keys
 from workers.runtime.dead_letters import task_request
-from workers.runtime.lease_entry import parts
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.lease_entry import parts
+from workers.runtime.leases.leases import LEASES_KEY
 
 #: "waiting": its message is in a queue. "running": a worker has it, or keeps it until its time.
 #: "parked": the batch lane has it, in a batch or not.

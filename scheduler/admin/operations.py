@@ -13,7 +13,7 @@ from scheduler.model.outcomes import WithdrawalOutcome
 from scheduler.promotion.withdrawal import Withdrawal
 from scheduler.providers.base import BatchProvider
 from scheduler.providers.errors import ProviderCallFailed
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 
 logger = logging.getLogger(__name__)
 

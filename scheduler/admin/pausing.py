@@ -12,8 +12,8 @@ from primarch_fleet.catalogue import CATALOGUE_KEY, Catalogue
 from primarch_fleet.contract import REALTIME_QUEUE
 from primarch_fleet.errors import FleetError
 from primarch_fleet.queues import PAUSED_QUEUES_KEY
-from scheduler.store.pauses import WHOLE_LANE, Pause
-from scheduler.store.store import Store
+from scheduler.store.batch_pauses import WHOLE_LANE, Pause
+from scheduler.store.batch_store import Store
 
 #: The name of batch creation. The queue of that name goes on: its requests are parked.
 BATCH = "batch"

@@ -16,8 +16,8 @@ from primarch_fleet.money import format_dollars, with_micros
 from scheduler.admin.tables import duration, plain_table
 from scheduler.model.backlog import GroupBacklog
 from scheduler.model.job import JobProgress, RequestGroup
-from scheduler.store.pauses import WHOLE_LANE, Pause
-from scheduler.store.store import Store
+from scheduler.store.batch_pauses import WHOLE_LANE, Pause
+from scheduler.store.batch_store import Store
 
 #: Characters of an intent that the table shows; operators may type a prefix of any length.
 SHOWN_INTENT_LENGTH = 8

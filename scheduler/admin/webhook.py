@@ -26,7 +26,7 @@ from config.webhook_secrets import read_secrets
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from primarch_fleet.errors import ConfigError, FleetUnavailable
 from primarch_fleet.results import reachable
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 from workers.observability.metrics_server import start_metrics_server
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 
 from config.settings import redis_url
 from primarch_fleet.redis_support import once_async
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 
 REDIS_TIMEOUT_SECONDS = 5.0
 

@@ -43,7 +43,7 @@ from scheduler.cli.scale import scale
 from scheduler.cli.stop import stop
 from scheduler.cli.terminal import print_report
 from scheduler.cli.views import queues, status, workers
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 from workers.observability.cost_recorder import KEPT_DAYS
 
 #: Between two reads of the live batches by `drain`.

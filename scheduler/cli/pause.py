@@ -10,7 +10,7 @@ from primarch_fleet.cli.terminal import report
 from scheduler.admin import pausing
 from scheduler.admin.pausing import BATCH
 from scheduler.cli.connection import with_redis
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 
 
 def pause(options: argparse.Namespace) -> int:

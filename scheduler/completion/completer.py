@@ -16,7 +16,7 @@ from primarch_fleet.contract import Completion, Receipt
 from primarch_fleet.errors import BatchError, InvalidRequest, RequestFailed
 from scheduler.completion import accounting, batch_trace
 from scheduler.completion.batch_receipt import completion
-from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.celery_tracer import CeleryTracer
 from scheduler.model.job import (
     NO_ATTEMPTS,
     AttemptCounts,
@@ -26,12 +26,12 @@ from scheduler.model.job import (
     RequestGroup,
 )
 from scheduler.model.outcomes import CompletionOwner, RequestOutcome
+from scheduler.store.batch_store import Store
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Store
 from tasks import tracing
 from tasks.failures import count_failure, model_of
 from tasks.redaction import redacted, without_secrets
-from workers.runtime.result_backend import AWAITED_BY
+from workers.runtime.results.result_backend import AWAITED_BY
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +81,12 @@ class Completer:
         self,
         store: Store,
         blobs: BlobStore,
-        replay: CeleryReplay,
+        tracer: CeleryTracer,
         observe: Callable[[Receipt], None],
     ) -> None:
         self._store = store
         self._blobs = blobs
-        self._replay = replay
+        self._tracer = tracer
         self._observe = observe
         # Not `asyncio.to_thread`: it would copy the context of the running task.
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="completer")
@@ -143,7 +143,7 @@ class Completer:
         if not ours:
             return []
         prepared = await self._prepare(builders, ours)
-        failed = await self._replay_all(prepared)
+        failed = await self._complete_all(prepared)
         completed = [prepared[request] for request in prepared if request not in failed]
         _count_failures(completed, location)
         costs = [(request.parked, request.cost) for request in completed]
@@ -192,7 +192,7 @@ class Completer:
         except (InvalidRequest, LookupError):
             return type(error)(without_secrets(str(error)))
 
-    async def _replay_all(self, prepared: Mapping[str, PreparedCompletion]) -> set[str]:
+    async def _complete_all(self, prepared: Mapping[str, PreparedCompletion]) -> set[str]:
         """Complete tasks with Celery; return the requests whose completion failed.
 
         Results that are stored together need one thread: threads that only compute take turns.
@@ -208,7 +208,7 @@ class Completer:
         shares = [together, *(at_once[thread::MAX_THREADS] for thread in range(MAX_THREADS))]
         results = await asyncio.gather(
             *(
-                loop.run_in_executor(self._threads, self._replay_some, share)
+                loop.run_in_executor(self._threads, self._complete_some, share)
                 for share in shares
                 if share
             )
@@ -225,23 +225,23 @@ class Completer:
             )
         return set(errors)
 
-    def _replay_some(
+    def _complete_some(
         self, requests: Sequence[tuple[str, PreparedCompletion]]
     ) -> dict[str, Exception]:
         """Complete tasks one after another; the errors by request."""
         errors: dict[str, Exception] = {}
         events = []
         try:
-            with self._replay.stored_together():
+            with self._tracer.stored_together():
                 for request, (parked, outcome, runtime, _) in requests:
                     try:
                         value = parked.value(outcome)
-                        events.append(self._replay.complete(parked.context, value, runtime))
+                        events.append(self._tracer.complete(parked.context, value, runtime))
                     except Exception as error:
                         errors[request] = error
         except Exception as error:  # some of their results are not stored
             return {request: error for request, _ in requests} | errors
-        self._replay.publish_events(events)
+        self._tracer.publish_events(events)
         return errors
 
 

@@ -25,7 +25,7 @@ from primarch_fleet import redis_support
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.redis_url import normalized
 from scheduler.store.keys import OUTCOME_TTL_SECONDS, PREFIX
-from workers.runtime.publishing import PublishingChannel, ends_chord, placed
+from workers.runtime.results.publishing import PublishingChannel, ends_chord, placed
 
 SENT = PREFIX + "sent:"
 PUSH_ONCE = LuaScript.load(Path(__file__).parent.parent / "store" / "lua" / "push_once.lua")

@@ -18,7 +18,7 @@ from primarch_fleet.errors import Cancelled
 from scheduler.model.job import KINDS
 from tasks.deferral import PreparedRequest, park_many, prepare
 from workers.runtime.consumer import Consumer as LeasedConsumer
-from workers.runtime.leases import LEASES
+from workers.runtime.leases.leases import LEASES
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import logging
 
 from scheduler.jobs.context import BatchContext
 from scheduler.model.job import Job
-from scheduler.store.pauses import Pause
+from scheduler.store.batch_pauses import Pause
 from tasks.provider_errors import Fault
 from workers.observability import metrics
 

@@ -13,9 +13,9 @@ from scheduler.jobs.flush_policy import flush, promote
 from scheduler.jobs.pricing import pricing_of
 from scheduler.model.job import Job, RequestGroup
 from scheduler.promotion.withdrawal import Withdrawal
-from scheduler.store.pauses import WHOLE_LANE, pause_names
+from scheduler.store.batch_pauses import WHOLE_LANE, pause_names
+from scheduler.store.batch_store import Store
 from scheduler.store.server import Recovery
-from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 

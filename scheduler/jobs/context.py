@@ -9,9 +9,9 @@ from pathlib import Path
 from config.batch import Batch
 from primarch_fleet.contract import Receipt
 from scheduler.jobs.backoff import Backoff
-from scheduler.providers.lines import LineEncoder
+from scheduler.providers.request_lines import LineEncoder
+from scheduler.store.batch_store import Store
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Store
 
 
 @dataclass(frozen=True)

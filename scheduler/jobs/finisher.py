@@ -23,7 +23,7 @@ from scheduler.model.outcomes import (
     LineRefused,
     LineRetry,
 )
-from scheduler.store.pauses import Pause, bisection_pause, token_pause
+from scheduler.store.batch_pauses import Pause, bisection_pause, token_pause
 from tasks.provider_errors import Fault
 
 logger = logging.getLogger(__name__)

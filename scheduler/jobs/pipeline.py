@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from config.fleet import FleetConfig
-from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.celery_tracer import CeleryTracer
 from scheduler.completion.completer import Completer
 from scheduler.jobs.aggregator import Aggregator
 from scheduler.jobs.context import BatchContext, Observers
@@ -30,13 +30,13 @@ class BatchPipeline:
         context: BatchContext,
         config: FleetConfig,
         providers: Mapping[str, BatchProvider],
-        replay: CeleryReplay,
+        tracer: CeleryTracer,
         observers: Observers,
     ) -> None:
         self._context = context
         self._providers = providers
-        self._completer = Completer(context.store, context.blobs, replay, observers.on_receipt)
-        self.withdrawal = Withdrawal(context.store, context.blobs, replay)
+        self._completer = Completer(context.store, context.blobs, tracer, observers.on_receipt)
+        self.withdrawal = Withdrawal(context.store, context.blobs, tracer)
         finisher = JobFinisher(context, self._completer, observers.on_batch_closed)
         self._orphans = OrphanSearch(context, config, providers)
         submitter = Submitter(context, finisher, self._orphans)

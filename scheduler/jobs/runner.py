@@ -34,8 +34,8 @@ from scheduler.jobs.submitter import Submitter
 from scheduler.model.job import Job, JobState
 from scheduler.providers.base import LIVE, TERMINAL, BatchProvider, ProviderBatch
 from scheduler.providers.errors import ProviderCallFailed, ProviderRefused
+from scheduler.store.batch_pauses import Pause, rate_pause
 from scheduler.store.jobs import LeaseLost
-from scheduler.store.pauses import Pause, rate_pause
 from tasks.failure_reasons import Category, Reason
 
 logger = logging.getLogger(__name__)

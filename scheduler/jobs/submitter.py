@@ -24,8 +24,8 @@ from scheduler.providers.errors import (
     refused_requests,
 )
 from scheduler.providers.translator import Untranslatable
+from scheduler.store.batch_pauses import Pause, rate_pause
 from scheduler.store.jobs import LeaseLost
-from scheduler.store.pauses import Pause, rate_pause
 from tasks.failure_reasons import Reason
 from tasks.provider_errors import Fault
 

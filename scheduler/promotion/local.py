@@ -23,7 +23,7 @@ from primarch_fleet.queues import priority_lists
 from primarch_fleet.requests import REQUESTS, Request
 from scheduler.completion import metrics
 from scheduler.promotion import realtime
-from workers.runtime.scripts import MOVE, NEAR_DEADLINE
+from workers.runtime.scripts import MOVE_MESSAGE, NEAR_DEADLINE
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class LocalPromotion:
             return
         promoted = json.dumps(_for_realtime(message))
         keys = [queue, TARGET_LIST, heartbeat_key(REALTIME_QUEUE), mark_key(task_id)]
-        if await MOVE.run(self._redis, keys, [text, promoted]):
+        if await MOVE_MESSAGE.run(self._redis, keys, [text, promoted]):
             metrics.promoted_local_total.inc()
             logger.info("%s: promoted", task_id, extra={"action": "local_request_promoted"})
         elif await self._is_finished(task_id):  # perhaps before the reservation

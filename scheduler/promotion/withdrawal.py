@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, Self
 from primarch_fleet import protocol
 from primarch_fleet.errors import BatchError, Cancelled, RequestFailed
 from scheduler.completion import accounting, metrics
-from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.celery_tracer import CeleryTracer
 from scheduler.model.job import ParkedRequest, RequestGroup
 from scheduler.model.outcomes import RequestOutcome, WithdrawalOutcome
 from scheduler.promotion import realtime
+from scheduler.store.batch_store import Store
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ ENDED = frozenset({WithdrawalOutcome.DONE, WithdrawalOutcome.CANCELLED})
 class Withdrawal:
     """Cancels and promotes requests, each once. Calls may run at once, in any process."""
 
-    def __init__(self, store: Store, blobs: BlobStore, replay: CeleryReplay) -> None:
+    def __init__(self, store: Store, blobs: BlobStore, tracer: CeleryTracer) -> None:
         self._store = store
         self._blobs = blobs
-        self._replay = replay
+        self._tracer = tracer
 
     async def cancel(self, request: str) -> WithdrawalOutcome:
         """Complete a request with `Cancelled`, wherever on the lane it is.
@@ -126,7 +126,7 @@ class Withdrawal:
                 protocol.TENANT: protocol.tenant_header(parked.payer[0]),
             }
             task_name = realtime.realtime_task(context["task"])
-            await _run_in_thread(self._replay.republish, context, task_name, headers)
+            await _run_in_thread(self._tracer.republish, context, task_name, headers)
         await self._store.finish([request], RequestOutcome.PROMOTED, script=script)
         metrics.promoted_total.inc()
         logger.info("%s: promoted: %s", request, reason, extra={"action": "batch_request_promoted"})
@@ -151,7 +151,7 @@ class Withdrawal:
         await accounting.settle(accounting.UNSENT, [(parked, 0)])
 
     def _complete(self, *args: Any) -> None:
-        self._replay.publish_events([self._replay.complete(*args)])
+        self._tracer.publish_events([self._tracer.complete(*args)])
 
 
 async def _run_in_thread(call: Callable[..., None], *args: Any) -> None:

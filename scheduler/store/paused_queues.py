@@ -6,8 +6,8 @@ import redis
 
 from primarch_fleet.contract import BATCH_QUEUE
 from primarch_fleet.queues import PAUSED_QUEUES_KEY
+from scheduler.store.batch_pauses import WHOLE_LANE, Pause
 from scheduler.store.keys import PAUSES
-from scheduler.store.pauses import WHOLE_LANE, Pause
 
 
 def read_paused_queues(client: redis.Redis) -> frozenset[str]:

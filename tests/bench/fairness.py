@@ -36,7 +36,7 @@ from primarch_fleet import CompletionRequest, Fleet
 from primarch_fleet.queues import priority_lists
 from tests.bench.processes import process, wait_for, wait_for_worker
 from tests.support.redis_server import redis_server
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 MESSAGES: list[Any] = [{"role": "user", "content": "How are you?"}]
 #: Fraction by which a call is longer or shorter than the mean, so that calls do not end in step.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from scheduler.store.store import COMPLETION_GUARD_SECONDS
+from scheduler.store.batch_store import COMPLETION_GUARD_SECONDS
 from tests.chaos.sandbox import ProcessEnd, Sandbox, Snapshot
 from tests.chaos.workload import NAMES, Expected, all_answered
 

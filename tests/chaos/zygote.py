@@ -36,23 +36,23 @@ from config.settings import redis_url
 from primarch_fleet.redis_support import patient_async
 from scheduler.admin.operations import Operations
 from scheduler.completion import completer
-from scheduler.completion.celery_replay import CeleryReplay
-from scheduler.intake.parking_store import ParkingStore
+from scheduler.completion.celery_tracer import CeleryTracer
+from scheduler.intake.parking import ParkingStore
 from scheduler.jobs.backoff import Backoff
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.jobs.pipeline import BatchPipeline
 from scheduler.promotion.withdrawal import Withdrawal
-from scheduler.providers.lines import LineEncoder
 from scheduler.providers.openai import OpenAIBatches
+from scheduler.providers.request_lines import LineEncoder
+from scheduler.store.batch_store import Store
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Store
 from tasks import batch, realtime, services  # noqa: F401 - promoted requests are its tasks'
 from tasks.app import app
 from tasks.privacy import Privacy
 from tests.chaos import workload
 from tests.chaos.kill_points import KillPoints
 from tests.support.batch_fixture import config
-from workers.runtime import result_backend
+from workers.runtime.results import result_backend
 
 NODE = "batch1@chaos"
 #: Modules that libraries import on first use.
@@ -119,8 +119,8 @@ class Process:
             self._store, self._bodies, self._lines, policy, backoff, self._folder
         )
         providers = {"openai": self._provider}
-        replay = CeleryReplay(app, NODE)
-        pipeline = BatchPipeline(context, self._config, providers, replay, Observers())
+        tracer = CeleryTracer(app, NODE)
+        pipeline = BatchPipeline(context, self._config, providers, tracer, Observers())
         while self._has_next_turn():
             await pipeline.aggregate()
             await pipeline.poll()
@@ -133,7 +133,7 @@ class Process:
 
     async def _cancel(self) -> dict[str, str]:
         """Cancel tasks as an operator does."""
-        withdrawal = Withdrawal(self._store, self._bodies, CeleryReplay(app, NODE))
+        withdrawal = Withdrawal(self._store, self._bodies, CeleryTracer(app, NODE))
         operator = Operations(self._store, {"openai": self._provider}, withdrawal)
         return {**await operator.cancel(self._order["tasks"])}
 

@@ -9,11 +9,11 @@ import redis
 
 from primarch_fleet.protocol import PREFIXES, TENANT
 from primarch_fleet.queues import priority_lists
-from workers.runtime import fetch_command, prefix_affinity
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.fetch_command import Affinity
-from workers.runtime.leases import LEASE_KEYS, LEASES_KEY, RENEWALS_KEY
-from workers.runtime.prefix_affinity import AffinityLimits
+from workers.runtime.fetching import fetch_command, prefix_affinity
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.fetch_command import Affinity
+from workers.runtime.fetching.prefix_affinity import AffinityLimits
+from workers.runtime.leases.leases import LEASE_KEYS, LEASES_KEY, RENEWALS_KEY
 
 SYSTEM, ONE, TWO, THREE = "aa", "b1", "b2", "b3"
 QUEUE = "local.m"

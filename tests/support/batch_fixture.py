@@ -24,12 +24,12 @@ from primarch_fleet import Completion, CompletionRequest, EmbeddingRequest, prot
 from primarch_fleet.contract import Receipt
 from primarch_fleet.redis_support import patient_async
 from primarch_fleet.requests import Request
-from scheduler.intake.parking_store import ParkingStore
+from scheduler.intake.parking import ParkingStore
 from scheduler.jobs.context import BatchContext, Observers
 from scheduler.jobs.pipeline import BatchPipeline
 from scheduler.providers.base import ProviderBatch
-from scheduler.providers.lines import LineEncoder
 from scheduler.providers.openai import OpenAIBatches
+from scheduler.providers.request_lines import LineEncoder
 from scheduler.store.blobs import BlobStore
 from scheduler.store.keys import PREFIX
 from tasks import services
@@ -40,7 +40,7 @@ from workers.onebox.simulator import Profile, Simulator, VirtualClock
 from workers.onebox.simulator.app import App
 from workers.onebox.simulator.profile import BatchProfile, Fault, Model
 from workers.onebox.simulator.provider import Provider
-from workers.runtime import result_backend
+from workers.runtime.results import result_backend
 
 #: Lifetime of results, in seconds.
 RESULT_TTL = 3 * 86_400.0

@@ -18,7 +18,7 @@ from primarch_fleet.contract import Lane
 from primarch_fleet.protocol import task_name
 from tests.support.workers import StartWorker, Worker
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
+from workers.runtime.leases.leases import LEASES_KEY, RENEWALS_KEY
 
 APPS = {
     "realtime": "workers.realtime.app",

@@ -1,4 +1,4 @@
-"""A scheduler that dies where a test wants it, and a replay that records what it completed."""
+"""A scheduler that dies where a test wants it, and a tracer that records what it completed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, NoReturn
 
 from celery import Celery
 
-from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.celery_tracer import CeleryTracer
 from scheduler.model.job import JobState
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 
 
 class Killed(BaseException):
@@ -62,8 +62,8 @@ class MortalStore(Store):
             self.die()
 
 
-class Witness(CeleryReplay):
-    """A replay that records the id of every task that it completes."""
+class Witness(CeleryTracer):
+    """A tracer that records the id of every task that it completes."""
 
     def __init__(self, app: Celery, completed: list[str]) -> None:
         super().__init__(app, "batch1@test")

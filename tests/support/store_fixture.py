@@ -8,8 +8,8 @@ from typing import Any
 from primarch_fleet import Rates
 from scheduler.model.job import AttemptCounts, JobPricing, RequestGroup
 from scheduler.store import keys
+from scheduler.store.batch_store import COMPLETION_GUARD_SECONDS, Store
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
-from scheduler.store.store import COMPLETION_GUARD_SECONDS, Store
 from tests.support.store_model import TOTALS, Keyspace, Model
 
 CHUNK = 2

@@ -18,10 +18,10 @@ from scheduler.model.backlog import FlushDecision
 from scheduler.model.job import AttemptCounts, JobPricing, JobState, RequestGroup, RequestSize
 from scheduler.model.outcomes import ParkOutcome, RequestOutcome, WithdrawalOutcome
 from scheduler.store import keys
+from scheduler.store.batch_pauses import Pause
+from scheduler.store.batch_store import COMPLETION_GUARD_SECONDS
 from scheduler.store.jobs import LEASE_SECONDS, LeaseLost
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
-from scheduler.store.pauses import Pause
-from scheduler.store.store import COMPLETION_GUARD_SECONDS
 
 #: By key: the value, without sums that are 0, and the seconds to live that it was written with.
 Keyspace = dict[str, tuple[Any, int | None]]

@@ -9,9 +9,9 @@ import redis
 
 from primarch_fleet.protocol import TENANT
 from primarch_fleet.queues import QueueDepth, count_waiting, priority_lists
-from workers.runtime import fetch_command
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import LEASE_KEYS, Leases, LeaseSettings
+from workers.runtime.fetching import fetch_command
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.leases.leases import LEASE_KEYS, Leases, LeaseSettings
 
 QUEUE = "q"
 URGENT, LATER, *_ = priority_lists(QUEUE)

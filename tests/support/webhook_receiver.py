@@ -13,7 +13,7 @@ from aiohttp import web
 
 from primarch_fleet import Fleet
 from scheduler.admin.webhook import WebhookReceiver, poll_requester
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 from tests.support.batch_fixture import Bench
 from workers.onebox.simulator.profile import Webhook
 from workers.onebox.simulator.webhooks import signed

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from celery import Celery
 
 from tests.support.closed_backends import closed_backends
-from workers.runtime.result_backend import backend_url
+from workers.runtime.results.result_backend import backend_url
 
 
 @contextmanager

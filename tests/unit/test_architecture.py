@@ -30,22 +30,27 @@ def test_no_module_imports_itself_through_others() -> None:
     assert circle(imports_of_modules()) == []
 
 
-@pytest.mark.parametrize("package", ORDER)
+@pytest.mark.parametrize("package", [*ORDER, "workers.runtime"])
 def test_the_folders_and_files_of_a_package_import_one_way(package: str) -> None:
     """A folder counts as one, so a reader may learn it without what stands above it."""
-    rooms: dict[str, set[str]] = {}
+    entries: dict[str, set[str]] = {}
     for module, imported in imports_of_modules().items():
-        if len(parts := module.split(".")) > 1 and parts[0] == package:
-            others = {tuple(name.split(".")[:2]) for name in imported}
-            rooms.setdefault(parts[1], set()).update(
-                one[1] for one in others if one[0] == package and one[1:] not in ((), (parts[1],))
-            )
-    assert circle(rooms) == []
+        if entry := _entry(package, module):
+            others = {_entry(package, name) for name in imported} - {None, entry}
+            entries.setdefault(entry, set()).update(filter(None, others))
+    assert circle(entries) == []
 
 
-def test_the_batch_lane_has_few_folders_and_files_at_its_top() -> None:
-    rooms = {path.stem for path in (ROOT / "scheduler").iterdir()} - {"__init__", "__pycache__"}
-    assert len(rooms) <= 14
+def _entry(package: str, module: str) -> str | None:
+    """The folder or file at the top of a package where a module is; None if it is elsewhere."""
+    start = f"{package}."
+    return module.removeprefix(start).split(".")[0] if module.startswith(start) else None
+
+
+@pytest.mark.parametrize("package", ["scheduler", "workers", "workers/runtime"])
+def test_a_package_has_few_folders_and_files_at_its_top(package: str) -> None:
+    entries = {path.stem for path in (ROOT / package).iterdir()} - {"__init__", "__pycache__"}
+    assert len(entries) <= 14
 
 
 def test_producers_need_only_what_the_wheel_declares() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.clock import Clock
 from workers.observability.consumption import STALE_SECONDS, Consumption
-from workers.runtime import event_loop
+from workers.runtime.loop import event_loop
 
 
 class StubConsumer:

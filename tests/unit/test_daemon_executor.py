@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from workers.runtime.daemon_executor import DaemonExecutor
+from workers.runtime.loop.daemon_executor import DaemonExecutor
 
 
 def test_a_call_returns_its_value_or_raises_its_error() -> None:
@@ -37,7 +37,7 @@ def test_at_most_max_workers_calls_run_and_a_cancelled_call_does_not() -> None:
 
 def test_the_process_ends_while_a_call_runs() -> None:
     code = (
-        "import threading; from workers.runtime.daemon_executor import DaemonExecutor; "
+        "import threading; from workers.runtime.loop.daemon_executor import DaemonExecutor; "
         "DaemonExecutor(1).submit(threading.Event().wait)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 0

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from tests.support.clock import Clock
-from workers.runtime.fair_share import ACTIVE_WINDOW_SECONDS, SlotReservation
+from workers.runtime.fetching.fair_share import ACTIVE_WINDOW_SECONDS, SlotReservation
 
 
 @pytest.fixture

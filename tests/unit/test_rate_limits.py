@@ -3,7 +3,7 @@
 import pytest
 from kombu.utils.limits import TokenBucket
 
-from workers.runtime.rate_limits import RateLimits, allowance
+from workers.runtime.fetching.rate_limits import RateLimits, allowance
 
 
 @pytest.mark.parametrize(

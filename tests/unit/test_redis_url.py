@@ -14,7 +14,7 @@ from celery import Celery
 from celery.app.utils import sanitize_url  # type: ignore[attr-defined]
 from kombu import Connection
 
-import workers.runtime.transport  # noqa: F401 - registers URL schemes
+import workers.runtime.fetching.transport  # noqa: F401 - registers URL schemes
 from config.settings import Settings
 from primarch_fleet import Fleet
 from primarch_fleet.errors import ConfigError
@@ -279,7 +279,7 @@ def test_no_library_shows_the_password_of_a_url() -> None:
         shown = [
             masked(url),
             sanitize_url(url),
-            sanitize_url(f"workers.runtime.result_backend:WorkerResultBackend+{url}"),
+            sanitize_url(f"workers.runtime.results.result_backend:WorkerResultBackend+{url}"),
             app.backend.as_uri(),
             repr(app.backend),
             app.bugreport(),

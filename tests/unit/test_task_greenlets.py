@@ -11,7 +11,7 @@ import greenlet
 import pytest
 from celery.utils.threads import get_ident
 
-from workers.runtime import task_greenlets
+from workers.runtime.loop import task_greenlets
 
 
 def in_greenlets(*calls: Callable[[], object]) -> None:

@@ -14,20 +14,20 @@ import redis
 from celery.exceptions import InvalidTaskError, NotRegistered
 from kombu import Connection
 
-from workers.runtime import fetch_command, transport
 from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, task_request
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.fetch_command import Affinity, Fetched
-from workers.runtime.leases import (
+from workers.runtime.fetching import fetch_command, transport
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.fetch_command import Affinity, Fetched
+from workers.runtime.fetching.prefix_affinity import AffinityLimits
+from workers.runtime.fetching.transport import Channel, QoS, Transport, _Delivery, leased_url
+from workers.runtime.leases.leases import (
     LEASE_KEYS,
     MAX_RENEWED_AT_ONCE,
     RENEWALS_KEY,
     Leases,
     LeaseSettings,
 )
-from workers.runtime.prefix_affinity import AffinityLimits
 from workers.runtime.scripts import DEAD_LETTER, EXPIRED, RELEASE, RENEW
-from workers.runtime.transport import Channel, QoS, Transport, _Delivery, leased_url
 
 SCRIPTS = (DEAD_LETTER, EXPIRED, RELEASE, RENEW)
 SETTINGS = LeaseSettings(visibility_timeout=30, max_deliveries=3)

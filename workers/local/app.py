@@ -13,7 +13,7 @@ from tasks.services import Services
 from workers.bootstrap import lane_worker
 from workers.local import engines
 from workers.local.server import LocalServer
-from workers.runtime import prefix_affinity
+from workers.runtime.fetching import prefix_affinity
 from workers.stream_writer import StreamWriter
 
 ENGINE = or_exit(lambda: fleet_config().engine(settings().engine))

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from workers.runtime import event_loop
+from workers.runtime.loop import event_loop
 
 #: Seconds between two looks at the consumer.
 LOOK_SECONDS = 1.0

@@ -19,7 +19,7 @@ from tasks.usage_meter import ProviderCall, UsageMeter
 from workers.realtime.errors import code_of
 from workers.realtime.provider_call import ProviderCalls
 from workers.realtime.provider_stream import ProviderStream
-from workers.realtime.refusals import was_refused
+from workers.realtime.unbilled_calls import was_refused
 
 
 class Attempts:

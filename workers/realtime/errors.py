@@ -23,7 +23,7 @@ from tasks.failure_reasons import Category, Reason
 from tasks.provider_errors import Fault, classify
 from tasks.redaction import without_secrets
 from tasks.retry_after import bounded, retry_after_seconds
-from workers.realtime.refusals import causes
+from workers.realtime.unbilled_calls import causes
 
 #: LiteLLM's classes that say more than their status and their message.
 REASONS: dict[type[BaseException], Reason] = {

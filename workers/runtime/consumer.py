@@ -27,14 +27,14 @@ from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 
 from tasks.base import PrivateRequest
-from workers.runtime import task_greenlets
-from workers.runtime.completions import COMPLETIONS
-from workers.runtime.control_node import ControlNode
+from workers.runtime.control.control_node import ControlNode
 from workers.runtime.dead_letters import Undeliverable
-from workers.runtime.fetch_timer import wake_hub
-from workers.runtime.leases import LEASES
-from workers.runtime.rate_limits import RATE_LIMITS, allowance
+from workers.runtime.fetching.fetch_timer import wake_hub
+from workers.runtime.fetching.rate_limits import RATE_LIMITS, allowance
+from workers.runtime.leases.leases import LEASES
+from workers.runtime.loop import task_greenlets
 from workers.runtime.redis_errors import DISCONNECTED, REDIS_ERRORS
+from workers.runtime.results.completions import COMPLETIONS
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from celery.app.task import Context
 from celery.exceptions import InvalidTaskError, NotRegistered, WorkerLostError
 
 from primarch_fleet.queues import SEPARATOR
-from workers.runtime.daemon_executor import DaemonExecutor
+from workers.runtime.loop.daemon_executor import DaemonExecutor
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from celery.concurrency import get_implementation
 from celery.signals import worker_init
 
-from workers.runtime.pool import TaskPool
+from workers.runtime.pool.pool import TaskPool
 
 
 def _other_pool(worker: Any) -> bool:

@@ -19,7 +19,7 @@ from tests.chaos.mixed.processes import Role
 from tests.chaos.mixed.settings import HOSTED, OWN, TENANTS, fleet_config, worker_env
 from tests.chaos.mixed.workload import QUEUES, follow_ups
 from workers.runtime.dead_letters import DEAD_LETTERS
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 POLL_SECONDS = 0.5
 

@@ -24,7 +24,7 @@ import yaml
 from config.fleet import load
 from primarch_fleet import AsyncFleet, Fleet, Progress, Ticket, errors
 from scheduler.fleet_metrics.accounts import AccountHealth
-from scheduler.store.pauses import WHOLE_LANE
+from scheduler.store.batch_pauses import WHOLE_LANE
 from tests.support.batch_cli import _scheduler, scheduler
 from tests.support.batch_fixture import (
     OpenBench,

@@ -19,7 +19,7 @@ from scheduler.store.keys import GROUPS, PREFIX, REQUESTS
 from tests.support.batch_fixture import chat
 from tests.support.intake import environment
 from tests.support.workers import StartWorker, eventually
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 
 @pytest.fixture(scope="module", autouse=True)

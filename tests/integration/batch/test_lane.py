@@ -15,8 +15,8 @@ from openai.types.chat import ChatCompletion
 
 from primarch_fleet import Completion, Fleet, errors
 from scheduler.model.jsonl import request_id
+from scheduler.store.batch_pauses import Pause
 from scheduler.store.keys import PREFIX
-from scheduler.store.pauses import Pause
 from tests.support.batch_fixture import OpenBench, chat, embedding, fleet_app, open_bench, profile
 from workers.onebox.simulator import Script
 from workers.onebox.simulator.profile import Fault

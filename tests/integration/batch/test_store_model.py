@@ -49,10 +49,10 @@ from scheduler.model.job import (
     RequestSize,
 )
 from scheduler.model.outcomes import RequestOutcome
+from scheduler.store.batch_pauses import Pause
+from scheduler.store.batch_store import COMPLETION_GUARD_SECONDS
 from scheduler.store.jobs import LEASE_SECONDS, LeaseLost
 from scheduler.store.keys import OUTCOME_TTL_SECONDS
-from scheduler.store.pauses import Pause
-from scheduler.store.store import COMPLETION_GUARD_SECONDS
 from tests.support.store_fixture import (
     BUDGET,
     CHUNK,

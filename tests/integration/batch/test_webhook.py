@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from config.fleet import FleetConfig
 from primarch_fleet.errors import ConfigError, FleetUnavailable
 from scheduler.admin.webhook import MAX_WEBHOOK_BYTES, webhook_secrets
-from scheduler.store.store import Store
+from scheduler.store.batch_store import Store
 from tests.support.batch_fixture import OpenBench, chat, config, fleet_app, open_bench
 from tests.support.webhook_receiver import OTHER_SECRET, SECRET, event, receiver
 from workers.onebox.simulator.webhooks import signed

@@ -18,7 +18,7 @@ from tests.support.fork_server import run_forked
 from tests.support.tenants_queue import fetch_from
 from workers.runtime import dead_letters
 from workers.runtime.dead_letters import DEAD_LETTER_COUNTS, DEAD_LETTERS, Undeliverable
-from workers.runtime.leases import Leases, LeaseSettings
+from workers.runtime.leases.leases import Leases, LeaseSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -23,7 +23,7 @@ from scheduler.fleet_metrics.queues import QueueDepthCollector
 from tests.support.lane_limits import publish
 from tests.support.tenants_queue import LATER, QUEUE, URGENT, ModelQueue, Queue, fetch_from, message
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
+from workers.runtime.leases.leases import LEASES_KEY, RENEWALS_KEY
 
 MAX_SORTED = 500  # messages that a fetch sorts at most
 

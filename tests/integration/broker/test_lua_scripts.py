@@ -16,7 +16,7 @@ from primarch_fleet.redis_support import LuaScript, ScriptPipeline
 from scheduler.completion.publish_once import publish_once, publish_through
 from tests.support.redis_server import RedisServer
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 TIMEOUT = 30  # seconds
 

@@ -18,12 +18,12 @@ from tests.support.clock import Clock
 from tests.support.tenants_queue import message
 from tests.support.turning_hub import TurningHub
 from tests.support.workers import eventually
-from workers.runtime import fetch_command
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.fetch_command import Affinity, FetchCommand, FetchReply
-from workers.runtime.fetch_timer import PAUSED_SECONDS, FetchTimer
-from workers.runtime.leases import LEASE_KEYS, LEASES_KEY
-from workers.runtime.scripts import MOVE
+from workers.runtime.fetching import fetch_command
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.fetch_command import Affinity, FetchCommand, FetchReply
+from workers.runtime.fetching.fetch_timer import PAUSED_SECONDS, FetchTimer
+from workers.runtime.leases.leases import LEASE_KEYS, LEASES_KEY
+from workers.runtime.scripts import MOVE_MESSAGE
 
 QUEUE, OTHER = "paused", "other"
 #: One list of each priority gets a message.
@@ -160,7 +160,7 @@ def test_a_message_moves_out_of_a_paused_queue_and_not_into_it(
     store.set("heartbeat", 1)
     text = message("near", "tenant")
     store.lpush("source", text)
-    assert MOVE.run(store, ["source", "target", "heartbeat", "mark"], [text, text]) == moved
+    assert MOVE_MESSAGE.run(store, ["source", "target", "heartbeat", "mark"], [text, text]) == moved
     assert (depth(store, "source"), depth(store, "target")) == (1 - moved, moved)
 
 

@@ -1,4 +1,4 @@
-"""Prefix affinity: what a fetch by lua/fetch_near.lua takes, and how workers share a queue."""
+"""Prefix affinity: what a fetch by lua/fetch_by_prefix.lua takes, and how workers share a queue."""
 
 import json
 from collections import Counter
@@ -26,10 +26,10 @@ from tests.support.affinity_queue import (
     Queue,
 )
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.runtime import fetch_command, prefix_affinity
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.fetch_command import Affinity
-from workers.runtime.leases import LEASE_KEYS, LEASES_KEY
+from workers.runtime.fetching import fetch_command, prefix_affinity
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.fetch_command import Affinity
+from workers.runtime.leases.leases import LEASE_KEYS, LEASES_KEY
 
 
 @pytest.fixture

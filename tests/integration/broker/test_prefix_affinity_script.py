@@ -1,4 +1,4 @@
-"""lua/fetch_near.lua against a model of its rules."""
+"""lua/fetch_by_prefix.lua against a model of its rules."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.affinity_queue import LATER, ONE, SYSTEM, THREE, TWO, URGENT, Queue
-from workers.runtime import prefix_affinity
+from workers.runtime.fetching import prefix_affinity
 
 
 @dataclass

@@ -11,10 +11,10 @@ from primarch_fleet.queues import turns_list
 from tests.support.clock import Clock
 from tests.support.turning_hub import TurningHub
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.runtime import fetch_timer
-from workers.runtime.fetch_timer import FetchTimer
-from workers.runtime.leases import LEASES_KEY
-from workers.runtime.push_notifier import PushNotifier
+from workers.runtime.fetching import fetch_timer
+from workers.runtime.fetching.fetch_timer import FetchTimer
+from workers.runtime.fetching.push_notifier import PushNotifier
+from workers.runtime.leases.leases import LEASES_KEY
 
 #: Seconds between two fetches of a worker that does not poll while a test lasts.
 NEVER = 600

@@ -27,12 +27,12 @@ from primarch_fleet.queues import (
 from tests.support.tenants_queue import SETTINGS, fetch_from
 from tests.support.workers import REPOSITORY, Producer, StartWorker, eventually
 from workers.observability.heartbeat import Heartbeat
-from workers.runtime import fetch_command, prefix_affinity
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.fetch_command import Affinity
-from workers.runtime.leases import LEASE_KEYS, RENEWALS_KEY, Leases
-from workers.runtime.scripts import MOVE
-from workers.runtime.sorting import sort_pushed
+from workers.runtime.fetching import fetch_command, prefix_affinity
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.fetch_command import Affinity
+from workers.runtime.fetching.sorting import sort_pushed
+from workers.runtime.leases.leases import LEASE_KEYS, RENEWALS_KEY, Leases
+from workers.runtime.scripts import MOVE_MESSAGE
 
 QUEUES = ("q", "other")
 LISTS = priority_lists("q")
@@ -555,7 +555,7 @@ class World:
         self.store.set("served", "")
         for source in LISTS:
             keys = [source, "other", "served", mark_key(name)]
-            if MOVE.run(self.store, keys, [text, message(name, "z")]):
+            if MOVE_MESSAGE.run(self.store, keys, [text, message(name, "z")]):
                 del self.waiting[name]
                 self.moved += 1
                 return

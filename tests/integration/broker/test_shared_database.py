@@ -6,7 +6,7 @@ from collections import Counter
 import redis
 
 from tests.support.workers import Producer, StartWorker, eventually
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 #: What a worker of pool_app needs, and more, to take the lease of a dead one.
 TAKEOVER_SECONDS = 4

@@ -28,8 +28,8 @@ from tests.support.producer import CATALOGUE
 from tests.support.redis_server import DURABLE, RedisServer, redis_server
 from tests.support.tls_relay import TLSRelay, tls_relay
 from tests.support.workers import eventually
-from workers.runtime.result_backend import backend_url
-from workers.runtime.transport import leased_url
+from workers.runtime.fetching.transport import leased_url
+from workers.runtime.results.result_backend import backend_url
 
 # kombu and Celery leave connections open, which the next certificate cuts.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

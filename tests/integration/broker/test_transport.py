@@ -19,10 +19,11 @@ from primarch_fleet.cancellation import LEASED_TASKS
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import Producer, StartWorker, Worker, eventually
-from workers.runtime import fetch_command
 from workers.runtime.dead_letters import DEAD_LETTERS
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import (
+from workers.runtime.fetching import fetch_command
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.transport import leased_url
+from workers.runtime.leases.leases import (
     LEASE_KEYS,
     LEASES_KEY,
     RENEWALS_KEY,
@@ -30,7 +31,6 @@ from workers.runtime.leases import (
     Leases,
     LeaseSettings,
 )
-from workers.runtime.transport import leased_url
 
 TIMEOUT = 30  # seconds
 

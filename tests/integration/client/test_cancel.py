@@ -35,9 +35,9 @@ from tests.support.workers import StartWorker, eventually, is_parked
 from workers.observability.cost_recorder import ESTIMATED
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.runtime import fetch_command
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import LEASE_KEYS, LEASES_KEY
+from workers.runtime.fetching import fetch_command
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.leases.leases import LEASE_KEYS, LEASES_KEY
 
 TIMEOUT_SECONDS = 60.0
 REALTIME, LOCAL = "gpt-4o-mini", "smollm2-135m"

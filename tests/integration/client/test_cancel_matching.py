@@ -24,7 +24,7 @@ from tests.support.tenants_queue import fetch_from
 from tests.support.workers import Producer, StartWorker, eventually, is_parked
 from workers.onebox.simulator.profile import BatchProfile, Latency, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import Leases, LeaseSettings
+from workers.runtime.leases.leases import Leases, LeaseSettings
 
 TIMEOUT_SECONDS = 30.0
 PROMPT = "what only the model may read"

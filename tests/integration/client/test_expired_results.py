@@ -13,7 +13,7 @@ from primarch_fleet.errors import ResultExpired, ResultTimeout
 from primarch_fleet.outgoing import OPEN_KEY
 from primarch_fleet.ticket import Ticket
 from tests.support.producer import DONE, request
-from workers.runtime.result_backend import WorkerResultBackend
+from workers.runtime.results.result_backend import WorkerResultBackend
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from primarch_fleet.ticket import Ticket
 from tests.support.engines import END_OF_ANSWER, ENGINES, ENVIRONMENT, fleet_file
 from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.ports import free_port
-from workers.runtime.leases import RENEWALS_KEY
+from workers.runtime.leases.leases import RENEWALS_KEY
 
 LocalWorker = Callable[..., AbstractContextManager["LocalLane"]]
 

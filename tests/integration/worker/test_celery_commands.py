@@ -17,7 +17,7 @@ from primarch_fleet.queues import priority_lists
 from tests.support.tenants_queue import fetch_from
 from tests.support.workers import REPOSITORY, Producer, StartWorker, Worker, eventually
 from workers.runtime import worker_options
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 TIMEOUT = 30  # seconds
 PLACES = 2
@@ -256,7 +256,7 @@ def options(**changes: Any) -> Any:
         amqp=SimpleNamespace(queues=SimpleNamespace(consume_from={"realtime": None})),
     )
     plain: dict[str, Any] = {
-        "pool_cls": "workers.runtime.pool:TaskPool",
+        "pool_cls": "workers.runtime.pool.pool:TaskPool",
         "max_tasks_per_child": None,
     }
     plain |= {"max_memory_per_child": None, "options": {}, "app": app}

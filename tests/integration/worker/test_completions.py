@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
-from workers.runtime import event_loop, task_greenlets
-from workers.runtime.completions import Completions
-from workers.runtime.leases import LEASE_KEYS, LEASES, LeaseSettings
+from workers.runtime.leases.leases import LEASE_KEYS, LEASES, LeaseSettings
+from workers.runtime.loop import event_loop, task_greenlets
+from workers.runtime.results.completions import Completions
 
 SETTINGS = LeaseSettings(visibility_timeout=60, max_deliveries=5)
 
@@ -45,7 +45,7 @@ def in_greenlets(*calls: Callable[[], object]) -> list[object]:
 
 
 def result(name: str) -> tuple[list[str], list[object]]:
-    """The keys and arguments of lua/store.lua for the result of a task."""
+    """The keys and arguments of lua/store_result.lua for the result of a task."""
     text = json.dumps({"status": "SUCCESS", "result": name})
     return [name, name, f"mark-{name}"], [text, 60, "", name]
 

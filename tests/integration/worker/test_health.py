@@ -18,7 +18,7 @@ from tests.support.workers import StartWorker, eventually
 from workers.onebox.ports import free_port
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 MESSAGE = {"role": "user", "content": "x"}
 

@@ -28,7 +28,7 @@ from tests.support.workers import StartWorker, eventually
 from workers.observability.heartbeat import EXPIRY_SECONDS, Heartbeat
 from workers.onebox.simulator.profile import Latency, Profile
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 PRICE = Rates(input="1", output="2")
 OFFERS = {name: Offer(queue=f"local.{name}", price=PRICE) for name in ("one", "two")}

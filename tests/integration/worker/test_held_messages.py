@@ -10,7 +10,7 @@ import redis
 
 from primarch_fleet.queues import SEPARATOR
 from tests.support.workers import Producer, StartWorker, Worker, eventually
-from workers.runtime.leases import LEASE_KEYS
+from workers.runtime.leases.leases import LEASE_KEYS
 
 TIMEOUT = 30  # seconds
 PLACES = 4

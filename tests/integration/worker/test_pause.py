@@ -25,7 +25,7 @@ from tests.support.lane_limits import PRICE, publish
 from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.leases import LEASES_KEY
 
 TIMEOUT_SECONDS = 60.0
 LOCAL_MODEL = "smollm2-135m"

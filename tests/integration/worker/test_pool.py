@@ -15,9 +15,9 @@ from celery.exceptions import Ignore, SoftTimeLimitExceeded, TaskRevokedError, T
 from primarch_fleet.cancellation import LEASED_TASKS
 from primarch_fleet.queues import QueueDepth, count_waiting
 from tests.support.workers import Producer, StartWorker, Worker, eventually
-from workers.runtime import event_loop
-from workers.runtime.leases import LEASES_KEY, RENEWALS_KEY
-from workers.runtime.pool_job import PoolJob
+from workers.runtime.leases.leases import LEASES_KEY, RENEWALS_KEY
+from workers.runtime.loop import event_loop
+from workers.runtime.pool.pool_job import PoolJob
 
 TIMEOUT = 30  # seconds; no result takes a tenth of it
 

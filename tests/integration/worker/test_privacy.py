@@ -13,7 +13,7 @@ from tests.support.workers import StartWorker, Worker, eventually
 from workers.onebox.simulator.profile import Profile
 from workers.onebox.simulator.script import Script
 from workers.onebox.simulator.server import Simulator
-from workers.runtime.control_replies import REPLY_TTL_SECONDS
+from workers.runtime.control.control_replies import REPLY_TTL_SECONDS
 
 KEY, MARK = "sk-hunter2-hunter2-hunter2", "the-marker-of-this-prompt"
 MESSAGES = [{"role": "user", "content": f"Please repeat: {MARK}"}]

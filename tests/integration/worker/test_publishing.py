@@ -20,7 +20,7 @@ from kombu.transport import redis as kombu_redis
 from scheduler.completion.publish_once import publish_once, publish_through
 from tests.support.relay import Relay, relay
 from tests.support.worker_app import worker_app
-from workers.runtime.publishing import PUBLISHED, PublishingChannel
+from workers.runtime.results.publishing import PUBLISHED, PublishingChannel
 
 
 @pytest.fixture

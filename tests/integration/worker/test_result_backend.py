@@ -24,7 +24,7 @@ from tests.support.closed_backends import closed_backends
 from tests.support.redis_server import RedisServer
 from tests.support.relay import Relay, relay
 from tests.support.worker_app import worker_app
-from workers.runtime.result_backend import WorkerResultBackend, backend_url
+from workers.runtime.results.result_backend import WorkerResultBackend, backend_url
 from workers.runtime.scripts import CHORD_EXTEND
 
 
@@ -108,7 +108,8 @@ def test_the_fields_of_a_result_are_celerys(
 def test_a_workers_redis_url_names_the_backend(app: Celery) -> None:
     assert type(app.backend) is WorkerResultBackend
     assert (
-        backend_url("rediss://host/0") == "workers.runtime.result_backend:WorkerResultBackend"
+        backend_url("rediss://host/0")
+        == "workers.runtime.results.result_backend:WorkerResultBackend"
         "+rediss://host/0?ssl_cert_reqs=required&ssl_check_hostname=true"
     )
 

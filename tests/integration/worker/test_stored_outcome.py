@@ -16,8 +16,8 @@ from celery.exceptions import ChordError
 from celery.result import AsyncResult
 
 from tests.support.workers import Producer, StartWorker, Worker, eventually
-from workers.runtime.lease_entry import next_delivery
-from workers.runtime.leases import LEASES_KEY
+from workers.runtime.leases.lease_entry import next_delivery
+from workers.runtime.leases.leases import LEASES_KEY
 
 TIMEOUT = 30  # seconds
 #: Where the tasks that follow wait: no worker serves it.

@@ -18,13 +18,12 @@ from redis.retry import Retry
 
 from tasks.base import AsyncTask
 from workers.runtime import (
-    commands,  # noqa: F401 - as in a lane's worker
-    decompression,  # noqa: F401 - the same
-    publishing,
-    result_backend,
-    transport,
-    worker_options,  # noqa: F401 - as in a lane's worker
+    decompression,  # noqa: F401 - as in a lane's worker
+    worker_options,  # noqa: F401 - the same
 )
+from workers.runtime.control import commands  # noqa: F401 - the same
+from workers.runtime.fetching import transport
+from workers.runtime.results import publishing, result_backend
 
 URL = os.environ["FLEET_TEST_URL"]
 _RETRY = {"max_retries": None, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 1}
@@ -35,7 +34,7 @@ app.conf.update(
     broker_url=URL,
     broker_read_url=transport.leased_url(URL),
     result_backend=result_backend.backend_url(URL),
-    worker_pool="workers.runtime.pool:TaskPool",
+    worker_pool="workers.runtime.pool.pool:TaskPool",
     worker_consumer="workers.runtime.consumer:Consumer",
     task_acks_late=True,
     worker_prefetch_multiplier=1,

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from primarch_fleet import errors
-from scheduler.completion.celery_replay import CeleryReplay
+from scheduler.completion.celery_tracer import CeleryTracer
 from scheduler.completion.completer import Completer
 from scheduler.jobs import finisher, result_reader
 from scheduler.model.job import Job
@@ -132,8 +132,8 @@ async def test_fault_37_a_second_completion_of_a_task_changes_nothing(
     async with opened() as b:
         (result,) = await b.send(chat("once"), link=app.tasks["test.text"].s())
         job, request = await _submitted(b)
-        scheduler, replay = b.scheduler, CeleryReplay(app, "batch1@test")
-        completer = Completer(scheduler.store, scheduler.bodies, replay, lambda _: None)
+        scheduler, tracer = b.scheduler, CeleryTracer(app, "batch1@test")
+        completer = Completer(scheduler.store, scheduler.bodies, tracer, lambda _: None)
         assert await completer.answer(job, {request: {"first": True}}) == {"default"}
         assert await completer.answer(job, {request: {"first": False}}) == set()
         await completer.fail({request: errors.BatchError("too late")}, job.group, job.intent)

@@ -20,9 +20,9 @@ from redis.asyncio import Redis
 from primarch_fleet.redis_support import patient_async
 from scheduler.model.job import JobState
 from scheduler.store import keys
+from scheduler.store.batch_store import Store
 from scheduler.store.jobs import LeaseLost
 from scheduler.store.server import Server
-from scheduler.store.store import Store
 from tests.support.batch_accounts import dialect
 from tests.support.batch_fixture import Bench, OpenBench, chat, fleet_app, open_bench, profile
 from tests.support.redis_server import DURABLE, RedisServer, redis_server

@@ -9,7 +9,7 @@ import pytest
 
 from primarch_fleet import errors
 from scheduler.jobs import finisher
-from scheduler.store.pauses import Pause, Pauses
+from scheduler.store.batch_pauses import Pause, Pauses
 from tests.support.batch_fixture import OpenBench, chat, profile
 from workers.onebox.simulator.profile import Fault, Profile
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from celery.worker.request import Request
 
-from workers.runtime import stored_outcome, task_greenlets
-from workers.runtime.leases import LEASES
+from workers.runtime.leases.leases import LEASES
+from workers.runtime.loop import task_greenlets
+from workers.runtime.pool import stored_outcome
 from workers.runtime.redis_errors import REDIS_ERRORS
 
 #: Seconds between two questions to a Redis that does not answer.

@@ -17,17 +17,17 @@ from redis.exceptions import NoScriptError
 from primarch_fleet import redis_support
 from primarch_fleet.redis_support import ScriptPipeline
 from tasks.grouped_calls import GroupedCalls
-from workers.runtime import event_loop, task_greenlets
-from workers.runtime.acknowledger import Acknowledger
-from workers.runtime.leases import LEASES
-from workers.runtime.scripts import STORE
+from workers.runtime.leases.acknowledger import Acknowledger
+from workers.runtime.leases.leases import LEASES
+from workers.runtime.loop import event_loop, task_greenlets
+from workers.runtime.scripts import STORE_RESULT
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class _Result:
-    """A result to be stored: the keys and arguments of lua/store.lua, and then its reply."""
+    """A result to be stored: the keys and arguments of lua/store_result.lua, and then its reply."""
 
     keys: Sequence[Any]
     args: Sequence[Any]
@@ -52,7 +52,7 @@ class Completions:
         """Store a result at the Redis of a URL.
 
         Returns:
-            The reply of lua/store.lua; None if it failed. Then the caller repeats it.
+            The reply of lua/store_result.lua; None if it failed. Then the caller repeats it.
         """
         if self._client is None:
             self._connect(url)
@@ -86,7 +86,7 @@ class Completions:
         pipeline = ScriptPipeline(self._client)
         results = [result for result in group if result is not None]
         for result in results:
-            STORE.run(pipeline, result.keys, result.args)
+            STORE_RESULT.run(pipeline, result.keys, result.args)
         calls, self._after_acks = self._after_acks, []
         try:
             if not self._is_script_known:

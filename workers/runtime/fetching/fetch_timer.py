@@ -41,7 +41,7 @@ from typing import Any
 import redis
 
 from primarch_fleet.queues import SEPARATOR, turns_list
-from workers.runtime.push_notifier import PushNotifier
+from workers.runtime.fetching.push_notifier import PushNotifier
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,10 @@ from celery.app.task import Context
 
 from primarch_fleet.cancellation import mark_key
 from primarch_fleet.redis_support import LuaScript, ScriptPipeline
-from workers.runtime import task_greenlets
-from workers.runtime.acknowledger import Acknowledger
 from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, fail_task
-from workers.runtime.lease_returns import LAST, NEXT, LeaseReturns
+from workers.runtime.leases.acknowledger import Acknowledger
+from workers.runtime.leases.lease_returns import LAST, NEXT, LeaseReturns
+from workers.runtime.loop import task_greenlets
 from workers.runtime.redis_errors import DISCONNECTED
 from workers.runtime.scripts import DEAD_BROADCAST, EXPIRED, RENEW
 

@@ -1,7 +1,7 @@
 """Builds the command by which a worker fetches messages: the KEYS and ARGV of its Lua scripts.
 
 Their order is that of the legends in lua/take.lua, with which both scripts start, lua/fetch.lua and
-lua/fetch_near.lua. No other module knows it.
+lua/fetch_by_prefix.lua. No other module knows it.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import NamedTuple, Self
 
 from primarch_fleet.redis_support import LuaScript
 from primarch_fleet.reservations import Reserved
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.prefix_affinity import AffinityLimits
-from workers.runtime.scripts import FETCH, FETCH_NEAR
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.fetching.prefix_affinity import AffinityLimits
+from workers.runtime.scripts import FETCH, FETCH_BY_PREFIX
 
 #: What a reply has after its messages if others stay.
 _STAY = "1"
@@ -112,7 +112,7 @@ def fetch_near(
         limits.max_passed_over,
         limits.max_prefixes,
     ]
-    return FetchCommand(FETCH_NEAR, [*lease_keys, *affinity.keys, *lists], args)
+    return FetchCommand(FETCH_BY_PREFIX, [*lease_keys, *affinity.keys, *lists], args)
 
 
 def read_reply(reply: Sequence[bytes | str]) -> FetchReply:

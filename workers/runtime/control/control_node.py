@@ -17,7 +17,7 @@ from kombu.pidbox import Node
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from workers.runtime.leases import LEASES
+from workers.runtime.leases.leases import LEASES
 from workers.runtime.redis_errors import REDIS_ERRORS
 
 logger = logging.getLogger(__name__)

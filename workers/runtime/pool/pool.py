@@ -17,8 +17,8 @@ How a task runs:
 A revoke, a hard limit or a shutdown *claims* a job: it decides the outcome in place of the body,
 cancels the coroutine and frees its place at once (`JobState`).
 
-The settings say `worker_pool = "workers.runtime.pool:TaskPool"`; `worker_concurrency` is the number
-of running tasks, `fleet_drain_timeout` the seconds that SIGTERM leaves them to finish.
+The settings say `worker_pool = "workers.runtime.pool.pool:TaskPool"`; `worker_concurrency` is the
+number of running tasks, `fleet_drain_timeout` the seconds that SIGTERM leaves them to finish.
 """
 
 import functools
@@ -36,10 +36,11 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.base import runner
-from workers.runtime import event_loop, possession, task_greenlets
 from workers.runtime.dead_letters import Undeliverable
-from workers.runtime.leases import LEASES
-from workers.runtime.pool_job import JobState, PoolJob, raised
+from workers.runtime.leases.leases import LEASES
+from workers.runtime.loop import event_loop, task_greenlets
+from workers.runtime.pool import lease_check
+from workers.runtime.pool.pool_job import JobState, PoolJob, raised
 from workers.runtime.redis_errors import comes_from_message
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class TaskPool(BasePool):
             self._job_removed.notify_all()
 
     def _run(self, job: PoolJob) -> None:
-        if possession.must_not_start(job.request, job.is_claimed):
+        if lease_check.must_not_start(job.request, job.is_claimed):
             job.lose()
         if not job.accept():
             return

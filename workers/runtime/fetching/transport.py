@@ -57,15 +57,16 @@ from primarch_fleet import redis_support
 from primarch_fleet.celery_redis import PrimaryChannel
 from primarch_fleet.protocol import RESERVED
 from primarch_fleet.redis_url import normalized
-from workers.runtime import fetch_command, prefix_affinity, task_greenlets
-from workers.runtime.completions import COMPLETIONS
 from workers.runtime.dead_letters import Undeliverable
-from workers.runtime.fair_share import FreeSlots, SlotReservation
-from workers.runtime.fetch_command import Affinity, FetchCommand, Fetched
-from workers.runtime.fetch_timer import FetchTimer, wake_hub
-from workers.runtime.leases import LEASE_KEYS, LEASES, LeaseSettings
-from workers.runtime.rate_limits import RATE_LIMITS
+from workers.runtime.fetching import fetch_command, prefix_affinity
+from workers.runtime.fetching.fair_share import FreeSlots, SlotReservation
+from workers.runtime.fetching.fetch_command import Affinity, FetchCommand, Fetched
+from workers.runtime.fetching.fetch_timer import FetchTimer, wake_hub
+from workers.runtime.fetching.rate_limits import RATE_LIMITS
+from workers.runtime.leases.leases import LEASE_KEYS, LEASES, LeaseSettings
+from workers.runtime.loop import task_greenlets
 from workers.runtime.redis_errors import DISCONNECTED, REDIS_ERRORS
+from workers.runtime.results.completions import COMPLETIONS
 
 logger = logging.getLogger(__name__)
 
@@ -393,5 +394,5 @@ def leased_url(url: str) -> str:
     return f"fleet{normalized(url)}"
 
 
-TRANSPORT_ALIASES["fleetredis"] = "workers.runtime.transport:Transport"
-TRANSPORT_ALIASES["fleetrediss"] = "workers.runtime.transport:TLSTransport"
+TRANSPORT_ALIASES["fleetredis"] = "workers.runtime.fetching.transport:Transport"
+TRANSPORT_ALIASES["fleetrediss"] = "workers.runtime.fetching.transport:TLSTransport"

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _outcome: ContextVar[dict[str, Any] | Exception] = ContextVar("outcome")
 
 
-class CeleryReplay:
+class CeleryTracer:
     """Completes and republishes tasks. Its methods block: call them on a thread.
 
     The thread must not run a task of its own: Celery would take the request of that task.

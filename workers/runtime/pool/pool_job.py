@@ -18,7 +18,8 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.base import Body, PrivateRequest
-from workers.runtime import event_loop, possession, stored_outcome, task_greenlets
+from workers.runtime.loop import event_loop, task_greenlets
+from workers.runtime.pool import lease_check, stored_outcome
 
 
 class JobState(Enum):
@@ -143,7 +144,7 @@ class PoolJob:
             Ignore: The job is claimed; the tracer then stores nothing.
         """
         outcome = self._of_earlier_run() or self._run(body)
-        if possession.must_not_end(self.request, self.is_claimed):
+        if lease_check.must_not_end(self.request, self.is_claimed):
             self.lose()
         if not self.end():
             raise Ignore

@@ -21,7 +21,7 @@ from redis.retry import Retry
 
 from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.redis_support import LuaScript
-from workers.runtime.publishing import PUBLISHED, publishing_of_chord
+from workers.runtime.results.publishing import PUBLISHED, publishing_of_chord
 from workers.runtime.scripts import CHORD_EXTEND, CHORD_PUBLISHED, CHORD_RELEASE
 
 Script = Callable[..., Any]

@@ -40,9 +40,9 @@ from scheduler.model.outcomes import (
 )
 from scheduler.store import keys
 from scheduler.store.adoption import Adoption
+from scheduler.store.batch_pauses import Pauses
 from scheduler.store.job_costs import JobCosts
 from scheduler.store.jobs import JobStore, LeaseLost
-from scheduler.store.pauses import Pauses
 from scheduler.store.scripts import SCRIPTS, backlog_keys
 from scheduler.store.server import Server
 

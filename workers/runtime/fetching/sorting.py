@@ -11,9 +11,9 @@ from collections import Counter
 import redis
 
 from primarch_fleet.queues import priority_lists
-from workers.runtime import fetch_command
-from workers.runtime.fair_share import FreeSlots
-from workers.runtime.leases import LEASE_KEYS
+from workers.runtime.fetching import fetch_command
+from workers.runtime.fetching.fair_share import FreeSlots
+from workers.runtime.leases.leases import LEASE_KEYS
 
 #: Scripts of one call, each of a few milliseconds; the next call goes on.
 MAX_SCRIPTS = 20

@@ -10,7 +10,7 @@ import redis
 from celery.app.task import Context
 
 from workers.runtime.dead_letters import LETTER_KEYS, Undeliverable, task_request
-from workers.runtime.lease_entry import next_delivery, parts
+from workers.runtime.leases.lease_entry import next_delivery, parts
 from workers.runtime.scripts import DEAD_LETTER, RELEASE
 
 logger = logging.getLogger(__name__)

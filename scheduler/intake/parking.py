@@ -24,10 +24,10 @@ from scheduler.completion import accounting
 from scheduler.model import jsonl
 from scheduler.model.job import ParkedRecord, ParkedRequest, RequestGroup, RequestSize
 from scheduler.model.outcomes import ParkOutcome
-from scheduler.providers.lines import LineEncoder
+from scheduler.providers.request_lines import LineEncoder
 from scheduler.providers.translator import Untranslatable
+from scheduler.store.batch_store import Store
 from scheduler.store.blobs import BlobStore
-from scheduler.store.store import Store
 
 #: As long as the longest custom_id of any request; used for its length.
 LONGEST_CUSTOM_ID = jsonl.custom_id(jsonl.request_id(""), 9999)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from workers.runtime import possession, stored_outcome
+from workers.runtime.pool import lease_check, stored_outcome
 
 REQUEST: Any = SimpleNamespace(
     id="id", acknowledged=False, message=SimpleNamespace(delivery_tag="tag")
@@ -38,8 +38,8 @@ class FakeLeases:
 @pytest.fixture
 def leases(monkeypatch: pytest.MonkeyPatch) -> FakeLeases:
     leases = FakeLeases()
-    monkeypatch.setattr(possession, "LEASES", leases)
-    monkeypatch.setattr(possession, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(lease_check, "LEASES", leases)
+    monkeypatch.setattr(lease_check, "RETRY_SECONDS", 0)
     monkeypatch.setattr(stored_outcome, "of_task", lambda request: leases.outcome)
     return leases
 
@@ -47,7 +47,7 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> FakeLeases:
 def both(leases: FakeLeases, *answers: tuple[bool, bool] | Exception) -> tuple[bool, bool]:
     """Whether the task must not start, and must not end, if Redis gives these answers."""
     verdicts = []
-    for must_not in (possession.must_not_start, possession.must_not_end):
+    for must_not in (lease_check.must_not_start, lease_check.must_not_end):
         leases.answers = iter(answers)
         verdicts.append(must_not(REQUEST, lambda: False))
     return verdicts[0], verdicts[1]
@@ -84,7 +84,7 @@ def test_redis_is_not_asked_about_a_lease_that_is_certain(leases: FakeLeases) ->
 
 def test_a_worker_that_stops_need_not_wait_for_redis(leases: FakeLeases) -> None:
     leases.answers = iter([redis.ConnectionError()])
-    assert possession.must_not_start(REQUEST, lambda: True)
+    assert lease_check.must_not_start(REQUEST, lambda: True)
 
 
 def test_a_job_that_is_no_task_and_an_acknowledged_task_are_not_asked_about(
@@ -92,5 +92,5 @@ def test_a_job_that_is_no_task_and_an_acknowledged_task_are_not_asked_about(
 ) -> None:
     acknowledged: Any = SimpleNamespace(acknowledged=True)
     for request in (None, acknowledged):
-        assert not possession.must_not_start(request, lambda: False)
-        assert not possession.must_not_end(request, lambda: False)
+        assert not lease_check.must_not_start(request, lambda: False)
+        assert not lease_check.must_not_end(request, lambda: False)

@@ -25,8 +25,8 @@ from celery.worker import state as worker_state
 from primarch_fleet.cancellation import CancelStatus, try_to_cancel
 from primarch_fleet.contract import EXPLICIT_HIGH_PRIORITY, SCHEDULER_QUEUE
 from tasks import services
-from workers.runtime import event_loop
-from workers.runtime.result_backend import WorkerResultBackend
+from workers.runtime.loop import event_loop
+from workers.runtime.results.result_backend import WorkerResultBackend
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 """Prefix affinity: a message goes to the worker whose prefix cache has the start of its prompt.
 
-Producers name a message's prefixes in a header (primarch_fleet/protocol.py). lua/fetch_near.lua
-decides which of a queue's workers takes a message, and stores the owner of each prefix in Redis,
-under `fleet:affinity:<queue>:`. Messages without the header, and workers without affinity, are not
-affected.
+Producers name a message's prefixes in a header (primarch_fleet/protocol.py).
+lua/fetch_by_prefix.lua decides which of a queue's workers takes a message, and stores the owner of
+each prefix in Redis, under `fleet:affinity:<queue>:`. Messages without the header, and workers
+without affinity, are not affected.
 """
 
 import os

@@ -1,9 +1,9 @@
 """The workers' result backend: Celery's Redis backend, which stores a result in one round trip.
 
 Celery reads the stored result, then writes and publishes, so that a success is never overwritten.
-lua/store.lua does all that in one step, and never overwrites any outcome: SUCCESS, FAILURE or
-REVOKED. Keys, channels, encoding, expiry and retries are Celery's, so producers and all others use
-its backend.
+lua/store_result.lua does all that in one step, and never overwrites any outcome: SUCCESS, FAILURE
+or REVOKED. Keys, channels, encoding, expiry and retries are Celery's, so producers and all others
+use its backend.
 """
 
 import functools
@@ -21,10 +21,10 @@ from primarch_fleet.celery_redis import PrimaryBackend
 from primarch_fleet.parts import in_parts
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
-from workers.runtime import task_greenlets
-from workers.runtime.chords import ChordJoins
-from workers.runtime.completions import COMPLETIONS
-from workers.runtime.scripts import ANNOUNCE, COMPLETE_MARK, STORE, STORE_MANY
+from workers.runtime.loop import task_greenlets
+from workers.runtime.results.chords import ChordJoins
+from workers.runtime.results.completions import COMPLETIONS
+from workers.runtime.scripts import ANNOUNCE, COMPLETE_MARK, STORE_RESULT, STORE_RESULTS
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
 UNFINISHED_TTL_SECONDS = 3 * 86_400
@@ -196,18 +196,18 @@ class WorkerResultBackend(PrimaryBackend):
             keys = [key for result in part for key in result.keys]
             args = [arg for result in part for arg in result.args]
             ttls = [self.expires or 0, COMPLETED_MARK_TTL_SECONDS]
-            STORE_MANY.run(pipeline, keys, [*ttls, *args])
+            STORE_RESULTS.run(pipeline, keys, [*ttls, *args])
         for part, others in zip(groups, pipeline.execute(), strict=True):
             for number in others:
                 part[number - 1].store_as_celery()
 
     def _store(self, keys: Sequence[Any], args: Sequence[Any]) -> int:
-        """Return the reply of lua/store.lua, with the results of other tasks if on the loop."""
+        """Return the reply of lua/store_result.lua; on the loop, it goes with other results."""
         if task_greenlets.is_inside():
             reply = COMPLETIONS.store(self.url, keys, args)
             if reply is not None:
                 return reply
-        return int(self.ensure(STORE.run, (self.client, keys, args)))
+        return int(self.ensure(STORE_RESULT.run, (self.client, keys, args)))
 
     def ensure(self, fun: Callable[..., Any], args: Any, **policy: Any) -> Any:
         """Call `fun` and repeat it as Celery does; the event loop goes on meanwhile."""
@@ -247,4 +247,4 @@ class _ChordBackend(ChordJoins, WorkerResultBackend):
 
 def backend_url(url: str) -> str:
     """Return a worker's `result_backend`. Raises ConfigError."""
-    return f"workers.runtime.result_backend:WorkerResultBackend+{normalized(url)}"
+    return f"workers.runtime.results.result_backend:WorkerResultBackend+{normalized(url)}"

@@ -2,7 +2,7 @@
 
 import workers.realtime  # noqa: F401 - LiteLLM's settings, before its import
 from workers.realtime.finish_reasons import MappedReason, NativeReasons
-from workers.realtime.refusals import causes
+from workers.realtime.unbilled_calls import causes
 
 
 def test_each_cause_of_an_error_comes_once_even_if_an_error_is_among_its_own_causes() -> None:

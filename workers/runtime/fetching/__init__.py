@@ -1,0 +1,1 @@
+"""Messages are fetched: the transport, the order of tenants, rates and prefixes."""

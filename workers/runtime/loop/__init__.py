@@ -1,0 +1,1 @@
+"""The event loop of a worker, and what runs beside it."""

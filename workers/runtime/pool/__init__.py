@@ -1,0 +1,1 @@
+"""The pool: how tasks run and end."""

@@ -1,0 +1,1 @@
+"""Outcomes are stored, and what follows a task is published."""
