@@ -1,8 +1,10 @@
 """The packages in the order in which they may import each other, and their imports."""
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 from config.settings import ROOT
 
@@ -13,7 +15,7 @@ ORDER = ["primarch_fleet", "config", "tasks", "workers", "scheduler", "api"]
 def imports(package: str) -> Iterator[tuple[str, str]]:
     """Each module of a package with each top-level package that it imports."""
     for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in _nodes(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path}: imports are absolute"
@@ -22,6 +24,7 @@ def imports(package: str) -> Iterator[tuple[str, str]]:
                 yield str(path), name.partition(".")[0]
 
 
+@functools.cache
 def imports_of_modules() -> dict[str, set[str]]:
     """The modules of all packages, each with those that it imports anywhere, also for types."""
     paths = {
@@ -32,12 +35,19 @@ def imports_of_modules() -> dict[str, set[str]]:
     return {
         module: {
             found
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in _nodes(path)
             for name in _imported_names(node)
             if (found := _module(name, paths)) and found != module
         }
         for module, path in paths.items()
     }
+
+
+@functools.cache
+def _nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """The imports of a file, wherever they stand."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def _imported_names(node: ast.AST) -> list[str]:
