@@ -37,7 +37,7 @@ from typing import NamedTuple
 from config.settings import ROOT
 from primarch_fleet import Completion
 from scheduler.model.jsonl import request_id
-from tests.bench.batch_lane import RESULT, Lane, Watch
+from tests.bench.batch_lane import RESULT, Lane, Size, Watch
 from tests.bench.batch_producer import MODEL, prompt
 
 #: Resident bytes that no process of the fleet may exceed, and the processes that are not its own.
@@ -79,7 +79,7 @@ class Run:
         """Yield each stage when it is finished."""
         self._since_last()
         seconds, cpu_seconds = self._lane.produce()
-        cpu = {"producer": cpu_seconds, **self._since_last()}
+        cpu = {"producers": cpu_seconds, **self._since_last()}
         yield Stage("submit", seconds, _mean(self._redis.lrange(QUEUE, 0, SAMPLE - 1)), cpu)
         with self._lane.working():
             started = self._when(lambda: self._parked() > 0)
@@ -246,10 +246,12 @@ def report_memory(max_bytes: dict[str, int]) -> bool:
     return not over
 
 
-def measure(folder: Path, count: int, workers: int, batches: int) -> bool:
+def measure(folder: Path, options: argparse.Namespace) -> bool:
     """Run everything; return whether there was no problem."""
+    count, batches = options.requests, options.batches
     with Watch() as watch:
-        lane = Lane(folder, count, watch, -(-count // batches), workers)
+        size = Size(count, -(-count // batches), options.workers, options.producers)
+        lane = Lane(folder, watch, size)
         with lane.open():
             run, started = Run(lane, count), time.perf_counter()
             stages = list(run.stages())
@@ -257,8 +259,8 @@ def measure(folder: Path, count: int, workers: int, batches: int) -> bool:
             problems = run.problems()
             bounds = {stage.bytes: bound(lane, count, stage.bytes) for stage in stages}
             print(
-                f"{count} requests, batches: {batches}, batch workers: {workers}, "
-                f"cores: {os.cpu_count()}"
+                f"{count} requests, producers: {options.producers}, batches: {batches}, "
+                f"batch workers: {options.workers}, cores: {os.cpu_count()}"
             )
             report(stages, bounds, count, whole)
             autobatcher(lane, count, watch)
@@ -272,9 +274,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=50_000, help="at most 50000")
     parser.add_argument("--workers", type=int, default=1, help="processes of the batch lane")
     parser.add_argument("--batches", type=int, default=1, help="that the requests are put into")
+    parser.add_argument("--producers", type=int, default=1, help="processes that enqueue a share")
     options = parser.parse_args()
+    if options.requests % options.producers or options.requests % options.batches:
+        parser.error("--requests must be a multiple of --producers and of --batches")
     with tempfile.TemporaryDirectory() as folder:
-        done = measure(Path(folder), options.requests, options.workers, options.batches)
+        done = measure(Path(folder), options)
         sys.exit(not done)
 
 

@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,29 @@ class Watch(threading.Thread):
                     del self._watched[name]
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much a run does, and with how many processes."""
+
+    #: Requests in total.
+    count: int
+    #: Requests of a batch, which is created once so many are parked. Without it, one batch has all.
+    job_requests: int | None = None
+    #: Processes of the batch lane, and processes that enqueue a share of the requests each.
+    workers: int = 1
+    producers: int = 1
+
+
 class Lane:
-    """A Valkey server, a simulated provider and the processes of the fleet.
+    """A Valkey server, a simulated provider and the processes of the fleet."""
 
-    Args:
-        count: Requests in total.
-        job_requests: Requests of a batch, which is created once so many are parked. Without it,
-            one batch has all.
-        workers: Processes of the batch lane.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        count: int,
-        watch: Watch,
-        job_requests: int | None = None,
-        workers: int = 1,
-    ) -> None:
-        self._folder, self._count, self._watch = folder, count, watch
+    def __init__(self, folder: Path, watch: Watch, size: Size) -> None:
+        self._folder, self._watch, self._count = folder, watch, size.count
         #: The names of the batch workers.
-        self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
-        self._job_requests = job_requests or count
-        self.batches = -(-count // self._job_requests)
-        self._ids = folder / "ids"
+        self.workers = [f"worker-{number}" for number in range(1, size.workers + 1)]
+        self._job_requests = size.job_requests or size.count
+        self.batches = -(-size.count // self._job_requests)
+        self._producers = [f"producer-{number}" for number in range(1, size.producers + 1)]
         self._env: dict[str, str] = {}
 
     @contextmanager
@@ -151,18 +151,38 @@ class Lane:
         return self._watch.cpu_seconds()
 
     def produce(self) -> tuple[float, float]:
-        """Enqueue all requests; return the seconds, and those of CPU. Raises RuntimeError."""
-        with self.producing() as child:
-            failed, text = child.wait(), self.log("producer").read_text()
-        if failed:
-            raise RuntimeError(text)
-        seconds, cpu_seconds = map(float, text.split())
-        return seconds, cpu_seconds
+        """Enqueue all requests.
 
-    def producing(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        Returns:
+            The seconds until the last producer has ended its share, and the CPU seconds of all.
+
+        Raises:
+            RuntimeError: A producer has failed.
+        """
+        with self.producing() as children:
+            failed = [child.wait() for child in children]
+        texts = [self.log(name).read_text() for name in self._producers]
+        if any(failed):
+            raise RuntimeError("".join(texts))
+        seconds, cpu_seconds = zip(*(map(float, text.split()) for text in texts), strict=True)
+        return max(seconds), sum(cpu_seconds)
+
+    @contextmanager
+    def producing(self) -> Iterator[list[subprocess.Popen[bytes]]]:
         """Enqueue all requests during the block."""
-        arguments = (self.url, str(self._count), str(self._ids))
-        return self.started("producer", "tests.bench.batch_producer", *arguments)
+        share = str(self._count // len(self._producers))
+        with ExitStack() as processes:
+            yield [
+                processes.enter_context(
+                    self.started(
+                        name, "tests.bench.batch_producer", self.url, share, str(self._ids_of(name))
+                    )
+                )
+                for name in self._producers
+            ]
+
+    def _ids_of(self, producer: str) -> Path:
+        return self._folder / f"{producer}.ids"
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Yield the results of the enqueued tasks that succeeded."""
@@ -174,7 +194,8 @@ class Lane:
 
     def ids(self) -> list[str]:
         """Return the ids of the enqueued tasks."""
-        return self._ids.read_text().split()
+        texts = (self._ids_of(name).read_text() for name in self._producers)
+        return [task_id for text in texts for task_id in text.split()]
 
     def file_bytes(self) -> int:
         """Return the bytes of the input files that are being uploaded."""

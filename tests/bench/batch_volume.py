@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.bench.batch import OTHER_PROCESSES, QUEUE, REQUESTS
-from tests.bench.batch_lane import Lane, Watch
+from tests.bench.batch_lane import Lane, Size, Watch
 
 #: Requests of a batch.
 JOB_REQUESTS = 50_000
@@ -43,7 +43,7 @@ class Volume:
         """Return the seconds from the first submit to the last result. Raises TimeoutError."""
         started = time.perf_counter()
         with ExitStack() as running:
-            producer = running.enter_context(self._lane.producing())
+            (producer,) = running.enter_context(self._lane.producing())
             running.enter_context(self._lane.working())
             running.enter_context(self._lane.beating())
             for quarter in range(1, QUARTERS + 1):
@@ -56,7 +56,7 @@ class Volume:
         seen, deadline = self._left(), time.monotonic() + STALLED_SECONDS
         while self._charged() < charged or (charged == self._count and any(self._left())):
             if producer.poll():
-                raise RuntimeError(self._lane.log("producer").read_text())
+                raise RuntimeError(self._lane.log("producer-1").read_text())
             if (left := self._left()) != seen:
                 seen, deadline = left, time.monotonic() + STALLED_SECONDS
             if time.monotonic() > deadline:
@@ -98,7 +98,7 @@ class Volume:
 def measure(folder: Path, count: int) -> bool:
     """Run everything; return whether there was no problem."""
     with Watch() as watch:
-        lane = Lane(folder, count, watch, job_requests=JOB_REQUESTS)
+        lane = Lane(folder, watch, Size(count, JOB_REQUESTS))
         with lane.open():
             volume = Volume(lane, watch, count)
             seconds = volume.run()
