@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import redis
 
-from workers.runtime.pool import lease_check, stored_outcome
+from workers.runtime.pool import lease_check
+from workers.runtime.results import stored_outcome
 
 REQUEST: Any = SimpleNamespace(
-    id="id", acknowledged=False, message=SimpleNamespace(delivery_tag="tag")
+    id="id",
+    acknowledged=False,
+    message=SimpleNamespace(delivery_tag="tag"),
+    task=SimpleNamespace(backend=None),
 )
 
 
@@ -40,7 +44,7 @@ def leases(monkeypatch: pytest.MonkeyPatch) -> FakeLeases:
     leases = FakeLeases()
     monkeypatch.setattr(lease_check, "LEASES", leases)
     monkeypatch.setattr(lease_check, "RETRY_SECONDS", 0)
-    monkeypatch.setattr(stored_outcome, "of_task", lambda request: leases.outcome)
+    monkeypatch.setattr(stored_outcome, "of_task", lambda backend, task_id: leases.outcome)
     return leases
 
 

@@ -15,12 +15,19 @@ import pytest
 import redis
 from celery import Celery, group
 from celery.app.task import Context
+from celery.states import EXCEPTION_STATES
 from kombu.transport import redis as kombu_redis
 
 from scheduler.completion.publish_once import publish_once, publish_through
 from tests.support.relay import Relay, relay
 from tests.support.worker_app import worker_app
-from workers.runtime.results.publishing import PUBLISHED, PublishingChannel
+from workers.runtime.results.publishing import (
+    PUBLISHED,
+    Followers,
+    PublishingChannel,
+    publishing_followers,
+    publishing_of_chord,
+)
 
 
 @pytest.fixture
@@ -74,6 +81,59 @@ def test_a_chords_body_is_published_once_whichever_reply_is_lost(
         assert store.llen(queue) == 1, f"after command {number}"
         number += 1
     assert number > 2, "the commands that publish"
+
+
+@pytest.mark.parametrize(
+    ("stored", "is_link_sent", "is_errback_sent"),
+    [
+        (None, True, True),
+        ("STARTED", True, True),
+        ("SUCCESS", False, False),
+        ("FAILURE", False, True),
+        ("REVOKED", False, True),
+    ],
+)
+def test_what_follows_a_task_is_not_sent_when_another_run_has_ended_it_in_another_way(
+    app: Celery, store: redis.Redis, stored: str | None, is_link_sent: bool, is_errback_sent: bool
+) -> None:
+    if stored:
+        app.backend.store_result(
+            "task", ValueError("first") if stored in EXCEPTION_STATES else 1, stored
+        )
+    for mode, is_sent in (
+        (Followers.are_links, is_link_sent),
+        (Followers.are_errbacks, is_errback_sent),
+    ):
+        store.delete("queue")
+        followers = Followers("task")
+        with publishing_followers(followers):
+            app.send_task("by its body", queue="queue", parent_id="task")
+            mode(followers)
+            app.send_task("of another task", queue="queue", parent_id="other")
+            with publishing_of_chord(f"chord {mode}", 60):
+                app.send_task("of a chord", queue="queue", parent_id="task")
+            assert store.llen("queue") == 3
+            app.send_task("follows", queue="queue", parent_id="task")
+        assert store.llen("queue") == 3 + is_sent
+
+
+@pytest.mark.parametrize("is_success", [True, False])
+def test_a_chord_counts_the_stored_outcome_of_a_part_that_has_ended_twice(
+    app: Celery, store: redis.Redis, is_success: bool
+) -> None:
+    chord, part = str(uuid.uuid4()), str(uuid.uuid4())
+    body: Any = app.signature("body", app=app, queue="bodies")
+    app.backend.set_chord_size(chord, 1)
+    request = Context(id=part, group=chord, group_index=0, chord=dict(body))
+    if is_success:
+        app.backend.store_result(part, "the answer", "SUCCESS")
+        app.backend.mark_as_failure(part, ValueError("second"), request=request)
+    else:
+        app.backend.store_result(part, ValueError("first"), "FAILURE")
+        app.backend.mark_as_done(part, "the answer", request=request)
+    messages = [json.loads(text) for text in store.lrange("bodies", 0, -1)]
+    results = [json.loads(base64.b64decode(message["body"]))[0] for message in messages]
+    assert results == [[["the answer"]]] * is_success
 
 
 @pytest.mark.parametrize("value", [5, {"queue": 5}])

@@ -6,6 +6,7 @@ import base64
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from celery.result import AsyncResult
 from tests.support.workers import Producer, StartWorker, Worker, eventually
 from workers.runtime.leases.lease_entry import next_delivery
 from workers.runtime.leases.leases import LEASES_KEY
+from workers.runtime.scripts import STORE_RESULT
 
 TIMEOUT = 30  # seconds
 #: Where the tasks that follow wait: no worker serves it.
@@ -214,4 +216,27 @@ def test_the_second_run_tells_the_outcome_of_the_first_when_the_first_ends_befor
     store.rpush("outcome 2", "the answer")
     eventually(lambda: not store.hlen(LEASES_KEY))
     assert set(told(store)) == {failed}
+    assert result.state == "FAILURE"
+
+
+def test_a_link_that_waits_for_redis_is_not_sent_when_another_run_ends_the_task_meanwhile(
+    worker: Worker, producer: Producer, store: redis.Redis, tmp_path: Path
+) -> None:
+    note = producer.app.signature(f"{APP}.note", (str(tmp_path / "begun"), "the answer", 1.0))
+    note.link(producer.app.signature("linked", queue=FOLLOWERS))
+    result = note.apply_async(queue="celery")
+    eventually((tmp_path / "begun").exists)
+    store.config_set("maxmemory", 1)
+    try:
+        eventually(
+            lambda: "Retrying refused callback publish for 'linked'" in worker.log.read_text()
+        )
+        key = f"celery-task-meta-{result.id}"
+        failure = {"status": "FAILURE", "result": {"exc_type": "ValueError", "exc_message": ["no"]}}
+        text = json.dumps(failure | {"task_id": result.id, "traceback": None, "children": []})
+        assert STORE_RESULT.run(store, [key, key, "mark"], [text, 600, "", result.id]) == 1
+    finally:
+        store.config_set("maxmemory", 0)
+    eventually(lambda: not store.hlen(LEASES_KEY))
+    assert not told(store)
     assert result.state == "FAILURE"

@@ -14,8 +14,8 @@ from celery.worker.request import Request
 
 from workers.runtime.leases.leases import LEASES
 from workers.runtime.loop import task_greenlets
-from workers.runtime.pool import stored_outcome
 from workers.runtime.redis_errors import REDIS_ERRORS
+from workers.runtime.results import stored_outcome
 
 #: Seconds between two questions to a Redis that does not answer.
 RETRY_SECONDS = 0.5
@@ -63,5 +63,5 @@ def _ask_until_certain(
         else:
             if is_held or is_cancelled or not if_ended:
                 return not is_held
-            return stored_outcome.of_task(request) is not None
+            return stored_outcome.of_task(request.task.backend, request.id) is not None
     return False

@@ -42,6 +42,7 @@ from workers.runtime.loop import event_loop, task_greenlets
 from workers.runtime.pool import lease_check
 from workers.runtime.pool.pool_job import JobState, PoolJob, raised
 from workers.runtime.redis_errors import comes_from_message
+from workers.runtime.results.publishing import publishing_followers
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class TaskPool(BasePool):
             job.lose()
         if not job.accept():
             return
-        with runner(job.run_body):
+        with runner(job.run_body), publishing_followers(job.followers):
             outcome = job.call()
         if job.end():
             job.on_ended(outcome)

@@ -19,7 +19,9 @@ from celery.worker.state import task_ready
 
 from tasks.base import Body, PrivateRequest
 from workers.runtime.loop import event_loop, task_greenlets
-from workers.runtime.pool import lease_check, stored_outcome
+from workers.runtime.pool import lease_check
+from workers.runtime.results import stored_outcome
+from workers.runtime.results.publishing import Followers
 
 
 class JobState(Enum):
@@ -59,6 +61,8 @@ class PoolJob:
         self.on_timeout = options["timeout_callback"]
         #: The request of the task, whose methods Celery's callbacks are; None for other jobs.
         self.request: Request | None = getattr(self.on_accepted, "__self__", None)
+        #: What Celery sends once the body has ended.
+        self.followers = Followers(str(self.task_id))
         self.hard_limit_passed = False
         self.state = JobState.QUEUED
         # Reentrant: `on_accepted` claims the job if it was revoked in the meantime.
@@ -148,6 +152,7 @@ class PoolJob:
             self.lose()
         if not self.end():
             raise Ignore
+        self.followers.are_links()
         try:
             return outcome.result()
         except CancelledError:

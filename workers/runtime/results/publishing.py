@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from celery import Celery
+from celery import Celery, states
 from celery.app import amqp
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
@@ -29,6 +29,8 @@ from kombu.utils.json import dumps
 from primarch_fleet.celery_redis import PatientChannel
 from workers.runtime.scripts import PUBLISH
 
+#: The keys of results, as Celery names them.
+RESULT = "celery-task-meta-"
 #: The keys of sequences: how many messages of each were pushed.
 PUBLISHED = "fleet:published:"
 #: Seconds for which the sequence of a thread is remembered: longer than a publish is repeated.
@@ -73,6 +75,55 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 #: The sequence of the chord that ends in this context.
 _of_chord: ContextVar[_Sequence | None] = ContextVar("sequence_of_chord", default=None)
+
+
+@dataclass
+class Followers:
+    """The links and errbacks of a running task, and the next task of its chain."""
+
+    task_id: str
+    #: The states of a stored outcome after which they are not sent: another run has ended the task.
+    #: Empty until the body has ended.
+    not_after: tuple[str, ...] = ()
+
+    def are_links(self) -> None:
+        """The body has ended: Celery sends links, before it stores the success."""
+        self.not_after = tuple(states.READY_STATES)
+
+    def are_errbacks(self) -> None:
+        """The task fails: Celery sends errbacks, after it has stored the failure."""
+        self.not_after = (states.SUCCESS,)
+
+
+#: Those of the task that runs in this context.
+_followers: ContextVar[Followers | None] = ContextVar("followers", default=None)
+
+
+@contextmanager
+def publishing_followers(followers: Followers) -> Iterator[None]:
+    """Skip, within the block, what follows an outcome that is not the stored one.
+
+    A worker may stand still, or wait for Redis, while another worker ends the same task.
+    """
+    token = _followers.set(followers)
+    try:
+        yield
+    finally:
+        _followers.reset(token)
+
+
+def sending_errbacks() -> None:
+    """Let what the running task sends from now on be its errbacks."""
+    if (followers := _followers.get()) is not None:
+        followers.are_errbacks()
+
+
+def _guard(message: dict[str, Any]) -> Followers | None:
+    """The followers that a message is of; None for others, and for what ends a chord."""
+    followers = _followers.get()
+    if followers is None or not followers.not_after or ends_chord():
+        return None
+    return followers if message["headers"].get("parent_id") == followers.task_id else None
 
 
 @contextmanager
@@ -127,9 +178,13 @@ class PublishingChannel(PatientChannel):
             return
         place, sent = placed(message, queue, (_of_chord.get() or _of_thread.sequence).next)
         keys = [self._q_for_pri(queue, self._get_message_priority(message, reverse=False))]
+        keys.append(place.key)
         args = [dumps(sent), place.number, place.ttl_seconds]
+        if (guard := _guard(message)) is not None:
+            keys.append(RESULT + guard.task_id)
+            args.append(" ".join(guard.not_after))
         with self.conn_or_acquire() as client:
-            PUBLISH.run(client, [*keys, place.key], args)
+            PUBLISH.run(client, keys, args)
 
 
 class AMQP(amqp.AMQP):

@@ -22,8 +22,11 @@ from primarch_fleet.parts import in_parts
 from primarch_fleet.redis_support import ScriptPipeline
 from primarch_fleet.redis_url import normalized
 from workers.runtime.loop import task_greenlets
+from workers.runtime.results import stored_outcome
 from workers.runtime.results.chords import ChordJoins
 from workers.runtime.results.completions import COMPLETIONS
+from workers.runtime.results.publishing import sending_errbacks
+from workers.runtime.results.stored_outcome import StoredOutcome
 from workers.runtime.scripts import ANNOUNCE, COMPLETE_MARK, STORE_RESULT, STORE_RESULTS
 
 #: Seconds for which the state of an unfinished task is kept: longer than the longest batch.
@@ -82,9 +85,16 @@ class WorkerResultBackend(PrimaryBackend):
         """The backend that joins chords."""
         return _ChordBackend(app=self.app, url=self.url)
 
-    def on_chord_part_return(self, *args: Any, **kwargs: Any) -> Any:
-        """Count a finished part of a chord; the last part publishes the chord's body."""
-        return self.chords.on_chord_part_return(*args, **kwargs)
+    def on_chord_part_return(
+        self, request: Any, state: str, result: Any, propagate: bool | None = None, **kwargs: Any
+    ) -> Any:
+        """Count a finished part of a chord; the last part publishes the chord's body.
+
+        Its outcome is the stored one: another run of the part may have ended before.
+        """
+        stored = stored_outcome.of_task(self, request.id)
+        outcome = stored or StoredOutcome(state, result)
+        return self.chords.on_chord_part_return(request, *outcome, propagate, **kwargs)
 
     def announce(self, states: Iterable[tuple[str, str, Any, Any]]) -> None:
         """Store and publish the states of tasks that have none yet, all in one round trip.
@@ -213,6 +223,11 @@ class WorkerResultBackend(PrimaryBackend):
         """Call `fun` and repeat it as Celery does; the event loop goes on meanwhile."""
         ensure = super().ensure
         return task_greenlets.off_loop(functools.partial(ensure, fun, args, **policy))
+
+    def mark_as_failure(self, *args: Any, **kwargs: Any) -> Any:
+        """Store that a task has failed, then send its errbacks, as Celery does."""
+        sending_errbacks()
+        return super().mark_as_failure(*args, **kwargs)
 
     def mark_as_revoked(
         self,
