@@ -57,7 +57,10 @@ CANCELLED_TASKS, MAX_THREADS = 200, 16
 #: Seconds between two attempts to cancel a request that a worker has: the first and the longest.
 FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.5, 4.0
 
-_CANCEL = LuaScript.load(Path(__file__).with_name("lua") / "cancel" / "cancel.lua")
+_LUA = Path(__file__).with_name("lua")
+#: Scripts that ask how a task has ended start with it.
+OUTCOME_LUA = _LUA / "result" / "outcome.lua"
+_CANCEL = LuaScript.load(OUTCOME_LUA, _LUA / "cancel" / "cancel.lua")
 
 
 class CancelStatus(StrEnum):

@@ -1,4 +1,5 @@
 -- Promise that no worker starts a task from now on, and store its outcome if it only waits.
+-- Follows outcome.lua.
 -- KEYS[1]  result: string, the result, as Celery stores it
 -- KEYS[2]  channel: of the same name, where subscribers wait for the result
 -- KEYS[3]  mark: string, exists while messages of the task are dropped; 'waiting', or 'completed'
@@ -15,10 +16,7 @@
 -- stop it, or another worker drops the message; 'cancelled', the outcome is stored. Is new: 1 if
 -- this call made the mark. Payer: '' for none; its reservation must be returned if cancelled.
 
-local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true }
-
-local stored = redis.call('GETRANGE', KEYS[1], 0, 31)
-local state = string.match(stored, '^{"status": "([^"]+)"') -- Celery encodes the state first
+local state, stored = stored_state(KEYS[1])
 if stored ~= '' and (not state or FINAL[state]) then
   return { 'finished', 0, '' }
 end

@@ -1,4 +1,4 @@
--- Acknowledge messages: end their leases.
+-- Acknowledge messages: end their leases. Follows outcome.lua.
 -- KEYS[1]    leases: hash, lease tag -> '[message, "", list it came from]'
 -- KEYS[2]    renewals: zset, lease tag by the Unix seconds of its last renewal
 -- KEYS[3]    leased tasks: zset, '<task id>\0<lease tag>', all of score 0
@@ -6,11 +6,8 @@
 -- ARGV[...]  leases: two arguments for each, its tag and its task's id
 -- Returns the tags of the leases that were kept.
 
-local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true }
-
 local function has_outcome(task)
-  local stored = redis.call('GETRANGE', 'celery-task-meta-' .. task, 0, 31)
-  return FINAL[string.match(stored, '^{"status": "([^"]+)"')] -- Celery encodes the state first
+  return FINAL[stored_state('celery-task-meta-' .. task)]
 end
 
 local kept = {}

@@ -1,5 +1,5 @@
 -- Pushes a message to its queue, unless it was pushed before: the reply to that may be lost. What follows
--- a task is not pushed either if another run of the task has ended in another way.
+-- a task is not pushed either if another run of the task has ended in another way. Follows outcome.lua.
 -- KEYS[1] queue: list, messages
 -- KEYS[2] published: string, how many messages of a sequence were pushed
 -- KEYS[3] result: string, of the task that the message follows, as Celery stores it; only if it follows one
@@ -16,8 +16,7 @@ if tonumber(redis.call('GET', KEYS[2]) or 0) >= tonumber(number) then
   return 0
 end
 if KEYS[3] then
-  local stored = redis.call('GETRANGE', KEYS[3], 0, 31)
-  local state = string.match(stored, '^{"status": "([^"]+)"') -- Celery encodes the state first
+  local state = stored_state(KEYS[3])
   if state and string.find(' ' .. not_after .. ' ', ' ' .. state .. ' ', 1, true) then
     return 0
   end

@@ -1,8 +1,7 @@
--- How a task's state is stored. Scripts that store one start with it.
+-- How a task's state is stored. Scripts that store one start with it. Follows outcome.lua.
 
 -- zset: ids of tasks that were submitted and have no outcome yet
 local OPEN = 'fleet:open'
-local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true }
 
 -- Store the state of `task` under a key and publish it to the channel of the same name, unless an
 -- outcome is stored already. `text` is the encoded result, and `ttl` the seconds for which it is
@@ -10,8 +9,7 @@ local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true }
 -- seconds for which it is still needed, empty if messages may still wait. Returns 1; 0 if an outcome is
 -- stored, -1 if a value is stored that is not a result in JSON; nothing has changed then.
 local function store_state(task, key, text, ttl, mark, mark_ttl)
-  local stored = redis.call('GETRANGE', key, 0, 31)
-  local state = string.match(stored, '^{"status": "([^"]+)"') -- Celery encodes the state first
+  local state, stored = stored_state(key)
   if stored ~= '' and not state then
     return -1
   elseif FINAL[state] then
@@ -25,7 +23,7 @@ local function store_state(task, key, text, ttl, mark, mark_ttl)
     redis.call('SET', key, text)
   end
   redis.call('PUBLISH', key, text)
-  if FINAL[string.match(text, '^{"status": "([^"]+)"')] then
+  if FINAL[state_in(text)] then
     redis.call('ZREM', OPEN, task)
   end
   if mark_ttl ~= '' then
